@@ -1,0 +1,219 @@
+"""The protocol: a conditioner encodes context and history, a head says what its numbers parameterise.
+
+Symbols in every docstring: B flattened batch rows, T sites, S sites of a chunk, P parameters a site
+(``head.num_params``), C context features, D features of a vector event.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform, constraints
+
+Site = int | tuple[int, ...]
+"""What one site looks like to a network: ``()`` a real number, ``(k,)`` a real vector, an integer V one of V categories."""
+
+
+class Conditioner(nn.Module):
+    """Encodes the context and the history of a site into the P parameters of that site.
+
+    A conditioner defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` follow from them.
+    ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the parameters
+    of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (sites read so far)
+    and ``clock`` (from :meth:`clock`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
+    A conditioner may also offer ``adjoint``, the reverse sweep (see :meth:`pyro_genexact.conditioners.MADE.adjoint`).
+
+    Attributes:
+        num_params: P, the numbers predicted for each site.
+        site: what one site looks like, see :data:`Site`.
+        context: C, the features of the context vector; 0 for none.
+        num_sites: T, or None where the conditioner takes any length.
+    """
+
+    num_params: int
+    site: Site | Sequence[Site] = ()
+    context: int = 0
+    num_sites: int | None = None
+
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
+        """The parameters (B, P) of the first site, from the context (B, C) alone, and the state before any site."""
+        raise TypeError(f"{type(self).__name__} must define start(context, batch_size)")
+
+    def extend(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Reads S more sites y (B, S, *site_shape): the parameters (B, S, P) of the S sites after them, and the new state.
+
+        The given state is consumed: its buffers may be written in place. Using it again raises a RuntimeError.
+        """
+        raise TypeError(f"{type(self).__name__} must define extend(y, state)")
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """The parameters (B, T, P) of all T sites of y (B, T, *site_shape), each from the context and earlier sites."""
+        phi, state = self.start(context, y.shape[0])
+        if y.shape[1] == 1:
+            return phi.unsqueeze(1)
+        return torch.cat([phi.unsqueeze(1), self.extend(y[:, :-1], state)[0]], 1)
+
+    def reorder(self, state: Any, index: Tensor) -> Any:
+        """A copy of the batch rows ``index`` (B',) of a state, to branch from it; the state itself stays usable."""
+        self.advance(state, 0)
+        return type(state)(*(_rows(field, index) for field in state))
+
+    @staticmethod
+    def clock() -> Tensor:
+        """A new counter of the sites read, shared by a state and its successors: how a consumed state is found out."""
+        return torch.zeros((), dtype=torch.int64, device="cpu")
+
+    @staticmethod
+    def advance(state: Any, sites: int) -> Any:
+        """Consumes a state: the same with its position moved on by ``sites``; RuntimeError if it was consumed before."""
+        if state.clock.item() != state.position:
+            raise RuntimeError(
+                f"Expected a fresh state; got one at site {state.position} whose buffers were extended to site "
+                f"{state.clock.item()} (branch with conditioner.reorder before extend)"
+            )
+        state.clock.add_(sites)
+        return state._replace(position=state.position + sites)
+
+
+class Head(nn.Module):
+    """Says what the P numbers of a site parameterise: a distribution of it or a strictly monotone bijection of it.
+
+    A new head defines ``num_params`` and :meth:`forward`.
+
+    Attributes:
+        num_params: P, the numbers a site needs.
+        site_shape: the shape of one site's value.
+    """
+
+    num_params: int
+    site_shape: tuple[int, ...] = ()
+
+    def forward(self, phi: Tensor, first: int = 0) -> Any:
+        """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""
+        raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
+
+
+@ConditionalDistribution.register
+class DistributionModule(nn.Module):
+    """A learnable distribution: calling it with a context (or none) returns a Pyro distribution of one forward pass.
+
+    Attributes:
+        context: C, the features that the call expects; 0 for a call without context.
+    """
+
+    context: int = 0
+
+    def forward(self, context: Tensor | None = None) -> Any:
+        """The distribution given the context (*batch, C)."""
+        raise TypeError(f"{type(self).__name__} must define forward(context)")
+
+    def condition(self, context: Tensor | None = None) -> Any:
+        """The same as calling the module, under Pyro's name."""
+        return self(context)
+
+
+class Constant(nn.Module):
+    """A module whose call returns a fixed distribution or transform, which follows the module's device and dtype.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> Constant(dist.Normal(torch.zeros(2), 1.0)).double()().loc.dtype
+        torch.float64
+    """
+
+    context = 0
+
+    def __init__(self, value: Distribution | Transform) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self) -> Any:
+        return self.value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Constant:
+        self.value = _map_tensors(fn, self.value)
+        return super()._apply(fn, recurse)
+
+
+def bind(module: nn.Module) -> nn.Module:
+    """The module as it is now: a shallow copy whose parameters, buffers and Pyro samples are resolved, not copied.
+
+    What a call returns keeps this, so that a weight put in place for the call (by :func:`torch.func.functional_call`,
+    a ``PyroSample``, a ``poutine`` handler) stays in place when the distribution is used after it.
+    """
+    bound = object.__new__(type(module))
+    fields = dict(module.__dict__)
+    for kind in ("_pyro_params", "_pyro_samples"):
+        if kind in fields:
+            fields |= {name: getattr(module, name) for name in fields[kind]}
+            fields[kind] = {}
+    fields["_parameters"] = {name: getattr(module, name) for name in module._parameters}
+    fields["_buffers"] = dict(module._buffers)
+    fields["_modules"] = {name: child and bind(getattr(module, name)) for name, child in module._modules.items()}
+    bound.__dict__.update(fields)
+    return bound
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """All tensors that a bound module computes with, each once: parameters, buffers and resolved Pyro samples."""
+    found: dict[int, Tensor] = {}
+    for part in module.modules():
+        for store in (part._parameters, part._buffers, part.__dict__):
+            found |= {id(value): value for value in store.values() if isinstance(value, Tensor)}
+    return list(found.values())
+
+
+def check_context(module: Any, context: Tensor | None) -> None:
+    """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
+    name, width = type(module).__name__, module.context
+    if (context is None) != (width == 0):
+        expected = f"a context (*batch, {width})" if width else "no context"
+        got = "none" if context is None else f"one of shape {tuple(context.shape)}"
+        raise ValueError(f"Expected {expected} ({name} built with context={width}); got {got}.")
+    if context is None:
+        return
+    if context.dim() == 0 or context.shape[-1] != width:
+        raise ValueError(
+            f"Expected context.shape[-1] == {width} ({name} built with context={width}); got {tuple(context.shape)}."
+        )
+    check_like("context", context, module)
+
+
+def check_sizes(least: int, **sizes: int | Sequence[int]) -> None:
+    """Raises a ValueError unless every argument is an integer of at least ``least``, or a sequence of such."""
+    for name, size in sizes.items():
+        for value in size if isinstance(size, (tuple, list)) else [size]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"Expected {name} to be integers >= {least}; got {size}.")
+
+
+def check_like(name: str, value: Tensor, module: nn.Module) -> None:
+    """Raises a ValueError unless the value has the dtype and the device of the module's floating parameters."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), value)
+    for what in ("dtype", "device"):
+        if getattr(value, what) != getattr(like, what):
+            raise ValueError(
+                f"Expected {name}.{what} == {getattr(like, what)} (that of the parameters); got {getattr(value, what)}."
+            )
+
+
+def _rows(field: Any, index: Tensor) -> Any:
+    if not isinstance(field, Tensor):
+        return tuple(_rows(part, index) for part in field) if isinstance(field, tuple) else field
+    return field.index_select(0, index) if field.dim() else field.clone()
+
+
+def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(_map_tensors(fn, part) for part in value)
+    if isinstance(value, (Distribution, Transform, constraints.Constraint)):
+        value = copy.copy(value)
+        value.__dict__.update({name: _map_tensors(fn, part) for name, part in value.__dict__.items()})
+    return value

@@ -1,0 +1,1 @@
+"""Exact distributions as ordinary Pyro distributions."""

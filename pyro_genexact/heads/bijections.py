@@ -1,0 +1,42 @@
+"""Heads that make a strictly monotone bijection of each site."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .. import transforms
+from ..base import Head, check_sizes
+
+
+class Affine(Head):
+    r"""y = x exp(s) + m with m = phi[..., :n] and s = bound tanh(phi[..., n:] / bound), n the numbers of a site.
+
+    Log-scales so stay within ±bound smoothly, and phi = 0 is the identity.
+
+    Args:
+        shape: the shape of a site, ``()`` or ``(k,)``.
+        bound: of the log-scale, positive.
+
+    Raises:
+        ValueError: for a bound that is not positive.
+
+    Example:
+        >>> t = Affine()(torch.zeros(4, 3, 2))
+        >>> t(torch.ones(4, 3)).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, shape: tuple[int, ...] = (), bound: float = 7.0) -> None:
+        super().__init__()
+        check_sizes(1, shape=shape)
+        if not bound > 0:
+            raise ValueError(f"Expected bound > 0; got {bound}.")
+        self.site_shape, self.num_params, self.bound = tuple(shape), 2 * prod(shape), bound
+
+    def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
+        """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
+        shift, raw = phi.unflatten(-1, (2, *self.site_shape)).unbind(-1 - len(self.site_shape))
+        return transforms.Affine(shift, self.bound * torch.tanh(raw / self.bound), len(self.site_shape))

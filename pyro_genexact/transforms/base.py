@@ -1,0 +1,203 @@
+"""Transforms that evaluate value and log-determinant together and remember their last call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+from torch.distributions.utils import _sum_rightmost
+
+
+class RememberingTransform(Transform):
+    """A bijection that finds y and log|dy/dx| together and remembers its last (x, y, log|dy/dx|) by identity.
+
+    So ``rsample`` then ``log_prob`` evaluates a network once, and ``log_abs_det_jacobian`` is free after a call of either
+    direction. What is remembered is served only for the very tensors of that call, in the grad mode of that call, and
+    only if neither they nor the tensors that the transform computes with (:meth:`watched`) changed in between.
+
+    A subclass defines :meth:`evaluate` and :meth:`solve`.
+    """
+
+    bijective = True
+
+    def __init__(self, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        self._last: tuple[Tensor, Tensor, Tensor, Any] | None = None
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log|dy/dx| from x."""
+        raise TypeError(f"{type(self).__name__} must define evaluate(x)")
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log|dy/dx| from y."""
+        raise TypeError(f"{type(self).__name__} must define solve(y)")
+
+    def watched(self) -> Iterable[Tensor]:
+        """The tensors that the transform computes with beside its argument."""
+        return ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self._remembers(0, x):
+            y, ladj = self.evaluate(x)
+            self._remember(x, y, ladj)
+            return y
+        return self._last[1]  # type: ignore[index]
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        if not self._remembers(1, y):
+            x, ladj = self.solve(y)
+            self._remember(x, y, ladj)
+            return x
+        return self._last[0]  # type: ignore[index]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log|dy/dx| at x, of the batch shape."""
+        if self._remembers(0, x) and self._remembers(1, y):
+            return self._last[2]  # type: ignore[index]
+        return self.evaluate(x)[1]
+
+    def with_cache(self, cache_size: int = 1) -> RememberingTransform:
+        """The same transform, remembering its last call or not."""
+        if cache_size == self._cache_size:
+            return self
+        new = copy.copy(self)
+        new._cache_size = cache_size
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_last": None}
+
+    def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
+        stamp = self._stamp(x, y)
+        self._last = (x, y, ladj, stamp) if stamp is not None and self._cache_size else None
+
+    def _remembers(self, which: int, value: Tensor) -> bool:
+        last = self._last
+        return last is not None and last[which] is value and last[3] == self._stamp(last[0], last[1])
+
+    def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
+        """What must not have changed; None if a change could not be seen (inference tensors count no versions)."""
+        tensors = (x, y, *self.watched())
+        if any(t.is_inference() for t in tensors):
+            return None
+        return torch.is_grad_enabled(), *((t._version, t.requires_grad) for t in tensors)
+
+
+class Chain(RememberingTransform):
+    """The composition of transforms, first to last, that sums their log-determinants on the way and remembers one call.
+
+    Args:
+        parts: transforms, at least one; each is evaluated once a call.
+
+    Example:
+        >>> from torch.distributions import AffineTransform
+        >>> chain = Chain([Affine(torch.zeros(2), torch.ones(2)), AffineTransform(0.0, 2.0)])
+        >>> chain.log_abs_det_jacobian(x := torch.zeros(3, 2), chain(x)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, parts: Sequence[Transform], cache_size: int = 1) -> None:
+        if not parts:
+            raise ValueError("Expected parts to hold at least one transform; got none.")
+        super().__init__(cache_size=cache_size)
+        self.parts = list(parts)
+        compose = torch.distributions.ComposeTransform(self.parts)
+        self._domain, self._codomain = compose.domain, compose.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self._domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self._codomain
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._run(x, self.parts, self.domain.event_dim)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, ladj = self._run(y, [part.inv for part in reversed(self.parts)], self.codomain.event_dim)
+        return x, -ladj
+
+    def watched(self) -> Iterable[Tensor]:
+        for part in self.parts:
+            while isinstance(part, torch.distributions.transforms._InverseTransform):
+                part = part.inv
+            if isinstance(part, RememberingTransform):
+                yield from part.watched()
+            elif isinstance(part, nn.Module):
+                yield from part.parameters()
+                yield from part.buffers()
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        for part in self.parts:
+            shape = part.forward_shape(shape)
+        return shape
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        for part in reversed(self.parts):
+            shape = part.inverse_shape(shape)
+        return shape
+
+    @staticmethod
+    def _run(x: Tensor, parts: Sequence[Transform], event_dim: int) -> tuple[Tensor, Tensor]:
+        total: Any = 0.0
+        for part in parts:
+            x, ladj = call_with_ladj(part, x)
+            total = total + _sum_rightmost(ladj, event_dim - part.domain.event_dim)
+            event_dim += part.codomain.event_dim - part.domain.event_dim
+        return x, total
+
+
+def call_with_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+    """y and log|dy/dx| of any transform, in one evaluation where the transform can."""
+    if isinstance(transform, RememberingTransform):
+        return transform.evaluate(x)
+    if isinstance(transform.inv, RememberingTransform):
+        y, ladj = transform.inv.solve(x)
+        return y, -ladj
+    y = transform(x)
+    return y, transform.log_abs_det_jacobian(x, y)
+
+
+@ConditionalTransformModule.register
+class Inverse(nn.Module):
+    """The inverse of a transform module: its call returns the inverse of what the module's call returns.
+
+    Args:
+        transform: a module that is a transform, or whose call (with a context, if it has ``context`` features) returns one.
+
+    Example:
+        >>> shift = Standardize(torch.tensor([1.0]), torch.tensor([2.0]))
+        >>> Inverse(shift)()(torch.zeros(1))
+        tensor([1.])
+    """
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+        self.context = getattr(transform, "context", 0)
+
+    @property
+    def inv(self) -> nn.Module:
+        """The module that this one inverts."""
+        return self.transform
+
+    def forward(self, context: Tensor | None = None) -> Transform:
+        return transform_of(self.transform, context).inv
+
+    def condition(self, context: Tensor | None = None) -> Transform:
+        """The same as calling the module, under Pyro's name."""
+        return self(context)
+
+
+def transform_of(module: nn.Module, context: Tensor | None) -> Transform:
+    """What a module contributes to a chain: itself if it is a transform, else what its call returns."""
+    if isinstance(module, Transform):
+        return module
+    return module(context) if getattr(module, "context", 0) else module()

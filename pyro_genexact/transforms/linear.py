@@ -1,0 +1,136 @@
+"""Bijections without context that reorder the sites or shift and scale the features."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+
+
+class _Reordering(TransformModule):
+    """The dims from ``dim`` on are one event, whose volume does not change."""
+
+    bijective = True
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or dim >= 0:
+            raise ValueError(f"Expected dim to be a negative integer (counted from the right); got {dim}.")
+        self.dim = dim
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(constraints.real, -self.dim)
+
+    codomain = domain  # type: ignore[assignment]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zeros of the batch shape."""
+        return x.new_zeros(x.shape[: self.dim])
+
+
+class Permute(_Reordering):
+    """Reorders the sites: y[..., i] = x[..., permutation[i]], with log|dy/dx| = 0.
+
+    Args:
+        permutation: (T,) integers, each of 0 ... T-1 once.
+        dim: the dim of the sites, -1 for vectors, -2 for series of vectors.
+
+    Raises:
+        ValueError: if ``permutation`` is none, or ``dim`` is not negative.
+
+    Example:
+        >>> Permute(torch.tensor([2, 0, 1]))(torch.tensor([10.0, 11.0, 12.0]))
+        tensor([12., 10., 11.])
+    """
+
+    permutation: Tensor
+
+    def __init__(self, permutation: Tensor, dim: int = -1) -> None:
+        super().__init__(dim)
+        if permutation.dim() != 1 or permutation.sort()[0].tolist() != list(range(len(permutation))):
+            raise ValueError(f"Expected permutation to hold each of 0 ... T-1 once; got {permutation.tolist()}.")
+        self.register_buffer("permutation", permutation)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.index_select(self.dim, self.permutation)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y.index_select(self.dim, self.permutation.argsort())
+
+
+class Reverse(_Reordering):
+    """Reverses the order of the sites: y[..., i] = x[..., T-1-i], with log|dy/dx| = 0.
+
+    Args:
+        dim: the dim of the sites, -1 for vectors, -2 for series of vectors.
+
+    Raises:
+        ValueError: if ``dim`` is not negative.
+
+    Example:
+        >>> Reverse()(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([3., 2., 1.])
+    """
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__(dim)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.flip(self.dim)
+
+    _inverse = _call
+
+
+class Standardize(TransformModule):
+    """Takes a shift off each feature and divides by a scale: y = (x - shift) / scale, log|dy/dx| = -sum log scale.
+
+    Args:
+        shift: (D,) real.
+        scale: (D,) positive.
+
+    Raises:
+        ValueError: if shapes differ or a scale is not positive and finite.
+
+    Example:
+        >>> t = Standardize.from_data(torch.tensor([[1.0], [3.0]]))
+        >>> t(torch.tensor([3.0])), t.inv(torch.tensor([0.0]))
+        (tensor([1.]), tensor([2.]))
+    """
+
+    bijective = True
+    domain = codomain = constraints.real_vector
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        if shift.dim() != 1 or shift.shape != scale.shape:
+            raise ValueError(f"Expected shift and scale of shape (D,); got {tuple(shift.shape)} and {tuple(scale.shape)}.")
+        bad = ~(scale > 0) | ~scale.isfinite() | ~shift.isfinite()
+        if not bad.is_meta and bad.any():
+            raise ValueError(f"Expected finite shifts and positive finite scales; got others at features {bad.nonzero()[:, 0].tolist()}.")
+        self.register_buffer("shift", shift)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_data(cls, data: Tensor) -> Standardize:
+        """Shift and scale that give the rows of data (rows, D) mean 0 and standard deviation 1 (dividing by rows).
+
+        Raises:
+            ValueError: if data has no rows, is not finite or has a constant feature.
+        """
+        if data.dim() != 2 or len(data) == 0 or not data.is_floating_point():
+            raise ValueError(f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}.")
+        return cls(data.mean(0), data.std(0, correction=0))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return (x - self.shift) / self.scale
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, y, self.scale)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """-sum log scale, of the batch shape."""
+        return -self.scale.log().sum().expand(x.shape[:-1])

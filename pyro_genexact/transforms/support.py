@@ -1,0 +1,235 @@
+"""Bijections from the reals onto bounded supports, whose inverses and densities are exact up to the boundary."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import groupby
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import CatTransform, IndependentTransform, Transform, biject_to, constraints
+from torch.distributions.transforms import identity_transform
+from torch.nn.functional import logsigmoid, pad
+
+from .base import RememberingTransform, call_with_ladj
+
+
+class HalfLine(Transform):
+    """y = bound + sign exp(x), onto the open half line above (sign 1) or below (sign -1) the bound; log|dy/dx| = x.
+
+    A value that would round onto the bound or to infinity is the last number before it.
+
+    Args:
+        bound: the end of the half line, a number or a tensor that broadcasts.
+        sign: 1 or -1.
+
+    Example:
+        >>> HalfLine(1.0)(torch.tensor(0.0))
+        tensor(2.)
+    """
+
+    bijective = True
+    domain = constraints.real
+
+    def __init__(self, bound: float | Tensor = 0.0, sign: int = 1) -> None:
+        super().__init__()
+        self.bound, self._sign = bound, sign
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return (constraints.greater_than if self._sign > 0 else constraints.less_than)(self.bound)
+
+    @property
+    def sign(self) -> int:
+        return self._sign
+
+    def _call(self, x: Tensor) -> Tensor:
+        y = self.bound + self._sign * x.exp()
+        return _inside(y, self.bound, inf) if self._sign > 0 else _inside(y, -inf, self.bound)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return (self._sign * (y - self.bound)).log()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """x."""
+        return x
+
+
+class Interval(Transform):
+    """y = low + (high - low) sigmoid(x), onto the open interval; log|dy/dx| = log(high - low) + log sigmoid'(x).
+
+    The inverse is log(y - low) - log(high - y), exact up to both ends. A value that would round onto an end is the last
+    number before it.
+
+    Args:
+        low, high: numbers or tensors that broadcast.
+
+    Example:
+        >>> Interval(-1.0, 1.0)(torch.tensor(0.0))
+        tensor(0.)
+    """
+
+    bijective = True
+    domain = constraints.real
+    sign = 1
+
+    def __init__(self, low: float | Tensor, high: float | Tensor) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.interval(self.low, self.high)
+
+    def _call(self, x: Tensor) -> Tensor:
+        width = self.high - self.low  # each half from its own end, so that small distances to either are exact
+        y = torch.where(x < 0, self.low + width * torch.sigmoid(x), self.high - width * torch.sigmoid(-x))
+        return _inside(y, self.low, self.high)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return (y - self.low).log() - (self.high - y).log()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log(high - low) + log sigmoid(x) + log sigmoid(-x)."""
+        return torch.as_tensor(self.high - self.low, dtype=x.dtype, device=x.device).log() + logsigmoid(x) + logsigmoid(-x)
+
+
+class Simplex(Transform):
+    """y = softmax(x_1 ... x_{k-1}, 0), onto the open simplex of k (additive log-ratio); log|dy/dx| = sum_i log y_i.
+
+    The density is that of the first k - 1 coordinates, as for the Dirichlet. A value that would round to 0 is the
+    smallest positive number.
+
+    Reference: Aitchison, "The Statistical Analysis of Compositional Data", JRSS B 1982.
+
+    Example:
+        >>> Simplex()(torch.zeros(1))
+        tensor([0.5000, 0.5000])
+    """
+
+    bijective = True
+    domain = constraints.real_vector
+    codomain = constraints.simplex
+
+    def _call(self, x: Tensor) -> Tensor:
+        return _inside(pad(x, (0, 1)).softmax(-1), 0.0, inf)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y[..., :-1].log() - y[..., -1:].log()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """sum_i log softmax(x, 0)_i."""
+        return pad(x, (0, 1)).log_softmax(-1).sum(-1)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] + 1))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], shape[-1] - 1))
+
+
+class ToSupport(RememberingTransform):
+    """The bijection from real vectors onto the interior of a support; its codomain accepts the interior alone.
+
+    The inverse of a value outside (on the boundary, infinite or beyond) doesn't exist: its log|dy/dx| is +inf, so that
+    its density is 0, and the returned x is 0 as a place holder; NaN gives NaN.
+
+    Args:
+        support: a scalar constraint for all features, a vector constraint such as ``constraints.simplex``, or a list of
+            one scalar constraint a feature.
+        features: the size of the vectors in the support.
+
+    Raises:
+        ValueError: for a discrete support, one whose events are no vectors, or a list of another length.
+
+    Example:
+        >>> t = ToSupport(constraints.positive, 2)
+        >>> t.codomain.check(torch.tensor([[1.0, 2.0], [1.0, 0.0]]))
+        tensor([ True, False])
+    """
+
+    domain = constraints.real_vector
+
+    def __init__(
+        self, support: constraints.Constraint | Sequence[constraints.Constraint], features: int, cache_size: int = 1
+    ) -> None:
+        super().__init__(cache_size=cache_size)
+        self.bijection, self.support = _bijection_onto(support, features)
+        self.features = features
+        # The very constraint, so that Pyro's bijections still know it, but without its boundary.
+        self._codomain = copy.copy(self.support)
+        self._codomain.check = self.contains
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self._codomain
+
+    def contains(self, y: Tensor) -> Tensor:
+        """Whether y (*batch, features) lies in the interior, (*batch,) Boolean."""
+        with torch.no_grad():
+            return self.support.check(y) & self.bijection.inv(y).isfinite().all(-1)
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return call_with_ladj(self.bijection, x)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        if y.shape[-1:] != (self.features,):
+            raise ValueError(f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}.")
+        inside = self.contains(y)
+        row = torch.zeros(self.bijection.inverse_shape(y.shape[-1:]), dtype=y.dtype, device=y.device)
+        y_in = torch.where(inside.unsqueeze(-1), y, self.bijection(row))
+        x = self.bijection.inv(y_in)
+        ladj = self.bijection.log_abs_det_jacobian(x, y_in)
+        none = torch.where(y.isnan().any(-1), torch.nan, torch.inf).to(ladj)
+        return torch.where(inside.unsqueeze(-1), x, row), torch.where(inside, ladj, none)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self.bijection.forward_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.bijection.inverse_shape(shape)
+
+
+def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints.Constraint]:
+    """A bijection from real vectors and the constraint of the vectors it reaches, event_dim 1 both."""
+    if isinstance(support, (list, tuple)):
+        if len(support) != features or any(s.event_dim for s in support):
+            raise ValueError(f"Expected support to list {features} scalar constraints, one a feature; got {list(support)}.")
+        groups = [(s, len(list(run))) for s, run in groupby(support, key=lambda s: s)]
+        parts, lengths = [_scalar_bijection(s) for s, _ in groups], [n for _, n in groups]
+        constraint = constraints.cat([s for s, _ in groups], -1, lengths)
+        return IndependentTransform(CatTransform(parts, -1, lengths), 1), constraints.independent(constraint, 1)
+    if not isinstance(support, constraints.Constraint):
+        raise ValueError(f"Expected support to be a constraint or a list of constraints; got {support}.")
+    if support.event_dim == 0:
+        return IndependentTransform(_scalar_bijection(support), 1), constraints.independent(support, 1)
+    bijection = Simplex() if support is constraints.simplex else biject_to(support)
+    if support.event_dim != 1 or support.is_discrete or bijection.domain.event_dim != 1:
+        raise ValueError(f"Expected support to be continuous, of scalars or vectors; got {support}.")
+    return bijection, support
+
+
+def _scalar_bijection(support: Any) -> Transform:
+    """From the reals onto the interior of a continuous scalar support."""
+    kind = type(support)
+    if support.is_discrete:
+        raise ValueError(f"Expected support to be continuous; got {support}.")
+    if support is constraints.real:
+        return identity_transform
+    if kind in (constraints.greater_than, constraints.greater_than_eq):
+        return HalfLine(support.lower_bound)
+    if kind is constraints.less_than:
+        return HalfLine(support.upper_bound, -1)
+    if kind in (constraints.interval, constraints.half_open_interval):
+        return Interval(support.lower_bound, support.upper_bound)
+    return biject_to(support)
+
+
+def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """Values that rounded onto the ends or beyond are moved to the last number before them."""
+    ends = (torch.as_tensor(end, dtype=y.dtype, device=y.device) for end in (low, high))
+    low, high = ends
+    return y.clamp(torch.nextafter(low, high), torch.nextafter(high, low))

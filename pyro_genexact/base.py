@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
@@ -64,19 +65,19 @@ class Conditioner(nn.Module):
         return type(state)(*(_rows(field, index) for field in state))
 
     @staticmethod
-    def clock() -> Tensor:
+    def clock() -> list[int]:
         """A new counter of the sites read, shared by a state and its successors: how a consumed state is found out."""
-        return torch.zeros((), dtype=torch.int64, device="cpu")
+        return [0]
 
     @staticmethod
     def advance(state: Any, sites: int) -> Any:
         """Consumes a state: the same with its position moved on by ``sites``; RuntimeError if it was consumed before."""
-        if state.clock.item() != state.position:
+        if state.clock[0] != state.position:
             raise RuntimeError(
                 f"Expected a fresh state; got one at site {state.position} whose buffers were extended to site "
-                f"{state.clock.item()} (branch with conditioner.reorder before extend)"
+                f"{state.clock[0]} (branch with conditioner.reorder before extend)."
             )
-        state.clock.add_(sites)
+        state.clock[0] += sites
         return state._replace(position=state.position + sites)
 
 
@@ -148,13 +149,14 @@ def bind(module: nn.Module) -> nn.Module:
     """
     bound = object.__new__(type(module))
     fields = dict(module.__dict__)
-    for kind in ("_pyro_params", "_pyro_samples"):
-        if kind in fields:
+    fields |= {kind: dict(fields[kind]) for kind in ("_parameters", "_buffers", "_modules")}
+    if isinstance(module, PyroModule):  # whose attribute access has effects: params, samples, names
+        for kind in ("_parameters", "_modules"):
+            fields[kind] = {name: getattr(module, name) for name in fields[kind]}
+        for kind in ("_pyro_params", "_pyro_samples"):
             fields |= {name: getattr(module, name) for name in fields[kind]}
             fields[kind] = {}
-    fields["_parameters"] = {name: getattr(module, name) for name in module._parameters}
-    fields["_buffers"] = dict(module._buffers)
-    fields["_modules"] = {name: child and bind(getattr(module, name)) for name, child in module._modules.items()}
+    fields["_modules"] = {name: child and bind(child) for name, child in fields["_modules"].items()}
     bound.__dict__.update(fields)
     return bound
 
@@ -203,9 +205,9 @@ def check_like(name: str, value: Tensor, module: nn.Module) -> None:
 
 
 def _rows(field: Any, index: Tensor) -> Any:
-    if not isinstance(field, Tensor):
-        return tuple(_rows(part, index) for part in field) if isinstance(field, tuple) else field
-    return field.index_select(0, index) if field.dim() else field.clone()
+    if isinstance(field, Tensor):
+        return field.index_select(0, index)
+    return type(field)(_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
 
 
 def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -139,5 +139,7 @@ def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
         raise ValueError(f"Expected standardize.shape[1:] == ({onto.features},) (features); got {tuple(rows.shape)}.")
     outside = ~onto.contains(rows)
     if outside.any():
-        raise ValueError(f"Expected standardize to hold finite rows inside the support; got others at rows {outside.nonzero()[:5, 0].tolist()}.")
+        raise ValueError(
+            f"Expected standardize to hold finite rows inside the support; got others at rows {outside.nonzero()[:5, 0].tolist()}."
+        )
     return onto.bijection.inv(rows)

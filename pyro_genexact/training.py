@@ -319,9 +319,7 @@ class _Batch:
                 )
             if x.is_floating_point() and not x.isfinite().all():
                 bad = self.rows[~x.isfinite().reshape(len(x), -1).all(1).to(self.rows.device)].tolist()
-                raise ValueError(
-                    f"Expected {label} to be finite; got NaN or infinity, first in rows {bad[:SHOWN]}."
-                )
+                raise ValueError(f"Expected {label} to be finite; got NaN or infinity, first in rows {bad[:SHOWN]}.")
         return self
 
 
@@ -350,9 +348,7 @@ class _Rows:
         # a TensorDataset of one tensor has 1-tuples
         row, *context = batch if isinstance(batch, (tuple, list)) else (batch,)
         if len(context) > 1:
-            raise TypeError(
-                f"Expected items of {self.name} to be a row or (row, context); got {len(batch)} parts."
-            )
+            raise TypeError(f"Expected items of {self.name} to be a row or (row, context); got {len(batch)} parts.")
         return _Batch(rows, row, _keyed(*context)).check(self.name)
 
 
@@ -394,8 +390,7 @@ def _hold_out(train: _Rows, validation: Any, generator: torch.Generator) -> tupl
     one, other = train.take(train.index[:1]), held_out.take(held_out.index[:1])
     if other.context.keys() != one.context.keys():
         raise ValueError(
-            f"Expected validation with {_describe(one)} (as data has), e.g. as (data, context); "
-            f"got {_describe(other)}."
+            f"Expected validation with {_describe(one)} (as data has), e.g. as (data, context); got {_describe(other)}."
         )
     shape, got = tuple(one.data.shape[1:]), tuple(other.data.shape[1:])
     if got != shape:

@@ -516,6 +516,10 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         (lambda: quiet(lambda: None, ROWS), "Expected module to be a torch.nn.Module; got function."),
         (lambda: quiet(nn.Identity(), ROWS), "Expected module to have trainable parameters; got none."),
         (
+            lambda: quiet(Gaussian().requires_grad_(False), ROWS),
+            "Expected module to have trainable parameters; got none.",
+        ),
+        (
             lambda: quiet(Gaussian(), ROWS.tolist()),
             "Expected data to be a tensor or a map-style Dataset; got list.",
         ),

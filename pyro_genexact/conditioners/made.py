@@ -4,65 +4,26 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, one_hot
+from torch.nn.functional import one_hot
 
 from ..base import Conditioner, Site, check_context, check_sizes
-from .masks import check_connected, degrees_of, masks_of, reads_of
+from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 
+_IN_PLACE = {torch.relu: torch.relu_, torch.tanh: torch.tanh_, torch.sigmoid: torch.sigmoid_}
 PANEL = 16  # sites between two products with the whole finished prefix; 8 to 32 measure alike
 
 
-class MaskedLinear(nn.Module):
-    """A linear layer whose weight is masked wherever it is used, with a linear term in the context beside it.
+class _Panel(NamedTuple):
+    """Views for the degrees of a panel; cutting them once costs less than slices a site."""
 
-    y = (mask * weight) x + context_weight c + bias
-
-    Args:
-        mask: (out, in) Boolean, which inputs an output may read.
-        context: C, features of the context; 0 for none.
-        bias: whether there is a bias.
-        scale: the start's weights are uniform within scale / sqrt(inputs that the output reads).
-
-    Example:
-        >>> layer = MaskedLinear(torch.tensor([[True, False], [True, True]]))
-        >>> layer(torch.ones(3, 2)).shape
-        torch.Size([3, 2])
-    """
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, context: int = 0, bias: bool = True, scale: float = 1.0) -> None:
-        super().__init__()
-        weight = torch.empty(mask.shape)
-        mask = mask.to(weight)
-        bound = scale * (mask.sum(1, keepdim=True) + context).clamp(min=1).rsqrt()
-
-        def uniform(columns: int) -> Tensor:
-            return (2 * torch.rand(len(mask), columns) - 1) * bound
-
-        self.register_buffer("mask", mask, persistent=False)
-        self.weight = nn.Parameter(uniform(mask.shape[1]) * mask)
-        self.bias = nn.Parameter(uniform(1).squeeze(1)) if bias else None
-        self.context_weight = nn.Parameter(uniform(context)) if context else None
-
-    def masked(self) -> Tensor:
-        """The weight (out, in), zero where the mask forbids a connection."""
-        return self.weight * self.mask
-
-    def offset(self, context: Tensor | None) -> Tensor | None:
-        """What does not depend on x: (B, out) from a context (B, C), else the bias (out,) or None."""
-        return self.bias if self.context_weight is None else linear(_given(context), self.context_weight, self.bias)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, in) and (B, C) to (B, out)."""
-        if self.context_weight is None:
-            return linear(x, self.masked(), self.bias)
-        return torch.addmm(_given(self.offset(context)), x, self.masked().t())
+    start: int
+    layers: list[tuple[Sequence[Tensor], list[tuple[Sequence[Tensor], Tensor]]]]  # units and [(weights, source)]
 
 
 class MADEState(NamedTuple):
@@ -72,16 +33,19 @@ class MADEState(NamedTuple):
         position: sites read so far.
         clock: sites read by any successor of this state.
         weights: the masked weights, one a link.
-        below: the inputs and the activations of each hidden layer, as far as they are known.
-        pre: the offsets of each layer; in place, what was added to them so far.
-        in_place: whether the buffers are of full size and written in place.
+        offsets: what the context and the biases add to each layer.
+        units: inputs, units of each hidden layer, outputs. In place: of full size, each holding what was added up so far
+            until its activation; else those known so far.
+        panel: in place, views of the buffers for the panel of sites at hand.
+        in_place: whether the buffers are written in place.
     """
 
     position: int
-    clock: Tensor
+    clock: list[int]
     weights: tuple[Tensor, ...]
-    below: tuple[Tensor, ...]
-    pre: tuple[Tensor, ...]
+    offsets: tuple[Tensor, ...]
+    units: tuple[Tensor, ...]
+    panel: _Panel | None
     in_place: bool
 
 
@@ -144,6 +108,7 @@ class MADE(Conditioner):
         check_sizes(0, context=context)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation = tuple(hidden), _check_activation(activation)
+        self._activate = _IN_PLACE.get(activation) or (lambda z: z.copy_(activation(z)))
         widths = _site_widths(site, num_sites)[:-1]  # nobody reads the last site
         reads = reads_of(adjacency, num_sites)
         sites = [s for s, width in enumerate(widths) for _ in range(width)]
@@ -160,6 +125,7 @@ class MADE(Conditioner):
         # The units of a level (inputs, hidden layers, outputs) with degree below d are its first _ends[level][d].
         levels = [[s + 1 for s in sites], *degrees, outputs]
         self._ends = [[bisect_left(level, d) for d in range(num_sites + 1)] for level in levels]
+        self._sizes = [[high - low for low, high in pairwise(ends)] for ends in self._ends]
         # (level, level that it reads, weight), from the bottom up
         self._links = [(level + 1, level, level) for level in range(len(masks))]
         if skip is not None:
@@ -184,15 +150,16 @@ class MADE(Conditioner):
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MADEState]:
         """(B, C) to the first site's parameters (B, P) and a state, whose buffers are written in place unless grad is on."""
         check_context(self, context)
+        weights = tuple(link.masked() for link in self._modules_of_links())
+        offsets = [layer.offset(context) for layer in self.layers]
+        offsets = [o[:, None].expand(-1, batch_size) if context is None else o.t() for o in offsets]
         in_place = not torch.is_grad_enabled()
-        links = self._modules_of_links()
-        weights = tuple(link.masked() for link in links)
-        offsets = [_given(layer.offset(context)) for layer in self.layers]
-        pre = [o.t() if o.dim() == 2 else o[:, None].expand(-1, batch_size) for o in offsets]
-        if in_place:  # never write into a parameter
-            pre = [o.clone(memory_format=torch.contiguous_format) for o in pre]
-        below = [weights[0].new_empty(ends[-1] if in_place else 0, batch_size) for ends in self._ends[:-1]]
-        state = MADEState(0, self.clock(), weights, tuple(below), tuple(pre), in_place)
+        if in_place:
+            inputs = weights[0].new_zeros(self._ends[0][-1], batch_size)
+            units = [inputs, *(o.clone(memory_format=torch.contiguous_format) for o in offsets)]
+        else:
+            units = [weights[0].new_empty(0, batch_size)] * (len(offsets) + 1)
+        state = MADEState(0, self.clock(), weights, tuple(offsets), tuple(units), None, in_place)
         phi, state = self._advance_to(1, 0, state)
         return phi.squeeze(1), state
 
@@ -204,24 +171,26 @@ class MADE(Conditioner):
                 f"Expected y.shape[1] between 1 and {self.num_sites - 1 - first} ({first} of {self.num_sites} sites were "
                 f"read and the last one never is); got {tuple(y.shape)}."
             )
-        new = self.advance(state, sites)
         inputs = self._encode(y, first, state.weights[0]).t()
+        state = self.advance(state, sites)
         if state.in_place:
-            state.below[0][self._ends[0][first + 1] : self._ends[0][first + sites + 1]] = inputs
+            state.units[0][self._units(0, first + 1, first + sites + 1)].copy_(inputs)
         else:
-            new = new._replace(below=(torch.cat([state.below[0], inputs]), *state.below[1:]))
-        return self._advance_to(first + sites + 1, first + 1, new)
+            state = state._replace(units=(torch.cat([state.units[0], inputs]), *state.units[1:]))
+        return self._advance_to(first + sites + 1, first + 1, state)
 
     def reorder(self, state: MADEState, index: Tensor) -> MADEState:
         """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
         self.advance(state, 0)
-        below, pre = (tuple(part.index_select(1, index) for part in parts) for parts in (state.below, state.pre))
-        return state._replace(clock=state.clock.clone(), below=below, pre=pre)
+        offsets, units = (
+            tuple(part.index_select(1, index) for part in parts) for parts in (state.offsets, state.units)
+        )
+        return state._replace(clock=list(state.clock), offsets=offsets, units=units, panel=None)
 
     def adjoint(
         self, state: MADEState, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """The reverse sweep: gradients through sites x that were drawn one by one, each from its own parameters.
+        """The reverse sweep: gradients through sites x that were found one by one, each from its own parameters.
 
         Solves, from the last site to the first, the transposed triangular system
 
@@ -230,7 +199,7 @@ class MADE(Conditioner):
         and turns b into gradients of what phi is computed from. Cost: about one :meth:`start` and T - 1 ``extend``.
 
         Args:
-            state: the last state of an evaluation under ``no_grad``, all of x but the last site read.
+            state: the last state of an evaluation under ``no_grad``, which read all of x but the last site.
             g: (B, T, k) the cotangent of x, k the numbers of a site.
             gain: (B, T, k, P) the derivatives dx_t/dphi_t.
             drive: (B, T, P) the cotangent of phi.
@@ -240,89 +209,128 @@ class MADE(Conditioner):
             a (B, T, k), the gradient of the context (B, C) or None, and (parameter, gradient) pairs.
         """
         T, P, k, last = self.num_sites, self.num_params, g.shape[2], len(self.layers)
-        slopes = [_slope(self.activation, pre) for pre in state.pre[:-1]]
-        of_sites, of_phi = _feature_major(g), _feature_major(drive)
+        slopes = [g, *(self._slope(level, state) for level in range(1, last))]
+        # by level: gradients of the units, and before their activation
+        of_units = [_feature_major(g), *(torch.zeros_like(slope) for slope in slopes[1:])]
+        of_pre = [g, *(torch.zeros_like(slope) for slope in slopes[1:]), _feature_major(drive)]
         gains = gain.permute(2, 1, 3, 0).reshape(k, T * P, -1)
-        of_below = [of_sites, *(torch.zeros_like(slope) for slope in slopes)]
-        of_pre = [of_phi, *(torch.zeros_like(slope) for slope in slopes)]  # by level, the outputs first
-        of_pre = [*of_pre[1:], of_pre[0]]
+        sites = of_units[0].split(1)
+        for start in range((T - 1) // PANEL * PANEL, -1, -PANEL):
+            stop = min(start + PANEL, T)
+            for level, source, weight in self._links:  # at once, for the whole panel: what all later degrees ask of it
+                rows, columns = self._units(level, stop, T), self._units(source, start, stop)
+                of_units[source][columns].addmm_(state.weights[weight][rows, columns].t(), of_pre[level][rows])
+            of_phi = self._cut(last, of_pre[last], start, stop)
+            gain_cuts = [self._cut(last, of_site, start, stop) for of_site in gains]
+            layers = [
+                (
+                    [
+                        self._cut(source, tensors[source], start, stop)
+                        for tensors in (of_units, slopes, of_pre)
+                        if source or tensors is of_units
+                    ],
+                    [
+                        (self._cut(source, state.weights[weight][rows].t(), start, stop), of_pre[level][rows])
+                        for level, below, weight in self._links
+                        if below == source
+                        for rows in [self._units(level, start, stop)]
+                    ],
+                )
+                for source in range(last - 1, -1, -1)
+            ]
+            for i in range(stop - start - 1, -1, -1):
+                for j, cuts in enumerate(gain_cuts):
+                    of_phi[i].addcmul_(cuts[i], sites[(start + i) * k + j])
+                for (of_unit, *rest), links in layers:
+                    for weights, above in links:
+                        of_unit[i].addmm_(weights[i], above)
+                    if rest:
+                        torch.mul(of_unit[i], rest[0][i], out=rest[1][i])
+        return of_units[0].view(T, k, -1).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
-        def pull(level: int, below: int, weight: Tensor, low: int, high: int, start: int, stop: int) -> None:
-            """Adds to units of degrees low ... high - 1 what those of degrees start ... stop - 1 above ask of them."""
-            rows = slice(self._ends[level][start], self._ends[level][stop])
-            columns = slice(self._ends[below][low], self._ends[below][high])
-            if rows.start < rows.stop and columns.start < columns.stop:
-                of_below[below][columns].addmm_(weight[rows, columns].t(), of_pre[level - 1][rows])
+    def _gradients(
+        self, of_pre: list[Tensor], state: MADEState, context: Tensor | None
+    ) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
+        """The gradient of the context and (parameter, gradient) pairs, from those of all units before activation."""
+        links = zip(self._links, self._modules_of_links(), strict=True)
+        pairs = [
+            (link.weight, (of_pre[level] @ state.units[source].t()) * link.mask) for (level, source, _), link in links
+        ]
+        pairs += [(layer.bias, of.sum(1)) for layer, of in zip(self.layers, of_pre[1:], strict=True)]
+        if context is None:
+            return None, pairs
+        pairs += [(layer.context_weight, of @ context) for layer, of in zip(self.layers, of_pre[1:], strict=True)]
+        return sum(of.t() @ layer.context_weight for layer, of in zip(self.layers, of_pre[1:], strict=True)), pairs
 
-        for panel in range((T - 1) // PANEL * PANEL, -1, -PANEL):
-            end = min(panel + PANEL, T)
-            for level, below, weight in self._links:
-                pull(level, below, state.weights[weight], panel, end, end, T)
-            for t in range(end - 1, panel - 1, -1):
-                rows = slice(t * P, (t + 1) * P)
-                for j in range(k):
-                    of_phi[rows].addcmul_(gains[j, rows], of_sites[t * k + j])
-                for source in range(last - 1, -1, -1):
-                    for level, below, weight in self._links:
-                        if below == source:
-                            pull(level, below, state.weights[weight], t, t + 1, t, end)
-                    units = slice(self._ends[source][t], self._ends[source][t + 1])
-                    if source and units.start < units.stop:
-                        torch.mul(of_below[source][units], slopes[source - 1][units], out=of_pre[source - 1][units])
-
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for (level, below, _), link in zip(self._links, self._modules_of_links(), strict=True):
-            pairs.append((link.weight, (of_pre[level - 1] @ state.below[below].t()) * link.mask))
-        of_context = None
-        for layer, of in zip(self.layers, of_pre, strict=True):
-            pairs.append((layer.bias, of.sum(1)))
-            if context is not None:
-                pairs.append((layer.context_weight, of @ context))
-                share = of.t() @ layer.context_weight
-                of_context = share if of_context is None else of_context + share
-        return of_sites.view(T, k, -1).permute(2, 0, 1), of_context, pairs
+    def _slope(self, level: int, state: MADEState) -> Tensor:
+        """The derivative of the activations of a hidden layer, (units, B)."""
+        pre = state.offsets[level - 1]
+        for above, source, weight in self._links:
+            if above == level:
+                pre = torch.addmm(pre, state.weights[weight], state.units[source])
+        with torch.enable_grad():
+            pre = pre.detach().requires_grad_()
+            return torch.autograd.grad(self.activation(pre).sum(), pre)[0]
 
     def _modules_of_links(self) -> list[MaskedLinear]:
         return [*self.layers, *(() if self.direct is None else (self.direct,))]  # type: ignore[list-item]
 
     def _advance_to(self, high: int, low: int, state: MADEState) -> tuple[Tensor, MADEState]:
         """The outputs (B, high - low, P) of degrees low ... high - 1, whose inputs have been read."""
-        if state.in_place:
-            self._finish_in_place(low, high, state)
-            phi = state.pre[-1][low * self.num_params : high * self.num_params]
-        else:
-            phi, below = self._finish(low, high, state)
-            state = state._replace(below=below)
-        return phi.unflatten(0, (high - low, self.num_params)).permute(2, 0, 1), state
+        state = (self._finish_in_place if state.in_place else self._finish)(low, high, state)
+        phi = state.units[-1][low * self.num_params : high * self.num_params]
+        return phi.view(high - low, self.num_params, -1).permute(2, 0, 1), state
 
-    def _finish(self, low: int, high: int, state: MADEState) -> tuple[Tensor, tuple[Tensor, ...]]:
-        below, total = list(state.below), state.pre[0]
-        for top, pre in enumerate(state.pre, start=1):
-            rows = slice(self._ends[top][low], self._ends[top][high])
-            total = pre[rows]
+    def _finish(self, low: int, high: int, state: MADEState) -> MADEState:
+        units = list(state.units)
+        for top, offset in enumerate(state.offsets, start=1):
+            rows = self._units(top, low, high)
+            total = offset[rows]
             for level, source, weight in self._links:
                 if level == top:
-                    total = total + state.weights[weight][rows, : len(below[source])] @ below[source]
-            if top < len(state.pre):
-                below[top] = torch.cat([below[top], self.activation(total)])
-        return total, tuple(below)
+                    total = total + state.weights[weight][rows, : len(units[source])] @ units[source]
+            units[top] = torch.cat([units[top], self.activation(total) if top < len(state.offsets) else total])
+        return state._replace(units=tuple(units))
 
-    def _finish_in_place(self, low: int, high: int, state: MADEState) -> None:
-        ends, pre, below = self._ends, state.pre, state.below
-        while low < high:
-            panel = low - low % PANEL
-            stop, end = min(high, panel + PANEL), min(panel + PANEL, self.num_sites)
-            if low == panel > 0:  # at once, for the whole panel: what the finished prefix contributes
-                for level, source, weight in self._links:
-                    rows, columns = slice(ends[level][panel], ends[level][end]), slice(0, ends[source][panel])
-                    pre[level - 1][rows].addmm_(state.weights[weight][rows, columns], below[source][columns])
-            for level, source, weight in self._links:  # the rest: what lies inside the panel
-                rows, columns = slice(ends[level][low], ends[level][stop]), slice(ends[source][panel], ends[source][stop])
-                total = pre[level - 1][rows]
-                total.addmm_(state.weights[weight][rows, columns], below[source][columns])
-                if level < len(pre):
-                    below[level][rows] = self.activation(total)
-            low = stop
+    def _finish_in_place(self, low: int, high: int, state: MADEState) -> MADEState:
+        for degree in range(low, high):
+            start = degree - degree % PANEL
+            if state.panel is None or state.panel.start != start:
+                if degree == start > 0:  # at once, for the whole panel: what the finished prefix contributes
+                    for level, source, weight in self._links:
+                        rows, columns = self._units(level, start, start + PANEL), self._units(source, 0, start)
+                        state.units[level][rows].addmm_(
+                            state.weights[weight][rows, columns], state.units[source][columns]
+                        )
+                state = state._replace(panel=self._open(start, state))
+            last = len(state.panel.layers) - 1
+            for level, (units, links) in enumerate(state.panel.layers):  # the rest, what lies inside the panel
+                for weights, source in links:  # units that are not finished meet masked weights
+                    units[degree - start].addmm_(weights[degree - start], source)
+                if level < last:
+                    self._activate(units[degree - start])
+        return state
+
+    def _open(self, start: int, state: MADEState) -> _Panel:
+        layers = []
+        for top in range(1, len(state.units)):
+            links = [
+                (self._cut(top, state.weights[weight][:, columns], start, start + PANEL), state.units[source][columns])
+                for level, source, weight in self._links
+                if level == top
+                for columns in [self._units(source, start, start + PANEL)]
+            ]
+            layers.append((self._cut(top, state.units[top], start, start + PANEL), links))
+        return _Panel(start, layers)
+
+    def _cut(self, level: int, tensor: Tensor, start: int, stop: int) -> Sequence[Tensor]:
+        """The rows of the units of a level, one tensor a degree: slices a site would cost more than its arithmetic."""
+        return tensor[self._units(level, start, stop)].split(self._sizes[level][start:stop])
+
+    def _units(self, level: int, low: int, high: int) -> slice:
+        """The units of a level whose degrees are low ... high - 1."""
+        ends = self._ends[level]
+        return slice(ends[low], ends[min(high, self.num_sites)])
 
     def _encode(self, y: Tensor, first: int, like: Tensor) -> Tensor:
         """(B, S, *site_shape) from site ``first`` on to the network's inputs (B, features)."""
@@ -343,7 +351,9 @@ class MADE(Conditioner):
 def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
     labels = y.long()
     if y.is_floating_point() and (labels != y).any():
-        raise ValueError(f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; got {y[labels != y][0]}.")
+        raise ValueError(
+            f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; got {y[labels != y][0]}."
+        )
     if not y.is_meta and y.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < categories:
         raise ValueError(
             f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; "
@@ -356,7 +366,9 @@ def _site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
     """The number of network inputs of each site."""
     kinds = list(site) if isinstance(site, list) else [site] * num_sites
     if len(kinds) != num_sites or (isinstance(site, list) and not all(k == () or isinstance(k, int) for k in kinds)):
-        raise ValueError(f"Expected site to be one kind or a list of {num_sites} scalar kinds, () or an integer; got {site}.")
+        raise ValueError(
+            f"Expected site to be one kind or a list of {num_sites} scalar kinds, () or an integer; got {site}."
+        )
     for kind in kinds:
         check_sizes(1, site=kind if isinstance(kind, int) else tuple(kind))  # type: ignore[arg-type]
     return [kind if isinstance(kind, int) else prod(kind) for kind in kinds]  # type: ignore[arg-type]
@@ -365,21 +377,12 @@ def _site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
 def _check_activation(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     parameters = list(activation.parameters()) if isinstance(activation, nn.Module) else []
     if not callable(activation) or parameters or getattr(activation, "inplace", False):
-        raise ValueError(f"Expected activation to be an elementwise function without parameters, not in place; got {activation}.")
+        raise ValueError(
+            f"Expected activation to be an elementwise function without parameters, not in place; got {activation}."
+        )
     return activation
-
-
-def _slope(activation: Callable[[Tensor], Tensor], pre: Tensor) -> Tensor:
-    with torch.enable_grad():
-        z = pre.detach().requires_grad_()
-        return torch.autograd.grad(activation(z).sum(), z)[0]
 
 
 def _feature_major(x: Tensor) -> Tensor:
     """A fresh (T * n, B) from (B, T, n)."""
     return x.permute(1, 2, 0).flatten(0, 1).clone(memory_format=torch.contiguous_format)
-
-
-def _given(x: Tensor | None) -> Tensor:
-    assert x is not None
-    return x

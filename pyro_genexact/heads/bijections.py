@@ -38,5 +38,5 @@ class Affine(Head):
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
-        shift, raw = phi.unflatten(-1, (2, *self.site_shape)).unbind(-1 - len(self.site_shape))
+        shift, raw = phi.view(phi.shape[:-1] + (2, *self.site_shape)).unbind(-1 - len(self.site_shape))
         return transforms.Affine(shift, self.bound * torch.tanh(raw / self.bound), len(self.site_shape))

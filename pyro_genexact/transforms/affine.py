@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 from torch.distributions.utils import _sum_rightmost
 
-from .base import RememberingTransform
 
-
-class Affine(RememberingTransform):
-    """y = x exp(log_scale) + shift, elementwise; log|dy/dx| is log_scale summed over the event.
+class Affine(Transform):
+    """y = x exp(log_scale) + shift, elementwise; log|dy/dx| is log_scale, summed over the event.
 
     Args:
-        shift, log_scale: real, of one shape (*batch, *event); both directions broadcast.
+        shift, log_scale: real, of one shape (*batch, *event); values broadcast with them.
         event_dim: how many rightmost dims are one event.
 
     Example:
@@ -23,10 +21,11 @@ class Affine(RememberingTransform):
         (tensor(3.), tensor(2.))
     """
 
+    bijective = True
     sign = 1
 
-    def __init__(self, shift: Tensor, log_scale: Tensor, event_dim: int = 0, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
+    def __init__(self, shift: Tensor, log_scale: Tensor, event_dim: int = 0) -> None:
+        super().__init__()
         self.shift, self.log_scale, self._event_dim = shift, log_scale, event_dim
 
     @constraints.dependent_property(is_discrete=False)
@@ -35,19 +34,17 @@ class Affine(RememberingTransform):
 
     codomain = domain  # type: ignore[assignment]
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.addcmul(self.shift, x, self.log_scale.exp()), self._ladj(x)
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.log_scale.exp())
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (y - self.shift) * (-self.log_scale).exp(), self._ladj(y)
+    def _inverse(self, y: Tensor) -> Tensor:
+        return (y - self.shift) / self.log_scale.exp()
 
-    def watched(self) -> tuple[Tensor, Tensor]:
-        return self.shift, self.log_scale
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log_scale, broadcast to y and summed over the event."""
+        return _sum_rightmost(self.log_scale.expand_as(y), self._event_dim)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return torch.broadcast_shapes(shape, self.shift.shape, self.log_scale.shape)
+        return torch.broadcast_shapes(shape, self.shift.shape)
 
     inverse_shape = forward_shape
-
-    def _ladj(self, x: Tensor) -> Tensor:
-        return _sum_rightmost(self.log_scale.expand(self.forward_shape(x.shape)), self._event_dim)

@@ -9,7 +9,6 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.utils import _sum_rightmost
 
 from ..base import Conditioner, Head, bind, check_context, tensors_of
 from .base import Inverse, RememberingTransform
@@ -39,7 +38,9 @@ class ConditionedAutoregressive(RememberingTransform):
         True
     """
 
-    def __init__(self, conditioner: Conditioner, head: Head, context: Tensor | None = None, cache_size: int = 1) -> None:
+    def __init__(
+        self, conditioner: Conditioner, head: Head, context: Tensor | None = None, cache_size: int = 1
+    ) -> None:
         super().__init__(cache_size=cache_size)
         check_context(conditioner, context)
         self.conditioner, self.head = cast(Conditioner, bind(conditioner)), cast(Head, bind(head))
@@ -89,7 +90,9 @@ class ConditionedAutoregressive(RememberingTransform):
         event = tuple(value.shape[-dims:])
         if value.dim() < dims or event[1:] != site_shape or (sites is not None and event[0] != sites):
             expected = ("T" if sites is None else sites, *site_shape)
-            raise ValueError(f"Expected value.shape[-{dims}:] == {expected} (the sites of the transform); got {tuple(value.shape)}.")
+            raise ValueError(
+                f"Expected value.shape[-{dims}:] == {expected} (the sites of the transform); got {tuple(value.shape)}."
+            )
         shape = self.forward_shape(value.shape)
         rows = value.expand(shape).reshape(-1, *event)
         if self.context is None:
@@ -143,7 +146,9 @@ class AutoregressiveTransform(nn.Module):
         return Inverse(self)
 
 
-def _solve(conditioner: Conditioner, head: Head, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Any]:
+def _solve(
+    conditioner: Conditioner, head: Head, y: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Any]:
     """x (B, T, ...) site by site, log|dx/dy| (B,), phi (B, T, P), and the conditioner's last state."""
     phi, state = conditioner.start(context, len(y))
     phi = phi.unsqueeze(1)
@@ -151,7 +156,7 @@ def _solve(conditioner: Conditioner, head: Head, y: Tensor, context: Tensor | No
     for t, y_t in enumerate(y.split(1, 1)):
         if t:
             phi, state = conditioner.extend(xs[-1], state)
-        xs.append(head(phi, t).inv(y_t))
+        xs.append(head(phi, t)._inv_call(y_t))
         phis.append(phi)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
     return x, -head(phi).log_abs_det_jacobian(x, y).sum(1), phi, state

@@ -107,10 +107,14 @@ class Standardize(TransformModule):
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__()
         if shift.dim() != 1 or shift.shape != scale.shape:
-            raise ValueError(f"Expected shift and scale of shape (D,); got {tuple(shift.shape)} and {tuple(scale.shape)}.")
+            raise ValueError(
+                f"Expected shift and scale of shape (D,); got {tuple(shift.shape)} and {tuple(scale.shape)}."
+            )
         bad = ~(scale > 0) | ~scale.isfinite() | ~shift.isfinite()
         if not bad.is_meta and bad.any():
-            raise ValueError(f"Expected finite shifts and positive finite scales; got others at features {bad.nonzero()[:, 0].tolist()}.")
+            raise ValueError(
+                f"Expected finite shifts and positive finite scales; got others at features {bad.nonzero()[:, 0].tolist()}."
+            )
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
 
@@ -122,7 +126,9 @@ class Standardize(TransformModule):
             ValueError: if data has no rows, is not finite or has a constant feature.
         """
         if data.dim() != 2 or len(data) == 0 or not data.is_floating_point():
-            raise ValueError(f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}.")
+            raise ValueError(
+                f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
+            )
         return cls(data.mean(0), data.std(0, correction=0))
 
     def _call(self, x: Tensor) -> Tensor:

@@ -94,7 +94,9 @@ class Interval(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log(high - low) + log sigmoid(x) + log sigmoid(-x)."""
-        return torch.as_tensor(self.high - self.low, dtype=x.dtype, device=x.device).log() + logsigmoid(x) + logsigmoid(-x)
+        return (
+            torch.as_tensor(self.high - self.low, dtype=x.dtype, device=x.device).log() + logsigmoid(x) + logsigmoid(-x)
+        )
 
 
 class Simplex(Transform):
@@ -177,7 +179,9 @@ class ToSupport(RememberingTransform):
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.shape[-1:] != (self.features,):
-            raise ValueError(f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}.")
+            raise ValueError(
+                f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}."
+            )
         inside = self.contains(y)
         row = torch.zeros(self.bijection.inverse_shape(y.shape[-1:]), dtype=y.dtype, device=y.device)
         y_in = torch.where(inside.unsqueeze(-1), y, self.bijection(row))
@@ -197,7 +201,9 @@ def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints
     """A bijection from real vectors and the constraint of the vectors it reaches, event_dim 1 both."""
     if isinstance(support, (list, tuple)):
         if len(support) != features or any(s.event_dim for s in support):
-            raise ValueError(f"Expected support to list {features} scalar constraints, one a feature; got {list(support)}.")
+            raise ValueError(
+                f"Expected support to list {features} scalar constraints, one a feature; got {list(support)}."
+            )
         groups = [(s, len(list(run))) for s, run in groupby(support, key=lambda s: s)]
         parts, lengths = [_scalar_bijection(s) for s, _ in groups], [n for _, n in groups]
         constraint = constraints.cat([s for s, _ in groups], -1, lengths)

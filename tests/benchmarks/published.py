@@ -2,15 +2,15 @@
 
     python tests/benchmarks/published.py --data DIR [--only bsds300,red_wine] [--minutes 9] [--progress]
 
-DIR holds bsds300_patches/ and uci_red_wine/, each with a README.md that tells format, recipe and published figures.
+DIR holds bsds300_patches/ and uci_red_wine/; the README.md of each tells format, recipe, published figures.
 
-* bsds300: 8x8 image patches, 63 features; one model trained for about --minutes, figure of the validation part with
-  two standard errors. The dequantising noise is drawn once, from a fixed seed. The validation part takes no part in
-  training or in choosing weights: rows of the training part do that.
-* red_wine: 11 features, ten-fold cross-validation. Each fold is normalised by its training part, of which a tenth
-  is held out for early stopping.
+* bsds300: 8x8 image patches, 63 features; one model trained for about --minutes; nats of the validation part
+  with two standard errors. The dequantising noise is drawn once, from a fixed seed. The validation part takes
+  no part in training or in choosing weights: rows of the training part do that.
+* red_wine: 11 features, ten-fold cross-validation. Each fold is normalised by its training part, of which a
+  tenth is held out for early stopping.
 
-A full-covariance Gaussian, in closed form, stands beside each figure: it shows that the data is made as published.
+A full-covariance Gaussian, in closed form, stands beside each: it shows that the data is made as published.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyro_genexact as gx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+import pyro_genexact as gx
 
 Array = NDArray[np.float64]
 HELD_OUT = 5000  # rows of bsds300's training part that choose the epoch
@@ -91,9 +92,12 @@ def bsds300(data: Path, minutes: float, progress: bool) -> None:
     result = gx.fit(
         flow, rows, validation=held_out, epochs=epochs, batch_size=BATCH_SIZE, lr=1e-3, progress=progress
     )  # cosine annealing is its default
-    print(f"bsds300: MAF(5) {figure(log_prob(flow, floats(valid)))}, target {TARGETS['bsds300']}; held-out rows of "
-          f"train {result.validation[result.best_epoch]:.2f}, best epoch {result.best_epoch + 1} of {epochs}, "
-          f"{result.seconds:.0f} s", flush=True)  # fmt: skip
+    print(
+        f"bsds300: MAF(5) {figure(log_prob(flow, floats(valid)))}, target {TARGETS['bsds300']}; "
+        f"held-out rows of train {result.validation[result.best_epoch]:.2f}, "
+        f"best epoch {result.best_epoch + 1} of {epochs}, {result.seconds:.0f} s",
+        flush=True,
+    )
 
 
 def red_wine(data: Path, progress: bool) -> None:
@@ -107,16 +111,28 @@ def red_wine(data: Path, progress: bool) -> None:
         flow = gx.flows.maf(11, transforms=3, hidden=(64, 64))
         optimizer = partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-4)
         result = gx.fit(
-            flow, floats(train), validation=0.1, epochs=150, batch_size=64, patience=30,
-            optimizer=optimizer, seed=k, progress=progress,
-        )  # fmt: skip
+            flow,
+            floats(train),
+            validation=0.1,
+            epochs=150,
+            batch_size=64,
+            patience=30,
+            optimizer=optimizer,
+            seed=k,
+            progress=progress,
+        )
         results.append((log_prob(flow, floats(test)).mean(), gaussian_log_prob(train, test).mean()))
-        print(f"red_wine, fold {k}: MAF(3) {results[-1][0]:.2f}, Gaussian {results[-1][1]:.2f}, "
-              f"best epoch {result.best_epoch + 1}, {result.seconds:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"red_wine, fold {k}: MAF(3) {results[-1][0]:.2f}, Gaussian {results[-1][1]:.2f}, "
+            f"best epoch {result.best_epoch + 1}, {result.seconds:.0f} s",
+            flush=True,
+        )
     ours, gaussian = np.mean(results, axis=0)
     error = 2 * np.std([row[0] for row in results], ddof=1) / math.sqrt(len(results))
-    print(f"red_wine: MAF(3) {ours:.2f} +- {error:.2f} (2 s.e. over folds), target {TARGETS['red_wine']}; "
-          f"Gaussian {gaussian:.2f}, known {GAUSSIANS['red_wine']}")  # fmt: skip
+    print(
+        f"red_wine: MAF(3) {ours:.2f} +- {error:.2f} (2 s.e. over folds), target {TARGETS['red_wine']}; "
+        f"Gaussian {gaussian:.2f}, known {GAUSSIANS['red_wine']}"
+    )
 
 
 def main() -> None:

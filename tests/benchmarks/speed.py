@@ -3,16 +3,16 @@
     python tests/benchmarks/speed.py [--rounds 7] [--sizes 8,64,256,784] [--markdown] [--validate]
                                      [--sections table,memory,ratio,agreement]
 
-* table: medians over interleaved rounds, and our time over the fastest peer's. After a warm-up, each round calls
-  every library and operation in turn; calls under 20 ms are repeated, calls over a second get three rounds. Every
-  masked network has two hidden layers. Argument validation is off for all; --validate turns it on for all.
+* table: medians over interleaved rounds, and our time over the fastest peer's. After a warm-up, each round
+  calls every library and operation in turn; calls under 20 ms are repeated, calls over a second get three
+  rounds. Every masked network has two hidden layers. Argument validation is off for all (on: --validate).
 * memory: peak of our rsample + backward as the number of features grows.
 * ratio: our rsample + backward over our sample without grad.
 * agreement: our sequential and parallel directions undo each other, with opposite log-determinants.
 
-Memory is the peak of live tensor storage made within the call, summed after each dispatched operation. It counts
-saved activations, buffers and gradients; not parameters, optimiser state made before, scratch inside a kernel or
-the allocator's slack.
+Memory is the peak of live tensor storage made within the call, summed after each dispatched operation. It
+counts saved activations, buffers and gradients; not parameters, optimiser state made before, scratch inside a
+kernel or the allocator's slack.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import importlib.util
 import math
 import statistics
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -97,7 +98,7 @@ def build_pyro(size: Size) -> Model:
 
 def build_zuko(size: Size) -> Model:
     # Importing zuko switches validation off for all of torch and Pyro.
-    base = torch.distributions.Distribution
+    base: Any = torch.distributions.Distribution
     before = base._validate_args, base.arg_constraints
     import zuko
 
@@ -219,6 +220,7 @@ def label(size: Size) -> str:
 def table(sizes: Sequence[Size], libraries: Sequence[str], rounds: int, markdown: bool) -> None:
     rows, left_out = [], []
     for size in sizes:
+        print(f"timing D={size.features} ...", file=sys.stderr, flush=True)
         calls: dict[tuple[str, str], Call] = {}
         for name in libraries:
             made = operations(BUILDERS[name](size), size)

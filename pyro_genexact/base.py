@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
+from torch.distributions.transforms import _InverseTransform
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 Site = int | tuple[int, ...]
 """What one site looks like to a network: ``()`` a real number, ``(k,)`` a real vector, an integer V one of V categories."""
@@ -141,33 +144,30 @@ class Constant(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def bind(module: nn.Module) -> nn.Module:
-    """The module as it is now: a shallow copy whose parameters, buffers and Pyro samples are resolved, not copied.
+def bind(module: ModuleT) -> tuple[ModuleT, list[Tensor]]:
+    """The module as it is now, and the tensors it computes with: parameters, buffers and Pyro samples, not copied.
 
-    What a call returns keeps this, so that a weight put in place for the call (by :func:`torch.func.functional_call`,
-    a ``PyroSample``, a ``poutine`` handler) stays in place when the distribution is used after it.
+    What a call returns keeps this shallow copy, so that a weight put in place for the call (a ``PyroSample``, a value from
+    :func:`torch.func.functional_call`, a ``poutine`` handler) stays in place when the distribution is used after it.
     """
     bound = object.__new__(type(module))
     fields = dict(module.__dict__)
     fields |= {kind: dict(fields[kind]) for kind in ("_parameters", "_buffers", "_modules")}
+    tensors: dict[str, Any] = {}
     if isinstance(module, PyroModule):  # whose attribute access has effects: params, samples, names
         for kind in ("_parameters", "_modules"):
             fields[kind] = {name: getattr(module, name) for name in fields[kind]}
         for kind in ("_pyro_params", "_pyro_samples"):
-            fields |= {name: getattr(module, name) for name in fields[kind]}
+            tensors |= {name: getattr(module, name) for name in fields[kind]}
             fields[kind] = {}
-    fields["_modules"] = {name: child and bind(child) for name, child in fields["_modules"].items()}
+        fields |= tensors
+    found = [t for t in (*fields["_parameters"].values(), *fields["_buffers"].values(), *tensors.values()) if t is not None]
+    for name, child in fields["_modules"].items():
+        if child is not None:
+            fields["_modules"][name], more = bind(child)
+            found += more
     bound.__dict__.update(fields)
-    return bound
-
-
-def tensors_of(module: nn.Module) -> list[Tensor]:
-    """All tensors that a bound module computes with, each once: parameters, buffers and resolved Pyro samples."""
-    found: dict[int, Tensor] = {}
-    for part in module.modules():
-        for store in (part._parameters, part._buffers, part.__dict__):
-            found |= {id(value): value for value in store.values() if isinstance(value, Tensor)}
-    return list(found.values())
+    return bound, found
 
 
 def check_context(module: Any, context: Tensor | None) -> None:
@@ -211,11 +211,16 @@ def _rows(field: Any, index: Tensor) -> Any:
 
 
 def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A copy of a distribution, transform or constraint whose tensors went through fn."""
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         return type(value)(_map_tensors(fn, part) for part in value)
+    if isinstance(value, _InverseTransform):
+        return _map_tensors(fn, value.inv).inv
     if isinstance(value, (Distribution, Transform, constraints.Constraint)):
         value = copy.copy(value)
+        if isinstance(value, Transform):
+            value._inv = None  # made anew when asked for
         value.__dict__.update({name: _map_tensors(fn, part) for name, part in value.__dict__.items()})
     return value

@@ -29,14 +29,21 @@ class Affine(Head):
         torch.Size([4, 3])
     """
 
+    bound: Tensor
+    rate: Tensor
+
     def __init__(self, shape: tuple[int, ...] = (), bound: float = 7.0) -> None:
         super().__init__()
         check_sizes(1, shape=shape)
         if not bound > 0:
             raise ValueError(f"Expected bound > 0; got {bound}.")
-        self.site_shape, self.num_params, self.bound = tuple(shape), 2 * prod(shape), bound
+        self.site_shape, self.num_params = tuple(shape), 2 * prod(shape)
+        self.register_buffer("bound", torch.tensor(float(bound)), persistent=False)  # a tensor: cheaper than a number
+        self.register_buffer("rate", torch.tensor(1 / bound), persistent=False)
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
-        shift, raw = phi.view(phi.shape[:-1] + (2, *self.site_shape)).unbind(-1 - len(self.site_shape))
-        return transforms.Affine(shift, self.bound * torch.tanh(raw / self.bound), len(self.site_shape))
+        if self.site_shape:
+            phi = phi.unflatten(-1, (2, *self.site_shape))
+        shift, raw = phi.unbind(-1 - len(self.site_shape))
+        return transforms.Affine(shift, torch.tanh(raw * self.rate) * self.bound, len(self.site_shape))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, bind, check_context, tensors_of
+from ..base import Conditioner, Head, bind, check_context
 from .base import Inverse, RememberingTransform
 
 
@@ -43,9 +43,9 @@ class ConditionedAutoregressive(RememberingTransform):
     ) -> None:
         super().__init__(cache_size=cache_size)
         check_context(conditioner, context)
-        self.conditioner, self.head = cast(Conditioner, bind(conditioner)), cast(Head, bind(head))
-        self.context = context
-        self._tensors = tensors_of(self.conditioner) + tensors_of(self.head)
+        self.conditioner, of_conditioner = bind(conditioner)
+        self.head, of_head = bind(head)
+        self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -67,7 +67,7 @@ class ConditionedAutoregressive(RememberingTransform):
             with torch.no_grad():
                 x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
         elif hasattr(self.conditioner, "adjoint"):
-            x, ladj = _Solve.apply(self.conditioner, self.head, rows, context, *self._tensors)
+            x, ladj = _Solve.apply(self, rows, context, *self._tensors)
         else:
             x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
         return x.reshape(shape), -ladj.reshape(shape[: -self.domain.event_dim])
@@ -152,7 +152,8 @@ def _solve(
     """x (B, T, ...) site by site, log|dx/dy| (B,), phi (B, T, P), and the conditioner's last state."""
     phi, state = conditioner.start(context, len(y))
     phi = phi.unsqueeze(1)
-    xs, phis = [], []
+    xs: list[Tensor] = []
+    phis: list[Tensor] = []
     for t, y_t in enumerate(y.split(1, 1)):
         if t:
             phi, state = conditioner.extend(xs[-1], state)
@@ -165,56 +166,54 @@ def _solve(
 class _Solve(torch.autograd.Function):
     """The sequential direction without a graph of T steps: its backward is the conditioner's reverse sweep.
 
-    With ``create_graph`` the backward is recomputed through ``start`` and ``extend`` under grad, so that it can be
-    differentiated again.
+    With ``create_graph`` it recomputes the graph through ``start`` and ``extend``, which can be differentiated again.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, conditioner: Any, head: Head, y: Tensor, context: Tensor | None, *tensors: Tensor
+        ctx: Any, transform: ConditionedAutoregressive, y: Tensor, context: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x, ladj, phi, ctx.state = _solve(conditioner, head, y, context)
-        ctx.conditioner, ctx.head = conditioner, head
+        x, ladj, phi, ctx.state = _solve(transform.conditioner, transform.head, y, context)
+        ctx.conditioner, ctx.head, ctx.tensors = transform.conditioner, transform.head, tensors
         ctx.save_for_backward(y, context, phi, *tensors)
         return x, ladj
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, context, phi, *_ = ctx.saved_tensors  # all are read, so that autograd sees a parameter changed since
-        needed = ctx.needs_input_grad[2:]
-        inputs = [y, context, *tensors_of(ctx.conditioner), *tensors_of(ctx.head)]
-        run = _recompute if torch.is_grad_enabled() else _sweep
-        grads = run(ctx, gx, gl, inputs, needed, phi)
-        return None, None, *grads
+        y, context, phi, *_ = ctx.saved_tensors  # all are unpacked, so that autograd sees a parameter changed since
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            grads = _graph_gradients(ctx, gx, gl, y, context, needed)
+        else:
+            grads = _sweep_gradients(ctx, gx, gl, y, context, phi)
+        return None, *(grad if need else None for grad, need in zip(grads, needed, strict=True))
 
 
-def _recompute(
-    ctx: Any, gx: Tensor, gl: Tensor, inputs: list[Any], needed: tuple[bool, ...], phi: Tensor
+def _graph_gradients(
+    ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    x, ladj = _solve(ctx.conditioner, ctx.head, inputs[0], inputs[1])[:2]
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    x, ladj = _solve(ctx.conditioner, ctx.head, y, context)[:2]
+    wanted = [t for t, need in zip((y, context, *ctx.tensors), needed, strict=True) if need]
     found = iter(torch.autograd.grad((x, ladj), wanted, (gx, gl), create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
 
 
-def _sweep(
-    ctx: Any, gx: Tensor, gl: Tensor, inputs: list[Any], needed: tuple[bool, ...], phi: Tensor
+def _sweep_gradients(
+    ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, phi: Tensor
 ) -> list[Tensor | None]:
-    y, context, *tensors = inputs
-    B, T, P = phi.shape
+    flat = (*phi.shape[:2], -1)
     with torch.enable_grad():  # the derivatives of x_t and log|dx/dy|_t in phi_t and y_t, all sites at once
         phi, y = phi.detach().requires_grad_(), y.detach().requires_grad_()
         transform = ctx.head(phi)
         x = transform.inv(y)
         ladj = -transform.log_abs_det_jacobian(x, y).sum(1)
-        columns = [column.sum() for column in x.reshape(B, T, -1).unbind(-1)]
+        columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([torch.autograd.grad(column, phi, retain_graph=True)[0] for column in columns], 2)
     (drive,) = torch.autograd.grad(ladj, phi, gl, retain_graph=True, allow_unused=True)
     drive = torch.zeros_like(phi) if drive is None else drive
-    a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx.reshape(B, T, -1), gain, drive, context)
+    a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx.reshape(flat), gain, drive, context)
     found = {id(tensor): grad for tensor, grad in pairs}
-    of_head = [t for t in tensors_of(ctx.head) if t.requires_grad]
-    of_y, *rest = torch.autograd.grad((x, ladj), (y, *of_head), (a.reshape(x.shape), gl), allow_unused=True)
-    found |= {id(tensor): grad for tensor, grad in zip(of_head, rest, strict=True)}
-    grads = [of_y, of_context, *(found.get(id(t)) for t in tensors)]
-    return [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+    rest = [t for t in ctx.tensors if t.requires_grad and id(t) not in found]  # those of the head
+    of_y, *of_rest = torch.autograd.grad((x, ladj), (y, *rest), (a.reshape(x.shape), gl), allow_unused=True)
+    found |= {id(tensor): grad for tensor, grad in zip(rest, of_rest, strict=True)}
+    return [of_y, of_context, *(found.get(id(t)) for t in ctx.tensors)]

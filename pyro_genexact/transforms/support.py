@@ -161,18 +161,20 @@ class ToSupport(RememberingTransform):
         super().__init__(cache_size=cache_size)
         self.bijection, self.support = _bijection_onto(support, features)
         self.features = features
-        # The very constraint, so that Pyro's bijections still know it, but without its boundary.
-        self._codomain = copy.copy(self.support)
-        self._codomain.check = self.contains
+        self._real = support is constraints.real
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self._codomain
+        # of the constraint's very class, so that Pyro's bijections know it, but without its boundary
+        interior: Any = copy.copy(self.support)
+        interior.check = self.contains
+        return interior
 
     def contains(self, y: Tensor) -> Tensor:
         """Whether y (*batch, features) lies in the interior, (*batch,) Boolean."""
         with torch.no_grad():
-            return self.support.check(y) & self.bijection.inv(y).isfinite().all(-1)
+            inside = self.bijection.inv(y).isfinite().all(-1)
+            return inside if self._real else inside & self.support.check(y)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return call_with_ladj(self.bijection, x)
@@ -183,12 +185,10 @@ class ToSupport(RememberingTransform):
                 f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}."
             )
         inside = self.contains(y)
-        row = torch.zeros(self.bijection.inverse_shape(y.shape[-1:]), dtype=y.dtype, device=y.device)
-        y_in = torch.where(inside.unsqueeze(-1), y, self.bijection(row))
-        x = self.bijection.inv(y_in)
-        ladj = self.bijection.log_abs_det_jacobian(x, y_in)
-        none = torch.where(y.isnan().any(-1), torch.nan, torch.inf).to(ladj)
-        return torch.where(inside.unsqueeze(-1), x, row), torch.where(inside, ladj, none)
+        x_0 = y.new_zeros(self.bijection.inverse_shape(y.shape[-1:]))
+        y = torch.where((inside | y.isnan().any(-1)).unsqueeze(-1), y, self.bijection(x_0))  # so gradients are finite too
+        x = self.bijection.inv(y)
+        return x, self.bijection.log_abs_det_jacobian(x, y).where(inside, torch.inf)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return self.bijection.forward_shape(shape)

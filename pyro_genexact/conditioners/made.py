@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, pad
 
 from ..base import Conditioner, Site, check_context, check_sizes
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
@@ -109,14 +109,15 @@ class MADE(Conditioner):
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation = tuple(hidden), _check_activation(activation)
         self._activate = _IN_PLACE.get(activation) or (lambda z: z.copy_(activation(z)))
-        widths = _site_widths(site, num_sites)[:-1]  # nobody reads the last site
+        widths = _site_widths(site, num_sites)
         reads = reads_of(adjacency, num_sites)
         sites = [s for s, width in enumerate(widths) for _ in range(width)]
         degrees = degrees_of(self.hidden, num_sites, lowest=0 if context else min(1, num_sites - 1))
         outputs = [t for t in range(num_sites) for _ in range(num_params)]
+        self._unread = widths[-1]  # inputs of the last site, kept as zeros: matrices of even widths are faster
         masks = masks_of(reads, sites, degrees, outputs)
         if self.hidden and not direct:
-            check_connected(reads, masks, sites, num_params, self.hidden)
+            check_connected(reads, masks, self.hidden)
         scales = [1.0] * len(degrees) + [0.1]  # a small last layer: heads start near the identity
         self.layers = nn.ModuleList(MaskedLinear(m, context, scale=s) for m, s in zip(masks, scales, strict=True))
         skip = masks_of(reads, sites, [], outputs)[0] if direct and self.hidden else None
@@ -139,10 +140,11 @@ class MADE(Conditioner):
         if y.shape[1] != self.num_sites:
             raise ValueError(f"Expected y.shape[1] == {self.num_sites} (num_sites of MADE); got {tuple(y.shape)}.")
         check_context(self, context)
-        inputs = below = self._encode(y[:, :-1], 0, self.layers[0].weight)
-        for layer in self.layers[:-1]:
+        inputs = below = pad(self._encode(y[:, :-1], 0, self.layers[0].weight), (0, self._unread))
+        *hidden, last = self.layers
+        for layer in hidden:
             below = self.activation(layer(below, context))
-        phi = self.layers[-1](below, context)
+        phi = last(below, context)
         if self.direct is not None:
             phi = phi + self.direct(inputs)
         return phi.unflatten(1, (self.num_sites, self.num_params))
@@ -155,7 +157,7 @@ class MADE(Conditioner):
         offsets = [o[:, None].expand(-1, batch_size) if context is None else o.t() for o in offsets]
         in_place = not torch.is_grad_enabled()
         if in_place:
-            inputs = weights[0].new_zeros(self._ends[0][-1], batch_size)
+            inputs = weights[0].new_zeros(weights[0].shape[1], batch_size)
             units = [inputs, *(o.clone(memory_format=torch.contiguous_format) for o in offsets)]
         else:
             units = [weights[0].new_empty(0, batch_size)] * (len(offsets) + 1)

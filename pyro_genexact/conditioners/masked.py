@@ -100,13 +100,13 @@ def masks_of(
 
 
 def check_connected(
-    reads: Tensor, masks: Sequence[Tensor], sites: Sequence[int], num_params: int, hidden: Sequence[int]
+    reads: Tensor, masks: Sequence[Tensor], hidden: Sequence[int]
 ) -> None:
     """Raises a ValueError if a site that may read others reads none of them through the hidden layers."""
     reached = masks[0].to(torch.float32)
     for mask in masks[1:]:
         reached = (mask.to(torch.float32) @ reached > 0).to(torch.float32)
-    cut = reads.any(1) & ~(reached > 0).any(1)[::num_params]
+    cut = reads.any(1) & ~(reached > 0).any(1)[:: len(masks[-1]) // len(reads)]
     if cut.any():
         raise ValueError(
             f"Expected hidden layers wide enough that every site reads an earlier one; got hidden={tuple(hidden)}, with "

@@ -58,7 +58,7 @@ class ConditionedAutoregressive(RememberingTransform):
         transform = self.head(self.conditioner(rows, context))
         y = transform(rows)
         ladj = transform.log_abs_det_jacobian(rows, y).sum(-1)
-        return y.reshape(shape), ladj.reshape(shape[: -self.domain.event_dim])
+        return _shaped(y, shape), _shaped(ladj, shape[: -self.domain.event_dim])
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, shape = self._flatten(y)
@@ -70,7 +70,7 @@ class ConditionedAutoregressive(RememberingTransform):
             x, ladj = _Solve.apply(self, rows, context, *self._tensors)
         else:
             x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
-        return x.reshape(shape), -ladj.reshape(shape[: -self.domain.event_dim])
+        return _shaped(x, shape), -_shaped(ladj, shape[: -self.domain.event_dim])
 
     def watched(self) -> Iterable[Tensor]:
         return self._tensors if self.context is None else [self.context, *self._tensors]
@@ -94,10 +94,10 @@ class ConditionedAutoregressive(RememberingTransform):
                 f"Expected value.shape[-{dims}:] == {expected} (the sites of the transform); got {tuple(value.shape)}."
             )
         shape = self.forward_shape(value.shape)
-        rows = value.expand(shape).reshape(-1, *event)
+        rows = _shaped(value.expand(shape) if shape != value.shape else value, (-1, *event))
         if self.context is None:
             return rows, None, shape
-        return rows, self.context.expand(*shape[:-dims], -1).reshape(len(rows), -1), shape
+        return rows, _shaped(self.context.expand(*shape[:-dims], -1), (len(rows), self.context.shape[-1])), shape
 
 
 @ConditionalTransformModule.register
@@ -144,6 +144,11 @@ class AutoregressiveTransform(nn.Module):
     def inv(self) -> Inverse:
         """A module whose call returns the inverse, y -> x."""
         return Inverse(self)
+
+
+def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """x in a shape, without a node in the graph where it has it."""
+    return x if len(shape) == x.dim() and tuple(shape[1:]) == x.shape[1:] else x.reshape(shape)
 
 
 def _solve(

@@ -70,7 +70,7 @@ class RememberingTransform(Transform):
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": None}
+        return {**super().__getstate__(), "_last": None, "_inv": None}
 
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
         stamp = self._stamp(x, y)
@@ -82,10 +82,10 @@ class RememberingTransform(Transform):
 
     def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
         """What must not have changed; None if a change could not be seen (inference tensors count no versions)."""
-        tensors = (x, y, *self.watched())
-        if any(t.is_inference() for t in tensors):
+        try:
+            return torch.is_grad_enabled(), *((t._version, t.requires_grad) for t in (x, y, *self.watched()))
+        except RuntimeError:
             return None
-        return torch.is_grad_enabled(), *((t._version, t.requires_grad) for t in tensors)
 
 
 class Chain(RememberingTransform):

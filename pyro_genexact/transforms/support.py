@@ -162,6 +162,8 @@ class ToSupport(RememberingTransform):
         self.bijection, self.support = _bijection_onto(support, features)
         self.features = features
         self._real = support is constraints.real
+        with torch.no_grad():
+            self._interior = self.bijection(torch.zeros(self.inverse_shape(torch.Size([features]))))
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -173,7 +175,8 @@ class ToSupport(RememberingTransform):
     def contains(self, y: Tensor) -> Tensor:
         """Whether y (*batch, features) lies in the interior, (*batch,) Boolean."""
         with torch.no_grad():
-            inside = self.bijection.inv(y).isfinite().all(-1)
+            x = self.bijection.inv(y)
+            inside = (x - x).sum(-1) == 0  # all are finite
             return inside if self._real else inside & self.support.check(y)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,10 +188,10 @@ class ToSupport(RememberingTransform):
                 f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}."
             )
         inside = self.contains(y)
-        x_0 = y.new_zeros(self.bijection.inverse_shape(y.shape[-1:]))
-        y = torch.where((inside | y.isnan().any(-1)).unsqueeze(-1), y, self.bijection(x_0))  # so gradients are finite too
+        none = y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
+        y = torch.where(inside.unsqueeze(-1), y, self._interior)  # so that gradients are finite
         x = self.bijection.inv(y)
-        return x, self.bijection.log_abs_det_jacobian(x, y).where(inside, torch.inf)
+        return x, torch.where(inside, self.bijection.log_abs_det_jacobian(x, y), none)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return self.bijection.forward_shape(shape)

@@ -23,7 +23,9 @@ class _Panel(NamedTuple):
     """Views for the degrees of a panel; cutting them once costs less than slices a site."""
 
     start: int
+    inputs: Sequence[Tensor]  # (B, width) a degree
     layers: list[tuple[Sequence[Tensor], list[tuple[Sequence[Tensor], Tensor]]]]  # units and [(weights, source)]
+    phi: Sequence[Tensor]  # (B, 1, P) a degree
 
 
 class MADEState(NamedTuple):
@@ -162,7 +164,7 @@ class MADE(Conditioner):
         else:
             units = [weights[0].new_empty(0, batch_size)] * (len(offsets) + 1)
         state = MADEState(0, self.clock(), weights, tuple(offsets), tuple(units), None, in_place)
-        phi, state = self._advance_to(1, 0, state)
+        phi, state = self._advance_to(1, 0, state, units[0][:0].t())
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: MADEState) -> tuple[Tensor, MADEState]:
@@ -173,13 +175,8 @@ class MADE(Conditioner):
                 f"Expected y.shape[1] between 1 and {self.num_sites - 1 - first} ({first} of {self.num_sites} sites were "
                 f"read and the last one never is); got {tuple(y.shape)}."
             )
-        inputs = self._encode(y, first, state.weights[0]).t()
-        state = self.advance(state, sites)
-        if state.in_place:
-            state.units[0][self._units(0, first + 1, first + sites + 1)].copy_(inputs)
-        else:
-            state = state._replace(units=(torch.cat([state.units[0], inputs]), *state.units[1:]))
-        return self._advance_to(first + sites + 1, first + 1, state)
+        inputs = self._encode(y, first, state.weights[0])
+        return self._advance_to(first + sites + 1, first + 1, self.advance(state, sites), inputs)
 
     def reorder(self, state: MADEState, index: Tensor) -> MADEState:
         """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
@@ -277,14 +274,13 @@ class MADE(Conditioner):
     def _modules_of_links(self) -> list[MaskedLinear]:
         return [*self.layers, *(() if self.direct is None else (self.direct,))]  # type: ignore[list-item]
 
-    def _advance_to(self, high: int, low: int, state: MADEState) -> tuple[Tensor, MADEState]:
-        """The outputs (B, high - low, P) of degrees low ... high - 1, whose inputs have been read."""
-        state = (self._finish_in_place if state.in_place else self._finish)(low, high, state)
-        phi = state.units[-1][low * self.num_params : high * self.num_params]
-        return phi.view(high - low, self.num_params, -1).permute(2, 0, 1), state
+    def _advance_to(self, high: int, low: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
+        """The outputs (B, high - low, P) of degrees low ... high - 1, from the inputs (B, features) that they add."""
+        return (self._finish_in_place if state.in_place else self._finish)(low, high, state, inputs)
 
-    def _finish(self, low: int, high: int, state: MADEState) -> MADEState:
+    def _finish(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
         units = list(state.units)
+        units[0] = torch.cat([units[0], inputs.t()])
         for top, offset in enumerate(state.offsets, start=1):
             rows = self._units(top, low, high)
             total = offset[rows]
@@ -292,38 +288,50 @@ class MADE(Conditioner):
                 if level == top:
                     total = total + state.weights[weight][rows, : len(units[source])] @ units[source]
             units[top] = torch.cat([units[top], self.activation(total) if top < len(state.offsets) else total])
-        return state._replace(units=tuple(units))
+        return self._by_batch(total), state._replace(units=tuple(units))
 
-    def _finish_in_place(self, low: int, high: int, state: MADEState) -> MADEState:
-        for degree in range(low, high):
+    def _finish_in_place(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
+        phis = []
+        for degree, new in zip(range(low, high), inputs.split(self._sizes[0][low:high], 1), strict=True):
             start = degree - degree % PANEL
             if state.panel is None or state.panel.start != start:
-                if degree == start > 0:  # at once, for the whole panel: what the finished prefix contributes
-                    for level, source, weight in self._links:
-                        rows, columns = self._units(level, start, start + PANEL), self._units(source, 0, start)
-                        state.units[level][rows].addmm_(
-                            state.weights[weight][rows, columns], state.units[source][columns]
-                        )
-                state = state._replace(panel=self._open(start, state))
-            last = len(state.panel.layers) - 1
-            for level, (units, links) in enumerate(state.panel.layers):  # the rest, what lies inside the panel
+                state = self._enter(start, state, fresh=degree == start)
+            panel, i = state.panel, degree - start
+            panel.inputs[i].copy_(new)
+            last = len(panel.layers) - 1
+            for level, (units, links) in enumerate(panel.layers):
                 for weights, source in links:  # units that are not finished meet masked weights
-                    units[degree - start].addmm_(weights[degree - start], source)
+                    units[i].addmm_(weights[i], source)
                 if level < last:
-                    self._activate(units[degree - start])
-        return state
+                    self._activate(units[i])
+            phis.append(panel.phi[i])
+        return phis[0] if len(phis) == 1 else torch.cat(phis, 1), state
+
+    def _enter(self, start: int, state: MADEState, fresh: bool) -> MADEState:
+        """Opens a panel of sites; a fresh one gets what the finished prefix contributes to all its units, at once."""
+        for level, source, weight in self._links if fresh else ():
+            rows, columns = self._units(level, start, start + PANEL), self._units(source, 0, start)
+            state.units[level][rows].addmm_(state.weights[weight][rows, columns], state.units[source][columns])
+        return state._replace(panel=self._open(start, state))
+
+    def _by_batch(self, outputs: Tensor) -> Tensor:
+        """(S * P, B) to (B, S, P)."""
+        return outputs.unflatten(0, (-1, self.num_params)).permute(2, 0, 1)
 
     def _open(self, start: int, state: MADEState) -> _Panel:
+        stop, last = start + PANEL, len(state.units) - 1
         layers = []
-        for top in range(1, len(state.units)):
+        for top in range(1, last + 1):
             links = [
-                (self._cut(top, state.weights[weight][:, columns], start, start + PANEL), state.units[source][columns])
+                (self._cut(top, state.weights[weight][:, columns], start, stop), state.units[source][columns])
                 for level, source, weight in self._links
                 if level == top
-                for columns in [self._units(source, start, start + PANEL)]
+                for columns in [self._units(source, start, stop)]
             ]
-            layers.append((self._cut(top, state.units[top], start, start + PANEL), links))
-        return _Panel(start, layers)
+            layers.append((self._cut(top, state.units[top], start, stop), links))
+        inputs = state.units[0][self._units(0, start, stop)].t().split(self._sizes[0][start:stop], 1)
+        phi = self._by_batch(state.units[last][self._units(last, start, stop)]).split(1, 1)
+        return _Panel(start, inputs, layers, phi)
 
     def _cut(self, level: int, tensor: Tensor, start: int, stop: int) -> Sequence[Tensor]:
         """The rows of the units of a level, one tensor a degree: slices a site would cost more than its arithmetic."""

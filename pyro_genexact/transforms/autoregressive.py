@@ -47,9 +47,11 @@ class ConditionedAutoregressive(RememberingTransform):
         self.head, of_head = bind(head)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
 
+        self._domain = constraints.independent(constraints.real, 1 + len(head.site_shape))
+
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.independent(constraints.real, 1 + len(self.head.site_shape))
+        return self._domain
 
     codomain = domain  # type: ignore[assignment]
 

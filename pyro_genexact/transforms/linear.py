@@ -17,11 +17,11 @@ class _Reordering(TransformModule):
         super().__init__()
         if not isinstance(dim, int) or dim >= 0:
             raise ValueError(f"Expected dim to be a negative integer (counted from the right); got {dim}.")
-        self.dim = dim
+        self.dim, self._domain = dim, constraints.independent(constraints.real, -dim)
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.independent(constraints.real, -self.dim)
+        return self._domain
 
     codomain = domain  # type: ignore[assignment]
 

@@ -161,7 +161,9 @@ def bind(module: ModuleT) -> tuple[ModuleT, list[Tensor]]:
             tensors |= {name: getattr(module, name) for name in fields[kind]}
             fields[kind] = {}
         fields |= tensors
-    found = [t for t in (*fields["_parameters"].values(), *fields["_buffers"].values(), *tensors.values()) if t is not None]
+    found = [
+        t for t in (*fields["_parameters"].values(), *fields["_buffers"].values(), *tensors.values()) if t is not None
+    ]
     for name, child in fields["_modules"].items():
         if child is not None:
             fields["_modules"][name], more = bind(child)

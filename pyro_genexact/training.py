@@ -287,7 +287,7 @@ def _report(bar: tqdm[Any], nats: list[float], done: int, last: bool) -> None:
     if not bar.disable:
         bar.set_postfix_str(text, refresh=False)
         bar.update()
-    elif last or done % max(1, bar.total // 10) == 0:
+    elif last or done % max(1, int(bar.total or 0) // 10) == 0:
         print(f"{done}/{bar.total} epochs: {text}", file=sys.stderr, flush=True)
 
 

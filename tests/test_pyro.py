@@ -52,6 +52,25 @@ def rows(kind, n=ROWS):
     return torch.randn(n, context, dtype=torch.float64) if context else None
 
 
+def affine_by_hand(flow, index, params, x, context=None):
+    """Shift and log-scale of transform ``index``, by plain matrix products with ``params``."""
+    part = flow.transforms[index]
+    path = f"transforms.{index}." + ("transform." if isinstance(part, gx.transforms.Inverse) else "")
+    layers = getattr(part, "transform", part).conditioner.layers
+    h = x
+    for i, layer in enumerate(layers):
+        weight, bias = (
+            params[f"{path}conditioner.layers.{i}.weight"] * layer.mask,
+            params[f"{path}conditioner.layers.{i}.bias"],
+        )
+        h = h[..., : weight.shape[1]] @ weight.mT + bias
+        if context is not None:
+            h = h + context @ params[f"{path}conditioner.layers.{i}.context_weight"].mT
+        h = h.relu() if i + 1 < len(layers) else h
+    shift, raw = h.unflatten(-1, (-1, 2)).unbind(-1)
+    return shift, 7 * torch.tanh(raw / 7)
+
+
 def noise_by_hand(flow, params, y, context=None):
     """The base noise of y and log|dnoise/dy|, from plain matrix products with ``params``; no code of the package runs."""
     total = torch.zeros(y.shape[:-1], dtype=y.dtype)
@@ -59,33 +78,15 @@ def noise_by_hand(flow, params, y, context=None):
         part = flow.transforms[index]
         if isinstance(part, gx.transforms.Reverse):
             y = y.flip(-1)
-        elif isinstance(part, gx.transforms.Inverse | gx.transforms.AutoregressiveTransform):
-            path = f"transforms.{index}." + ("transform." if isinstance(part, gx.transforms.Inverse) else "")
-            made = f"{path}conditioner.layers."
-
-            def affine(x, part=part, made=made):
-                net = getattr(part, "transform", part).conditioner
-                h = x
-                for i, layer in enumerate(net.layers):
-                    weight, bias = params[f"{made}{i}.weight"] * layer.mask, params[f"{made}{i}.bias"]
-                    h = h[..., : weight.shape[1]] @ weight.mT + bias
-                    if context is not None:
-                        h = h + context @ params[f"{made}{i}.context_weight"].mT
-                    h = h.relu() if i + 1 < len(net.layers) else h
-                shift, raw = h.unflatten(-1, (D, 2)).unbind(-1)
-                return shift, 7 * torch.tanh(raw / 7)
-
-            if isinstance(part, gx.transforms.Inverse):
-                shift, s = affine(y)
-                y = y * s.exp() + shift
-            else:
-                x = y
-                for _ in range(D):  # a triangular system: D substitutions are exact
-                    shift, s = affine(x)
-                    x = (y - shift) * (-s).exp()
-                shift, s = affine(x)
-                y, s = x, -s
-            total = total + s.sum(-1)
+        elif isinstance(part, gx.transforms.Inverse):
+            shift, s = affine_by_hand(flow, index, params, y, context)
+            y, total = y * s.exp() + shift, total + s.sum(-1)
+        elif isinstance(part, gx.transforms.AutoregressiveTransform):
+            x = y
+            for _ in range(y.shape[-1]):  # a triangular system: as many substitutions as sites are exact
+                shift, s = affine_by_hand(flow, index, params, x, context)
+                x = (y - shift) * (-s).exp()
+            y, total = x, total - affine_by_hand(flow, index, params, x, context)[1].sum(-1)
     return y, total
 
 
@@ -303,7 +304,7 @@ def test_predictive_with_posterior_samples_in_the_context(kind):
         with pyro.plate("data", 4):
             return pyro.sample("y", flow(weights))
 
-    out = Predictive(model, {"w": w}, parallel=True)()["y"]
+    out = Predictive(model, {"w": w[:, None]}, parallel=True)()["y"]
     assert out.shape == (500, 4, D)
     is_standard_normal(noise_by_hand(flow, params_of(flow), out, w[:, None])[0])
 

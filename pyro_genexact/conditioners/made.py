@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,11 @@ from torch.nn.functional import one_hot, pad
 from ..base import Conditioner, Site, check_context, check_sizes
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 
-_IN_PLACE = {torch.relu: torch.relu_, torch.tanh: torch.tanh_, torch.sigmoid: torch.sigmoid_}
+_IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
+    torch.relu: torch.relu_,
+    torch.tanh: torch.tanh_,
+    torch.sigmoid: torch.sigmoid_,
+}
 PANEL = 16  # sites between two products with the whole finished prefix; 8 to 32 measure alike
 
 
@@ -47,7 +51,7 @@ class MADEState(NamedTuple):
     weights: tuple[Tensor, ...]
     offsets: tuple[Tensor, ...]
     units: tuple[Tensor, ...]
-    panel: _Panel | None
+    panel: Any
     in_place: bool
 
 
@@ -155,7 +159,7 @@ class MADE(Conditioner):
         """(B, C) to the first site's parameters (B, P) and a state, whose buffers are written in place unless grad is on."""
         check_context(self, context)
         weights = tuple(link.masked() for link in self._modules_of_links())
-        offsets = [layer.offset(context) for layer in self.layers]
+        offsets = [link.offset(context) for link in self._modules_of_links()[: len(self.layers)]]
         offsets = [o[:, None].expand(-1, batch_size) if context is None else o.t() for o in offsets]
         in_place = not torch.is_grad_enabled()
         if in_place:
@@ -251,15 +255,17 @@ class MADE(Conditioner):
         self, of_pre: list[Tensor], state: MADEState, context: Tensor | None
     ) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
         """The gradient of the context and (parameter, gradient) pairs, from those of all units before activation."""
-        links = zip(self._links, self._modules_of_links(), strict=True)
+        modules = self._modules_of_links()
+        layers = list(zip(modules[: len(self.layers)], of_pre[1:], strict=True))
+        links = zip(self._links, modules, strict=True)
         pairs = [
             (link.weight, (of_pre[level] @ state.units[source].t()) * link.mask) for (level, source, _), link in links
         ]
-        pairs += [(layer.bias, of.sum(1)) for layer, of in zip(self.layers, of_pre[1:], strict=True)]
+        pairs += [(layer.bias, of.sum(1)) for layer, of in layers]
         if context is None:
             return None, pairs
-        pairs += [(layer.context_weight, of @ context) for layer, of in zip(self.layers, of_pre[1:], strict=True)]
-        return sum(of.t() @ layer.context_weight for layer, of in zip(self.layers, of_pre[1:], strict=True)), pairs
+        pairs += [(layer.context_weight, of @ context) for layer, of in layers]
+        return torch.stack([of.t() @ layer.context_weight for layer, of in layers]).sum(0), pairs
 
     def _slope(self, level: int, state: MADEState) -> Tensor:
         """The derivative of the activations of a hidden layer, (units, B)."""
@@ -271,8 +277,8 @@ class MADE(Conditioner):
             pre = pre.detach().requires_grad_()
             return torch.autograd.grad(self.activation(pre).sum(), pre)[0]
 
-    def _modules_of_links(self) -> list[MaskedLinear]:
-        return [*self.layers, *(() if self.direct is None else (self.direct,))]  # type: ignore[list-item]
+    def _modules_of_links(self) -> list[Any]:
+        return [*self.layers, *(() if self.direct is None else (self.direct,))]
 
     def _advance_to(self, high: int, low: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
         """The outputs (B, high - low, P) of degrees low ... high - 1, from the inputs (B, features) that they add."""
@@ -292,7 +298,8 @@ class MADE(Conditioner):
 
     def _finish_in_place(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
         phis = []
-        for degree, new in zip(range(low, high), inputs.split(self._sizes[0][low:high], 1), strict=True):
+        news = [inputs] if high - low == 1 else inputs.split(self._sizes[0][low:high], 1)
+        for degree, new in enumerate(news, start=low):
             start = degree - degree % PANEL
             if state.panel is None or state.panel.start != start:
                 state = self._enter(start, state, fresh=degree == start)
@@ -342,7 +349,7 @@ class MADE(Conditioner):
         ends = self._ends[level]
         return slice(ends[low], ends[min(high, self.num_sites)])
 
-    def _encode(self, y: Tensor, first: int, like: Tensor) -> Tensor:
+    def _encode(self, y: Tensor, first: int, like: Any) -> Tensor:
         """(B, S, *site_shape) from site ``first`` on to the network's inputs (B, features)."""
         if isinstance(self.site, tuple):
             if y.dtype != like.dtype:

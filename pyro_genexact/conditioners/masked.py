@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ class MaskedLinear(nn.Module):
     """
 
     mask: Tensor
+    bias: Any  # a Parameter or None
+    context_weight: Any
 
     def __init__(self, mask: Tensor, context: int = 0, bias: bool = True, scale: float = 1.0) -> None:
         super().__init__()
@@ -46,7 +50,7 @@ class MaskedLinear(nn.Module):
         """The weight (out, in), zero where the mask forbids a connection."""
         return self.weight * self.mask
 
-    def offset(self, context: Tensor | None) -> Tensor | None:
+    def offset(self, context: Tensor | None) -> Any:
         """What does not depend on x: (B, out) from a context (B, C), else the bias (out,) or None."""
         return self.bias if context is None else linear(context, self.context_weight, self.bias)
 
@@ -95,13 +99,11 @@ def masks_of(
         within = (count @ (1 - count).t() == 0).t() & torch.ones_like(
             reads
         ).tril()  # within[t, d]: d reads no more than t
-        masks += [within[above][:, below] for below, above in zip(levels[:-1], levels[1:], strict=True)]
+        masks += [within[above][:, below] for below, above in pairwise(levels)]
     return masks
 
 
-def check_connected(
-    reads: Tensor, masks: Sequence[Tensor], hidden: Sequence[int]
-) -> None:
+def check_connected(reads: Tensor, masks: Sequence[Tensor], hidden: Sequence[int]) -> None:
     """Raises a ValueError if a site that may read others reads none of them through the hidden layers."""
     reached = masks[0].to(torch.float32)
     for mask in masks[1:]:

@@ -96,6 +96,7 @@ class Chain(RememberingTransform):
 
     Example:
         >>> from torch.distributions import AffineTransform
+        >>> from pyro_genexact.transforms import Affine
         >>> chain = Chain([Affine(torch.zeros(2), torch.ones(2)), AffineTransform(0.0, 2.0)])
         >>> chain.log_abs_det_jacobian(x := torch.zeros(3, 2), chain(x)).shape
         torch.Size([3, 2])
@@ -173,6 +174,7 @@ class Inverse(nn.Module):
         transform: a module that is a transform, or whose call (with a context, if it has ``context`` features) returns one.
 
     Example:
+        >>> from pyro_genexact.transforms import Standardize
         >>> shift = Standardize(torch.tensor([1.0]), torch.tensor([2.0]))
         >>> Inverse(shift)()(torch.zeros(1))
         tensor([1.])

@@ -1,0 +1,244 @@
+"""A factory for every public class: built in float64, parameters re-drawn far from the identity. Every law runs on all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+import pyro_genexact as gx
+from pyro_genexact.conditioners import MADE
+from pyro_genexact.testing import redraw
+
+
+class RunningSum(gx.Conditioner):
+    """A conditioner of any length with nothing but ``start`` and ``extend``: a small net of sums of what it read."""
+
+    class State(NamedTuple):
+        position: int
+        clock: list[int]
+        total: Tensor
+        context: Tensor | None
+
+    def __init__(self, num_params, context=0, k=1):
+        super().__init__()
+        self.num_params, self.context, self.site = num_params, context, (k,) if k > 1 else ()
+        self.read = nn.Linear(k, 6)
+        self.write = nn.Linear(6 + context, num_params)
+
+    def start(self, context, batch_size):
+        total = self.read.weight.new_zeros(batch_size, 1, 6)
+        return self._phi(total, context).squeeze(1), self.State(0, self.clock(), total, context)
+
+    def extend(self, y, state):
+        features = torch.tanh(self.read(y if y.dim() == 3 else y.unsqueeze(-1)))
+        total = state.total + features.cumsum(1)
+        return self._phi(total, state.context), self.advance(state, y.shape[1])._replace(total=total[:, -1:])
+
+    def _phi(self, total, context):
+        parts = [total] if context is None else [total, context.unsqueeze(1).expand(-1, total.shape[1], -1)]
+        return torch.sin(self.write(torch.cat(parts, -1)))
+
+
+class Built(nn.Module):
+    """A transform made of parameters, as a module."""
+
+    def __init__(self, make, **values):
+        super().__init__()
+        self.make, self.values = make, nn.ParameterDict(values)
+
+    def forward(self):
+        return self.make(**self.values)
+
+
+def sized(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def built(module, seed=0):
+    return redraw(module.double(), seed)
+
+
+def made(sites, params=2, hidden=(12, 10), **options):
+    return lambda: built(MADE(sites, params, hidden=hidden, **options))
+
+
+BAND = torch.ones(6, 6, dtype=torch.bool).tril(-1).triu(-2)
+
+CONDITIONERS = {
+    "MADE": made(5),
+    "MADE context": made(4, context=3),
+    "MADE band": made(6, hidden=(16,), adjacency=BAND),
+    "MADE direct": made(4, direct=True, context=2),
+    "MADE linear": made(4, hidden=()),
+    "MADE narrow": made(6, hidden=(3, 4)),
+    "MADE narrow direct": made(6, hidden=(2,), direct=True),
+    "MADE one site": made(1),
+    "MADE one site, context": made(1, context=3),
+    "MADE two sites": made(2, context=1),
+    "MADE vectors": made(4, 6, site=(3,)),
+    "MADE categories": made(5, 3, site=3, context=2),
+    "MADE mixed": made(4, 2, site=[(), 3, (), 2]),
+    "MADE tanh": made(4, activation=torch.tanh, context=2),
+    "MADE silu": made(4, activation=nn.functional.silu),
+    "MADE module activation": made(4, activation=nn.ELU()),
+    "MADE panels": made(35, hidden=(40,), context=1),
+    "RunningSum": lambda: built(RunningSum(2)),
+    "RunningSum context": lambda: built(RunningSum(4, context=2, k=2)),
+}
+READS = {"MADE band": BAND}
+MUST_READ = {  # narrow hidden layers reach fewer sites
+    "MADE narrow": torch.zeros(6, 6, dtype=torch.bool),
+}
+
+HEADS = {
+    "Affine": lambda: built(gx.heads.Affine()),
+    "Affine tight": lambda: built(gx.heads.Affine(bound=1.0)),
+    "Affine vectors": lambda: built(gx.heads.Affine((3,))),
+}
+
+
+def autoregressive(conditioner, inverse=False, shape=(), sites=4, rows=3, head=gx.heads.Affine):
+    """A module, values and a context."""
+
+    def factory():
+        net = conditioner()
+        module = gx.transforms.AutoregressiveTransform(net, head(shape).double())
+        return (
+            module.inv if inverse else module,
+            sized(rows, sites, *shape),
+            sized(rows, net.context, seed=1) if net.context else None,
+        )
+
+    return factory
+
+
+def chain():
+    affine = gx.transforms.AutoregressiveTransform(MADE(3, 2, hidden=(8,), context=2, activation=torch.tanh), gx.heads.Affine())
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.affine = affine
+
+        def forward(self, context):
+            step = self.affine(context)
+            return gx.transforms.Chain([step, gx.transforms.Reverse(), step.inv, gx.transforms.ToSupport(constraints.positive, 3)])
+
+    return built(Steps()), sized(3, 3), sized(3, 2, seed=1)
+
+
+def plain(make, *shape, **values):
+    return lambda: (Built(make, **values).double(), sized(*shape), None)
+
+
+def fixed(make, *shape, scale=1.0):
+    return lambda: (make(), scale * sized(*shape), None)
+
+
+def to_support(support, features, size=None):
+    return fixed(lambda: gx.Constant(gx.transforms.ToSupport(support, features)).double(), 3, size or features)
+
+
+MIXED = [constraints.real, constraints.positive, constraints.interval(-1.0, 2.0), constraints.less_than(3.0)]
+TRANSFORMS = {
+    "Autoregressive": autoregressive(CONDITIONERS["MADE tanh"]),
+    "Autoregressive relu": autoregressive(made(4)),
+    "Autoregressive direct": autoregressive(CONDITIONERS["MADE direct"]),
+    "Autoregressive one site": autoregressive(CONDITIONERS["MADE one site, context"], sites=1),
+    "Autoregressive linear": autoregressive(CONDITIONERS["MADE linear"]),
+    "Autoregressive vectors": autoregressive(made(3, 4, site=(2,), context=1, activation=torch.sigmoid), shape=(2,), sites=3),
+    "Autoregressive generic": autoregressive(CONDITIONERS["RunningSum context"], shape=(2,), sites=3),
+    "Autoregressive inverse": autoregressive(CONDITIONERS["MADE context"], inverse=True),
+    "Autoregressive generic inverse": autoregressive(CONDITIONERS["RunningSum"], inverse=True),
+    "Chain": chain,
+    "Permute": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 3, 1])), 3, 4),
+    "Permute sites": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 1]), dim=-2), 2, 3, 2),
+    "Reverse": fixed(gx.transforms.Reverse, 3, 4),
+    "Reverse sites": fixed(lambda: gx.transforms.Reverse(-2), 3, 2, 2),
+    "Standardize": fixed(lambda: gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1), 3, 4),
+    "Inverse": fixed(lambda: gx.transforms.Inverse(gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1)), 3, 4),
+    "Affine": plain(lambda shift, s: gx.transforms.Affine(shift, s, 1), 3, 4, shift=sized(4, seed=2), s=0.5 * sized(4, seed=3)),
+    "HalfLine": plain(lambda bound: gx.transforms.HalfLine(bound), 5, bound=sized(seed=2)),
+    "HalfLine below": plain(lambda bound: gx.transforms.HalfLine(bound, -1), 5, bound=sized(seed=2)),
+    "Interval": plain(lambda low, high: gx.transforms.Interval(low, high), 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
+    "Simplex": fixed(gx.transforms.Simplex, 4, 2),
+    "ToSupport real": to_support(constraints.real, 3),
+    "ToSupport positive": to_support(constraints.positive, 3),
+    "ToSupport interval": to_support(constraints.unit_interval, 3),
+    "ToSupport simplex": to_support(constraints.simplex, 3, 2),
+    "ToSupport list": to_support(MIXED, 4),
+}
+TRIANGULAR = [name for name in TRANSFORMS if name.startswith("Autoregressive")]
+
+
+def flow(recipe, features, context=0, rows=3, seed=0, **options):
+    def factory():
+        module = built(recipe(features, context, hidden=(8,), transforms=options.pop("transforms", 2), **options), seed)
+        return module, sized(rows, context, seed=1) if context else None
+
+    return factory
+
+
+def over_multivariate_normal():
+    base = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
+    return built(gx.flows.maf(2, base=base, hidden=(8,), transforms=1)), None
+
+
+def directly():
+    head = gx.heads.Affine()
+    step = gx.transforms.AutoregressiveTransform(MADE(2, 2, context=2, hidden=(8,)), head)
+    base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+    parts = [step, gx.transforms.Permute(torch.tensor([1, 0])), dist.transforms.AffineTransform(torch.ones(2), torch.full((2,), 2.0), 1)]
+    return built(gx.Flow(parts, base)), sized(3, 2, seed=1)
+
+
+def generic():
+    step = gx.transforms.AutoregressiveTransform(RunningSum(2, context=2), gx.heads.Affine())
+    return built(gx.Flow([step.inv], gx.Constant(dist.Normal(torch.zeros(2), 1.0).to_event(1)))), sized(2, 2, seed=1)
+
+
+maf, iaf = gx.flows.maf, gx.flows.iaf
+DISTRIBUTIONS = {
+    "maf": flow(maf, 2),
+    "maf one feature": flow(maf, 1, context=3),
+    "maf one feature, no context": flow(maf, 1),
+    "maf context": flow(maf, 2, context=3),
+    "maf four features": flow(maf, 4, context=2),
+    "maf positive": flow(maf, 2, support=constraints.positive),
+    "maf interval": flow(maf, 1, context=2, support=constraints.interval(-1.0, 2.0)),
+    "maf simplex": flow(maf, 3, support=constraints.simplex),
+    "maf list": flow(maf, 2, context=1, support=[constraints.positive, constraints.unit_interval]),
+    "maf list of four": flow(maf, 4, support=MIXED),
+    "maf standardize": flow(maf, 2, support=constraints.positive, standardize=(2 * sized(20, 2) + 3).exp().float()),
+    "maf normal base": over_multivariate_normal,
+    "iaf": flow(iaf, 2),
+    "iaf context": flow(iaf, 3, context=2),
+    "iaf one feature": flow(iaf, 1, context=2, support=constraints.less_than(1.0)),
+    "iaf simplex": flow(iaf, 3, context=2, support=constraints.simplex),
+    "Flow": directly,
+    "Flow generic": generic,
+}
+OUTSIDE = {  # values outside the support
+    "maf positive": [[1.0, 0.0], [-1.0, 1.0]],
+    "maf interval": [[-1.0], [2.0], [2.5], [-7.0]],
+    "maf simplex": [[0.5, 0.5, 0.0], [0.5, 0.6, 0.2], [-0.1, 0.6, 0.5]],
+    "maf list": [[0.0, 0.5], [1.0, 1.0], [1.0, 0.0], [-1.0, 0.5]],
+    "maf list of four": [[0.0, 1.0, 0.0, 3.0], [0.0, -1.0, 0.0, 0.0], [0.0, 1.0, -1.0, 0.0]],
+    "maf standardize": [[1.0, 0.0], [-1.0, 1.0]],
+    "iaf one feature": [[1.0], [2.0]],
+    "iaf simplex": [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.5, 0.6, 0.2]],
+}
+INERT = {name: ["*conditioner.layers.0.weight"] for name in DISTRIBUTIONS if "one feature" in name or name == "maf interval"}
+
+
+def move(value: Any, device: str) -> Any:
+    """Modules, transforms and tensors of a factory on a device."""
+    if isinstance(value, tuple):
+        return tuple(move(part, device) for part in value)
+    if isinstance(value, (nn.Module, Tensor)):
+        return value.to(device)
+    return value if value is None else gx.Constant(value).to(device)()

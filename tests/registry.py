@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -85,7 +86,7 @@ CONDITIONERS = {
     "MADE tanh": made(4, activation=torch.tanh, context=2),
     "MADE silu": made(4, activation=nn.functional.silu),
     "MADE module activation": made(4, activation=nn.ELU()),
-    "MADE panels": made(35, hidden=(40,), context=1),
+    "MADE panels": made(35, hidden=(40,), context=1, activation=torch.tanh),
     "RunningSum": lambda: built(RunningSum(2)),
     "RunningSum context": lambda: built(RunningSum(4, context=2, k=2)),
 }
@@ -116,18 +117,21 @@ def autoregressive(conditioner, inverse=False, shape=(), sites=4, rows=3, head=g
     return factory
 
 
+class Steps(nn.Module):
+    """A chain of a conditioned transform and others."""
+
+    def __init__(self):
+        super().__init__()
+        net = MADE(3, 2, hidden=(8,), context=2, activation=torch.tanh)
+        self.affine = gx.transforms.AutoregressiveTransform(net, gx.heads.Affine())
+        self.onto = gx.Constant(gx.transforms.ToSupport(constraints.positive, 3))
+
+    def forward(self, context):
+        step = self.affine(context)
+        return gx.transforms.Chain([step, gx.transforms.Reverse(), step.inv, self.onto()])
+
+
 def chain():
-    affine = gx.transforms.AutoregressiveTransform(MADE(3, 2, hidden=(8,), context=2, activation=torch.tanh), gx.heads.Affine())
-
-    class Steps(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.affine = affine
-
-        def forward(self, context):
-            step = self.affine(context)
-            return gx.transforms.Chain([step, gx.transforms.Reverse(), step.inv, gx.transforms.ToSupport(constraints.positive, 3)])
-
     return built(Steps()), sized(3, 3), sized(3, 2, seed=1)
 
 
@@ -161,10 +165,10 @@ TRANSFORMS = {
     "Reverse sites": fixed(lambda: gx.transforms.Reverse(-2), 3, 2, 2),
     "Standardize": fixed(lambda: gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1), 3, 4),
     "Inverse": fixed(lambda: gx.transforms.Inverse(gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1)), 3, 4),
-    "Affine": plain(lambda shift, s: gx.transforms.Affine(shift, s, 1), 3, 4, shift=sized(4, seed=2), s=0.5 * sized(4, seed=3)),
-    "HalfLine": plain(lambda bound: gx.transforms.HalfLine(bound), 5, bound=sized(seed=2)),
-    "HalfLine below": plain(lambda bound: gx.transforms.HalfLine(bound, -1), 5, bound=sized(seed=2)),
-    "Interval": plain(lambda low, high: gx.transforms.Interval(low, high), 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
+    "Affine": plain(partial(gx.transforms.Affine, event_dim=1), 3, 4, shift=sized(4, seed=2), log_scale=0.5 * sized(4, seed=3)),
+    "HalfLine": plain(gx.transforms.HalfLine, 5, bound=sized(seed=2)),
+    "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),
+    "Interval": plain(gx.transforms.Interval, 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
     "Simplex": fixed(gx.transforms.Simplex, 4, 2),
     "ToSupport real": to_support(constraints.real, 3),
     "ToSupport positive": to_support(constraints.positive, 3),
@@ -222,7 +226,9 @@ DISTRIBUTIONS = {
     "Flow": directly,
     "Flow generic": generic,
 }
+inf = float("inf")
 OUTSIDE = {  # values outside the support
+    **{name: [[inf, 0.0], [-inf, inf]] for name in ("maf", "maf context", "maf normal base", "iaf")},
     "maf positive": [[1.0, 0.0], [-1.0, 1.0]],
     "maf interval": [[-1.0], [2.0], [2.5], [-7.0]],
     "maf simplex": [[0.5, 0.5, 0.0], [0.5, 0.6, 0.2], [-0.1, 0.6, 0.5]],

@@ -1,1 +1,5 @@
-"""Exact distributions as ordinary Pyro distributions."""
+"""Distributions that a call returns, as ordinary Pyro distributions."""
+
+from pyro.distributions import TransformedDistribution
+
+__all__ = ["TransformedDistribution"]

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from itertools import combinations
+from itertools import combinations_with_replacement
 from math import inf, log, prod
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from .base import Conditioner, Head
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def redraw(module: ModuleT, seed: int = 0, spread: float = 0.6) -> ModuleT:
+def redraw(module: ModuleT, seed: int = 0, spread: float = 0.5) -> ModuleT:
     """Gives all parameters new normal values, under a generator of its own, and returns the module.
 
     Those of each conditioner are scaled so that the numbers it predicts for normal inputs have a standard deviation of
@@ -543,18 +543,17 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
         wrong = one.clone()
         wrong.view(-1)[-1] = far
         bad += [wrong, torch.full_like(one, far)]
-    loose = _without_validation(d)
-    d = copy.copy(d)
-    d._validate_args = True
+    strict = copy.copy(d)
+    strict._validate_args = True
     for i, v in enumerate(bad):
-        lp = loose.log_prob(v)
+        lp = _log_prob(d, v)
         if not v.isnan().any() and not (lp == -inf).all():
             _broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not -inf")
         if v.isnan().any() and (lp > -inf).any():
             _broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not NaN or -inf")
         if i < given or not d.support.check(v).any():  # torch's constraints.real admits infinities
             with _raises("support", f"log_prob of {v.tolist()} when validating", ValueError):
-                d.log_prob(v)
+                strict.log_prob(v)
 
 
 def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None:
@@ -572,31 +571,27 @@ def agreement(
 ) -> None:
     """Samples agree with log_prob: a goodness of fit in unconstrained space, within ``limit`` standard errors.
 
-    Of one number: the Kolmogorov-Smirnov statistic against the cdf by quadrature. Of two: means of bounded functions of the
-    samples against quadrature. Of more: E_p[g q / p] = E_q[g] for a normal q around a sample.
+    E_p[g q / (p + q)] = E_q[g p / (p + q)] for bounded functions g and a normal q that overlaps p; of one number also the
+    Kolmogorov-Smirnov statistic against the cdf by quadrature.
     """
     d = made(subject, context)
     with _seeded(seed), torch.no_grad():
         y = d.sample((count,))
         u = biject_to(d.support).inv(y)
         u = u.reshape(count, -1, u.shape[-1])
-        functions = _functions(u)
-        if u.shape[-1] > 2:
-            center, spread = u[0], 0.5 * u.std(0)
-            v = center + spread * torch.randn_like(u)
+        center, spread = _center_and_spread(u)
+        normal = torch.distributions.Normal(center, spread)
+        v = center + spread * torch.randn_like(u)
 
-            def ratio(values: Tensor) -> Tensor:
-                log_q = torch.distributions.Normal(center, spread).log_prob(values).sum(-1)
-                return (log_q - _log_density(d, values.reshape(count, *d.batch_shape, -1)).reshape(log_q.shape)).exp()
+        def terms(values: Tensor, sign: float) -> Tensor:
+            log_p = _log_density(d, values.reshape(count, *d.batch_shape, -1)).reshape(count, -1)
+            share = (sign * (normal.log_prob(values).sum(-1) - log_p)).sigmoid()  # q / (p + q), or p / (p + q)
+            columns = ((values - center) / spread).tanh().unbind(-1)
+            pairs = [a * b for a, b in combinations_with_replacement((torch.ones_like(share), *columns), 2)]
+            return torch.stack(pairs) * share
 
-            weighted, plain = functions(u) * ratio(u), functions(v)
-            gap = weighted.mean(1) - plain.mean(1)
-            z = gap / ((weighted.var(1) + plain.var(1)) / count).sqrt()
-        else:
-            got, expected = functions(u), torch.zeros((), device=u.device)
-            for points, weights, density in _quadrature(d):
-                expected = expected + (functions(points.reshape(len(points), *u.shape[1:])) * (density * weights).reshape(len(points), -1)).sum(1)
-            z = (got.mean(1) - expected) / (got.std(1) / count**0.5 + 1e-4)
+        ours, theirs = terms(u, 1.0), terms(v, -1.0)
+        z = (ours.mean(1) - theirs.mean(1)) / ((ours.var(1) + theirs.var(1)) / count).sqrt()
         if not z.abs().max() < limit:
             _broken(
                 "agreement",
@@ -604,7 +599,9 @@ def agreement(
                 f"means that differ by {z.abs().max():.3g} standard errors, not below {limit}",
             )
         if u.shape[-1] == 1:
-            points, weights, density = (torch.cat(parts).reshape(-1, u.shape[1]) for parts in zip(*_quadrature(d), strict=True))
+            points, weights, density = (
+                torch.cat(parts).reshape(-1, u.shape[1]) for parts in zip(*_quadrature(d), strict=True)
+            )
             cdf = (weights * density).cumsum(0) - weights * density / 2
             for row in range(u.shape[1]):
                 mine = u[:, row, 0].sort()[0].contiguous()
@@ -656,14 +653,14 @@ def extremes(module: nn.Module, context: Tensor | None = None) -> None:
     for dtype in (torch.float64, torch.float32):
         net = copy.deepcopy(module).to(dtype)
         given = None if context is None else context.to(dtype)
-        d = _without_validation(made(net, given))
+        d = made(net, given)
         for far in (1e4, -1e4, 1e8, -1e8):
             u = torch.full(
                 size, far if real else log(abs(far)) * (1 if far > 0 else -1), dtype=dtype, device=d.sample().device
             )
             for sign in (1.0, (-1.0) ** torch.arange(size[-1], device=u.device)):
                 y = biject_to(d.support)(u * sign).detach().requires_grad_()
-                lp = d.log_prob(y)
+                lp = _log_prob(d, y)
                 grads = _gradients(lp[lp.isfinite()].sum() if real else lp.sum(), [y, *net.parameters()])
                 for what, value in (("log_prob", lp), *((f"gradient {i}", g) for i, g in enumerate(grads))):
                     good = value.isfinite() if dtype == torch.float64 else ~value.isnan()
@@ -827,9 +824,19 @@ def _by_chunks(conditioner: Conditioner, y: Tensor, context: Tensor | None, cut:
     return torch.cat(phis, 1)
 
 
-def _without_validation(d: Any) -> Any:
+def _log_prob(d: Any, value: Tensor) -> Tensor:
+    """log_prob without validation, of the distribution and of all that it is made of."""
+    import pyro
+
+    with pyro.validation_enabled(False):
+        return _unvalidated(d).log_prob(value)
+
+
+def _unvalidated(d: Any) -> Any:
     d = copy.copy(d)
-    d._validate_args = False
+    d.__dict__.pop("_validate_args", None)
+    if hasattr(d, "base_dist"):
+        d.base_dist = _unvalidated(d.base_dist)
     return d
 
 
@@ -837,16 +844,16 @@ def _log_density(d: Any, u: Tensor) -> Tensor:
     """The log density of unconstrained values (N, *batch, size)."""
     t = biject_to(d.support)
     y = t(u)
-    return _without_validation(d).log_prob(y) + t.log_abs_det_jacobian(u, y)
+    return _log_prob(d, y) + t.log_abs_det_jacobian(u, y)
 
 
-def _quadrature(d: Any, points: int = 400, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
     like = d.sample()
     size = biject_to(d.support).inverse_shape(like.shape)[-1]
     if size > 2:
         raise ValueError(f"Expected a distribution of one or two unconstrained numbers; got {size}.")
-    v = torch.linspace(-5.0, 5.0, 10 * points if size == 1 else points, dtype=like.dtype, device=like.device)
+    v = torch.linspace(-8.0, 8.0, 10 * points if size == 1 else points, dtype=like.dtype, device=like.device)
     axis, weight = v.sinh(), v.cosh() * (v[1] - v[0])
     grid = torch.cartesian_prod(*[axis] * size).reshape(-1, size)
     weights = torch.cartesian_prod(*[weight] * size).reshape(-1, size).prod(-1)
@@ -857,14 +864,6 @@ def _quadrature(d: Any, points: int = 400, chunk: int = 100_000) -> Iterator[tup
             yield u, w, _log_density(d, u).exp()
 
 
-def _functions(u: Tensor) -> Callable[[Tensor], Tensor]:
-    """Bounded functions, their number first, of values (N, rows, size), spread as the given ones are."""
-    center, spread = u.median(0)[0], u.std(0)
-
-    def functions(values: Tensor) -> Tensor:
-        z = ((values - center) / spread).tanh()
-        columns = z.unbind(-1)
-        pairs = [a * b for a, b in combinations(columns, 2)]
-        return torch.stack([torch.ones_like(columns[0]), *columns, *(c * c for c in columns), *pairs])
-
-    return functions
+def _center_and_spread(u: Tensor) -> tuple[Tensor, Tensor]:
+    low, center, high = u.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=u.dtype, device=u.device), 0)
+    return center, (high - low) / 1.35

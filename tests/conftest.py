@@ -15,8 +15,13 @@ def device(request):
 
 
 @pytest.fixture(params=registry.CONDITIONERS)
-def conditioner(request, device):
-    return registry.move(registry.CONDITIONERS[request.param](), device)
+def conditioner_name(request):
+    return request.param
+
+
+@pytest.fixture
+def conditioner(conditioner_name, device):
+    return registry.move(registry.CONDITIONERS[conditioner_name](), device)
 
 
 @pytest.fixture(params=registry.HEADS)
@@ -25,12 +30,22 @@ def head(request, device):
 
 
 @pytest.fixture(params=registry.TRANSFORMS)
-def transform(request, device):
+def transform_name(request):
+    return request.param
+
+
+@pytest.fixture
+def transform(transform_name, device):
     """A transform or module, values and a context or None."""
-    return registry.move(registry.TRANSFORMS[request.param](), device)
+    return registry.move(registry.TRANSFORMS[transform_name](), device)
 
 
 @pytest.fixture(params=registry.DISTRIBUTIONS)
-def distribution(request, device):
+def distribution_name(request):
+    return request.param
+
+
+@pytest.fixture
+def distribution(distribution_name, device):
     """A module and a context or None."""
-    return registry.move(registry.DISTRIBUTIONS[request.param](), device)
+    return registry.move(registry.DISTRIBUTIONS[distribution_name](), device)

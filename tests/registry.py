@@ -59,8 +59,8 @@ def sized(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def built(module, seed=0):
-    return redraw(module.double(), seed)
+def built(module):
+    return redraw(module.double())
 
 
 def made(sites, params=2, hidden=(12, 10), **options):
@@ -154,7 +154,9 @@ TRANSFORMS = {
     "Autoregressive direct": autoregressive(CONDITIONERS["MADE direct"]),
     "Autoregressive one site": autoregressive(CONDITIONERS["MADE one site, context"], sites=1),
     "Autoregressive linear": autoregressive(CONDITIONERS["MADE linear"]),
-    "Autoregressive vectors": autoregressive(made(3, 4, site=(2,), context=1, activation=torch.sigmoid), shape=(2,), sites=3),
+    "Autoregressive vectors": autoregressive(
+        made(3, 4, site=(2,), context=1, activation=torch.sigmoid), shape=(2,), sites=3
+    ),
     "Autoregressive generic": autoregressive(CONDITIONERS["RunningSum context"], shape=(2,), sites=3),
     "Autoregressive inverse": autoregressive(CONDITIONERS["MADE context"], inverse=True),
     "Autoregressive generic inverse": autoregressive(CONDITIONERS["RunningSum"], inverse=True),
@@ -164,8 +166,12 @@ TRANSFORMS = {
     "Reverse": fixed(gx.transforms.Reverse, 3, 4),
     "Reverse sites": fixed(lambda: gx.transforms.Reverse(-2), 3, 2, 2),
     "Standardize": fixed(lambda: gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1), 3, 4),
-    "Inverse": fixed(lambda: gx.transforms.Inverse(gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1)), 3, 4),
-    "Affine": plain(partial(gx.transforms.Affine, event_dim=1), 3, 4, shift=sized(4, seed=2), log_scale=0.5 * sized(4, seed=3)),
+    "Inverse": fixed(
+        lambda: gx.transforms.Inverse(gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1)), 3, 4
+    ),
+    "Affine": plain(
+        partial(gx.transforms.Affine, event_dim=1), 3, 4, shift=sized(4, seed=2), log_scale=0.5 * sized(4, seed=3)
+    ),
     "HalfLine": plain(gx.transforms.HalfLine, 5, bound=sized(seed=2)),
     "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),
     "Interval": plain(gx.transforms.Interval, 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
@@ -179,10 +185,10 @@ TRANSFORMS = {
 TRIANGULAR = [name for name in TRANSFORMS if name.startswith("Autoregressive")]
 
 
-def flow(recipe, features, context=0, rows=3, seed=0, **options):
+def flow(recipe, features, context=0, **options):
     def factory():
-        module = built(recipe(features, context, hidden=(8,), transforms=options.pop("transforms", 2), **options), seed)
-        return module, sized(rows, context, seed=1) if context else None
+        module = built(recipe(features, context, hidden=(8,), transforms=2, **options))
+        return module, sized(3, context, seed=1) if context else None
 
     return factory
 
@@ -196,7 +202,11 @@ def directly():
     head = gx.heads.Affine()
     step = gx.transforms.AutoregressiveTransform(MADE(2, 2, context=2, hidden=(8,)), head)
     base = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
-    parts = [step, gx.transforms.Permute(torch.tensor([1, 0])), dist.transforms.AffineTransform(torch.ones(2), torch.full((2,), 2.0), 1)]
+    parts = [
+        step,
+        gx.transforms.Permute(torch.tensor([1, 0])),
+        dist.transforms.AffineTransform(torch.ones(2), torch.full((2,), 2.0), 1),
+    ]
     return built(gx.Flow(parts, base)), sized(3, 2, seed=1)
 
 
@@ -211,12 +221,12 @@ DISTRIBUTIONS = {
     "maf one feature": flow(maf, 1, context=3),
     "maf one feature, no context": flow(maf, 1),
     "maf context": flow(maf, 2, context=3),
-    "maf four features": flow(maf, 4, context=2),
+    "maf four features": flow(maf, 4, context=2, activation=torch.tanh),
     "maf positive": flow(maf, 2, support=constraints.positive),
     "maf interval": flow(maf, 1, context=2, support=constraints.interval(-1.0, 2.0)),
-    "maf simplex": flow(maf, 3, support=constraints.simplex),
+    "maf simplex": flow(maf, 3, support=constraints.simplex, activation=torch.tanh),
     "maf list": flow(maf, 2, context=1, support=[constraints.positive, constraints.unit_interval]),
-    "maf list of four": flow(maf, 4, support=MIXED),
+    "maf list of four": flow(maf, 4, support=MIXED, activation=torch.tanh),
     "maf standardize": flow(maf, 2, support=constraints.positive, standardize=(2 * sized(20, 2) + 3).exp().float()),
     "maf normal base": over_multivariate_normal,
     "iaf": flow(iaf, 2),
@@ -238,7 +248,13 @@ OUTSIDE = {  # values outside the support
     "iaf one feature": [[1.0], [2.0]],
     "iaf simplex": [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.5, 0.6, 0.2]],
 }
-INERT = {name: ["*conditioner.layers.0.weight"] for name in DISTRIBUTIONS if "one feature" in name or name == "maf interval"}
+INERT = {
+    name: ["*conditioner.layers.0.weight"] for name in DISTRIBUTIONS if "one feature" in name or name == "maf interval"
+}
+
+
+REAL_SITES = [name for name in CONDITIONERS if name not in ("MADE categories", "MADE mixed")]
+SMALL = [name for name in DISTRIBUTIONS if name not in ("maf four features", "maf list of four", "iaf context")]
 
 
 def move(value: Any, device: str) -> Any:

@@ -114,7 +114,6 @@ class MADE(Conditioner):
         check_sizes(0, context=context)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation = tuple(hidden), _check_activation(activation)
-        self._activate = _IN_PLACE.get(activation) or (lambda z: z.copy_(activation(z)))
         widths = _site_widths(site, num_sites)
         reads = reads_of(adjacency, num_sites)
         sites = [s for s, width in enumerate(widths) for _ in range(width)]
@@ -213,42 +212,37 @@ class MADE(Conditioner):
         """
         T, P, k, last = self.num_sites, self.num_params, g.shape[2], len(self.layers)
         slopes = [g, *(self._slope(level, state) for level in range(1, last))]
-        # by level: gradients of the units, and before their activation
+        # by level, from the inputs up: gradients of the units, and of what they are before their activation
         of_units = [_feature_major(g), *(torch.zeros_like(slope) for slope in slopes[1:])]
         of_pre = [g, *(torch.zeros_like(slope) for slope in slopes[1:]), _feature_major(drive)]
         gains = gain.permute(2, 1, 3, 0).reshape(k, T * P, -1)
-        sites = of_units[0].split(1)
+        of_sites = of_units[0].split(1)
         for start in range((T - 1) // PANEL * PANEL, -1, -PANEL):
             stop = min(start + PANEL, T)
-            for level, source, weight in self._links:  # at once, for the whole panel: what all later degrees ask of it
-                rows, columns = self._units(level, stop, T), self._units(source, start, stop)
-                of_units[source][columns].addmm_(state.weights[weight][rows, columns].t(), of_pre[level][rows])
+            pulls: list[list[Any]] = [[] for _ in range(last)]  # by level: (weights by degree, gradients above)
+            for level, source, weight in self._links:
+                later, rows = self._units(level, stop, T), self._units(level, start, stop)
+                columns = self._units(source, start, stop)  # at once, for the whole panel: what later degrees ask of it
+                of_units[source][columns].addmm_(state.weights[weight][later, columns].t(), of_pre[level][later])
+                pulls[source].append(
+                    (self._cut(source, state.weights[weight][rows].t(), start, stop), of_pre[level][rows])
+                )
+            units = [self._cut(level, tensor, start, stop) for level, tensor in enumerate(of_units)]
+            hidden = [
+                [self._cut(level, tensors[level], start, stop) for tensors in (slopes, of_pre)]
+                for level in range(1, last)
+            ]
             of_phi = self._cut(last, of_pre[last], start, stop)
             gain_cuts = [self._cut(last, of_site, start, stop) for of_site in gains]
-            layers = [
-                (
-                    [
-                        self._cut(source, tensors[source], start, stop)
-                        for tensors in (of_units, slopes, of_pre)
-                        if source or tensors is of_units
-                    ],
-                    [
-                        (self._cut(source, state.weights[weight][rows].t(), start, stop), of_pre[level][rows])
-                        for level, below, weight in self._links
-                        if below == source
-                        for rows in [self._units(level, start, stop)]
-                    ],
-                )
-                for source in range(last - 1, -1, -1)
-            ]
             for i in range(stop - start - 1, -1, -1):
                 for j, cuts in enumerate(gain_cuts):
-                    of_phi[i].addcmul_(cuts[i], sites[(start + i) * k + j])
-                for (of_unit, *rest), links in layers:
-                    for weights, above in links:
-                        of_unit[i].addmm_(weights[i], above)
-                    if rest:
-                        torch.mul(of_unit[i], rest[0][i], out=rest[1][i])
+                    of_phi[i].addcmul_(cuts[i], of_sites[(start + i) * k + j])
+                for level in range(last - 1, -1, -1):
+                    for weights, above in pulls[level]:
+                        units[level][i].addmm_(weights[i], above)
+                    if level:
+                        slope, pre = hidden[level - 1]
+                        torch.mul(units[level][i], slope[i], out=pre[i])
         return of_units[0].view(T, k, -1).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def _gradients(
@@ -298,6 +292,7 @@ class MADE(Conditioner):
 
     def _finish_in_place(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
         phis = []
+        activate = _IN_PLACE.get(self.activation) or (lambda z: z.copy_(self.activation(z)))
         news = [inputs] if high - low == 1 else inputs.split(self._sizes[0][low:high], 1)
         for degree, new in enumerate(news, start=low):
             start = degree - degree % PANEL
@@ -310,7 +305,7 @@ class MADE(Conditioner):
                 for weights, source in links:  # units that are not finished meet masked weights
                     units[i].addmm_(weights[i], source)
                 if level < last:
-                    self._activate(units[i])
+                    activate(units[i])
             phis.append(panel.phi[i])
         return phis[0] if len(phis) == 1 else torch.cat(phis, 1), state
 

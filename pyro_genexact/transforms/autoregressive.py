@@ -132,6 +132,10 @@ class AutoregressiveTransform(nn.Module):
             raise ValueError(
                 f"Expected conditioner.num_params == {head.num_params} (that of the head); got {conditioner.num_params}."
             )
+        if conditioner.site != tuple(head.site_shape):
+            raise ValueError(
+                f"Expected conditioner.site == {tuple(head.site_shape)} (the site shape of the head); got {conditioner.site}."
+            )
         self.conditioner, self.head, self.context = conditioner, head, conditioner.context
 
     def forward(self, context: Tensor | None = None) -> ConditionedAutoregressive:

@@ -69,6 +69,10 @@ class RememberingTransform(Transform):
         new._cache_size = cache_size
         return new
 
+    def clear_cache(self) -> None:
+        """Forgets the last call."""
+        self._last = None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_last": None, "_inv": None}
 

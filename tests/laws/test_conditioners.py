@@ -1,0 +1,162 @@
+"""Conditioners: causality, chunks, states, context, and the gradient of the sequential direction."""
+
+import pytest
+import registry
+import torch
+from registry import MADE, RunningSum, built
+
+from pyro_genexact import heads, testing
+
+
+def test_causality(conditioner, conditioner_name):
+    testing.causality(conditioner, registry.READS.get(conditioner_name), registry.MUST_READ.get(conditioner_name))
+
+
+def test_chunks(conditioner):
+    testing.chunks(conditioner)
+
+
+def test_reorder(conditioner):
+    testing.reorder(conditioner)
+
+
+def test_consumption(conditioner):
+    testing.consumption(conditioner)
+
+
+def test_context_use(conditioner):
+    testing.context_use(conditioner)
+
+
+@pytest.mark.parametrize("conditioner_name", registry.REAL_SITES)
+def test_sequential_gradient(conditioner):
+    head = heads.Affine(conditioner.site).to(next(conditioner.parameters()))
+    testing.sequential_gradient(conditioner, head)
+
+
+class ReadsItself(RunningSum):
+    def forward(self, y, context=None):
+        return super().forward(y, context) + y.unsqueeze(-1)
+
+
+class Blind(RunningSum):
+    def extend(self, y, state):
+        return super().extend(torch.zeros_like(y), state)
+
+
+def masked_once():
+    net = built(MADE(4, 2, hidden=(8,)))
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.mul_(layer.mask)
+            layer.mask.fill_(1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (
+            lambda: built(ReadsItself(2)),
+            r"causality broken \[as given, site 0\]: changes the parameters of site 0 by 1.7, not by 0",
+        ),
+        (
+            lambda: built(Blind(2)),
+            r"causality broken \[as given, site 0\]: changes the parameters of site 1 by 0, not by more",
+        ),
+        (masked_once, r"causality broken \[noise for weights, site \d\]: changes .* not by 0"),
+    ],
+)
+def test_causality_has_power(net, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.causality(net())
+
+
+class Restarts(RunningSum):
+    def extend(self, y, state):
+        return super().extend(y, state._replace(total=0 * state.total))
+
+
+class NoGradient(RunningSum):
+    def extend(self, y, state):
+        if torch.is_grad_enabled() and y.shape[1] == 1:
+            y = y.detach()
+        return super().extend(y, state)
+
+
+class LeansOnChunk(MADE):
+    def start(self, context, batch_size):
+        self.read = []
+        return super().start(context, batch_size)
+
+    def extend(self, y, state):
+        self.read.append(y)
+        for chunk in self.read[:-1]:
+            assert torch.is_grad_enabled() or bool(chunk.any()), "chunks broken: the state leans on what it was given"
+        return super().extend(y, state)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (lambda: Restarts(2), r"chunks broken \[cut \(1, 1, 1, 1\), without grad\]"),
+        (lambda: NoGradient(2), r"chunks broken \[cut \(1, 1, 1, 1\), gradient of input or parameter 0\]"),
+        (lambda: LeansOnChunk(4, 2, hidden=(8,)), "leans on what it was given"),
+    ],
+)
+def test_chunks_has_power(net, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.chunks(built(net()))
+
+
+class OtherRows(RunningSum):
+    def reorder(self, state, index):
+        return super().reorder(state, index.flip(0))
+
+
+class Endless(RunningSum):
+    @staticmethod
+    def advance(state, sites):
+        return state._replace(position=state.position + sites)
+
+
+def test_states_have_power():
+    with pytest.raises(AssertionError, match=r"reorder broken \[first branch after 1 sites, grad False\]"):
+        testing.reorder(built(OtherRows(2)))
+    with pytest.raises(
+        AssertionError, match=r"consumption broken \[extend again, grad False\]: no error, not a RuntimeError"
+    ):
+        testing.consumption(built(Endless(2)))
+
+
+class ContextLater(RunningSum):
+    def start(self, context, batch_size):
+        return super().start(torch.zeros_like(context), batch_size)[0], super().start(context, batch_size)[1]
+
+
+class Linear(MADE):
+    def forward(self, y, context=None):
+        return super().forward(y, torch.zeros_like(context)) + context.sum(1)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (lambda: ContextLater(2, context=2), r"context use broken \[feature 0\]: changes site 0 by 0, not by more"),
+        (lambda: Linear(3, 2, context=2), r"context use broken \[non-linearity\]: site \d bends by .*, not by more"),
+    ],
+)
+def test_context_use_has_power(net, message):
+    with pytest.raises(AssertionError, match=message):
+        testing.context_use(built(net()))
+
+
+class WrongSweep(MADE):
+    def adjoint(self, *args):
+        a, of_context, pairs = super().adjoint(*args)
+        return a, of_context, [(p, 1.001 * grad) for p, grad in pairs]
+
+
+def test_sequential_gradient_has_power():
+    with pytest.raises(AssertionError, match=r"sequential gradient broken \[of x, input or parameter \d\]"):
+        testing.sequential_gradient(built(WrongSweep(4, 2, hidden=(8,))), heads.Affine().double())

@@ -1,0 +1,74 @@
+"""Deep copies, pickles and state_dicts, before and after use."""
+
+import pytest
+import torch
+from registry import MADE, Built, built, sized
+
+from pyro_genexact import testing
+from pyro_genexact.testing import conditioner_inputs, made
+
+
+def test_conditioner(conditioner):
+    inputs = conditioner_inputs(conditioner)
+    testing.copies(conditioner, lambda net: net(*inputs))
+
+
+def test_head(head):
+    phi = torch.ones(2, 3, head.num_params).to(head.bound)
+    testing.copies(head, lambda h: h(phi)(phi[..., : head.num_params // 2].reshape(2, 3, *head.site_shape)))
+
+
+def test_transform(transform):
+    subject, x, context = transform
+    testing.copies(subject, lambda t: made(t, context)(x))
+    testing.copies(made(subject, context), lambda t: t(x))
+
+
+def test_distribution(distribution):
+    testing.persistence(*distribution)
+
+
+class Remembers(MADE):
+    """Keeps a graph on the module, as Pyro's transforms do."""
+
+    def forward(self, y, context=None):
+        self.phi = super().forward(y, context)
+        return self.phi
+
+
+class LosesWeights(MADE):
+    def __getstate__(self):
+        return testing.redraw(MADE(4, 2, hidden=(8,)).double(), 5).__dict__
+
+
+def test_copies_has_power():
+    y = sized(3, 4)
+    with pytest.raises((AssertionError, RuntimeError)):
+        net = built(Remembers(4, 2, hidden=(8,)))
+        net(y)
+        testing.copies(net, lambda n: n(y))
+    with pytest.raises(AssertionError, match=r"copies broken \[deepcopy before use\]"):
+        testing.copies(built(LosesWeights(4, 2, hidden=(8,))), lambda net: net(y))
+
+
+class NotSaved(Built):
+    """The scale is no parameter."""
+
+    def __init__(self):
+        import pyro.distributions as dist
+
+        super().__init__(dist.Normal, loc=sized(1))
+        self.scale = torch.ones(1, dtype=torch.float64)
+
+    def forward(self):
+        return self.make(self.values["loc"], self.scale).to_event(1)
+
+    def __deepcopy__(self, memo):
+        new = NotSaved()
+        new.scale = 2 * self.scale
+        return new
+
+
+def test_persistence_has_power():
+    with pytest.raises(AssertionError, match=r"persistence broken \[state_dict\]"):
+        testing.persistence(NotSaved())

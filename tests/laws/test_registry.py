@@ -1,0 +1,50 @@
+"""The registry holds every public class, far from the identity."""
+
+import inspect
+
+import pytest
+import registry
+from torch import nn
+from torch.distributions import Transform
+
+import pyro_genexact as gx
+from pyro_genexact.testing import conditioner_inputs, made
+
+
+def parts(thing):
+    """The thing and all that it is made of."""
+    yield thing
+    if isinstance(thing, nn.Module):
+        for child in thing.children():
+            yield from parts(child)
+        yield from parts(getattr(thing, "value", None))
+    if isinstance(thing, Transform):
+        for part in getattr(thing, "parts", ()):
+            yield from parts(part)
+    if isinstance(thing, gx.Conditioner):
+        yield thing.start(conditioner_inputs(thing)[1], 6)[1]
+
+
+def test_every_public_class_is_in_the_registry():
+    subjects = [factory() for factory in (*registry.CONDITIONERS.values(), *registry.HEADS.values())]
+    for factory in (*registry.TRANSFORMS.values(), *registry.DISTRIBUTIONS.values()):
+        subject, *_, context = factory()
+        subjects += [subject, made(subject, context)]
+    seen = {kind.__name__ for subject in subjects for part in parts(subject) for kind in type(part).__mro__}
+    public = {name for part in (gx.transforms, gx.conditioners, gx.heads) for name in part.__all__}
+    public |= set(getattr(gx.distributions, "__all__", ()))
+    public |= {
+        name for name in gx.__all__ if inspect.isclass(kind := getattr(gx, name)) and issubclass(kind, nn.Module)
+    }
+    assert public <= seen, public - seen
+
+
+@pytest.mark.parametrize("name", registry.CONDITIONERS)
+def test_parameters_vary_clearly(name):
+    net = registry.CONDITIONERS[name]()
+    deviations = net(*conditioner_inputs(net, 500)).std(0)
+    varying = deviations[deviations > 1e-6]
+    if name == "MADE one site":  # reads nothing
+        assert not len(varying)
+    else:
+        assert 0.3 < varying.square().mean().sqrt() < 0.9

@@ -1,5 +1,7 @@
 """Configuration of the documentation: sphinx-build -W --keep-going -b html docs docs/_build/html."""
 
+import re
+
 import pyro_genexact
 
 project = "pyro-genexact"
@@ -28,3 +30,20 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # hints of tqdm, with paths
+
+
+MARKUP = re.compile(r"(``.*?``|:[a-z:]+:`.*?`)|([*|])")
+
+
+def keep_plain_text(app, what, name, obj, options, lines):
+    """Formulae and shapes in docstrings are plain text: their stars and bars are no markup, except in literals."""
+    example = False
+    for i, line in enumerate(lines):
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example:
+            lines[i] = MARKUP.sub(lambda m: m[1] or "\\" + m[2], line)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", keep_plain_text, priority=400)  # before napoleon

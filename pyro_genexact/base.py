@@ -177,15 +177,17 @@ def check_context(module: Any, context: Tensor | None) -> None:
     name, width = type(module).__name__, module.context
     if (context is None) != (width == 0):
         expected = f"a context (*batch, {width})" if width else "no context"
-        got = "none" if context is None else f"one of shape {tuple(context.shape)}"
+        got = "none" if context is None else f"one of shape {tuple(getattr(context, 'shape', ()))}"
         raise ValueError(f"Expected {expected} ({name} built with context={width}); got {got}.")
     if context is None:
         return
+    if not isinstance(context, Tensor):
+        raise TypeError(f"Expected context to be a tensor; got {type(context).__name__}.")
     if context.dim() == 0 or context.shape[-1] != width:
         raise ValueError(
             f"Expected context.shape[-1] == {width} ({name} built with context={width}); got {tuple(context.shape)}."
         )
-    check_like("context", context, module)
+    check_like("context", context, next((p for p in module.parameters() if p.is_floating_point()), context))
 
 
 def check_sizes(least: int, **sizes: int | Sequence[int]) -> None:
@@ -196,14 +198,12 @@ def check_sizes(least: int, **sizes: int | Sequence[int]) -> None:
                 raise ValueError(f"Expected {name} to be integers >= {least}; got {size}.")
 
 
-def check_like(name: str, value: Tensor, module: nn.Module) -> None:
-    """Raises a ValueError unless the value has the dtype and the device of the module's floating parameters."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), value)
-    for what in ("dtype", "device"):
-        if getattr(value, what) != getattr(like, what):
-            raise ValueError(
-                f"Expected {name}.{what} == {getattr(like, what)} (that of the parameters); got {getattr(value, what)}."
-            )
+def check_like(name: str, value: Tensor, like: Tensor) -> None:
+    """Raises a ValueError unless the value has the dtype and the device of a parameter."""
+    if value.dtype != like.dtype:
+        raise ValueError(f"Expected {name}.dtype == {like.dtype} (that of the parameters); got {value.dtype}.")
+    if value.device != like.device:
+        raise ValueError(f"Expected {name}.device == {like.device} (that of the parameters); got {value.device}.")
 
 
 def _rows(field: Any, index: Tensor) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -23,6 +24,7 @@ class Flow(DistributionModule):
 
     Its call returns a stock ``pyro.distributions.TransformedDistribution`` over vectors, whose single transform is the
     :class:`~pyro_genexact.transforms.Chain` of them all: sampling and scoring the sample runs each network once.
+    End with :class:`~pyro_genexact.transforms.ToSupport`, as the recipes do, for a support that refuses infinite values.
     Batch shape: the base's, broadcast with the context's; each context row gets noise of its own.
 
     Args:
@@ -43,8 +45,10 @@ class Flow(DistributionModule):
         super().__init__()
         if not transforms:
             raise ValueError("Expected transforms to hold at least one; got none.")
-        self.transforms = nn.ModuleList(_module(t) for t in transforms)
-        self.base = _module(base)
+        self.transforms = nn.ModuleList(
+            _module("transforms", t, Transform, "transforms or modules") for t in transforms
+        )
+        self.base = _module("base", base, Distribution, "a distribution or a module")
         widths = {width for part in (*self.transforms, self.base) if (width := getattr(part, "context", 0))}
         if len(widths) > 1:
             raise ValueError(f"Expected transforms and base with contexts of one width; got {sorted(widths)}.")
@@ -106,6 +110,10 @@ def maf(
         chain += [*([Reverse()] if index else []), step if inverse else step.inv]
     if standardize is not None:
         chain.append(Inverse(Standardize.from_data(_unconstrained(standardize, onto))))
+    if isinstance(base, Distribution) and (base.batch_shape + base.event_shape)[-1:] != (size,):
+        raise ValueError(
+            f"Expected base.event_shape == ({size},) (the flow's real vectors); got {tuple(base.event_shape)}."
+        )
     normal = dist.Normal(torch.zeros(size), torch.ones(size)).to_event(1)
     return Flow([*chain, onto], normal if base is None else base)
 
@@ -129,12 +137,16 @@ def iaf(features: int, context: int = 0, **options: object) -> Flow:
     return maf(features, context, inverse=True, **options)  # type: ignore[arg-type]
 
 
-def _module(part: Distribution | Transform | nn.Module) -> nn.Module:
+def _module(name: str, part: Any, kind: Any, kinds: str) -> nn.Module:
+    if not isinstance(part, (nn.Module, kind)):
+        raise TypeError(f"Expected {name} to be {kinds}; got {type(part).__name__}.")
     return part if isinstance(part, nn.Module) else Constant(part)
 
 
 def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
     """The rows in unconstrained space; ValueError for rows outside the support."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"Expected standardize to be a tensor; got {type(rows).__name__}.")
     if rows.dim() != 2 or rows.shape[1] != onto.features:
         raise ValueError(f"Expected standardize.shape[1:] == ({onto.features},) (features); got {tuple(rows.shape)}.")
     outside = ~onto.contains(rows)

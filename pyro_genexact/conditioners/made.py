@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
-from ..base import Conditioner, Site, check_context, check_sizes
+from ..base import Conditioner, Site, check_context, check_like, check_sizes
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -110,6 +110,8 @@ class MADE(Conditioner):
         direct: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(hidden, (tuple, list)):
+            raise ValueError(f"Expected hidden to be a sequence of integers >= 1; got {hidden}.")
         check_sizes(1, num_sites=num_sites, num_params=num_params, hidden=hidden)
         check_sizes(0, context=context)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
@@ -142,8 +144,9 @@ class MADE(Conditioner):
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, T, *site_shape) and (B, C) to (B, T, P) by one masked dense pass; the last site is never read."""
-        if y.shape[1] != self.num_sites:
-            raise ValueError(f"Expected y.shape[1] == {self.num_sites} (num_sites of MADE); got {tuple(y.shape)}.")
+        expected = (self.num_sites, *(self.site if isinstance(self.site, tuple) else ()))
+        if y.shape[1:] != expected:
+            raise ValueError(f"Expected y.shape[1:] == {expected} (sites and site of MADE); got {tuple(y.shape)}.")
         check_context(self, context)
         inputs = below = pad(self._encode(y[:, :-1], 0, self.layers[0].weight), (0, self._unread))
         *hidden, last = self.layers
@@ -177,6 +180,10 @@ class MADE(Conditioner):
             raise ValueError(
                 f"Expected y.shape[1] between 1 and {self.num_sites - 1 - first} ({first} of {self.num_sites} sites were "
                 f"read and the last one never is); got {tuple(y.shape)}."
+            )
+        if state.in_place and torch.is_grad_enabled():
+            raise RuntimeError(
+                "Expected extend in the grad mode of start; got a state begun under no_grad, with grad on."
             )
         inputs = self._encode(y, first, state.weights[0])
         return self._advance_to(first + sites + 1, first + 1, self.advance(state, sites), inputs)
@@ -252,8 +259,9 @@ class MADE(Conditioner):
         modules = self._modules_of_links()
         layers = list(zip(modules[: len(self.layers)], of_pre[1:], strict=True))
         links = zip(self._links, modules, strict=True)
-        pairs = [
-            (link.weight, (of_pre[level] @ state.units[source].t()) * link.mask) for (level, source, _), link in links
+        pairs = [  # filled, not multiplied: a product that overflows must not turn a masked weight's zero into NaN
+            (link.weight, (of_pre[level] @ state.units[source].t()).masked_fill_(link.mask == 0, 0.0))
+            for (level, source, _), link in links
         ]
         pairs += [(layer.bias, of.sum(1)) for layer, of in layers]
         if context is None:
@@ -347,8 +355,7 @@ class MADE(Conditioner):
     def _encode(self, y: Tensor, first: int, like: Any) -> Tensor:
         """(B, S, *site_shape) from site ``first`` on to the network's inputs (B, features)."""
         if isinstance(self.site, tuple):
-            if y.dtype != like.dtype:
-                raise ValueError(f"Expected y.dtype == {like.dtype} (that of the parameters); got {y.dtype}.")
+            check_like("y", y, like)
             return y.flatten(1)
         if isinstance(self.site, int):
             return _one_hot(y, self.site, like).flatten(1)
@@ -362,7 +369,7 @@ class MADE(Conditioner):
 
 def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
     labels = y.long()
-    if y.is_floating_point() and (labels != y).any():
+    if not y.is_meta and y.is_floating_point() and (labels != y).any():
         raise ValueError(
             f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; got {y[labels != y][0]}."
         )
@@ -386,13 +393,26 @@ def _site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
     return [kind if isinstance(kind, int) else prod(kind) for kind in kinds]  # type: ignore[arg-type]
 
 
-def _check_activation(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    parameters = list(activation.parameters()) if isinstance(activation, nn.Module) else []
-    if not callable(activation) or parameters or getattr(activation, "inplace", False):
+def _check_activation(activation: Any) -> Callable[[Tensor], Tensor]:
+    if not (
+        callable(activation)
+        and not (isinstance(activation, nn.Module) and [*activation.parameters()])
+        and _elementwise(activation)
+    ):
         raise ValueError(
             f"Expected activation to be an elementwise function without parameters, not in place; got {activation}."
         )
     return activation
+
+
+def _elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
+    """Whether, on a probe, values come from values at their place and the argument stays."""
+    z = torch.linspace(-2, 2, 12, device="cpu").view(3, 4)
+    probe = z.clone()
+    whole = activation(probe)
+    if whole.shape != z.shape or not torch.equal(probe, z):
+        return False
+    return torch.allclose(whole, torch.cat([activation(row.clone()) for row in z.view(12, 1)]).view_as(z))
 
 
 def _feature_major(x: Tensor) -> Tensor:

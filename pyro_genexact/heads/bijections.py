@@ -10,6 +10,8 @@ from torch import Tensor
 from .. import transforms
 from ..base import Head, check_sizes
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class Affine(Head):
     r"""y = x exp(s) + m with m = phi[..., :n] and s = bound tanh(phi[..., n:] / bound), n the numbers of a site.
@@ -29,21 +31,19 @@ class Affine(Head):
         torch.Size([4, 3])
     """
 
-    bound: Tensor
-    rate: Tensor
-
     def __init__(self, shape: tuple[int, ...] = (), bound: float = 7.0) -> None:
         super().__init__()
         check_sizes(1, shape=shape)
         if not bound > 0:
             raise ValueError(f"Expected bound > 0; got {bound}.")
         self.site_shape, self.num_params = tuple(shape), 2 * prod(shape)
-        self.register_buffer("bound", torch.tensor(float(bound)), persistent=False)  # a tensor: cheaper than a number
-        self.register_buffer("rate", torch.tensor(1 / bound), persistent=False)
+        # as tensors, which cost half of what numbers do; those of the CPU go with every device
+        self._bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
         if self.site_shape:
             phi = phi.unflatten(-1, (2, *self.site_shape))
+        bound = self._bounds[phi.dtype]
         shift, raw = phi.unbind(-1 - len(self.site_shape))
-        return transforms.Affine(shift, torch.tanh(raw * self.rate) * self.bound, len(self.site_shape))
+        return transforms.Affine(shift, torch.tanh(raw / bound) * bound, len(self.site_shape))

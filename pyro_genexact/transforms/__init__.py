@@ -2,7 +2,7 @@
 
 from .affine import Affine
 from .autoregressive import AutoregressiveTransform, ConditionedAutoregressive
-from .base import Chain, Inverse, RememberingTransform
+from .base import Chain, Inverse, PlainTransform, RememberingTransform
 from .linear import Permute, Reverse, Standardize
 from .support import HalfLine, Interval, Simplex, ToSupport
 
@@ -15,6 +15,7 @@ __all__ = [
     "Interval",
     "Inverse",
     "Permute",
+    "PlainTransform",
     "RememberingTransform",
     "Reverse",
     "Simplex",

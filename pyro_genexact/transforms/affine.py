@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import constraints
 from torch.distributions.utils import _sum_rightmost
 
+from .base import PlainTransform
 
-class Affine(Transform):
+
+class Affine(PlainTransform):
     """y = x exp(log_scale) + shift, elementwise; log|dy/dx| is log_scale, summed over the event.
 
     Args:
@@ -21,7 +23,6 @@ class Affine(Transform):
         (tensor(3.), tensor(2.))
     """
 
-    bijective = True
     sign = 1
 
     def __init__(self, shift: Tensor, log_scale: Tensor, event_dim: int = 0) -> None:

@@ -10,7 +10,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, bind, check_context
+from ..base import Conditioner, Head, bind, check_context, check_like
 from .base import Inverse, RememberingTransform
 
 
@@ -95,6 +95,7 @@ class ConditionedAutoregressive(RememberingTransform):
             raise ValueError(
                 f"Expected value.shape[-{dims}:] == {expected} (the sites of the transform); got {tuple(value.shape)}."
             )
+        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
         shape = self.forward_shape(value.shape)
         rows = _shaped(value.expand(shape) if shape != value.shape else value, (-1, *event))
         if self.context is None:
@@ -169,7 +170,7 @@ def _solve(
         for t, y_t in enumerate(y.split(1, 1)):
             if t:
                 phi, state = conditioner.extend(xs[-1], state)
-            xs.append(head(phi, t)._inv_call(y_t))
+            xs.append(head(phi, t).inv(y_t))
             phis.append(phi)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
     return x, -head(phi).log_abs_det_jacobian(x, y).sum(1), phi, state

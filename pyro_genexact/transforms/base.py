@@ -12,6 +12,18 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.utils import _sum_rightmost
 
+from ..base import bind
+
+
+class PlainTransform(Transform):
+    """A bijection that is cheap in both directions, so that there is nothing to remember."""
+
+    bijective = True
+
+    def with_cache(self, cache_size: int = 1) -> PlainTransform:
+        """The transform itself."""
+        return self
+
 
 class RememberingTransform(Transform):
     """A bijection that finds y and log|dy/dx| together and remembers its last (x, y, log|dy/dx|) by identity.
@@ -203,7 +215,9 @@ class Inverse(nn.Module):
 
 
 def transform_of(module: nn.Module, context: Tensor | None) -> Transform:
-    """What a module contributes to a chain: itself if it is a transform, else what its call returns."""
+    """What a module contributes to a chain: itself as it is now if it is a transform, else what its call returns."""
     if isinstance(module, Transform):
-        return module
+        bound, _ = bind(module)
+        bound._inv = None  # its inverse must be that of the copy
+        return bound
     return module(context) if getattr(module, "context", 0) else module()

@@ -7,11 +7,11 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from .base import PlainTransform
 
-class _Reordering(TransformModule):
+
+class _Reordering(PlainTransform, TransformModule):
     """The dims from ``dim`` on are one event, whose volume does not change."""
-
-    bijective = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -49,15 +49,19 @@ class Permute(_Reordering):
 
     def __init__(self, permutation: Tensor, dim: int = -1) -> None:
         super().__init__(dim)
-        if permutation.dim() != 1 or permutation.sort()[0].tolist() != list(range(len(permutation))):
+        if (
+            permutation.is_floating_point()
+            or permutation.dim() != 1
+            or permutation.sort()[0].tolist() != list(range(len(permutation)))
+        ):
             raise ValueError(f"Expected permutation to hold each of 0 ... T-1 once; got {permutation.tolist()}.")
         self.register_buffer("permutation", permutation)
 
     def _call(self, x: Tensor) -> Tensor:
-        return x.index_select(self.dim, self.permutation)
+        return _sized(x, self.dim, len(self.permutation)).index_select(self.dim, self.permutation)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return y.index_select(self.dim, self.permutation.argsort())
+        return _sized(y, self.dim, len(self.permutation)).index_select(self.dim, self.permutation.argsort())
 
 
 class Reverse(_Reordering):
@@ -83,7 +87,7 @@ class Reverse(_Reordering):
     _inverse = _call
 
 
-class Standardize(TransformModule):
+class Standardize(PlainTransform, TransformModule):
     """Takes a shift off each feature and divides by a scale: y = (x - shift) / scale, log|dy/dx| = -sum log scale.
 
     Args:
@@ -99,7 +103,6 @@ class Standardize(TransformModule):
         (tensor([1.]), tensor([2.]))
     """
 
-    bijective = True
     domain = codomain = constraints.real_vector
     shift: Tensor
     scale: Tensor
@@ -129,14 +132,27 @@ class Standardize(TransformModule):
             raise ValueError(
                 f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
             )
-        return cls(data.mean(0), data.std(0, correction=0))
+        scale = data.std(0, correction=0)
+        if (constant := scale == 0).any():
+            raise ValueError(
+                f"Expected features that vary; got constant ones at features {constant.nonzero()[:, 0].tolist()}."
+            )
+        return cls(data.mean(0), scale)
 
     def _call(self, x: Tensor) -> Tensor:
-        return (x - self.shift) / self.scale
+        return (_sized(x, -1, len(self.shift)) - self.shift) / self.scale
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, y, self.scale)
+        return torch.addcmul(self.shift, _sized(y, -1, len(self.shift)), self.scale)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """-sum log scale, of the batch shape."""
         return -self.scale.log().sum().expand(x.shape[:-1])
+
+
+def _sized(value: Tensor, dim: int, size: int) -> Tensor:
+    if value.dim() < -dim or value.shape[dim] != size:
+        raise ValueError(
+            f"Expected value.shape[{dim}] == {size} (the size of the transform); got {tuple(value.shape)}."
+        )
+    return value

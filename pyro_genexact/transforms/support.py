@@ -14,10 +14,11 @@ from torch.distributions import CatTransform, IndependentTransform, Transform, b
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
-from .base import RememberingTransform, call_with_ladj
+from ..base import check_sizes
+from .base import PlainTransform, RememberingTransform, call_with_ladj
 
 
-class HalfLine(Transform):
+class HalfLine(PlainTransform):
     """y = bound + sign exp(x), onto the open half line above (sign 1) or below (sign -1) the bound; log|dy/dx| = x.
 
     A value that would round onto the bound or to infinity is the last number before it.
@@ -31,7 +32,6 @@ class HalfLine(Transform):
         tensor(2.)
     """
 
-    bijective = True
     domain = constraints.real
 
     def __init__(self, bound: float | Tensor = 0.0, sign: int = 1) -> None:
@@ -58,7 +58,7 @@ class HalfLine(Transform):
         return x
 
 
-class Interval(Transform):
+class Interval(PlainTransform):
     """y = low + (high - low) sigmoid(x), onto the open interval; log|dy/dx| = log(high - low) + log sigmoid'(x).
 
     The inverse is log(y - low) - log(high - y), exact up to both ends. A value that would round onto an end is the last
@@ -72,7 +72,6 @@ class Interval(Transform):
         tensor(0.)
     """
 
-    bijective = True
     domain = constraints.real
     sign = 1
 
@@ -99,7 +98,7 @@ class Interval(Transform):
         )
 
 
-class Simplex(Transform):
+class Simplex(PlainTransform):
     """y = softmax(x_1 ... x_{k-1}, 0), onto the open simplex of k (additive log-ratio); log|dy/dx| = sum_i log y_i.
 
     The density is that of the first k - 1 coordinates, as for the Dirichlet. A value that would round to 0 is the
@@ -112,7 +111,6 @@ class Simplex(Transform):
         tensor([0.5000, 0.5000])
     """
 
-    bijective = True
     domain = constraints.real_vector
     codomain = constraints.simplex
 
@@ -189,7 +187,7 @@ class ToSupport(RememberingTransform):
             )
         inside = self.contains(y)
         none = y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
-        y = torch.where(inside.unsqueeze(-1), y, self._interior)  # so that gradients are finite
+        y = torch.where(inside.unsqueeze(-1), y, self._interior.to(y.device))  # so that gradients are finite
         x = self.bijection.inv(y)
         return x, torch.where(inside, self.bijection.log_abs_det_jacobian(x, y), none)
 
@@ -203,7 +201,9 @@ class ToSupport(RememberingTransform):
 def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints.Constraint]:
     """A bijection from real vectors and the constraint of the vectors it reaches, event_dim 1 both."""
     if isinstance(support, (list, tuple)):
-        if len(support) != features or any(s.event_dim for s in support):
+        if len(support) != features or not all(
+            isinstance(s, constraints.Constraint) and not s.event_dim for s in support
+        ):
             raise ValueError(
                 f"Expected support to list {features} scalar constraints, one a feature; got {list(support)}."
             )
@@ -215,10 +215,12 @@ def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints
         raise ValueError(f"Expected support to be a constraint or a list of constraints; got {support}.")
     if support.event_dim == 0:
         return IndependentTransform(_scalar_bijection(support), 1), constraints.independent(support, 1)
-    bijection = Simplex() if support is constraints.simplex else biject_to(support)
-    if support.event_dim != 1 or support.is_discrete or bijection.domain.event_dim != 1:
+    if support.event_dim != 1 or support.is_discrete:
         raise ValueError(f"Expected support to be continuous, of scalars or vectors; got {support}.")
-    return bijection, support
+    if support is constraints.simplex:
+        check_sizes(2, features=features)
+        return Simplex(), support
+    return biject_to(support), support
 
 
 def _scalar_bijection(support: Any) -> Transform:

@@ -39,9 +39,7 @@ def gaussian_log_prob(train: Array, test: Array) -> Array:
     """Of each test row, under the maximum likelihood Gaussian of the training rows."""
     loc, factor = train.mean(0), np.linalg.cholesky(np.cov(train.T, bias=True))
     z = np.linalg.solve(factor, (test - loc).T)
-    return np.asarray(
-        -0.5 * (z**2).sum(0) - np.log(np.diag(factor)).sum() - 0.5 * len(loc) * math.log(2 * math.pi)
-    )
+    return np.asarray(-0.5 * (z**2).sum(0) - np.log(np.diag(factor)).sum() - 0.5 * len(loc) * math.log(2 * math.pi))
 
 
 @torch.no_grad()

@@ -66,9 +66,7 @@ SIZES = {
 
 def called(module: nn.Module, flow: Callable[[], Any]) -> Model:
     """The model of which each call of `flow` makes a distribution."""
-    return Model(
-        module, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)), lambda n: flow().rsample((n,))
-    )
+    return Model(module, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)), lambda n: flow().rsample((n,)))
 
 
 def build_genexact(size: Size) -> Model:
@@ -206,9 +204,7 @@ def show(header: Sequence[str], rows: Iterable[Sequence[str]], markdown: bool) -
     cells = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left, between, right = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    lines = [
-        left + between.join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + right for row in cells
-    ]
+    lines = [left + between.join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + right for row in cells]
     lines.insert(1, left + between.join("-" * w for w in widths) + right)
     print(*lines, sep="\n", end="\n\n", flush=True)
 
@@ -298,9 +294,7 @@ def agreement(markdown: bool) -> None:
             pairs = ((start, end), (there, -back))
             absolute = [f"{(a - b).abs().max():.1e}" for a, b in pairs]
             relative = [f"{((a - b).abs() / a.abs().clamp(min=1)).max():.1e}" for a, b in pairs]
-            rows.append(
-                [str(dtype)[6:], title, *absolute, *relative, f"{middle.std():.2f}", f"{there.std():.2f}"]
-            )
+            rows.append([str(dtype)[6:], title, *absolute, *relative, f"{middle.std():.2f}", f"{there.std():.2f}"])
     errors = [f"{of}, {kind}" for kind in ("absolute", "relative") for of in ("values", "log-dets")]
     print(f"agreement at D={size.features}: largest differences, and standard deviations in the middle")
     show(["dtype", "round trip", *errors, "sd of values", "sd of log-det"], rows, markdown)

@@ -101,7 +101,7 @@ def test_triangularity_has_power():
         testing.log_det(Mixing(), sized(2, 3), triangular=True)
 
 
-class ByValueOfDevice(transforms.ConditionedAutoregressive):
+class ByIdentityAlone(transforms.ConditionedAutoregressive):
     """Remembers by identity alone, as Pyro's transforms do."""
 
     def _stamp(self, x, y):
@@ -122,7 +122,7 @@ class ForgetsGradMode(transforms.ConditionedAutoregressive):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (ByValueOfDevice, "x edited in place"),
+        (ByIdentityAlone, "x edited in place"),
         (ForgetsParameters, "parameters updated"),
         (ForgetsGradMode, "without grad, then with"),
     ],

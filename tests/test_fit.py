@@ -226,15 +226,14 @@ def test_default_device_does_not_matter():
     assert torch.equal(weights(plain), weights(other))
 
 
-def test_fit_on_cuda_restores_its_random_state():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+def test_fit_restores_the_random_state_of_its_device(device):
     y, x = regression_rows()
-    modules = [Linear(dropout=0.5).cuda() for _ in range(2)]
-    state = torch.cuda.get_rng_state()
-    for module, rows in zip(modules, [(y, x), (y.cuda(), x)], strict=True):
+    modules = [Linear(dropout=0.5).to(device) for _ in range(2)]
+    read = torch.cuda.get_rng_state if device == "cuda" else torch.get_rng_state
+    state = read()
+    for module, rows in zip(modules, [(y, x), (y.to(device), x)], strict=True):
         quiet(module, *rows, epochs=2, batch_size=16, validation=0.25)
-    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert torch.equal(read(), state)
     assert torch.equal(weights(modules[0]), weights(modules[1]))
 
 
@@ -633,7 +632,7 @@ def test_bar_in_a_terminal(capsys, monkeypatch):
 
 
 def test_plot_is_labelled():
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

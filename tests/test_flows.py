@@ -411,7 +411,8 @@ def saved_bytes(size, way):
 
 def nodes(size):
     flow = gx.flows.maf(size, hidden=(32,), transforms=1)
-    stack, seen = [flow().rsample((2,)).grad_fn], set()
+    out = flow().rsample((2,))  # kept: nodes die with it
+    stack, seen = [out.grad_fn], set()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:

@@ -170,7 +170,7 @@ def _solve(
         for t, y_t in enumerate(y.split(1, 1)):
             if t:
                 phi, state = conditioner.extend(xs[-1], state)
-            xs.append(head(phi, t).inv(y_t))
+            xs.append(head.forward(phi, t).inv(y_t))  # a call of the module would cost as much as two operations
             phis.append(phi)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
     return x, -head(phi).log_abs_det_jacobian(x, y).sum(1), phi, state

@@ -106,14 +106,14 @@ def red_wine(data: Path, progress: bool) -> None:
         loc, scale = train.mean(0), train.std(0)
         train, test = (train - loc) / scale, (test - loc) / scale
         torch.manual_seed(k)
-        flow = gx.flows.maf(11, transforms=3, hidden=(64, 64))
-        optimizer = partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-4)
+        flow = gx.flows.maf(11, transforms=3, hidden=(64, 64), activation=torch.tanh)
+        optimizer = partial(torch.optim.Adam, lr=2e-3, weight_decay=1e-4)
         result = gx.fit(
             flow,
             floats(train),
             validation=0.1,
             epochs=150,
-            batch_size=64,
+            batch_size=128,
             patience=30,
             optimizer=optimizer,
             seed=k,
@@ -134,7 +134,7 @@ def red_wine(data: Path, progress: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="See the docstring.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default="bsds300,red_wine")
     parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock aim of bsds300's training")

@@ -301,7 +301,7 @@ def agreement(markdown: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="See the docstring.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="numbers of features")
     parser.add_argument("--sections", default="table,memory,ratio,agreement")

@@ -206,6 +206,7 @@ def directly():
         step,
         gx.transforms.Permute(torch.tensor([1, 0])),
         dist.transforms.AffineTransform(torch.ones(2), torch.full((2,), 2.0), 1),
+        gx.transforms.ToSupport(constraints.real, 2),
     ]
     return built(gx.Flow(parts, base)), sized(3, 2, seed=1)
 
@@ -238,7 +239,7 @@ DISTRIBUTIONS = {
 }
 inf = float("inf")
 OUTSIDE = {  # values outside the support
-    **{name: [[inf, 0.0], [-inf, inf]] for name in ("maf", "maf context", "maf normal base", "iaf")},
+    **{name: [[inf, 0.0], [-inf, inf]] for name in ("maf", "maf context", "maf normal base", "iaf", "Flow")},
     "maf positive": [[1.0, 0.0], [-1.0, 1.0]],
     "maf interval": [[-1.0], [2.0], [2.5], [-7.0]],
     "maf simplex": [[0.5, 0.5, 0.0], [0.5, 0.6, 0.2], [-0.1, 0.6, 0.5]],

@@ -14,8 +14,8 @@ def test_conditioner(conditioner):
     testing.copies(conditioner, lambda net: net(*inputs))
 
 
-def test_head(head):
-    phi = torch.ones(2, 3, head.num_params).to(head.bound)
+def test_head(head, device):
+    phi = torch.ones(2, 3, head.num_params, dtype=torch.float64, device=device)
     testing.copies(head, lambda h: h(phi)(phi[..., : head.num_params // 2].reshape(2, 3, *head.site_shape)))
 
 

@@ -10,6 +10,24 @@ def test_bijection_head(head):
     testing.bijection_head(head)
 
 
+class OfConstants(Head):
+    """Without parameters and buffers, whatever the default dtype."""
+
+    num_params = 2
+
+    def forward(self, phi, first=0):
+        self.seen = phi.dtype
+        return transforms.Affine(phi[..., 0], phi[..., 1].tanh())
+
+
+def test_bijection_head_asks_a_head_without_tensors_in_float64():
+    head = OfConstants()
+    testing.bijection_head(head)
+    assert head.seen == torch.float64
+    testing.bijection_head(head, tol=1e-2, dtype=torch.float32)
+    assert head.seen == torch.float32
+
+
 class Clamped(heads.Affine):
     def forward(self, phi, first=0):
         return super().forward(phi.clamp(-0.5, 0.5) if first else phi, first)

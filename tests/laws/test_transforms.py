@@ -62,15 +62,32 @@ class InverseWithoutGradient(Cubic):
         return super()._inverse(y.detach()) + 0 * y
 
 
-def test_right_double_is_lawful():
+class NothingToRemember(Cubic):
+    def __init__(self):
+        super().__init__(cache_size=0)
+
+    def with_cache(self, cache_size=1):
+        return self
+
+
+class NoWithCache(Cubic):
+    """torch's with_cache makes no transform whose constructor it doesn't know."""
+
+    def __init__(self):
+        super().__init__(cache_size=0)
+
+
+@pytest.mark.parametrize("double", [Cubic, NothingToRemember])
+def test_right_double_is_lawful(double):
     for law in (testing.inverse, testing.log_det, testing.derivatives, testing.cache):
-        law(Cubic(), sized(4))
+        law(double(), sized(4))
 
 
 @pytest.mark.parametrize(
     ("law", "double", "message"),
     [
         (testing.inverse, WrongInverse, r"inverse broken \[t.inv\(t\(x\)\)\]"),
+        (testing.inverse, NoWithCache, r"inverse broken \[with_cache\(1\)\]"),
         (testing.log_det, WrongDeterminant, r"log-determinant broken \[of y by autograd\]"),
         (testing.derivatives, DetachedDeterminant, r"derivatives broken \[gradcheck of t\]"),
         (testing.derivatives, InverseWithoutGradient, r"derivatives broken \[gradcheck of t.inv\]"),

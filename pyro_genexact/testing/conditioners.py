@@ -1,0 +1,200 @@
+"""The laws of conditioners."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..base import Conditioner, Head
+from .helpers import _broken, _close, _gradients, _noise_like, _raises, conditioner_inputs, redraw
+
+
+def causality(
+    conditioner: Conditioner,
+    reads: Tensor | None = None,
+    must_read: Tensor | None = None,
+    sites: int = 5,
+    seed: int = 0,
+) -> None:
+    """A site's parameters change with the earlier sites that it may read, and with no other: for any weights.
+
+    Args:
+        conditioner: also with noise for weights, copied, pickled, and through ``functional_call``.
+        reads: (T, T) Boolean, ``reads[t, s]`` whether site t may read site s; by default all earlier ones.
+        must_read: the sites that it does read; by default ``reads``.
+        sites: T where the conditioner takes any.
+        seed: of the inputs and the noise.
+    """
+    y, context = conditioner_inputs(conditioner, 16, sites, seed)
+    noisy = redraw(copy.deepcopy(conditioner), seed + 1)
+    noise = {name: p.detach() for name, p in noisy.named_parameters()}
+    variants: dict[str, Callable[..., Tensor]] = {
+        "as given": conditioner,
+        "noise for weights": noisy,
+        "deepcopy": copy.deepcopy(conditioner),
+        "pickle": pickle.loads(pickle.dumps(conditioner)),
+        "functional_call": lambda *inputs: functional_call(conditioner, noise, inputs),
+    }
+    reads = torch.ones(y.shape[1], y.shape[1], dtype=torch.bool, device="cpu").tril(-1) if reads is None else reads
+    must_read = reads if must_read is None else must_read
+    for case, net in variants.items():
+        with torch.no_grad():
+            phi = net(y, context)
+            for s in range(y.shape[1]):
+                change = (net(_with_other_site(conditioner, y, s), context) - phi).abs().amax((0, 2)).tolist()
+                for t, by in enumerate(change):
+                    if by > 1e-12 and not reads[t, s]:
+                        _broken(
+                            "causality",
+                            f"{case}, site {s}",
+                            f"changes the parameters of site {t} by {by:.3g}, not by 0",
+                        )
+                    if not by > 1e-9 and must_read[t, s]:
+                        _broken(
+                            "causality",
+                            f"{case}, site {s}",
+                            f"changes the parameters of site {t} by {by:.3g}, not by more",
+                        )
+
+
+def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9) -> None:
+    """``forward`` equals ``start`` followed by ``extend``, however y is cut, without grad and with; so do the gradients."""
+    y, context = conditioner_inputs(conditioner, 6, sites, seed)
+    T = y.shape[1]
+    leaves = [v.requires_grad_() for v in (y, context) if v is not None and v.is_floating_point()]
+    leaves += [p for p in conditioner.parameters() if p.requires_grad]
+    expected = conditioner(y, context)
+    cotangent = _noise_like(expected, seed)
+    grads = _gradients((expected * cotangent).sum(), leaves)
+    cuts = [
+        c for c in ((T - 1,), (1,) * (T - 1), (1, T - 2), (T - 2, 1), (2, *(1,) * (T - 3))) if min(c, default=1) > 0
+    ]
+    for cut in dict.fromkeys(c for c in cuts if sum(c) == T - 1) or [()]:
+        with torch.no_grad():
+            _close("chunks", f"cut {cut}, without grad", _by_chunks(conditioner, y, context, cut), expected, tol)
+        phi = _by_chunks(conditioner, y, context, cut)
+        _close("chunks", f"cut {cut}, with grad", phi, expected, tol)
+        for i, (got, grad) in enumerate(zip(_gradients((phi * cotangent).sum(), leaves), grads, strict=True)):
+            _close("chunks", f"cut {cut}, gradient of input or parameter {i}", got, grad, tol)
+
+
+def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9) -> None:
+    """``reorder`` copies batch rows: branches go their own ways, and the state that they came from goes on too."""
+    y, context = conditioner_inputs(conditioner, 6, sites, seed)
+    T = y.shape[1]
+    index = torch.tensor([4, 0, 4, 2], device=y.device)
+    other = _with_other_site(conditioner, y, T - 2) if T > 1 else y
+    for read in range(T - 1):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                _, state = conditioner.start(context, len(y))
+                if read:
+                    _, state = conditioner.extend(y[:, :read], state)
+                branches = [conditioner.reorder(state, index) for _ in range(2)]
+                got = [
+                    conditioner.extend(rest[:, read : T - 1], branch)[0]
+                    for rest, branch in ((other[index], branches[0]), (y[index], branches[1]), (y, state))
+                ]
+                phis = [conditioner(v, context)[:, read + 1 :] for v in (other, y)]
+            wanted = (phis[0][index], phis[1][index], phis[1])
+            for name, phi, value in zip(("first branch", "second branch", "trunk"), got, wanted, strict=True):
+                _close("reorder", f"{name} after {read} sites, grad {grad}", phi, value, tol)
+
+
+def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None:
+    """A state that was extended raises a RuntimeError when it is used again; too many sites are an error."""
+    y, context = conditioner_inputs(conditioner, 6, sites, seed)
+    T = y.shape[1]
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            _, old = conditioner.start(context, len(y))
+            if conditioner.num_sites:
+                with _raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
+                    conditioner.extend(y, old)
+            if T > 1:
+                conditioner.extend(y[:, :1], old)
+                with _raises("consumption", f"extend again, grad {grad}", RuntimeError):
+                    conditioner.extend(y[:, :1], old)
+                with _raises("consumption", f"reorder after extend, grad {grad}", RuntimeError):
+                    conditioner.reorder(old, torch.arange(2, device=y.device))
+
+
+def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None:
+    """Every site's parameters, the first one's too, are a non-linear function of every feature of the context."""
+    y, context = conditioner_inputs(conditioner, 16, sites, seed)
+    if context is None:
+        return
+    with torch.no_grad():
+        phi, zero = conditioner(y, context), conditioner(y, torch.zeros_like(context))
+        for feature in range(context.shape[1]):
+            moved = context.clone()
+            moved[:, feature] += 1.5
+            by = (conditioner(y, moved) - phi).abs().amax((0, 2))
+            if not (by > 1e-9).all():
+                _broken(
+                    "context use",
+                    f"feature {feature}",
+                    f"changes site {int(by.argmin())} by {by.min():.3g}, not by more",
+                )
+        bend = (conditioner(y, -context) + phi - 2 * zero).abs().amax((0, 2))
+    if not (bend > 1e-6).all():
+        _broken("context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, not by more")
+
+
+def sequential_gradient(conditioner: Conditioner, head: Head, seed: int = 0, sites: int = 5, tol: float = 1e-8) -> None:
+    """Solving y_t = head(phi_t(x_<t))(x_t) for x has the gradients of autograd through ``start`` and ``extend``.
+
+    It is the law of a conditioner's ``adjoint`` (the reverse sweep), in y, the context and every parameter.
+    """
+    from ..transforms import ConditionedAutoregressive
+
+    y, context = conditioner_inputs(conditioner, 4, sites, seed)
+    leaves = [v.requires_grad_() for v in (y, context) if v is not None]
+    leaves += [p for p in (*conditioner.parameters(), *head.parameters()) if p.requires_grad]
+    transform = ConditionedAutoregressive(conditioner, head, context)
+    x = transform.inv(y)
+    found = x, -transform.log_abs_det_jacobian(x, y)
+
+    phi, state = conditioner.start(context, len(y))
+    xs, ladj = [head(phi.unsqueeze(1), 0).inv(y[:, :1])], 0.0
+    phis = [phi.unsqueeze(1)]
+    for t in range(1, y.shape[1]):
+        phi, state = conditioner.extend(xs[-1], state)
+        phis.append(phi)
+        xs.append(head(phi, t).inv(y[:, t : t + 1]))
+    for t, (phi, x_t) in enumerate(zip(phis, xs, strict=True)):
+        ladj = ladj - head(phi, t).log_abs_det_jacobian(x_t, y[:, t : t + 1]).sum(1)
+    expected = torch.cat(xs, 1), ladj
+    for name, got, value in zip(("x", "log|dx/dy|"), found, expected, strict=True):
+        _close("sequential gradient", name, got, value, tol)  # type: ignore[arg-type]
+    weights = [_noise_like(value, seed + i) for i, value in enumerate(found)]
+    for case, keep in (("of x", (1, 0)), ("of log|dx/dy|", (0, 1)), ("of both", (1, 1))):
+        sums = [sum(k * (v * w).sum() for k, v, w in zip(keep, out, weights, strict=True)) for out in (found, expected)]
+        pairs = zip(*(_gradients(total, leaves, keep_graph=True) for total in sums), strict=True)  # type: ignore[arg-type]
+        for i, (got, value) in enumerate(pairs):
+            _close("sequential gradient", f"{case}, input or parameter {i}", got, value, tol)
+
+
+def _with_other_site(conditioner: Conditioner, y: Tensor, s: int) -> Tensor:
+    kind = conditioner.site[s] if isinstance(conditioner.site, list) else conditioner.site
+    new = y.detach().clone()
+    new[:, s] = (new[:, s] + 1) % kind if isinstance(kind, int) else new[:, s] + 1.7
+    return new
+
+
+def _by_chunks(conditioner: Conditioner, y: Tensor, context: Tensor | None, cut: Sequence[int]) -> Tensor:
+    phi, state = conditioner.start(context, len(y))
+    phis, first = [phi.unsqueeze(1)], 0
+    for size in cut:
+        chunk = y[:, first : first + size].clone()
+        phi, state = conditioner.extend(chunk, state)
+        if not torch.is_grad_enabled():
+            chunk.zero_()  # the state may not lean on what it was given
+        phis.append(phi)
+        first += size
+    return torch.cat(phis, 1)

@@ -1,0 +1,284 @@
+"""The laws of distributions and of modules whose call returns one."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatch
+from itertools import combinations_with_replacement
+from math import inf, log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from .helpers import _broken, _close, _gradients, _noise_like, _raises, _same, _seeded, made, redraw
+from .transforms import copies
+
+
+def shapes(subject: Any, context: Tensor | None = None) -> None:
+    """Shapes of samples and log_prob, ``expand`` (Size, tuple, list; never mutates), values with fewer batch dims."""
+    d = made(subject, context)
+    batch, event = d.batch_shape, d.event_shape
+    for size in ((), (2,), (2, 3)):
+        for name in ("sample", *(["rsample"] if d.has_rsample else [])):
+            value = getattr(d, name)(torch.Size(size))
+            _same("shapes", f"{name}({size})", tuple(value.shape), (*size, *batch, *event))
+            _same("shapes", f"log_prob of {name}({size})", tuple(d.log_prob(value).shape), (*size, *batch))
+    _same("shapes", "event dims of the support", d.support.event_dim, len(event))
+    value = d.sample()
+    for dropped in range(1, len(batch) + 1):
+        part = value[(0,) * dropped]
+        _close(
+            "shapes",
+            f"a value without its first {dropped} batch dims",
+            d.log_prob(part),
+            d.log_prob(part.expand_as(value)),
+            1e-9,
+        )
+    lp = d.log_prob(value)
+    for kind in (torch.Size, tuple, list):
+        wide = d.expand(kind((4, *batch)))
+        draws = wide.sample()
+        _same("shapes", f"expand({kind.__name__})", tuple(wide.batch_shape), (4, *batch))
+        _same("shapes", "expand leaves the original", tuple(d.batch_shape), tuple(batch))
+        _same("shapes", "sample of an expanded one", tuple(draws.shape), (4, *batch, *event))
+        _close("shapes", "log_prob of an expanded one", wide.log_prob(value), lp.expand(4, *batch), 1e-9)
+        if not d.support.is_discrete and (draws[0] == draws[1]).any():
+            _broken("shapes", "independent rows", f"{draws[0].flatten()[0]} twice")
+    if not d.support.is_discrete and len(batch) and batch[0] > 1 and (value[0] == value[1]).any():
+        _broken("shapes", "independent rows", f"{value[0].flatten()[0]} twice")
+
+
+def support(subject: Any, context: Tensor | None = None, outside: Tensor | None = None, count: int = 1000) -> None:
+    """Samples lie in the support and have finite log_prob; values outside have -inf, or a ValueError when validating.
+
+    Args:
+        subject: a distribution, or a module whose call returns one.
+        context: (*batch, C) or None.
+        outside: (N, *event) values outside the support; infinite and NaN values are always tried.
+        count: of samples.
+    """
+    d = made(subject, context)
+    value = d.sample((count,))
+    inside = d.support.check(value)
+    if not inside.all():
+        _broken("support", "samples inside", f"{value[~inside].flatten()[0]}, not within {d.support}")
+    if not (lp := d.log_prob(value)).isfinite().all():
+        _broken("support", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
+    if d.support.is_discrete and outside is None:
+        return
+    one = value[0].reshape(-1, *d.event_shape)[0]
+    given, bad = (0, []) if outside is None else (len(outside), list(outside.to(one)))
+    for far in (inf, -inf, float("nan")):
+        wrong = one.clone()
+        wrong.view(-1)[-1] = far
+        bad += [wrong, torch.full_like(one, far)]
+    strict = copy.copy(d)
+    strict._validate_args = True
+    for i, v in enumerate(bad):
+        lp = _log_prob(d, v)
+        if not v.isnan().any() and not (lp == -inf).all():
+            _broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not -inf")
+        if v.isnan().any() and (lp > -inf).any():
+            _broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not NaN or -inf")
+        if i < given or not d.support.check(v).any():  # torch's constraints.real admits infinities
+            with _raises("support", f"log_prob of {v.tolist()} when validating", ValueError):
+                strict.log_prob(v)
+
+
+def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None:
+    """The total mass is 1: by enumeration, or by quadrature in the unconstrained space of one or two numbers."""
+    d = made(subject, context)
+    if d.support.is_discrete:
+        total = d.log_prob(d.enumerate_support()).exp().sum(0)
+    else:
+        total = torch.stack([(density * weights).sum(0) for _, weights, density in _quadrature(d)]).sum(0)
+    _close("mass", "total", total, torch.ones_like(total), tol)
+
+
+def agreement(
+    subject: Any, context: Tensor | None = None, count: int = 4000, seed: int = 0, limit: float = 5.0
+) -> None:
+    """Samples agree with log_prob: a goodness of fit in unconstrained space, within ``limit`` standard errors.
+
+    E_p[g q / (p + q)] = E_q[g p / (p + q)] for bounded functions g and a normal q that overlaps p; of one number also the
+    Kolmogorov-Smirnov statistic against the cdf by quadrature.
+    """
+    d = made(subject, context)
+    with _seeded(seed), torch.no_grad():
+        y = d.sample((count,))
+        u = biject_to(d.support).inv(y)
+        u = u.reshape(count, -1, u.shape[-1])
+        center, spread = _center_and_spread(u)
+        normal = torch.distributions.Normal(center, spread)
+        v = center + spread * torch.randn_like(u)
+
+        def terms(values: Tensor, sign: float) -> Tensor:
+            log_p = _log_density(d, values.reshape(count, *d.batch_shape, -1)).reshape(count, -1)
+            share = (sign * (normal.log_prob(values).sum(-1) - log_p)).sigmoid()  # q / (p + q), or p / (p + q)
+            columns = ((values - center) / spread).tanh().unbind(-1)
+            pairs = [a * b for a, b in combinations_with_replacement((torch.ones_like(share), *columns), 2)]
+            return torch.stack(pairs) * share
+
+        ours, theirs = terms(u, 1.0), terms(v, -1.0)
+        z = (ours.mean(1) - theirs.mean(1)) / ((ours.var(1) + theirs.var(1)) / count).sqrt()
+        if not z.abs().max() < limit:
+            _broken(
+                "agreement",
+                "samples and log_prob",
+                f"means that differ by {z.abs().max():.3g} standard errors, not below {limit}",
+            )
+        if u.shape[-1] == 1:
+            points, weights, density = (
+                torch.cat(parts).reshape(-1, u.shape[1]) for parts in zip(*_quadrature(d), strict=True)
+            )
+            cdf = (weights * density).cumsum(0) - weights * density / 2
+            for row in range(u.shape[1]):
+                mine = u[:, row, 0].sort()[0].contiguous()
+                at = torch.searchsorted(points[:, row].contiguous(), mine).clamp(1, len(points) - 1)
+                left, right = points[at - 1, row], points[at, row]
+                p = torch.lerp(cdf[at - 1, row], cdf[at, row], ((mine - left) / (right - left)).clamp(0, 1))
+                statistic = (p - (torch.arange(count, device=p.device) + 0.5) / count).abs().max() * count**0.5
+                if not statistic < 2.2:  # p = 1e-4
+                    _broken("agreement", f"Kolmogorov-Smirnov, row {row}", f"{statistic:.3g}, not below 2.2")
+
+
+def gradients(module: nn.Module, context: Tensor | None = None, inert: Collection[str] = (), tol: float = 1e-4) -> None:
+    """Every parameter receives its gradient from log_prob and rsample, in train and eval: that of finite differences.
+
+    Args:
+        module: its call returns a distribution.
+        context: (*batch, C) or None.
+        inert: patterns of names of parameters that cannot matter and so may get none.
+        tol: of a derivative along a random direction, relative to 1 + |value|.
+    """
+    module = copy.deepcopy(module)
+    y = made(module, context).sample()
+    for training in (True, False):
+        module.train(training)
+        for case in ("log_prob", *(["rsample"] if made(module, context).has_rsample else [])):
+
+            def total(case: str = case) -> Tensor:
+                with _seeded(0):
+                    d = made(module, context)
+                    return d.log_prob(y).sum() if case == "log_prob" else d.rsample((3,)).sin().sum()
+
+            names, parameters = zip(*[(n, p) for n, p in module.named_parameters() if p.requires_grad], strict=True)
+            for name, p, grad in zip(names, parameters, _gradients(total(), parameters), strict=True):
+                where = f"{case} of {name}, {'train' if training else 'eval'}"
+                if not grad.abs().max() > 0 and not any(fnmatch(name, pattern) for pattern in inert):
+                    _broken("gradients", where, "0, not more")
+                direction, start = _noise_like(p, 1), p.detach().clone()
+                with torch.no_grad():
+                    ends = [(p.copy_(start + h * direction), total())[1] for h in (1e-6, -1e-6)]
+                    p.copy_(start)
+                _close("gradients", where, (grad * direction).sum(), (ends[0] - ends[1]) / 2e-6, tol)
+
+
+def extremes(module: nn.Module, context: Tensor | None = None) -> None:
+    """log_prob and its gradients are finite at values to ±1e8 and near the support's ends; in float32 never NaN."""
+    d = made(module, context)
+    size = biject_to(d.support).inverse_shape(torch.Size((*d.batch_shape, *d.event_shape)))
+    real = all(bool(d.support.check(far * torch.ones_like(d.sample())).all()) for far in (1e9, -1e9))
+    for dtype in (torch.float64, torch.float32):
+        net = copy.deepcopy(module).to(dtype)
+        given = None if context is None else context.to(dtype)
+        d = made(net, given)
+        for far in (1e4, -1e4, 1e8, -1e8):
+            u = torch.full(
+                size, far if real else log(abs(far)) * (1 if far > 0 else -1), dtype=dtype, device=d.sample().device
+            )
+            for sign in (1.0, (-1.0) ** torch.arange(size[-1], device=u.device)):
+                y = biject_to(d.support)(u * sign).detach().requires_grad_()
+                lp = _log_prob(d, y)
+                grads = _gradients(lp[lp.isfinite()].sum(), [y, *net.parameters()], keep_graph=True)
+                for what, value in (("log_prob", lp), *((f"gradient {i}", g) for i, g in enumerate(grads))):
+                    good = value.isfinite() if dtype == torch.float64 else ~value.isnan()
+                    if not good.all():
+                        _broken("extremes", f"{what} at {far:g}, {dtype}", f"{value[~good].flatten()[0]}, not finite")
+
+
+def persistence(module: nn.Module, context: Tensor | None = None) -> None:
+    """A state_dict through ``torch.load(weights_only=True)`` carries all that log_prob depends on; copies do too."""
+    with torch.no_grad():
+        y = made(module, context).sample((3,))
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        file.seek(0)
+        other = redraw(copy.deepcopy(module), seed=7)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        _close("persistence", "state_dict", made(other, context).log_prob(y), made(module, context).log_prob(y), 1e-12)
+        copies(module, lambda m: made(m, context).log_prob(y))
+        copies(made(module, context), lambda d: d.log_prob(y))
+
+
+def freshness(module: nn.Module, context: Tensor | None = None, tol: float = 1e-9) -> None:
+    """Changed parameters are seen; a sample made without grad, or in inference mode, scores with gradients all the same."""
+    unused, module = copy.deepcopy(module), copy.deepcopy(module)
+    parameters = list(module.parameters())
+    for case, mode in (("no_grad", torch.no_grad), ("inference_mode", torch.inference_mode)):
+        d = made(module, context)
+        with mode():
+            y = d.sample()
+            d.log_prob(y)
+        y = y.clone() if case == "inference_mode" else y
+        grads = _gradients(d.log_prob(y).sum(), parameters)
+        fresh = copy.deepcopy(module)
+        expected = _gradients(made(fresh, context).log_prob(y.clone()).sum(), list(fresh.parameters()))
+        for i, pair in enumerate(zip(grads, expected, strict=True)):
+            _close("freshness", f"sample under {case}, then log_prob: gradient of parameter {i}", *pair, tol)
+        with torch.no_grad():
+            for p in parameters:
+                p.mul_(1.1)
+        fresh = copy.deepcopy(unused)
+        fresh.load_state_dict(module.state_dict())
+        now, expected = (made(m, context).log_prob(y.clone()) for m in (module, fresh))
+        _close("freshness", "parameters changed, the module called again", now, expected, tol)
+
+
+def _log_prob(d: Any, value: Tensor) -> Tensor:
+    """log_prob without validation, of the distribution and of all that it is made of."""
+    import pyro
+
+    with pyro.validation_enabled(False):
+        return _unvalidated(d).log_prob(value)
+
+
+def _unvalidated(d: Any) -> Any:
+    d = copy.copy(d)
+    d.__dict__.pop("_validate_args", None)
+    if hasattr(d, "base_dist"):
+        d.base_dist = _unvalidated(d.base_dist)
+    return d
+
+
+def _log_density(d: Any, u: Tensor) -> Tensor:
+    """The log density of unconstrained values (N, *batch, size)."""
+    t = biject_to(d.support)
+    y = t(u)
+    return _log_prob(d, y) + t.log_abs_det_jacobian(u, y)
+
+
+def _quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
+    like = d.sample()
+    size = biject_to(d.support).inverse_shape(like.shape)[-1]
+    if size > 2:
+        raise ValueError(f"Expected a distribution of one or two unconstrained numbers; got {size}.")
+    v = torch.linspace(-8.0, 8.0, 10 * points if size == 1 else points, dtype=like.dtype, device=like.device)
+    axis, weight = v.sinh(), v.cosh() * (v[1] - v[0])
+    grid = torch.cartesian_prod(*[axis] * size).reshape(-1, size)
+    weights = torch.cartesian_prod(*[weight] * size).reshape(-1, size).prod(-1)
+    for u, w in zip(grid.split(chunk), weights.split(chunk), strict=True):
+        u = u.reshape(-1, *[1] * len(d.batch_shape), size).expand(-1, *d.batch_shape, -1)
+        w = w.reshape(-1, *[1] * len(d.batch_shape)).expand(u.shape[:-1])
+        with torch.no_grad():
+            yield u, w, _log_density(d, u).exp()
+
+
+def _center_and_spread(u: Tensor) -> tuple[Tensor, Tensor]:
+    low, center, high = u.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=u.dtype, device=u.device), 0)
+    return center, (high - low) / 1.35

@@ -1,0 +1,125 @@
+"""What the laws share: subjects far from the identity, inputs for them, and comparisons that name the law they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from ..base import Conditioner
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def redraw(module: ModuleT, seed: int = 0, spread: float = 0.5) -> ModuleT:
+    """Gives all parameters new normal values, under a generator of its own, and returns the module.
+
+    Those of each conditioner are scaled so that the numbers it predicts for normal inputs have a standard deviation of
+    about ``spread``: clearly far from the identity, and not so far that samples explode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            deviation = 0.3 if p.dim() < 2 else 2.0 / prod(p.shape[1:]) ** 0.5
+            p.copy_(deviation * torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu"))
+        for part in module.modules():
+            if isinstance(part, Conditioner):
+                _scale_to(part, spread)
+    return module
+
+
+def _scale_to(conditioner: Conditioner, spread: float) -> None:
+    inputs = conditioner_inputs(conditioner, 200)
+    for _ in range(20):
+        deviations = conditioner(*inputs).std(0)
+        if not (deviations > 1e-6).any():
+            return
+        ratio = spread / float(deviations[deviations > 1e-6].square().mean().sqrt())
+        for p in conditioner.parameters():
+            p.mul_(min(max(ratio, 0.5), 2.0) ** 0.4)
+
+
+def conditioner_inputs(
+    conditioner: Conditioner, rows: int = 6, sites: int = 5, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Random sites (rows, T, *site_shape) and context (rows, C) or None, as the conditioner reads them."""
+    generator, like = torch.Generator().manual_seed(seed), next(conditioner.parameters())
+    sites = conditioner.num_sites or sites
+    kinds = conditioner.site if isinstance(conditioner.site, list) else [conditioner.site]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
+
+    def draw_kind(kind: Any, count: int) -> Tensor:
+        if isinstance(kind, int):
+            return torch.randint(kind, (rows, count), generator=generator, device="cpu").to(like.device)
+        return draw(rows, count, *kind)
+
+    parts = [draw_kind(kind, sites if len(kinds) == 1 else 1) for kind in kinds]
+    y = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
+    return y, draw(rows, conditioner.context) if conditioner.context else None
+
+
+def made(subject: Any, context: Tensor | None = None) -> Any:
+    """A transform or distribution as it is; of a module, what its call returns."""
+    if isinstance(subject, (Transform, Distribution)):
+        return subject
+    return subject() if context is None else subject(context)
+
+
+def _broken(law: str, case: str, numbers: str) -> None:
+    raise AssertionError(f"{law} broken [{case}]: {numbers}")
+
+
+def _same(law: str, case: str, got: Any, expected: Any) -> None:
+    if got != expected:
+        _broken(law, case, f"{got}, not {expected}")
+
+
+def _close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> None:
+    """Equal within tol * (1 + |expected|), equal infinities included."""
+    _same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
+    off = ~(((got - expected).abs() <= tol * (1 + expected.abs())) | (got == expected))
+    if off.any():
+        _broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
+
+
+@contextmanager
+def _raises(law: str, case: str, error: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except error:
+        return
+    _broken(law, case, f"no error, not a {error.__name__}")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _noise_like(value: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(value.shape, generator=generator, dtype=value.dtype, device="cpu").to(value.device)
+
+
+def _gradients(total: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
+    grads: Sequence[Tensor | None] = [None] * len(leaves)
+    if total.requires_grad:
+        grads = torch.autograd.grad(total, list(leaves), retain_graph=keep_graph, allow_unused=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]

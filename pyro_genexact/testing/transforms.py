@@ -1,0 +1,208 @@
+"""The laws of transforms, and that of copies, which holds for every subject."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import ComposeTransform, Transform
+from torch.distributions.utils import _sum_rightmost
+from torch.func import functional_call
+
+from .helpers import _broken, _close, _gradients, _same, made
+
+
+def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
+    """``inv.inv is t``, round trips, shapes, domains, and log-determinants that are each other's negative.
+
+    Args:
+        subject: a transform, or a module whose call returns one.
+        x: (B, *event) values in the domain; B also for the context.
+        context: (B, C) or None.
+        tol: relative to 1 + |value|.
+    """
+    t = made(subject, context)
+    if t.inv.inv is not t:
+        _broken("inverse", "inv.inv is t", f"{t.inv.inv} is not {t}")
+    y = t(x)
+    fresh = made(subject, context)
+    back = fresh.inv(y.clone())
+    _close("inverse", "t.inv(t(x))", back, x, tol)
+    _close("inverse", "t(t.inv(y))", made(subject, context)(back.clone()), y, tol)
+    ladj = t.log_abs_det_jacobian(x, y)
+    _same("inverse", "shape of log|dy/dx|", tuple(ladj.shape), tuple(x.shape[: x.dim() - t.domain.event_dim]))
+    for case, got in (
+        ("after the inverse", fresh.inv.log_abs_det_jacobian(y, back)),
+        ("of other tensors", t.inv.log_abs_det_jacobian(y.clone(), x.clone())),
+        ("without a cache", t.with_cache(0).inv.log_abs_det_jacobian(y, x)),
+    ):
+        _close("inverse", f"log|dx/dy| {case} is minus log|dy/dx|", got, -ladj, tol)
+    caches: dict[str, Callable[[], Transform]] = {
+        "with_cache(1)": lambda: t.with_cache(1),
+        "ComposeTransform([t], cache_size=1)": lambda: ComposeTransform([t], cache_size=1),
+    }
+    for case, make in caches.items():
+        try:
+            cached = make()
+        except NotImplementedError as error:
+            raise AssertionError(f"inverse broken [{case}]: {error}") from error
+        _close("inverse", case, cached(x), y, 0.0)
+        _close("inverse", f"{case}.inv", cached.inv(y.clone()), x, tol)
+        _close("inverse", f"{case}, log|dy/dx|", cached.log_abs_det_jacobian(x, y), ladj, tol)
+    _same("inverse", "forward_shape", tuple(t.forward_shape(x.shape)), tuple(y.shape))
+    _same("inverse", "inverse_shape", tuple(t.inverse_shape(y.shape)), tuple(x.shape))
+    for name, constraint, value in (("domain", t.domain, x), ("codomain", t.codomain, y)):
+        _same("inverse", f"{name}.check", bool(constraint.check(value).all()), True)
+        _same("inverse", f"{name}.check of NaN", bool(constraint.check(value * float("nan")).any()), False)
+    _same(
+        "inverse",
+        "event dims of inv",
+        (t.inv.domain.event_dim, t.inv.codomain.event_dim),
+        (t.codomain.event_dim, t.domain.event_dim),
+    )
+
+
+def log_det(
+    subject: Any, x: Tensor, context: Tensor | None = None, triangular: bool = False, tol: float = 1e-6
+) -> None:
+    """log|dy/dx| is that of autograd's Jacobian and of finite differences of the values, in both directions.
+
+    With ``triangular``, also: no output depends on a later site, and diagonals are positive. Where y has more numbers than x
+    (a simplex), its first ones count. Arguments as in :func:`inverse`.
+    """
+    t = made(subject, context)
+    y = t(x).detach()
+    for name, f, value in (("y", t.with_cache(0), x), ("x", t.with_cache(0).inv, y)):
+        if name == "x" and x.shape != y.shape:
+            continue
+        dims, rows = t.domain.event_dim, len(value)
+        out = f(value).detach()
+        ladj = f.log_abs_det_jacobian(value, out)
+        size, used = prod(value.shape[1:]), slice(prod(value.shape[1:]))
+        full = torch.autograd.functional.jacobian(f, value).reshape(rows, -1, rows, size)
+        jacobian = full.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        _close("log-determinant", f"rows of {name} are independent", full.abs().sum(2), jacobian.abs(), tol)
+        steps = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *value.shape[1:]) * 1e-5
+        differences = torch.stack([(f(value + h) - f(value - h)).reshape(rows, -1) / 2e-5 for h in steps], -1).detach()
+        for case, matrix in (("autograd", jacobian), ("finite differences", differences)):
+            sign, expected = torch.linalg.slogdet(matrix[:, used])
+            _close("log-determinant", f"of {name} by {case}", _sum_rightmost(ladj, ladj.dim() - 1), expected, tol)
+            if triangular:
+                blocks = matrix.unflatten(1, (value.shape[1], -1)).unflatten(3, (value.shape[1], -1)).abs().amax((2, 4))
+                _close("triangularity", f"of {name} by {case}", blocks.triu(1), torch.zeros_like(blocks), tol)
+                _close("triangularity", f"sign of the diagonal of {name} by {case}", sign, torch.ones_like(sign), tol)
+        _same("log-determinant", f"dims of {name}", dims + ladj.dim() >= value.dim() - (dims == 0), True)
+
+
+def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
+    """First and second derivatives of both directions, in the argument, the context and the parameters of a module.
+
+    By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-determinant; arguments as in :func:`inverse`.
+    """
+    y = made(subject, context)(x).detach()
+    parameters = dict(subject.named_parameters()) if isinstance(subject, nn.Module) else {}
+    for name, value in (("t", x), ("t.inv", y)):
+
+        def f(value: Tensor, *rest: Tensor, forward: bool = name == "t") -> tuple[Tensor, Tensor]:
+            given, weights = (None, rest) if context is None else (rest[0], rest[1:])
+            if isinstance(subject, Transform):
+                t: Any = subject
+            elif isinstance(subject, nn.Module):
+                t = functional_call(
+                    subject, dict(zip(parameters, weights, strict=True)), () if given is None else (given,)
+                )
+            else:
+                t = made(subject, given)
+            if not forward and x.shape != y.shape:  # off the support there is no derivative: the way there and back
+                value = t(value)
+            t, value = t if forward else t.inv, value.clone()  # gradcheck edits .data, which no cache can see
+            out = t(value)
+            return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
+
+        leaves = [x if x.shape != y.shape else value, *([] if context is None else [context])]
+        inputs = [v.detach().clone().requires_grad_() for v in (*leaves, *parameters.values())]
+        for check in (gradcheck, gradgradcheck):
+            try:
+                check(f, inputs, fast_mode=True)
+            except (RuntimeError, AssertionError) as error:
+                raise AssertionError(f"derivatives broken [{check.__name__} of {name}]: {error}") from error
+
+
+def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
+    """What a transform remembers is never served for another tensor, changed values, parameters or grad mode.
+
+    Arguments as in :func:`inverse`.
+    """
+    subject = copy.deepcopy(subject)
+    parameters = list(subject.parameters()) if isinstance(subject, nn.Module) else []
+
+    def check(case: str, t: Any, x: Tensor) -> None:
+        fresh = made(subject, context).with_cache(0)
+        expected, y = fresh(x), t(x)
+        _close("cache", f"{case}: value", y, expected, tol)
+        _close(
+            "cache", f"{case}: log|dy/dx|", t.log_abs_det_jacobian(x, y), fresh.log_abs_det_jacobian(x, expected), tol
+        )
+        if y.requires_grad != expected.requires_grad:
+            _broken("cache", f"{case}: requires_grad", f"{y.requires_grad}, not {expected.requires_grad}")
+
+    t, x = made(subject, context), x.detach().clone()
+    with torch.no_grad():
+        other = t(x * 0.5).clone()
+    check("after other values", t, x)
+    with torch.no_grad():
+        y = t(x)
+        x.mul_(0.5)  # every domain here is a cone or the reals
+        check("x edited in place", t, x)
+        wanted, y = x * 2, t(x)
+        y.copy_(made(subject, context)(wanted))
+        _close("cache", "y edited in place: inverse", t.inv(y), wanted, tol)
+        back = t.inv(other.copy_(y))
+        back.mul_(0.5)
+        other.copy_(made(subject, context)(wanted))
+        _close("cache", "x found, then edited in place: inverse", t.inv(other), wanted, tol)
+        x.copy_(0.5 * wanted)
+        y = t(x)
+    check("without grad, then with", t, x)
+    for p in parameters:
+        y = t(x)
+        with torch.no_grad():
+            p.add_(0.1 * torch.ones_like(p))
+        check("parameters updated", t, x)
+        check("parameters updated, called again", made(subject, context), x)
+    with torch.inference_mode():
+        y = t(x)
+        _close("cache", "in inference mode", y, made(subject, context)(x), tol)
+        t.inv(y)
+    check("after inference mode", t, x)
+    if parameters:
+        grads = []
+        with torch.no_grad():
+            t(x)
+        for each in (t, made(subject, context).with_cache(0)):
+            y = each(x)
+            grads.append(_gradients(y.sin().sum() + each.log_abs_det_jacobian(x, y).sum(), parameters))
+        for i, (got, expected) in enumerate(zip(*grads, strict=True)):
+            _close("cache", f"without grad, then with: gradient of parameter {i}", got, expected, tol)
+
+
+def copies(subject: Any, run: Callable[[Any], Tensor]) -> None:
+    """Deep copies and pickles, made before and after use, do what the original does.
+
+    Args:
+        subject: a conditioner, head, transform, distribution or a module of these.
+        run: what to compute with it, for instance ``lambda flow: flow().log_prob(y)``.
+    """
+    copied: dict[str, Any] = {}
+    for when in ("before", "after"):
+        copied[f"deepcopy {when} use"] = copy.deepcopy(subject)
+        copied[f"pickle {when} use"] = pickle.loads(pickle.dumps(subject))
+        expected = run(subject)
+    for case, other in copied.items():
+        _close("copies", case, run(other), expected, 1e-12)

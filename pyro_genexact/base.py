@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
+_KEPT_ASIDE = ("_inv", "_last", "_watched", "_cached_x_y")  # what transforms remember
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 Site = int | tuple[int, ...]
@@ -204,6 +205,19 @@ def check_like(name: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"Expected {name}.dtype == {like.dtype} (that of the parameters); got {value.dtype}.")
     if value.device != like.device:
         raise ValueError(f"Expected {name}.device == {like.device} (that of the parameters); got {value.device}.")
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a distribution, transform, constraint or module, or in a collection of such."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, _InverseTransform):
+        return tensors_in(value.inv)
+    if isinstance(value, (Distribution, Transform, constraints.Constraint, nn.Module)):
+        value = {name: part for name, part in value.__dict__.items() if name not in _KEPT_ASIDE}
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in tensors_in(part)] if isinstance(value, (list, tuple)) else []
 
 
 def _rows(field: Any, index: Tensor) -> Any:

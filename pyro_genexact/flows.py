@@ -109,7 +109,8 @@ def maf(
         step = AutoregressiveTransform(net, head)
         chain += [*([Reverse()] if index else []), step if inverse else step.inv]
     if standardize is not None:
-        chain.append(Inverse(Standardize.from_data(_unconstrained(standardize, onto))))
+        rows = _unconstrained(standardize, onto)
+        chain.append(Inverse(Standardize.from_data(rows)))
     if isinstance(base, Distribution) and (base.batch_shape + base.event_shape)[-1:] != (size,):
         raise ValueError(
             f"Expected base.event_shape == ({size},) (the flow's real vectors); got {tuple(base.event_shape)}."

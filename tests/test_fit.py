@@ -633,6 +633,7 @@ def test_bar_in_a_terminal(capsys, monkeypatch):
 
 def test_plot_is_labelled():
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -160,8 +160,14 @@ class MADE(Conditioner):
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MADEState]:
         """(B, C) to the first site's parameters (B, P) and a state, whose buffers are written in place unless grad is on."""
         check_context(self, context)
-        weights = tuple(link.masked() for link in self._modules_of_links())
-        offsets = [link.offset(context) for link in self._modules_of_links()[: len(self.layers)]]
+        links = self._modules_of_links()
+        if any(link._forward_pre_hooks for link in links):
+            raise RuntimeError(
+                "Expected layers without forward pre-hooks, which an incremental evaluation would not run "
+                "(torch.nn.utils.parametrizations work)."
+            )
+        weights = tuple(link.masked() for link in links)
+        offsets = [layer.offset(context) for layer in links[: len(self.layers)]]
         offsets = [o[:, None].expand(-1, batch_size) if context is None else o.t() for o in offsets]
         in_place = not torch.is_grad_enabled()
         if in_place:
@@ -257,11 +263,12 @@ class MADE(Conditioner):
     ) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
         """The gradient of the context and (parameter, gradient) pairs, from those of all units before activation."""
         modules = self._modules_of_links()
+        with torch.enable_grad():  # a parametrised weight is computed: its gradient goes on to what it is made of
+            weights = [link.weight for link in modules]
         layers = list(zip(modules[: len(self.layers)], of_pre[1:], strict=True))
-        links = zip(self._links, modules, strict=True)
         pairs = [  # filled, not multiplied: a product that overflows must not turn a masked weight's zero into NaN
-            (link.weight, (of_pre[level] @ state.units[source].t()).masked_fill_(link.mask == 0, 0.0))
-            for (level, source, _), link in links
+            (weights[index], (of_pre[level] @ state.units[source].t()).masked_fill_(modules[index].mask == 0, 0.0))
+            for index, (level, source, _) in enumerate(self._links)
         ]
         pairs += [(layer.bias, of.sum(1)) for layer, of in layers]
         if context is None:

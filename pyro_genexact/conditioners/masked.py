@@ -145,8 +145,15 @@ def reads_of(adjacency: Tensor | None, num_sites: int) -> Tensor:
 
 
 def degrees_of(widths: Sequence[int], num_sites: int, lowest: int) -> list[list[int]]:
-    """Non-decreasing degrees ``lowest`` ... T-1, spread evenly over the units of each hidden layer."""
-    return [[lowest + unit * (num_sites - lowest) // width for unit in range(width)] for width in widths]
+    """Non-decreasing degrees ``lowest`` ... T-1, spread evenly over the units of each hidden layer, first to last."""
+    count = num_sites - lowest
+    return [
+        [
+            lowest + (u * count // width if width >= count else u * (count - 1) // max(width - 1, 1))
+            for u in range(width)
+        ]
+        for width in widths
+    ]
 
 
 def masks_of(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.utils import _sum_rightmost
 
-from .base import PlainTransform
+from .base import PlainTransform, sum_rightmost
 
 
 class Affine(PlainTransform):
@@ -43,7 +42,7 @@ class Affine(PlainTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log_scale, broadcast to y and summed over the event."""
-        return _sum_rightmost(self.log_scale.expand_as(y), self._event_dim)
+        return sum_rightmost(self.log_scale.expand_as(y), self._event_dim)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return torch.broadcast_shapes(shape, self.shift.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,16 +65,17 @@ class ConditionedAutoregressive(RememberingTransform):
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, shape = self._flatten(y)
         inputs = [rows, *([] if context is None else [context]), *self._tensors]
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+        functorch = torch._C._are_functorch_transforms_active()  # which differentiates by transforming plain operations
+        if not functorch and not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
             with torch.no_grad():
                 x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
-        elif hasattr(self.conditioner, "adjoint"):
+        elif hasattr(self.conditioner, "adjoint") and not functorch:
             x, ladj = _Solve.apply(self, rows, context, *self._tensors)
         else:
             x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
         return _shaped(x, shape), -_shaped(ladj, shape[: -self.domain.event_dim])
 
-    def watched(self) -> Iterable[Tensor]:
+    def watched(self) -> Sequence[Tensor]:
         return self._tensors if self.context is None else [self.context, *self._tensors]
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
@@ -221,12 +222,25 @@ def _sweep_gradients(
         x = transform.inv(y)
         ladj = -transform.log_abs_det_jacobian(x, y).sum(1)
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
-    gain = torch.stack([torch.autograd.grad(column, phi, retain_graph=True)[0] for column in columns], 2)
-    (drive,) = torch.autograd.grad(ladj, phi, gl, retain_graph=True, allow_unused=True)
-    drive = torch.zeros_like(phi) if drive is None else drive
+    gain = torch.stack([_vjp([column], [phi])[0] for column in columns], 2)
+    (drive,) = _vjp([ladj], [phi], [gl])
     a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx.reshape(flat), gain, drive, context)
-    found = {id(tensor): grad for tensor, grad in pairs}
-    rest = [t for t in ctx.tensors if t.requires_grad and id(t) not in found]  # those of the head
-    of_y, *of_rest = torch.autograd.grad((x, ladj), (y, *rest), (a.reshape(x.shape), gl), allow_unused=True)
-    found |= {id(tensor): grad for tensor, grad in zip(rest, of_rest, strict=True)}
-    return [of_y, of_context, *(found.get(id(t)) for t in ctx.tensors)]
+    # In one call, so that the shares of a tensor add up: of tied weights, or one that head and conditioner have both.
+    outputs, grads = zip((x, a.reshape(x.shape)), (ladj, gl), *pairs, strict=True)
+    wanted = [t for t in ctx.tensors if t.requires_grad]
+    of_y, *of_wanted = _vjp(outputs, [y, *wanted], grads)
+    found = iter(of_wanted)
+    return [of_y, of_context, *(next(found) if t.requires_grad else None for t in ctx.tensors)]
+
+
+def _vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Gradients of the inputs, zeros where nothing depends on them."""
+    kept = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not kept:
+        return [torch.zeros_like(i) for i in inputs]
+    chosen = None if grads is None else [grads[i] for i in kept]
+    return list(
+        torch.autograd.grad(
+            [outputs[i] for i in kept], inputs, chosen, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )

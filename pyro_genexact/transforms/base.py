@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
-from torch.distributions.utils import _sum_rightmost
 
-from ..base import bind
+from ..base import bind, tensors_in
 
 
 class PlainTransform(Transform):
@@ -40,6 +39,7 @@ class RememberingTransform(Transform):
     def __init__(self, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         self._last: tuple[Tensor, Tensor, Tensor, Any] | None = None
+        self._watched: Sequence[Tensor] | None = None
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and log|dy/dx| from x."""
@@ -49,9 +49,11 @@ class RememberingTransform(Transform):
         """x and log|dy/dx| from y."""
         raise TypeError(f"{type(self).__name__} must define solve(y)")
 
-    def watched(self) -> Iterable[Tensor]:
+    def watched(self) -> Sequence[Tensor]:
         """The tensors that the transform computes with beside its argument."""
-        return ()
+        if self._watched is None:
+            self._watched = tensors_in(self)
+        return self._watched
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._remembers(0, x):
@@ -86,7 +88,7 @@ class RememberingTransform(Transform):
         self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": None, "_inv": None}
+        return {**super().__getstate__(), "_last": None, "_inv": None, "_watched": None}
 
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
         stamp = self._stamp(x, y)
@@ -99,7 +101,9 @@ class RememberingTransform(Transform):
     def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
         """What must not have changed; None if a change could not be seen (inference tensors count no versions)."""
         try:
-            return torch.is_grad_enabled(), *((t._version, t.requires_grad) for t in (x, y, *self.watched()))
+            return torch.is_grad_enabled(), *(
+                (t._version, t.requires_grad, t.data_ptr()) for t in (x, y, *self.watched())
+            )
         except RuntimeError:
             return None
 
@@ -139,17 +143,10 @@ class Chain(RememberingTransform):
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x, ladj = self._run(y, [part.inv for part in reversed(self.parts)], self.codomain.event_dim)
-        return x, -ladj
-
-    def watched(self) -> Iterable[Tensor]:
-        for part in self.parts:
-            while isinstance(part, torch.distributions.transforms._InverseTransform):
-                part = part.inv
-            if isinstance(part, RememberingTransform):
-                yield from part.watched()
-            elif isinstance(part, nn.Module):
-                yield from part.parameters()
-                yield from part.buffers()
+        finite = sum_rightmost((x - x).detach(), self.domain.event_dim) == 0  # else it overflowed: the density is 0
+        return torch.where(finite[(...,) + (None,) * self.domain.event_dim], x, 0.0), torch.where(
+            finite, -ladj, torch.inf
+        )
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         for part in self.parts:
@@ -166,9 +163,14 @@ class Chain(RememberingTransform):
         total: Any = 0.0
         for part in parts:
             x, ladj = call_with_ladj(part, x)
-            total = total + _sum_rightmost(ladj, event_dim - part.domain.event_dim)
+            total = total + sum_rightmost(ladj, event_dim - part.domain.event_dim)
             event_dim += part.codomain.event_dim - part.domain.event_dim
         return x, total
+
+
+def sum_rightmost(x: Tensor, dims: int) -> Tensor:
+    """The sum over the last dims, also of nothing."""
+    return x.sum(tuple(range(-dims, 0))) if dims else x
 
 
 def call_with_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:

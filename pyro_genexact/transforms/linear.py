@@ -90,6 +90,8 @@ class Reverse(_Reordering):
 class Standardize(PlainTransform, TransformModule):
     """Takes a shift off each feature and divides by a scale: y = (x - shift) / scale, log|dy/dx| = -sum log scale.
 
+    Values keep their dtype.
+
     Args:
         shift: (D,) real.
         scale: (D,) positive.
@@ -132,22 +134,21 @@ class Standardize(PlainTransform, TransformModule):
             raise ValueError(
                 f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
             )
-        scale = data.std(0, correction=0)
-        if (constant := scale == 0).any():
+        if (constant := (data == data[0]).all(0)).any():
             raise ValueError(
                 f"Expected features that vary; got constant ones at features {constant.nonzero()[:, 0].tolist()}."
             )
-        return cls(data.mean(0), scale)
+        return cls(data.mean(0), data.std(0, correction=0))
 
     def _call(self, x: Tensor) -> Tensor:
-        return (_sized(x, -1, len(self.shift)) - self.shift) / self.scale
+        return (_sized(x, -1, len(self.shift)) - self.shift.to(x.dtype)) / self.scale.to(x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, _sized(y, -1, len(self.shift)), self.scale)
+        return torch.addcmul(self.shift.to(y.dtype), _sized(y, -1, len(self.shift)), self.scale.to(y.dtype))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """-sum log scale, of the batch shape."""
-        return -self.scale.log().sum().expand(x.shape[:-1])
+        return -self.scale.log().sum().to(x.dtype).expand(x.shape[:-1])
 
 
 def _sized(value: Tensor, dim: int, size: int) -> Tensor:

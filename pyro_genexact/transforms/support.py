@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import CatTransform, IndependentTransform, Transform, biject_to, constraints
+from torch.distributions import CatTransform, Transform, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
 from ..base import check_sizes
-from .base import PlainTransform, RememberingTransform, call_with_ladj
+from .base import PlainTransform, RememberingTransform, sum_rightmost
+
+_independent = type(constraints.independent(constraints.real, 1))
 
 
 class HalfLine(PlainTransform):
@@ -178,7 +180,8 @@ class ToSupport(RememberingTransform):
             return inside if self._real else inside & self.support.check(y)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return call_with_ladj(self.bijection, x)
+        y = self.bijection(x)
+        return y, self._ladj(x, y)
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.shape[-1:] != (self.features,):
@@ -189,7 +192,10 @@ class ToSupport(RememberingTransform):
         none = y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
         y = torch.where(inside.unsqueeze(-1), y, self._interior.to(y.device))  # so that gradients are finite
         x = self.bijection.inv(y)
-        return x, torch.where(inside, self.bijection.log_abs_det_jacobian(x, y), none)
+        return x, torch.where(inside, self._ladj(x, y), none)
+
+    def _ladj(self, x: Tensor, y: Tensor) -> Tensor:
+        return sum_rightmost(self.bijection.log_abs_det_jacobian(x, y), 1 - self.bijection.domain.event_dim)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return self.bijection.forward_shape(shape)
@@ -199,7 +205,11 @@ class ToSupport(RememberingTransform):
 
 
 def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints.Constraint]:
-    """A bijection from real vectors and the constraint of the vectors it reaches, event_dim 1 both."""
+    """A bijection from real vectors, elementwise or not, and the constraint of the vectors that it reaches."""
+    if type(support) is _independent and support.event_dim == 1:  # type: ignore[comparison-overlap]
+        support = support.base_constraint
+    if type(support) is constraints.cat and not support.event_dim:
+        support = [s for s, n in zip(support.cseq, support.lengths, strict=True) for _ in range(n)]
     if isinstance(support, (list, tuple)):
         if len(support) != features or not all(
             isinstance(s, constraints.Constraint) and not s.event_dim for s in support
@@ -210,22 +220,18 @@ def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints
         groups = [(s, len(list(run))) for s, run in groupby(support, key=lambda s: s)]
         parts, lengths = [_scalar_bijection(s) for s, _ in groups], [n for _, n in groups]
         constraint = constraints.cat([s for s, _ in groups], -1, lengths)
-        return IndependentTransform(CatTransform(parts, -1, lengths), 1), constraints.independent(constraint, 1)
-    if not isinstance(support, constraints.Constraint):
-        raise ValueError(f"Expected support to be a constraint or a list of constraints; got {support}.")
-    if support.event_dim == 0:
-        return IndependentTransform(_scalar_bijection(support), 1), constraints.independent(support, 1)
-    if support.event_dim != 1 or support.is_discrete:
-        raise ValueError(f"Expected support to be continuous, of scalars or vectors; got {support}.")
+        return CatTransform(parts, -1, lengths), constraints.independent(constraint, 1)
     if support is constraints.simplex:
         check_sizes(2, features=features)
         return Simplex(), support
-    return biject_to(support), support
+    return _scalar_bijection(support), constraints.independent(support, 1)
 
 
 def _scalar_bijection(support: Any) -> Transform:
     """From the reals onto the interior of a continuous scalar support."""
-    kind = type(support)
+    kind, known = type(support), isinstance(support, constraints.Constraint)
+    if not known:
+        raise ValueError(f"Expected support to be a constraint or a list of constraints; got {support}.")
     if support.is_discrete:
         raise ValueError(f"Expected support to be continuous; got {support}.")
     if support is constraints.real:
@@ -236,7 +242,10 @@ def _scalar_bijection(support: Any) -> Transform:
         return HalfLine(support.upper_bound, -1)
     if kind in (constraints.interval, constraints.half_open_interval):
         return Interval(support.lower_bound, support.upper_bound)
-    return biject_to(support)
+    raise ValueError(
+        f"Expected support to be continuous, of scalars or vectors; got {support}, for which no exact bijection is known "
+        "(those for the reals, half lines, intervals and the simplex are)."
+    )
 
 
 def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

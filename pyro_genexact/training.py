@@ -36,7 +36,7 @@ class FitResult:
         train: mean log_prob of a row in each epoch (nats; in train mode, while the weights moved).
         validation: the same for the validation rows after each epoch; empty without validation.
         best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or the last
-            full one without validation; -1 if no epoch was completed or none had a finite validation.
+            full one without validation (after an interrupt the weights are those of its last step); -1 if no epoch was completed or none had a finite validation.
         seconds: wall-clock time.
         interrupted: whether a KeyboardInterrupt ended the training.
     """

@@ -10,67 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-BANDED = 256  # from this width on, leaving out what the mask makes zero saves a tenth to a fifth of a layer's time
-Bands = list[tuple[int, int]]
-
-
-class _BandedLinear(torch.autograd.Function):
-    """x (mask * weight)^T + offset in four bands of rows, each without the columns that are zero from some column on."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, mask: Tensor, offset: Tensor, bands: Bands) -> Tensor:  # type: ignore[override]
-        parts, low = [], 0
-        for high, end in bands:
-            masked = weight[low:high, :end] * mask[low:high, :end]
-            parts.append(torch.addmm(offset[..., low:high], x[:, :end], masked.t()))
-            low = high
-        return torch.cat(parts, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.bands = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, mask, offset = ctx.saved_tensors
-        of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            parts, left, above = [], 0, 0
-            for high, end in ctx.bands:  # columns left ... end - 1 are zero in the rows above
-                parts.append(g[:, above:] @ (weight[above:, left:end] * mask[above:, left:end]))
-                left, above = end, high
-            of_x = torch.cat([*parts, g.new_zeros(len(g), x.shape[1] - left)], 1)
-        if ctx.needs_input_grad[1]:
-            low, grads = 0, []
-            for high, end in ctx.bands:
-                grads.append((g[:, low:high].t() @ x[:, :end]) * mask[low:high, :end])
-                low = high
-            of_weight, low = grads[0].new_zeros(weight.shape), 0
-            for (high, end), grad in zip(ctx.bands, grads, strict=True):
-                of_weight[low:high, :end] = grad
-                low = high
-        return of_x, of_weight, None, g.sum(0) if offset.dim() == 1 else g, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        x, weight, mask, _ = ctx.saved_tensors
-        of_x, of_weight, _, of_offset, _ = tangents
-        total = torch.zeros((), dtype=x.dtype, device=x.device) if of_offset is None else of_offset
-        total = total if of_x is None else total + of_x @ (weight * mask).t()
-        total = total if of_weight is None else total + x @ (of_weight * mask).t()
-        return total.expand(len(x), len(weight))
-
-
-def _bands(mask: Tensor) -> Bands:
-    """Four bands of rows (last row + 1, last column that is not zero + 1)."""
-    ends = torch.where(mask.any(1), mask.shape[1] - mask.flip(1).int().argmax(1), 0).cummax(0)[0]
-    cuts = [len(mask) * i // 4 for i in range(1, 5)]
-    return [(cut, int(ends[cut - 1])) for cut in cuts]
-
 
 class MaskedLinear(nn.Module):
     """A linear layer whose weight is masked wherever it is used, with a linear term in the context beside it.
@@ -95,7 +34,6 @@ class MaskedLinear(nn.Module):
 
     def __init__(self, mask: Tensor, context: int = 0, bias: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        self._bands = _bands(mask) if bias and min(mask.shape) >= BANDED else None
         mask = mask.to(torch.empty(()))
         bound = scale * (mask.sum(1, keepdim=True) + context).clamp(min=1).rsqrt()
 
@@ -117,9 +55,6 @@ class MaskedLinear(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, in) and (B, C) to (B, out)."""
-        if self._bands is not None:
-            out: Tensor = _BandedLinear.apply(x, self.weight, self.mask, self.offset(context), self._bands)
-            return out
         if context is None:
             return linear(x, self.masked(), self.bias)
         return torch.addmm(self.offset(context), x, self.masked().t())

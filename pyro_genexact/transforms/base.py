@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
+from torch.distributions.transforms import _InverseTransform
 
 from ..base import bind, tensors_in
 
@@ -147,6 +148,13 @@ class Chain(RememberingTransform):
         return torch.where(finite[(...,) + (None,) * self.domain.event_dim], x, 0.0), torch.where(
             finite, -ladj, torch.inf
         )
+
+    def watched(self) -> Sequence[Tensor]:
+        if self._watched is None:
+            parts = [part.inv if isinstance(part, _InverseTransform) else part for part in self.parts]
+            found = [part.watched() if isinstance(part, RememberingTransform) else tensors_in(part) for part in parts]
+            self._watched = [tensor for tensors in found for tensor in tensors]
+        return self._watched
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         for part in self.parts:

@@ -110,7 +110,7 @@ def test_right_double_is_lawful():
     ("law", "double", "message"),
     [
         (testing.agreement, WrongScale, r"agreement broken \[(samples|Kolmogorov)"),
-        (testing.agreement, WrongMass, r"mass|agreement"),
+        (testing.agreement, WrongMass, r"agreement broken \["),
         (testing.mass, WrongMass, r"mass broken \[total\]: 1.01005.*, not 1"),
         (testing.support, Leaks, r"support broken \[samples inside\]"),
         (testing.support, NaN, r"support broken \[log_prob of .*\]: nan, not -inf"),

@@ -213,7 +213,10 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, _InverseTransform):
         return tensors_in(value.inv)
-    if isinstance(value, (Distribution, Transform, constraints.Constraint, nn.Module)):
+    if isinstance(value, nn.Module):
+        plain = [part for part in value.__dict__.values() if isinstance(part, Tensor)]
+        value = [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *plain]
+    elif isinstance(value, (Distribution, Transform, constraints.Constraint)):
         value = {name: part for name, part in value.__dict__.items() if name not in _KEPT_ASIDE}
     if isinstance(value, dict):
         value = list(value.values())

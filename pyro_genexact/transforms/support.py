@@ -250,6 +250,6 @@ def _scalar_bijection(support: Any) -> Transform:
 
 def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Values that rounded onto the ends or beyond are moved to the last number before them."""
-    ends = (torch.as_tensor(end, dtype=y.dtype, device=y.device) for end in (low, high))
+    ends = (torch.as_tensor(end, dtype=y.dtype, device=y.device).detach() for end in (low, high))
     low, high = ends
     return y.clamp(torch.nextafter(low, high), torch.nextafter(high, low))

@@ -85,13 +85,13 @@ def test_hooks_that_a_sweep_would_miss_are_refused():
         net.start(None, 2)
 
 
-def test_torch_func_through_the_sequential_direction():
+def test_torch_func_through_the_sequential_direction(monkeypatch):
+    # validation reads values, which older versions of vmap refuse
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
     flow, y = gx.flows.iaf(3, hidden=(8,)).double(), torch.randn(4, 3, dtype=F64)
 
     def density(row):
-        d = flow()
-        d._validate_args = False  # validation reads values, which older versions of vmap refuse
-        return d.log_prob(row)
+        return flow().log_prob(row)
 
     leaf = y.clone().requires_grad_()
     (expected,) = torch.autograd.grad(density(leaf).sum(), leaf)

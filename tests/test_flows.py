@@ -17,15 +17,6 @@ recipes = pytest.mark.parametrize("recipe", [gx.flows.maf, gx.flows.iaf])
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices: threads cost more than they bring, far more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

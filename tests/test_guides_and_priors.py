@@ -21,15 +21,6 @@ import pyro_genexact as gx
 D, ROWS, WIDTH = 3, 6, 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices: threads cost more than they bring, far more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def clean():
     pyro.clear_param_store()

@@ -115,15 +115,6 @@ def is_standard_normal(z):
     assert (torch.cov(z.T) - torch.eye(z.shape[1], dtype=z.dtype)).abs().max() < 7 / n**0.5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices: threads cost more than they bring, far more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def clean():
     pyro.clear_param_store()

@@ -143,3 +143,19 @@ def test_narrow_layers_reach_the_last_site():
 def test_constant_columns_are_found_despite_rounding(rows):
     with pytest.raises(ValueError, match="constant ones at features"):
         gx.transforms.Standardize.from_data(rows)
+
+
+@pytest.mark.parametrize("recipe", [gx.flows.maf, gx.flows.iaf])
+def test_overflow_is_density_zero_but_nan_stays_nan(recipe, monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    flow, y = recipe(2, context=1, hidden=(8,), transforms=1), torch.tensor([[1.0, 2.0], [3e38, -3e38]])
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.mul_(30)
+    context = torch.zeros(2, 1)
+    good, over = flow(context).log_prob(y)
+    assert good.isfinite() and over == -torch.inf
+    assert flow(context * torch.nan).log_prob(y).isnan().all()
+    with torch.no_grad():
+        next(flow.parameters()).fill_(torch.nan)
+    assert flow(context).log_prob(y)[0].isnan()

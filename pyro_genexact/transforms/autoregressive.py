@@ -46,7 +46,6 @@ class ConditionedAutoregressive(RememberingTransform):
         self.conditioner, of_conditioner = bind(conditioner)
         self.head, of_head = bind(head)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
-
         self._domain = constraints.independent(constraints.real, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
@@ -66,13 +65,12 @@ class ConditionedAutoregressive(RememberingTransform):
         rows, context, shape = self._flatten(y)
         inputs = [rows, *([] if context is None else [context]), *self._tensors]
         functorch = torch._C._are_functorch_transforms_active()  # which differentiates by transforming plain operations
-        if not functorch and not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
-            with torch.no_grad():
-                x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
-        elif hasattr(self.conditioner, "adjoint") and not functorch:
+        tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
+        if tracked and not functorch and hasattr(self.conditioner, "adjoint"):
             x, ladj = _Solve.apply(self, rows, context, *self._tensors)
         else:
-            x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
+            with torch.set_grad_enabled(tracked):
+                x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
         return _shaped(x, shape), -_shaped(ladj, shape[: -self.domain.event_dim])
 
     def watched(self) -> Sequence[Tensor]:

@@ -144,10 +144,18 @@ class Chain(RememberingTransform):
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x, ladj = self._run(y, [part.inv for part in reversed(self.parts)], self.codomain.event_dim)
-        finite = sum_rightmost((x - x).detach(), self.domain.event_dim) == 0  # else it overflowed: the density is 0
-        return torch.where(finite[(...,) + (None,) * self.domain.event_dim], x, 0.0), torch.where(
-            finite, -ladj, torch.inf
-        )
+        return self._without_overflow(y, x, -ladj)
+
+    def _without_overflow(self, y: Tensor, x: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
+        """Where x overflowed the density is 0: x = 0 and log|dy/dx| = inf. NaN that came in stays NaN."""
+        dims = self.domain.event_dim
+        finite = sum_rightmost((x - x).detach(), dims) == 0
+        if not (finite.is_meta or torch._C._are_functorch_transforms_active()) and (
+            finite.all() or not all(t.isfinite().all() for t in self.watched())
+        ):
+            return x, ladj
+        kept = finite | sum_rightmost(y != y, self.codomain.event_dim).bool()
+        return x.where(kept[(...,) + (None,) * dims], 0.0), ladj.where(kept, torch.inf)
 
     def watched(self) -> Sequence[Tensor]:
         if self._watched is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,24 @@ Site = int | tuple[int, ...]
 """What one site looks like to a network: ``()`` a real number, ``(k,)`` a real vector, an integer V one of V categories."""
 
 
+@dataclass(frozen=True)
+class Steps:
+    """A context of one vector of covariates a site, known in advance: ``context=Steps(C)`` expects (*batch, T, C).
+
+    Example:
+        >>> Steps(3)
+        Steps(features=3)
+    """
+
+    features: int
+
+    def __post_init__(self) -> None:
+        check_sizes(1, features=self.features)
+
+    def __str__(self) -> str:
+        return f"Steps({self.features})"
+
+
 class Conditioner(nn.Module):
     """Encodes the context and the history of a site into the P parameters of that site.
 
@@ -36,13 +55,13 @@ class Conditioner(nn.Module):
     Attributes:
         num_params: P, the numbers predicted for each site.
         site: what one site looks like, see :data:`Site`.
-        context: C, the features of the context vector; 0 for none.
+        context: C, the features of the context vector; :class:`Steps` of one vector a site; 0 for none.
         num_sites: T, or None where the conditioner takes any length.
     """
 
     num_params: int
     site: Site | Sequence[Site] = ()
-    context: int = 0
+    context: int | Steps = 0
     num_sites: int | None = None
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
@@ -67,6 +86,10 @@ class Conditioner(nn.Module):
         """A copy of the batch rows ``index`` (B',) of a state, to branch from it; the state itself stays usable."""
         self.advance(state, 0)
         return type(state)(*(_rows(field, index) for field in state))
+
+    def permuted(self, order: Tensor) -> Conditioner:
+        """The conditioner of variables visited in another order (T,), with the same weights for each variable."""
+        raise ValueError(f"Expected a conditioner whose weights belong to variables; got {type(self).__name__}.")
 
     @staticmethod
     def clock() -> list[int]:
@@ -93,14 +116,20 @@ class Head(nn.Module):
     Attributes:
         num_params: P, the numbers a site needs.
         site_shape: the shape of one site's value.
+        support: of a site's value, for heads of distributions; the same whatever phi is.
     """
 
     num_params: int
     site_shape: tuple[int, ...] = ()
+    support: constraints.Constraint = constraints.real
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""
         raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
+
+    def permuted(self, order: Tensor) -> Head:
+        """The head for sites visited in another order: itself, unless it treats sites differently."""
+        return self
 
 
 @ConditionalDistribution.register
@@ -108,10 +137,10 @@ class DistributionModule(nn.Module):
     """A learnable distribution: calling it with a context (or none) returns a Pyro distribution of one forward pass.
 
     Attributes:
-        context: C, the features that the call expects; 0 for a call without context.
+        context: C, the features that the call expects; :class:`Steps` of one vector a site; 0 for a call without context.
     """
 
-    context: int = 0
+    context: int | Steps = 0
 
     def forward(self, context: Tensor | None = None) -> Any:
         """The distribution given the context (*batch, C)."""
@@ -161,10 +190,8 @@ def bind(module: ModuleT) -> tuple[ModuleT, list[Tensor]]:
         for kind in ("_pyro_params", "_pyro_samples"):
             tensors |= {name: getattr(module, name) for name in fields[kind]}
             fields[kind] = {}
-        fields |= tensors
-    found = [
-        t for t in (*fields["_parameters"].values(), *fields["_buffers"].values(), *tensors.values()) if t is not None
-    ]
+        fields["_parameters"] |= tensors  # where a second bind finds them
+    found = [t for t in (*fields["_parameters"].values(), *fields["_buffers"].values()) if t is not None]
     for name, child in fields["_modules"].items():
         if child is not None:
             fields["_modules"][name], more = bind(child)
@@ -175,18 +202,20 @@ def bind(module: ModuleT) -> tuple[ModuleT, list[Tensor]]:
 
 def check_context(module: Any, context: Tensor | None) -> None:
     """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
-    name, width = type(module).__name__, module.context
+    name, width, sites = type(module).__name__, module.context, ""
+    if isinstance(width, Steps):
+        width, sites = width.features, "T, "
     if (context is None) != (width == 0):
-        expected = f"a context (*batch, {width})" if width else "no context"
+        expected = f"a context (*batch, {sites}{width})" if width else "no context"
         got = "none" if context is None else f"one of shape {tuple(getattr(context, 'shape', ()))}"
-        raise ValueError(f"Expected {expected} ({name} built with context={width}); got {got}.")
+        raise ValueError(f"Expected {expected} ({name} built with context={module.context}); got {got}.")
     if context is None:
         return
     if not isinstance(context, Tensor):
         raise TypeError(f"Expected context to be a tensor; got {type(context).__name__}.")
-    if context.dim() == 0 or context.shape[-1] != width:
+    if context.dim() < (2 if sites else 1) or context.shape[-1] != width:
         raise ValueError(
-            f"Expected context.shape[-1] == {width} ({name} built with context={width}); got {tuple(context.shape)}."
+            f"Expected context.shape[-1] == {width} ({name} built with context={module.context}); got {tuple(context.shape)}."
         )
     check_like("context", context, next((p for p in module.parameters() if p.is_floating_point()), context))
 
@@ -205,6 +234,19 @@ def check_like(name: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"Expected {name}.dtype == {like.dtype} (that of the parameters); got {value.dtype}.")
     if value.device != like.device:
         raise ValueError(f"Expected {name}.device == {like.device} (that of the parameters); got {value.device}.")
+
+
+def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Gradients of the inputs, zeros where nothing depends on them."""
+    kept = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not kept:
+        return [torch.zeros_like(i) for i in inputs]
+    chosen = None if grads is None else [grads[i] for i in kept]
+    return list(
+        torch.autograd.grad(
+            [outputs[i] for i in kept], inputs, chosen, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
 
 
 def tensors_in(value: Any) -> list[Tensor]:

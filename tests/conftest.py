@@ -30,6 +30,11 @@ def head(request, device):
     return registry.move(registry.HEADS[request.param](), device)
 
 
+@pytest.fixture(params=registry.DISTRIBUTION_HEADS)
+def distribution_head(request, device):
+    return registry.move(registry.built(registry.DISTRIBUTION_HEADS[request.param]()), device)
+
+
 @pytest.fixture(params=registry.TRANSFORMS)
 def transform_name(request):
     return request.param

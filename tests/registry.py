@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import MADE
+from pyro_genexact import Steps
+from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent
 from pyro_genexact.testing import redraw
 
 
@@ -67,6 +68,11 @@ def made(sites, params=2, hidden=(12, 10), **options):
     return lambda: built(MADE(sites, params, hidden=hidden, **options))
 
 
+def factory(kind, *sizes, **options):
+    return lambda: built(kind(*sizes, **options))
+
+
+NONE = torch.zeros(5, 5, dtype=torch.bool)
 BAND = torch.ones(6, 6, dtype=torch.bool).tril(-1).triu(-2)
 
 CONDITIONERS = {
@@ -87,10 +93,40 @@ CONDITIONERS = {
     "MADE silu": made(4, activation=nn.functional.silu),
     "MADE module activation": made(4, activation=nn.ELU()),
     "MADE panels": made(35, hidden=(40,), context=1, activation=torch.tanh),
+    "Recurrent gru": factory(Recurrent, (), 2, hidden=6),
+    "Recurrent gru context": factory(Recurrent, (), 2, hidden=6, context=2),
+    "Recurrent gru layers": factory(Recurrent, (3,), 6, hidden=5, layers=2),
+    "Recurrent gru steps": factory(Recurrent, 3, 3, hidden=6, context=Steps(2)),
+    "Recurrent lstm": factory(Recurrent, (2,), 4, hidden=6, cell="lstm", layers=2, context=1),
+    "Recurrent lstm steps": factory(Recurrent, (), 2, hidden=6, cell="lstm", context=Steps(3)),
+    "Recurrent elman": factory(Recurrent, 4, 4, hidden=6, cell="elman", width=3),
+    "Independent": factory(Independent, 5, 2),
+    "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
+    "Independent steps": factory(Independent, 5, 2, context=Steps(2), hidden=(6,), activation=torch.tanh),
+    "Independent one site": factory(Independent, 1, 2, context=2, hidden=(6,)),
+    "Markov": factory(Markov, (), 2, order=2, hidden=(8,), activation=torch.tanh),
+    "Markov context": factory(Markov, 3, 3, order=2, hidden=(8,), context=2, activation=torch.tanh),
+    "Markov steps": factory(Markov, (2,), 4, order=2, hidden=(8,), context=Steps(2), activation=torch.tanh),
+    "Markov order beyond": factory(Markov, (), 2, order=7, hidden=(8,), activation=torch.tanh, context=1),
+    "NADE": factory(NADE, 5, 2, hidden=7),
+    "NADE context": factory(NADE, 5, 2, hidden=7, context=3, activation=torch.tanh),
+    "NADE vectors": factory(NADE, 4, 6, site=(3,), hidden=7, context=1),
+    "NADE categories": factory(NADE, 5, 3, site=3, hidden=7, context=2),
+    "NADE mixed": factory(NADE, 4, 2, site=[(), 3, (), 2], hidden=7),
+    "NADE one site": factory(NADE, 1, 2, context=2, hidden=7),
+    "NADE two sites": factory(NADE, 2, 2, hidden=7),
     "RunningSum": lambda: built(RunningSum(2)),
     "RunningSum context": lambda: built(RunningSum(4, context=2, k=2)),
 }
-READS = {"MADE band": BAND}
+READS = {
+    "MADE band": BAND,
+    "Independent": NONE,
+    "Independent context": NONE[:4, :4],
+    "Independent steps": NONE,
+    "Markov": BAND[:5, :5],
+    "Markov context": BAND[:5, :5],
+    "Markov steps": BAND[:5, :5],
+}
 MUST_READ = {  # narrow hidden layers reach fewer sites
     "MADE narrow": torch.zeros(6, 6, dtype=torch.bool),
 }
@@ -100,6 +136,66 @@ HEADS = {
     "Affine tight": lambda: built(gx.heads.Affine(bound=1.0)),
     "Affine vectors": lambda: built(gx.heads.Affine((3,))),
 }
+
+
+def per_site():
+    return gx.heads.PerSite([gx.heads.Bernoulli(), gx.heads.Normal(), gx.heads.Gamma(), gx.heads.Bernoulli()])
+
+
+def nested():
+    """A NADE as the conditional of a site of three binary numbers."""
+    net = gx.conditioners.NADE(3, 1, context=4, hidden=5)
+    return gx.heads.ConditionalHead(gx.Autoregressive(net, gx.heads.Bernoulli(), (3,)))
+
+
+def flow_head():
+    return gx.heads.ConditionalHead(gx.flows.maf(2, context=3, transforms=1, hidden=(6,), activation=torch.tanh))
+
+
+h = gx.heads
+DISTRIBUTION_HEADS = {
+    "Bernoulli": h.Bernoulli,
+    "Categorical": lambda: h.Categorical(3),
+    "Binomial": lambda: h.Binomial(4),
+    "Poisson": h.Poisson,
+    "NegativeBinomial": h.NegativeBinomial,
+    "Normal": h.Normal,
+    "Normal vectors": lambda: h.Normal(shape=(2,)),
+    "StudentT": h.StudentT,
+    "Gamma": h.Gamma,
+    "Beta": h.Beta,
+    "VonMises": h.VonMises,
+    "MultivariateNormal": lambda: h.MultivariateNormal(2),
+    "Dirichlet": lambda: h.Dirichlet(3),
+    "OneHotCategorical": lambda: h.OneHotCategorical(3),
+    "Mixture": lambda: h.Mixture(h.Normal(), 2),
+    "Mixture of heads": lambda: h.Mixture([h.Normal(), h.Laplace()]),
+    "Mixture of supports": lambda: h.Mixture([h.Gamma(), h.Beta()]),
+    "Mixture of vectors": lambda: h.Mixture(h.MultivariateNormal(2), 2),
+    "DiscretizedLogistic": lambda: h.DiscretizedLogistic(5, 2),
+    "ContinuousCategorical": lambda: h.ContinuousCategorical(3),
+    "PerSite": per_site,
+    "ConditionalHead": nested,
+    "ConditionalHead flow": flow_head,
+}
+PAIRED = {  # a conditioner of any kind for a head, over four sites
+    "MADE": lambda site, P: MADE(4, P, site=site, hidden=(12,), activation=torch.tanh),
+    "NADE": lambda site, P: gx.conditioners.NADE(4, P, site=site, hidden=8),
+    "Recurrent": lambda site, P: gx.conditioners.Recurrent(site, P, hidden=8),
+    "Markov": lambda site, P: gx.conditioners.Markov(site, P, order=2, hidden=(8,), activation=torch.tanh),
+    "Independent": lambda site, P: gx.conditioners.Independent(4, P, site=site),
+}
+
+
+def paired(head, net):
+    """An autoregressive model of four sites."""
+    head = DISTRIBUTION_HEADS[head]()
+    site = (
+        3
+        if isinstance(head.support, type(constraints.integer_interval(0, 2))) and head.num_params == 3
+        else head.site_shape
+    )
+    return built(gx.Autoregressive(PAIRED[net](site, head.num_params), head, (4, *head.site_shape)))
 
 
 def autoregressive(conditioner, inverse=False, shape=(), sites=4, rows=3, head=gx.heads.Affine):
@@ -216,8 +312,62 @@ def generic():
     return built(gx.Flow([step.inv], gx.Constant(dist.Normal(torch.zeros(2), 1.0).to_event(1)))), sized(2, 2, seed=1)
 
 
+def chained(head, sites=2, net=None, context=0, order=None, event_shape=None):
+    """An autoregressive model, and a context."""
+
+    def factory():
+        it = head()
+        make = net or (
+            lambda P: MADE(sites, P, site=it.site_shape, hidden=(8,), context=context, activation=torch.tanh)
+        )
+        module = gx.Autoregressive(make(it.num_params), it, event_shape or (sites, *it.site_shape), order)
+        return built(module), sized(3, context, seed=1) if context else None
+
+    return factory
+
+
+def over_orders():
+    net = gx.conditioners.NADE(4, 1, hidden=6, context=2)
+    ensemble = gx.OrderEnsemble(gx.Autoregressive(net, h.Bernoulli(), (4,)), torch.tensor([[0, 1, 2, 3], [3, 1, 0, 2]]))
+    return built(ensemble).eval(), sized(3, 2, seed=1)
+
+
+def conditional(head):
+    def factory():
+        it = head()
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, it.num_params))
+        return built(gx.Conditional(net, it)), sized(3, 3, seed=1)
+
+    return factory
+
+
+def steps():
+    net = gx.conditioners.Recurrent((), 2, hidden=5, context=gx.Steps(2))
+    return built(gx.Autoregressive(net, h.Laplace(), (2,))), sized(3, 2, 2, seed=1)
+
+
 maf, iaf = gx.flows.maf, gx.flows.iaf
 DISTRIBUTIONS = {
+    "Autoregressive binary": chained(h.Bernoulli, 4, context=2),
+    "Autoregressive image": chained(h.Bernoulli, 6, order=[3, 1, 0, 2, 5, 4], event_shape=(2, 3)),
+    "Autoregressive categories": chained(
+        lambda: h.Categorical(3), 4, lambda P: gx.conditioners.NADE(4, P, site=3, hidden=6)
+    ),
+    "Autoregressive counts": chained(h.Poisson, 3),
+    "Autoregressive levels": chained(lambda: h.DiscretizedLogistic(4, 2), 3, context=1),
+    "Autoregressive nested": chained(nested, 2),
+    "Autoregressive normal": chained(h.Normal, context=2),
+    "Autoregressive recurrent": chained(h.Laplace, 2, lambda P: gx.conditioners.Recurrent((), P, hidden=5)),
+    "Autoregressive markov": chained(h.LogNormal, 2, lambda P: gx.conditioners.Markov((), P, order=1, hidden=(5,))),
+    "Autoregressive steps": steps,
+    "Autoregressive vectors": chained(lambda: h.MultivariateNormal(2), 1, context=1),
+    "Autoregressive simplex": chained(lambda: h.ContinuousCategorical(3), 1, context=1),
+    "Autoregressive mixture": chained(lambda: h.Mixture(h.Normal(), 2)),
+    "Autoregressive columns": chained(lambda: h.PerSite([h.LogNormal(), h.Normal()]), order=[1, 0]),
+    "Autoregressive flow": chained(flow_head, 1),
+    "OrderEnsemble": over_orders,
+    "Conditional": conditional(lambda: h.Normal(shape=(2,))),
+    "Conditional discrete": conditional(lambda: h.Categorical(3)),
     "maf": flow(maf, 2),
     "maf one feature": flow(maf, 1, context=3),
     "maf one feature, no context": flow(maf, 1),
@@ -254,8 +404,18 @@ INERT = {
 }
 
 
-REAL_SITES = [name for name in CONDITIONERS if name not in ("MADE categories", "MADE mixed")]
-SMALL = [name for name in DISTRIBUTIONS if name not in ("maf four features", "maf list of four", "iaf context")]
+REAL_SITES = [  # of conditioners that a transform takes
+    name
+    for name in CONDITIONERS
+    if not any(word in name for word in ("categories", "mixed", "steps"))
+    and name not in ("Recurrent elman", "Markov context", "Independent context")
+]
+INERT |= {  # nothing precedes the only site
+    name: ["*conditioner.layers.0.weight"]
+    for name in ("Autoregressive vectors", "Autoregressive simplex", "Autoregressive flow")
+}
+LARGE = ("maf four features", "maf list of four", "iaf context")  # for quadrature
+INFINITE = ("Autoregressive counts",)  # supports, which no enumeration covers
 
 
 def move(value: Any, device: str) -> Any:

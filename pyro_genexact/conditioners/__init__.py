@@ -1,6 +1,22 @@
-"""Networks that encode context and history: the parameters of each site from the sites before it."""
+"""Networks that encode the context and the history of a site."""
 
+from .independent import Independent, IndependentState
 from .made import MADE, MADEState
+from .markov import Markov, MarkovState
 from .masked import MaskedLinear
+from .nade import NADE, NADEState
+from .recurrent import Recurrent, RecurrentState
 
-__all__ = ["MADE", "MADEState", "MaskedLinear"]
+__all__ = [
+    "MADE",
+    "NADE",
+    "Independent",
+    "IndependentState",
+    "MADEState",
+    "Markov",
+    "MarkovState",
+    "MaskedLinear",
+    "NADEState",
+    "Recurrent",
+    "RecurrentState",
+]

@@ -2,4 +2,19 @@
 
 from pyro.distributions import TransformedDistribution
 
-__all__ = ["TransformedDistribution"]
+from .autoregressive import AutoregressiveDistribution
+from .continuous_categorical import ContinuousCategorical
+from .discretized_logistic import DiscretizedLogistic
+from .mixture import Mixture, UnionConstraint
+from .per_site import PerSite, PerSiteConstraint
+
+__all__ = [
+    "AutoregressiveDistribution",
+    "ContinuousCategorical",
+    "DiscretizedLogistic",
+    "Mixture",
+    "PerSite",
+    "PerSiteConstraint",
+    "TransformedDistribution",
+    "UnionConstraint",
+]

@@ -8,7 +8,7 @@ distribution, or a module whose call (with the context, where one is given) retu
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
 from .devices import device, meta
 from .distributions import agreement, extremes, freshness, gradients, mass, persistence, shapes, support
-from .heads import bijection_head
+from .heads import bijection_head, distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .transforms import cache, copies, derivatives, inverse, log_det
 
@@ -23,6 +23,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "context_use",
     "sequential_gradient",
     "bijection_head",
+    "distribution_head",
     "inverse",
     "log_det",
     "derivatives",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..base import Conditioner, Head
+from ..base import Conditioner, Head, Steps
 from .helpers import _broken, _close, _gradients, _noise_like, _raises, conditioner_inputs, redraw
 
 
@@ -107,13 +107,15 @@ def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float 
 
 
 def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None:
-    """A state that was extended raises a RuntimeError when it is used again; too many sites are an error."""
+    """A state that was extended raises a RuntimeError when it is used again; sites beyond the last (or beyond the
+    covariates) are a ValueError.
+    """
     y, context = conditioner_inputs(conditioner, 6, sites, seed)
     T = y.shape[1]
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             _, old = conditioner.start(context, len(y))
-            if conditioner.num_sites:
+            if conditioner.num_sites or isinstance(conditioner.context, Steps):
                 with _raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
                     conditioner.extend(y, old)
             if T > 1:
@@ -125,16 +127,19 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None
 
 
 def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None:
-    """Every site's parameters, the first one's too, are a non-linear function of every feature of the context."""
+    """Every site's parameters, the first one's too, are a non-linear function of every feature of the context.
+
+    Of covariates (``context=Steps(C)``), every site reads its own.
+    """
     y, context = conditioner_inputs(conditioner, 16, sites, seed)
     if context is None:
         return
     with torch.no_grad():
         phi, zero = conditioner(y, context), conditioner(y, torch.zeros_like(context))
-        for feature in range(context.shape[1]):
-            moved = context.clone()
-            moved[:, feature] += 1.5
-            by = (conditioner(y, moved) - phi).abs().amax((0, 2))
+        for feature in range(context.shape[-1]):
+            step = torch.zeros_like(context)
+            step[..., feature] = 1.5
+            by = _own_change(conditioner, y, context, step, phi)
             if not (by > 1e-9).all():
                 _broken(
                     "context use",
@@ -144,6 +149,15 @@ def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None
         bend = (conditioner(y, -context) + phi - 2 * zero).abs().amax((0, 2))
     if not (bend > 1e-6).all():
         _broken("context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, not by more")
+
+
+def _own_change(conditioner: Conditioner, y: Tensor, context: Tensor, step: Tensor, phi: Tensor) -> Tensor:
+    """(T,): by how much each site's parameters change with the context; with its own covariates, where it has such."""
+    if context.dim() == 2:
+        return (conditioner(y, context + step) - phi).abs().amax((0, 2))
+    sites = torch.eye(y.shape[1], dtype=context.dtype, device=context.device).unsqueeze(-1)
+    changes = [conditioner(y, context + own * step) - phi for own in sites]
+    return torch.stack([change[:, t].abs().amax() for t, change in enumerate(changes)])
 
 
 def sequential_gradient(conditioner: Conditioner, head: Head, seed: int = 0, sites: int = 5, tol: float = 1e-8) -> None:

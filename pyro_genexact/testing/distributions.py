@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from itertools import combinations_with_replacement
-from math import inf, log
+from math import inf, log, prod
 from typing import Any
 
 import torch
@@ -102,16 +102,18 @@ def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None
 def agreement(
     subject: Any, context: Tensor | None = None, count: int = 4000, seed: int = 0, limit: float = 5.0
 ) -> None:
-    """Samples agree with log_prob: a goodness of fit in unconstrained space, within ``limit`` standard errors.
+    """Samples agree with log_prob: a goodness of fit, within ``limit`` standard errors or deviations of chi-square.
 
+    Finite supports: Pearson's chi-square over the enumerated support. Others in unconstrained space:
     E_p[g q / (p + q)] = E_q[g p / (p + q)] for bounded functions g and a normal q that overlaps p; of one number also the
     Kolmogorov-Smirnov statistic against the cdf by quadrature.
     """
     d = made(subject, context)
+    if d.support.is_discrete:
+        return _chi_square(d, count, seed, limit)
     with _seeded(seed), torch.no_grad():
         y = d.sample((count,))
-        u = biject_to(d.support).inv(y)
-        u = u.reshape(count, -1, u.shape[-1])
+        u = biject_to(d.support).inv(y).reshape(count, prod(d.batch_shape), -1)
         center, spread = _center_and_spread(u)
         normal = torch.distributions.Normal(center, spread)
         v = center + spread * torch.randn_like(u)
@@ -144,6 +146,23 @@ def agreement(
                 statistic = (p - (torch.arange(count, device=p.device) + 0.5) / count).abs().max() * count**0.5
                 if not statistic < 2.2:  # p = 1e-4
                     _broken("agreement", f"Kolmogorov-Smirnov, row {row}", f"{statistic:.3g}, not below 2.2")
+
+
+def _chi_square(d: Any, count: int, seed: int, limit: float) -> None:
+    support = d.enumerate_support(expand=False).unsqueeze(-1).flatten(1 + len(d.batch_shape))
+    expected = count * d.log_prob(d.enumerate_support(expand=False)).exp().detach()
+    with _seeded(seed):
+        y = d.sample((count,)).reshape(count, 1, *d.batch_shape, -1)
+    observed = (y == support).all(-1).to(expected).sum(0)  # (N, *batch)
+    _close("agreement", "samples in the support", observed.sum(0), torch.full_like(observed[0], count), 0.0)
+    rare = expected < 5  # joined to one cell
+    cells = [(torch.where(rare, 0.0, n), torch.where(rare, n, 0.0).sum(0, keepdim=True)) for n in (observed, expected)]
+    observed, expected = (torch.cat(pair) for pair in cells)
+    terms = torch.where(expected > 0, (observed - expected).square() / expected.clamp(min=1e-300), 0.0)
+    freedom = (expected > 0).sum(0) - 1
+    z = (terms.sum(0) - freedom) / (2 * freedom.clamp(min=1)).sqrt()
+    if not z.max() < limit:
+        _broken("agreement", "samples and log_prob", f"chi-square {z.max():.3g} deviations off, not below {limit}")
 
 
 def gradients(module: nn.Module, context: Tensor | None = None, inert: Collection[str] = (), tol: float = 1e-4) -> None:
@@ -179,8 +198,13 @@ def gradients(module: nn.Module, context: Tensor | None = None, inert: Collectio
 
 
 def extremes(module: nn.Module, context: Tensor | None = None) -> None:
-    """log_prob and its gradients are finite at values to ±1e8 and near the support's ends; in float32 never NaN."""
+    """log_prob and its gradients are finite at values to ±1e8 and near the support's ends; in float32 never NaN.
+
+    Of continuous distributions; a discrete one is asked at counts to 1e8 where it has them.
+    """
     d = made(module, context)
+    if d.support.is_discrete:
+        return _extreme_counts(module, context)
     size = biject_to(d.support).inverse_shape(torch.Size((*d.batch_shape, *d.event_shape)))
     real = all(bool(d.support.check(far * torch.ones_like(d.sample())).all()) for far in (1e9, -1e9))
     for dtype in (torch.float64, torch.float32):
@@ -199,6 +223,17 @@ def extremes(module: nn.Module, context: Tensor | None = None) -> None:
                     good = value.isfinite() if dtype == torch.float64 else ~value.isnan()
                     if not good.all():
                         _broken("extremes", f"{what} at {far:g}, {dtype}", f"{value[~good].flatten()[0]}, not finite")
+
+
+def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
+    for far in (1e4, 1e8):
+        d = made(module, context)
+        y = torch.full_like(d.sample(), far)
+        if bool(d.support.check(y).all()):
+            lp = d.log_prob(y)
+            for i, value in enumerate((lp, *_gradients(lp.sum(), list(module.parameters())))):
+                if not value.isfinite().all():
+                    _broken("extremes", f"log_prob or gradient {i} at {far:g}", f"{value.flatten()[0]}, not finite")
 
 
 def persistence(module: nn.Module, context: Tensor | None = None) -> None:
@@ -258,6 +293,7 @@ def _unvalidated(d: Any) -> Any:
 def _log_density(d: Any, u: Tensor) -> Tensor:
     """The log density of unconstrained values (N, *batch, size)."""
     t = biject_to(d.support)
+    u = u.reshape(*u.shape[:-1], *t.inverse_shape(d.event_shape))
     y = t(u)
     return _log_prob(d, y) + t.log_abs_det_jacobian(u, y)
 
@@ -265,7 +301,7 @@ def _log_density(d: Any, u: Tensor) -> Tensor:
 def _quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
     like = d.sample()
-    size = biject_to(d.support).inverse_shape(like.shape)[-1]
+    size = prod(biject_to(d.support).inverse_shape(d.event_shape))
     if size > 2:
         raise ValueError(f"Expected a distribution of one or two unconstrained numbers; got {size}.")
     v = torch.linspace(-8.0, 8.0, 10 * points if size == 1 else points, dtype=like.dtype, device=like.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from ..base import Conditioner
+from ..base import Conditioner, Steps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -47,7 +47,7 @@ def _scale_to(conditioner: Conditioner, spread: float) -> None:
 def conditioner_inputs(
     conditioner: Conditioner, rows: int = 6, sites: int = 5, seed: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Random sites (rows, T, *site_shape) and context (rows, C) or None, as the conditioner reads them."""
+    """Random sites (rows, T, *site_shape) and context (rows, C), (rows, T, C) or None, as the conditioner reads them."""
     generator, like = torch.Generator().manual_seed(seed), next(conditioner.parameters())
     sites = conditioner.num_sites or sites
     kinds = conditioner.site if isinstance(conditioner.site, list) else [conditioner.site]
@@ -62,6 +62,8 @@ def conditioner_inputs(
 
     parts = [draw_kind(kind, sites if len(kinds) == 1 else 1) for kind in kinds]
     y = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
+    if isinstance(conditioner.context, Steps):
+        return y, draw(rows, sites, conditioner.context.features)
     return y, draw(rows, conditioner.context) if conditioner.context else None
 
 

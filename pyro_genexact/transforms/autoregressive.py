@@ -10,7 +10,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, bind, check_context, check_like
+from ..base import Conditioner, Head, bind, check_context, check_like, vjp
 from .base import Inverse, RememberingTransform
 
 
@@ -220,25 +220,12 @@ def _sweep_gradients(
         x = transform.inv(y)
         ladj = -transform.log_abs_det_jacobian(x, y).sum(1)
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
-    gain = torch.stack([_vjp([column], [phi])[0] for column in columns], 2)
-    (drive,) = _vjp([ladj], [phi], [gl])
+    gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)
+    (drive,) = vjp([ladj], [phi], [gl])
     a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx.reshape(flat), gain, drive, context)
     # In one call, so that the shares of a tensor add up: of tied weights, or one that head and conditioner have both.
     outputs, grads = zip((x, a.reshape(x.shape)), (ladj, gl), *pairs, strict=True)
     wanted = [t for t in ctx.tensors if t.requires_grad]
-    of_y, *of_wanted = _vjp(outputs, [y, *wanted], grads)
+    of_y, *of_wanted = vjp(outputs, [y, *wanted], grads)
     found = iter(of_wanted)
     return [of_y, of_context, *(next(found) if t.requires_grad else None for t in ctx.tensors)]
-
-
-def _vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """Gradients of the inputs, zeros where nothing depends on them."""
-    kept = [i for i, output in enumerate(outputs) if output.requires_grad]
-    if not kept:
-        return [torch.zeros_like(i) for i in inputs]
-    chosen = None if grads is None else [grads[i] for i in kept]
-    return list(
-        torch.autograd.grad(
-            [outputs[i] for i in kept], inputs, chosen, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-    )

@@ -42,7 +42,7 @@ def test_distribution(distribution):
 
     def run():
         d = made(module, context)
-        x = d.rsample((2,))
+        x = d.rsample((2,)) if d.has_rsample else d.sample((2,))
         return (
             x,
             d.log_prob(x),

@@ -1,13 +1,29 @@
-"""Heads of bijections."""
+"""Heads of bijections and of distributions."""
 
+import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 from pyro_genexact import Head, heads, testing, transforms
 
 
 def test_bijection_head(head):
     testing.bijection_head(head)
+
+
+def test_distribution_head(distribution_head):
+    testing.distribution_head(distribution_head)
+
+
+def test_copies_and_devices_of_distribution_heads(distribution_head):
+    head = distribution_head
+    like = next(head.parameters(), torch.empty(0, dtype=torch.float64))
+    phi = torch.linspace(-1, 1, 4 * head.num_params).to(like).reshape(1, 4, -1)
+    with torch.random.fork_rng():
+        y = head(phi).sample()
+    testing.copies(head, lambda h: h(phi).log_prob(y))
+    testing.device(lambda: (head(phi).log_prob(y), head(phi[:, :1], 0).sample()))
 
 
 class OfConstants(Head):
@@ -72,3 +88,47 @@ class Unused(Head):
 def test_bijection_head_has_power(head, message):
     with pytest.raises(AssertionError, match=f"head broken .*({message})"):
         testing.bijection_head(head().double())
+
+
+class NotStatic(Head):
+    """Its support moves with phi."""
+
+    num_params, support = 1, constraints.positive
+
+    def forward(self, phi, first=0):
+        return dist.Uniform(phi[..., 0], phi[..., 0] + 1, validate_args=False)
+
+
+class ByItsNeighbours(Head):
+    num_params = 1
+
+    def forward(self, phi, first=0):
+        return dist.Normal(phi[..., 0] - phi[..., 0].mean(-1, keepdim=True), 1.0, validate_args=False)
+
+
+class Overflows(Head):
+    num_params = 2
+
+    def forward(self, phi, first=0):
+        return dist.Normal(phi[..., 0], phi[..., 1].exp(), validate_args=False)
+
+
+class Unread(Head):
+    num_params = 2
+
+    def forward(self, phi, first=0):
+        return dist.Normal(phi[..., 0], 1.0, validate_args=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (NotStatic, "support holds samples"),
+        (ByItsNeighbours, "site 0 alone"),
+        (Overflows, "at phi = "),
+        (Unread, "every parameter matters"),
+    ],
+)
+def test_distribution_head_has_power(head, message):
+    with pytest.raises(AssertionError, match=f"head broken .*{message}"):
+        testing.distribution_head(head())

@@ -1,0 +1,231 @@
+"""What the networks share: how they read sites and covariates, check what they are given, and put weights elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, one_hot
+
+from ..base import Conditioner, ModuleT, Site, Steps, bind, check_like, check_sizes
+
+
+class SiteEncoder(nn.Module):
+    """Sites as a network reads them: categories embedded, real numbers and vectors as they are.
+
+    Args:
+        site: an integer V, ``()`` or ``(k,)``.
+        width: of the embedding of categories.
+
+    Shapes: (B, S, *site_shape) to (B, S, features), features = width or the numbers of a site.
+
+    Example:
+        >>> SiteEncoder(5, width=8)(torch.zeros(2, 3, dtype=torch.long), like=torch.zeros(1)).shape
+        torch.Size([2, 3, 8])
+        >>> SiteEncoder((), width=8).features
+        1
+    """
+
+    def __init__(self, site: Site, width: int) -> None:
+        super().__init__()
+        if isinstance(site, list):
+            raise ValueError(f"Expected site to be one kind, the same at every site; got {site}.")
+        (numbers,) = site_widths(site, 1)
+        check_sizes(1, width=width)
+        self.site, self.features = site, width if isinstance(site, int) else numbers
+        self.weight = nn.Parameter(torch.randn(site, width)) if isinstance(site, int) else None
+
+    def forward(self, y: Tensor, like: Tensor) -> Tensor:
+        """``like``: a parameter, whose dtype and device real sites must have."""
+        if self.weight is not None:
+            return embedding(labels_of(y, self.site), self.weight)  # type: ignore[arg-type]
+        check_like("y", y, like)
+        return y if self.site else y.unsqueeze(-1)
+
+
+class Dense(nn.Module):
+    """Linear layers with an activation between them; the last one small, so that heads start near phi = 0.
+
+    Example:
+        >>> Dense(3, 4, hidden=(8,), activation=torch.relu)(torch.zeros(2, 3)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, hidden: Sequence[int], activation: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        check_hidden(hidden)
+        check_callable(activation)
+        widths = [inputs, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in zip(widths, hidden, strict=False))
+        self.last, self.activation = small_linear(widths[-1], outputs), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.activation(layer(x))
+        return self.last(x)
+
+
+def small_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer whose start is a tenth of the usual one, with zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+        layer.bias.zero_()
+    return layer
+
+
+def encode(y: Tensor, site: Site | Sequence[Site], first: int, like: Any) -> Tensor:
+    """(B, S, *site_shape) from site ``first`` on as numbers (B, features), categories one-hot."""
+    if isinstance(site, tuple):
+        check_like("y", y, like)
+        return y.flatten(1)
+    if isinstance(site, int):
+        return _one_hot(y, site, like).flatten(1)
+    kinds = site[first : first + y.shape[1]]
+    columns = [
+        _one_hot(y[:, i], kind, like) if isinstance(kind, int) else y[:, i, None].to(like.dtype)
+        for i, kind in enumerate(kinds)
+    ]
+    return torch.cat(columns, 1) if columns else like.new_empty(len(y), 0)
+
+
+def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
+    return one_hot(labels_of(y, categories), categories).to(like.dtype)
+
+
+def labels_of(y: Tensor, categories: int) -> Tensor:
+    """Categories as integers; ValueError for other numbers and for categories that there are not."""
+    labels = y.long()
+    if y.is_meta or not y.numel():
+        return labels
+    if y.is_floating_point() and (labels != y).any():
+        raise ValueError(
+            f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; got {y[labels != y][0]}."
+        )
+    low, high = (int(bound) for bound in labels.aminmax())
+    if not 0 <= low <= high < categories:
+        raise ValueError(
+            f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; got {low} ... {high}."
+        )
+    return labels
+
+
+def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
+    """What each of T sites looks like; ValueError for a list of another length or of vectors."""
+    kinds = list(site) if isinstance(site, list) else [site] * num_sites
+    if len(kinds) != num_sites or (isinstance(site, list) and not all(k == () or isinstance(k, int) for k in kinds)):
+        raise ValueError(
+            f"Expected site to be one kind or a list of {num_sites} scalar kinds, () or an integer; got {site}."
+        )
+    for kind in kinds:
+        check_sizes(1, site=kind if isinstance(kind, int) else tuple(kind))  # type: ignore[arg-type]
+    return kinds  # type: ignore[return-value]
+
+
+def site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
+    """The number of network inputs of each site."""
+    return [kind if isinstance(kind, int) else prod(kind) for kind in site_kinds(site, num_sites)]
+
+
+def check_hidden(hidden: Any) -> None:
+    """Raises a ValueError unless hidden is a sequence of widths."""
+    if not isinstance(hidden, (tuple, list)):
+        raise ValueError(f"Expected hidden to be a sequence of integers >= 1; got {hidden}.")
+    check_sizes(1, hidden=hidden)
+
+
+def check_callable(activation: Any) -> None:
+    """Raises a ValueError unless the activation can be called."""
+    if not callable(activation):
+        raise ValueError(f"Expected activation to be a function; got {activation}.")
+
+
+def context_width(context: int | Steps) -> int:
+    """C of a context vector or of one a site; ValueError for a size that is not one."""
+    if isinstance(context, Steps):
+        return context.features
+    check_sizes(0, context=context)
+    return context
+
+
+def check_sites(conditioner: Conditioner, y: Tensor) -> None:
+    """Raises a ValueError unless y is (B, T, *site_shape)."""
+    site = conditioner.site if isinstance(conditioner.site, tuple) else ()
+    expected, got = ((conditioner.num_sites, *site), y.shape[1:]) if conditioner.num_sites else (site, y.shape[2:])
+    if got != expected or y.dim() < 2 or not y.shape[1]:
+        where = "y.shape[1:]" if conditioner.num_sites else "y.shape[2:]"
+        raise ValueError(
+            f"Expected {where} == {expected} (sites and site of {type(conditioner).__name__}); got {tuple(y.shape)}."
+        )
+
+
+def check_chunk(conditioner: Conditioner, y: Tensor, first: int) -> None:
+    """Raises a ValueError unless y (B, S, *site_shape) may be read after ``first`` sites."""
+    _, sites, *shape = y.shape
+    total, site = conditioner.num_sites, conditioner.site
+    if not sites or (total is not None and sites >= total - first):
+        if total is None:
+            raise ValueError(f"Expected y.shape[1] >= 1 (sites to read); got {tuple(y.shape)}.")
+        raise ValueError(
+            f"Expected y.shape[1] between 1 and {total - 1 - first} ({first} of {total} sites were read and the last one "
+            f"never is); got {tuple(y.shape)}."
+        )
+    expected = site if isinstance(site, tuple) else ()
+    if tuple(shape) != expected:
+        raise ValueError(
+            f"Expected y.shape[2:] == {expected} (site of {type(conditioner).__name__}); got {tuple(y.shape)}."
+        )
+
+
+def covariates(context: Tensor, first: int, sites: int) -> Tensor:
+    """(B, S, C): what S sites from ``first`` on read of a context (B, C), or (B, T, C) of one vector a site."""
+    if context.dim() == 2:
+        return context.unsqueeze(1).expand(-1, sites, -1)
+    if first + sites > context.shape[1]:
+        raise ValueError(
+            f"Expected context.shape[1] >= {first + sites} (covariates for as many sites); got {tuple(context.shape)}."
+        )
+    return context[:, first : first + sites]
+
+
+def joined(inputs: Tensor, context: Tensor | None, first: int) -> Tensor:
+    """(B, S, features + C): each site's inputs and covariates."""
+    return inputs if context is None else torch.cat([inputs, covariates(context, first, inputs.shape[1])], -1)
+
+
+def with_tensors(module: ModuleT, **tensors: Tensor) -> ModuleT:
+    """A bound copy that computes with other tensors in place of its own parameters of those names."""
+    bound, _ = bind(module)
+    kinds = (
+        cls for cls in type(module).__mro__ if not any(isinstance(getattr(cls, n, None), property) for n in tensors)
+    )
+    if type(module) is not (kind := next(kinds)):  # a parametrised weight is a property, which hides any other
+        bare: ModuleT = object.__new__(kind)
+        bare.__dict__.update(bound.__dict__)
+        bound = bare
+    for name, tensor in tensors.items():
+        bound.__dict__.pop(name, None)  # where a PyroSample's value is kept
+        bound._parameters[name] = tensor  # type: ignore[assignment]
+    return bound
+
+
+def visits(conditioner: Conditioner, order: Tensor, like: Tensor, *widths: int) -> list[Tensor]:
+    """For each width w, the indices (T * w,) that put w rows a variable where ``order`` visits it, from step 0 on."""
+    total: Any = conditioner.num_sites
+    site, name = conditioner.site, type(conditioner).__name__
+    if isinstance(site, list) and any(kind != site[0] for kind in site):
+        raise ValueError(f"Expected sites of one kind, to visit them in another order ({name}); got site={site}.")
+    order = torch.as_tensor(order, device=like.device)
+    ordinals = torch.arange(total, device=order.device)
+    if (
+        order.dtype != torch.long
+        or order.shape != ordinals.shape
+        or (not order.is_meta and not torch.equal(order.sort().values, ordinals))
+    ):
+        raise ValueError(f"Expected order to be a permutation of 0 ... {total - 1}, as a LongTensor; got {order}.")
+    return [(order[:, None] * w + torch.arange(w, device=order.device)).flatten() for w in widths]

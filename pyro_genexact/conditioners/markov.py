@@ -1,0 +1,116 @@
+"""Markov: a network on the last few sites, shared by all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..base import Conditioner, Site, Steps, check_context, check_sizes
+from .encoding import Dense, SiteEncoder, check_chunk, check_hidden, check_sites, context_width, joined
+
+
+class MarkovState(NamedTuple):
+    """What a :class:`Markov` conditioner remembers.
+
+    Attributes:
+        position: sites read so far.
+        clock: sites read by any successor of this state.
+        window: (B, order, features + 1) the last sites as the network reads them, each with its flag.
+        context: (B, C), (B, T, C) or None.
+    """
+
+    position: int
+    clock: list[int]
+    window: Tensor
+    context: Tensor | None
+
+
+class Markov(Conditioner):
+    r"""A dense network on the last k = ``order`` sites, the same at every site: any length.
+
+        phi_t = net(y_{t-k}, ..., y_{t-1}, x)
+
+    Before the first site the window is filled with zeros, and each of its places has a flag that says whether there is
+    a site, so that the network knows how much history it has.
+
+    Cost: ``forward`` runs the network on T windows at once, (B, T, k * features) numbers; a step reads one window.
+
+    Args:
+        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, an integer V one of the categories
+            0 ... V-1, embedded.
+        num_params: P, parameters a site.
+        order: k, the sites that a site reads.
+        context: C, features of a context vector, or ``Steps(C)`` for covariates, of which a site reads its own.
+        hidden: widths of the hidden layers.
+        activation: of the hidden layers.
+        width: of the embedding of categories; by default ``hidden[0]``, or V without hidden layers.
+
+    Raises:
+        ValueError: for sizes that are no positive integers; in calls for categories that there are not, a context of
+            another width, and more sites than covariates.
+
+    Reference (for categories): Bengio et al., "A neural probabilistic language model", JMLR 2003.
+
+    Example:
+        >>> net = Markov((), 2, order=3, context=4)
+        >>> net(torch.zeros(7, 9), torch.zeros(7, 4)).shape
+        torch.Size([7, 9, 2])
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        num_params: int,
+        *,
+        order: int,
+        context: int | Steps = 0,
+        hidden: Sequence[int] = (64, 64),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_hidden(hidden)
+        check_sizes(1, num_params=num_params, order=order)
+        self.site, self.num_params, self.context, self.order = site, num_params, context, order
+        widest = hidden[0] if hidden else site if isinstance(site, int) else 1
+        self.encoder = SiteEncoder(site, widest if width is None else width)
+        inputs = order * (self.encoder.features + 1) + context_width(context)
+        self.net = Dense(inputs, num_params, hidden, activation)
+
+    def extra_repr(self) -> str:
+        return f"{self.site}, {self.num_params}, order={self.order}, context={self.context}"
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, T, *site_shape), and (B, C) or (B, at least T, C), to (B, T, P), all sites at once."""
+        check_sites(self, y)
+        check_context(self, context)
+        window = self._empty(len(y))
+        return self._phi(torch.cat([window, self._flagged(y[:, :-1], window)], 1), context, 0)
+
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MarkovState]:
+        """The first site's parameters (B, P), and the state with an empty window."""
+        check_context(self, context)
+        window = self._empty(batch_size)
+        return self._phi(window, context, 0).squeeze(1), MarkovState(0, self.clock(), window, context)
+
+    def extend(self, y: Tensor, state: MarkovState) -> tuple[Tensor, MarkovState]:
+        """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them."""
+        check_chunk(self, y, state.position)
+        sites = torch.cat([state.window[:, 1:], self._flagged(y, state.window)], 1)
+        phi = self._phi(sites, state.context, state.position + 1)
+        return phi, self.advance(state, y.shape[1])._replace(window=sites[:, -self.order :])
+
+    def _phi(self, sites: Tensor, context: Tensor | None, first: int) -> Tensor:
+        """The parameters of the sites from ``first`` on, whose windows are all there are in (B, order - 1 + S, features)."""
+        windows = sites.unfold(1, self.order, 1).transpose(2, 3).flatten(2)  # site by site, the oldest first
+        return self.net(joined(windows, context, first))
+
+    def _flagged(self, y: Tensor, like: Tensor) -> Tensor:
+        return pad(self.encoder(y, like), (0, 1), value=1.0)
+
+    def _empty(self, batch_size: int) -> Tensor:
+        return self.net.last.weight.new_zeros(batch_size, self.order, self.encoder.features + 1)

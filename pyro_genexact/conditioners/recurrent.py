@@ -1,0 +1,159 @@
+"""Recurrent: an Elman network, GRU or LSTM over the sites, in fused calls."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+
+from ..base import Conditioner, Site, Steps, check_context, check_sizes
+from .encoding import SiteEncoder, check_chunk, check_sites, context_width, joined, small_linear
+
+# The functions behind torch's modules: these take the weights of the call, where the modules keep a list of their own.
+_CELLS: dict[str, tuple[Any, Any]] = {
+    "elman": (nn.RNN, torch.rnn_tanh),
+    "gru": (nn.GRU, torch.gru),
+    "lstm": (nn.LSTM, torch.lstm),
+}
+
+
+class RecurrentState(NamedTuple):
+    """A :class:`Recurrent` network after some site.
+
+    Attributes:
+        position: sites read so far.
+        clock: sites read by any successor of this state.
+        hidden: h, and the cell of an LSTM, each (layers, B, H).
+        context: (B, C), (B, T, C) or None.
+        weights: of all layers, as they were at the start.
+    """
+
+    position: int
+    clock: list[int]
+    hidden: tuple[Tensor, ...]
+    context: Tensor | None
+    weights: list[Tensor]
+
+
+class Recurrent(Conditioner):
+    r"""A recurrent network over sites: any length, cost linear in it, one fused call of torch's kernels a chunk.
+
+        h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
+
+    The first step reads a learned start vector in place of y_0, so that its parameters too are a non-linear function
+    of the context x. With ``context=Steps(C)`` step t reads the covariates x_t in place of x.
+
+    Cost: ``forward`` is one fused call over T steps; extending by S sites one over S. A state holds h alone (and the
+    context), so that sampling is linear in T and a step costs the same at every site. As with torch's own modules,
+    ``torch.func.vmap`` has no rule for the fused calls, and a double backward on CUDA needs
+    ``torch.backends.cudnn.flags(enabled=False)``.
+
+    Args:
+        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, both read linearly by the first
+            layer, or an integer V, one of the categories 0 ... V-1, embedded.
+        num_params: P, parameters a site.
+        hidden: H, the width of every layer.
+        cell: ``"gru"``, ``"lstm"`` or ``"elman"`` (tanh).
+        layers: how many recurrent layers.
+        dropout: in training mode, the rate of dropout after every layer, the last one too.
+        context: C, features of a context vector joined to every step's input; ``Steps(C)`` for covariates: the
+            parameters of site t read those of the sites up to t.
+        width: of the embedding of categories; by default H.
+
+    Raises:
+        ValueError: for sizes that are no positive integers, another cell, a dropout outside [0, 1); in calls for
+            categories that there are not, a context of another width, and more sites than covariates.
+
+    References: Elman, "Finding structure in time", 1990; Hochreiter, Schmidhuber, "Long short-term memory", 1997;
+    Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014.
+
+    Example:
+        >>> from pyro_genexact.base import Steps
+        >>> net = Recurrent(5, 3, hidden=16, context=Steps(2))
+        >>> net(torch.zeros(7, 9, dtype=torch.long), torch.zeros(7, 9, 2)).shape
+        torch.Size([7, 9, 3])
+        >>> phi, state = net.start(torch.zeros(7, 9, 2), batch_size=7)
+        >>> phi, state = net.extend(torch.zeros(7, 1, dtype=torch.long), state)
+        >>> phi.shape
+        torch.Size([7, 1, 3])
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        num_params: int,
+        *,
+        hidden: int = 128,
+        cell: str = "gru",
+        layers: int = 1,
+        dropout: float = 0.0,
+        context: int | Steps = 0,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes(1, num_params=num_params, hidden=hidden, layers=layers)
+        if cell not in _CELLS:
+            raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Expected 0 <= dropout < 1; got {dropout}.")
+        self.site, self.num_params, self.context = site, num_params, context
+        self.hidden, self.cell, self.depth, self.dropout = hidden, cell, layers, float(dropout)
+        self.encoder = SiteEncoder(site, hidden if width is None else width)
+        self.begin = nn.Parameter(torch.randn(self.encoder.features))
+        module, _ = _CELLS[cell]
+        # its weights, in its initial values and, on CUDA, in one piece of memory
+        self.rnn = module(self.encoder.features + context_width(context), hidden, layers, batch_first=True)
+        self.last = small_linear(hidden, num_params)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.site}, {self.num_params}, hidden={self.hidden}, cell={self.cell!r}, layers={self.depth}, "
+            f"dropout={self.dropout}, context={self.context}"
+        )
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, T, *site_shape), and (B, C) or (B, at least T, C), to (B, T, P) in one fused call."""
+        check_sites(self, y)
+        state = self._before(context, len(y))
+        begin = self.begin.expand(len(y), 1, -1)
+        inputs = torch.cat([begin, self.encoder(y[:, :-1], begin)], 1)
+        return self._run(joined(inputs, context, 0), state)[0]
+
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
+        """The first site's parameters (B, P), and the state after the start vector."""
+        state = self._before(context, batch_size)
+        phi, state = self._run(joined(self.begin.expand(batch_size, 1, -1), context, 0), state)
+        return phi.squeeze(1), state
+
+    def extend(self, y: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """Reads y (B, S, *site_shape) in one fused call: the parameters (B, S, P) of the sites after them."""
+        check_chunk(self, y, state.position)
+        inputs = joined(self.encoder(y, state.hidden[0]), state.context, state.position + 1)
+        return self._run(inputs, self.advance(state, y.shape[1]))
+
+    def reorder(self, state: RecurrentState, index: Tensor) -> RecurrentState:
+        """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
+        self.advance(state, 0)
+        hidden = tuple(h.index_select(1, index) for h in state.hidden)
+        context = None if state.context is None else state.context.index_select(0, index)
+        return state._replace(clock=list(state.clock), hidden=hidden, context=context)
+
+    def _before(self, context: Tensor | None, batch_size: int) -> RecurrentState:
+        check_context(self, context)
+        weights: list[Tensor] = [weight for layer in self.rnn.all_weights for weight in layer]
+        zeros = weights[0].new_zeros(self.depth, batch_size, self.hidden)
+        return RecurrentState(0, self.clock(), (zeros,) * (2 if self.cell == "lstm" else 1), context, weights)
+
+    def _run(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """phi (B, S, P) of S steps, which read the inputs (B, S, features + C)."""
+        _, call = _CELLS[self.cell]
+        hidden = state.hidden if self.cell == "lstm" else state.hidden[0]
+        rate = self.dropout if self.training else 0.0
+        # cudnn differentiates in training mode only, whose sole other effect is the dropout between layers
+        training = self.training or torch.is_grad_enabled()
+        out, *hidden = call(inputs, hidden, state.weights, True, self.depth, rate, training, False, True)
+        if rate:
+            out = drop(out, rate)
+        return self.last(out), state._replace(hidden=tuple(hidden))

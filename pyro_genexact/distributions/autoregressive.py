@@ -1,0 +1,421 @@
+"""The chain rule as one Pyro distribution: conditioner + distribution head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..base import Conditioner, Head, Steps, bind, check_context, check_like
+from .cdf import icdf, probability_integral
+from .checks import checked_lengths, permutation, sites_of, sites_of_prefix, steps_in_order
+from .guard import anchor, contains
+from .per_site import PerSite
+from .reparameterised import can_sweep, sweep
+
+
+class AutoregressiveDistribution(TorchDistribution):
+    r"""p(y | x) = prod_t p(y_t | x, y_{<t}), each factor a distribution whose parameters a network predicts.
+
+    The T sites of an event are its leading dims in raster order, or visited in ``order``; its trailing dims are those of a
+    site (``head.site_shape``). With ``lengths`` the sites from a row's length on are padding: no value there matters,
+    none gets a gradient, samples hold zeros. With a ``prefix`` the event is what follows it.
+
+    Cost: ``log_prob`` is one parallel pass of the conditioner; ``sample`` extends one state site by site.
+
+    Args:
+        conditioner: reads the sites; the weights that it has now are used from here on.
+        head: makes the distribution of each site.
+        event_shape: sites, then ``head.site_shape``.
+        context: (*batch, C), with ``Steps`` (*batch, T, C) in the order of the event, or None where the conditioner takes none.
+        order: (T,) integers, ``order[i]`` the site visited as number i; by default raster order.
+        lengths: (*batch) integers 0 ... T, how many sites (in visiting order) a row has.
+        prefix: (*batch, k, *site_shape), values of k sites before those of the event.
+        limit: the largest support that is enumerated.
+        validate_args: whether values are checked; without, those outside the support have log_prob -inf.
+
+    Raises:
+        ValueError: for a conditioner, head and event that do not fit each other, lengths outside 0 ... T, a prefix outside
+            the support, and values outside the support when validating.
+
+    Shapes: the batch shape is that of context, lengths and prefix, broadcast.
+
+    Example:
+        >>> from pyro_genexact import conditioners, heads
+        >>> head = heads.Bernoulli()
+        >>> d = AutoregressiveDistribution(conditioners.MADE(6, head.num_params), head, (2, 3))
+        >>> d.sample((4,)).shape, d.log_prob(torch.ones(2, 3)).shape
+        (torch.Size([4, 2, 3]), torch.Size([]))
+        >>> bool((d.log_prob(d.enumerate_support()).logsumexp(0).abs() < 1e-5).all())
+        True
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        head: Head,
+        event_shape: Sequence[int],
+        context: Tensor | None = None,
+        *,
+        order: Tensor | None = None,
+        lengths: Tensor | None = None,
+        prefix: Tensor | None = None,
+        limit: int = 2**16,
+        validate_args: bool | None = None,
+    ) -> None:
+        event_shape, site_shape = torch.Size(event_shape), tuple(head.site_shape)
+        self._given = 0 if prefix is None else sites_of_prefix(prefix, site_shape)
+        self._sites = sites_of(conditioner, head, event_shape, self._given)
+        check_context(conditioner, context)
+        self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
+        self.conditioner, of_conditioner = bind(conditioner)
+        self.head, of_head = bind(head)
+        self._tensors = list({id(t): t for t in of_conditioner + of_head}.values())
+        self._like = next(t for t in self._tensors if t.is_floating_point())
+        total = self._given + prod(self._sites)
+        self.order = None if order is None else permutation(order, prod(self._sites)).to(self._like.device)
+        self.lengths = None if lengths is None else checked_lengths(lengths, total)
+        if context is not None and self._context_dims == 2:
+            context = steps_in_order(context, self.order, total)
+        self.context, self.prefix, self.limit = context, prefix, limit
+        batch_shape = torch.broadcast_shapes(
+            () if context is None else context.shape[: -self._context_dims],
+            () if lengths is None else lengths.shape,
+            () if prefix is None else prefix.shape[: prefix.dim() - 1 - len(site_shape)],
+        )
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+        if prefix is not None and self._validate_args:
+            self._check_prefix(prefix)
+
+    def __repr__(self) -> str:
+        parts = f"{type(self.conditioner).__name__}, {type(self.head).__name__}"
+        return f"{type(self).__name__}({parts}, {tuple(self.batch_shape)}, {tuple(self.event_shape)})"
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """Of the event; with lengths it looks at no padding."""
+        site = self.head.support
+        if self.lengths is None and not hasattr(site, "joint"):
+            return constraints.independent(site, len(self.event_shape) - site.event_dim)
+        if self.lengths is None and not self._given and len(self._sites) == 1:
+            return site.joint(self.order)
+        return _Events(self)
+
+    @cached_property
+    def _probe(self) -> Any:
+        """The distribution of all sites at phi = 0: what family it is does not depend on phi."""
+        return self.head(self._like.new_zeros(1, self._given + prod(self._sites), self.head.num_params))
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the head's family is reparameterised."""
+        return bool(self._probe.has_rsample)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether the head's family has a finite support."""
+        return self.lengths is None and bool(self._probe.has_enumerate_support)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveDistribution:
+        """The same with another batch shape; rows are drawn independently."""
+        new = self._get_checked_instance(AutoregressiveDistribution, _instance)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
+        shape = torch.Size(batch_shape)
+        if len(shape) < len(self.batch_shape) or any(
+            n not in (1, m) for n, m in zip(reversed(self.batch_shape), reversed(shape), strict=False)
+        ):
+            raise ValueError(f"Expected batch_shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}.")
+        new._batch_shape = shape
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, of the batch shape broadcast with the value's."""
+        factors, shape = self._factors(value)
+        return factors.sum(1).reshape(shape)
+
+    def log_prob_sites(self, value: Tensor) -> Tensor:
+        """log p(y_t | x, y_{<t}) of each site, in nats: (*batch, *sites). Their sum over sites is :meth:`log_prob`.
+
+        Padding has 0. From the first site outside the support on, factors are -inf: their history is impossible.
+        """
+        factors, shape = self._factors(value)
+        return self._to_event(factors).reshape(shape + self._sites)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Values (*sample_shape, *batch, *event), site by site from one state of the conditioner."""
+        with torch.no_grad():
+            return self._sequence(torch.Size(sample_shape), lambda d, t: d.sample())
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The same with gradients through the whole history, where the head's family is reparameterised."""
+        if not self.has_rsample:
+            raise ValueError(f"Expected a head whose family is reparameterised; got {self._family}.")
+        if self.prefix is None and can_sweep(self.conditioner):
+            shape = self._extended_shape(sample_shape)[: len(sample_shape) + len(self.batch_shape)]
+            return self._event(sweep(self, self._batch(shape)[0], prod(shape)), shape)
+        return self._sequence(torch.Size(sample_shape), lambda d, t: d.rsample())
+
+    def conditional_on_prefix(self, prefix: Tensor) -> AutoregressiveDistribution:
+        """The exact distribution of the remaining sites given the first ones.
+
+        Args:
+            prefix: (*batch, k, *site_shape), the first k sites in visiting order, k < T.
+
+        Returns:
+            The distribution over (T - k, *site_shape), in visiting order; its batch shape is broadcast with the prefix's.
+
+        Raises:
+            ValueError: for a prefix as long as the event, longer, or outside the support.
+        """
+        site_dims = len(self.head.site_shape)
+        given, sites = sites_of_prefix(prefix, tuple(self.head.site_shape)), prod(self._sites)
+        if not 0 < given < sites:
+            raise ValueError(f"Expected a prefix of 1 to {sites - 1} sites (of {sites}); got {given}.")
+        if self.prefix is not None:
+            dim = prefix.dim() - 1 - site_dims
+            batch = torch.broadcast_shapes(prefix.shape[:dim], self.prefix.shape[: self.prefix.dim() - 1 - site_dims])
+            prefix = torch.cat(
+                [p.expand(*batch, *p.shape[-1 - site_dims :]) for p in (self.prefix, prefix)], len(batch)
+            )
+        return AutoregressiveDistribution(
+            self.conditioner,
+            self.head,
+            (sites - given, *self.head.site_shape),
+            self.context,
+            lengths=self.lengths,
+            prefix=prefix,
+            limit=self.limit,
+            validate_args=self._validate_args,
+        ).expand(torch.broadcast_shapes(self.batch_shape, prefix.shape[: prefix.dim() - 1 - site_dims]))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
+
+        Raises:
+            ValueError: if the head's support is not finite, with lengths, or if N exceeds ``limit``.
+        """
+        if not self.has_enumerate_support:
+            got = "lengths" if self.lengths is not None else self._family
+            raise ValueError(f"Expected a head with a finite support, and no lengths, to enumerate it; got {got}.")
+        zero = self._like.new_zeros(1, 1, self.head.num_params)
+        sites = range(self._given, self._given + prod(self._sites))
+        values = [self.head(zero, t).enumerate_support()[:, 0, 0] for t in sites]
+        count = prod(map(len, values))
+        if count > self.limit:
+            raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count}.")
+        index = torch.arange(count, device=zero.device)
+        columns = []
+        for value in reversed(values):
+            columns.append(value[index % len(value)])
+            index = index.div(len(value), rounding_mode="floor")
+        support = self._to_event(torch.stack(columns[::-1], 1))
+        support = support.reshape(count, *[1] * len(self.batch_shape), *self.event_shape)
+        return support.expand(count, *self.batch_shape, *self.event_shape) if expand else support
+
+    def entropy(self) -> Tensor:
+        """-sum_y p(y) log p(y) in nats over the enumerated support, of the batch shape."""
+        log_prob = self.log_prob(self.enumerate_support(expand=False))
+        return -torch.where(log_prob > -torch.inf, log_prob * log_prob.exp(), 0.0).sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """sum_y p(y) y over the enumerated support, (*batch, *event)."""
+        support = self.enumerate_support(expand=False)
+        p = self.log_prob(support).exp()
+        p = p.reshape(*p.shape, *[1] * len(self.event_shape))
+        return (p * support.to(p)).sum(0)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable event, by enumeration of the support, (*batch, *event)."""
+        support = self.enumerate_support(expand=False)
+        best = self.log_prob(support).argmax(0)
+        return support.reshape(-1, *self.event_shape)[best]
+
+    def to_uniform(self, value: Tensor) -> Tensor:
+        r"""The Rosenblatt transform u_t = F_t(y_t | y_{<t}): independent uniforms if the values come from this distribution.
+
+        For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that calibration is exact there too. Padding
+        has NaN.
+
+        Raises:
+            ValueError: if the head's family has no cdf.
+
+        Reference: Rosenblatt, "Remarks on a multivariate transformation", 1952; Smith, "Diagnostic checks of
+        non-standard time series models", 1985.
+        """
+        d, y, inside, present, shape = self._evaluate(value)
+        u = d.each(probability_integral, y) if isinstance(d, PerSite) else probability_integral(d, y)
+        for mask in (inside, present):
+            u = u if mask is None else torch.where(_wide(mask, u), u, torch.nan)
+        return self._to_event(u[:, self._given :]).reshape(shape + self.event_shape)
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """The inverse of :meth:`to_uniform`: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
+
+        Raises:
+            ValueError: if the head's family has no icdf, or for u outside [0, 1].
+        """
+        if not ((u >= 0) & (u <= 1)).all():
+            raise ValueError("Expected u between 0 and 1; got values outside.")
+        shape = torch.broadcast_shapes(u.shape[: u.dim() - len(self.event_shape)], self.batch_shape)
+        rows = self._to_order(u.expand(shape + self.event_shape).reshape(-1, *self._layout))
+        sample_shape = shape[: len(shape) - len(self.batch_shape)]
+        return self._sequence(sample_shape, lambda d, t: icdf(d, rows[:, t - self._given, None]))
+
+    @property
+    def _family(self) -> str:
+        return type(getattr(self._probe, "base_dist", self._probe)).__name__
+
+    @property
+    def _layout(self) -> tuple[int, ...]:
+        return (prod(self._sites), *self.head.site_shape)
+
+    def _sequence(self, sample_shape: torch.Size, draw: Callable[[Any, int], Tensor]) -> Tensor:
+        """Values (*sample_shape, *batch, *event), each site drawn from its distribution given those before it."""
+        count = prod(sample_shape)
+        context, _, prefix = self._batch(self.batch_shape)
+        with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
+            phi, state = self.conditioner.start(context, prod(self.batch_shape))
+            phi = phi.unsqueeze(1)
+            if prefix is not None:
+                phi, state = self.conditioner.extend(self._read(prefix), state)
+                phi = phi[:, -1:]
+            if count != 1:
+                index = torch.arange(len(phi), device=phi.device).repeat(count)
+                phi, state = phi.index_select(0, index), self.conditioner.reorder(state, index)
+            # a call of the head as a module would cost as much as an operation
+            ys, _ = self._walk(phi, state, lambda phi, t: draw(self.head.forward(phi, t), t))
+        return self._event(torch.cat(ys, 1), sample_shape + self.batch_shape)
+
+    def _walk(self, phi: Tensor, state: Any, draw: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Any]:
+        """The event's sites (B, 1, *site_shape) one by one, from the first one's parameters and state; the last state."""
+        ys: list[Tensor] = []
+        for t in range(self._given, self._given + self._layout[0]):
+            if ys:
+                phi, state = self.conditioner.extend(self._read(ys[-1]), state)
+            ys.append(draw(phi, t))
+        return ys, state
+
+    def _event(self, y: Tensor, shape: torch.Size) -> Tensor:
+        """Rows in visiting order as values (*shape, *event), with zeros for padding."""
+        lengths = self._batch(shape)[1]
+        if lengths is not None:
+            y = torch.where(_wide(self._present(lengths)[:, self._given :], y), y, y.new_zeros(()))
+        return self._to_event(y).reshape(shape + self.event_shape)
+
+    def _factors(self, value: Tensor) -> tuple[Tensor, torch.Size]:
+        """log p of the event's sites in visiting order, (B, T), and the batch shape that B rows have."""
+        d, y, inside, present, shape = self._evaluate(value)
+        log_prob = d.log_prob(y)
+        if inside is not None:
+            log_prob = torch.where(inside.cummin(1)[0], log_prob, -torch.inf)
+        if present is not None:
+            log_prob = torch.where(present, log_prob, 0.0)
+        return log_prob[:, self._given :], shape
+
+    def _evaluate(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:
+        """The distributions of all sites given the earlier ones, by one parallel pass.
+
+        Returns:
+            They, (B, sites); their values, replaced where outside the support or padding; which sites are inside (or
+            padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
+        """
+        y, present, shape = self._rows(value)
+        inside: Tensor | None = self._inside(y, present)
+        if self._validate_args:
+            self._check_inside(y, inside)
+            inside = None
+        elif inside.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and inside.all():
+            inside = None  # nothing to guard; elsewhere the wait for this answer would cost more than the guard
+        read = y
+        good = present if inside is None else inside if present is None else inside & present
+        if good is not None:
+            good = _wide(good, y)
+            read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, anchor(self.head.support, y))
+        return self.head(self.conditioner(self._read(read), self._batch(shape)[0])), y, inside, present, shape
+
+    def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
+        dims = len(self.event_shape)
+        if value.shape[value.dim() - dims :] != self.event_shape or value.dim() < dims:
+            raise ValueError(
+                f"Expected value.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
+            )
+        if value.is_floating_point() and isinstance(self.conditioner.site, tuple):
+            check_like("value", value, self._like)
+        elif not value.is_floating_point():  # integers, bytes and Booleans for numbers of the same value
+            value = value.long() if isinstance(self.conditioner.site, int) else value.to(self._like.dtype)
+        shape = torch.broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
+        y = self._to_order(value.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
+        _, lengths, prefix = self._batch(shape)
+        if prefix is not None:
+            y = torch.cat([prefix.to(y.dtype), y], 1)
+        return y, None if lengths is None else self._present(lengths), shape
+
+    def _inside(self, y: Tensor, present: Tensor | None) -> Tensor:
+        inside = contains(self.head.support, y)
+        return inside if present is None else inside | ~present
+
+    def _check_inside(self, y: Tensor, inside: Tensor, name: str = "value") -> None:
+        if not inside.all():
+            row, site = (~inside).nonzero()[0].tolist()
+            raise ValueError(
+                f"Expected {name} within the support of the head, {self.head.support}; got {y[row, site].tolist()} at site "
+                f"{site} (in visiting order)."
+            )
+
+    def _check_prefix(self, prefix: Tensor) -> None:
+        site_shape = self.head.site_shape
+        rows = prefix.reshape(-1, self._given, *site_shape)
+        y = rows.new_zeros(len(rows), self._given + self._layout[0], *site_shape)
+        y = anchor(self.head.support, y).expand(y.shape).to(rows.dtype, copy=True)
+        y[:, : self._given] = rows
+        self._check_inside(y, contains(self.head.support, y), "prefix")
+
+    def _batch(self, shape: torch.Size) -> tuple[Tensor | None, ...]:
+        """Context, lengths and prefix as one row each of a batch of this shape."""
+        dims = (self._context_dims, 0, 1 + len(self.head.site_shape))
+        return tuple(
+            None
+            if t is None
+            else t.expand(*shape, *t.shape[t.dim() - n :]).reshape(prod(shape), *t.shape[t.dim() - n :])
+            for t, n in zip((self.context, self.lengths, self.prefix), dims, strict=True)
+        )
+
+    def _present(self, lengths: Tensor) -> Tensor:
+        return torch.arange(self._given + self._layout[0], device=lengths.device) < lengths.unsqueeze(1)
+
+    def _read(self, y: Tensor) -> Tensor:
+        """Sites as the conditioner reads them: numbers in its dtype, categories as they are."""
+        return y.to(self._like.dtype) if isinstance(self.conditioner.site, tuple) else y
+
+    def _to_order(self, rows: Tensor) -> Tensor:
+        return rows if self.order is None else rows.index_select(1, self.order)
+
+    def _to_event(self, rows: Tensor) -> Tensor:
+        return rows if self.order is None else rows.index_select(1, self.order.argsort())
+
+
+class _Events(constraints.Constraint):
+    """Events whose sites, padding left out, lie in the support of their head."""
+
+    def __init__(self, d: AutoregressiveDistribution) -> None:
+        self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
+
+    def check(self, value: Tensor) -> Tensor:
+        y, present, shape = self.d._rows(value)
+        return self.d._inside(y, present).all(1).reshape(shape)
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    """(B, T) as (B, T, 1, ...), for sites of any shape."""
+    return mask.reshape(*mask.shape, *[1] * (like.dim() - 2))

@@ -1,0 +1,90 @@
+"""Checks of what an autoregressive distribution is built from."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..base import Conditioner, Head, check_sizes
+
+
+def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
+    """The dims of the event that are sites; ValueError if conditioner, head and event do not fit each other."""
+    if conditioner.num_params != head.num_params:
+        raise ValueError(
+            f"Expected conditioner.num_params == {head.num_params} (that of the head); got {conditioner.num_params}."
+        )
+    site_shape = tuple(head.site_shape)
+    cut = len(event_shape) - len(site_shape)
+    if cut < 1 or event_shape[cut:] != site_shape:
+        raise ValueError(
+            f"Expected event_shape == (*sites, {', '.join(map(str, site_shape))}) (the site shape of the head last); "
+            f"got {tuple(event_shape)}."
+        )
+    check_sizes(1, event_shape=tuple(event_shape))
+    sites = given + prod(event_shape[:cut])
+    if conditioner.num_sites not in (None, sites):
+        raise ValueError(
+            f"Expected event_shape of {conditioner.num_sites} sites (conditioner.num_sites); got {tuple(event_shape)}, "
+            f"which has {sites}."
+        )
+    of_head = getattr(head, "num_sites", None)
+    if of_head not in (None, sites):
+        raise ValueError(f"Expected a head of {sites} sites (those of the event); got one of {of_head}.")
+    site = conditioner.site
+    if site_shape != (site if isinstance(site, tuple) else ()):
+        raise ValueError(f"Expected conditioner.site == {site_shape} (the site shape of the head); got {site}.")
+    if isinstance(site, int) and not _is_category(head.support, site):
+        raise ValueError(
+            f"Expected a head of categories 0 ... {site - 1} (conditioner.site == {site}); got support {head.support}."
+        )
+    return event_shape[:cut]
+
+
+def _is_category(support: Any, categories: int) -> bool:
+    """Whether the support's values are among 0 ... categories - 1."""
+    if type(support) is type(constraints.boolean):
+        return categories >= 2
+    low, high = getattr(support, "lower_bound", -1), getattr(support, "upper_bound", categories)
+    return support.is_discrete and support.event_dim == 0 and bool(low >= 0) and bool(high < categories)
+
+
+def permutation(order: Any, sites: int) -> Tensor:
+    """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
+    order = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
+    if order.is_meta:
+        return order
+    if order.is_floating_point() or order.dim() != 1 or sorted(order.tolist()) != list(range(sites)):
+        raise ValueError(f"Expected order to be a permutation of 0 ... {sites - 1} (the sites); got {order.tolist()}.")
+    return order.long()
+
+
+def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise TypeError(f"Expected lengths to be a tensor of integers; got {getattr(lengths, 'dtype', type(lengths))}.")
+    if not lengths.is_meta and ((lengths < 0) | (lengths > sites)).any():
+        wrong = lengths[(lengths < 0) | (lengths > sites)][0]
+        raise ValueError(f"Expected lengths between 0 and {sites} (sites of the event); got {int(wrong)}.")
+    return lengths
+
+
+def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
+    cut = prefix.dim() - len(site_shape)
+    if cut < 1 or tuple(prefix.shape[cut:]) != site_shape:
+        raise ValueError(
+            f"Expected prefix.shape == ({', '.join(['*batch', 'k', *map(str, site_shape)])}) (sites of the head); got {tuple(prefix.shape)}."
+        )
+    return prefix.shape[cut - 1]
+
+
+def steps_in_order(context: Tensor, order: Tensor | None, sites: int) -> Tensor:
+    """A context (*batch, T, C) of one vector a site, in visiting order."""
+    if context.shape[-2] != sites:
+        raise ValueError(
+            f"Expected context.shape[-2] == {sites} (covariates of every site); got {tuple(context.shape)}."
+        )
+    return context if order is None else context.index_select(-2, order)

@@ -1,0 +1,52 @@
+"""log_prob that is -inf outside the support, whatever the family does there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, biject_to, constraints
+
+
+def guarded_log_prob(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
+    """log_prob (of the broadcast batch shape), -inf with gradient zero where the value lies outside the support.
+
+    The family itself only ever meets values inside: outside, its :func:`anchor` stands in.
+    """
+    support = d.support if support is None else support
+    inside = contains(support, value)
+    log_prob = d.log_prob(torch.where(_wide(inside, d.event_shape), value, anchor(support, value)))
+    return torch.where(inside, log_prob, -torch.inf)
+
+
+def contains(support: Any, value: Tensor) -> Tensor:
+    """Whether values are finite and inside the support, of their shape without its event dims."""
+    inside = support.check(value)
+    if value.is_floating_point() and not support.is_discrete:  # torch's constraints.real admits infinities
+        finite = value.isfinite()
+        inside = inside & (finite.flatten(-support.event_dim).all(-1) if support.event_dim else finite)
+    return inside
+
+
+def anchor(support: Any, like: Tensor) -> Tensor:
+    """Some value inside the support, that broadcasts with ``like``."""
+    event = like.shape[like.dim() - support.event_dim :]
+    if hasattr(support, "anchor"):
+        return support.anchor(like)
+    if isinstance(support, constraints.independent):
+        return anchor(support.base_constraint, like)
+    if type(support) is type(constraints.boolean):  # copies and pickles are other objects
+        return like.new_zeros(())
+    for bound in ("lower_bound", "upper_bound"):
+        if support.is_discrete and support.event_dim == 0 and hasattr(support, bound):
+            return torch.as_tensor(getattr(support, bound), dtype=like.dtype, device=like.device)
+    if support.is_discrete and support.event_dim == 1:  # one-hot or counts: all in the first place
+        total = torch.as_tensor(getattr(support, "upper_bound", 1), dtype=like.dtype, device=like.device)
+        return total.unsqueeze(-1) * (torch.arange(event[0], device=like.device) == 0)
+    to_support = biject_to(support)
+    return to_support(like.new_zeros(to_support.inverse_shape(event)))
+
+
+def _wide(inside: Tensor, event_shape: torch.Size) -> Tensor:
+    return inside.reshape(inside.shape + (1,) * len(event_shape))

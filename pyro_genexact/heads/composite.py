@@ -1,0 +1,130 @@
+"""Heads made of others: another head for each site, or a whole model as the conditional of one site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..base import Head
+from ..distributions.per_site import PerSite as PerSiteDistribution
+from ..distributions.per_site import PerSiteConstraint
+from .mixture import check_heads
+
+
+class PerSite(Head):
+    """Another head for each of T sites, for instance the columns of a table.
+
+    P is the largest of the heads' P; head t reads the first of its numbers that it needs. Sites of one head object, as in
+    ``[head] * 10``, are evaluated together. A single site gives the distribution of its head as it is.
+
+    Args:
+        heads: T heads of distributions of one site_shape.
+
+    Attributes:
+        num_sites: T.
+        supports: of the T sites.
+        support: their :class:`~pyro_genexact.distributions.PerSiteConstraint`, of values (*batch, T, *site_shape).
+
+    Raises:
+        TypeError: for what is no head.
+        ValueError: for no heads, heads of different site shapes, or a ``PerSite`` among them.
+
+    Example:
+        >>> from pyro_genexact.heads.mixture import DiscretizedLogistic
+        >>> head = PerSite([DiscretizedLogistic(16), DiscretizedLogistic(4, K=2)])
+        >>> head.num_params, head(torch.zeros(5, 2, 6)).log_prob(torch.tensor([15.0, 3.0])).shape
+        (6, torch.Size([5, 2]))
+    """
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        super().__init__()
+        heads = list(heads)
+        check_heads("heads", heads)
+        if any(isinstance(head, PerSite) for head in heads):
+            raise ValueError("Expected heads of single sites; got a PerSite among them.")
+        distinct = list(dict.fromkeys(heads))
+        self.heads = nn.ModuleList(distinct)
+        self._which = [distinct.index(head) for head in heads]
+        self.num_sites = len(heads)
+        self.num_params, self.site_shape = max(head.num_params for head in heads), heads[0].site_shape
+        self.supports: list[Any] = [head.support for head in heads]
+        self.support = PerSiteConstraint(self.supports)
+
+    def forward(self, phi: Tensor, first: int = 0) -> Any:
+        """phi (*batch, S, P) of the sites first ... first + S - 1 to their distribution, of batch shape (*batch, S).
+
+        Raises:
+            ValueError: for sites beyond the T of the head.
+        """
+        count = phi.shape[-2]
+        if not 0 <= first <= self.num_sites - count:
+            raise ValueError(
+                f"Expected sites 0 ... {self.num_sites - 1} (PerSite of {self.num_sites} heads); "
+                f"got {first} ... {first + count - 1}."
+            )
+        if count == 1:
+            return self._read(self._which[first], phi)
+        groups: dict[int, list[int]] = {}
+        for t, which in enumerate(self._which[first : first + count]):
+            groups.setdefault(which, []).append(t)
+        if len(groups) == 1:
+            return self._read(self._which[first], phi)
+        parts = [
+            self._read(which, phi.index_select(-2, torch.tensor(sites, device=phi.device)))
+            for which, sites in groups.items()
+        ]
+        supports = [self.supports[first + sites[0]] for sites in groups.values()]
+        return PerSiteDistribution(parts, list(groups.values()), phi.dtype, supports, validate_args=False)
+
+    def _read(self, which: int, phi: Tensor) -> Any:
+        head: Any = self.heads[which]
+        return head(phi if head.num_params == self.num_params else phi[..., : head.num_params])
+
+
+class ConditionalHead(Head):
+    """Any distribution with a context as the conditional of one site: phi is its context.
+
+    So chain rules nest (a NADE over the features of a site), and a flow can be a conditional.
+
+    Args:
+        module: a :class:`~pyro_genexact.DistributionModule` of C context features, whose events are scalars or vectors.
+            Its parameters become the head's. Its support must not depend on the context.
+
+    Raises:
+        TypeError: for what is no module with a ``context``.
+        ValueError: for a module without a context vector, whose events have more than one dim, or whose batch shape is not
+            that of its context.
+
+    Example:
+        >>> import pyro_genexact as gx
+        >>> head = ConditionalHead(gx.flows.maf(features=2, transforms=1, hidden=(8,), context=5))
+        >>> head.num_params, head.site_shape, head(torch.zeros(4, 3, 5)).batch_shape
+        (5, (2,), torch.Size([4, 3]))
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module) or not hasattr(module, "context"):
+            raise TypeError(f"Expected module to be a DistributionModule; got {type(module).__name__}.")
+        context: Any = module.context
+        if not isinstance(context, int) or context < 1:
+            raise ValueError(f"Expected module.context to be an integer >= 1; got {context}.")
+        like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
+        with torch.no_grad():
+            d = module(like.new_zeros(context))
+        if d.batch_shape != () or len(d.event_shape) > 1:
+            raise ValueError(
+                "Expected module(context) of batch_shape context.shape[:-1] and event_shape () or (k,); "
+                f"got {tuple(d.batch_shape)} and {tuple(d.event_shape)} for a context of shape ({context},)."
+            )
+        self.module = module
+        self.num_params, self.site_shape = context, tuple(d.event_shape)
+        self.support: constraints.Constraint = d.support
+
+    def forward(self, phi: Tensor, first: int = 0) -> Any:
+        """phi (*batch, S, C) to the module's distribution, of batch shape (*batch, S)."""
+        return self.module(phi)

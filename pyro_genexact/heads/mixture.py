@@ -1,0 +1,131 @@
+"""Heads of mixtures: of one head K times, or of several heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+
+import torch
+from torch import Tensor, nn
+
+from ..base import Head, check_sizes
+from ..distributions.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
+from ..distributions.mixture import Mixture as MixtureDistribution
+from ..distributions.mixture import union
+
+_BOUND = 10.0  # of the log-scale
+_GOLDEN = 0.6180339887498949
+
+
+class Mixture(Head):
+    r"""sum_k w_k p_k(y): phi holds the K logits of the weights, then the parameters of each component in turn.
+
+    The K components of one head are evaluated in a single call of it. Equal components would get equal gradients and
+    never part, so the raw parameters of component k start apart: fixed offsets between -1 and 1 are added to phi, of
+    evenly spaced numbers (k + 1/2) / K, rolled round the circle by another amount for each parameter, p times the golden
+    ratio, so that no two parameters order the components alike. The first parameter, the location of most families,
+    so starts at the centres of K equal cells of [-1, 1]. Components of several heads are left as they are.
+
+    Args:
+        head: the head of all components, or a list of heads of one site_shape, one a component.
+        K: the number of components, for one head.
+
+    Raises:
+        TypeError: for what is no head of a distribution.
+        ValueError: for K beside a list, no K beside a head, heads of different site shapes, or some discrete and some not.
+
+    Example:
+        >>> head = Mixture(DiscretizedLogistic(16), K=3)
+        >>> head.num_params
+        9
+        >>> head(torch.zeros(4, 5, 9)).sample().shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(self, head: Head | Sequence[Head], K: int | None = None) -> None:
+        super().__init__()
+        heads = [head] if isinstance(head, nn.Module) else list(head)
+        check_heads("head", heads)
+        if isinstance(head, nn.Module) != (K is not None):
+            raise ValueError(f"Expected K with one head, and no K with a list of heads; got K={K}.")
+        if K is not None:
+            check_sizes(1, K=K)
+        self.heads = nn.ModuleList(heads)
+        self._supports = [h.support for h in heads]
+        self.site_shape, self.support = heads[0].site_shape, union(self._supports)
+        if len({support.is_discrete for support in self._supports}) > 1:
+            raise ValueError("Expected head to list all discrete or all continuous heads; got some of both.")
+        self.num_components = len(heads) if K is None else K
+        self._sizes = [h.num_params for h in heads] if K is None else [K * heads[0].num_params]
+        self.num_params = self.num_components + sum(self._sizes)
+        offsets = None if K is None else _offsets(K, heads[0].num_params)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def forward(self, phi: Tensor, first: int = 0) -> MixtureDistribution:
+        """phi (*batch, S, P) to the mixture of batch shape (*batch, S)."""
+        logits, *parts = phi.split([self.num_components, *self._sizes], -1)
+        if self.offsets is None:
+            components = [head(part, first) for head, part in zip(self.heads, parts, strict=True)]
+            return MixtureDistribution(logits, components, self._supports, validate_args=False)
+        offsets = self.offsets.to(phi)
+        raw = (parts[0].unflatten(-1, offsets.shape) + offsets).movedim(-2, 0)
+        return MixtureDistribution(logits, self.heads[0](raw, first), self.support, validate_args=False)
+
+
+class DiscretizedLogistic(Head):
+    """Integers 0 ... levels - 1 by a mixture of K discretised logistic distributions, P = 3K; P = 2 where K = 1.
+
+    A component's location is a raw number in units where the levels span -1 ... 1; its scale is
+    exp(10 tanh(raw / 10)) / pi, so that phi = 0 has the variance of the uniform distribution.
+
+    Args:
+        levels: at least 2.
+        K: the number of components.
+
+    Raises:
+        ValueError: for fewer than two levels, or no component.
+
+    Reference: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017.
+
+    Example:
+        >>> head = DiscretizedLogistic(256, K=10)
+        >>> head.num_params, head(torch.zeros(28, head.num_params)).log_prob(torch.tensor(127.0)).shape
+        (30, torch.Size([28]))
+    """
+
+    def __init__(self, levels: int, K: int = 1) -> None:
+        super().__init__()
+        check_sizes(2, levels=levels)
+        check_sizes(1, K=K)
+        self.levels = levels
+        self.support = torch.distributions.constraints.integer_interval(0, levels - 1)
+        self.mixture = Mixture(DiscretizedLogistic(levels), K) if K > 1 else None
+        self.num_params = 3 * K if K > 1 else 2
+
+    def forward(self, phi: Tensor, first: int = 0) -> DiscretizedLogisticDistribution | MixtureDistribution:
+        """phi (*batch, S, P) to the distribution of batch shape (*batch, S)."""
+        if self.mixture is not None:
+            return self.mixture(phi, first)
+        loc, raw = phi.unbind(-1)
+        scale = (_BOUND * torch.tanh(raw / _BOUND)).exp() / pi
+        return DiscretizedLogisticDistribution(loc, scale, self.levels, validate_args=False)
+
+
+def check_heads(name: str, heads: Sequence[Head]) -> None:
+    """Raises unless the heads are one or more heads of distributions, of one site_shape."""
+    if not heads:
+        raise ValueError(f"Expected {name} to hold at least one head; got none.")
+    for h in heads:
+        if not isinstance(h, Head):
+            raise TypeError(f"Expected {name} to be of class Head; got {type(h).__name__}.")
+        if h.site_shape != heads[0].site_shape:
+            raise ValueError(f"Expected {name} of one site_shape; got {heads[0].site_shape} and {h.site_shape}.")
+
+
+def _offsets(K: int, num_params: int) -> Tensor:
+    """(K, P) numbers in [-1, 1], exact in every dtype; 0 where K = 1."""
+    if K == 1:
+        return torch.zeros(1, num_params, device="cpu")
+    cells = (torch.arange(K, dtype=torch.float64, device="cpu") + 0.5) / K
+    rolled = (cells.unsqueeze(-1) + _GOLDEN * torch.arange(num_params, dtype=torch.float64, device="cpu")) % 1
+    return ((256 * (2 * rolled - 1)).round() / 256).to(torch.get_default_dtype())

@@ -1,0 +1,398 @@
+"""A head of any distribution class whose parameters have a fixed size, and short names for the common ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, transform_to
+
+from ..base import Head, check_sizes, tensors_in
+from . import table
+from .bijections import _DTYPES
+from .table import families
+
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Binomial",
+    "Categorical",
+    "Dirichlet",
+    "Exponential",
+    "Gamma",
+    "Geometric",
+    "Laplace",
+    "LogNormal",
+    "MultivariateNormal",
+    "NegativeBinomial",
+    "Normal",
+    "OneHotCategorical",
+    "Parametric",
+    "Poisson",
+    "StudentT",
+    "VonMises",
+    "ZeroInflatedPoisson",
+    "families",
+]
+
+
+class Parametric(Head):
+    r"""Any torch or Pyro distribution class whose parameters have a fixed size.
+
+    Every parameter that is not fixed is predicted: unconstrained numbers r of phi, first bounded smoothly to
+    z = b tanh(r / b), b = 10 mostly, go through ``transform_to`` of the parameter's constraint, so that a scale is exp(z),
+    a probability sigmoid(z). Real parameters are the numbers themselves, those of a Cholesky factor's off-diagonal too.
+    phi = 0 so means unit scales, concentrations 1, equal probabilities; four degrees of freedom. Of several ways to tell
+    the same, logits are predicted rather than probs, and ``scale_tril`` rather than a covariance or precision matrix.
+    A parameter that is itself a distribution is given as a head, whose numbers come after the others.
+
+    Args:
+        family: the class; of one that Pyro exports too, Pyro's is taken.
+        shape: of families of scalars with scalar parameters, the shape of a site, ``()`` or ``(k,)`` for k independent
+            ones. Of families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the
+            shape of these: ``(k,)``; or ``(n, k)`` for n independent ones, if the family is of scalars.
+        **fixed: what is not predicted: numbers or tensors that broadcast with ``shape``, heads, and other options of the
+            family. They follow phi's dtype and device and are not part of ``state_dict``. Sizes that the family needs
+            besides k are given here, too: ``rank=`` of ``LowRankMultivariateNormal``, ``components=`` of the mixtures.
+
+    Attributes:
+        family: the class that :meth:`forward` builds.
+        parameters_of: the predicted parameters, by name, with their shapes.
+        has_rsample: whether samples are reparameterised.
+
+    Raises:
+        ValueError: if the family can't be a head, saying why: no exact density or sampler, a support that depends on
+            predicted parameters, integer parameters that are not fixed, values that are matrices.
+
+    Example:
+        >>> head = Parametric(dist.StudentT, df=3.0)
+        >>> head, head.num_params
+        (Parametric(StudentT, df=3.0), 2)
+        >>> head(torch.zeros(5, 1, 2)).sample().shape
+        torch.Size([5, 1])
+        >>> Parametric(dist.LowRankMultivariateNormal, (4,), rank=1).parameters_of
+        {'loc': (4,), 'cov_factor': (4, 1), 'cov_diag': (4,)}
+        >>> Parametric(dist.Pareto)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected a family that can be a head; got Pareto: its support depends on scale: fix it.
+    """
+
+    def __init__(self, family: type[Distribution], shape: tuple[int, ...] = (), **fixed: Any) -> None:
+        super().__init__()
+        if not (isinstance(family, type) and issubclass(family, Distribution)):
+            raise TypeError(f"Expected family to be a distribution class; got {family!r}.")
+        if not isinstance(shape, (tuple, list)):
+            raise TypeError(f"Expected shape to be a tuple; got {shape!r}.")
+        check_sizes(1, shape=tuple(shape))
+        self.name, shape = family.__name__, tuple(shape)
+        self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={_brief(v)}" for n, v in fixed.items()]
+        exported = getattr(dist, self.name, None)
+        if family.__module__.startswith("torch.distributions"):
+            family = exported or family
+        # the name of a user's own family says nothing
+        self._known = self.name if family is exported else ""
+        self.family = table.REPAIRED.get(self._known, family)
+        if self._known in table.REASONS:
+            self._refuse(table.REASONS[self._known])
+        if self._known == "SineSkewed" and shape != (1,):
+            self._refuse(
+                f"its density is positive only where the sizes of skewness add up to 1: Expected shape == (1,); got {shape}"
+            )
+        parameters = self._parameters_to_predict(fixed)
+        vector = any(p.shape for p in parameters.values())
+        if vector and not shape:
+            names = ", ".join(n for n, p in parameters.items() if p.shape)
+            raise ValueError(f"Expected shape to be (k,), the size of {names} of {self.name}; got ().")
+        self._lead = shape[:-1] if vector else shape
+        self._fix(fixed, parameters)
+        self._plan = self._lay_out(parameters, {**fixed, "k": shape[-1] if shape else 0})
+        self._sizes = [prod(part.raw) for part in self._plan]
+        self._sizes += [int(head.num_params) for head in self.children()]  # type: ignore[arg-type]
+        self._scalars = all(part.raw == () for part in self._plan) and not self._modules
+        self.num_params = sum(self._sizes)
+        self.parameters_of = {part.name: part.shape for part in self._plan}
+        self._probe()
+
+    def forward(self, phi: Tensor, first: int = 0) -> Any:
+        """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
+        parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
+        values = dict(self._options)
+        for name, _, raw, link in self._plan:
+            part = next(parts)
+            if not self._scalars and len(raw) != 1:
+                part = part.unflatten(-1, raw) if raw else part.squeeze(-1)
+            values[name] = part if link is None else link(part)
+        for name, fixed in self._buffers.items():
+            values[name] = fixed.to(phi if fixed.is_floating_point() else phi.device)  # type: ignore[union-attr]
+        for name, head in self._modules.items():
+            values[name] = head(next(parts))  # type: ignore[misc]
+        d: Any = self.family(**values)
+        if not self._sizes:
+            d = d.expand(phi.shape[:-1] + self._lead)
+        return d.to_event(len(self._lead)) if self._lead else d
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        """Of a value of shape ``site_shape``; made anew, so that it follows the fixed parameters and copies well."""
+        like = next(self.buffers(), torch.empty((), dtype=torch.float64, device="cpu"))
+        return self._support(torch.zeros(self.num_params, dtype=torch.float64, device=like.device))
+
+    def extra_repr(self) -> str:
+        return ", ".join([self.name, *self._settings])
+
+    def __repr__(self) -> str:
+        return f"Parametric({self.extra_repr()})"
+
+    def _refuse(self, reason: str) -> None:
+        raise ValueError(f"Expected a family that can be a head; got {self.name}: {reason}.")
+
+    def _parameters_to_predict(self, fixed: dict[str, Any]) -> dict[str, table.Parameter]:
+        known = inspect.getattr_static(self.family, "arg_constraints")
+        parameters = {n: table.describe(c) for n, c in known.items()} if isinstance(known, dict) else {}
+        parameters |= table.PARAMETERS.get(self._known, {})
+        for names in table.ALTERNATIVES:
+            keep = next((n for n in names if n in fixed), next((n for n in names if n in parameters), None))
+            for other in set(names) - {keep}:
+                parameters.pop(other, None)
+        arguments = inspect.signature(self.family.__init__).parameters
+        sizes = {size for p in parameters.values() for size in p.shape if size != "k"}
+        if unknown := sorted(set(fixed) - set(arguments) - sizes):
+            raise ValueError(
+                f"Expected arguments of {self.name} ({', '.join(list(arguments)[1:])}); got {', '.join(unknown)}."
+            )
+        required = [n for n, a in arguments.items() if a.default is a.empty and a.kind in (a.POSITIONAL_OR_KEYWORD,)]
+        if missing := [n for n in (*required[1:], *sizes) if n not in parameters and n not in fixed]:
+            self._refuse(f"it needs {', '.join(missing)}, which can't be predicted: fix it")
+        return parameters
+
+    def _fix(self, fixed: dict[str, Any], parameters: dict[str, table.Parameter]) -> None:
+        """Heads become modules, numbers and tensors buffers, the rest options of the call."""
+        self._options: dict[str, Any] = {}
+        arguments = inspect.signature(self.family.__init__).parameters
+        for name, value in fixed.items():
+            if name not in arguments:
+                continue  # a size
+            if isinstance(value, Head):
+                self.add_module(name, value)
+            elif isinstance(value, Distribution):
+                raise TypeError(f"Expected {name} to be a head; got a distribution {type(value).__name__}.")
+            elif isinstance(value, float) or (isinstance(value, int) and name in parameters):
+                value = torch.tensor(value, dtype=torch.float64, device="cpu")
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+            elif not isinstance(value, Head):
+                self._options[name] = value
+        if "validate_args" in arguments:
+            self._options.setdefault("validate_args", False)
+
+    def _lay_out(self, parameters: dict[str, table.Parameter], sizes: dict[str, Any]) -> list[_Part]:
+        plan = []
+        for name, (constraint, shape, bound) in parameters.items():
+            if name in sizes:
+                continue  # fixed
+            if not constraints.is_dependent(constraint) and constraint.is_discrete:
+                self._refuse(f"{name} is an integer, which can't be predicted: fix it")
+            value = tuple(sizes[size] for size in shape)
+            raw, link = value, None if bound is None else self._link(name, constraint, bound)
+            if constraint is constraints.lower_cholesky:
+                raw, link = (value[0] * (value[0] + 1) // 2,), _Cholesky(value[0], bound or 10.0)
+            plan.append(_Part(name, self._lead + value, self._lead + raw, link))
+        return plan
+
+    def _link(self, name: str, constraint: Any, bound: float) -> Callable[[Tensor], Tensor]:
+        try:
+            return _Link(constraint, bound, table.OFFSETS.get(name, 0.0))
+        except NotImplementedError:
+            self._refuse(f"{name} has no map from real numbers: fix it")
+            raise
+
+    def _support(self, phi: Tensor) -> Any:
+        d, dims = self(phi), len(self._lead)
+        base = d.base_dist if dims else d
+        support = table.SUPPORTS[self._known](base) if self._known in table.SUPPORTS else base.support
+        return constraints.independent(support, dims) if dims else support
+
+    def _probe(self) -> None:
+        """Builds one, and refuses the family if it isn't what a head needs."""
+        phi = torch.zeros(2, 3, self.num_params, dtype=torch.float64, device="cpu")
+        try:
+            with torch.random.fork_rng(devices=[]):  # leaves the user's random numbers alone
+                d = self(phi)
+                self.site_shape, self.has_rsample = tuple(d.event_shape), d.has_rsample
+                value = d.sample()
+            if d.batch_shape != (2, 3) or d.log_prob(value).shape != (2, 3) or value.shape != (2, 3, *self.site_shape):
+                self._refuse("it takes no batch of parameters")
+        except NotImplementedError as error:
+            raise ValueError(
+                f"Expected a family that can be a head; got {self.name}: no density or no sampler ({error})."
+            ) from error
+        except (TypeError, AttributeError, RuntimeError, IndexError, AssertionError) as error:
+            raise ValueError(f"Expected a family that can be a head; got {self.name}: {error}.") from error
+        if len(self.site_shape) > 1:
+            self._refuse(f"its values have shape {self.site_shape}, not () or (k,)")
+        at_zero = tensors_in(self._support(phi[0, 0]))
+        for part, where in zip(self._plan, phi[0, 0].split(self._sizes), strict=False):
+            where += 1  # a view
+            moved = tensors_in(self._support(phi[0, 0]))
+            where -= 1
+            if not all(torch.equal(a, b) for a, b in zip(at_zero, moved, strict=True)):
+                self._refuse(f"its support depends on {part.name}: fix it")
+
+
+class _Part(NamedTuple):
+    """A predicted parameter: its shape, the shape of its unconstrained numbers, and what maps these (None: identity)."""
+
+    name: str
+    shape: tuple[int, ...]
+    raw: tuple[int, ...]
+    link: Callable[[Tensor], Tensor] | None
+
+
+class _Link:
+    """Maps numbers, first bounded to offset ± bound smoothly, into a constraint."""
+
+    def __init__(self, constraint: Any, bound: float, offset: float = 0.0) -> None:
+        # as tensors, which cost a quarter of what numbers do; those of the CPU go with every device
+        self.bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
+        self.offset = offset
+        above_0 = isinstance(constraint, (constraints.greater_than, constraints.greater_than_eq))
+        # transform_to's own is exp(z) * 1 + 0 then
+        self.transform = torch.exp if above_0 and constraint.lower_bound == 0 else transform_to(constraint)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        bound = self.bounds[raw.dtype]
+        bounded = torch.tanh(raw / bound) * bound
+        return self.transform(bounded + self.offset if self.offset else bounded)
+
+
+class _Cholesky:
+    """Maps k(k+1)/2 numbers, first those of the diagonal, to a lower Cholesky factor."""
+
+    def __init__(self, size: int, bound: float) -> None:
+        self.size, self.diagonal = size, _Link(constraints.positive, bound)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        factor = self.diagonal(raw[..., : self.size]).diag_embed()
+        rows, columns = torch.tril_indices(self.size, self.size, -1, device=raw.device)
+        factor[..., rows, columns] = raw[..., self.size :]
+        return factor
+
+
+def _brief(value: Any) -> str:
+    return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else str(value)
+
+
+def Bernoulli(shape: tuple[int, ...] = ()) -> Parametric:
+    """0 or 1, by logits.
+
+    Example:
+        >>> Bernoulli((88,)).num_params
+        88
+    """
+    return Parametric(dist.Bernoulli, shape)
+
+
+def Beta(shape: tuple[int, ...] = ()) -> Parametric:
+    """Numbers in [0, 1], by two concentrations."""
+    return Parametric(dist.Beta, shape)
+
+
+def Binomial(total_count: int | Tensor, shape: tuple[int, ...] = ()) -> Parametric:
+    """Counts of 0 to ``total_count``, by logits."""
+    return Parametric(dist.Binomial, shape, total_count=total_count)
+
+
+def Categorical(categories: int) -> Parametric:
+    """One of V categories, by logits.
+
+    Example:
+        >>> Categorical(5).num_params, Categorical(5).site_shape
+        (5, ())
+    """
+    return Parametric(dist.Categorical, (categories,))
+
+
+def Dirichlet(size: int) -> Parametric:
+    """Points (k,) of the simplex, by concentrations."""
+    return Parametric(dist.Dirichlet, (size,))
+
+
+def Exponential(shape: tuple[int, ...] = ()) -> Parametric:
+    """Positive numbers, by their rate."""
+    return Parametric(dist.Exponential, shape)
+
+
+def Gamma(shape: tuple[int, ...] = ()) -> Parametric:
+    """Positive numbers, by concentration and rate."""
+    return Parametric(dist.Gamma, shape)
+
+
+def Geometric(shape: tuple[int, ...] = ()) -> Parametric:
+    """Counts of failures before the first success, by logits."""
+    return Parametric(dist.Geometric, shape)
+
+
+def Laplace(shape: tuple[int, ...] = ()) -> Parametric:
+    """Real numbers, by location and scale."""
+    return Parametric(dist.Laplace, shape)
+
+
+def LogNormal(shape: tuple[int, ...] = ()) -> Parametric:
+    """Positive numbers, by location and scale of their logarithm."""
+    return Parametric(dist.LogNormal, shape)
+
+
+def MultivariateNormal(size: int) -> Parametric:
+    """Real vectors (k,), by mean and Cholesky factor: k + k(k+1)/2 numbers.
+
+    Example:
+        >>> MultivariateNormal(3).num_params
+        9
+    """
+    return Parametric(dist.MultivariateNormal, (size,))
+
+
+def NegativeBinomial(shape: tuple[int, ...] = ()) -> Parametric:
+    """Overdispersed counts, by total count and logits."""
+    return Parametric(dist.NegativeBinomial, shape)
+
+
+def Normal(shape: tuple[int, ...] = ()) -> Parametric:
+    """Real numbers, by mean and standard deviation.
+
+    Example:
+        >>> Normal()(torch.zeros(4, 2)).scale
+        tensor([1., 1., 1., 1.])
+    """
+    return Parametric(dist.Normal, shape)
+
+
+def OneHotCategorical(size: int) -> Parametric:
+    """One-hot vectors (k,), by logits."""
+    return Parametric(dist.OneHotCategorical, (size,))
+
+
+def Poisson(shape: tuple[int, ...] = ()) -> Parametric:
+    """Counts, by their rate."""
+    return Parametric(dist.Poisson, shape)
+
+
+def StudentT(shape: tuple[int, ...] = (), **fixed: Any) -> Parametric:
+    """Heavy-tailed real numbers, by degrees of freedom (unless ``df=`` is fixed), location and scale."""
+    return Parametric(dist.StudentT, shape, **fixed)
+
+
+def VonMises(shape: tuple[int, ...] = ()) -> Parametric:
+    """Angles in [-pi, pi], by location and concentration."""
+    return Parametric(dist.VonMises, shape)
+
+
+def ZeroInflatedPoisson(shape: tuple[int, ...] = ()) -> Parametric:
+    """Counts with more zeros, by rate and logit of the extra zeros."""
+    return Parametric(dist.ZeroInflatedPoisson, shape)

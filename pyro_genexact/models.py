@@ -1,0 +1,196 @@
+"""Modules whose call returns a distribution: the chain rule, mixtures over orders, one known family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Conditioner, DistributionModule, Head, check_context, check_sizes
+from .distributions.autoregressive import AutoregressiveDistribution
+from .distributions.checks import permutation, sites_of
+from .distributions.mixture import Mixture
+
+
+class Autoregressive(DistributionModule):
+    """An autoregressive model: its call returns the :class:`AutoregressiveDistribution` of vectors, images or series.
+
+    Args:
+        conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
+        head: makes the distribution of a site of them.
+        event_shape: of a value: the sites (a vector (T,), an image (H, W), ...), then ``head.site_shape``.
+        order: (T,) integers, ``order[i]`` the site visited as number i; by default raster order.
+        limit: the largest support that is enumerated.
+
+    Raises:
+        ValueError: for a conditioner, head, order and event_shape that do not fit each other.
+
+    References: Bengio, Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks", NeurIPS 1999;
+    Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013.
+
+    Example:
+        >>> from pyro_genexact import conditioners, heads
+        >>> head = heads.Bernoulli()
+        >>> model = Autoregressive(conditioners.MADE(784, head.num_params, hidden=(500,)), head, (28, 28))
+        >>> model().log_prob(torch.ones(5, 28, 28)).shape
+        torch.Size([5])
+    """
+
+    order: Tensor | None
+
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        head: Head,
+        event_shape: Sequence[int],
+        order: Tensor | Sequence[int] | None = None,
+        limit: int = 2**16,
+    ) -> None:
+        super().__init__()
+        self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, torch.Size(event_shape), limit
+        self.context = conditioner.context
+        sites = prod(sites_of(conditioner, head, self.event_shape, 0))
+        self.register_buffer("order", None if order is None else permutation(order, sites))
+
+    def forward(self, context: Tensor | None = None, lengths: Tensor | None = None) -> AutoregressiveDistribution:
+        """The distribution given the context (*batch, C) and the lengths (*batch) of its rows."""
+        return AutoregressiveDistribution(
+            self.conditioner,
+            self.head,
+            self.event_shape,
+            context,
+            order=self.order,
+            lengths=lengths,
+            limit=self.limit,
+        )
+
+    def condition(self, context: Tensor | None = None, lengths: Tensor | None = None) -> AutoregressiveDistribution:
+        """The same as calling the module, under Pyro's name."""
+        return self(context, lengths)
+
+
+class OrderEnsemble(DistributionModule):
+    r"""A uniform mixture of one model over several orders of its sites, p(y) = 1/K sum_k p(y | order_k).
+
+    The weights are tied: those of a variable go with it to wherever an order puts it. In train mode the call returns the
+    model under one order, drawn anew: maximising its log_prob is the training objective of EoNADE, a bound on that of the
+    mixture. In eval mode it returns the exact mixture.
+
+    Cost: K passes in eval mode, for ``log_prob`` and for ``sample``; one in train mode.
+
+    Args:
+        autoregressive: an :class:`Autoregressive` in raster order, over a conditioner with ``permuted`` (MADE, NADE).
+        orders: (K, T) integers, each row a permutation of the sites; or K, for K random ones.
+
+    Raises:
+        ValueError: for orders that are no permutations, a model that has an order, or a conditioner whose weights belong to
+            no variable.
+
+    Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
+
+    Example:
+        >>> from pyro_genexact import conditioners, heads
+        >>> head = heads.Bernoulli()
+        >>> model = Autoregressive(conditioners.NADE(6, head.num_params), head, (6,))
+        >>> ensemble = OrderEnsemble(model, 4).eval()
+        >>> ensemble().log_prob(torch.ones(5, 6)).shape
+        torch.Size([5])
+    """
+
+    orders: Tensor
+
+    def __init__(self, autoregressive: Autoregressive, orders: int | Tensor) -> None:
+        super().__init__()
+        if autoregressive.order is not None:
+            raise ValueError("Expected autoregressive.order == None (the ensemble brings its orders); got one.")
+        self.autoregressive, self.context = autoregressive, autoregressive.context
+        sites = prod(
+            autoregressive.event_shape[: len(autoregressive.event_shape) - len(autoregressive.head.site_shape)]
+        )
+        if isinstance(orders, int):
+            check_sizes(1, orders=orders)
+            orders = torch.stack([torch.randperm(sites, device="cpu") for _ in range(orders)])
+        self.register_buffer("orders", torch.stack([permutation(order, sites) for order in orders]))
+        autoregressive.conditioner.permuted(self.orders[0])  # fails early where it can't be
+
+    def forward(
+        self, context: Tensor | None = None, lengths: Tensor | None = None
+    ) -> AutoregressiveDistribution | Mixture:
+        """The mixture given the context (*batch, C); in train mode the model under one order."""
+        if self.training:
+            chosen = int(torch.randint(len(self.orders), (), device="cpu"))
+            return self._under(self.orders[chosen], context, lengths)
+        components = [self._under(order, context, lengths) for order in self.orders]
+        like = next(self.parameters())
+        return Mixture(like.new_zeros(*components[0].batch_shape, len(components)), components)
+
+    def condition(self, context: Tensor | None = None, lengths: Tensor | None = None) -> Any:
+        """The same as calling the module, under Pyro's name."""
+        return self(context, lengths)
+
+    def _under(self, order: Tensor, context: Tensor | None, lengths: Tensor | None) -> AutoregressiveDistribution:
+        model = self.autoregressive
+        return AutoregressiveDistribution(
+            model.conditioner.permuted(order),
+            model.head.permuted(order),
+            model.event_shape,
+            context,
+            order=order,
+            lengths=lengths,
+            limit=model.limit,
+        )
+
+
+class Conditional(DistributionModule):
+    """One known distribution whose parameters a network predicts from the context.
+
+    Args:
+        network: maps the context (*batch, C) to (*batch, ``head.num_params``); any module.
+        head: makes the distribution of a value of them.
+        context: C; by default ``in_features`` of the network's first linear layer.
+
+    Raises:
+        ValueError: for a network whose outputs are not ``head.num_params`` (when called), or whose C is not known.
+
+    Example:
+        >>> from pyro_genexact import heads
+        >>> head = heads.MultivariateNormal(2)  # mean and Cholesky factor
+        >>> network = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, head.num_params))
+        >>> model = Conditional(network, head)
+        >>> model(torch.zeros(5, 3)).sample().shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, network: nn.Module, head: Head, context: int | None = None) -> None:
+        super().__init__()
+        self.network, self.head = network, head
+        if context is None:
+            found = [part.in_features for part in network.modules() if isinstance(part, nn.Linear)]
+            if not found:
+                raise ValueError("Expected context=C, for a network without linear layers to tell it; got none.")
+            context = found[0]
+        check_sizes(1, context=context)
+        self.context = context
+
+    def forward(self, context: Tensor | None = None) -> Any:
+        """The distribution given the context (*batch, C), of batch shape (*batch)."""
+        check_context(self, context)
+        phi = self.network(context)
+        if phi.shape[-1] != self.head.num_params:
+            raise ValueError(
+                f"Expected the network's outputs (*batch, {self.head.num_params}) (num_params of the head); "
+                f"got {tuple(phi.shape)}."
+            )
+        return _validating(self.head(phi))
+
+
+def _validating(d: Any) -> Any:
+    """What a head made without checks, now checking values as other distributions do."""
+    part = d
+    while part is not None:
+        part.__dict__.pop("_validate_args", None)
+        part = getattr(part, "base_dist", None)
+    return d

@@ -1,0 +1,408 @@
+"""The chain rule: masses, factors, orders, prefixes, lengths, counting, and Rosenblatt's transform."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from registry import built, sized
+from torch import nn
+
+import pyro_genexact as gx
+from pyro_genexact import conditioners, heads
+from pyro_genexact.distributions import AutoregressiveDistribution
+from pyro_genexact.distributions.reparameterised import _Sweep
+
+ORDER = torch.tensor([3, 1, 0, 2, 5, 4])
+CONTEXT = sized(3, 2, seed=4)
+
+
+def binary(order=None, event_shape=(6,), context=2, **options):
+    return built(
+        gx.Autoregressive(
+            conditioners.MADE(6, 1, context=context, hidden=(16,), **options), heads.Bernoulli(), event_shape, order
+        )
+    )
+
+
+def real(order=None, sites=4, head=None, net=None, context=0):
+    head = head or heads.Normal()
+    net = net or conditioners.MADE(sites, head.num_params, hidden=(16,), activation=torch.tanh, context=context)
+    return built(gx.Autoregressive(net, head, (sites, *head.site_shape), order))
+
+
+def by_hand(module, y, context=None):
+    """log p of each site, in visiting order, one call of the network a site."""
+    net, head = module.conditioner, module.head
+    total = []
+    for t in range(y.shape[1]):
+        probe = torch.where(torch.arange(y.shape[1]).reshape(1, -1, *[1] * (y.dim() - 2)) < t, y, torch.zeros_like(y))
+        total.append(head(net(probe, context)[:, t : t + 1], t).log_prob(y[:, t : t + 1])[:, 0])
+    return torch.stack(total, 1)
+
+
+@pytest.mark.parametrize("order", [None, ORDER])
+def test_mass_factors_and_mean_by_enumeration(order):
+    model = binary(order, (2, 3))
+    d = model(CONTEXT)
+    support = d.enumerate_support()
+    assert support.shape == (64, 3, 2, 3) and len(support[:, 0].unique(dim=0)) == 64
+    p = d.log_prob(support).exp()
+    torch.testing.assert_close(p.sum(0), torch.ones(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(d.mean, (p[..., None, None] * support).sum(0))
+    torch.testing.assert_close(d.entropy(), -(p * p.log()).sum(0))
+    best = p.argmax(0)
+    assert torch.equal(d.mode, support[best, torch.arange(3)])
+    rows = support[::7, 0].flatten(1)
+    visited = rows if order is None else rows[:, order]
+    expected = by_hand(model, visited, CONTEXT[:1].expand(len(rows), -1))
+    got = model(CONTEXT[:1]).log_prob_sites(support[::7, 0].unsqueeze(1)).reshape(len(rows), 6)
+    if order is not None:
+        got = got[:, order]
+    torch.testing.assert_close(got, expected)
+
+
+def test_limit():
+    model = gx.Autoregressive(conditioners.MADE(20, 1), heads.Bernoulli(), (20,), limit=1000)
+    for use in (lambda d: d.enumerate_support(), lambda d: d.entropy(), lambda d: d.mean, lambda d: d.mode):
+        with pytest.raises(ValueError, match=r"at most 1000 values \(limit\); got 1048576"):
+            use(model())
+    with pytest.raises(ValueError, match=r"finite support, and no lengths, to enumerate it; got Normal"):
+        real()().enumerate_support()
+    with pytest.raises(ValueError, match=r"to enumerate it; got Poisson"):
+        real(head=heads.Poisson())().entropy()
+
+
+def test_no_support_at_all():
+    """Where a distribution puts no mass, entropy counts nothing."""
+    model = binary(context=0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.conditioner.layers[-1].bias[:3] = torch.tensor([1e4, -1e4, 0.0])
+    torch.testing.assert_close(model().entropy(), torch.tensor(4 * math.log(2), dtype=torch.float64))
+
+
+class Counting(gx.Conditioner):
+    """Counts the sites that a conditioner is asked to read."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.read, self.starts, self.passes = inner, [], [], []
+        for name in ("num_params", "num_sites", "site", "context"):
+            setattr(self, name, getattr(inner, name))
+
+    def start(self, context, batch_size):
+        self.starts.append(batch_size)
+        return self.inner.start(context, batch_size)
+
+    def extend(self, y, state):
+        self.read.append(tuple(y.shape[:2]))
+        return self.inner.extend(y, state)
+
+    def reorder(self, state, index):
+        return self.inner.reorder(state, index)
+
+    def forward(self, y, context=None):
+        self.passes.append(len(y))
+        return self.inner(y, context)
+
+
+def test_sampling_runs_no_history_twice():
+    net = Counting(built(conditioners.MADE(6, 1, context=2, hidden=(16,))))
+    model = gx.Autoregressive(net, heads.Bernoulli(), (6,))
+    model(CONTEXT).sample((5,))
+    assert (net.starts, net.read, net.passes) == ([3], [(15, 1)] * 5, [])
+    net.starts.clear(), net.read.clear()
+    model(CONTEXT).conditional_on_prefix(torch.ones(2, dtype=torch.float64)).sample((5,))
+    assert (net.starts, net.read, net.passes) == ([3], [(3, 2)] + [(15, 1)] * 3, [])
+    model(CONTEXT).log_prob(torch.ones(6, dtype=torch.float64))
+    assert net.passes == [3]
+
+
+@pytest.mark.parametrize("order", [None, ORDER])
+def test_completions_are_the_exact_conditional(order):
+    d = binary(order)(CONTEXT)
+    support = d.enumerate_support()
+    joint = d.log_prob(support)
+    visited = support[:, 0] if order is None else support[:, 0][:, order]
+    for k in (1, 3, 5):
+        prefix = visited[37, :k]
+        matches = (visited[:, :k] == prefix).all(1)
+        rest = d.conditional_on_prefix(prefix)
+        assert rest.event_shape == (6 - k,) and rest.batch_shape == (3,)
+        got = rest.log_prob(visited[matches][:, None, k:].expand(-1, 3, -1))
+        torch.testing.assert_close(got, joint[matches] - joint[matches].logsumexp(0))
+    twice = d.conditional_on_prefix(visited[37, :1]).conditional_on_prefix(visited[37, 1:3])
+    torch.testing.assert_close(
+        twice.log_prob(visited[:9, None, 3:]), d.conditional_on_prefix(visited[37, :3]).log_prob(visited[:9, None, 3:])
+    )
+
+
+def test_prefix_with_a_batch_of_its_own():
+    d = binary(context=0)()
+    prefixes = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    many = d.conditional_on_prefix(prefixes)
+    assert many.batch_shape == (3,) and many.sample((2,)).shape == (2, 3, 4)
+    pyro.set_rng_seed(0)
+    y = many.sample((4000,))
+    for i, prefix in enumerate(prefixes):
+        one = d.conditional_on_prefix(prefix)
+        torch.testing.assert_close(many.log_prob(y[:5])[:, i], one.log_prob(y[:5, i]))
+        error = (one.mean * (1 - one.mean) / 4000).sqrt()
+        assert ((y[:, i].mean(0) - one.mean).abs() < 5 * error).all()
+    real_rows = real()().sample((3,))
+    assert real()().conditional_on_prefix(real_rows[:, :2]).sample((5,)).shape == (5, 3, 2)
+
+
+def test_padding_changes_nothing_and_gets_no_gradient():
+    for net in (conditioners.Recurrent((), 2, hidden=8, context=2), conditioners.MADE(6, 2, hidden=(12,), context=2)):
+        model = built(gx.Autoregressive(net, heads.Normal(), (6,)))
+        y, lengths = sized(3, 6), torch.tensor([0, 4, 6])
+        junk = y.clone()
+        for row, length in enumerate(lengths):
+            junk[row, length:] = torch.tensor([math.nan, math.inf, 1e30, -4.0, 7.0, 0.0], dtype=torch.float64)[length:]
+        grads = []
+        for value in (y, junk):
+            value = value.clone().requires_grad_()
+            lp = model(CONTEXT, lengths=lengths).log_prob(value)
+            grads.append([lp.detach(), *torch.autograd.grad(lp.sum(), [value, *model.parameters()])])
+        for a, b in zip(*grads, strict=True):
+            assert torch.equal(a, b)
+        factors = model(CONTEXT).log_prob_sites(y)
+        expected = torch.stack([factors[row, :length].sum() for row, length in enumerate(lengths)])
+        torch.testing.assert_close(grads[0][0], expected)
+        for row, length in enumerate(lengths):
+            assert (grads[1][1][row, length:] == 0).all() and (length == 0 or (grads[1][1][row, :length] != 0).any())
+        d = model(CONTEXT, lengths=lengths)
+        x = d.sample((4,))
+        assert (x[:, 0] == 0).all() and (x[:, 1, 4:] == 0).all() and (x[:, 2] != 0).all()
+        assert d.support.check(junk).all() and not d.support.check(torch.full_like(y, math.nan))[1:].any()
+        assert d.log_prob_sites(junk)[1, 4:].abs().max() == 0
+
+
+def test_lengths_are_in_visiting_order_and_take_a_prefix():
+    d = binary(ORDER)(CONTEXT, lengths=torch.tensor([2, 3, 6]))
+    y = d.sample((8,))
+    assert (y[:, 0][:, ORDER[2:]] == 0).all() and (y[:, 1][:, ORDER[3:]] == 0).all()
+    rest = d.conditional_on_prefix(torch.ones(2, dtype=torch.float64))
+    z = rest.sample((8,))
+    assert (z[:, 0] == 0).all() and (rest.log_prob(z)[:, 0] == 0).all() and (z[:, 1, 1:] == 0).all()
+    full = binary(ORDER)(CONTEXT).conditional_on_prefix(torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(rest.log_prob(z)[:, 1], full.log_prob_sites(z)[:, 1, 0])
+
+
+def test_outside_the_support_without_validation():
+    model = binary()
+    with pyro.validation_enabled(False):
+        d = model(CONTEXT)
+        y = torch.ones(6, dtype=torch.float64)
+        y[2] = 0.5
+        assert (d.log_prob(y) == -math.inf).all()
+        sites = d.log_prob_sites(y)
+    torch.testing.assert_close(sites[:, :2], model(CONTEXT).log_prob_sites(torch.ones(6, dtype=torch.float64))[:, :2])
+    assert (sites[:, 2:] == -math.inf).all()
+
+
+def test_values_of_other_dtypes():
+    d = binary()(CONTEXT)
+    y = torch.tensor([0, 1, 1, 0, 1, 0])
+    for dtype in (torch.uint8, torch.bool, torch.int64):
+        assert torch.equal(d.log_prob(y.to(dtype)), d.log_prob(y.double()))
+    with pytest.raises(ValueError, match=r"value.dtype == torch.float64"):
+        d.log_prob(y.float())
+    model = built(gx.Autoregressive(conditioners.MADE(4, 3, site=3), heads.Categorical(3), (4,)))
+    labels = torch.tensor([0, 2, 1, 2])
+    assert torch.equal(model().log_prob(labels), model().log_prob(labels.float()))
+
+
+@pytest.mark.parametrize("net", ["made", "recurrent", "nade"])
+def test_gradients_through_the_whole_history(net):
+    head = heads.Normal()
+    kinds = {
+        "made": lambda: conditioners.MADE(4, 2, hidden=(8,), context=2, activation=torch.tanh),
+        "recurrent": lambda: conditioners.Recurrent((), 2, hidden=5, context=2),
+        "nade": lambda: conditioners.NADE(4, 2, hidden=5, context=2),
+    }
+    model = real(net=kinds[net](), head=head)
+    names = [name for name, _ in model.named_parameters()]
+
+    def f(context, *weights):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return torch.func.functional_call(model, dict(zip(names, weights, strict=True)), (context,)).rsample((2,))
+
+    inputs = (CONTEXT.clone().requires_grad_(), *model.parameters())
+    assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
+
+
+class Scaled(gx.Head):
+    """A head with a parameter of its own."""
+
+    num_params = 2
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, phi, first=0):
+        return pyro.distributions.Normal(phi[..., 0], self.scale.exp() * phi[..., 1].exp(), validate_args=False)
+
+
+@pytest.mark.parametrize("order", [None, torch.tensor([2, 0, 1, 3])])
+def test_the_sweep_agrees_with_a_graph_of_all_steps(monkeypatch, order):
+    model = real(order, head=Scaled(), context=2)
+    found = []
+    for sweeps in (True, False):
+        monkeypatch.setattr("pyro_genexact.distributions.autoregressive.can_sweep", lambda _, sweeps=sweeps: sweeps)
+        torch.manual_seed(0)
+        context = CONTEXT.clone().requires_grad_()
+        d = model(context)
+        y = d.rsample((5,))
+        assert (_Sweep.__name__ in str(y.grad_fn.next_functions) + str(y.grad_fn)) == sweeps or order is not None
+        found.append(
+            [y.detach(), *torch.autograd.grad(y.sin().sum() + d.log_prob(y).sum(), [context, *model.parameters()])]
+        )
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_parameter_changed_before_backward_is_found():
+    model = real()
+    y = model().rsample()
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_rsample_needs_a_reparameterised_family():
+    with pytest.raises(ValueError, match=r"family is reparameterised; got Bernoulli"):
+        binary()(CONTEXT).rsample()
+
+
+CONTINUOUS = {"Normal": heads.Normal, "StudentT": heads.StudentT, "Laplace": heads.Laplace, "Gamma": heads.Gamma}
+
+
+@pytest.mark.parametrize("family", CONTINUOUS)
+def test_rosenblatt_of_continuous_heads(family):
+    head = CONTINUOUS[family]()
+    d = real(torch.tensor([2, 0, 1, 3]), head=head)()
+    torch.manual_seed(0)
+    y = d.sample((2000,))
+    u = d.to_uniform(y)
+    assert uniform(u)
+    torch.testing.assert_close(d.from_uniform(u), y, rtol=1e-6, atol=1e-8)
+    jacobian = torch.autograd.functional.jacobian(d.to_uniform, y[0])
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], d.log_prob(y[0]), rtol=1e-6, atol=1e-6)
+
+
+def uniform(u):
+    """Kolmogorov-Smirnov for each site, and no rank correlation between them."""
+    n = len(u)
+    grid = (torch.arange(n, dtype=u.dtype) + 0.5) / n
+    statistic = (u.sort(0)[0] - grid[:, None]).abs().max() * n**0.5
+    correlation = torch.corrcoef(u.T) - torch.eye(u.shape[1], dtype=u.dtype)
+    return statistic < 2.2 and correlation.abs().max() < 5 / n**0.5
+
+
+@pytest.mark.parametrize("head", [heads.Bernoulli, heads.Poisson, lambda: heads.DiscretizedLogistic(7, 2)])
+def test_rosenblatt_of_discrete_heads(head):
+    d = real(head=head())()
+    torch.manual_seed(1)
+    y = d.sample((2000,))
+    u = d.to_uniform(y)
+    assert uniform(u)
+    assert torch.equal(d.from_uniform(u).to(y.dtype), y)
+
+
+def test_rosenblatt_of_a_prefix_and_of_padding():
+    d = real()(lengths=torch.tensor([4, 2]))
+    y = d.sample()
+    u = d.to_uniform(y)
+    assert u[0].isfinite().all() and u[1, 2:].isnan().all() and u[1, :2].isfinite().all()
+    full = real()()
+    rest = full.conditional_on_prefix(y[0, :2])
+    torch.testing.assert_close(rest.to_uniform(y[0, 2:]), u[0, 2:])
+    torch.testing.assert_close(rest.from_uniform(u[0, 2:]), y[0, 2:])
+
+
+def test_rosenblatt_names_the_family_that_has_none():
+    d = real(sites=2, head=heads.MultivariateNormal(2), net=conditioners.MADE(2, 5, site=(2,)))()
+    with pytest.raises((TypeError, ValueError), match=r"cdf; got MultivariateNormal"):
+        d.to_uniform(d.sample())
+    with pytest.raises((TypeError, ValueError), match=r"cdf; got MultivariateNormal"):
+        d.from_uniform(torch.rand(2, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        real()().from_uniform(torch.full((4,), 1.5, dtype=torch.float64))
+
+
+def test_order_ensemble_is_the_mixture_over_orders():
+    orders = torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 4, 1, 5, 3]])
+    for net in (conditioners.MADE(6, 1, hidden=(16,), context=2), conditioners.NADE(6, 1, hidden=8, context=2)):
+        model = built(gx.Autoregressive(net, heads.Bernoulli(), (6,)))
+        ensemble = gx.OrderEnsemble(model, orders).eval()
+        d = ensemble(CONTEXT)
+        support = d.enumerate_support(expand=False)
+        parts = []
+        for order in orders:
+            under = AutoregressiveDistribution(net.permuted(order), heads.Bernoulli(), (6,), CONTEXT, order=order)
+            parts.append(under.log_prob(support))
+        parts = torch.stack(parts)
+        assert (parts[0] - parts[1]).abs().max() > 0.01
+        torch.testing.assert_close(d.log_prob(support), parts.logsumexp(0) - math.log(3))
+        torch.testing.assert_close(d.log_prob(support).logsumexp(0), torch.zeros(3, dtype=torch.float64))
+        torch.manual_seed(0)
+        y = d.sample((4000,))
+        p = d.log_prob(support).exp()
+        frequencies = (y[:, None] == support).all(-1).double().mean(0)
+        assert ((frequencies - p).abs() < 5 * (p / 4000).sqrt() + 1e-3).all()
+        ensemble.train()
+        seen = {round(float(ensemble(CONTEXT).log_prob(support[7])[0]), 9) for _ in range(40)}
+        assert seen == {round(float(lp), 9) for lp in parts[:, 7, 0]}
+
+
+def test_order_ensemble_refuses():
+    model = gx.Autoregressive(conditioners.Recurrent((), 1), heads.Bernoulli(), (6,))
+    with pytest.raises(ValueError, match=r"weights belong to variables; got Recurrent"):
+        gx.OrderEnsemble(model, 2)
+    with pytest.raises(ValueError, match=r"autoregressive\.order == None"):
+        gx.OrderEnsemble(binary(ORDER), 2)
+    with pytest.raises(ValueError, match=r"permutation of 0 ... 5"):
+        gx.OrderEnsemble(binary(), torch.zeros(2, 6, dtype=torch.long))
+
+
+def test_nested_chain_rules():
+    inner = gx.Autoregressive(conditioners.NADE(3, 1, context=4, hidden=6), heads.Bernoulli(), (3,))
+    head = heads.ConditionalHead(inner)
+    outer = built(gx.Autoregressive(conditioners.Recurrent((3,), 4, hidden=5), head, (2, 3)))
+    d = outer()
+    support = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 6).reshape(64, 2, 3)
+    torch.testing.assert_close(d.log_prob(support).logsumexp(0), torch.zeros((), dtype=torch.float64))
+    phi = outer.conditioner(support)
+    expected = sum(inner(phi[:, t]).log_prob(support[:, t]) for t in range(2))
+    torch.testing.assert_close(d.log_prob(support), expected)
+    assert torch.equal(d.enumerate_support(), support)
+    assert all(p.grad is not None for p in outer.parameters() if [d.log_prob(support).sum().backward()])
+
+
+def test_conditional_gaussian_by_hand():
+    head = heads.MultivariateNormal(2)
+    model = built(gx.Conditional(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, head.num_params)), head))
+    x, y = sized(5, 3), sized(5, 2, seed=1)
+    d = model(x)
+    phi = model.network(x)
+    inner = head(phi)
+    expected = torch.distributions.MultivariateNormal(inner.loc, scale_tril=inner.scale_tril).log_prob(y)
+    torch.testing.assert_close(d.log_prob(y), expected)
+    assert d.batch_shape == (5,) and model.context == 3 and model(x[0]).batch_shape == ()
+
+
+def test_conditional_refuses():
+    with pytest.raises(ValueError, match=r"outputs \(\*batch, 2\) \(num_params of the head\); got \(5, 4\)"):
+        gx.Conditional(nn.Linear(3, 4), heads.Normal())(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="without linear layers"):
+        gx.Conditional(nn.Tanh(), heads.Normal())
+    with pytest.raises(ValueError, match=r"context.shape\[-1\] == 3"):
+        gx.Conditional(nn.Linear(3, 2), heads.Normal())(torch.zeros(5, 4))

@@ -282,20 +282,29 @@ def test_rsample_needs_a_reparameterised_family():
         binary()(CONTEXT).rsample()
 
 
-CONTINUOUS = {"Normal": heads.Normal, "StudentT": heads.StudentT, "Laplace": heads.Laplace, "Gamma": heads.Gamma}
+CONTINUOUS = {
+    "Normal": heads.Normal,
+    "StudentT": heads.StudentT,
+    "Student with fixed df": lambda: heads.StudentT(df=4.0),
+    "Laplace": heads.Laplace,
+    "Gamma": heads.Gamma,
+}
 
 
 @pytest.mark.parametrize("family", CONTINUOUS)
 def test_rosenblatt_of_continuous_heads(family):
-    head = CONTINUOUS[family]()
-    d = real(torch.tensor([2, 0, 1, 3]), head=head)()
+    d = real(torch.tensor([2, 0, 1, 3]), head=CONTINUOUS[family]())()
     torch.manual_seed(0)
     y = d.sample((2000,))
     u = d.to_uniform(y)
     assert uniform(u)
     torch.testing.assert_close(d.from_uniform(u), y, rtol=1e-6, atol=1e-8)
-    jacobian = torch.autograd.functional.jacobian(d.to_uniform, y[0])
-    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], d.log_prob(y[0]), rtol=1e-6, atol=1e-6)
+    if family in ("StudentT", "Gamma"):  # incomplete beta and gamma functions have no derivative by their parameters
+        with pytest.raises((RuntimeError, NotImplementedError), match="derivative"):
+            torch.autograd.functional.jacobian(d.to_uniform, y[0])
+    else:
+        jacobian = torch.autograd.functional.jacobian(d.to_uniform, y[0])
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], d.log_prob(y[0]), rtol=1e-6, atol=1e-6)
 
 
 def uniform(u):
@@ -359,8 +368,8 @@ def test_order_ensemble_is_the_mixture_over_orders():
         frequencies = (y[:, None] == support).all(-1).double().mean(0)
         assert ((frequencies - p).abs() < 5 * (p / 4000).sqrt() + 1e-3).all()
         ensemble.train()
-        seen = {round(float(ensemble(CONTEXT).log_prob(support[7])[0]), 9) for _ in range(40)}
-        assert seen == {round(float(lp), 9) for lp in parts[:, 7, 0]}
+        seen = {round(ensemble(CONTEXT).log_prob(support[7])[0].item(), 9) for _ in range(40)}
+        assert seen == {round(lp.item(), 9) for lp in parts[:, 7, 0]}
 
 
 def test_order_ensemble_refuses():

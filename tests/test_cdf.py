@@ -148,8 +148,19 @@ def test_betainc_gradients():
     x = t(0.1, 0.6, 0.9).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: betainc(t(0.7, 2.0, 5.0), t(3.0), x), x)
     assert torch.autograd.gradgradcheck(lambda x: betainc(t(0.7, 2.0, 5.0), t(3.0), x), x)
-    with pytest.raises(RuntimeError, match="Expected no gradient by shape parameters"):
-        betainc(t(2.0).requires_grad_(), t(3.0), t(0.5)).backward()
+
+
+def test_gradients_by_shape_parameters():
+    a, b, x = t(0.7, 2.0, 30.0).requires_grad_(), t(3.0).requires_grad_(), t(0.1, 0.6, 0.9).requires_grad_()
+    assert torch.autograd.gradcheck(betainc, (a, b, x))
+    assert torch.autograd.gradgradcheck(betainc, (a, b, x))
+    y = t(-3.0, 0.0, 1.5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda df, y: cdf(dist.StudentT(df), y), (a, y))
+    positive = t(0.2, 3.0, 25.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b, y: cdf(dist.Gamma(a, b), y), (a, b, positive))
+    assert torch.autograd.gradgradcheck(lambda a, b, y: cdf(dist.Gamma(a, b), y), (a, b, positive))
+    assert torch.autograd.gradcheck(lambda a, b, y: cdf(dist.InverseGamma(a, b), y), (a, b, positive))
+    assert torch.autograd.gradcheck(lambda a, u: icdf(dist.Gamma(a, 2.0), u), (a, x))
 
 
 def test_betainc_that_does_not_converge_says_where(monkeypatch):

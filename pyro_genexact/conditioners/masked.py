@@ -41,7 +41,8 @@ class MaskedLinear(nn.Module):
             return (2 * torch.rand(len(mask), columns) - 1) * bound
 
         self.register_buffer("mask", mask, persistent=False)
-        self.weight = nn.Parameter(uniform(mask.shape[1]))  # masked entries too: another order of the sites may use them
+        # entries that the mask forbids too: another order of the sites may use them
+        self.weight = nn.Parameter(uniform(mask.shape[1]))
         self.bias = nn.Parameter(uniform(1).squeeze(1)) if bias else None
         self.context_weight = nn.Parameter(uniform(context)) if context else None
 

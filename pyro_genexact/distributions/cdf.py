@@ -121,7 +121,7 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         I_x(a, b) = \int_0^x t^{a-1} (1-t)^{b-1} dt / B(a, b),
 
     by a continued fraction (evaluated by Lentz's method), of I_y(b, a) = 1 - I_x(a, b) where that converges faster. Computed in float64,
-    given back in the dtype of x. Differentiable by x, not by a and b (as torch.special.gammainc).
+    given back in the dtype of x. Differentiable by a, b and x.
 
     Args:
         a: positive; a, b and x broadcast.
@@ -130,7 +130,7 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         y: 1 - x, where it is known better than x tells.
 
     Raises:
-        RuntimeError: for a fraction that has not converged, and for a derivative by a or b.
+        RuntimeError: for a fraction that has not converged.
 
     References: DiDonato, Morris (1992), "Significant digit computation of the incomplete beta function ratios", ACM TOMS
     18, eq. 9 (the fraction); Loader (2000), "Fast and accurate computation of binomial probabilities" (the factor
@@ -143,7 +143,8 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
     y = 1 - x if y is None else y
     log_beta = torch.lgamma(a.double()) + torch.lgamma(b.double()) - torch.lgamma(a.double() + b)
     density = torch.exp(torch.special.xlogy(a - 1, x.double()) + torch.special.xlogy(b - 1, y.double()) - log_beta)
-    return _Tied.apply(x, _betainc(a, b, x, y).to(x), density.to(x), a, b)
+    below = _betainc(a.detach(), b.detach(), x.detach(), y.detach()).to(x)
+    return _Smooth.apply(x, below, density.to(x), lambda x, a, b: _betainc(a, b, x, 1 - x), a, b)
 
 
 def _univariate(d: Distribution) -> Distribution:
@@ -203,14 +204,36 @@ def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:
 
 def _student(d: Any, value: Tensor) -> Tensor:
     z = (value - d.loc) / d.scale
-    square = z.detach().double() ** 2
-    tail = 0.5 * _betainc(d.df / 2, torch.full_like(d.df, 0.5), 1 / (1 + square / d.df), 1 / (1 + d.df / square))
-    below = torch.where(z > 0, 1 - tail, tail).to(z)
-    return _Tied.apply(z, below, dist.StudentT(d.df, validate_args=False).log_prob(z).exp(), d.df)
+    density = dist.StudentT(d.df, validate_args=False).log_prob(z).exp()
+    return _Smooth.apply(z, _standard_student(z.detach(), d.df.detach()).to(z), density, _standard_student, d.df)
+
+
+def _standard_student(z: Tensor, df: Tensor) -> Tensor:
+    square = torch.where(z == 0, 1, z.double() ** 2)
+    tail = 0.5 * _betainc(df / 2, torch.full_like(df, 0.5), 1 / (1 + square / df), 1 / (1 + df / square))
+    return torch.where(z == 0, 0.5, torch.where(z > 0, 1 - tail, tail))
+
+
+def _gamma(d: Any, value: Tensor) -> Tensor:
+    return _gammainc(d.concentration, d.rate * value)
+
+
+def _gammainc(a: Tensor, x: Tensor) -> Tensor:
+    """torch.special.gammainc, differentiable by a too."""
+    a, x = torch.broadcast_tensors(a, x)
+    density = dist.Gamma(a, torch.ones_like(a), validate_args=False).log_prob(x).exp()
+    return _Smooth.apply(x, torch.special.gammainc(a.detach(), x.detach()), density, _lower_gamma, a)
 
 
 def _beta(d: Any, value: Tensor) -> Tensor:
     return betainc(d.concentration1, d.concentration0, value)
+
+
+def _inverse_gamma(d: Any, value: Tensor) -> Tensor:
+    x = d.rate / value
+    upper = torch.special.gammaincc(d.concentration.detach(), x)  # accurate in the left tail, by x
+    lower = _gammainc(d.concentration, x.detach())
+    return upper + (lower.detach() - lower)
 
 
 def _fisher(d: Any, value: Tensor) -> Tensor:
@@ -233,7 +256,8 @@ _CLOSED_FORMS: dict[type, Callable[[Any, Tensor], Tensor]] = {
     torch.distributions.StudentT: _student,
     torch.distributions.Beta: _beta,
     torch.distributions.FisherSnedecor: _fisher,
-    torch.distributions.InverseGamma: lambda d, y: torch.special.gammaincc(d.concentration, d.rate / y),
+    torch.distributions.Gamma: _gamma,
+    torch.distributions.InverseGamma: _inverse_gamma,
     # whose base torch cuts off at the smallest number
     torch.distributions.Gumbel: lambda d, y: torch.exp(-torch.exp(-(y - d.loc) / d.scale)),
     torch.distributions.Poisson: lambda d, y: torch.special.gammaincc(y + 1, d.rate),
@@ -336,22 +360,29 @@ def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(order < 0, order ^ torch.iinfo(order.dtype).max, order).view(dtype)
 
 
-class _Tied(Function):
-    """The result of a cdf computed without gradient, with the density as its derivative by the value."""
+class _Smooth(Function):
+    """A cdf computed without gradient: the density is its derivative by the value, autograd runs through
+    ``evaluate(value, *shape_parameters)`` where one by a shape parameter is asked for."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, result: Tensor, density: Tensor, *shape_parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(density)
-        ctx.shape = value.shape
+    def forward(ctx: Any, value: Tensor, result: Tensor, density: Tensor, evaluate: Any, *shapes: Tensor) -> Tensor:
+        ctx.save_for_backward(value, density, *shapes)
+        ctx.evaluate = evaluate
         return result.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        if any(ctx.needs_input_grad[3:]):
-            raise RuntimeError(
-                "Expected no gradient by shape parameters (the derivative of betainc by a and b); got one."
-            )
-        return (grad * ctx.saved_tensors[0]).sum_to_size(ctx.shape), None, None, *[None] * len(ctx.needs_input_grad[3:])
+        value, density, *shapes = ctx.saved_tensors
+        needed = ctx.needs_input_grad[4:]
+        by_shape: list[Tensor | None] = [None] * len(shapes)
+        if any(needed):
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                result = ctx.evaluate(value, *shapes).to(grad)
+                wanted = [shape for shape, need in zip(shapes, needed, strict=True) if need]
+                found = iter(torch.autograd.grad(result, wanted, grad, create_graph=again))
+            by_shape = [next(found) if need else None for need in needed]
+        return (grad * density).sum_to_size(value.shape), None, None, None, *by_shape
 
 
 class _Implicit(Function):
@@ -368,14 +399,15 @@ class _Implicit(Function):
         return -grad / ctx.saved_tensors[0], None, None
 
 
-@torch.no_grad()
 def _betainc(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
     a, b, x, y = torch.broadcast_tensors(a.double(), b.double(), x.double(), y.double())
+    low, high = x == 0, y == 0
+    x, y = (torch.where(low | high, 0.5, t) for t in (x, y))
     swap = x > (a + 1) / (a + b + 2)
     a, b = torch.where(swap, b, a), torch.where(swap, a, b)
     x, y = torch.where(swap, y, x), torch.where(swap, x, y)
     below = torch.exp(_log_front(a, b, x, y)) / a * _fraction(a, b, x, y)
-    return torch.where(swap, 1 - below, below)
+    return torch.where(low, 0, torch.where(high, 1, torch.where(swap, 1 - below, below)))
 
 
 def _log_front(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -429,3 +461,33 @@ def _fraction(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
         f"{error.flatten()[worst].item():.1e} at a={a.flatten()[worst].item()}, b={b.flatten()[worst].item()}, "
         f"x={x.flatten()[worst].item()}."
     )
+
+
+def _lower_gamma(x: Tensor, a: Tensor) -> Tensor:
+    """The regularised lower incomplete gamma function, by its series and its continued fraction (Press et al., 6.2)."""
+    a, x = torch.broadcast_tensors(a.double(), x.double())
+    below, zero = x < a + 1, x == 0
+    near, far = torch.where(below & ~zero, x, a), torch.where(below, a + 1, x)
+    term = total = 1 / a
+    d = c = value = 1 / (far + 1 - a)
+    c = torch.full_like(d, 1e300)
+    for n in range(1, _FRACTION_STEPS):
+        term = term * near / (a + n)
+        total = total + term
+        step = far + (2 * n + 1) - a
+        d = 1 / (step - n * (n - a) * d)
+        c = step - n * (n - a) / c
+        value = value * (c * d)
+        if n % 8 == 0 and bool(((term < 1e-17 * total) & ((c * d - 1).abs() < 2e-15)).all()):
+            break
+    else:
+        raise RuntimeError(
+            f"Expected the series of gammainc to converge in {_FRACTION_STEPS} steps; got a up to {a.max()}."
+        )
+    series, fraction = (torch.exp(_log_gamma_front(a, t)) * v for t, v in ((near, total), (far, value)))
+    return torch.where(zero, 0, torch.where(below, series, 1 - fraction))
+
+
+def _log_gamma_front(a: Tensor, x: Tensor) -> Tensor:
+    """log(x^a e^-x / Gamma(a))."""
+    return _deviance(a, x) + 0.5 * torch.log(a / (2 * pi)) - _remainder(a)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact import Steps
 from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent
 from pyro_genexact.testing import redraw
 
@@ -96,17 +95,17 @@ CONDITIONERS = {
     "Recurrent gru": factory(Recurrent, (), 2, hidden=6),
     "Recurrent gru context": factory(Recurrent, (), 2, hidden=6, context=2),
     "Recurrent gru layers": factory(Recurrent, (3,), 6, hidden=5, layers=2),
-    "Recurrent gru steps": factory(Recurrent, 3, 3, hidden=6, context=Steps(2)),
+    "Recurrent gru steps": factory(Recurrent, 3, 3, hidden=6, context=gx.Steps(2)),
     "Recurrent lstm": factory(Recurrent, (2,), 4, hidden=6, cell="lstm", layers=2, context=1),
-    "Recurrent lstm steps": factory(Recurrent, (), 2, hidden=6, cell="lstm", context=Steps(3)),
+    "Recurrent lstm steps": factory(Recurrent, (), 2, hidden=6, cell="lstm", context=gx.Steps(3)),
     "Recurrent elman": factory(Recurrent, 4, 4, hidden=6, cell="elman", width=3),
     "Independent": factory(Independent, 5, 2),
     "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
-    "Independent steps": factory(Independent, 5, 2, context=Steps(2), hidden=(6,), activation=torch.tanh),
+    "Independent steps": factory(Independent, 5, 2, context=gx.Steps(2), hidden=(6,), activation=torch.tanh),
     "Independent one site": factory(Independent, 1, 2, context=2, hidden=(6,)),
     "Markov": factory(Markov, (), 2, order=2, hidden=(8,), activation=torch.tanh),
     "Markov context": factory(Markov, 3, 3, order=2, hidden=(8,), context=2, activation=torch.tanh),
-    "Markov steps": factory(Markov, (2,), 4, order=2, hidden=(8,), context=Steps(2), activation=torch.tanh),
+    "Markov steps": factory(Markov, (2,), 4, order=2, hidden=(8,), context=gx.Steps(2), activation=torch.tanh),
     "Markov order beyond": factory(Markov, (), 2, order=7, hidden=(8,), activation=torch.tanh, context=1),
     "NADE": factory(NADE, 5, 2, hidden=7),
     "NADE context": factory(NADE, 5, 2, hidden=7, context=3, activation=torch.tanh),
@@ -198,6 +197,12 @@ def paired(head, net):
     return built(gx.Autoregressive(PAIRED[net](site, head.num_params), head, (4, *head.site_shape)))
 
 
+def context_of(net, rows, sites):
+    if isinstance(net.context, gx.Steps):
+        return sized(rows, sites, net.context.features, seed=1)
+    return sized(rows, net.context, seed=1) if net.context else None
+
+
 def autoregressive(conditioner, inverse=False, shape=(), sites=4, rows=3, head=gx.heads.Affine):
     """A module, values and a context."""
 
@@ -207,13 +212,13 @@ def autoregressive(conditioner, inverse=False, shape=(), sites=4, rows=3, head=g
         return (
             module.inv if inverse else module,
             sized(rows, sites, *shape),
-            sized(rows, net.context, seed=1) if net.context else None,
+            context_of(net, rows, sites),
         )
 
     return factory
 
 
-class Steps(nn.Module):
+class Chained(nn.Module):
     """A chain of a conditioned transform and others."""
 
     def __init__(self):
@@ -228,7 +233,7 @@ class Steps(nn.Module):
 
 
 def chain():
-    return built(Steps()), sized(3, 3), sized(3, 2, seed=1)
+    return built(Chained()), sized(3, 3), sized(3, 2, seed=1)
 
 
 def plain(make, *shape, **values):
@@ -254,6 +259,7 @@ TRANSFORMS = {
         made(3, 4, site=(2,), context=1, activation=torch.sigmoid), shape=(2,), sites=3
     ),
     "Autoregressive generic": autoregressive(CONDITIONERS["RunningSum context"], shape=(2,), sites=3),
+    "Autoregressive steps": autoregressive(CONDITIONERS["Recurrent lstm steps"], sites=3),
     "Autoregressive inverse": autoregressive(CONDITIONERS["MADE context"], inverse=True),
     "Autoregressive generic inverse": autoregressive(CONDITIONERS["RunningSum"], inverse=True),
     "Chain": chain,
@@ -407,8 +413,8 @@ INERT = {
 REAL_SITES = [  # of conditioners that a transform takes
     name
     for name in CONDITIONERS
-    if not any(word in name for word in ("categories", "mixed", "steps"))
-    and name not in ("Recurrent elman", "Markov context", "Independent context")
+    if not any(word in name for word in ("categories", "mixed"))
+    and name not in ("Recurrent elman", "Recurrent gru steps", "Markov context", "Independent context")
 ]
 INERT |= {  # nothing precedes the only site
     name: ["*conditioner.layers.0.weight"]

@@ -164,7 +164,7 @@ def test_gradients_by_shape_parameters():
 
 
 def test_betainc_that_does_not_converge_says_where(monkeypatch):
-    monkeypatch.setattr("pyro_genexact.distributions.cdf._FRACTION_STEPS", 20)
+    monkeypatch.setattr("pyro_genexact.distributions.special._FRACTION_STEPS", 20)
     with pytest.raises(
         RuntimeError, match=r"Expected the continued fraction .* to converge in 20 steps; got .* a=1000"
     ):

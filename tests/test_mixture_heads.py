@@ -18,9 +18,10 @@ from torch.distributions import MixtureSameFamily, biject_to, constraints
 
 import pyro_genexact as gx
 from pyro_genexact.base import DistributionModule, Head, bind
+from pyro_genexact.distributions.cdf import cdf
 from pyro_genexact.distributions.discretized_logistic import DiscretizedLogistic
 from pyro_genexact.distributions.guard import anchor, contains, guarded_log_prob
-from pyro_genexact.distributions.mixture import Mixture, UnionConstraint, guarded_cdf, same_constraint, union
+from pyro_genexact.distributions.mixture import Mixture, UnionConstraint, same_constraint, union
 from pyro_genexact.distributions.per_site import PerSite, PerSiteConstraint
 from pyro_genexact.heads import composite
 from pyro_genexact.heads import mixture as heads
@@ -210,14 +211,14 @@ def test_union_of_supports():
 
 def test_guarded_cdf_beyond_the_ends():
     y = torch.tensor([-2.0, 0.0, 0.5, 1.0, 7.0, float("nan")], dtype=F64)
-    got = guarded_cdf(dist.Uniform(torch.zeros((), dtype=F64), 1.0, validate_args=False), y)
+    got = cdf(dist.Uniform(torch.zeros((), dtype=F64), 1.0, validate_args=False), y)
     assert got[:-1].tolist() == [0.0, 0.0, 0.5, 1.0, 1.0] and got[-1].isnan()
     d = dist.Geometric(torch.tensor(0.25, dtype=F64))
     logistic = DiscretizedLogistic(torch.tensor(0.1, dtype=F64), torch.tensor(0.4, dtype=F64), 4, validate_args=False)
     levels = torch.tensor([-0.5, 0.0, 1.7, 3.0, 99.0], dtype=F64)
     sums = logistic.log_prob(logistic.enumerate_support()).exp().cumsum(0)
     truth = torch.stack([torch.zeros((), dtype=F64), sums[0], sums[1], sums[3], sums[3]])
-    assert torch.allclose(guarded_cdf(logistic, levels), truth, atol=1e-12)
+    assert torch.allclose(cdf(logistic, levels), truth, atol=1e-12)
     assert d.support.is_discrete
 
 

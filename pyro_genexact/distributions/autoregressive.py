@@ -102,7 +102,7 @@ class AutoregressiveDistribution(TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Of the event; with lengths it looks at no padding."""
-        site = self.head.support
+        site: Any = self.head.support
         if self.lengths is None and not hasattr(site, "joint"):
             return constraints.independent(site, len(self.event_shape) - site.event_dim)
         if self.lengths is None and not self._given and len(self._sites) == 1:
@@ -330,18 +330,16 @@ class AutoregressiveDistribution(TorchDistribution):
             padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
         """
         y, present, shape = self._rows(value)
-        inside: Tensor | None = self._inside(y, present)
+        inside = self._inside(y, present)
         if self._validate_args:
             self._check_inside(y, inside)
-            inside = None
-        elif inside.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and inside.all():
-            inside = None  # nothing to guard; elsewhere the wait for this answer would cost more than the guard
+        mask = None if self._validate_args or _surely_all(inside) else inside
         read = y
-        good = present if inside is None else inside if present is None else inside & present
+        good = present if mask is None else mask if present is None else mask & present
         if good is not None:
             good = _wide(good, y)
             read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, anchor(self.head.support, y))
-        return self.head(self.conditioner(self._read(read), self._batch(shape)[0])), y, inside, present, shape
+        return self.head(self.conditioner(self._read(read), self._batch(shape)[0])), y, mask, present, shape
 
     def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
@@ -414,6 +412,11 @@ class _Events(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         y, present, shape = self.d._rows(value)
         return self.d._inside(y, present).all(1).reshape(shape)
+
+
+def _surely_all(mask: Tensor) -> bool:
+    """Whether all is true, where the answer is at hand: on an accelerator the wait for it would cost more than masking."""
+    return mask.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and bool(mask.all())
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..base import _map_tensors, tensors_in
+from .cdf import cdf
 from .guard import anchor, guarded_log_prob
 
 
@@ -88,7 +89,7 @@ class Mixture(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         weights = self.logits.softmax(-1).movedim(-1, self._dim)
-        return (weights * self._at(guarded_cdf, value)).sum(self._dim)
+        return (weights * self._at(cdf, value)).sum(self._dim)
 
     @property
     def mean(self) -> Tensor:
@@ -219,20 +220,6 @@ def same_constraint(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_constraint, a, b))
     return bool(a == b)
-
-
-def guarded_cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
-    """P(y <= value) of scalar events, for values on the whole line: 0 below the support, 1 above it.
-
-    The family itself only ever meets values inside its support.
-    """
-    support = d.support if support is None else support
-    level = value.floor() if support.is_discrete and value.is_floating_point() else value
-    inside = support.check(level)
-    cdf = d.cdf(torch.where(inside, level, anchor(support, level)))
-    beyond = level >= torch.as_tensor(getattr(support, "upper_bound", torch.inf), device=level.device)
-    outside = beyond.to(cdf.dtype).masked_fill(level != level, torch.nan)
-    return torch.where(inside, cdf, outside)
 
 
 def _is_real(constraint: Any) -> bool:

@@ -12,8 +12,9 @@ from torch import Size, Tensor
 from torch.distributions import CatTransform, Distribution, Transform, biject_to, constraints, transform_to
 
 from ..base import _map_tensors, tensors_in
+from .cdf import cdf, icdf
 from .guard import anchor, guarded_log_prob
-from .mixture import guarded_cdf, same_constraint
+from .mixture import same_constraint
 
 
 class PerSite(TorchDistribution):
@@ -85,11 +86,11 @@ class PerSite(TorchDistribution):
         """P(y_t <= value_t) of each site, where all parts have one."""
         if self._validate_args:
             self._validate_sample(value)
-        return self.each(guarded_cdf, value, *self._limits())
+        return self.each(cdf, value, *self._limits())
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantiles of each site, where all parts have them."""
-        return self.each(lambda part, v: part.icdf(v), value).to(dtype=self.dtype)
+        return self.each(icdf, value).to(dtype=self.dtype)
 
     @property
     def mean(self) -> Tensor:

@@ -72,7 +72,7 @@ def _graph_gradients(ctx: Any, gy: Tensor, context: Tensor | None, tensors: list
             torch.cuda.set_rng_state(ctx.noise[1], device)
         phi, state = d.conditioner.start(context, ctx.rows)
         ys, _ = d._walk(phi.unsqueeze(1), state, lambda phi, t: d.head.forward(phi, t).rsample())
-    inputs = [context, *tensors]
+    inputs: list[Any] = [context, *tensors]
     wanted = [t for t, need in zip(inputs, ctx.needs_input_grad[2:], strict=True) if need]
     found = iter(torch.autograd.grad(torch.cat(ys, 1), wanted, gy, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in ctx.needs_input_grad[2:]]

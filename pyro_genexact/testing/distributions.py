@@ -175,7 +175,8 @@ def gradients(module: nn.Module, context: Tensor | None = None, inert: Collectio
         tol: of a derivative along a random direction, relative to 1 + |value|.
     """
     module = copy.deepcopy(module)
-    y = made(module, context).sample()
+    with _seeded(0):
+        y = made(module, context).sample((8,))
     for training in (True, False):
         module.train(training)
         for case in ("log_prob", *(["rsample"] if made(module, context).has_rsample else [])):

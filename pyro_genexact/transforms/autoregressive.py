@@ -10,7 +10,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, bind, check_context, check_like, vjp
+from ..base import Conditioner, Head, Steps, bind, check_context, check_like, vjp
 from .base import Inverse, RememberingTransform
 
 
@@ -25,7 +25,7 @@ class ConditionedAutoregressive(RememberingTransform):
     Args:
         conditioner: reads x; the weights it has now are used from here on.
         head: makes the bijection of each site.
-        context: (*batch, C), or None where the conditioner takes none.
+        context: (*batch, C), with ``Steps`` (*batch, T, C), or None where the conditioner takes none.
 
     Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
 
@@ -46,6 +46,7 @@ class ConditionedAutoregressive(RememberingTransform):
         self.conditioner, of_conditioner = bind(conditioner)
         self.head, of_head = bind(head)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
+        self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
         self._domain = constraints.independent(constraints.real, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
@@ -80,7 +81,7 @@ class ConditionedAutoregressive(RememberingTransform):
         if self.context is None:
             return shape
         cut = len(shape) - self.domain.event_dim
-        return torch.broadcast_shapes(shape[:cut], self.context.shape[:-1]) + shape[cut:]
+        return torch.broadcast_shapes(shape[:cut], self.context.shape[: -self._context_dims]) + shape[cut:]
 
     inverse_shape = forward_shape
 
@@ -99,7 +100,8 @@ class ConditionedAutoregressive(RememberingTransform):
         rows = _shaped(value.expand(shape) if shape != value.shape else value, (-1, *event))
         if self.context is None:
             return rows, None, shape
-        return rows, _shaped(self.context.expand(*shape[:-dims], -1), (len(rows), self.context.shape[-1])), shape
+        features = self.context.shape[-self._context_dims :]
+        return rows, _shaped(self.context.expand(*shape[:-dims], *features), (len(rows), *features)), shape
 
 
 @ConditionalTransformModule.register

@@ -368,6 +368,29 @@ def test_order_ensemble_is_the_mixture_over_orders():
         assert seen == {round(lp.item(), 9) for lp in parts[:, 7, 0]}
 
 
+def test_order_ensemble_of_columns():
+    """Each column keeps its head wherever an order puts it."""
+    head = heads.PerSite([heads.Bernoulli(), heads.Normal(), heads.Gamma()])
+    model = built(gx.Autoregressive(conditioners.MADE(3, head.num_params, hidden=(9,)), head, (3,)))
+    orders = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+    ensemble = gx.OrderEnsemble(model, orders).eval()
+    y = torch.tensor([[1.0, -0.5, 2.0], [0.0, 1.5, 0.3]], dtype=torch.float64)
+    total = 0.0
+    for order in orders:
+        net, visited = model.conditioner.permuted(order), y[:, order]
+        phi = net(visited)
+        for i, variable in enumerate(order.tolist()):
+            one = head.heads[variable]
+            total = total + one(phi[:, i : i + 1, : one.num_params]).log_prob(visited[:, i : i + 1])[:, 0]
+    d = ensemble()
+    parts = torch.stack([c.log_prob(y) for c in d.components])
+    torch.testing.assert_close(parts.sum(0), total)
+    torch.testing.assert_close(d.log_prob(y), parts.logsumexp(0) - math.log(3))
+    assert d.support.check(d.sample((50,))).all()
+    with pytest.raises(ValueError, match="can be permuted; got Mixture"):
+        heads.Mixture(head, 2).permuted(orders[1])
+
+
 def test_order_ensemble_refuses():
     model = gx.Autoregressive(conditioners.Recurrent((), 1), heads.Bernoulli(), (6,))
     with pytest.raises(ValueError, match=r"weights belong to variables; got Recurrent"):

@@ -80,6 +80,10 @@ class PerSite(Head):
         supports = [self.supports[first + sites[0]] for sites in groups.values()]
         return PerSiteDistribution(parts, list(groups.values()), phi.dtype, supports, validate_args=False)
 
+    def permuted(self, order: Tensor) -> PerSite:
+        """The head of sites visited in another order: each keeps its own."""
+        return PerSite([self.heads[self._which[t]] for t in order.tolist()])  # type: ignore[misc]
+
     def _read(self, which: int, phi: Tensor) -> Any:
         head: Any = self.heads[which]
         return head(phi if head.num_params == self.num_params else phi[..., : head.num_params])

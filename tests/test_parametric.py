@@ -530,7 +530,6 @@ def test_moves_with_the_module():
     ("family", "shape", "fixed", "text"),
     [
         (dist.Delta, (), {}, "got Delta: a point mass has no density."),
-        (dist.Stable, (), {}, "got Stable: Pyro's log_prob is a quadrature"),
         (dist.Pareto, (), {}, "got Pareto: its support depends on scale: fix it."),
         (dist.Binomial, (), {}, "got Binomial: total_count is an integer, which can't be predicted: fix it."),
         (dist.Uniform, (), {}, "got Uniform: "),

@@ -34,6 +34,9 @@ def anchor(support: Any, like: Tensor) -> Tensor:
     event = like.shape[like.dim() - support.event_dim :]
     if hasattr(support, "anchor"):
         return support.anchor(like)
+    if isinstance(support, constraints.cat):
+        parts = zip(support.cseq, like.split(support.lengths, support.dim), strict=True)
+        return torch.cat([anchor(part, values).expand_as(values) for part, values in parts], support.dim)
     if isinstance(support, constraints.independent):
         return anchor(support.base_constraint, like)
     if type(support) is type(constraints.boolean):  # copies and pickles are other objects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from math import prod
 from typing import Any
 
@@ -219,6 +220,8 @@ def same_constraint(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(same_constraint(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_constraint, a, b))
+    if is_dataclass(a):  # a check that a constraint was given
+        return same_constraint(vars(a), vars(b))
     return bool(a == b)
 
 

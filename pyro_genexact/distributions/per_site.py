@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import CatTransform, Distribution, Transform, biject_to, constraints, transform_to
+from torch.distributions import Distribution, constraints
 
 from ..base import _map_tensors, tensors_in
 from .cdf import cdf, icdf
@@ -109,14 +108,14 @@ class PerSite(TorchDistribution):
         return _in_order([part.entropy() for part in self.parts], self.sites, -1)
 
     @constraints.dependent_property
-    def support(self) -> PerSiteConstraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
         """One constraint a site."""
         supports: list[Any] = [None] * self.batch_shape[-1]
         for part, group, given in zip(self.parts, self.sites, self.supports or [None] * len(self.parts), strict=True):
             support: Any = part.support if given is None else given
             for i, t in enumerate(group):
                 supports[t] = _site_of(support, i, len(self.batch_shape)) if tensors_in(support) else support
-        return PerSiteConstraint(supports)
+        return side_by_side(supports)
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
@@ -167,7 +166,7 @@ class PerSiteConstraint(constraints.Constraint):
     """One constraint a site, of values (*batch, T, *site_shape): ``check`` is (*batch, T), one Boolean a site.
 
     Its ``event_dim`` is that of a site; :meth:`joint` is the constraint of the whole vector, for which ``biject_to`` works
-    where all are continuous.
+    where all are continuous scalars.
 
     Args:
         parts: T constraints of equal ``event_dim``; like ones are checked together.
@@ -210,7 +209,7 @@ class PerSiteConstraint(constraints.Constraint):
     def joint(self, order: Tensor | None = None) -> Any:
         """The constraint of the whole vector, whose ``order[i]``-th value is that of site i."""
         places = range(len(self.parts)) if order is None else order.argsort().tolist()
-        return constraints.independent(PerSiteConstraint([self.parts[i] for i in places]), 1)
+        return constraints.independent(side_by_side([self.parts[i] for i in places]), 1)
 
     def __repr__(self) -> str:
         return f"PerSiteConstraint({self.parts})"
@@ -219,13 +218,19 @@ class PerSiteConstraint(constraints.Constraint):
         return list(zip(self._different, _split(value, self._sites, self.event_dim), strict=True))
 
 
-def _to_sites(constraint: PerSiteConstraint) -> Transform:
-    runs = [(part, len(list(run))) for part, run in groupby(constraint.parts, key=lambda part: part)]
-    return CatTransform([biject_to(part) for part, _ in runs], -1 - constraint.event_dim, [n for _, n in runs])
-
-
-biject_to.register(PerSiteConstraint, _to_sites)
-transform_to.register(PerSiteConstraint, _to_sites)
+def side_by_side(parts: Sequence[Any]) -> Any:
+    """One constraint a site, torch's own where sites are of scalars: ``biject_to`` works if all are continuous."""
+    dims = parts[0].event_dim
+    runs: list[tuple[Any, int]] = []
+    for part in parts:
+        while isinstance(part, constraints.independent):
+            part = part.base_constraint
+        if part.event_dim:
+            return PerSiteConstraint(parts)
+        same = runs and same_constraint(part, runs[-1][0])
+        runs[-1:] = [(part, runs[-1][1] + 1)] if same else [*runs[-1:], (part, 1)]
+    joined = constraints.cat([part for part, _ in runs], -1 - dims, [n for _, n in runs])
+    return constraints.independent(joined, dims) if dims else joined
 
 
 def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import log, pi
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, biject_to, constraints, transform_to
+from torch.distributions import Distribution, constraints
 from torch.nn.functional import softplus
+
+from ..distributions.stable import Stable
 
 if TYPE_CHECKING:
     from .parametric import Parametric
@@ -69,29 +73,37 @@ class _Sphere(constraints.Constraint):
         return torch.eye(1, like.shape[-1], dtype=like.dtype, device=like.device)[0]
 
 
-class _OpenInterval(constraints.interval):
-    """Without its ends, where densities may be infinite."""
+@dataclass(frozen=True)
+class _Between:
+    """The check of an interval without its ends, where densities may be infinite."""
 
-    def check(self, value: Tensor) -> Tensor:
-        """Whether values are between the bounds."""
-        return (self.lower_bound < value) & (value < self.upper_bound)
+    low: Any
+    high: Any
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return (self.low < value) & (value < self.high)
 
 
-class _OpenSimplex(constraints.Constraint):
-    """Without its faces, where densities may be infinite."""
+@dataclass(frozen=True)
+class _AllPositive:
+    """The check of a simplex without its faces, where densities may be infinite."""
 
-    event_dim = 1
-
-    def check(self, value: Tensor) -> Tensor:
-        """Whether values are positive and sum to 1."""
+    def __call__(self, value: Tensor) -> Tensor:
         return (value > 0).all(-1) & constraints.simplex.check(value)
 
 
-for _registry in (biject_to, transform_to):
-    _registry.register(_OpenSimplex, lambda c, maps=_registry: maps(constraints.simplex))
-    _registry.register(
-        _OpenInterval, lambda c, maps=_registry: maps(constraints.interval(c.lower_bound, c.upper_bound))
-    )
+def _open_interval(low: Any, high: Any) -> Any:
+    """An interval, for ``biject_to`` as others, that checks strictly."""
+    interval: Any = constraints.interval(low, high)
+    interval.check = _Between(low, high)
+    return interval
+
+
+def _open_simplex() -> Any:
+    """A simplex, for ``biject_to`` as others, that checks strictly."""
+    simplex: Any = copy.copy(constraints.simplex)
+    simplex.check = _AllPositive()
+    return simplex
 
 
 class _InverseGamma(dist.InverseGamma):  # type: ignore[name-defined]
@@ -187,6 +199,8 @@ REPAIRED: dict[str, type[Distribution]] = {
     "SineBivariateVonMises": _SineBivariateVonMises,
     "SineSkewed": _SineSkewed,
     "SoftAsymmetricLaplace": _SoftAsymmetricLaplace,
+    "Stable": Stable,
+    "StableWithLogProb": Stable,
     "Weibull": _Weibull,
 }
 """Families whose own log_prob, gradient or samples are wrong in places."""
@@ -202,6 +216,7 @@ if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
 
     REPAIRED["GeneralizedPareto"] = _GeneralizedPareto
 
+_STABILITY = {"stability": Parameter(constraints.interval(0.2, 2.0))}  # below, densities are spikes
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "GeneralizedPareto": {"concentration": _positive()},  # a negative one would move the end of the support
     "LogisticNormal": {"loc": _real("k"), "scale": _positive("k")},
@@ -224,12 +239,14 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "psi_concentration": Parameter(constraints.positive, (), 3.0),
         "weighted_correlation": Parameter(constraints.interval(-1.0, 1.0)),
     },
+    "Stable": _STABILITY,
+    "StableWithLogProb": _STABILITY,
     "Weibull": {"concentration": Parameter(constraints.positive, (), 4.0)},  # its power must not overflow
 }
 """What ``arg_constraints`` doesn't tell."""
 
-OFFSETS = {"df": log(4), "df1": log(4), "df2": log(4)}
-"""Added to the bounded number where 0 would be a poor start: one degree of freedom has no mean."""
+OFFSETS = {"df": log(4), "df1": log(4), "df2": log(4), "stability": log(2.6)}
+"""Added to the bounded number where 0 would be a poor start: one degree of freedom has no mean, stability 1.1 neither."""
 
 ALTERNATIVES = (
     ("logits", "probs"),
@@ -240,23 +257,23 @@ ALTERNATIVES = (
 """Several ways to tell the same: the first is predicted."""
 
 _ANGLE = constraints.interval(-pi, pi)
-_UNIT = _OpenInterval(0.0, 1.0)
+_UNIT = _open_interval(0.0, 1.0)
 SUPPORTS: dict[str, Callable[[Any], Any]] = {
-    "AffineBeta": lambda d: _OpenInterval(d.low, d.high),
+    "AffineBeta": lambda d: _open_interval(d.low, d.high),
     "Beta": lambda d: _UNIT,
     "Chi2": lambda d: constraints.positive,
-    "Dirichlet": lambda d: _OpenSimplex(),
+    "Dirichlet": lambda d: _open_simplex(),
     "DirichletMultinomial": lambda d: _Counts(d.total_count),
     "ExtendedBetaBinomial": lambda d: constraints.integer_interval(0, d.total_count),
     "ExtendedBinomial": lambda d: constraints.integer_interval(0, d.total_count),
     "Gamma": lambda d: constraints.positive,
     "GeneralizedPareto": lambda d: constraints.greater_than_eq(d.loc),
     "Kumaraswamy": lambda d: _UNIT,
-    "LogisticNormal": lambda d: _OpenSimplex(),
+    "LogisticNormal": lambda d: _open_simplex(),
     "Multinomial": lambda d: _Counts(d.total_count),
     "ProjectedNormal": lambda d: _Sphere(),
     "RelaxedBernoulli": lambda d: _UNIT,
-    "RelaxedOneHotCategorical": lambda d: _OpenSimplex(),
+    "RelaxedOneHotCategorical": lambda d: _open_simplex(),
     "SineBivariateVonMises": lambda d: constraints.independent(_ANGLE, 1),
     "SineSkewed": lambda d: constraints.independent(_ANGLE, 1),
     "Uniform": lambda d: constraints.half_open_interval(d.low, d.high),
@@ -269,7 +286,6 @@ _MATRIX = "its values are matrices"
 _SERIES = "its values are whole series, not sites"
 _SINGLE = "it takes no batch of parameters"
 _QUANTISED = "its samples are discrete, its log_prob a density of the relaxed ones"
-_STABLE = "Pyro's log_prob is a quadrature whose mass is off by up to 2e-4 and whose tail by tens of nats"
 REASONS: dict[str, str] = {
     "AVFMultivariateNormal": _SINGLE,
     "CoalescentTimes": "its samples ignore the rate",
@@ -302,8 +318,6 @@ REASONS: dict[str, str] = {
     "RelaxedBernoulliStraightThrough": _QUANTISED,
     "RelaxedOneHotCategoricalStraightThrough": _QUANTISED,
     "SpanningTree": _MATRIX,
-    "Stable": _STABLE,
-    "StableWithLogProb": _STABLE,
     "TorchDistribution": "it is abstract",
     "TruncatedPolyaGamma": "its log_prob and samples are approximations",
     "Unit": "it has no value",

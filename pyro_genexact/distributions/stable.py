@@ -1,0 +1,341 @@
+"""Lévy's stable distributions with an exact density."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import factorial, inf, log, pi
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+
+_PANELS = 24
+_FAR = 650.0  # of logits: beyond that a distance underflows
+_NEGLIGIBLE = 38.0  # nats below the largest part of the integral
+_MOVES = 8
+_TOLERANCE = 1e-7
+
+
+class Stable(dist.Stable):  # type: ignore[name-defined]
+    r"""Pyro's stable distribution with a log_prob and samples that are exact, near stability 1 too.
+
+    Its characteristic function is, in Nolan's continuous parametrisation S0 with unit scale and loc 0, for t > 0
+
+        E exp(i t y) = exp(-t^α (1 + i β tan(πα/2) (t^{1-α} - 1))),    α = stability, β = skew.
+
+    Stability 2 is the normal distribution of variance 2, 1 with skew 0 Cauchy's, 1/2 with skew 1 Lévy's.
+
+    log_prob is the Fourier integral of that along the path of steepest descent, on which the integrand doesn't oscillate
+    (Zolotarev's, here the path of a fixed number of panels of Gauss-Kronrod quadrature). The density does not depend on
+    the path: autograd goes through the integrand alone, which is smooth in all parameters, also where stability is 1 and
+    where y is Zolotarev's singular point. Tails, also those that fall like exp(-exp(y)), lose no precision.
+
+    ``rsample`` is the method of Chambers, Mallows and Stuck in a form that is continuous at stability 1, where Pyro's
+    interpolates. All is computed in float64 inside, whatever the dtype of the parameters.
+
+    Cost: log_prob takes 360 evaluations of the integrand a value and about 1000 of the path, some 0.5 ms and
+    (with gradients) 0.2 MB.
+
+    References: Zolotarev (1986), "One-dimensional stable distributions"; Nolan (1997), "Numerical calculation of stable
+    densities and distribution functions"; Ament, O'Neil (2018), "Accurate and efficient numerical calculation of stable
+    densities via optimized quadrature and asymptotics"; Weron (1996), "On the Chambers-Mallows-Stuck method for
+    simulating skewed stable random variables".
+
+    Args:
+        stability: α (*batch) in (0, 2].
+        skew: β (*batch) in [-1, 1].
+        scale: (*batch), positive.
+        loc: (*batch).
+        coords: "S0", or "S" for a ``loc`` that is moved by -scale β tan(πα/2), which is not continuous at stability 1.
+
+    Raises:
+        ValueError: for other ``coords``.
+        ArithmeticError: from log_prob where the error estimate of the quadrature is above 1e-7 of the density.
+
+    Example:
+        >>> d = Stable(torch.tensor([1.0, 2.0]), torch.zeros(2))
+        >>> d.log_prob(torch.tensor(3.0))
+        tensor([-3.4473, -3.5155])
+        >>> dist.Cauchy(0.0, 1.0).log_prob(torch.tensor(3.0)), dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(3.0))
+        (tensor(-3.4473), tensor(-3.5155))
+    """
+
+    def __init__(
+        self,
+        stability: Any,
+        skew: Any,
+        scale: Any = 1.0,
+        loc: Any = 0.0,
+        coords: str = "S0",
+        validate_args: bool | None = None,
+    ) -> None:
+        if coords not in ("S", "S0"):
+            raise ValueError(f"Expected coords to be 'S0' or 'S'; got {coords!r}.")
+        super().__init__(stability, skew, scale, loc, coords, validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Stable:
+        new = self._get_checked_instance(Stable, _instance)
+        batch_shape = torch.Size(batch_shape)
+        for name in self.arg_constraints:
+            setattr(new, name, getattr(self, name).expand(batch_shape))
+        new.coords = self.coords
+        super(dist.Stable, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats; value (*sample, *batch). -inf beyond the end of the support, which it has at |skew| 1, stability < 1."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x = (value.double() - self.loc.double()) / self.scale.double()
+        x, alpha, beta = broadcast_all(x, self.stability.double(), self.skew.double())
+        if self.coords == "S":
+            x = x - self._shift(alpha, beta)
+        return (_log_density(x, alpha, beta) - self.scale.double().log()).to(self.scale)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        alpha, beta = self.stability.double(), self.skew.double()
+        # rand lies in [0, 1): the angle stays inside, and log1p(-rand) is finite
+        uniform = torch.rand(shape, dtype=alpha.dtype, device=alpha.device).clamp(min=2.0**-54)
+        wait = torch.empty(shape, dtype=alpha.dtype, device=alpha.device).exponential_()
+        x = _standard(pi * (uniform - 0.5), wait, alpha, beta)
+        if self.coords == "S":
+            x = x + self._shift(alpha, beta)
+        return self.loc + self.scale * x.to(self.scale)
+
+    @staticmethod
+    def _shift(alpha: Tensor, beta: Tensor) -> Tensor:
+        """Of coordinates S from S0."""
+        at_1 = alpha == 1
+        return torch.where(at_1, 0, -beta * _cot(torch.where(at_1, 0.5, alpha - 1)) )
+
+
+def _standard(angle: Tensor, wait: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """A standard variable in S0 from an angle uniform in ±π/2 and a unit exponential variable."""
+    eps = alpha - 1
+    k = beta * _eps_cot(eps)
+    half = eps * angle / 2
+    sine = angle / 2 * torch.sinc(half / pi)  # sin(half) / eps
+    log_u = (half.cos().square() - half.sin().square() + 2 * k * sine * half.cos()).log() - (wait * angle.cos()).log()
+    power, _ = _expm1_ratio(eps, -log_u / alpha, None)
+    numerator = (1 + eps * power) * (alpha * angle).sin()
+    numerator = numerator + k * (2 * ((1 + alpha) * angle / 2).sin() * sine - power * (alpha * angle).cos())
+    return numerator / angle.cos()
+
+
+def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    r"""log of f = 1/π Re ∫ e^{h(t)} dt = -1/π Re ∫ t h'(t) e^{h(t)} dt along the path, h(t) = -i t x - ψ(t).
+
+    With ε = α - 1, t^α = t (1 + ε e), e = (t^ε - 1) / ε and k = β ε cot(πε/2):
+    ψ = t (1 + ε e + i k e), t ψ' = t (α (1 + ε e) + i k (1 + α e)). The real part c of ψ / t is written in the angle q of t
+    from the imaginary axis, where it is small.
+    """
+    eps = alpha - 1
+    with torch.no_grad():
+        nodes, flip, empty = _path(x, eps, beta)
+    x, beta = torch.where(flip, -x, x), torch.where(flip, -beta, beta)
+    k = beta * _eps_cot(eps)
+    re, im = _expm1_ratio(eps, nodes.log_r, -nodes.phi)
+    cosine = torch.where(eps > 0, (pi / 2 * (2 - alpha)).sin(), (pi / 2 * alpha).sin())  # of πε/2
+    sine = pi / 2 * torch.sinc(eps / 2)  # of πε/2, by ε
+    turn = eps * nodes.q
+    c = (1 + beta) * cosine * turn.cos()
+    c = c + nodes.q * torch.sinc(turn / pi) / sine * ((eps * sine).square() - beta * cosine.square())
+    c = c * (eps * nodes.log_r).exp()
+    minus_h = nodes.t * torch.complex(c, x + eps * im + k * re)
+    minus_th = nodes.t * torch.complex(alpha * c, x + alpha * eps * im + k * (1 + alpha * re))
+    peak = -minus_h.real.detach().amin(0)
+    parts = (minus_th * nodes.dlog_t * nodes.t * torch.exp(-minus_h - peak)).real
+    rule, check = _kronrod(parts.dtype, parts.device)
+    parts = parts.unflatten(0, (_PANELS, len(rule)))
+    total = torch.einsum("kn...,n->...", parts, rule)
+    _check(parts.detach(), check, torch.where(empty, inf, total.detach()))
+    return torch.where(empty, -inf, torch.where(empty, 1, total).log() + peak - log(pi))
+
+
+def _check(parts: Tensor, check: Tensor, total: Tensor) -> None:
+    """Raises an ArithmeticError where Gauss's rule and Kronrod's are too far apart."""
+    gap = torch.einsum("kn...,n->k...", parts, check).abs()
+    size = gap / total
+    error = torch.minimum(size, (200 * size) ** 1.5).sum(0)  # QUADPACK's estimate
+    if not (error < _TOLERANCE).all():
+        raise ArithmeticError(f"Expected a quadrature error below {_TOLERANCE} of the density; got {error.max():.3g}.")
+
+
+class _Nodes(NamedTuple):
+    """Points t = exp(log_r - i phi) of the path (n, *batch), q = π/2 - phi, and d log t, of the variable of each panel."""
+
+    log_r: Tensor
+    phi: Tensor
+    q: Tensor
+    t: Tensor
+    dlog_t: Tensor
+
+
+class _Path:
+    r"""Where Im h(t) = 0: t = r e^{-iφ}, r^ε = (x - ζ) cos φ / (sin αφ - ζ cos αφ), ζ = β cot(πε/2), x > ζ.
+
+    φ runs from the zero of the denominator to π/2; p and q are the distances to these ends, L = p + q, v = log(p / q).
+    On the path -h = g > 0 is monotone in v. M = π - L and A = π - αL are kept as they may be small.
+    """
+
+    def __init__(self, x: Tensor, eps: Tensor, beta: Tensor) -> None:
+        self.flip = x < beta * _cot(eps)
+        self.x, self.beta = torch.where(self.flip, -x, x), torch.where(self.flip, -beta, beta)
+        self.eps, self.alpha = eps, 1 + eps
+        self.zeta = self.beta * _cot(eps)
+        self.log_gap = (self.x - self.zeta).clamp(min=1e-30).log()
+        self.root = torch.hypot(self.zeta, torch.ones_like(self.zeta))
+        sine, cosine = (pi / 2 * eps.abs()).sin(), (pi / 2 * (1 - eps.abs())).sin()
+        self.sign = torch.where(eps < 0, 1.0, -1.0).to(eps)
+        cross = (1 + self.beta) * cosine * sine
+        along = self.sign * (sine.square() - self.beta * cosine.square())
+        self.length, self.a = torch.atan2(cross, along) / self.alpha, torch.atan2(cross, -along)
+        other = torch.atan2((1 - self.beta) * cosine * sine, sine.square() + self.beta * cosine.square())
+        self.m = torch.where(eps > 0, self.a + pi * eps, other) / self.alpha
+        self.empty = self.length <= 0
+        self.length = torch.where(self.empty, 1, self.length)
+
+    def at(self, v: Tensor) -> Any:
+        eps, alpha = self.eps, self.alpha
+        p, q = self.length * torch.sigmoid(v), self.length * torch.sigmoid(-v)
+        sin_q = torch.where(q < pi / 2, q, self.m + p).sin()
+        wide = alpha * p
+        sin_p = torch.where(wide < pi / 2, wide, self.a + alpha * q).sin()
+        both = wide + q
+        both = torch.where(both < pi / 2, both, torch.where(eps > 0, self.a + eps * q, self.m - eps * p)).sin()
+        phi = pi / 2 - q
+        n = self.x * sin_q - (alpha * phi).sin() - 2 * self.zeta * (eps * phi / 2).sin() * ((1 + alpha) * phi / 2).sin()
+        size = self.root * sin_p
+        ratio = n / size
+        direct = self.log_gap + (sin_q / sin_p).log() - self.root.log()
+        log_r = torch.where((ratio.abs() < 0.5) & (size > 1), ratio.log1p(), direct) / eps
+        log_g = self.log_gap + log_r + (both / sin_p).log()
+        return p, q, sin_q, sin_p, both, phi, log_r, log_g
+
+    def log_part(self, v: Tensor) -> Tensor:
+        """log of Zolotarev's integrand g e^{-g} dφ/dv."""
+        p, q, *_, log_g = self.at(v)
+        return log_g - log_g.exp() + (p * q / self.length).log()
+
+    def height(self, v: Tensor) -> Tensor:
+        """Rises with v, in proportion to the quadrature points that are needed."""
+        log_g = self.at(v)[-1]
+        return v + self.sign * (log_g + 2 * log_g.clamp(min=0))
+
+
+def _path(x: Tensor, eps: Tensor, beta: Tensor) -> tuple[_Nodes, Tensor, Tensor]:
+    # any path near the steepest will do, and that of ε = 0 = β is a corner
+    least = (1e-3 - beta.abs()).clamp(min=1e-9)
+    path = _Path(x, torch.where(eps < 0, -1.0, 1.0) * torch.maximum(eps.abs(), least), beta)
+    low, high = _ends(path)
+    cuts = _cuts(path, low, high)
+    half = (cuts[1:] - cuts[:-1]) / 2
+    at = _kronrod_nodes(x.dtype, x.device).reshape(-1, *[1] * x.dim())
+    v = ((cuts[:-1] + half).unsqueeze(1) + half.unsqueeze(1) * at).flatten(0, 1)
+    p, q, sin_q, sin_p, both, phi, log_r, _ = path.at(v)
+    slope = p * q / path.length * half.repeat_interleave(len(at), 0)
+    # d log r / dφ = -(cot q + α cot αp) / ε
+    wide = path.alpha * p
+    fall = -(both + path.eps * wide.cos() * sin_q) / (path.eps * sin_q * sin_p)
+    t = torch.complex(log_r.exp() * sin_q, -log_r.exp() * q.cos())
+    return _Nodes(log_r, phi, q, t, path.sign * torch.complex(fall * slope, -slope)), path.flip, path.empty
+
+
+def _ends(path: _Path) -> tuple[Tensor, Tensor]:
+    """Where the integrand becomes negligible, on both sides of its one or two peaks."""
+    far = torch.full_like(path.x, _FAR)
+    peak = _bisect(lambda v: path.height(v) > v, -far, far, 45)  # of the power tail: g = 1
+    grid = torch.arange(-16.0, 17.0, dtype=far.dtype, device=far.device).reshape(-1, *[1] * far.dim())
+    seeds = torch.cat([peak.unsqueeze(0), grid.expand(-1, *far.shape)])
+    parts = path.log_part(seeds)
+    least = parts.amax(0) - _NEGLIGIBLE
+    inner = torch.stack([torch.where(parts > least, side * seeds, inf).amin(0) * side for side in (1, -1)])
+    return _bisect(lambda v: path.log_part(v) > least, torch.stack([-far, far]), inner, 32).unbind(0)  # type: ignore[return-value]
+
+
+def _bisect(above: Any, low: Tensor, high: Tensor, steps: int) -> Tensor:
+    """Where a condition becomes true between low, where it is not, and high."""
+    for _ in range(steps):
+        middle = (low + high) / 2
+        up = above(middle)
+        low, high = torch.where(up, low, middle), torch.where(up, middle, high)
+    return (low + high) / 2
+
+
+def _cuts(path: _Path, low: Tensor, high: Tensor) -> Tensor:
+    """Ends of the panels (1 + panels, *batch), nearly equal in height: de Boor's iteration."""
+    share = torch.arange(1 + _PANELS, dtype=low.dtype, device=low.device) / _PANELS
+    cuts = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * share
+    for _ in range(_MOVES):
+        height = path.height(cuts.movedim(-1, 0)).movedim(0, -1).contiguous()
+        level = height[..., :1] + (height[..., -1:] - height[..., :1]) * share[1:-1]
+        right = torch.searchsorted(height, level).clamp(1, _PANELS)
+        (h0, h1), (v0, v1) = ((c.gather(-1, right - 1), c.gather(-1, right)) for c in (height, cuts))
+        inner = v0 + (v1 - v0) * ((level - h0) / (h1 - h0)).nan_to_num(0.5).clamp(0, 1)
+        cuts = torch.cat([cuts[..., :1], inner, cuts[..., -1:]], -1)
+    return cuts.movedim(-1, 0)
+
+
+def _cot(eps: Tensor) -> Tensor:
+    """cot(πε/2) = -tan(πα/2)."""
+    return (pi / 2 * eps).tan().reciprocal()
+
+
+def _eps_cot(eps: Tensor) -> Tensor:
+    """ε cot(πε/2)."""
+    small = eps.abs() < 0.05
+    y = (pi / 2 * torch.where(small, eps, 0)).square()
+    series = 1 - y * (1 / 3 + y * (1 / 45 + y * (2 / 945 + y * (1 / 4725 + y * 2 / 93555))))
+    safe = torch.where(small, 0.5, eps)
+    return torch.where(small, 2 / pi * series, safe * _cot(safe))
+
+
+def _expm1_ratio(eps: Tensor, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(exp(ε z) - 1) / ε for z = a + i b, its real and imaginary parts."""
+    small = eps.abs() < 1e-3
+    safe = torch.where(small, 1, eps)
+    if b is None:
+        re, im = torch.expm1(safe * a) / safe, a
+    else:
+        half = safe * b / 2
+        re = (torch.expm1(safe * a) * (2 * half).cos() - 2 * half.sin().square()) / safe
+        im = (safe * a).exp() * (2 * half).sin() / safe
+    if small.any():
+        z = a if b is None else torch.complex(a, b)
+        zs = torch.where(small, eps, 0) * z
+        series = torch.ones_like(zs)
+        for n in range(12, 1, -1):
+            series = 1 + zs / n * series
+        series = z * series
+        re = torch.where(small, series if b is None else series.real, re)
+        im = im if b is None else torch.where(small, series.imag, im)
+    return re, im
+
+
+@lru_cache
+def _rules() -> tuple[list[float], list[float], list[float]]:
+    nodes = [0.991455371120812639206854697526329, 0.949107912342758524526189684047851,
+             0.864864423359769072789712788640926, 0.741531185599394439863864773280788,
+             0.586087235467691130294144691693013, 0.405845151377397166906606412076961,
+             0.207784955007898467600689403773245, 0.0]  # fmt: skip
+    kronrod = [0.022935322010529224963732008058970, 0.063092092629978553290700663189204,
+               0.104790010322250183839876322541518, 0.140653259715525918745189590510238,
+               0.169004726639267902826583426598550, 0.190350578064785409913256402421014,
+               0.204432940075298892414161999234649, 0.209482141084727828012999174891714]  # fmt: skip
+    gauss = [0.0, 0.129484966168869693270611432679082, 0.0, 0.279705391489276667901467771423780,
+             0.0, 0.381830050505118944950369775488975, 0.0, 0.417959183673469387755102040816327]  # fmt: skip
+    return [-v for v in nodes] + nodes[-2::-1], kronrod + kronrod[-2::-1], gauss + gauss[-2::-1]
+
+
+def _kronrod_nodes(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(_rules()[0], dtype=dtype, device=device)
+
+
+def _kronrod(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights of Kronrod's rule, and what Gauss's differ from them."""
+    kronrod, gauss = (torch.tensor(w, dtype=dtype, device=device) for w in _rules()[1:])
+    return kronrod, kronrod - gauss

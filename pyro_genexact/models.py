@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Conditioner, DistributionModule, Head, check_context, check_sizes
+from .base import Conditioner, DistributionModule, Head, bind, check_context, check_sizes
 from .distributions.autoregressive import AutoregressiveDistribution
-from .distributions.checks import permutation, sites_of
+from .distributions.checks import check_distribution_head, permutation, shape_of, sites_of
 from .distributions.mixture import Mixture
 
 
@@ -50,7 +50,8 @@ class Autoregressive(DistributionModule):
         limit: int = 2**16,
     ) -> None:
         super().__init__()
-        self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, torch.Size(event_shape), limit
+        check_distribution_head(head)
+        self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, shape_of(event_shape), limit
         self.context = conditioner.context
         sites = prod(sites_of(conditioner, head, self.event_shape, 0))
         self.register_buffer("order", None if order is None else permutation(order, sites))
@@ -116,32 +117,32 @@ class OrderEnsemble(DistributionModule):
         self.register_buffer("orders", torch.stack([permutation(order, sites) for order in orders]))
         autoregressive.conditioner.permuted(self.orders[0])  # fails early where it can't be
 
-    def forward(
-        self, context: Tensor | None = None, lengths: Tensor | None = None
-    ) -> AutoregressiveDistribution | Mixture:
+    def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution | Mixture:
         """The mixture given the context (*batch, C); in train mode the model under one order."""
         if self.training:
             chosen = int(torch.randint(len(self.orders), (), device="cpu"))
-            return self._under(self.orders[chosen], context, lengths)
-        components = [self._under(order, context, lengths) for order in self.orders]
-        like = next(self.parameters())
-        return Mixture(like.new_zeros(*components[0].batch_shape, len(components)), components)
+            return self._under(self.orders[chosen], context)
+        components = [self._under(order, context) for order in self.orders]
+        logits = components[0]._like.new_zeros(*components[0].batch_shape, len(components))
+        return Mixture(logits, components)
 
-    def condition(self, context: Tensor | None = None, lengths: Tensor | None = None) -> Any:
-        """The same as calling the module, under Pyro's name."""
-        return self(context, lengths)
-
-    def _under(self, order: Tensor, context: Tensor | None, lengths: Tensor | None) -> AutoregressiveDistribution:
+    def _under(self, order: Tensor, context: Tensor | None) -> AutoregressiveDistribution:
         model = self.autoregressive
         return AutoregressiveDistribution(
-            model.conditioner.permuted(order),
-            model.head.permuted(order),
+            _as_they_are(model.conditioner.permuted(order)),
+            _as_they_are(bind(model.head.permuted(order))[0]),
             model.event_shape,
             context,
             order=order,
-            lengths=lengths,
             limit=model.limit,
         )
+
+
+def _as_they_are(bound: Any) -> Any:
+    """A bound copy with copies of the weights: of permuted ones the first call made copies, and none shall change alone."""
+    for part in bound.modules():
+        part._parameters.update({n: p.clone() for n, p in part._parameters.items() if isinstance(p, nn.Parameter)})
+    return bound
 
 
 class Conditional(DistributionModule):
@@ -166,6 +167,9 @@ class Conditional(DistributionModule):
 
     def __init__(self, network: nn.Module, head: Head, context: int | None = None) -> None:
         super().__init__()
+        check_distribution_head(head)
+        if hasattr(head, "num_sites"):
+            raise ValueError(f"Expected a head of one site; got {type(head).__name__} of {head.num_sites}.")
         self.network, self.head = network, head
         if context is None:
             found = [part.in_features for part in network.modules() if isinstance(part, nn.Linear)]

@@ -182,3 +182,59 @@ def test_extreme_values_are_finite(family):
             lp = d.log_prob(y)
             grads = torch.autograd.grad(lp, list(made.parameters()))
             assert lp.isfinite() and all(g.isfinite().all() for g in grads)
+
+
+def test_heads_that_do_not_fit():
+    fails(
+        TypeError,
+        "Expected a head of distributions; got Affine, which makes Affine.",
+        lambda: gx.Autoregressive(conditioners.MADE(2, 2), heads.Affine(), (2,)),
+    )
+    fails(
+        TypeError,
+        "Expected a head of distributions; got Affine, which makes Affine.",
+        lambda: gx.Conditional(torch.nn.Linear(3, 2), heads.Affine()),
+    )
+    columns = heads.PerSite([heads.Categorical(3), heads.Normal()])
+    fails(
+        ValueError,
+        "Expected a head of one site; got PerSite of 2.",
+        lambda: gx.Conditional(torch.nn.Linear(3, 3), columns),
+    )
+    fails(ValueError, "Expected head to treat all sites alike; got a PerSite", lambda: heads.Mixture(columns, 2))
+    fails(
+        ValueError,
+        "Expected a head of categories 0 ... 1 (conditioner.site == [2, ()]); got support",
+        lambda: gx.Autoregressive(conditioners.MADE(2, columns.num_params, site=[2, ()]), columns, (2,)),
+    )
+    fails(
+        TypeError,
+        "Expected event_shape to be a sequence of integers; got 2.",
+        lambda: gx.Autoregressive(conditioners.MADE(2, 1), heads.Bernoulli(), 2),
+    )
+
+
+def test_uniforms():
+    d = model(heads.Normal())()
+    fails(ValueError, "Expected u.shape[-1:] == (4,); got (3,).", lambda: d.from_uniform(torch.rand(3).double()))
+    fails(
+        ValueError, "Expected u between 0 and 1; got values outside.", lambda: d.from_uniform(row(0.1, 1.5, 0.2, 0.3))
+    )
+    fails(
+        ValueError,
+        "Expected u with finite quantiles; got 0 or 1, or next to them, at site 1",
+        lambda: d.from_uniform(row(0.5, 1, 0.5, 0.5)),
+    )
+
+
+def test_prefix_of_another_dtype_or_without_sites():
+    d = model(heads.Normal())()
+    fails(ValueError, "Expected prefix.dtype == torch.float64", lambda: d.conditional_on_prefix(torch.zeros(2)))
+    fails(ValueError, "Expected a prefix of at least one site", lambda: d.conditional_on_prefix(sized(0)))
+
+
+def test_impossible_prefix_without_validation():
+    d = model(heads.Categorical(3), 3)()
+    d._validate_args = False
+    rest = d.conditional_on_prefix(row(1.5))
+    assert rest.log_prob(row(0, 1, 2)) == -torch.inf == d.log_prob(row(1.5, 0, 1, 2))

@@ -14,9 +14,9 @@ from torch.distributions import constraints
 
 from ..base import Conditioner, Head, Steps, bind, check_context, check_like
 from .cdf import icdf, probability_integral
-from .checks import checked_lengths, permutation, sites_of, sites_of_prefix, steps_in_order
+from .checks import checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
 from .guard import anchor, contains
-from .per_site import PerSite
+from .per_site import PerSite, PerSiteConstraint
 from .reparameterised import can_sweep, sweep
 
 
@@ -71,7 +71,7 @@ class AutoregressiveDistribution(TorchDistribution):
         limit: int = 2**16,
         validate_args: bool | None = None,
     ) -> None:
-        event_shape, site_shape = torch.Size(event_shape), tuple(head.site_shape)
+        event_shape, site_shape = shape_of(event_shape), tuple(head.site_shape)
         self._given = 0 if prefix is None else sites_of_prefix(prefix, site_shape)
         self._sites = sites_of(conditioner, head, event_shape, self._given)
         check_context(conditioner, context)
@@ -79,13 +79,15 @@ class AutoregressiveDistribution(TorchDistribution):
         self.conditioner, of_conditioner = bind(conditioner)
         self.head, of_head = bind(head)
         self._tensors = list({id(t): t for t in of_conditioner + of_head}.values())
-        self._like = next(t for t in self._tensors if t.is_floating_point())
+        numbers = (t for t in (*self._tensors, context) if t is not None and t.is_floating_point())
+        self._like = next(numbers, torch.empty(0, device="cpu"))
         total = self._given + prod(self._sites)
         self.order = None if order is None else permutation(order, prod(self._sites)).to(self._like.device)
         self.lengths = None if lengths is None else checked_lengths(lengths, total)
         if context is not None and self._context_dims == 2:
-            context = steps_in_order(context, self.order, total)
-        self.context, self.prefix, self.limit = context, prefix, limit
+            context = steps_in_order(context, self.order, self._given, total)
+        self.context, self.limit = context, limit
+        self.prefix = None if prefix is None else self._typed(prefix, "prefix")
         batch_shape = torch.broadcast_shapes(
             () if context is None else context.shape[: -self._context_dims],
             () if lengths is None else lengths.shape,
@@ -93,7 +95,7 @@ class AutoregressiveDistribution(TorchDistribution):
         )
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
         if prefix is not None and self._validate_args:
-            self._check_prefix(prefix)
+            self._check_prefix()
 
     def __repr__(self) -> str:
         parts = f"{type(self.conditioner).__name__}, {type(self.head).__name__}"
@@ -103,10 +105,10 @@ class AutoregressiveDistribution(TorchDistribution):
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Of the event; with lengths it looks at no padding."""
         site: Any = self.head.support
-        if self.lengths is None and not hasattr(site, "joint"):
+        if self.lengths is None and not isinstance(site, PerSiteConstraint):
             return constraints.independent(site, len(self.event_shape) - site.event_dim)
-        if self.lengths is None and not self._given and len(self._sites) == 1:
-            return site.joint(self.order)
+        if self.lengths is None and len(self._sites) == 1:
+            return PerSiteConstraint(site.parts[self._given :]).joint(self.order)
         return _Events(self)
 
     @cached_property
@@ -204,13 +206,15 @@ class AutoregressiveDistribution(TorchDistribution):
         """
         if not self.has_enumerate_support:
             got = "lengths" if self.lengths is not None else self._family
-            raise ValueError(f"Expected a head with a finite support, and no lengths, to enumerate it; got {got}.")
+            raise ValueError(f"Expected a head that enumerates a finite support, and no lengths; got {got}.")
         zero = self._like.new_zeros(1, 1, self.head.num_params)
         sites = range(self._given, self._given + prod(self._sites))
-        values = [self.head(zero, t).enumerate_support()[:, 0, 0] for t in sites]
-        count = prod(map(len, values))
-        if count > self.limit:
-            raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count}.")
+        values, count = [], 1
+        for t in sites:
+            values.append(self.head(zero, t).enumerate_support()[:, 0, 0])
+            count *= len(values[-1])
+            if count > self.limit:
+                raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count} or more.")
         index = torch.arange(count, device=zero.device)
         columns = []
         for value in reversed(values):
@@ -262,14 +266,28 @@ class AutoregressiveDistribution(TorchDistribution):
         """The inverse of :meth:`to_uniform`: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
 
         Raises:
-            ValueError: if the head's family has no icdf, or for u outside [0, 1].
+            ValueError: if the head's family has no icdf, for u outside [0, 1], and where a quantile is infinite.
         """
-        if not ((u >= 0) & (u <= 1)).all():
+        dims = len(self.event_shape)
+        if u.shape[u.dim() - dims :] != self.event_shape or u.dim() < dims:
+            raise ValueError(f"Expected u.shape[-{dims}:] == {tuple(self.event_shape)}; got {tuple(u.shape)}.")
+        shape = torch.broadcast_shapes(u.shape[: u.dim() - dims], self.batch_shape)
+        rows = self._to_order(u.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
+        lengths = self._batch(shape)[1]
+        if lengths is not None:
+            rows = torch.where(_wide(self._present(lengths)[:, self._given :], rows), rows, 0.5)
+        if not ((rows >= 0) & (rows <= 1)).all():
             raise ValueError("Expected u between 0 and 1; got values outside.")
-        shape = torch.broadcast_shapes(u.shape[: u.dim() - len(self.event_shape)], self.batch_shape)
-        rows = self._to_order(u.expand(shape + self.event_shape).reshape(-1, *self._layout))
-        sample_shape = shape[: len(shape) - len(self.batch_shape)]
-        return self._sequence(sample_shape, lambda d, t: icdf(d, rows[:, t - self._given, None]))
+
+        def quantile(d: Any, t: int) -> Tensor:
+            y = icdf(d, rows[:, t - self._given, None])
+            if not y.isfinite().all():
+                raise ValueError(
+                    f"Expected u with finite quantiles; got 0 or 1, or next to them, at site {t} (in visiting order)."
+                )
+            return y
+
+        return self._sequence(shape[: len(shape) - len(self.batch_shape)], quantile)
 
     @property
     def _family(self) -> str:
@@ -348,46 +366,54 @@ class AutoregressiveDistribution(TorchDistribution):
             raise ValueError(
                 f"Expected value.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
             )
-        if value.is_floating_point() and isinstance(self.conditioner.site, tuple):
-            check_like("value", value, self._like)
-        elif not value.is_floating_point():  # integers, bytes and Booleans for numbers of the same value
-            value = value.long() if isinstance(self.conditioner.site, int) else value.to(self._like.dtype)
+        value = self._typed(value, "value")
         shape = torch.broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
         y = self._to_order(value.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
         _, lengths, prefix = self._batch(shape)
         if prefix is not None:
-            y = torch.cat([prefix.to(y.dtype), y], 1)
+            y = torch.cat([prefix, y], 1)
         return y, None if lengths is None else self._present(lengths), shape
+
+    def _typed(self, value: Tensor, name: str) -> Tensor:
+        """Values in the dtype of the conditioner; integers, bytes and Booleans for numbers of the same value."""
+        if value.is_floating_point():
+            if isinstance(self.conditioner.site, tuple):
+                check_like(name, value, self._like)
+            return value
+        return value.long() if isinstance(self.conditioner.site, int) else value.to(self._like.dtype)
 
     def _inside(self, y: Tensor, present: Tensor | None) -> Tensor:
         inside = contains(self.head.support, y)
         return inside if present is None else inside | ~present
 
     def _check_inside(self, y: Tensor, inside: Tensor, name: str = "value") -> None:
-        if not inside.all():
+        if not torch._is_all_true(inside):  # which vmap knows, unlike all()
             row, site = (~inside).nonzero()[0].tolist()
             raise ValueError(
                 f"Expected {name} within the support of the head, {self.head.support}; got {y[row, site].tolist()} at site "
                 f"{site} (in visiting order)."
             )
 
-    def _check_prefix(self, prefix: Tensor) -> None:
-        site_shape = self.head.site_shape
-        rows = prefix.reshape(-1, self._given, *site_shape)
-        y = rows.new_zeros(len(rows), self._given + self._layout[0], *site_shape)
-        y = anchor(self.head.support, y).expand(y.shape).to(rows.dtype, copy=True)
-        y[:, : self._given] = rows
-        self._check_inside(y, contains(self.head.support, y), "prefix")
+    def _check_prefix(self) -> None:
+        _, lengths, prefix = self._batch(self.batch_shape)
+        y = prefix.new_zeros(len(prefix), self._given + self._layout[0], *self.head.site_shape)
+        y = anchor(self.head.support, y).expand(y.shape).to(prefix.dtype, copy=True)
+        y[:, : self._given] = prefix
+        self._check_inside(y, self._inside(y, None if lengths is None else self._present(lengths)), "prefix")
 
-    def _batch(self, shape: torch.Size) -> tuple[Tensor | None, ...]:
-        """Context, lengths and prefix as one row each of a batch of this shape."""
-        dims = (self._context_dims, 0, 1 + len(self.head.site_shape))
-        return tuple(
-            None
-            if t is None
-            else t.expand(*shape, *t.shape[t.dim() - n :]).reshape(prod(shape), *t.shape[t.dim() - n :])
-            for t, n in zip((self.context, self.lengths, self.prefix), dims, strict=True)
-        )
+    def _batch(self, shape: torch.Size) -> tuple[Any, ...]:
+        """Context, lengths and prefix, or None, as one row each of a batch of this shape; no covariates of padding."""
+
+        def rows(tensor: Tensor | None, dims: int) -> Any:
+            if tensor is None:
+                return None
+            event = tensor.shape[tensor.dim() - dims :]
+            return tensor.expand(shape + event).reshape(prod(shape), *event)
+
+        context, lengths = rows(self.context, self._context_dims), rows(self.lengths, 0)
+        if lengths is not None and self._context_dims == 2:
+            context = torch.where(self._present(lengths).unsqueeze(2), context, 0.0)
+        return context, lengths, rows(self.prefix, 1 + len(self.head.site_shape))
 
     def _present(self, lengths: Tensor) -> Tensor:
         return torch.arange(self._given + self._layout[0], device=lengths.device) < lengths.unsqueeze(1)

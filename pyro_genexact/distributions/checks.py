@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from ..base import Conditioner, Head, check_sizes
 
@@ -38,10 +38,13 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
     site = conditioner.site
     if site_shape != (site if isinstance(site, tuple) else ()):
         raise ValueError(f"Expected conditioner.site == {site_shape} (the site shape of the head); got {site}.")
-    if isinstance(site, int) and not _is_category(head.support, site):
-        raise ValueError(
-            f"Expected a head of categories 0 ... {site - 1} (conditioner.site == {site}); got support {head.support}."
-        )
+    kinds = site if isinstance(site, list) else [site]
+    supports = getattr(head, "supports", [head.support])  # a PerSite has one for each site
+    for kind, support in zip(kinds * (sites // len(kinds)), supports * (sites // len(supports)), strict=True):
+        if isinstance(kind, int) and not _is_category(support, kind):
+            raise ValueError(
+                f"Expected a head of categories 0 ... {kind - 1} (conditioner.site == {site}); got support {support}."
+            )
     return event_shape[:cut]
 
 
@@ -78,13 +81,37 @@ def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
         raise ValueError(
             f"Expected prefix.shape == ({', '.join(['*batch', 'k', *map(str, site_shape)])}) (sites of the head); got {tuple(prefix.shape)}."
         )
+    if not prefix.shape[cut - 1]:
+        raise ValueError(f"Expected a prefix of at least one site; got prefix.shape == {tuple(prefix.shape)}.")
     return prefix.shape[cut - 1]
 
 
-def steps_in_order(context: Tensor, order: Tensor | None, sites: int) -> Tensor:
-    """A context (*batch, T, C) of one vector a site, in visiting order."""
+def steps_in_order(context: Tensor, order: Tensor | None, given: int, sites: int) -> Tensor:
+    """A context (*batch, T, C) of one vector a site, those after the ``given`` ones in visiting order."""
     if context.shape[-2] != sites:
         raise ValueError(
             f"Expected context.shape[-2] == {sites} (covariates of every site); got {tuple(context.shape)}."
         )
-    return context if order is None else context.index_select(-2, order)
+    if order is None:
+        return context
+    return torch.cat([context[..., :given, :], context[..., given:, :].index_select(-2, order)], -2)
+
+
+def shape_of(event_shape: Any) -> torch.Size:
+    """The event shape as a Size; a TypeError for what is no sequence."""
+    if not isinstance(event_shape, (tuple, list)):
+        raise TypeError(f"Expected event_shape to be a sequence of integers; got {event_shape!r}.")
+    return torch.Size(event_shape)
+
+
+def check_distribution_head(head: Head) -> None:
+    """Raises a TypeError for a head of something else than distributions."""
+    if not isinstance(head, Head):
+        raise TypeError(f"Expected head to be a Head; got {type(head).__name__}.")
+    numbers = (t for t in (*head.parameters(), *head.buffers()) if t.is_floating_point())
+    like = next(numbers, torch.empty(0, device="cpu"))
+    made = head(like.new_zeros(1, getattr(head, "num_sites", None) or 1, head.num_params))
+    if not isinstance(made, Distribution):
+        raise TypeError(
+            f"Expected a head of distributions; got {type(head).__name__}, which makes {type(made).__name__}."
+        )

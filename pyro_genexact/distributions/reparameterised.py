@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -51,11 +52,11 @@ class _Sweep(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *_graph_gradients(ctx, gy, context, tensors)
         site = ctx.drawn[0]
-        units = torch.eye(site[0, 0].numel(), dtype=site.dtype, device=site.device).reshape(-1, *site.shape[2:])
+        units = torch.eye(prod(site.shape[2:]), dtype=site.dtype, device=site.device).reshape(-1, *site.shape[2:])
         gains = [torch.cat(vjp(ctx.drawn, ctx.leaves, [unit.expand_as(site)] * len(ctx.drawn)), 1) for unit in units]
         gain = torch.stack(gains, 2)  # dy_t/dphi_t, (B, T, k, P)
         a, of_context, pairs = ctx.d.conditioner.adjoint(
-            ctx.state, gy.reshape(*gy.shape[:2], -1), gain, torch.zeros_like(gain[:, :, 0]), context
+            ctx.state, gy.reshape(*gy.shape[:2], len(units)), gain, torch.zeros_like(gain[:, :, 0]), context
         )
         # The head's own parameters get their share through the draws, at the solved cotangents.
         outputs = [*ctx.drawn, *(weight for weight, _ in pairs)]

@@ -46,6 +46,10 @@ class Mixture(Head):
         super().__init__()
         heads = [head] if isinstance(head, nn.Module) else list(head)
         check_heads("head", heads)
+        if any(hasattr(part, "num_sites") for part in heads):
+            raise ValueError(
+                "Expected head to treat all sites alike; got a PerSite (make it PerSite([Mixture(...), ...]))."
+            )
         if isinstance(head, nn.Module) != (K is not None):
             raise ValueError(f"Expected K with one head, and no K with a list of heads; got K={K}.")
         if K is not None:

@@ -1395,3 +1395,23 @@ def test_vmap_and_per_row_gradients(net, head, validate):
         truth = torch.autograd.grad(by_hand(model, y[n], X[n]), list(params_of(model).values()))
         for g, (name, _) in zip(truth, params_of(model).items(), strict=True):
             close(per_row[name][n], g)
+
+
+def test_weights_of_vectorised_particles_are_refused():
+    module = gx.Autoregressive(gx.conditioners.Recurrent((), 2, hidden=4), gx.heads.Normal(), (3,)).double()
+    to_pyro_module_(module)
+    zero = torch.zeros(12, dtype=torch.float64)
+    module.conditioner.rnn.bias_ih_l0 = PyroSample(dist.Normal(zero, 1.0).to_event(1))
+    with (
+        pyro.plate("particles", 3, dim=-2),
+        pytest.raises(ValueError, match=r"one draw of bias_ih_l0, \(12,\) .*got \(3, 1, 12\)"),
+    ):
+        module()
+
+
+def test_samples_under_vmap():
+    module = gx.Autoregressive(gx.conditioners.MADE(3, 2, hidden=(8,), context=2), gx.heads.Normal(), (3,)).double()
+    contexts = torch.randn(5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        y = torch.func.vmap(lambda c: module(c).sample((4,)), randomness="different")(contexts)
+    assert y.shape == (5, 4, 3) and y.isfinite().all() and len(y.flatten().unique()) == 60

@@ -167,7 +167,8 @@ class MADE(Conditioner):
         weights = tuple(link.masked() for link in links)
         offsets = [layer.offset(context) for layer in links[: len(self.layers)]]
         offsets = [o[:, None].expand(-1, batch_size) if context is None else o.t() for o in offsets]
-        in_place = not torch.is_grad_enabled()
+        functorch = torch._C._are_functorch_transforms_active()  # whose tensors can't be written into others
+        in_place = not (torch.is_grad_enabled() or functorch)
         if in_place:
             inputs = weights[0].new_zeros(weights[0].shape[1], batch_size)
             units = [inputs, *(o.clone(memory_format=torch.contiguous_format) for o in offsets)]

@@ -76,8 +76,8 @@ class AutoregressiveDistribution(TorchDistribution):
         self._sites = sites_of(conditioner, head, event_shape, self._given)
         check_context(conditioner, context)
         self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
-        self.conditioner, of_conditioner = bind(conditioner)
-        self.head, of_head = bind(head)
+        self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
+        self.head, of_head = bind(head, one_draw=True)
         self._tensors = list({id(t): t for t in of_conditioner + of_head}.values())
         numbers = (t for t in (*self._tensors, context) if t is not None and t.is_floating_point())
         self._like = next(numbers, torch.empty(0, device="cpu"))

@@ -43,8 +43,8 @@ class ConditionedAutoregressive(RememberingTransform):
     ) -> None:
         super().__init__(cache_size=cache_size)
         check_context(conditioner, context)
-        self.conditioner, of_conditioner = bind(conditioner)
-        self.head, of_head = bind(head)
+        self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
+        self.head, of_head = bind(head, one_draw=True)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
         self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
         self._domain = constraints.independent(constraints.real, 1 + len(head.site_shape))

@@ -57,7 +57,7 @@ BINARY = {
     "mushrooms": Binary(500, lr=3e-3, epochs=150, batch_size=20, activation=torch.tanh, weight_decay=0.1),
     "plants": Binary(500, lr=2e-3, epochs=40),
     "dna": Binary(500, lr=2e-3, epochs=600, batch_size=50, weight_decay=0.1, orders=1000),
-    "mnist": Binary(500, lr=2e-3, epochs=20, direct=False),
+    "mnist": Binary(1000, lr=2e-3, epochs=12),
 }
 # figure aimed at, then published ones
 KNOWN = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .base import Conditioner, DistributionModule, Head, bind, check_context, check_sizes
 from .distributions.autoregressive import AutoregressiveDistribution
 from .distributions.checks import check_distribution_head, permutation, shape_of, sites_of
+from .distributions.guard import guarded
 from .distributions.mixture import Mixture
 
 
@@ -115,7 +116,7 @@ class OrderEnsemble(DistributionModule):
             check_sizes(1, orders=orders)
             orders = torch.stack([torch.randperm(sites, device="cpu") for _ in range(orders)])
         self.register_buffer("orders", torch.stack([permutation(order, sites) for order in orders]))
-        autoregressive.conditioner.permuted(self.orders[0])  # fails early where it can't be
+        autoregressive.conditioner.permuted(self.orders[0]), autoregressive.head.permuted(self.orders[0])  # fail early
 
     def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution | Mixture:
         """The mixture given the context (*batch, C); in train mode the model under one order."""
@@ -188,13 +189,4 @@ class Conditional(DistributionModule):
                 f"Expected the network's outputs (*batch, {self.head.num_params}) (num_params of the head); "
                 f"got {tuple(phi.shape)}."
             )
-        return _validating(self.head(phi))
-
-
-def _validating(d: Any) -> Any:
-    """What a head made without checks, now checking values as other distributions do."""
-    part = d
-    while part is not None:
-        part.__dict__.pop("_validate_args", None)
-        part = getattr(part, "base_dist", None)
-    return d
+        return guarded(self.head(phi), self.head.support)

@@ -1,6 +1,8 @@
 """The chain rule: masses, factors, orders, prefixes, lengths, counting, and Rosenblatt's transform."""
 
+import copy
 import math
+import pickle
 
 import pyro
 import pytest
@@ -519,3 +521,35 @@ def test_conditional_refuses():
         gx.Conditional(nn.Tanh(), heads.Normal())
     with pytest.raises(ValueError, match=r"context.shape\[-1\] == 3"):
         gx.Conditional(nn.Linear(3, 2), heads.Normal())(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("head", "outside"), [(heads.VonMises, 7.0), (heads.Gamma, -1.0), (heads.Poisson, 0.5), (heads.Exponential, -1.0)]
+)
+def test_conditional_outside_the_support(head, outside):
+    head = head()
+    d = built(gx.Conditional(nn.Linear(3, head.num_params), head))(sized(5, 3))
+    y = torch.tensor(outside, dtype=torch.float64)
+    with pytest.raises(ValueError, match="support"):
+        d.log_prob(y)
+    with pyro.validation_enabled(False):
+        assert (d.log_prob(y) == -math.inf).all()
+        assert d.log_prob(d.sample((7,))).isfinite().all()
+
+
+def test_conditional_is_of_its_family():
+    head = heads.Normal(shape=(2,))
+    d = built(gx.Conditional(nn.Linear(3, head.num_params), head))(sized(5, 3))
+    plain = head(built(gx.Conditional(nn.Linear(3, head.num_params), head)).network(sized(5, 3)))
+    assert isinstance(d, pyro.distributions.Independent)
+    other = pyro.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
+    torch.testing.assert_close(
+        torch.distributions.kl_divergence(d, other), torch.distributions.kl_divergence(plain, other)
+    )
+    wide, y = d.expand((4, 5)), sized(4, 5, 2)
+    assert wide.batch_shape == (4, 5) and type(wide) is type(d)
+    torch.testing.assert_close(wide.log_prob(y), plain.expand((4, 5)).log_prob(y))
+    with torch.no_grad():
+        d = built(gx.Conditional(nn.Linear(3, head.num_params), head))(sized(5, 3))
+    for same in (copy.deepcopy(d), pickle.loads(pickle.dumps(d))):
+        torch.testing.assert_close(same.log_prob(y), d.log_prob(y))

@@ -37,7 +37,7 @@ def on_a_ray(x, alpha, beta, digits=60):
     start = mp.atan(zeta) / alpha
     angle = (max(0, start) + min(mp.pi / 2, start + mp.pi / (2 * alpha))) / 2 if alpha != 1 else mp.mpf("0.3")
     turn, step, total = mp.exp(-1j * angle), mp.mpf(1) / 32, mp.mpf(0)
-    for k in range(-2400, 300):
+    for k in range(-3200, 300):
         t = mp.exp(k * step) * turn
         psi = t + 2j * beta / mp.pi * t * mp.log(t) if alpha == 1 else t**alpha * (1 + 1j * zeta) - 1j * zeta * t
         total += (mp.exp(-1j * t * x - psi) * t).real

@@ -7,6 +7,7 @@ from .continuous_categorical import ContinuousCategorical
 from .discretized_logistic import DiscretizedLogistic
 from .mixture import Mixture, UnionConstraint
 from .per_site import PerSite, PerSiteConstraint
+from .stable import Stable
 
 __all__ = [
     "AutoregressiveDistribution",
@@ -15,6 +16,7 @@ __all__ = [
     "Mixture",
     "PerSite",
     "PerSiteConstraint",
+    "Stable",
     "TransformedDistribution",
     "UnionConstraint",
 ]

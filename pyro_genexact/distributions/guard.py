@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,50 @@ def guarded_log_prob(d: Distribution, value: Tensor, support: Any = None) -> Ten
     inside = contains(support, value)
     log_prob = d.log_prob(torch.where(_wide(inside, d.event_shape), value, anchor(support, value)))
     return torch.where(inside, log_prob, -torch.inf)
+
+
+def guarded(d: Any, support: Any) -> Any:
+    """The distribution d, of a subclass of its family whose support is the given one: outside, log_prob is -inf or raises.
+
+    Validation is what it is elsewhere, on unless switched off, whatever d was made with.
+    """
+    new = copy.copy(d)
+    part = new
+    while hasattr(part, "base_dist"):
+        part.base_dist = part = copy.copy(part.base_dist)
+        part.__dict__.pop("_validate_args", None)
+    new.__dict__.pop("_validate_args", None)
+    new.__class__, new._given = _guarded_class(type(d)), (d, support)
+    return new
+
+
+@cache
+def _guarded_class(family: Any) -> Any:
+    return type(family)(family.__name__, (_Guarded, family), {"__module__": family.__module__})
+
+
+class _Guarded:
+    _given: tuple[Any, Any]
+    _validate_args: bool
+
+    @property
+    def support(self) -> Any:
+        return self._given[1]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)  # type: ignore[attr-defined]
+        d, support = self._given
+        return guarded_log_prob(d, value, support)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        d, support = self._given
+        new = guarded(d.expand(torch.Size(batch_shape)), support)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name == "_validate_args"})
+        return new
+
+    def __reduce__(self) -> Any:
+        return guarded, self._given
 
 
 def contains(support: Any, value: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
     if d.support.is_discrete and outside is None:
         return
     one = value[0].reshape(-1, *d.event_shape)[0]
-    given, bad = (0, []) if outside is None else (len(outside), list(outside.to(one)))
-    for far in (inf, -inf, float("nan")):
+    given, bad = (0, []) if outside is None else (len(outside), list(outside.to(one.device)))
+    for far in (inf, -inf, float("nan")) if one.is_floating_point() else ():
         wrong = one.clone()
         wrong.view(-1)[-1] = far
         bad += [wrong, torch.full_like(one, far)]

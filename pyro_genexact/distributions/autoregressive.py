@@ -15,12 +15,13 @@ from torch.distributions import constraints
 from ..base import Conditioner, Head, Steps, bind, check_context, check_like
 from .cdf import icdf, probability_integral
 from .checks import checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
+from .enumeration import ByEnumeration
 from .guard import anchor, contains
 from .per_site import PerSite, PerSiteConstraint
 from .reparameterised import can_sweep, sweep
 
 
-class AutoregressiveDistribution(TorchDistribution):
+class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     r"""p(y | x) = prod_t p(y_t | x, y_{<t}), each factor a distribution whose parameters a network predicts.
 
     The T sites of an event are its leading dims in raster order, or visited in ``order``; its trailing dims are those of a
@@ -223,26 +224,6 @@ class AutoregressiveDistribution(TorchDistribution):
         support = self._to_event(torch.stack(columns[::-1], 1))
         support = support.reshape(count, *[1] * len(self.batch_shape), *self.event_shape)
         return support.expand(count, *self.batch_shape, *self.event_shape) if expand else support
-
-    def entropy(self) -> Tensor:
-        """-sum_y p(y) log p(y) in nats over the enumerated support, of the batch shape."""
-        log_prob = self.log_prob(self.enumerate_support(expand=False))
-        return -torch.where(log_prob > -torch.inf, log_prob * log_prob.exp(), 0.0).sum(0)
-
-    @property
-    def mean(self) -> Tensor:
-        """sum_y p(y) y over the enumerated support, (*batch, *event)."""
-        support = self.enumerate_support(expand=False)
-        p = self.log_prob(support).exp()
-        p = p.reshape(*p.shape, *[1] * len(self.event_shape))
-        return (p * support.to(p)).sum(0)
-
-    @property
-    def mode(self) -> Tensor:
-        """The most probable event, by enumeration of the support, (*batch, *event)."""
-        support = self.enumerate_support(expand=False)
-        best = self.log_prob(support).argmax(0)
-        return support.reshape(-1, *self.event_shape)[best]
 
     def to_uniform(self, value: Tensor) -> Tensor:
         r"""The Rosenblatt transform u_t = F_t(y_t | y_{<t}): independent uniforms if the values come from this distribution.

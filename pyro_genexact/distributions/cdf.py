@@ -9,11 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
-from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution
+from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 
+from ..base import _map_tensors
 from .guard import anchor, contains, guarded_log_prob
-from .special import Smooth, betainc, gammainc, plain_betainc
+from .special import CDFS, QUANTILES, needed_grads, of_family
 
 _CHUNK = 1024  # values of a sum over the support made at once
 
@@ -22,8 +22,8 @@ def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """P(Y <= value) elementwise (*sample, *batch), for a univariate family or an ``Independent`` of such.
 
     Closed forms where the family has one, else (discrete families) the sum of the mass up to the value: O(value). 0 below
-    the support and 1 above it, whatever the validation of d. A left tail is accurate relative to its own size in all
-    families added here (not where a falling transform turns it round). Differentiable by the value and the parameters.
+    the support and 1 above it, whatever the validation of d. A left tail is accurate relative to its own size (not where
+    a falling transform turns it round). Differentiable by the parameters and, for continuous families, by the value.
 
     Args:
         d: the distribution.
@@ -41,15 +41,19 @@ def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
         tensor([0.0000, 0.1353, 0.4060])
     """
     d = _univariate(d)
+    mixed = _mixed(d, cdf, value)
+    if mixed is not None:  # whose supports may leave a gap
+        return mixed
     support = _support(d) if support is None else support
-    if support.is_discrete and value.is_floating_point():
-        value = value.floor()
+    if support.is_discrete:  # torch lacks derivatives by the value there, which are 0
+        value = value.detach().floor() if value.is_floating_point() else value
     try:
         inside, inner = contains(support, value), anchor(support, value)
     except NotImplementedError:  # a support without a known element
         raise _no_cdf(d) from None
     result = _cdf_inside(d, torch.where(inside, value, inner))
-    outside = torch.where(value.isnan(), torch.nan, (value > inner).to(result.dtype))
+    above = (value > inner) | (value == torch.inf)
+    outside = torch.where(value.isnan(), torch.nan, above.to(result.dtype))
     return torch.where(inside, result, outside)
 
 
@@ -72,7 +76,7 @@ def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None
     d = _univariate(d)
     if not _support(d).is_discrete:
         return cdf(d, value)
-    below, mass = cdf(d, value - 1), guarded_log_prob(d, value).exp()
+    below, mass = cdf(d, value - 1), _density(d, value)
     v = torch.rand(mass.shape, dtype=mass.dtype, device=mass.device) if v is None else v
     return below + v * mass
 
@@ -80,8 +84,8 @@ def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None
 def icdf(d: Distribution, u: Tensor) -> Tensor:
     """The smallest value (*sample, *batch) whose cdf is at least u, for the families of :func:`cdf`.
 
-    torch's own where there is one, else bisection of the cdf to the last bit: 64 evaluations for float64, about two
-    for every bit of the value for counts. First-order gradients are implicit.
+    A closed form where there is one, else bisection of the cdf to the last bit: 64 evaluations for float64, about two
+    for every bit of the value for counts. Gradients of any order, implicit where the value was searched for.
 
     Raises:
         ValueError: as :func:`cdf`, and for u outside of [0, 1].
@@ -95,12 +99,16 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
     d = _univariate(d)
     if not bool(((u >= 0) & (u <= 1)).all()):
         raise ValueError(f"Expected u to lie in [0, 1]; got values from {u.min().item()} to {u.max().item()}.")
-    if not _inherits(d, "icdf"):
+    quantile = of_family(QUANTILES, d)
+    if quantile is not None:
+        return quantile(d, u)
+    closed_form = of_family(CDFS, d)
+    if closed_form is None and not _inherits(d, "icdf"):
         return d.icdf(u)
     if _support(d).is_discrete:
         with torch.no_grad():
             return _search_counts(d, u)
-    if isinstance(d, TransformedDistribution) and _closed_form(d) is None:
+    if closed_form is None and isinstance(d, TransformedDistribution):
         y = icdf(d.base_dist, torch.where(_sign(d, u) > 0, u, 1 - u))
         for transform in d.transforms:
             y = transform(y)
@@ -109,8 +117,8 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
         y = _bisect(d, u)
     if not torch.is_grad_enabled():
         return y
-    residual = cdf(d, y) - u
-    return _Implicit.apply(residual, y, guarded_log_prob(d, y).exp()) if residual.requires_grad else y
+    tensors = _tensors(d)
+    return _Quantile.apply(_with_tensors(d, tensors), y, u, *tensors)
 
 
 def _univariate(d: Distribution) -> Distribution:
@@ -139,9 +147,11 @@ def _inherits(d: Distribution, name: str) -> bool:
 
 def _cdf_inside(d: Distribution, value: Tensor) -> Tensor:
     """The cdf at values of the support."""
-    closed_form = _closed_form(d)
+    closed_form = of_family(CDFS, d)
     if closed_form is not None:
-        return closed_form(d, value)
+        return closed_form(d, value.double()).to(value.dtype) if value.is_floating_point() else closed_form(d, value)
+    if isinstance(d, dist.ZeroInflatedDistribution):
+        return d.gate + (1 - d.gate) * cdf(d.base_dist, value)
     if not _inherits(d, "cdf"):
         try:
             return d.cdf(value)
@@ -168,70 +178,21 @@ def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:
     return sign
 
 
-def _student(d: Any, value: Tensor) -> Tensor:
-    z = (value - d.loc) / d.scale
-    density = dist.StudentT(d.df, validate_args=False).log_prob(z).exp()
-    return Smooth.apply(z, _standard_student(z.detach(), d.df.detach()).to(z), density, _standard_student, d.df)
+def _mixed(d: Distribution, quantity: Callable[..., Tensor], value: Tensor) -> Tensor | None:
+    """sum_k w_k quantity_k(value) of a mixture; None for another family."""
+    from .mixture import Mixture  # which imports this file
+
+    if isinstance(d, MixtureSameFamily):
+        return (d.mixture_distribution.probs * quantity(d.component_distribution, value.unsqueeze(-1))).sum(-1)
+    if isinstance(d, Mixture):
+        return (d.logits.softmax(-1).movedim(-1, d._dim) * d._at(quantity, value)).sum(d._dim)
+    return None
 
 
-def _standard_student(z: Tensor, df: Tensor) -> Tensor:
-    square = torch.where(z == 0, 1, z.double() ** 2)
-    tail = 0.5 * plain_betainc(df / 2, torch.full_like(df, 0.5), 1 / (1 + square / df), 1 / (1 + df / square))
-    return torch.where(z == 0, 0.5, torch.where(z > 0, 1 - tail, tail))
-
-
-def _gamma(d: Any, value: Tensor) -> Tensor:
-    return gammainc(d.concentration, d.rate * value)
-
-
-def _beta(d: Any, value: Tensor) -> Tensor:
-    return betainc(d.concentration1, d.concentration0, value)
-
-
-def _inverse_gamma(d: Any, value: Tensor) -> Tensor:
-    x = d.rate / value
-    upper = torch.special.gammaincc(d.concentration.detach(), x)  # accurate in the left tail, by x
-    lower = gammainc(d.concentration, x.detach())
-    return upper + (lower.detach() - lower)
-
-
-def _fisher(d: Any, value: Tensor) -> Tensor:
-    ratio = d.df1 * value / d.df2
-    return betainc(d.df1 / 2, d.df2 / 2, 1 / (1 + 1 / ratio), 1 / (1 + ratio))
-
-
-def _binomial(d: Any, value: Tensor) -> Tensor:
-    failures = d.total_count - value
-    some = failures > 0
-    p, q = torch.sigmoid(d.logits), torch.sigmoid(-d.logits)
-    return torch.where(some, betainc(torch.where(some, failures, 1), value + 1, q, p), 1)
-
-
-def _negative_binomial(d: Any, value: Tensor) -> Tensor:
-    return betainc(d.total_count, value + 1, torch.sigmoid(-d.logits), torch.sigmoid(d.logits))
-
-
-_CLOSED_FORMS: dict[type, Callable[[Any, Tensor], Tensor]] = {
-    torch.distributions.StudentT: _student,
-    torch.distributions.Beta: _beta,
-    torch.distributions.FisherSnedecor: _fisher,
-    torch.distributions.Gamma: _gamma,
-    torch.distributions.InverseGamma: _inverse_gamma,
-    # whose base torch cuts off at the smallest number
-    torch.distributions.Gumbel: lambda d, y: torch.exp(-torch.exp(-(y - d.loc) / d.scale)),
-    torch.distributions.Poisson: lambda d, y: torch.special.gammaincc(y + 1, d.rate),
-    torch.distributions.Geometric: lambda d, y: -torch.expm1(-(y + 1) * torch.nn.functional.softplus(d.logits)),
-    torch.distributions.Binomial: _binomial,
-    torch.distributions.NegativeBinomial: _negative_binomial,
-    dist.ZeroInflatedDistribution: lambda d, y: d.gate + (1 - d.gate) * cdf(d.base_dist, y),
-    MixtureSameFamily: lambda d, y: (d.mixture_distribution.probs * cdf(d.component_distribution, y.unsqueeze(-1))).sum(
-        -1
-    ),
-}
-
-
-def _closed_form(d: Distribution) -> Callable[[Any, Tensor], Tensor] | None:
-    return next((form for family, form in _CLOSED_FORMS.items() if isinstance(d, family)), None)
+def _density(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
+    """The density or mass, 0 outside the support."""
+    mixed = _mixed(d, _density, value)
+    return guarded_log_prob(d, value, support).exp() if mixed is None else mixed
 
 
 def _enumerated(d: Distribution, dims: int) -> tuple[Tensor, Tensor] | None:
@@ -247,13 +208,31 @@ def _enumerated(d: Distribution, dims: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _lower(d: Distribution, like: Tensor) -> Tensor:
-    if not hasattr(_support(d), "lower_bound"):
+    lower = _bound(d, "lower_bound", torch.nan, like)
+    if bool(lower.isnan().any()):
         raise _no_cdf(d)
-    return _bound(d, "lower_bound", torch.nan, like)
+    return lower
 
 
 def _bound(d: Distribution, name: str, default: float, like: Tensor) -> Tensor:
-    return torch.as_tensor(getattr(_support(d), name, default), dtype=like.dtype, device=like.device)
+    """The least lower or the greatest upper bound of the support."""
+    bound = _limit(_support(d), name, default, like)
+    while isinstance(d, MixtureSameFamily) and bound.dim():
+        bound, d = _extreme(name)(bound, -1), d.component_distribution
+    return bound
+
+
+def _limit(support: Any, name: str, default: float, like: Tensor) -> Tensor:
+    if hasattr(support, "parts"):
+        limits = [_limit(part, name, default, like) for part in support.parts]
+        return _extreme(name)(torch.stack(torch.broadcast_tensors(*limits)), 0)
+    if type(support) is type(constraints.boolean):
+        default = float(name == "upper_bound")
+    return torch.as_tensor(getattr(support, name, default), dtype=like.dtype, device=like.device)
+
+
+def _extreme(name: str) -> Callable[[Tensor, int], Tensor]:
+    return torch.amin if name == "lower_bound" else torch.amax
 
 
 def _sum_of_mass(d: Distribution, value: Tensor) -> Tensor:
@@ -319,15 +298,42 @@ def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(order < 0, order ^ torch.iinfo(order.dtype).max, order).view(dtype)
 
 
-class _Implicit(Function):
-    """The root of residual(y) = cdf(y) - u, found before; the density is the derivative of the residual by y."""
+class _Quantile(Function):
+    """The root y of F(y) = u, found before. Its derivatives of any order are implicit: dy = (du - dF) / p(y)."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, root: Tensor, density: Tensor) -> Tensor:
-        ctx.save_for_backward(density)
-        return root.clone()
+    def forward(ctx: Any, d: Distribution, root: Tensor, u: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.d, ctx.shape = d, u.shape
+        y = root.clone()
+        ctx.save_for_backward(y, *parameters)
+        return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return -grad / ctx.saved_tensors[0], None, None
+        y, *parameters = ctx.saved_tensors
+        with torch.enable_grad():
+            parts = [p.view_as(p) for p in parameters]  # each apart from those it was computed from
+        d = _with_tensors(ctx.d, parts)
+        density = _density(d, y)
+        by_u = grad / density
+        by_cdf = torch.where(density > 0, -by_u, 0)  # the ends of the support stay
+        found = needed_grads(lambda: cdf(d, y), parts, ctx.needs_input_grad[3:], by_cdf)
+        return None, None, by_u.sum_to_size(ctx.shape), *found
+
+
+def _tensors(d: Distribution) -> list[Tensor]:
+    """Those that :func:`_with_tensors` replaces, in its order."""
+    found: list[Tensor] = []
+
+    def find(t: Tensor) -> Tensor:
+        found.append(t)
+        return t
+
+    _map_tensors(find, d)
+    return found
+
+
+def _with_tensors(d: Distribution, tensors: list[Tensor]) -> Distribution:
+    values = iter(tensors)
+    copy: Distribution = _map_tensors(lambda t: next(values), d)
+    return copy

@@ -33,7 +33,8 @@ def guarded(d: Any, support: Any) -> Any:
         part.base_dist = part = copy.copy(part.base_dist)
         part.__dict__.pop("_validate_args", None)
     new.__dict__.pop("_validate_args", None)
-    new.__class__, new._given = _guarded_class(type(d)), (d, support)
+    family: Any = type(d)
+    new.__class__, new._given = _guarded_class(family), (d, support)
     return new
 
 

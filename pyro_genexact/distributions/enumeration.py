@@ -1,0 +1,33 @@
+"""What a finite support tells when it is small enough to be enumerated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ByEnumeration:
+    """Entropy, mean and mode of a distribution by its ``enumerate_support``, which raises where there is none."""
+
+    def entropy(self: Any) -> Tensor:
+        """-sum_y p(y) log p(y) in nats over the enumerated support, of the batch shape."""
+        log_prob = self.log_prob(self.enumerate_support(expand=False))
+        possible = log_prob > -torch.inf
+        log_prob = torch.where(possible, log_prob, 0.0)  # 0 log 0 = 0, with gradient 0
+        return -(log_prob * torch.where(possible, log_prob.exp(), 0.0)).sum(0)
+
+    @property
+    def mean(self: Any) -> Tensor:
+        """sum_y p(y) y over the enumerated support, (*batch, *event)."""
+        support = self.enumerate_support(expand=False)
+        p = self.log_prob(support).exp()
+        return (p.reshape(p.shape + (1,) * len(self.event_shape)) * support.to(p)).sum(0)
+
+    @property
+    def mode(self: Any) -> Tensor:
+        """The most probable event, by enumeration of the support, (*batch, *event)."""
+        support = self.enumerate_support(expand=False)
+        best = self.log_prob(support).argmax(0)
+        return support.reshape(-1, *self.event_shape)[best]

@@ -85,7 +85,8 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
     """The smallest value (*sample, *batch) whose cdf is at least u, for the families of :func:`cdf`.
 
     A closed form where there is one, else bisection of the cdf to the last bit: 64 evaluations for float64, about two
-    for every bit of the value for counts. Gradients of any order, implicit where the value was searched for.
+    for every bit of the value for counts. Gradients of any order by u and the tensors that d holds, implicit where the
+    value was searched for.
 
     Raises:
         ValueError: as :func:`cdf`, and for u outside of [0, 1].

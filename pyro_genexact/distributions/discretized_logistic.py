@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
+from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ..base import check_sizes
@@ -26,7 +27,7 @@ class DiscretizedLogistic(TorchDistribution):
     is taken as log sigma(b) + log sigma(-a) + log(1 - exp(a - b)) for a cell (a, b): exact in the far tails as well.
 
     Args:
-        loc, scale: real and positive tensors (*batch), in units where the levels span -1 ... 1.
+        loc, scale: real and positive tensors (*batch), or numbers, in units where the levels span -1 ... 1.
         levels: L, at least 2.
 
     Raises:
@@ -44,11 +45,13 @@ class DiscretizedLogistic(TorchDistribution):
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
     has_enumerate_support = True
 
-    def __init__(self, loc: Tensor, scale: Tensor, levels: int, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, loc: Tensor | float, scale: Tensor | float, levels: int, validate_args: bool | None = None
+    ) -> None:
         check_sizes(2, levels=levels)
         self.levels = levels
-        if loc.shape != scale.shape:
-            loc, scale = torch.broadcast_tensors(loc, scale)
+        if not (isinstance(loc, Tensor) and isinstance(scale, Tensor) and loc.shape == scale.shape):  # which saves time
+            loc, scale = broadcast_all(loc, scale)
         self.loc, self.scale = loc, scale
         super().__init__(self.loc.shape, validate_args=validate_args)
 
@@ -77,9 +80,7 @@ class DiscretizedLogistic(TorchDistribution):
             return (center + spread * noise).round().clamp(0, self.levels - 1)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """P(y <= value), for any real value."""
-        if self._validate_args:
-            self._validate_sample(value)
+        """P(y <= value), for any real value, also between and beyond the levels."""
         center, spread = self._in_levels()
         level = value.floor()
         cdf = torch.sigmoid((level + 0.5 - center) / spread)

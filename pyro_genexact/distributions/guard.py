@@ -84,7 +84,7 @@ def anchor(support: Any, like: Tensor) -> Tensor:
     if isinstance(support, constraints.cat):
         parts = zip(support.cseq, like.split(support.lengths, support.dim), strict=True)
         return torch.cat([anchor(part, values).expand_as(values) for part, values in parts], support.dim)
-    if isinstance(support, constraints.independent):
+    if hasattr(support, "base_constraint"):  # independent, or torch's of mixtures
         return anchor(support.base_constraint, like)
     if type(support) is type(constraints.boolean):  # copies and pickles are other objects
         return like.new_zeros(())

@@ -86,9 +86,7 @@ class Mixture(TorchDistribution):
             return draws.take_along_dim(index.reshape(*index.shape, *[1] * events), dim).squeeze(dim)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """sum_k w_k P_k(y <= value), for scalar events whose components all have one."""
-        if self._validate_args:
-            self._validate_sample(value)
+        """sum_k w_k P_k(y <= value), for any real value; for scalar events whose components all have one."""
         weights = self.logits.softmax(-1).movedim(-1, self._dim)
         return (weights * self._at(cdf, value)).sum(self._dim)
 

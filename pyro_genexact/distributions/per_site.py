@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,9 +83,7 @@ class PerSite(TorchDistribution):
         return all(part.has_rsample for part in self.parts)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """P(y_t <= value_t) of each site, where all parts have one."""
-        if self._validate_args:
-            self._validate_sample(value)
+        """P(y_t <= value_t) of each site, for any real values, where all parts have one."""
         return self.each(cdf, value, *self._limits())
 
     def icdf(self, value: Tensor) -> Tensor:
@@ -210,6 +209,13 @@ class PerSiteConstraint(constraints.Constraint):
         """The constraint of the whole vector, whose ``order[i]``-th value is that of site i."""
         places = range(len(self.parts)) if order is None else order.argsort().tolist()
         return constraints.independent(side_by_side([self.parts[i] for i in places]), 1)
+
+    def permuted(self, order: Sequence[int]) -> PerSiteConstraint:
+        """The constraint whose i-th site is site ``order[i]`` here."""
+        new, place = copy.copy(self), sorted(range(len(order)), key=order.__getitem__)
+        new.parts = [self.parts[t] for t in order]
+        new._sites = [sorted(place[t] for t in group) for group in self._sites]
+        return new
 
     def __repr__(self) -> str:
         return f"PerSiteConstraint({self.parts})"

@@ -67,7 +67,8 @@ def student_cdf(z: Tensor, df: Tensor) -> Tensor:
 def _plain_student(z: Tensor, df: Tensor) -> Tensor:
     square = torch.where(z == 0, 1, z.double() ** 2)
     tail = 0.5 * plain_betainc(df / 2, torch.full_like(df, 0.5), 1 / (1 + square / df), 1 / (1 + df / square))
-    return torch.where(z == 0, 0.5, torch.where(z > 0, 1 - tail, tail))
+    peak = dist.StudentT(df, validate_args=False).log_prob(torch.zeros_like(df)).exp()  # for the slope at 0
+    return torch.where(z == 0, 0.5 + z * peak, torch.where(z > 0, 1 - tail, tail))
 
 
 def tilted_cdf(logits: Tensor, x: Tensor) -> Tensor:

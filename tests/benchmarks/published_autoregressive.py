@@ -14,7 +14,8 @@ with two standard errors; of MNIST and JSB chorales negative, nats an image and 
 * wine: red wine, MADE with a mixture of Laplace distributions a feature (as RNADE), mean over ten folds; each fold is
   normalised by its training part, of which a tenth is held out for early stopping.
 
-All settings were chosen on valid parts (mnist, wine: on held-out rows of the training part), none on test.
+All settings were chosen on valid parts (mnist, wine: on held-out rows of the training part). While those of nltcs, plants,
+mushrooms and dna were compared, test figures stood beside the valid ones; the choice follows the valid ranking.
 """
 
 from __future__ import annotations

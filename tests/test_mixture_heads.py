@@ -291,6 +291,24 @@ def test_enumerate_support_of_mixtures():
     assert not mixed().has_enumerate_support
 
 
+def test_cdfs_take_any_value():
+    """Validation is of values that are scored: a cdf is defined between and beyond those of the support."""
+    gamma = dist.Gamma(torch.tensor([2.0, 3.0], dtype=F64), 1.0)
+    beyond = torch.tensor([[-1.0, -3.0], [1.0, 2.0]], dtype=F64)
+    truth = scipy.stats.gamma([2.0, 3.0]).cdf(beyond)
+    d = Mixture(torch.zeros(2, 1, dtype=F64), [gamma], validate_args=True)
+    assert np.allclose(d.cdf(beyond), truth, atol=1e-12)
+    assert np.allclose(PerSite([gamma], [[0, 1]], validate_args=True).cdf(beyond), truth, atol=1e-12)
+    levels = DiscretizedLogistic(torch.tensor(0.1, dtype=F64), torch.tensor(0.5, dtype=F64), 4, validate_args=True)
+    mass = levels.log_prob(levels.enumerate_support()).exp().cumsum(0)
+    for value, expected in ((1.5, mass[1]), (-0.5, 0.0), (-1e9, 0.0), (2.999, mass[2]), (3.5, 1.0), (1e9, 1.0)):
+        assert abs(levels.cdf(torch.tensor(value, dtype=F64)) - expected) < 1e-12
+    assert levels.cdf(torch.tensor(float("nan"))).isnan()
+    for d in (Mixture(torch.zeros(2, 1, dtype=F64), [gamma], validate_args=True), levels):
+        with pytest.raises(ValueError, match="support"):
+            d.log_prob(torch.tensor(-1.5, dtype=F64))
+
+
 def test_errors_of_mixtures():
     normal = dist.Normal(torch.zeros(2), 1.0)
     for match, logits, components in (
@@ -325,6 +343,19 @@ def test_discretized_logistic_mass_and_direct_formula(levels):
     above = torch.sigmoid((x + half - d.loc) / d.scale).masked_fill(y[:, :200] == levels - 1, 1.0)
     below = torch.sigmoid((x - half - d.loc) / d.scale).masked_fill(y[:, :200] == 0, 0.0)
     assert torch.allclose(d.log_prob(y[:, :200]).exp(), above - below, atol=1e-13)
+
+
+def test_discretized_logistic_of_numbers():
+    d = DiscretizedLogistic(0.0, 1.0, 4)
+    assert d.batch_shape == () and d.loc.dtype == torch.get_default_dtype()
+    same = DiscretizedLogistic(torch.tensor(0.0), torch.tensor(1.0), 4)
+    assert torch.equal(d.log_prob(d.enumerate_support()), same.log_prob(same.enumerate_support()))
+    for d in (DiscretizedLogistic(0.5, sized(3).exp(), 4), DiscretizedLogistic(sized(3), 2, 4)):
+        assert d.batch_shape == (3,) and d.loc.dtype == d.scale.dtype == F64
+        assert (d.log_prob(d.enumerate_support()).exp().sum(0) - 1).abs().max() < 1e-12
+    assert DiscretizedLogistic(sized(3), sized(2, 1).exp(), 4).batch_shape == (2, 3)
+    with pytest.raises(ValueError, match="scale"):
+        DiscretizedLogistic(0.0, -1.0, 4)
 
 
 def test_discretized_logistic_far_tails():
@@ -480,8 +511,35 @@ def test_mixture_head_calls_its_head_once():
             calls.append((phi.shape, first))
             return super().forward(phi, first)
 
-    heads.Mixture(Counting(), 7)(torch.zeros(3, 5, 21), 2)
+    head = heads.Mixture(Counting(), 7)
+    calls.clear()
+    head(torch.zeros(3, 5, 21), 2)
     assert calls == [((7, 3, 5, 2), 2)]
+
+
+@pytest.mark.parametrize("K", [2, 3, 255, 600, 3000])
+def test_no_two_components_start_alike(K):
+    offsets = heads.Mixture(Normal(), K).offsets
+    assert offsets.dtype == torch.float32 and offsets.abs().max() <= 1
+    assert all(column.unique().numel() == K for column in offsets.T)
+
+
+class Trend(Head):
+    """Which depends on where the site is."""
+
+    num_params = 1
+
+    def forward(self, phi, first=0):
+        step = torch.arange(first, first + phi.shape[-2], dtype=phi.dtype)
+        return dist.Normal(phi.squeeze(-1) + step, 1.0, validate_args=False)
+
+
+@pytest.mark.parametrize("arguments", [(Trend(), 2), ([Trend(), Normal()],)])
+def test_mixture_head_tells_its_heads_where_they_are(arguments):
+    head, y = heads.Mixture(*arguments).double(), sized(3, 6, seed=1)
+    phi = sized(3, 6, head.num_params)
+    torch.testing.assert_close(head(phi[:, 2:], 2).log_prob(y[:, 2:]), head(phi).log_prob(y)[:, 2:])
+    assert not torch.allclose(head(phi[:, 2:]).log_prob(y[:, 2:]), head(phi).log_prob(y)[:, 2:])
 
 
 def test_a_family_whose_support_is_wider_than_its_mass():
@@ -543,6 +601,13 @@ def test_errors_of_mixture_heads():
             heads.Mixture(*arguments)
     with pytest.raises(TypeError, match="class Head; got Linear"):
         heads.Mixture([nn.Linear(1, 1)])
+    for bad in (5, nn.Linear(1, 1), None):
+        with pytest.raises(TypeError, match=f"head to be a sequence of heads; got {type(bad).__name__}"):
+            heads.Mixture(bad)
+    for arguments in ((gx.heads.Affine(), 2), ([Normal(), gx.heads.Affine()],)):
+        with pytest.raises(TypeError, match="Expected a head of distributions; got Affine, which makes Affine"):
+            heads.Mixture(*arguments)
+    assert heads.Mixture(nn.ModuleList([Normal(), Gamma()])).num_params == 6
     for arguments in ((1,), (4, 0)):
         with pytest.raises(ValueError, match="integers >="):
             heads.DiscretizedLogistic(*arguments)
@@ -589,12 +654,122 @@ def test_per_site_calls_equal_heads_once_also_when_bound():
             return super().forward(phi, first)
 
     one, phi = Counting(), torch.zeros(3, 10, 2)
-    d = composite.PerSite([one] * 10)(phi)
+    head = composite.PerSite([one] * 10)
+    assert len(calls) == 1
+    calls.clear()
+    d = head(phi)
     assert calls == [(3, 10, 2)] and type(d) is dist.Normal
     calls.clear()
     bound = bind(copy.deepcopy(composite.PerSite([one, Gamma()] * 5)))[0]
+    calls.clear()
     bound(phi)
     assert calls == [(3, 5, 2)]
+
+
+class Shifted(Head):
+    """Whose setting does not show in its repr."""
+
+    num_params = 1
+
+    def __init__(self, shift, **more):
+        super().__init__()
+        self.shift = shift
+        self.__dict__.update(more)
+
+    def forward(self, phi, first=0):
+        return dist.Normal(phi.squeeze(-1) + self.shift, 1.0, validate_args=False)
+
+
+class Learned(Shifted):
+    def __init__(self, kind):
+        super().__init__(0.0)
+        value = torch.zeros(())
+        if kind == "parameter":
+            self.shift = nn.Parameter(value)
+        elif kind == "frozen":
+            self.register_parameter("spare", nn.Parameter(value, requires_grad=False))
+        elif kind == "buffer":
+            self.register_buffer("spare", value)
+        else:
+            self.shift = value.requires_grad_()
+
+
+class Prior(pyro.nn.PyroModule):
+    context = 1
+
+    def __init__(self):
+        super().__init__()
+        self.loc = pyro.nn.PyroSample(dist.Normal(0.0, 1.0))
+
+    def forward(self, context):
+        return dist.Normal(self.loc + context.squeeze(-1), 1.0)
+
+
+def test_per_site_groups_heads_made_alike():
+    makers = [
+        lambda: Shifted(1.0),
+        lambda: Shifted(torch.tensor(1.0)),
+        gx.heads.Poisson,
+        lambda: gx.heads.Binomial(4),
+        lambda: heads.Mixture(gx.heads.Normal(), 3),
+        lambda: gx.heads.DiscretizedLogistic(5, 2),
+    ]
+    for make in makers:
+        each = [make() for _ in range(3)]
+        head = composite.PerSite(each)
+        assert len(head.heads) == 1 and head.heads[0] is each[0] and len(head.supports) == 3
+        phi = sized(4, 3, head.num_params)
+        y = head(phi).sample()
+        one_by_one = [h(phi[:, t : t + 1]).log_prob(y[:, t : t + 1]) for t, h in enumerate(each)]
+        torch.testing.assert_close(head(phi).log_prob(y), torch.cat(one_by_one, 1))
+    head = composite.PerSite([make() for _ in range(2) for make in makers])
+    assert head._which == [*range(6)] * 2
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda: (Shifted(1.0), Shifted(2.0)),
+        lambda: (Shifted(torch.tensor(1.0)), Shifted(torch.tensor(2.0))),
+        lambda: (Shifted(1.0), Shifted(1.0, extra=lambda: 0)),
+        lambda: (Shifted(1.0, extra=lambda: 0), Shifted(1.0, extra=lambda: 0)),
+        lambda: (Shifted(1.0), Shifted(1.0).eval()),
+        lambda: (gx.heads.Binomial(4), gx.heads.Binomial(5)),
+        lambda: (gx.heads.DiscretizedLogistic(4, 2), gx.heads.DiscretizedLogistic(5, 2)),
+        *[lambda kind=kind: (Learned(kind), Learned(kind)) for kind in ("parameter", "frozen", "buffer", "plain")],
+        lambda: (composite.ConditionalHead(Prior()), composite.ConditionalHead(Prior())),
+    ],
+)
+def test_per_site_keeps_other_heads_apart(pair):
+    one, other = pair()
+    head = composite.PerSite([one, other, one])
+    assert list(head.heads) == [one, other] and head._which == [0, 1, 0]
+
+
+def test_per_site_permuted(monkeypatch):
+    each, order = columns(), torch.tensor([3, 0, 6, 1, 2, 5, 4])
+    head = composite.PerSite(each).eval()
+    expected = composite.PerSite([each[t] for t in order.tolist()])
+    phi, before = sized(4, 7, 3), list(head.supports)
+    y = expected(phi).sample()
+    y[0, 0], y[1, 2], y[2, 3] = -1.0, float("nan"), 0.5  # outside the supports
+    with monkeypatch.context() as patch:  # nothing is built or compared again
+        for target, name in ((composite.PerSite, "__init__"), (PerSiteConstraint, "__init__")):
+            patch.setattr(target, name, lambda *_: pytest.fail("built anew"))
+        got = head.permuted(order)
+    assert not got.training and got.num_sites == 7 and all(a is b for a, b in zip(got.heads, head.heads, strict=True))
+    free = [h(phi).expand((4, 7)) for h in (got, expected)]
+    assert torch.equal(*[guarded_log_prob(d, y) for d in free])
+    assert list(map(repr, got.supports)) == list(map(repr, expected.supports))
+    assert torch.equal(got.support.check(y), expected.support.check(y)) and not got.support.check(y).all()
+    assert torch.equal(anchor(got.support, y), anchor(expected.support, y))
+    assert torch.equal(got.support.joint().check(y), expected.support.joint().check(y))
+    for t in range(7):
+        assert type(got(phi[:, t : t + 1], t)) is type(expected(phi[:, t : t + 1], t))
+    assert head.supports == before and head.support.parts == before  # which stays as it is
+    assert got.permuted(order.argsort())._which == head._which
+    got.heads = nn.ModuleList()
+    assert len(head.heads) == 4
 
 
 def test_per_site_outside_supports_and_cdf():
@@ -699,6 +874,12 @@ def test_errors_of_per_site():
             composite.PerSite(each)
     with pytest.raises(TypeError, match="class Head; got type"):
         composite.PerSite([Normal])
+    with pytest.raises(TypeError, match="heads to be a sequence of heads; got Normal"):
+        composite.PerSite(Normal())
+    with pytest.raises(TypeError, match="class Head; got list"):
+        composite.PerSite([[Normal()]])
+    with pytest.raises(TypeError, match="Expected a head of distributions; got Affine, which makes Affine"):
+        composite.PerSite([Normal(), gx.heads.Affine()])
     normal = dist.Normal(torch.zeros(4, 2), 1.0)
     for match, parts, sites in (
         ("each of 0 ... 1 once", [normal], [[0, 2]]),
@@ -735,6 +916,17 @@ def test_conditional_head():
     assert composite.ConditionalHead(Regression(shape=(2,))).site_shape == (2,)
     mixture = heads.Mixture(head, 2)
     assert mixture(torch.zeros(4, 5, 8, dtype=F64)).sample().shape == (4, 5)
+
+
+def test_building_heads_leaves_the_users_random_numbers():
+    net = gx.conditioners.NADE(3, 1, hidden=4, context=2)
+    ensemble = gx.OrderEnsemble(gx.Autoregressive(net, gx.heads.Bernoulli(), (3,)), 4)
+    before = torch.get_rng_state()
+    head = composite.ConditionalHead(ensemble)
+    composite.PerSite([head, head]), heads.Mixture(head, 2)
+    assert ensemble.training and torch.equal(torch.get_rng_state(), before)
+    head(torch.zeros(1, 1, 2))  # which draws an order
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_errors_of_conditional_head():

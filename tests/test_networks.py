@@ -6,12 +6,13 @@ import pickle
 import pyro
 import pyro.distributions as dist
 import pytest
+import registry
 import torch
 from pyro.nn import PyroSample
 from pyro.nn.module import to_pyro_module_
 from registry import CONDITIONERS, factory
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from pyro_genexact import heads, testing
 from pyro_genexact.base import Steps, bind
@@ -63,6 +64,58 @@ def test_later_covariates_are_not_read(name):
     change = (net(y, moved) - net(y, context)).abs().amax((0, 2))
     assert (change[:3] == 0).all()
     assert (change[3:] > 1e-6).all()
+
+
+# Starts
+
+
+@pytest.mark.parametrize("name", [name for name in CONDITIONERS if not name.startswith("RunningSum")])
+def test_phi_starts_small(name, monkeypatch):
+    """So that heads start near phi = 0, which is where they are sensible; and not at 0, where parts would stay alike."""
+    monkeypatch.setattr(registry, "redraw", lambda module: module)
+    torch.manual_seed(0)
+    net = CONDITIONERS[name]()
+    phi = net(*conditioner_inputs(net, 100))
+    assert 0 < phi.abs().max() < 0.5
+
+
+def test_starts_differ():
+    torch.manual_seed(0)
+    assert Independent(4, 3).phi.unique().numel() == 12
+    for net in (Recurrent((), 2), Recurrent((3,), 2, cell="lstm"), Recurrent(5, 2, hidden=7, cell="elman")):
+        assert (net.begin != 0).all() and net.begin.unique().numel() == net.encoder.features
+
+
+# Calls under vmap
+
+
+VMAPPED = [
+    lambda: factory(NADE, 4, 3, site=2, hidden=6)(),
+    lambda: factory(NADE, 4, 3, site=[(), 3, (), 2], hidden=6)(),
+    lambda: factory(Markov, 2, 3, order=2, hidden=(5,))(),
+    lambda: factory(MADE, 4, 3, site=2, hidden=(8,))(),
+    lambda: factory(MADE, 4, 3, site=[(), 3, (), 2], hidden=(8,))(),
+]
+
+
+@pytest.mark.parametrize("make", VMAPPED)
+def test_categories_under_vmap(make):
+    net = make()
+    rows = [conditioner_inputs(net, 5, 4, seed)[0] for seed in range(3)]
+    if isinstance(net, NADE) and isinstance(net.site, list):
+        bad = rows[0].clone()
+        bad[2, 1] = 3
+        with pytest.raises(ValueError, match="3 categories"):  # still checked outside of vmap
+            net(bad)
+
+    def by_chunks(y):
+        phi, state = net.start(None, len(y))
+        first, state = net.extend(y[:, :1], state)
+        return torch.cat([phi.unsqueeze(1), first, net.extend(y[:, 1:-1], state)[0]], 1)
+
+    expected = torch.stack([net(y) for y in rows])
+    for call in (net, by_chunks):
+        torch.testing.assert_close(vmap(call)(torch.stack(rows)), expected, rtol=0, atol=1e-12)
 
 
 # Recurrent
@@ -183,6 +236,21 @@ def test_recurrent_dropout(layers):
         phi, state = net.train().start(None, 6)
         assert not torch.equal(phi, net.start(None, 6)[0])
         net.extend(y[:, :2], state)
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+def test_recurrent_dropout_is_between_layers_too(cell):
+    """The same numbers as those of torch's own module with its dropout between layers, and one more after the last."""
+    net = factory(Recurrent, (3,), 2, hidden=8, layers=3, cell=cell, dropout=0.5)().train()
+    kind = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+    other = kind(3, 8, 3, batch_first=True, dropout=0.5).double().train()
+    other.load_state_dict(net.rnn.state_dict())
+    y, _ = conditioner_inputs(net)
+    torch.manual_seed(0)
+    phi = net(y)
+    torch.manual_seed(0)
+    out, _ = other(torch.cat([net.begin.expand(6, 1, 3), y[:, :-1]], 1))
+    torch.testing.assert_close(phi, net.last(nn.functional.dropout(out, 0.5)), rtol=0, atol=1e-12)
 
 
 def test_recurrent_state_does_not_grow():
@@ -417,6 +485,21 @@ def test_permuted_with_computed_weights():
     [
         (lambda: Recurrent((), 2, cell="rnn"), r"Expected cell in \['elman', 'gru', 'lstm'\]; got 'rnn'\."),
         (lambda: Recurrent((), 2, dropout=1.0), r"Expected 0 <= dropout < 1; got 1\.0\."),
+        (lambda: Recurrent(3, 2, hidden=(4,)), r"Expected hidden to be one integer >= 1; got \(4,\)\."),
+        (lambda: Recurrent(3, 2, width=(4,)), r"Expected width to be one integer >= 1; got \(4,\)\."),
+        (lambda: Recurrent((), (2,)), r"Expected num_params to be one integer >= 1; got \(2,\)\."),
+        (lambda: Recurrent((), 2, context=(3,)), r"Expected context to be one integer >= 0; got \(3,\)\."),
+        (lambda: NADE(3, 2, hidden=[4]), r"Expected hidden to be one integer >= 1; got \[4\]\."),
+        (lambda: NADE(3, 2, context=[4]), r"Expected context to be one integer >= 0; got \[4\]\."),
+        (lambda: MADE((3,), 2), r"Expected num_sites to be one integer >= 1; got \(3,\)\."),
+        (lambda: Independent(3, [2]), r"Expected num_params to be one integer >= 1; got \[2\]\."),
+        (lambda: Markov((), 2, order=(1,)), r"Expected order to be one integer >= 1; got \(1,\)\."),
+        (lambda: Recurrent(1.5, 2), r"Expected site to be \(\), \(k,\) or an integer; got 1\.5\."),
+        (lambda: Recurrent((2, 3), 2), r"Expected site to be \(\), \(k,\) or an integer; got \(2, 3\)\."),
+        (lambda: Markov((2, 3), 2, order=1), r"Expected site to be \(\), \(k,\) or an integer; got \(2, 3\)\."),
+        (lambda: NADE(3, 2, site=(2, 3)), r"Expected site to be \(\), \(k,\) or an integer; got \(2, 3\)\."),
+        (lambda: MADE(3, 2, site=(2, 3)), r"Expected site to be \(\), \(k,\) or an integer; got \(2, 3\)\."),
+        (lambda: Independent(3, 2, site="a"), r"Expected site to be \(\), \(k,\) or an integer; got a\."),
         (lambda: Recurrent((), 2, layers=0), r"Expected layers to be integers >= 1; got 0\."),
         (lambda: Recurrent([3, 3], 2), r"Expected site to be one kind, the same at every site; got \[3, 3\]\."),
         (lambda: Recurrent(0, 2), r"Expected site to be integers >= 1; got 0\."),

@@ -34,7 +34,7 @@ class SiteEncoder(nn.Module):
         if isinstance(site, list):
             raise ValueError(f"Expected site to be one kind, the same at every site; got {site}.")
         (numbers,) = site_widths(site, 1)
-        check_sizes(1, width=width)
+        check_counts(1, width=width)
         self.site, self.features = site, width if isinstance(site, int) else numbers
         self.weight = nn.Parameter(torch.randn(site, width)) if isinstance(site, int) else None
 
@@ -101,7 +101,7 @@ def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
 def labels_of(y: Tensor, categories: int) -> Tensor:
     """Categories as integers; ValueError for other numbers and for categories that there are not."""
     labels = y.long()
-    if y.is_meta or not y.numel():
+    if not y.numel() or not readable(y):
         return labels
     if y.is_floating_point() and (labels != y).any():
         raise ValueError(
@@ -115,21 +115,36 @@ def labels_of(y: Tensor, categories: int) -> Tensor:
     return labels
 
 
+def readable(y: Tensor) -> bool:
+    """Whether a check may look at the values: not on ``meta``, and not within a transform of :mod:`torch.func`."""
+    return not (y.is_meta or torch._C._are_functorch_transforms_active())
+
+
 def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
-    """What each of T sites looks like; ValueError for a list of another length or of vectors."""
+    """What each of T sites looks like; ValueError for other kinds, and for a list of another length or of vectors."""
     kinds = list(site) if isinstance(site, list) else [site] * num_sites
     if len(kinds) != num_sites or (isinstance(site, list) and not all(k == () or isinstance(k, int) for k in kinds)):
         raise ValueError(
             f"Expected site to be one kind or a list of {num_sites} scalar kinds, () or an integer; got {site}."
         )
     for kind in kinds:
-        check_sizes(1, site=kind if isinstance(kind, int) else tuple(kind))  # type: ignore[arg-type]
+        if not isinstance(kind, (int, tuple)) or (isinstance(kind, tuple) and len(kind) > 1):
+            raise ValueError(f"Expected site to be (), (k,) or an integer; got {kind}.")
+        check_sizes(1, site=kind)
     return kinds  # type: ignore[return-value]
 
 
 def site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
     """The number of network inputs of each site."""
     return [kind if isinstance(kind, int) else prod(kind) for kind in site_kinds(site, num_sites)]
+
+
+def check_counts(least: int, **counts: Any) -> None:
+    """Raises a ValueError unless every argument is one integer of at least ``least``."""
+    for name, count in counts.items():
+        if isinstance(count, (tuple, list)):
+            raise ValueError(f"Expected {name} to be one integer >= {least}; got {count}.")
+    check_sizes(least, **counts)
 
 
 def check_hidden(hidden: Any) -> None:
@@ -149,7 +164,7 @@ def context_width(context: int | Steps) -> int:
     """C of a context vector or of one a site; ValueError for a size that is not one."""
     if isinstance(context, Steps):
         return context.features
-    check_sizes(0, context=context)
+    check_counts(0, context=context)
     return context
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..base import Conditioner, Site, bind, check_context, check_sizes
-from .encoding import check_chunk, check_hidden, check_sites, encode, site_widths, visits, with_tensors
+from ..base import Conditioner, Site, bind, check_context
+from .encoding import check_chunk, check_counts, check_hidden, check_sites, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -67,6 +67,9 @@ class MADE(Conditioner):
     Cost: ``forward`` is one dense pass. ``start`` and T - 1 times ``extend`` have the arithmetic of half a pass: under
     ``no_grad`` in place, in panels of sites; with grad in a graph of T steps, which :meth:`adjoint` makes unnecessary.
 
+    Weights that the masks forbid keep random values, which matter in :meth:`permuted` copies only; L2 penalties, weight
+    decay and priors count them all the same, so weigh ``layer.masked()`` where that matters.
+
     Args:
         num_sites: T.
         num_params: P, parameters a site.
@@ -111,8 +114,8 @@ class MADE(Conditioner):
     ) -> None:
         super().__init__()
         check_hidden(hidden)
-        check_sizes(1, num_sites=num_sites, num_params=num_params)
-        check_sizes(0, context=context)
+        check_counts(1, num_sites=num_sites, num_params=num_params)
+        check_counts(0, context=context)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation = tuple(hidden), _check_activation(activation)
         widths = site_widths(site, num_sites)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..base import Conditioner, Site, Steps, check_context, check_sizes
-from .encoding import Dense, SiteEncoder, check_chunk, check_hidden, check_sites, context_width, joined
+from ..base import Conditioner, Site, Steps, check_context
+from .encoding import Dense, SiteEncoder, check_chunk, check_counts, check_hidden, check_sites, context_width, joined
 
 
 class MarkovState(NamedTuple):
@@ -74,7 +74,7 @@ class Markov(Conditioner):
     ) -> None:
         super().__init__()
         check_hidden(hidden)
-        check_sizes(1, num_params=num_params, order=order)
+        check_counts(1, num_params=num_params, order=order)
         self.site, self.num_params, self.context, self.order = site, num_params, context, order
         widest = hidden[0] if hidden else site if isinstance(site, int) else 1
         self.encoder = SiteEncoder(site, widest if width is None else width)

@@ -16,6 +16,9 @@ class MaskedLinear(nn.Module):
 
     y = (mask * weight) x + context_weight c + bias
 
+    Entries of ``weight`` that the mask forbids keep random values, for another order of the sites: penalties, weight decay
+    and priors on ``weight`` count them, those on :meth:`masked` do not.
+
     Args:
         mask: (out, in) Boolean, which inputs an output may read.
         context: C, features of the context; 0 for none.

@@ -10,8 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from ..base import Conditioner, Site, bind, check_context, check_like, check_sizes
-from .encoding import check_callable, check_chunk, check_sites, labels_of, site_kinds, site_widths, visits, with_tensors
+from ..base import Conditioner, Site, bind, check_context, check_like
+from .encoding import (
+    check_callable,
+    check_chunk,
+    check_counts,
+    check_sites,
+    labels_of,
+    readable,
+    site_kinds,
+    site_widths,
+    visits,
+    with_tensors,
+)
 
 
 class NADEState(NamedTuple):
@@ -79,8 +90,8 @@ class NADE(Conditioner):
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
     ) -> None:
         super().__init__()
-        check_sizes(1, num_sites=num_sites, num_params=num_params, hidden=hidden)
-        check_sizes(0, context=context)
+        check_counts(1, num_sites=num_sites, num_params=num_params, hidden=hidden)
+        check_counts(0, context=context)
         check_callable(activation)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation = hidden, activation
@@ -178,10 +189,7 @@ class NADE(Conditioner):
         real = self._counts[sites] == 0
         categories = torch.where(real, 0, y)
         labels = categories.long()
-        if (
-            not y.is_meta
-            and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any()
-        ):
+        if readable(y) and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any():
             for i, kind in enumerate(self._kinds[sites]):  # one of them raises
                 if isinstance(kind, int):
                     labels_of(y[:, i], kind)

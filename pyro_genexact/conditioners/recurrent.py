@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from ..base import Conditioner, Site, Steps, check_context, check_sizes
-from .encoding import SiteEncoder, check_chunk, check_sites, context_width, joined, small_linear
+from ..base import Conditioner, Site, Steps, check_context
+from .encoding import SiteEncoder, check_chunk, check_counts, check_sites, context_width, joined, small_linear
 
 # The functions behind torch's modules: these take the weights of the call, where the modules keep a list of their own.
 _CELLS: dict[str, tuple[Any, Any]] = {
@@ -93,7 +93,7 @@ class Recurrent(Conditioner):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(1, num_params=num_params, hidden=hidden, layers=layers)
+        check_counts(1, num_params=num_params, hidden=hidden, layers=layers)
         if cell not in _CELLS:
             raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
         if not 0 <= dropout < 1:

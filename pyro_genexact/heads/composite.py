@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import pickle
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Head
 from ..distributions.per_site import PerSite as PerSiteDistribution
 from ..distributions.per_site import PerSiteConstraint
-from .mixture import check_heads
+from .mixture import listed
 
 
 class PerSite(Head):
     """Another head for each of T sites, for instance the columns of a table.
 
-    P is the largest of the heads' P; head t reads the first of its numbers that it needs. Sites of one head object, as in
-    ``[head] * 10``, are evaluated together. A single site gives the distribution of its head as it is.
+    P is the largest of the heads' P; head t reads the first of its numbers that it needs. Sites of one head, as in
+    ``[head] * 10``, are evaluated together, and so are those of several heads without parameters or other state that were
+    made alike. A single site gives the distribution of its head as it is.
 
     Args:
         heads: T heads of distributions of one site_shape.
@@ -30,7 +34,7 @@ class PerSite(Head):
         support: their :class:`~pyro_genexact.distributions.PerSiteConstraint`, of values (*batch, T, *site_shape).
 
     Raises:
-        TypeError: for what is no head.
+        TypeError: for what is no sequence of heads of distributions.
         ValueError: for no heads, heads of different site shapes, or a ``PerSite`` among them.
 
     Example:
@@ -40,15 +44,20 @@ class PerSite(Head):
         (6, torch.Size([5, 2]))
     """
 
+    support: PerSiteConstraint
+
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        heads = list(heads)
-        check_heads("heads", heads)
+        heads = listed("heads", heads)
         if any(isinstance(head, PerSite) for head in heads):
             raise ValueError("Expected heads of single sites; got a PerSite among them.")
-        distinct = list(dict.fromkeys(heads))
-        self.heads = nn.ModuleList(distinct)
-        self._which = [distinct.index(head) for head in heads]
+        settings = {head: _settings(head) for head in dict.fromkeys(heads)}
+        distinct: dict[Hashable, Head] = {}
+        for head, setting in settings.items():
+            distinct.setdefault(setting, head)
+        place = {setting: i for i, setting in enumerate(distinct)}
+        self.heads = nn.ModuleList(distinct.values())
+        self._which = [place[settings[head]] for head in heads]
         self.num_sites = len(heads)
         self.num_params, self.site_shape = max(head.num_params for head in heads), heads[0].site_shape
         self.supports: list[Any] = [head.support for head in heads]
@@ -81,12 +90,42 @@ class PerSite(Head):
         return PerSiteDistribution(parts, list(groups.values()), phi.dtype, supports, validate_args=False)
 
     def permuted(self, order: Tensor) -> PerSite:
-        """The head of sites visited in another order: each keeps its own."""
-        return PerSite([self.heads[self._which[t]] for t in order.tolist()])  # type: ignore[misc]
+        """The head of sites visited in another order: each keeps its own. A shallow copy, with the same heads."""
+        sites, new = order.tolist(), object.__new__(type(self))
+        new.__dict__.update(
+            self.__dict__,
+            _modules=dict(self._modules),
+            _which=[self._which[t] for t in sites],
+            supports=[self.supports[t] for t in sites],
+            support=self.support.permuted(sites),
+        )
+        return new
 
     def _read(self, which: int, phi: Tensor) -> Any:
         head: Any = self.heads[which]
         return head(phi if head.num_params == self.num_params else phi[..., : head.num_params])
+
+
+class _Settings(pickle.Pickler):
+    """Pickles tensors by value (their own pickles hold addresses), and nothing that may be learned."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, PyroModule) or (isinstance(value, Tensor) and value.requires_grad):
+            raise pickle.PicklingError("may be learned")
+        if isinstance(value, Tensor):
+            return torch.tensor, (value.tolist(), value.dtype, value.device)
+        return NotImplemented
+
+
+def _settings(head: Head) -> Hashable:
+    """What a head without state was made with, equal for heads made alike; any other head itself."""
+    if head.state_dict():
+        return head
+    try:
+        _Settings(buffer := io.BytesIO()).dump(head)
+    except Exception:  # what can't be pickled, for whatever reason, is like nothing else
+        return head
+    return buffer.getvalue()
 
 
 class ConditionalHead(Head):
@@ -118,7 +157,7 @@ class ConditionalHead(Head):
         if not isinstance(context, int) or context < 1:
             raise ValueError(f"Expected module.context to be an integer >= 1; got {context}.")
         like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # an OrderEnsemble draws an order in train mode
             d = module(like.new_zeros(context))
         if d.batch_shape != () or len(d.event_shape) > 1:
             raise ValueError(

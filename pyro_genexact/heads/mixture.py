@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base import Head, check_sizes
+from ..distributions.checks import check_distribution_head
 from ..distributions.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
 from ..distributions.mixture import Mixture as MixtureDistribution
 from ..distributions.mixture import union
@@ -31,7 +33,7 @@ class Mixture(Head):
         K: the number of components, for one head.
 
     Raises:
-        TypeError: for what is no head of a distribution.
+        TypeError: for what is no head of distributions.
         ValueError: for K beside a list, no K beside a head, heads of different site shapes, or some discrete and some not.
 
     Example:
@@ -44,13 +46,12 @@ class Mixture(Head):
 
     def __init__(self, head: Head | Sequence[Head], K: int | None = None) -> None:
         super().__init__()
-        heads = [head] if isinstance(head, nn.Module) else list(head)
-        check_heads("head", heads)
+        heads = listed("head", [head] if isinstance(head, Head) else head)
         if any(hasattr(part, "num_sites") for part in heads):
             raise ValueError(
                 "Expected head to treat all sites alike; got a PerSite (make it PerSite([Mixture(...), ...]))."
             )
-        if isinstance(head, nn.Module) != (K is not None):
+        if isinstance(head, Head) != (K is not None):
             raise ValueError(f"Expected K with one head, and no K with a list of heads; got K={K}.")
         if K is not None:
             check_sizes(1, K=K)
@@ -115,8 +116,10 @@ class DiscretizedLogistic(Head):
         return DiscretizedLogisticDistribution(loc, scale, self.levels, validate_args=False)
 
 
-def check_heads(name: str, heads: Sequence[Head]) -> None:
-    """Raises unless the heads are one or more heads of distributions, of one site_shape."""
+def listed(name: str, heads: Any) -> list[Head]:
+    """One or more heads of distributions, of one site_shape, as a list; raises for anything else."""
+    if not isinstance(heads, (Sequence, nn.ModuleList)):
+        raise TypeError(f"Expected {name} to be a sequence of heads; got {type(heads).__name__}.")
     if not heads:
         raise ValueError(f"Expected {name} to hold at least one head; got none.")
     for h in heads:
@@ -124,12 +127,16 @@ def check_heads(name: str, heads: Sequence[Head]) -> None:
             raise TypeError(f"Expected {name} to be of class Head; got {type(h).__name__}.")
         if h.site_shape != heads[0].site_shape:
             raise ValueError(f"Expected {name} of one site_shape; got {heads[0].site_shape} and {h.site_shape}.")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
+        for h in dict.fromkeys(heads):
+            check_distribution_head(h)
+    return list(heads)
 
 
 def _offsets(K: int, num_params: int) -> Tensor:
-    """(K, P) numbers in [-1, 1], exact in every dtype; 0 where K = 1."""
+    """(K, P) numbers in [-1, 1], exact in float32 and up; 0 where K = 1."""
     if K == 1:
         return torch.zeros(1, num_params, device="cpu")
     cells = (torch.arange(K, dtype=torch.float64, device="cpu") + 0.5) / K
     rolled = (cells.unsqueeze(-1) + _GOLDEN * torch.arange(num_params, dtype=torch.float64, device="cpu")) % 1
-    return ((256 * (2 * rolled - 1)).round() / 256).to(torch.get_default_dtype())
+    return ((2**20 * (2 * rolled - 1)).round() / 2**20).to(torch.get_default_dtype())

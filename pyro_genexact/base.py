@@ -246,6 +246,12 @@ def check_like(name: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"Expected {name}.device == {like.device} (that of the parameters); got {value.device}.")
 
 
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """That of torch, which takes longer than an operation, asked only where shapes differ."""
+    distinct = {tuple(shape) for shape in shapes if shape}
+    return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
+
+
 def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Gradients of the inputs, zeros where nothing depends on them."""
     kept = [i for i, output in enumerate(outputs) if output.requires_grad]

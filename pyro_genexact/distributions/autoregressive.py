@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Steps, bind, check_context, check_like
+from ..base import Conditioner, Head, Steps, bind, broadcast_shapes, check_context, check_like
 from .cdf import icdf, probability_integral
 from .checks import checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
 from .enumeration import ByEnumeration
@@ -89,7 +89,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             context = steps_in_order(context, self.order, self._given, total)
         self.context, self.limit = context, limit
         self.prefix = None if prefix is None else self._typed(prefix, "prefix")
-        batch_shape = torch.broadcast_shapes(
+        batch_shape = broadcast_shapes(
             () if context is None else context.shape[: -self._context_dims],
             () if lengths is None else lengths.shape,
             () if prefix is None else prefix.shape[: prefix.dim() - 1 - len(site_shape)],
@@ -184,7 +184,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             raise ValueError(f"Expected a prefix of 1 to {sites - 1} sites (of {sites}); got {given}.")
         if self.prefix is not None:
             dim = prefix.dim() - 1 - site_dims
-            batch = torch.broadcast_shapes(prefix.shape[:dim], self.prefix.shape[: self.prefix.dim() - 1 - site_dims])
+            batch = broadcast_shapes(prefix.shape[:dim], self.prefix.shape[: self.prefix.dim() - 1 - site_dims])
             prefix = torch.cat(
                 [p.expand(*batch, *p.shape[-1 - site_dims :]) for p in (self.prefix, prefix)], len(batch)
             )
@@ -197,7 +197,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             prefix=prefix,
             limit=self.limit,
             validate_args=self._validate_args,
-        ).expand(torch.broadcast_shapes(self.batch_shape, prefix.shape[: prefix.dim() - 1 - site_dims]))
+        ).expand(broadcast_shapes(self.batch_shape, prefix.shape[: prefix.dim() - 1 - site_dims]))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
@@ -252,7 +252,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         dims = len(self.event_shape)
         if u.shape[u.dim() - dims :] != self.event_shape or u.dim() < dims:
             raise ValueError(f"Expected u.shape[-{dims}:] == {tuple(self.event_shape)}; got {tuple(u.shape)}.")
-        shape = torch.broadcast_shapes(u.shape[: u.dim() - dims], self.batch_shape)
+        shape = broadcast_shapes(u.shape[: u.dim() - dims], self.batch_shape)
         rows = self._to_order(u.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
         lengths = self._batch(shape)[1]
         if lengths is not None:
@@ -348,7 +348,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
                 f"Expected value.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
             )
         value = self._typed(value, "value")
-        shape = torch.broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
+        shape = broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
         y = self._to_order(value.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
         _, lengths, prefix = self._batch(shape)
         if prefix is not None:

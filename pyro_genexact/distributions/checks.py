@@ -39,12 +39,14 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
     if site_shape != (site if isinstance(site, tuple) else ()):
         raise ValueError(f"Expected conditioner.site == {site_shape} (the site shape of the head); got {site}.")
     kinds = site if isinstance(site, list) else [site]
-    supports = getattr(head, "supports", [head.support])  # a PerSite has one for each site
-    for kind, support in zip(kinds * (sites // len(kinds)), supports * (sites // len(supports)), strict=True):
-        if isinstance(kind, int) and not _is_category(support, kind):
-            raise ValueError(
-                f"Expected a head of categories 0 ... {kind - 1} (conditioner.site == {site}); got support {support}."
-            )
+    if any(isinstance(kind, int) for kind in kinds):
+        supports = getattr(head, "supports", [head.support])  # a PerSite has one for each site
+        many = max(len(kinds), len(supports))  # 1 where all sites are alike
+        for kind, support in zip(kinds * (many // len(kinds)), supports * (many // len(supports)), strict=True):
+            if isinstance(kind, int) and not _is_category(support, kind):
+                raise ValueError(
+                    f"Expected a head of categories 0 ... {kind - 1} (conditioner.site == {site}); got support {support}."
+                )
     return event_shape[:cut]
 
 

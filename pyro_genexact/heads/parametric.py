@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
-from torch.distributions import Distribution, constraints, transform_to
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
 
-from ..base import Head, check_sizes, tensors_in
+from ..base import Head, _map_tensors, check_sizes, tensors_in
 from . import table
-from .bijections import _DTYPES
+from .parameters import Cholesky, Link, Part, brief, citizen, fixed_value
+from .repaired import REPAIRED
 from .table import families
 
 __all__ = [
@@ -45,10 +47,12 @@ class Parametric(Head):
     r"""Any torch or Pyro distribution class whose parameters have a fixed size.
 
     Every parameter that is not fixed is predicted: unconstrained numbers r of phi, first bounded smoothly to
-    z = b tanh(r / b), b = 10 mostly, go through ``transform_to`` of the parameter's constraint, so that a scale is exp(z),
-    a probability sigmoid(z). Real parameters are the numbers themselves, those of a Cholesky factor's off-diagonal too.
-    phi = 0 so means unit scales, concentrations 1, equal probabilities; four degrees of freedom. Of several ways to tell
-    the same, logits are predicted rather than probs, and ``scale_tril`` rather than a covariance or precision matrix.
+    z = b tanh(r / b), b = 10 mostly, 4 for exponents of tails, go through ``transform_to`` of the parameter's constraint,
+    so that a scale is exp(z), a probability sigmoid(z). Real parameters are the numbers themselves, those of a Cholesky
+    factor's off-diagonal too; only the logits of NegativeBinomial and Geometric, a scale of their counts, are bounded.
+    phi = 0 so means unit scales, concentrations 1, equal probabilities; four degrees of freedom; stability 1.5, predicted
+    in (0.2, 2). Samples that rounding would carry out of the support are the nearest numbers inside. Of several ways to
+    tell the same, logits are predicted rather than probs, and ``scale_tril`` rather than a covariance or precision matrix.
     A parameter that is itself a distribution is given as a head, whose numbers come after the others.
 
     Args:
@@ -57,8 +61,9 @@ class Parametric(Head):
             ones. Of families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the
             shape of these: ``(k,)``; or ``(n, k)`` for n independent ones, if the family is of scalars.
         **fixed: what is not predicted: numbers or tensors that broadcast with ``shape``, heads, and other options of the
-            family. They follow phi's dtype and device and are not part of ``state_dict``. Sizes that the family needs
-            besides k are given here, too: ``rank=`` of ``LowRankMultivariateNormal``, ``components=`` of the mixtures.
+            family. They follow phi's dtype and device. An ``nn.Parameter`` stays one; the others are not part of
+            ``state_dict``. Sizes that the family needs besides k are given here, too: ``rank=`` of
+            ``LowRankMultivariateNormal``, ``components=`` of the mixtures.
 
     Attributes:
         family: the class that :meth:`forward` builds.
@@ -67,7 +72,9 @@ class Parametric(Head):
 
     Raises:
         ValueError: if the family can't be a head, saying why: no exact density or sampler, a support that depends on
-            predicted parameters, integer parameters that are not fixed, values that are matrices.
+            predicted parameters, integer parameters that are not fixed, values that are matrices. For a fixed parameter
+            outside its constraint, or of a shape that doesn't broadcast to that of a site's.
+        TypeError: for a fixed parameter that is no number, tensor or head.
 
     Example:
         >>> head = Parametric(dist.StudentT, df=3.0)
@@ -91,13 +98,13 @@ class Parametric(Head):
             raise TypeError(f"Expected shape to be a tuple; got {shape!r}.")
         check_sizes(1, shape=tuple(shape))
         self.name, shape = family.__name__, tuple(shape)
-        self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={_brief(v)}" for n, v in fixed.items()]
+        self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={brief(v)}" for n, v in fixed.items()]
         exported = getattr(dist, self.name, None)
         if family.__module__.startswith("torch.distributions"):
             family = exported or family
         # the name of a user's own family says nothing
         self._known = self.name if family is exported else ""
-        self.family = table.REPAIRED.get(self._known, family)
+        self._family: Any = REPAIRED.get(self._known, family)
         if self._known in table.REASONS:
             self._refuse(table.REASONS[self._known])
         if self._known == "SineSkewed" and shape != (1,):
@@ -110,7 +117,7 @@ class Parametric(Head):
             names = ", ".join(n for n, p in parameters.items() if p.shape)
             raise ValueError(f"Expected shape to be (k,), the size of {names} of {self.name}; got ().")
         self._lead = shape[:-1] if vector else shape
-        self._fix(fixed, parameters)
+        self._fix(fixed, parameters, shape[-1] if shape else 0)
         self._plan = self._lay_out(parameters, {**fixed, "k": shape[-1] if shape else 0})
         self._sizes = [prod(part.raw) for part in self._plan]
         self._sizes += [int(head.num_params) for head in self.children()]  # type: ignore[arg-type]
@@ -118,6 +125,11 @@ class Parametric(Head):
         self.num_params = sum(self._sizes)
         self.parameters_of = {part.name: part.shape for part in self._plan}
         self._probe()
+
+    @property
+    def family(self) -> Any:
+        """The class that :meth:`forward` builds; made, not kept, where Pyro's methods are mixed in, so as to copy well."""
+        return citizen(self._family)
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
@@ -128,8 +140,9 @@ class Parametric(Head):
             if not self._scalars and len(raw) != 1:
                 part = part.unflatten(-1, raw) if raw else part.squeeze(-1)
             values[name] = part if link is None else link(part)
-        for name, fixed in self._buffers.items():
-            values[name] = fixed.to(phi if fixed.is_floating_point() else phi.device)  # type: ignore[union-attr]
+        for tensors in (self._buffers, self._parameters):
+            for name, fixed in tensors.items():
+                values[name] = fixed.to(phi if fixed.is_floating_point() else phi.device)  # type: ignore[union-attr]
         for name, head in self._modules.items():
             values[name] = head(next(parts))  # type: ignore[misc]
         d: Any = self.family(**values)
@@ -140,7 +153,7 @@ class Parametric(Head):
     @property
     def support(self) -> Any:  # type: ignore[override]
         """Of a value of shape ``site_shape``; made anew, so that it follows the fixed parameters and copies well."""
-        like = next(self.buffers(), torch.empty((), dtype=torch.float64, device="cpu"))
+        like = next(chain(self.parameters(), self.buffers()), torch.empty((), dtype=torch.float64, device="cpu"))
         return self._support(torch.zeros(self.num_params, dtype=torch.float64, device=like.device))
 
     def extra_repr(self) -> str:
@@ -171,27 +184,40 @@ class Parametric(Head):
             self._refuse(f"it needs {', '.join(missing)}, which can't be predicted: fix it")
         return parameters
 
-    def _fix(self, fixed: dict[str, Any], parameters: dict[str, table.Parameter]) -> None:
-        """Heads become modules, numbers and tensors buffers, the rest options of the call."""
+    def _fix(self, fixed: dict[str, Any], parameters: dict[str, table.Parameter], k: int) -> None:
+        """Heads become modules, numbers and tensors buffers (parameters, if they are that), the rest options of the call."""
         self._options: dict[str, Any] = {}
-        arguments = inspect.signature(self.family.__init__).parameters
+        arguments, sizes = inspect.signature(self.family.__init__).parameters, {**fixed, "k": k}
+        constraint = inspect.getattr_static(self.family, "arg_constraints")
         for name, value in fixed.items():
             if name not in arguments:
                 continue  # a size
             if isinstance(value, Head):
                 self.add_module(name, value)
-            elif isinstance(value, Distribution):
+                continue
+            if isinstance(value, Distribution):
                 raise TypeError(f"Expected {name} to be a head; got a distribution {type(value).__name__}.")
-            elif isinstance(value, float) or (isinstance(value, int) and name in parameters):
+            if name in parameters:
+                shape = self._lead + tuple(sizes[size] for size in parameters[name].shape)
+                value = fixed_value(name, value, shape, constraint.get(name, parameters[name].constraint))
+                if parameters[name].shape and not isinstance(value, nn.Parameter):
+                    value = value.expand(shape)  # as families want vectors whole
+            elif isinstance(value, float):
                 value = torch.tensor(value, dtype=torch.float64, device="cpu")
-            if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            elif isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
-            elif not isinstance(value, Head):
+            else:
                 self._options[name] = value
         if "validate_args" in arguments:
             self._options.setdefault("validate_args", False)
 
-    def _lay_out(self, parameters: dict[str, table.Parameter], sizes: dict[str, Any]) -> list[_Part]:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Parametric:
+        self._options = {name: _map_tensors(fn, value) for name, value in self._options.items()}
+        return super()._apply(fn, recurse)
+
+    def _lay_out(self, parameters: dict[str, table.Parameter], sizes: dict[str, Any]) -> list[Part]:
         plan = []
         for name, (constraint, shape, bound) in parameters.items():
             if name in sizes:
@@ -201,13 +227,13 @@ class Parametric(Head):
             value = tuple(sizes[size] for size in shape)
             raw, link = value, None if bound is None else self._link(name, constraint, bound)
             if constraint is constraints.lower_cholesky:
-                raw, link = (value[0] * (value[0] + 1) // 2,), _Cholesky(value[0], bound or 10.0)
-            plan.append(_Part(name, self._lead + value, self._lead + raw, link))
+                raw, link = (value[0] * (value[0] + 1) // 2,), Cholesky(value[0], bound or 10.0)
+            plan.append(Part(name, self._lead + value, self._lead + raw, link))
         return plan
 
     def _link(self, name: str, constraint: Any, bound: float) -> Callable[[Tensor], Tensor]:
         try:
-            return _Link(constraint, bound, table.OFFSETS.get(name, 0.0))
+            return Link(constraint, bound, table.OFFSETS.get(name, 0.0))
         except NotImplementedError:
             self._refuse(f"{name} has no map from real numbers: fix it")
             raise
@@ -243,49 +269,6 @@ class Parametric(Head):
             where -= 1
             if not all(torch.equal(a, b) for a, b in zip(at_zero, moved, strict=True)):
                 self._refuse(f"its support depends on {part.name}: fix it")
-
-
-class _Part(NamedTuple):
-    """A predicted parameter: its shape, the shape of its unconstrained numbers, and what maps these (None: identity)."""
-
-    name: str
-    shape: tuple[int, ...]
-    raw: tuple[int, ...]
-    link: Callable[[Tensor], Tensor] | None
-
-
-class _Link:
-    """Maps numbers, first bounded to offset ± bound smoothly, into a constraint."""
-
-    def __init__(self, constraint: Any, bound: float, offset: float = 0.0) -> None:
-        # as tensors, which cost a quarter of what numbers do; those of the CPU go with every device
-        self.bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
-        self.offset = offset
-        above_0 = isinstance(constraint, (constraints.greater_than, constraints.greater_than_eq))
-        # transform_to's own is exp(z) * 1 + 0 then
-        self.transform = torch.exp if above_0 and constraint.lower_bound == 0 else transform_to(constraint)
-
-    def __call__(self, raw: Tensor) -> Tensor:
-        bound = self.bounds[raw.dtype]
-        bounded = torch.tanh(raw / bound) * bound
-        return self.transform(bounded + self.offset if self.offset else bounded)
-
-
-class _Cholesky:
-    """Maps k(k+1)/2 numbers, first those of the diagonal, to a lower Cholesky factor."""
-
-    def __init__(self, size: int, bound: float) -> None:
-        self.size, self.diagonal = size, _Link(constraints.positive, bound)
-
-    def __call__(self, raw: Tensor) -> Tensor:
-        factor = self.diagonal(raw[..., : self.size]).diag_embed()
-        rows, columns = torch.tril_indices(self.size, self.size, -1, device=raw.device)
-        factor[..., rows, columns] = raw[..., self.size :]
-        return factor
-
-
-def _brief(value: Any) -> str:
-    return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else str(value)
 
 
 def Bernoulli(shape: tuple[int, ...] = ()) -> Parametric:

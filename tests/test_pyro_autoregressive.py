@@ -112,7 +112,12 @@ def family_by_hand(model, phi):
     name = model.head.name
     if name == "Bernoulli":
         return dist.Bernoulli(logits=phi[..., 0])
-    return getattr(dist, name)(phi[..., 0], (10 * torch.tanh(phi[..., 1] / 10)).exp())
+    return getattr(dist, name)(phi[..., 0], scale_of(phi[..., 1], name))
+
+
+def scale_of(raw, name):
+    bound = 4 if name == "LogNormal" else 10
+    return (bound * torch.tanh(raw / bound)).exp()
 
 
 def sites_by_hand(model, y, x=None, w=None):
@@ -552,7 +557,7 @@ def test_nuts_over_sites_of_several_supports(order):
         beta = dist.Beta((10 * torch.tanh(a[..., 2] / 10)).exp(), b[..., 2]).log_prob(v[..., 2])
         return (
             dist.Normal(a[..., 0], b[..., 0]).log_prob(v[..., 0])
-            + dist.LogNormal(a[..., 1], b[..., 1]).log_prob(v[..., 1])
+            + dist.LogNormal(a[..., 1], scale_of(phi[..., 1, 1], "LogNormal")).log_prob(v[..., 1])
             + beta
         )
 
@@ -1140,7 +1145,7 @@ def push_by_hand(model, noise, x):
     y = [torch.zeros(noise.shape[:-1], dtype=noise.dtype)] * T
     for t in range(T):
         phi = phi_by_hand(model, params_of(model), torch.stack(y, -1), x)[..., t, :]
-        y[t] = phi[..., 0] + (10 * torch.tanh(phi[..., 1] / 10)).exp() * noise[..., t]
+        y[t] = phi[..., 0] + scale_of(phi[..., 1], model.head.name) * noise[..., t]
         y[t] = y[t].exp() if model.head.name == "LogNormal" else y[t]
     return torch.stack(y, -1)
 

@@ -97,6 +97,7 @@ class Parametric(Head):
         if not isinstance(shape, (tuple, list)):
             raise TypeError(f"Expected shape to be a tuple; got {shape!r}.")
         check_sizes(1, shape=tuple(shape))
+        self._constant_support: Any = None
         self.name, shape = family.__name__, tuple(shape)
         self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={brief(v)}" for n, v in fixed.items()]
         exported = getattr(dist, self.name, None)
@@ -125,6 +126,8 @@ class Parametric(Head):
         self.num_params = sum(self._sizes)
         self.parameters_of = {part.name: part.shape for part in self._plan}
         self._probe()
+        support = self.support
+        self._constant_support = None if tensors_in(support) else support
 
     @property
     def family(self) -> Any:
@@ -152,7 +155,9 @@ class Parametric(Head):
 
     @property
     def support(self) -> Any:  # type: ignore[override]
-        """Of a value of shape ``site_shape``; made anew, so that it follows the fixed parameters and copies well."""
+        """Of a value of shape ``site_shape``; made anew where it depends on fixed parameters, so that it follows them."""
+        if self._constant_support is not None:
+            return self._constant_support
         like = next(chain(self.parameters(), self.buffers()), torch.empty((), dtype=torch.float64, device="cpu"))
         return self._support(torch.zeros(self.num_params, dtype=torch.float64, device=like.device))
 

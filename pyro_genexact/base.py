@@ -183,6 +183,8 @@ def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]
     Raises:
         ValueError: with ``one_draw``, if a Pyro sample has more dims than its prior, as in a plate of particles.
     """
+    if not (module._parameters or module._buffers or module._modules or isinstance(module, PyroModule)):
+        return module, []  # nothing to keep
     bound = object.__new__(type(module))
     fields = dict(module.__dict__)
     fields |= {kind: dict(fields[kind]) for kind in ("_parameters", "_buffers", "_modules")}

@@ -319,7 +319,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             log_prob = torch.where(inside.cummin(1)[0], log_prob, -torch.inf)
         if present is not None:
             log_prob = torch.where(present, log_prob, 0.0)
-        return log_prob[:, self._given :], shape
+        return log_prob[:, self._given :] if self._given else log_prob, shape
 
     def _evaluate(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:
         """The distributions of all sites given the earlier ones, by one parallel pass.

@@ -122,7 +122,7 @@ class Parametric(Head):
         self._plan = self._lay_out(parameters, {**fixed, "k": shape[-1] if shape else 0})
         self._sizes = [prod(part.raw) for part in self._plan]
         self._sizes += [int(head.num_params) for head in self.children()]  # type: ignore[arg-type]
-        self._scalars = all(part.raw == () for part in self._plan) and not self._modules
+        self._scalars = all(part.raw == () for part in self._plan) and not self._modules and self._sizes != [1]
         self.num_params = sum(self._sizes)
         self.parameters_of = {part.name: part.shape for part in self._plan}
         self._probe()

@@ -593,7 +593,7 @@ def test_a_family_without_pyros_mixin():
         (dist.Normal, (2,), {"scale": torch.tensor([1.0, -2.0])}, ValueError, "got -2.0."),
         (dist.StudentT, (), {"df": -1.0}, ValueError, "Expected df to satisfy"),
         (dist.Normal, (), {"loc": math.nan}, ValueError, "Expected loc to satisfy"),
-        (dist.GeneralizedPareto, (), {"loc": 0.0, "concentration": -0.5}, ValueError, "Expected concentration to satisfy"),
+        (dist.Gamma, (), {"concentration": -0.5}, ValueError, "Expected concentration to satisfy"),
         (dist.MultivariateNormal, (2,), {"scale_tril": torch.ones(2, 2)}, ValueError, "Expected scale_tril to satisfy"),
         (dist.Binomial, (), {"total_count": None}, TypeError, "Expected total_count to be a number, a tensor or a head; got None."),
         (dist.Normal, (), {"scale": "a"}, TypeError, "Expected scale to be a number, a tensor or a head; got 'a'."),

@@ -310,10 +310,11 @@ def test_far_tails(value):
         skewed = log(b) - b * mpmath.log1p(mpmath.exp(x)) - mpmath.log1p(mpmath.exp(-x)) if value < 1e3 else None
     d = REPAIRED["FisherSnedecor"](tensor(1.0), tensor(6.0))
     assert abs(float(d.log_prob(tensor(value))) / float(fisher) - 1) < 1e-12
-    d = REPAIRED["GeneralizedPareto"](tensor(0.0), tensor(2.0), tensor(1.0))
-    assert abs(float(d.log_prob(tensor(value))) - float(-2 * mpmath.log1p(x / 2) - log(2))) < 1e-11
-    d = REPAIRED["GeneralizedPareto"](tensor(0.0), tensor(1.0), tensor(0.5))
-    assert abs(float(d.log_prob(tensor(value))) - float(pareto - log(a))) < 1e-11
+    if "GeneralizedPareto" in REPAIRED:  # since torch 2.8
+        d = REPAIRED["GeneralizedPareto"](tensor(0.0), tensor(2.0), tensor(1.0))
+        assert abs(float(d.log_prob(tensor(value))) - float(-2 * mpmath.log1p(x / 2) - log(2))) < 1e-11
+        d = REPAIRED["GeneralizedPareto"](tensor(0.0), tensor(1.0), tensor(0.5))
+        assert abs(float(d.log_prob(tensor(value))) - float(pareto - log(a))) < 1e-11
     if skewed is not None:
         d = REPAIRED["SkewLogistic"](tensor(0.0), tensor(1.0), tensor(3.0))
         assert abs(float(d.log_prob(tensor(-value))) - float(skewed)) < 1e-13
@@ -327,7 +328,11 @@ def test_far_tails(value):
         ("Kumaraswamy", [1.0, 0.5], None),
         ("SkewLogistic", [0.5, 0.2, 1.0], lambda d: st.genlogistic(d.asymmetry, d.loc, d.scale)),
         ("Logistic", [0.5, 0.2], lambda d: st.logistic(d.loc, d.scale)),
-        ("GeneralizedPareto", [0.3, -1.0], lambda d: st.genpareto(d.concentration, d.loc, d.scale)),
+        *(
+            [("GeneralizedPareto", [0.3, -1.0], lambda d: st.genpareto(d.concentration, d.loc, d.scale))]
+            if "GeneralizedPareto" in HEADS
+            else []
+        ),
         ("Pareto", [0.3], lambda d: st.pareto(d.alpha, scale=d.scale)),
         ("Weibull", [0.3, 0.6], lambda d: st.weibull_min(d.concentration, scale=d.scale)),
         ("FisherSnedecor", [0.3, 0.6], lambda d: st.f(d.df1, d.df2)),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .base import Conditioner, DistributionModule, Head, bind, check_context, check_sizes
+from .base import Conditioner, DistributionModule, Head, check_context, check_sizes
 from .distributions.autoregressive import AutoregressiveDistribution
-from .distributions.checks import check_distribution_head, permutation, shape_of, sites_of
+from .distributions.checks import check_distribution_head, check_kind, permutation, shape_of, sites_of
 from .distributions.guard import guarded
 from .distributions.mixture import Mixture
 
@@ -51,6 +51,7 @@ class Autoregressive(DistributionModule):
         limit: int = 2**16,
     ) -> None:
         super().__init__()
+        check_kind("conditioner", conditioner, Conditioner)
         check_distribution_head(head)
         self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, shape_of(event_shape), limit
         self.context = conditioner.context
@@ -81,7 +82,8 @@ class OrderEnsemble(DistributionModule):
     model under one order, drawn anew: maximising its log_prob is the training objective of EoNADE, a bound on that of the
     mixture. In eval mode it returns the exact mixture.
 
-    Cost: K passes in eval mode, for ``log_prob`` and for ``sample``; one in train mode.
+    Cost: K passes in eval mode, for ``log_prob`` and for ``sample``; one in train mode. Each pass first copies the weights that
+    an order moves; ``rsample`` keeps a graph of T steps.
 
     Args:
         autoregressive: an :class:`Autoregressive` in raster order, over a conditioner with ``permuted`` (MADE, NADE).
@@ -106,6 +108,7 @@ class OrderEnsemble(DistributionModule):
 
     def __init__(self, autoregressive: Autoregressive, orders: int | Tensor) -> None:
         super().__init__()
+        check_kind("autoregressive", autoregressive, Autoregressive)
         if autoregressive.order is not None:
             raise ValueError("Expected autoregressive.order == None (the ensemble brings its orders); got one.")
         self.autoregressive, self.context = autoregressive, autoregressive.context
@@ -130,8 +133,8 @@ class OrderEnsemble(DistributionModule):
     def _under(self, order: Tensor, context: Tensor | None) -> AutoregressiveDistribution:
         model = self.autoregressive
         return AutoregressiveDistribution(
-            _as_they_are(model.conditioner.permuted(order)),
-            _as_they_are(bind(model.head.permuted(order))[0]),
+            _InOrder(model.conditioner, order),
+            model.head.permuted(order),
             model.event_shape,
             context,
             order=order,
@@ -139,11 +142,40 @@ class OrderEnsemble(DistributionModule):
         )
 
 
-def _as_they_are(bound: Any) -> Any:
-    """A bound copy with copies of the weights: of permuted ones the first call made copies, and none shall change alone."""
-    for part in bound.modules():
-        part._parameters.update({n: p.clone() for n, p in part._parameters.items() if isinstance(p, nn.Parameter)})
-    return bound
+class _InOrder(Conditioner):
+    """A conditioner whose weights are permuted where they are used, as they are then."""
+
+    class State(NamedTuple):
+        position: int
+        clock: list[int]
+        net: Any
+        inner: Any
+
+    def __init__(self, net: Conditioner, order: Tensor) -> None:
+        super().__init__()
+        self.net, self.order = net, order
+        self.num_params, self.num_sites, self.site, self.context = (
+            net.num_params,
+            net.num_sites,
+            net.site,
+            net.context,
+        )
+
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, State]:
+        net = self.net.permuted(self.order)
+        phi, inner = net.start(context, batch_size)
+        return phi, self.State(inner.position, inner.clock, net, inner)
+
+    def extend(self, y: Tensor, state: State) -> tuple[Tensor, State]:
+        phi, inner = state.net.extend(y, state.inner)
+        return phi, self.State(inner.position, inner.clock, state.net, inner)
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net.permuted(self.order)(y, context)
+
+    def reorder(self, state: State, index: Tensor) -> State:
+        inner = state.net.reorder(state.inner, index)
+        return self.State(inner.position, inner.clock, state.net, inner)
 
 
 class Conditional(DistributionModule):
@@ -152,7 +184,7 @@ class Conditional(DistributionModule):
     Args:
         network: maps the context (*batch, C) to (*batch, ``head.num_params``); any module.
         head: makes the distribution of a value of them.
-        context: C; by default ``in_features`` of the network's first linear layer.
+        context: C; by default the ``in_features`` of a linear layer or of one that an ``nn.Sequential`` begins with.
 
     Raises:
         ValueError: for a network whose outputs are not ``head.num_params`` (when called), or whose C is not known.
@@ -173,10 +205,10 @@ class Conditional(DistributionModule):
             raise ValueError(f"Expected a head of one site; got {type(head).__name__} of {head.num_sites}.")
         self.network, self.head = network, head
         if context is None:
-            found = [part.in_features for part in network.modules() if isinstance(part, nn.Linear)]
-            if not found:
-                raise ValueError("Expected context=C, for a network without linear layers to tell it; got none.")
-            context = found[0]
+            first = network[0] if isinstance(network, nn.Sequential) and len(network) else network
+            if not isinstance(first, nn.Linear):
+                raise ValueError("Expected context=C, for a network that does not begin with a linear layer; got none.")
+            context = first.in_features
         check_sizes(1, context=context)
         self.context = context
 

@@ -375,7 +375,7 @@ DISTRIBUTIONS = {
     "OrderEnsemble": over_orders,
     "Conditional": conditional(lambda: h.MultivariateNormal(2)),
     "Conditional positive": conditional(h.LogNormal),
-    "Conditional angle": conditional(h.VonMises),
+    "Conditional interval": conditional(lambda: h.Parametric(dist.Kumaraswamy)),
     "Conditional discrete": conditional(lambda: h.Categorical(3)),
     "maf": flow(maf, 2),
     "maf one feature": flow(maf, 1, context=3),
@@ -399,7 +399,7 @@ DISTRIBUTIONS = {
 inf = float("inf")
 OUTSIDE = {  # values outside the support
     "Conditional positive": [-1.0, 0.0],
-    "Conditional angle": [-3.2, 7.0],
+    "Conditional interval": [-1.0, 0.0, 1.0, 2.0],
     "Conditional discrete": [-1.0, 0.5, 3.0],
     "Autoregressive binary": [[0.0, 1.0, 0.5, 0.0], [2.0, 1.0, 0.0, 0.0]],
     "Autoregressive image": [[[0.0, 1.0, 0.5], [0.0, 1.0, 1.0]]],

@@ -7,7 +7,8 @@ import pickle
 import pyro
 import pytest
 import torch
-from registry import built, sized
+from pyro.infer.reparam import AutoReparam, LocScaleReparam
+from registry import PAIRED, built, paired, sized
 from torch import nn
 
 import pyro_genexact as gx
@@ -465,17 +466,19 @@ def test_order_ensemble_of_columns():
     assert d.support.check(d.sample((50,))).all()
 
 
-def test_an_ensemble_in_use_keeps_its_weights():
-    """Permuted weights are copies: the others may not change without them."""
+def test_an_ensemble_in_use_follows_its_weights():
+    """Like other distributions here: all weights as they are now, gradients in the mode of the use, as often as wanted."""
     ensemble = gx.OrderEnsemble(binary(context=0), torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])).eval()
     y = torch.ones(6, dtype=torch.float64)
-    d = ensemble()
-    before = d.log_prob(y).detach()
     with torch.no_grad():
+        d = ensemble()
+        before = d.log_prob(y)
         for p in ensemble.parameters():
-            p.add_(1.0)
-    torch.testing.assert_close(d.log_prob(y).detach(), before)
-    assert (ensemble().log_prob(y) - before).abs() > 0.1
+            p.add_(0.5)
+    for _ in range(2):
+        torch.testing.assert_close(d.log_prob(y), ensemble().log_prob(y))
+        d.log_prob(y).backward()
+    assert (d.log_prob(y) - before).abs() > 0.01 and all(p.grad is not None for p in ensemble.parameters())
 
 
 def test_order_ensemble_refuses():
@@ -517,7 +520,7 @@ def test_conditional_gaussian_by_hand():
 def test_conditional_refuses():
     with pytest.raises(ValueError, match=r"outputs \(\*batch, 2\) \(num_params of the head\); got \(5, 4\)"):
         gx.Conditional(nn.Linear(3, 4), heads.Normal())(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="without linear layers"):
+    with pytest.raises(ValueError, match="does not begin with a linear layer"):
         gx.Conditional(nn.Tanh(), heads.Normal())
     with pytest.raises(ValueError, match=r"context.shape\[-1\] == 3"):
         gx.Conditional(nn.Linear(3, 2), heads.Normal())(torch.zeros(5, 4))
@@ -553,3 +556,33 @@ def test_conditional_is_of_its_family():
         d = built(gx.Conditional(nn.Linear(3, head.num_params), head))(sized(5, 3))
     for same in (copy.deepcopy(d), pickle.loads(pickle.dumps(d))):
         torch.testing.assert_close(same.log_prob(y), d.log_prob(y))
+
+
+@pytest.mark.parametrize("head", [heads.Normal, heads.StudentT])
+def test_conditional_with_reparam(head):
+    """Pyro's strategies make another distribution of the family from its parameters."""
+    head = head()
+    model = built(gx.Conditional(nn.Linear(3, head.num_params), head))
+    x = sized(3)
+
+    def site():
+        return pyro.sample("z", model(x))
+
+    for config in (LocScaleReparam(0.5), AutoReparam()):
+        wrapped = pyro.poutine.reparam(site, config={"z": config} if isinstance(config, LocScaleReparam) else config)
+        trace = pyro.poutine.trace(wrapped).get_trace()
+        assert trace.nodes["z"]["value"].isfinite() and any("decentered" in name for name in trace.nodes)
+
+
+@pytest.mark.parametrize("net", PAIRED)
+@pytest.mark.parametrize("head", ["Bernoulli", "Categorical", "Normal", "Mixture"])
+def test_the_same_seed_gives_what_running_the_network_again_gives(head, net):
+    model = paired(head, net)
+    torch.manual_seed(5)
+    y = model().sample((6,))
+    torch.manual_seed(5)
+    again = torch.zeros_like(y)
+    with torch.no_grad():
+        for t in range(4):
+            again[:, t : t + 1] = model.head(model.conditioner(again)[:, t : t + 1], t).sample()
+    assert torch.equal(y, again) or torch.allclose(y, again, rtol=1e-12, atol=0)

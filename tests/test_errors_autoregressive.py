@@ -238,3 +238,25 @@ def test_impossible_prefix_without_validation():
     d._validate_args = False
     rest = d.conditional_on_prefix(row(1.5))
     assert rest.log_prob(row(0, 1, 2)) == -torch.inf == d.log_prob(row(1.5, 0, 1, 2))
+
+
+def test_arguments_of_another_class():
+    made = model(heads.Bernoulli())
+    linear = torch.nn.Linear(2, 2)
+    fails(
+        TypeError,
+        "Expected conditioner to be of class Conditioner; got Linear.",
+        lambda: gx.Autoregressive(linear, heads.Normal(), (5,)),
+    )
+    fails(
+        TypeError,
+        "Expected autoregressive to be of class Autoregressive; got Linear.",
+        lambda: gx.OrderEnsemble(linear, 3),
+    )
+    fails(TypeError, "Expected value to be of class Tensor; got list.", lambda: made().log_prob([1.0, 0.0, 1.0, 1.0]))
+    fails(TypeError, "Expected prefix to be of class Tensor; got list.", lambda: made().conditional_on_prefix([1.0]))
+    fails(
+        TypeError,
+        "Expected order to be a tensor or a list of integers; got 'raster'.",
+        lambda: gx.Autoregressive(conditioners.MADE(4, 1), heads.Bernoulli(), (4,), order="raster"),
+    )

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ..base import Conditioner, Head, Steps, bind, broadcast_shapes, check_context, check_like
 from .cdf import icdf, probability_integral
-from .checks import checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
+from .checks import check_kind, checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
 from .enumeration import ByEnumeration
 from .guard import anchor, contains
 from .per_site import PerSite, PerSiteConstraint
@@ -343,6 +343,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
         dims = len(self.event_shape)
+        check_kind("value", value, Tensor)
         if value.shape[value.dim() - dims :] != self.event_shape or value.dim() < dims:
             raise ValueError(
                 f"Expected value.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."

@@ -60,6 +60,8 @@ def _is_category(support: Any, categories: int) -> bool:
 
 def permutation(order: Any, sites: int) -> Tensor:
     """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
+    if not isinstance(order, (Tensor, list, tuple)):
+        raise TypeError(f"Expected order to be a tensor or a list of integers; got {order!r}.")
     order = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
     if order.is_meta:
         return order
@@ -78,6 +80,7 @@ def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
 
 
 def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
+    check_kind("prefix", prefix, Tensor)
     cut = prefix.dim() - len(site_shape)
     if cut < 1 or tuple(prefix.shape[cut:]) != site_shape:
         raise ValueError(
@@ -106,10 +109,15 @@ def shape_of(event_shape: Any) -> torch.Size:
     return torch.Size(event_shape)
 
 
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raises a TypeError for an argument of another class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Expected {name} to be of class {kind.__name__}; got {type(value).__name__}.")
+
+
 def check_distribution_head(head: Head) -> None:
     """Raises a TypeError for a head of something else than distributions."""
-    if not isinstance(head, Head):
-        raise TypeError(f"Expected head to be a Head; got {type(head).__name__}.")
+    check_kind("head", head, Head)
     numbers = (t for t in (*head.parameters(), *head.buffers()) if t.is_floating_point())
     like = next(numbers, torch.empty(0, device="cpu"))
     made = head(like.new_zeros(1, getattr(head, "num_sites", None) or 1, head.num_params))

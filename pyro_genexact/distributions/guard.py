@@ -44,27 +44,31 @@ def _guarded_class(family: Any) -> Any:
 
 
 class _Guarded:
-    _given: tuple[Any, Any]
+    _given: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
     _validate_args: bool
 
     @property
     def support(self) -> Any:
-        return self._given[1]
+        return super().support if self._given is None else self._given[1]  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._given is None:
+            return super().log_prob(value)  # type: ignore[misc]
         if self._validate_args:
             self._validate_sample(value)  # type: ignore[attr-defined]
         d, support = self._given
         return guarded_log_prob(d, value, support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        if self._given is None:
+            return super().expand(batch_shape, _instance)  # type: ignore[misc]
         d, support = self._given
         new = guarded(d.expand(torch.Size(batch_shape)), support)
         new.__dict__.update({name: value for name, value in self.__dict__.items() if name == "_validate_args"})
         return new
 
-    def __reduce__(self) -> Any:
-        return guarded, self._given
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return super().__reduce_ex__(protocol) if self._given is None else (guarded, self._given)
 
 
 def contains(support: Any, value: Tensor) -> Tensor:

@@ -435,6 +435,10 @@ def test_order_ensemble_is_the_mixture_over_orders():
         assert (parts[0] - parts[1]).abs().max() > 0.01
         torch.testing.assert_close(d.log_prob(support), parts.logsumexp(0) - math.log(3))
         torch.testing.assert_close(d.log_prob(support).logsumexp(0), torch.zeros(3, dtype=torch.float64))
+        p = d.log_prob(support).exp()
+        torch.testing.assert_close(d.entropy(), -(p * p.log()).sum(0))
+        torch.testing.assert_close(d.mean, (p[..., None] * support).sum(0))
+        assert torch.equal(d.mode, support[p.argmax(0), 0])
         torch.manual_seed(0)
         y = d.sample((4000,))
         p = d.log_prob(support).exp()

@@ -14,10 +14,11 @@ from torch.distributions import Distribution, constraints
 
 from ..base import _map_tensors, tensors_in
 from .cdf import cdf
+from .enumeration import ByEnumeration
 from .guard import anchor, guarded_log_prob
 
 
-class Mixture(TorchDistribution):
+class Mixture(ByEnumeration, TorchDistribution):
     r"""p(y) = sum_k w_k p_k(y) with w = softmax(logits); log_prob in nats, by log-sum-exp.
 
     A value outside the support of some components is scored by the others alone; outside all supports log_prob is -inf,

@@ -305,7 +305,6 @@ def segment(d):
     [
         (dist.MultivariateNormal, (2,), {}, plane),
         (dist.MultivariateStudentT, (2,), {}, plane),
-        (dist.NanMaskedMultivariateNormal, (2,), {}, plane),
         (dist.LowRankMultivariateNormal, (2,), {"rank": 1}, plane),
         (dist.MixtureOfDiagNormals, (2,), {"components": 3}, plane),
         (dist.MixtureOfDiagNormalsSharedCovariance, (2,), {"components": 3}, plane),
@@ -621,6 +620,8 @@ def test_fixed_parameters_broadcast():
         (dist.Pareto, (), {}, "got Pareto: its support depends on scale: fix it."),
         (dist.Binomial, (), {}, "got Binomial: total_count is an integer, which can't be predicted: fix it."),
         (dist.Uniform, (), {}, "got Uniform: "),
+        (dist.NanMaskedNormal, (), {}, "got NanMaskedNormal: missing entries are no values: use Normal."),
+        (dist.NanMaskedMultivariateNormal, (2,), {}, "missing entries are no values: use MultivariateNormal."),
         (dist.Wishart, (3,), {}, "got Wishart: its values are matrices."),
         (dist.VonMises3D, (3,), {}, "got VonMises3D: it has no sampler."),
         (
@@ -642,6 +643,18 @@ def test_errors(family, shape, fixed, text):
     with pytest.raises(ValueError) as caught:
         Parametric(family, shape, **fixed)
     assert text in str(caught.value)
+
+
+def test_errors_of_vmap_are_not_the_familys():
+    def density(y):
+        return Parametric(dist.Normal)(torch.zeros(1, 2)).log_prob(y)
+
+    with pytest.raises(RuntimeError, match=r"^vmap: called random operation"):
+        torch.func.vmap(density)(torch.zeros(3, 1))
+    expected = torch.full((3, 1), -math.log(2 * math.pi) / 2)
+    assert torch.allclose(torch.func.vmap(density, randomness="different")(torch.zeros(3, 1)), expected)
+    head = Parametric(dist.Normal)
+    assert torch.allclose(torch.func.vmap(lambda y: head(torch.zeros(1, 2)).log_prob(y))(torch.zeros(3, 1)), expected)
 
 
 def test_type_errors():

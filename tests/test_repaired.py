@@ -69,6 +69,7 @@ class Torch(Head):
     ("name", "dtype", "message"),
     [
         ("MixtureOfDiagNormals", torch.float64, "standard errors from the score function's"),
+        ("SoftAsymmetricLaplace", torch.float64, "expand"),
         ("ZeroInflatedPoisson", torch.float64, "log_prob after a sample"),
         ("ZeroInflatedNegativeBinomial", torch.float64, "log_prob after a sample"),
         ("MultivariateNormal", torch.float32, "gradient at phi"),
@@ -104,8 +105,6 @@ def test_validation(name):
     inside = draws(d).double()
     low = getattr(d.support, "lower_bound", None)
     outside = inside * math.nan if low is None else torch.as_tensor(low) - 1 + 0 * inside
-    if "NanMasked" in name:
-        return  # whose missing entries are no error
     for value in [outside] + [torch.full_like(inside, end) for end in (0.0, 1.0) if name == "Kumaraswamy"]:
         d._validate_args = True
         assert d.log_prob(inside).isfinite().all()
@@ -188,6 +187,61 @@ def test_zero_inflated_by_a_fixed_gate():
         assert torch.allclose(d.log_prob(tensor([0.0, 1.0]).reshape(2, 1, 1)).flatten(), tensor([zero, one]))
         draws(d)
     assert Parametric(dist.ZeroInflatedPoisson, gate=0.0)(tensor([[0.0]])).log_prob(tensor(0.0)) == -1
+
+
+def zero_inflated_poisson(gate, values):
+    gate = torch.nn.Parameter(tensor(gate))
+    log_prob = Parametric(dist.ZeroInflatedPoisson, gate=gate)(tensor([[0.0]])).log_prob(tensor(values))
+    return gate, log_prob
+
+
+@pytest.mark.parametrize("gate", [0.0, 1e-300, 1e-9, 0.3, 1 - 1e-9])
+def test_gradients_of_a_gate(gate):
+    p = math.exp(-1)
+    parameter, log_prob = zero_inflated_poisson(gate, [0.0, 3.0])
+    zero, three = (float(torch.autograd.grad(lp, parameter, retain_graph=True)[0]) for lp in log_prob)
+    assert abs(zero / ((1 - p) / (gate + (1 - gate) * p)) - 1) < 1e-12 and abs(three * (1 - gate) + 1) < 1e-12
+    mass = gate + (1 - gate) * p, (1 - gate) * p / 6
+    assert torch.allclose(log_prob, tensor(mass).log(), rtol=1e-12)
+    if gate == 0.0:
+        theirs = tensor(0.0).requires_grad_()
+        dist.ZeroInflatedPoisson(tensor(1.0), gate=theirs).log_prob(tensor([0.0, 3.0])).sum().backward()
+        assert abs(zero + three - float(theirs.grad)) < 1e-12 and abs(zero + three - 0.7183) < 1e-4
+
+
+def test_gradients_of_a_gate_of_1():
+    gate, log_prob = zero_inflated_poisson(1.0, [0.0])
+    assert log_prob == 0 and abs(float(torch.autograd.grad(log_prob.sum(), gate)[0]) - (1 - math.exp(-1))) < 1e-15
+    gate, log_prob = zero_inflated_poisson(1.0, [3.0])  # impossible: gradient zero, as outside the support
+    assert log_prob == -math.inf and torch.autograd.grad(log_prob.sum(), gate)[0] == 0
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.3, 1.0])
+def test_a_gate_over_a_mass_that_underflows(gate):
+    phi, gate = tensor([[8.0]]).requires_grad_(), torch.nn.Parameter(tensor(gate))
+    head = Parametric(dist.ZeroInflatedPoisson, gate=gate)
+    log_prob = head(phi).log_prob(tensor([0.0]))  # the base's is -rate
+    exact = math.log(float(gate.detach())) if gate > 0 else -math.exp(10 * math.tanh(0.8))
+    assert torch.allclose(log_prob, tensor([exact]), rtol=1e-12, atol=0)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(log_prob.sum(), (phi, gate)))
+
+
+def test_expand_of_the_soft_asymmetric_laplace():
+    d = HEADS["SoftAsymmetricLaplace"](wide(HEADS["SoftAsymmetricLaplace"], 3, 0.5).detach())
+    d._validate_args = True
+    for shape in ((4, 3, 2), [4, 3, 2], torch.Size((4, 3, 2))):
+        many = d.expand(shape)
+        assert type(many) is type(d) and many.batch_shape == (4, 3, 2) and d.batch_shape == (3, 2)
+        assert many._validate_args and draws(many, 5).shape == (5, 4, 3, 2)
+        for value in (many.mean, many.variance, many.log_prob(tensor(0.3))):
+            assert value.shape == (4, 3, 2)
+        assert torch.equal(many.log_prob(tensor(0.3))[1], d.log_prob(tensor(0.3)))
+
+
+def test_skew_logistic_quantiles_invert_the_cdf():
+    d = REPAIRED["SkewLogistic"](tensor(0.3), tensor(2.0), tensor(1.7))
+    u = tensor([1e-300, 1e-8, 0.3, 1 - 1e-9])
+    assert torch.allclose(d.cdf(d.icdf(u)), u, rtol=1e-9, atol=0)
 
 
 def test_mixtures_are_not_reparameterised():

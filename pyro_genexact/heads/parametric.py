@@ -42,6 +42,9 @@ __all__ = [
     "families",
 ]
 
+_OF_VMAP = ("vmap: ", "Batching rule not implemented")
+"""How errors begin that torch.func.vmap raises for the code inside it."""
+
 
 class Parametric(Head):
     r"""Any torch or Pyro distribution class whose parameters have a fixed size.
@@ -259,12 +262,11 @@ class Parametric(Head):
                 value = d.sample()
             if d.batch_shape != (2, 3) or d.log_prob(value).shape != (2, 3) or value.shape != (2, 3, *self.site_shape):
                 self._refuse("it takes no batch of parameters")
-        except NotImplementedError as error:
-            raise ValueError(
-                f"Expected a family that can be a head; got {self.name}: no density or no sampler ({error})."
-            ) from error
         except (TypeError, AttributeError, RuntimeError, IndexError, AssertionError) as error:
-            raise ValueError(f"Expected a family that can be a head; got {self.name}: {error}.") from error
+            if str(error).startswith(_OF_VMAP):
+                raise  # says nothing of the family
+            reason = f"no density or no sampler ({error})" if isinstance(error, NotImplementedError) else error
+            raise ValueError(f"Expected a family that can be a head; got {self.name}: {reason}.") from error
         if len(self.site_shape) > 1:
             self._refuse(f"its values have shape {self.site_shape}, not () or (k,)")
         at_zero = tensors_in(self._support(phi[0, 0]))

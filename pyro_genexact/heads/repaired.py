@@ -7,11 +7,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid, softplus
 
+from ..distributions.special import _skew_logistic_quantile
 from ..distributions.stable import Stable
 from .continuous_bernoulli import ContinuousBernoulli
 from .supports import ANGLE, UNIT, open_simplex
@@ -54,6 +56,11 @@ class _Rounded(_Repaired):
 def _draw(like: Tensor, shape: Any) -> Tensor:
     """Exponential numbers, never 0."""
     return _rounded(like.new_empty(shape).exponential_())
+
+
+def _logit_of_exp(log_u: Tensor) -> Tensor:
+    """The logit of u, which may round to 1."""
+    return log_u - torch.log(-torch.expm1(log_u))
 
 
 def _minus_exp(rest: Tensor, exponent: Tensor) -> Tensor:
@@ -160,15 +167,6 @@ class MultivariateNormal(_Repaired, dist.MultivariateNormal):  # type: ignore[na
         return (-0.5 * (self.loc.shape[-1] * math.log(2 * math.pi) + y.square().sum(-1)) - log_det).to(self.loc)
 
 
-class NanMaskedMultivariateNormal(dist.NanMaskedMultivariateNormal):
-    """The same where no entry is missing."""
-
-    def log_prob(self: Any, value: Tensor) -> Tensor:
-        return super().log_prob(value) if value.isnan().any() else MultivariateNormal.log_prob(self, value)
-
-    _log_density = MultivariateNormal._log_density
-
-
 class MultivariateStudentT(_Repaired, dist.MultivariateStudentT):  # type: ignore[name-defined]
     """Computed in float64, as :class:`MultivariateNormal`."""
 
@@ -220,7 +218,7 @@ class Logistic(_Repaired, dist.Logistic):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         log_u = -_draw(self.loc, self._extended_shape(torch.Size(sample_shape)))
-        return self.loc + self.scale * (log_u - torch.log(-torch.expm1(log_u)))
+        return self.loc + self.scale * _logit_of_exp(log_u)
 
 
 class SkewLogistic(_Repaired, dist.SkewLogistic):
@@ -231,16 +229,24 @@ class SkewLogistic(_Repaired, dist.SkewLogistic):
         return self.asymmetry.log() + self.asymmetry * logsigmoid(z) + logsigmoid(-z) - self.scale.log()
 
     def icdf(self, value: Tensor) -> Tensor:
-        log_u = value.log() / self.asymmetry
-        return self.loc + self.scale * (log_u - torch.log(-torch.expm1(log_u)))
+        return _skew_logistic_quantile(self, value)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         log_u = _rounded(_draw(self.loc, self._extended_shape(torch.Size(sample_shape))) / self.asymmetry).neg()
-        return self.loc + self.scale * (log_u - torch.log(-torch.expm1(log_u)))
+        return self.loc + self.scale * _logit_of_exp(log_u)
 
 
 class SoftAsymmetricLaplace(_Repaired, dist.SoftAsymmetricLaplace):  # type: ignore[name-defined]
-    """With finite gradients in the tails, where erfc is 0."""
+    """With finite gradients in the tails, where erfc is 0, and an expand of its own."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(SoftAsymmetricLaplace, _instance)
+        batch_shape = torch.Size(batch_shape)
+        for name in self.arg_constraints:
+            setattr(new, name, getattr(self, name).expand(batch_shape))
+        TorchDistribution.__init__(new, batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def _log_density(self, value: Tensor) -> Tensor:
         x, s = (value - self.loc) / self.scale, self.softness
@@ -337,7 +343,6 @@ REPAIRED: dict[str, type[Distribution]] = {
         MixtureOfDiagNormalsSharedCovariance,
         MultivariateNormal,
         MultivariateStudentT,
-        NanMaskedMultivariateNormal,
         Pareto,
         RelaxedBernoulli,
         RelaxedOneHotCategorical,

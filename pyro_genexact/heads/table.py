@@ -135,6 +135,8 @@ REASONS: dict[str, str] = {
     "MaskedDistribution": _WRAPPER,
     "MaskedMixture": _WRAPPER,
     "MixtureSameFamily": "its components are a batch: use the head Mixture",
+    "NanMaskedMultivariateNormal": "missing entries are no values: use MultivariateNormal",
+    "NanMaskedNormal": "missing entries are no values: use Normal",
     "OMTMultivariateNormal": _SINGLE,
     "OneHotCategoricalStraightThrough": "the gradient of its samples is biased by design: use OneHotCategorical",
     "OneOneMatching": _SINGLE,
@@ -232,7 +234,7 @@ def _settings(name: str) -> dict[str, Any]:
         "ZeroInflatedDistribution": {"base_dist": Poisson()},
     }
     vectors = (
-        "Categorical Dirichlet LogisticNormal MultivariateNormal MultivariateStudentT NanMaskedMultivariateNormal "
-        "OneHotCategorical OrderedLogistic ProjectedNormal"
+        "Categorical Dirichlet LogisticNormal MultivariateNormal MultivariateStudentT OneHotCategorical OrderedLogistic "
+        "ProjectedNormal"
     )
     return settings.get(name, vector if name in vectors.split() else {})

@@ -31,12 +31,25 @@ class _ZeroInflated:
     def log_prob(self: Any, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
+        zero, log_base = value == 0, self.base_dist.log_prob(value)
         if "gate" in self.__dict__:
-            log_gate, log_rest = self.gate.log(), torch.log1p(-self.gate)
-        else:
-            log_gate, log_rest = logsigmoid(self.gate_logits), logsigmoid(-self.gate_logits)
-        log_rest = log_rest + self.base_dist.log_prob(value)
-        return torch.where(value == 0, torch.logaddexp(log_gate, log_rest), log_rest)
+            log_rest = _log_mass_of_rest(self.gate, log_base, zero)
+            return torch.where(zero, _log_mass_of_zero(self.gate, log_base), log_rest)
+        log_rest = logsigmoid(-self.gate_logits) + log_base
+        return torch.where(zero, torch.logaddexp(logsigmoid(self.gate_logits), log_rest), log_rest)
+
+
+def _log_mass_of_zero(gate: Tensor, log_base: Tensor) -> Tensor:
+    """log(gate + (1 - gate) base), with exact gradients at gates 0 and 1 too."""
+    mass = gate + (1 - gate) * log_base.exp()
+    fits = mass >= torch.finfo(mass.dtype).tiny  # else the gate is 0 and the base underflows
+    return torch.where(fits, torch.where(fits, mass, 1).log(), log_base)
+
+
+def _log_mass_of_rest(gate: Tensor, log_base: Tensor, zero: Tensor) -> Tensor:
+    """log((1 - gate) base), -inf with gradient zero at gate 1; the gradient is zero where the value is."""
+    open_ = gate < 1
+    return torch.where(open_, torch.log1p(-torch.where(open_ & ~zero, gate, 0)) + log_base, -torch.inf)
 
 
 class ZeroInflatedDistribution(_ZeroInflated, dist.ZeroInflatedDistribution):

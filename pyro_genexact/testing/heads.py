@@ -68,7 +68,7 @@ def bijection_head(
 def distribution_head(
     head: Head, sites: int = 4, seed: int = 0, tol: float = 1e-9, dtype: torch.dtype = torch.float64
 ) -> None:
-    """A head of distributions: shapes, a static support, site by site, gradients, and finite at phi to ±1e8.
+    """A head of distributions: shapes, a static support, site by site, expand, gradients, and finite at phi to ±1e8.
 
     log_prob and its gradient are finite there in float64; in float32 they are never NaN, and log_prob is finite where
     that in float64 is within the range of float32. Both are the same after a sample of the same object. Where samples are
@@ -110,10 +110,36 @@ def distribution_head(
     if y.is_floating_point():
         wrong = guarded_log_prob(d, torch.full_like(y, torch.nan), head.support)
         _close("head", "log_prob of NaN", wrong, torch.full_like(wrong, -torch.inf), tol)
+    _expands(head(phi), y, phi, tol)
     _unmoved_by_samples(head(phi), y, phi, "the samples'")
     for far in (1e4, -1e4, 1e8, -1e8):
         _finite_at(head, y, far * torch.sign(_noise_like(phi, seed + 2)).detach().requires_grad_(), f"±{abs(far):g}")
         _finite_at(head, y, torch.full_like(phi, far).requires_grad_(), f"{far:g}")
+
+
+def _expands(d: Any, y: Any, phi: torch.Tensor, tol: float) -> None:
+    """The same distribution twice, with its gradients, and d as it was; also once more."""
+    shape, lp = (2, *d.batch_shape), d.log_prob(y)
+    (grad,) = torch.autograd.grad(lp.sum(), phi, retain_graph=True)
+    for kind in (tuple, list, torch.Size):
+        try:
+            wide = d.expand(kind(shape))
+            again = wide.expand((3, *shape))
+        except (TypeError, AttributeError, RuntimeError) as error:
+            raise AssertionError(
+                f"head broken [expand to a {kind.__name__}]: {type(error).__name__} {error}"
+            ) from error
+        sizes = (tuple(wide.batch_shape), tuple(wide.event_shape), tuple(again.batch_shape))
+        _same("head", "expand, batch and event shape", sizes, (shape, tuple(d.event_shape), (3, *shape)))
+        _same("head", "expand, has_rsample", wide.has_rsample, d.has_rsample)
+        with _seeded(0):
+            samples = again.sample((5,))
+        _same("head", "expand, shape of samples", tuple(samples.shape), (5, 3, *shape, *d.event_shape))
+        _close("head", "expand, log_prob", wide.log_prob(y), lp.expand(shape), tol)
+        _close("head", "expand twice, log_prob", again.log_prob(y), lp.expand(3, *shape), tol)
+    (wide_grad,) = torch.autograd.grad(wide.log_prob(y).sum(), phi)
+    _close("head", "expand, gradient", wide_grad, 2 * grad, max(tol, 1e-7))
+    _same("head", "batch shape after expand", tuple(d.batch_shape), shape[1:])
 
 
 def _pathwise(head: Head, phi: torch.Tensor, seed: int, rows: int = 1000) -> None:

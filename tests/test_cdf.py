@@ -12,6 +12,7 @@ from mpmath import mp
 from pyro_genexact.distributions.cdf import cdf, icdf, probability_integral
 from pyro_genexact.distributions.mixture import Mixture
 from pyro_genexact.distributions.special import betainc
+from pyro_genexact.heads.parametric import Parametric
 
 F64 = torch.float64
 
@@ -242,6 +243,66 @@ def test_gradients_by_shape_parameters():
     assert torch.autograd.gradcheck(lambda a, b, y: cdf(dist.Gamma(a, b), y), (a, b, positive))
     assert torch.autograd.gradgradcheck(lambda a, b, y: cdf(dist.Gamma(a, b), y), (a, b, positive))
     assert torch.autograd.gradcheck(lambda a, b, y: cdf(dist.InverseGamma(a, b), y), (a, b, positive))
+
+
+def _beta(a, b, x, y):
+    return mp.betainc(a, b, 0, x, regularized=True) if x < y else 1 - mp.betainc(b, a, 0, y, regularized=True)
+
+
+def _odds(a, b, ratio):
+    return _beta(a, b, ratio / (1 + ratio), 1 / (1 + ratio))
+
+
+BY_SHAPE = {  # where 1 - x knows little of the complement: of parameters, then the value
+    "fisher": (dist.FisherSnedecor, lambda m, n, v: _odds(m / 2, n / 2, m * v / n), (2.0, 0.18, 8e14)),
+    "fisher_further": (dist.FisherSnedecor, lambda m, n, v: _odds(m / 2, n / 2, m * v / n), (0.3, 0.18, 8e20)),
+    "student": (dist.StudentT, lambda n, z: 1 - _odds(n / 2, mp.mpf(1) / 2, n / z**2) / 2, (0.3, 1e20)),
+    "student_centre": (dist.StudentT, lambda n, z: 1 - _odds(n / 2, mp.mpf(1) / 2, n / z**2) / 2, (3.0, 1e-9)),
+    "beta": (dist.Beta, lambda a, b, x: _beta(a, b, x, 1 - x), (2.0, 0.1, 1 - 2**-53)),
+    "negative_binomial": (
+        lambda n, p: dist.NegativeBinomial(n, logits=p),
+        lambda n, p, k: _odds(n, k + 1, mp.exp(-p)),
+        (0.3, -32.0, 2.0),
+    ),
+    "gamma_poisson": (dist.GammaPoisson, lambda a, b, k: _odds(a, k + 1, b), (0.3, 1e12, 1.0)),
+    "binomial": (lambda p: dist.Binomial(5, logits=p), lambda p, k: _odds(5 - k, k + 1, mp.exp(-p)), (-40.0, 0.0)),
+    "kumaraswamy": (dist.Kumaraswamy, lambda a, b, y: 1 - (1 - y**a) ** b, (0.527, 0.02, 1 - 2.5e-13)),
+    "kumaraswamy_left": (dist.Kumaraswamy, lambda a, b, y: 1 - (1 - y**a) ** b, (0.527, 0.02, 1e-30)),
+}
+
+
+@pytest.mark.parametrize("name", BY_SHAPE)
+def test_derivatives_in_the_tails(name):
+    family, truth, point = BY_SHAPE[name]
+    values = [t(v).squeeze().requires_grad_() for v in point]
+    grads = torch.autograd.grad(cdf(family(*values[:-1]), values[-1]), values, allow_unused=True)
+    with mp.workdps(80):
+        place = tuple(mp.mpf(v) for v in point)
+        for i, grad in enumerate(grads):
+            if i < len(point) - 1 or not family(*values[:-1]).support.is_discrete:
+                expected = float(mp.diff(truth, place, tuple(int(i == j) for j in range(len(point)))))
+                assert abs(float(grad) - expected) < 1e-10 * abs(expected)
+
+
+def test_mixed_derivatives_see_the_complement_move():
+    a, b = t(2.0).requires_grad_(), t(0.18).requires_grad_()
+    logit = t(-3.0, 0.1, 36.0).requires_grad_()
+    (by_b,) = torch.autograd.grad(betainc(a, b, logit.sigmoid(), (-logit).sigmoid()).sum(), b, create_graph=True)
+    (mixed,) = torch.autograd.grad(by_b.sum(), logit)
+    with mp.workdps(60):
+        for found, at in zip(mixed.tolist(), logit.tolist(), strict=True):
+            expected = mp.diff(lambda b, s: _odds(mp.mpf(2), b, mp.exp(s)), (mp.mpf(0.18), mp.mpf(at)), (1, 1))
+            assert abs(found - float(expected)) < 1e-9 * abs(float(expected))
+
+
+def test_the_slope_of_kumaraswamys_cdf_is_its_density():
+    y = t(1 - 2.5e-13, 0.9, 1e-20).requires_grad_()
+    d = Parametric(dist.Kumaraswamy).family(t(0.527), t(0.02))
+    (slope,) = torch.autograd.grad(cdf(d, y).sum(), y)
+    assert torch.allclose(slope, d.log_prob(y.detach()).exp(), rtol=1e-12, atol=0)
+    a, b = t(0.5).requires_grad_(), t(0.5).requires_grad_()
+    ends = cdf(dist.Kumaraswamy(a, b), t(0.0, 1.0))
+    assert torch.equal(ends, t(0.0, 1.0)) and not any(g.any() for g in torch.autograd.grad(ends.sum(), (a, b)))
 
 
 def test_betainc_that_does_not_converge_says_where(monkeypatch):

@@ -67,6 +67,9 @@ def test_closed_forms():
         (1e8, 1.999, 0.2),
         (-8.0, 1.6, 0.9999),
         (1.0, 0.6, -0.8),
+        (-10.0, 1.99995496, 0.98050929),
+        (-9.0, 1.999, 0.9999),  # 24 panels are too few for these two
+        (-8.5, 1.99321, 0.99990),
     ],
 )
 def test_digits(x, alpha, beta):
@@ -213,8 +216,42 @@ def test_as_a_distribution():
         Stable(double(1.5), double(0.0), validate_args=True).log_prob(double(math.nan))
 
 
+def test_infinite_values_and_nan():
+    value = double(1.0, math.inf, -math.inf, -1e300).requires_grad_()
+    parameters = [double(v).requires_grad_() for v in (1.5, 0.3, 1e-10, 0.0)]  # -1e300 / scale overflows
+    for coords in ("S", "S0"):
+        f = Stable(*parameters, coords=coords, validate_args=True).log_prob(value)
+        assert torch.equal(f[1:], torch.full_like(f[1:], -math.inf))
+        grads = torch.autograd.grad(f[1:].sum(), [value, *parameters])
+        assert not any(g.any() for g in grads)
+    f = Stable(1.5, double(0.0), validate_args=False).log_prob(double(1.0, math.nan, math.inf))
+    assert f[1].isnan() and f[2] == -math.inf
+    assert abs(float(f[0]) - on_a_ray(1.0, 1.5, 0.0)) < 1e-9  # beside them
+
+
+def test_values_that_need_more_panels_get_them(monkeypatch):
+    values = [double(1.0, -9.0, 0.4), double(1.5, 1.999, 0.8), double(0.2, 0.9999, -0.5)]
+    expected = double(*(on_a_ray(*map(float, row)) for row in zip(*values, strict=True)))
+    used = []
+    integral = stable._integral
+    monkeypatch.setattr(stable, "_integral", lambda x, *rest: used.append((len(x), rest[-1])) or integral(x, *rest))
+    inputs = [v.requires_grad_() for v in values]
+    f = log_prob(*inputs)
+    assert torch.allclose(f, expected, rtol=0, atol=1e-9) and used == [(3, 24), (1, 48)]
+    grads = torch.autograd.grad(f.sum(), inputs)
+    monkeypatch.setattr(stable, "_PANELS", 96)
+    for grad, finer in zip(grads, torch.autograd.grad(log_prob(*inputs).sum(), inputs), strict=True):
+        assert torch.allclose(grad, finer, rtol=1e-7, atol=1e-9)
+
+
 def test_an_unresolved_integral_is_an_error(monkeypatch):
-    monkeypatch.setattr(stable, "_PANELS", 3)
+    for end in (-1.0, 1.0):  # of the support: the exponent is rounded away
+        alpha, beta = double(0.9), double(-end)
+        x = math.nextafter(-float(Stable._shift(alpha, beta)), math.inf * -end)
+        with pytest.raises(ArithmeticError, match=r"Expected rules of quadrature .* less than 1e-05 .* got inf"):
+            log_prob(x, alpha, beta)
+    monkeypatch.setattr(stable, "_PANELS", 1)
+    monkeypatch.setattr(stable, "_DOUBLINGS", 1)
     with pytest.raises(ArithmeticError, match="Expected rules of quadrature that differ by less than 1e-05"):
         log_prob(0.3, 1.2, 0.5)
 
@@ -225,3 +262,9 @@ def test_head():
         d = head(torch.zeros(1, 4, dtype=torch.float64))
         assert head.family is Stable and head.has_rsample
         assert torch.allclose(torch.cat([d.stability, d.skew, d.scale, d.loc]), double(1.5, 0.0, 1.0, 0.0))
+
+
+def test_values_too_far_for_the_integral():
+    d = Stable(torch.tensor(1.5, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64))
+    with pytest.raises(ArithmeticError, match=r"Expected \|value - loc\| / scale <= 1e\+60.*got 1e\+100"):
+        d.log_prob(torch.tensor(1e100, dtype=torch.float64))

@@ -163,3 +163,20 @@ def test_power_of_vectors(name):
     """Samples of parameters 0."""
     head = HEADS[name]
     assert max(marginal_p_values(name, head(torch.zeros(3, 1, head.num_params).double()))) < 1e-4
+
+
+def cosine_p_values(kappa_of_samples, kappa=2.0):
+    """Of the cosine with the mean direction, of samples of one concentration and the density of another."""
+    mean = torch.tensor([2.0, -3.0, 6.0], dtype=torch.float64) / 7
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        samples = HEADS["VonMises3D"](kappa_of_samples * mean[None]).sample((ROWS,)) @ mean
+    w, weights = grid(constraints.interval(-1.0, 1.0))
+    x = w[:, None] * mean + (1 - w * w).sqrt()[:, None] * mean.new_tensor([3.0, 2.0, 0.0]) / math.sqrt(13)
+    log_prob = HEADS["VonMises3D"](kappa * mean[None]).log_prob(x[:, None]) + math.log(2 * math.pi)
+    return p_values(samples, log_prob, (w, weights))
+
+
+def test_cosine_of_von_mises_in_three_dimensions():
+    assert min(cosine_p_values(2.0)) > 1e-4
+    assert max(cosine_p_values(1.7)) < 1e-4

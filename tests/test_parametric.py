@@ -325,14 +325,25 @@ def test_mass_of_pairs(family, shape, fixed, mass, seed):
     assert abs(mass(head(noise(head, 1, 1, seed=seed))) - 1) < 1e-6
 
 
-def test_mass_of_sphere():
-    head = HEADS["ProjectedNormal"]
+def sphere(d):
+    """Mass of a distribution on the sphere."""
     z, w = (torch.as_tensor(v) for v in numpy.polynomial.legendre.leggauss(60))
     angle = torch.arange(100, dtype=torch.float64) * (2 * math.pi / 100)
     r = (1 - z * z).sqrt()[:, None]
     x = torch.stack([r * angle.cos(), r * angle.sin(), z[:, None].expand(-1, 100)], -1)
-    p = head(noise(head, 1, 1, spread=2.0)).log_prob(x.reshape(-1, 1, 1, 3)).exp().reshape(60, 100)
-    assert abs(float((p.mean(1) * 2 * math.pi * w).sum()) - 1) < 1e-10
+    p = d.log_prob(x.reshape(-1, 1, 1, 3)).exp().reshape(60, 100)
+    return float((p.mean(1) * 2 * math.pi * w).sum())
+
+
+def test_mass_of_projected_normals():
+    head = HEADS["ProjectedNormal"]
+    assert abs(sphere(head(noise(head, 1, 1, spread=2.0))) - 1) < 1e-10
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1e-6, 1.0, 30.0])
+def test_mass_of_von_mises_in_three_dimensions(kappa):
+    mean = torch.tensor([2.0, -3.0, 6.0], dtype=torch.float64) / 7
+    assert abs(sphere(HEADS["VonMises3D"]((kappa * mean).expand(1, 1, 3))) - 1) < 1e-10
 
 
 SCIPY = {
@@ -623,7 +634,7 @@ def test_fixed_parameters_broadcast():
         (dist.NanMaskedNormal, (), {}, "got NanMaskedNormal: missing entries are no values: use Normal."),
         (dist.NanMaskedMultivariateNormal, (2,), {}, "missing entries are no values: use MultivariateNormal."),
         (dist.Wishart, (3,), {}, "got Wishart: its values are matrices."),
-        (dist.VonMises3D, (3,), {}, "got VonMises3D: it has no sampler."),
+        (dist.VonMises3D, (2,), {}, "Expected concentration to have rightmost dim 3"),
         (
             dist.MultivariateNormal,
             (),

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, constraints
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ..distributions.special import _skew_logistic_quantile
 from ..distributions.stable import Stable
@@ -280,6 +280,63 @@ class StudentT(_Repaired, dist.StudentT):  # type: ignore[name-defined]
         return norm - self.scale.log() - (df + 1) / 2 * _log1p_square(t)
 
 
+class VonMises3D(_Repaired, dist.VonMises3D):  # type: ignore[name-defined]
+    """The von Mises-Fisher density kappa / (4 pi sinh kappa) exp(phi . x), kappa = |phi|, without overflow, and samples.
+
+    A uniform point z of the sphere moves along its meridian to x: its cosine with the mean direction, uniform in (-1, 1),
+    is mapped to the quantile of x's. That is smooth in phi also at 0, so samples are reparameterised (Ulrich, 1984;
+    Jakob, Numerically stable sampling of the von Mises-Fisher distribution on S², 2012).
+    """
+
+    arg_constraints = {"concentration": constraints.real_vector}
+    has_rsample = True
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(VonMises3D, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.concentration = self.concentration.expand((*batch_shape, 3))
+        TorchDistribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _polar(self, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether phi is within the bound, with a last dim; kappa and the mean direction of a longer one, else of any."""
+        near = self.concentration.detach().abs().amax(-1, keepdim=True) < bound
+        phi = torch.where(near, 1, self.concentration)
+        x, y, z = phi.unbind(-1)
+        kappa = torch.hypot(torch.hypot(x, y), z)  # squares overflow
+        return near, kappa, phi / kappa.unsqueeze(-1)
+
+    def _log_density(self, value: Tensor) -> Tensor:
+        near, kappa, mean = self._polar(0.5)
+        phi = torch.where(near, self.concentration, 0)
+        square = phi.square().sum(-1)
+        rest = torch.zeros_like(square)
+        for n in range(16, 0, -2):  # sinh(kappa) / kappa - 1, to 1e-17
+            rest = square / (n * (n + 1)) * (1 + rest)
+        at_0 = (phi * value).sum(-1) - torch.log1p(rest) - math.log(2)
+        # phi . x - kappa of unit vectors, without cancellation
+        exponent = -kappa / 2 * (value - mean).square().sum(-1)
+        far = exponent + kappa.log() - torch.log(-torch.expm1(-2 * kappa))
+        return torch.where(near.squeeze(-1), at_0, far) - math.log(2 * math.pi)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        info = torch.finfo(self.concentration.dtype)
+        z = normalize(self.concentration.new_empty(self._extended_shape(torch.Size(sample_shape))).normal_(), dim=-1)
+        near, kappa, mean = self._polar(math.sqrt(info.eps))
+        phi = torch.where(near, self.concentration, 0)
+        at_0 = z + (phi - (phi * z).sum(-1, keepdim=True) * z) / 2  # to first order
+        v, kappa = _rounded_in_unit((z - mean).square().sum(-1, keepdim=True) / 4), kappa.unsqueeze(-1)
+        t = -torch.log1p(v * torch.expm1(-2 * kappa)) / kappa  # 1 - the cosine
+        sine = (t * (2 - t)).clamp(min=info.tiny).sqrt()
+        across = normalize(z - (z * mean).sum(-1, keepdim=True) * mean, dim=-1)
+        return normalize(torch.where(near, at_0, (1 - t) * mean + sine * across), dim=-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
 class Weibull(_Rounded, dist.Weibull):  # type: ignore[name-defined]
     """With finite gradients where torch's divides by the square of a tiny power."""
 
@@ -352,6 +409,7 @@ REPAIRED: dict[str, type[Distribution]] = {
         SoftAsymmetricLaplace,
         SoftLaplace,
         StudentT,
+        VonMises3D,
         Weibull,
         ZeroInflatedDistribution,
         ZeroInflatedNegativeBinomial,

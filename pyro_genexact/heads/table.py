@@ -102,6 +102,7 @@ SUPPORTS: dict[str, Callable[[Any], Any]] = {
     "ProjectedNormal": lambda d: Sphere(),
     "Uniform": lambda d: constraints.half_open_interval(d.low, d.high),
     "VonMises": lambda d: ANGLE,
+    "VonMises3D": lambda d: Sphere(),
 }
 """Where the family's own support is wider than its mass, or has ends where its density is infinite or NaN."""
 
@@ -148,7 +149,6 @@ REASONS: dict[str, str] = {
     "TorchDistribution": "it is abstract",
     "TruncatedPolyaGamma": "its log_prob and samples are approximations",
     "Unit": "it has no value",
-    "VonMises3D": "it has no sampler",
     "Wishart": _MATRIX,
 }
 """Why a family is no head, where trying it would not tell, or not clearly."""
@@ -235,6 +235,6 @@ def _settings(name: str) -> dict[str, Any]:
     }
     vectors = (
         "Categorical Dirichlet LogisticNormal MultivariateNormal MultivariateStudentT OneHotCategorical OrderedLogistic "
-        "ProjectedNormal"
+        "ProjectedNormal VonMises3D"
     )
     return settings.get(name, vector if name in vectors.split() else {})

@@ -16,6 +16,7 @@ from torch.func import functional_call, vmap
 
 from pyro_genexact import heads, testing
 from pyro_genexact.base import Steps, bind
+from pyro_genexact.conditioners import nade
 from pyro_genexact.conditioners.independent import Independent
 from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
@@ -346,6 +347,29 @@ def test_nade_by_hand(name):
     net = CONDITIONERS[name]()
     y, x = conditioner_inputs(net, rows=3)
     torch.testing.assert_close(net(y, x), naive_nade(net, y, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("site", [(), (2,), 3, [(), 3, (), 2, 4, ()] * 3], ids=str)
+@pytest.mark.parametrize("context", [0, 2])
+def test_nade_in_panels(site, context, monkeypatch):
+    """Four panels of 4 sites and one of 1: values and gradients, every chunk length, and no site leaks into earlier ones."""
+    monkeypatch.setattr(nade, "_TILE", 0)
+    net = factory(NADE, 18, 2, site=site, hidden=6, context=context)()
+    y, x = conditioner_inputs(net, rows=3)
+    inputs = list(net.parameters())
+    if not isinstance(site, int):
+        inputs.append(y.requires_grad_())
+    phi, expected = net(y, x), naive_nade(net, y, x)
+    torch.testing.assert_close(phi, expected, rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad(value.sin().sum(), inputs) for value in (phi, expected)]
+    for got, truth in zip(*grads, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-10, atol=1e-10)
+    testing.chunks(net)
+    if not isinstance(site, int):
+        bad = y.detach().clone()
+        bad[:, 11] = torch.nan  # a real site in every list
+        changed = net(bad, x)
+        assert torch.equal(changed[:, :12], phi[:, :12]) and changed[:, 12:].isnan().all()
 
 
 # Orders

@@ -24,6 +24,8 @@ from .encoding import (
     with_tensors,
 )
 
+_TILE = 1 << 18  # numbers: the hidden layer of a panel, a megabyte in float32
+
 
 class NADEState(NamedTuple):
     """What a :class:`NADE` has summed up.
@@ -46,8 +48,9 @@ class NADE(Conditioner):
 
         h_t = act(c + U x + W_{<t} y_{<t}),      phi_t = V_t h_t + B_t x + b_t
 
-    Cost: ``forward`` takes O(B T H P) operations and the memory of its hidden layer at every site, B * T * H numbers
-    (W_{<t} y_{<t} is a cumulative sum); ``extend`` by S sites O(B S H P), since a state keeps the sum so far.
+    Cost: ``forward`` takes O(B T H P) operations, in panels of 4 to 64 sites that carry the sum W_{<t} y_{<t}. Its memory
+    is the hidden layer of one panel; under grad autograd keeps that of every site, B * T * H numbers. ``extend`` by S sites
+    takes O(B S H P), since a state keeps the sum so far.
 
     Args:
         num_sites: T.
@@ -118,26 +121,26 @@ class NADE(Conditioner):
         return f"{self.num_sites}, {self.num_params}, site={self.site}, context={self.context}, hidden={self.hidden}"
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T, *site_shape) and (B, C) to (B, T, P), by a cumulative sum; the last site is never read."""
+        """(B, T, *site_shape) and (B, C) to (B, T, P), panel by panel; the last site is never read."""
         check_sites(self, y)
-        total = self._before(context, len(y)).unsqueeze(1)
+        total = self._before(context, len(y))
+        phis = [self._phi(total.unsqueeze(0), context, 0)]
         if self.num_sites > 1:
-            total = torch.cat([total, total + self._read(y[:, :-1], 0).cumsum(1)], 1)
-        return self._phi(total, context, 0)
+            phis += self._sweep(y[:, :-1], 0, total, context)[0]
+        return torch.cat(phis, 1)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, NADEState]:
         """The first site's parameters (B, P), and the state before any site."""
         total = self._before(context, batch_size)
-        phi = self._phi(total.unsqueeze(1), context, 0).squeeze(1)
+        phi = self._phi(total.unsqueeze(0), context, 0).squeeze(1)
         return phi, NADEState(0, self.clock(), total, context)
 
     def extend(self, y: Tensor, state: NADEState) -> tuple[Tensor, NADEState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
         check_chunk(self, y, state.position)
-        added = self._read(y, state.position)
-        total = state.total.unsqueeze(1) + (added if y.shape[1] == 1 else added.cumsum(1))
-        phi = self._phi(total, state.context, state.position + 1)
-        return phi, self.advance(state, y.shape[1])._replace(total=total[:, -1])
+        phis, total = self._sweep(y, state.position, state.total, state.context)
+        phi = phis[0] if len(phis) == 1 else torch.cat(phis, 1)  # each call counts where sites come one by one
+        return phi, self.advance(state, y.shape[1])._replace(total=total)
 
     def permuted(self, order: Tensor) -> NADE:
         """The same weights, tied per variable, for variables visited in another order: site i is variable ``order[i]``.
@@ -169,23 +172,37 @@ class NADE(Conditioner):
             return self.hidden_bias.expand(batch_size, -1)
         return linear(context, self.hidden_context, self.hidden_bias)
 
-    def _read(self, y: Tensor, first: int) -> Tensor:
-        """(B, S, H): what each of S sites from ``first`` on adds to the hidden layer."""
-        S = y.shape[1]
+    def _sweep(self, y: Tensor, first: int, total: Tensor, context: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """Reads S sites from ``first`` on: the parameters of the sites after them, in panels, and the new sum (B, H)."""
+        inputs, size, phis = self._inputs(y, first), self._panel(total), []
+        for start in range(0, y.shape[1], size):
+            labels, values = (
+                part if part is None or len(part) <= size else part[start : start + size] for part in inputs
+            )
+            totals, total = self._add(total, labels, values, first)
+            phis.append(self._phi(totals, context, first + 1))
+            first += len(totals)
+        return phis, total
+
+    def _panel(self, total: Tensor) -> int:
+        """Sites a panel: few where B * H is large, for tiles that stay in cache; more where the calls are what costs."""
+        if total.is_cuda:
+            return 64
+        return min(max(_TILE // max(total.numel(), 1), 4), 32)
+
+    def _inputs(self, y: Tensor, first: int) -> tuple[Tensor | None, Any]:
+        """Sites first: which row of W each reads (S, B), and its factor (S, B, 1); real ones have values (S, B, k) alone."""
+        S, kind = y.shape[1], self._kinds[first]
         if self._mixed and S > 1:
-            return self._read_mixed(y, slice(first, first + S))
-        kind = self._kinds[first]
+            return self._mixed_inputs(y, slice(first, first + S))
         if isinstance(kind, int):  # a product with one-hot vectors would take V times as much
-            return embedding(labels_of(y, kind) + self._firsts[first : first + S], self.weight)
+            return (labels_of(y, kind) + self._firsts[first : first + S]).t(), None
         if self._mixed:
             y = y.to(self.weight.dtype)
         check_like("y", y, self.weight)
-        rows = self.weight[self._ends[first] : self._ends[first + S]]
-        if kind in ((), (1,)):
-            return (y if kind else y.unsqueeze(-1)) * rows
-        return (y.transpose(0, 1) @ rows.unflatten(0, (S, -1))).transpose(0, 1)
+        return None, (y if kind else y.unsqueeze(-1)).transpose(0, 1)
 
-    def _read_mixed(self, y: Tensor, sites: slice) -> Tensor:
+    def _mixed_inputs(self, y: Tensor, sites: slice) -> tuple[Tensor, Tensor]:
         real = self._counts[sites] == 0
         categories = torch.where(real, 0, y)
         labels = categories.long()
@@ -193,13 +210,37 @@ class NADE(Conditioner):
             for i, kind in enumerate(self._kinds[sites]):  # one of them raises
                 if isinstance(kind, int):
                     labels_of(y[:, i], kind)
-        scale = torch.where(real, y.to(self.weight.dtype), 1.0)
-        return embedding(labels + self._firsts[sites], self.weight) * scale.unsqueeze(-1)
+        values = torch.where(real, y.to(self.weight.dtype), 1.0)
+        return (labels + self._firsts[sites]).t(), values.t().unsqueeze(-1)
+
+    def _add(self, total: Tensor, labels: Tensor | None, values: Any, first: int) -> tuple[Tensor, Tensor]:
+        """The hidden layer after each of S sites (S, B, H), and after the last of them (B, H)."""
+        if labels is not None:
+            added = embedding(labels, self.weight)
+            added = added if values is None else added * values
+        else:
+            S, k = len(values), values.shape[2]
+            rows = self.weight[self._ends[first] : self._ends[first + S]]
+            if k == 1:
+                return self._add_numbers(total, values.squeeze(2).t(), rows)
+            added = values @ rows.unflatten(0, (S, k))
+        totals = total + (added if len(added) == 1 else added.cumsum(0))
+        return totals, totals[-1]
+
+    @staticmethod
+    def _add_numbers(total: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by a product of the S prefixes of y (B, S) with S rows of W: it goes over fewer tiles than a sum."""
+        last, S = torch.addmm(total, y, rows), y.shape[1]
+        if S == 1:
+            return last.unsqueeze(0), last
+        return total + y.unsqueeze(1).expand(-1, S, -1).tril().transpose(0, 1) @ rows, last
 
     def _phi(self, total: Tensor, context: Tensor | None, first: int) -> Tensor:
-        """(B, S, H) of the hidden layer before its activation to the parameters (B, S, P) of sites ``first`` on."""
-        sites = slice(first, first + total.shape[1])
+        """(S, B, H) of the hidden layer before its activation to the parameters (B, S, P) of sites ``first`` on."""
+        sites = slice(first, first + len(total))
         offset = self.bias[sites].unsqueeze(1)
         if context is not None:
             offset = offset + context @ self.readout_context[sites]
-        return torch.baddbmm(offset, self.activation(total).transpose(0, 1), self.readout[sites]).transpose(0, 1)
+        # Transposed, and V contiguous: a product with few columns, V on the right, takes several times as long on a CPU.
+        readout = self.readout[sites].mT.contiguous()
+        return torch.baddbmm(offset.mT, readout, self.activation(total).mT).permute(2, 0, 1)

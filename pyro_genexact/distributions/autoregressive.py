@@ -16,7 +16,7 @@ from ..base import Conditioner, Head, Steps, bind, broadcast_shapes, check_conte
 from .cdf import icdf, probability_integral
 from .checks import check_kind, checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
 from .enumeration import ByEnumeration
-from .guard import anchor, contains
+from .guard import anchor, contains, surely_inside
 from .per_site import PerSite, PerSiteConstraint
 from .reparameterised import can_sweep, sweep
 
@@ -79,8 +79,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
         self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
         self.head, of_head = bind(head, one_draw=True)
-        self._tensors = list({id(t): t for t in of_conditioner + of_head}.values())
-        numbers = (t for t in (*self._tensors, context) if t is not None and t.is_floating_point())
+        self._bound = of_conditioner + of_head
+        numbers = (t for t in (*self._bound, context) if t is not None and t.is_floating_point())
         self._like = next(numbers, torch.empty(0, device="cpu"))
         total = self._given + prod(self._sites)
         self.order = None if order is None else permutation(order, prod(self._sites)).to(self._like.device)
@@ -111,6 +111,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         if self.lengths is None and len(self._sites) == 1:
             return PerSiteConstraint(site.parts[self._given :]).joint(self.order)
         return _Events(self)
+
+    @cached_property
+    def _tensors(self) -> list[Tensor]:
+        """What the modules compute with, each once."""
+        return list({id(t): t for t in self._bound}.values())
 
     @cached_property
     def _probe(self) -> Any:
@@ -329,16 +334,17 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
         """
         y, present, shape = self._rows(value)
-        inside = self._inside(y, present)
-        if self._validate_args:
-            self._check_inside(y, inside)
-        mask = None if self._validate_args or _surely_all(inside) else inside
+        mask = None if present is None and surely_inside(self.head.support, y) else self._inside(y, present)
+        if self._validate_args and mask is not None:
+            self._check_inside(y, mask)
+            mask = None
         read = y
         good = present if mask is None else mask if present is None else mask & present
         if good is not None:
             good = _wide(good, y)
             read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, anchor(self.head.support, y))
-        return self.head(self.conditioner(self._read(read), self._batch(shape)[0])), y, mask, present, shape
+        phi = self.conditioner(self._read(read), self._batch(shape)[0])
+        return self.head.forward(phi), y, mask, present, shape
 
     def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
@@ -420,11 +426,6 @@ class _Events(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         y, present, shape = self.d._rows(value)
         return self.d._inside(y, present).all(1).reshape(shape)
-
-
-def _surely_all(mask: Tensor) -> bool:
-    """Whether all is true, where the answer is at hand: on an accelerator the wait for it would cost more than masking."""
-    return mask.device.type == "cpu" and not torch._C._are_functorch_transforms_active() and bool(mask.all())
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

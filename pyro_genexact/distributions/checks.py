@@ -71,6 +71,7 @@ def permutation(order: Any, sites: int) -> Tensor:
 
 
 def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
+    """The lengths; a TypeError unless they are integers, a ValueError unless each is between 0 and the sites."""
     if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise TypeError(f"Expected lengths to be a tensor of integers; got {getattr(lengths, 'dtype', type(lengths))}.")
     if not lengths.is_meta and ((lengths < 0) | (lengths > sites)).any():
@@ -80,6 +81,7 @@ def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
 
 
 def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
+    """How many sites a prefix (*batch, k, *site_shape) has; ValueError for another shape or none."""
     check_kind("prefix", prefix, Tensor)
     cut = prefix.dim() - len(site_shape)
     if cut < 1 or tuple(prefix.shape[cut:]) != site_shape:

@@ -1,9 +1,10 @@
 """Exact autoregressive models and normalising flows as ordinary Pyro distributions."""
 
-from . import conditioners, distributions, flows, heads, transforms
+from . import conditioners, distributions, flows, heads, numerics, transforms
 from .base import Conditioner, Constant, DistributionModule, Head, Steps
 from .flows import Flow
 from .models import Autoregressive, Conditional, OrderEnsemble
+from .numerics import ConvergenceError
 from .training import FitResult, fit
 
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ __all__ = [
     "Conditional",
     "Conditioner",
     "Constant",
+    "ConvergenceError",
     "DistributionModule",
     "FitResult",
     "Flow",
@@ -25,5 +27,6 @@ __all__ = [
     "fit",
     "flows",
     "heads",
+    "numerics",
     "transforms",
 ]

@@ -249,6 +249,11 @@ def to_support(support, features, size=None):
     return fixed(lambda: gx.Constant(gx.transforms.ToSupport(support, features)).double(), 3, size or features)
 
 
+def cubic(x, a):
+    a = a[..., 0].exp()
+    return x**3 + a * x, (3 * x**2 + a).log()
+
+
 MIXED = [constraints.real, constraints.positive, constraints.interval(-1.0, 2.0), constraints.less_than(3.0)]
 TRANSFORMS = {
     "Autoregressive": autoregressive(CONDITIONERS["MADE tanh"]),
@@ -274,6 +279,11 @@ TRANSFORMS = {
     ),
     "Affine": plain(
         partial(gx.transforms.Affine, event_dim=1), 3, 4, shift=sized(4, seed=2), log_scale=0.5 * sized(4, seed=3)
+    ),
+    "Monotone": lambda: (
+        Built(lambda a: gx.transforms.Monotone(cubic, [a]), a=0.5 * sized(4, 1)).double(),
+        sized(3, 4),
+        None,
     ),
     "HalfLine": plain(gx.transforms.HalfLine, 5, bound=sized(seed=2)),
     "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),

@@ -4,6 +4,7 @@ from .affine import Affine
 from .autoregressive import AutoregressiveTransform, ConditionedAutoregressive
 from .base import Chain, Inverse, PlainTransform, RememberingTransform
 from .linear import Permute, Reverse, Standardize
+from .monotone import Monotone
 from .support import HalfLine, Interval, Simplex, ToSupport
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "HalfLine",
     "Interval",
     "Inverse",
+    "Monotone",
     "Permute",
     "PlainTransform",
     "RememberingTransform",

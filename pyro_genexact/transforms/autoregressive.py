@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head, Steps, bind, check_context, check_like, vjp
-from .base import Inverse, RememberingTransform
+from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
 
 
 class ConditionedAutoregressive(RememberingTransform):
@@ -57,10 +57,8 @@ class ConditionedAutoregressive(RememberingTransform):
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, shape = self._flatten(x)
-        transform = self.head(self.conditioner(rows, context))
-        y = transform(rows)
-        ladj = transform.log_abs_det_jacobian(rows, y).sum(-1)
-        return _shaped(y, shape), _shaped(ladj, shape[: -self.domain.event_dim])
+        y, ladj = call_with_ladj(self.head(self.conditioner(rows, context)), rows)
+        return _shaped(y, shape), _shaped(ladj.sum(-1), shape[: -self.domain.event_dim])
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, shape = self._flatten(y)
@@ -171,7 +169,9 @@ def _solve(
         for t, y_t in enumerate(y.split(1, 1)):
             if t:
                 phi, state = conditioner.extend(xs[-1], state)
-            xs.append(head.forward(phi, t).inv(y_t))  # a call of the module would cost as much as two operations
+            xs.append(
+                inverse_of(head.forward(phi, t), y_t)
+            )  # a call of the module would cost as much as two operations
             phis.append(phi)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
     return x, -head(phi).log_abs_det_jacobian(x, y).sum(1), phi, state
@@ -189,17 +189,17 @@ class _Solve(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, ladj, phi, ctx.state = _solve(transform.conditioner, transform.head, y, context)
         ctx.conditioner, ctx.head, ctx.tensors = transform.conditioner, transform.head, tensors
-        ctx.save_for_backward(y, context, phi, *tensors)
+        ctx.save_for_backward(y, context, phi, x, *tensors)
         return x, ladj
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, context, phi, *_ = ctx.saved_tensors  # all are unpacked, so that autograd sees a parameter changed since
+        y, context, phi, x, *_ = ctx.saved_tensors  # all are unpacked, so that autograd sees a parameter changed since
         needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             grads = _graph_gradients(ctx, gx, gl, y, context, needed)
         else:
-            grads = _sweep_gradients(ctx, gx, gl, y, context, phi)
+            grads = _sweep_gradients(ctx, gx, gl, y, context, phi, x.detach())
         return None, *(grad if need else None for grad, need in zip(grads, needed, strict=True))
 
 
@@ -213,13 +213,13 @@ def _graph_gradients(
 
 
 def _sweep_gradients(
-    ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, phi: Tensor
+    ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, phi: Tensor, known: Tensor
 ) -> list[Tensor | None]:
     flat = (*phi.shape[:2], -1)
     with torch.enable_grad():  # the derivatives of x_t and log|dx/dy|_t in phi_t and y_t, all sites at once
         phi, y = phi.detach().requires_grad_(), y.detach().requires_grad_()
         transform = ctx.head(phi)
-        x = transform.inv(y)
+        x = inverse_of(transform, y, known)
         ladj = -transform.log_abs_det_jacobian(x, y).sum(1)
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)

@@ -50,6 +50,10 @@ class RememberingTransform(Transform):
         """x and log|dy/dx| from y."""
         raise TypeError(f"{type(self).__name__} must define solve(y)")
 
+    def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
+        """x alone from y; ``known`` is its value without gradient, where that was found before."""
+        return self.solve(y)[0]
+
     def watched(self) -> Sequence[Tensor]:
         """The tensors that the transform computes with beside its argument."""
         if self._watched is None:
@@ -198,6 +202,11 @@ def call_with_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
         return y, -ladj
     y = transform(x)
     return y, transform.log_abs_det_jacobian(x, y)
+
+
+def inverse_of(transform: Transform, y: Tensor, known: Tensor | None = None) -> Tensor:
+    """x alone, as :meth:`RememberingTransform.invert`, for any transform."""
+    return transform.invert(y, known) if isinstance(transform, RememberingTransform) else transform.inv(y)
 
 
 @ConditionalTransformModule.register

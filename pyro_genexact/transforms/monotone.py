@@ -1,0 +1,73 @@
+"""The elementwise bijection that is given by an increasing function alone: its inverse is a root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from .. import numerics
+from ..base import broadcast_shapes
+from .base import RememberingTransform
+
+
+class Monotone(RememberingTransform):
+    r"""y = f(x; parameters), elementwise, for any f that increases from -inf to inf.
+
+    Forward is one evaluation of f; the inverse is :func:`pyro_genexact.numerics.root`: for smooth functions five or six of
+    them, to the rounding of the dtype at any size of y, or a ConvergenceError. Both directions are differentiable twice
+    and more.
+
+    Args:
+        function: (x, \*parameters, \*shared) to (y, log dy/dx). It is given x (\*batch), the parameters, and those of the rows
+            that are not solved yet; it must broadcast, and be importable if the transform shall be pickled.
+        parameters: each (\*batch, n), n numbers a value; at least one.
+        shared: tensors of any shape that are the same for all values, e.g. the weights of a network.
+
+    Shapes: x and y (\*batch), broadcast with the parameters'.
+
+    Example:
+        >>> def cubic(x, a):
+        ...     a = a[..., 0].exp()
+        ...     return x**3 + a * x, (3 * x**2 + a).log()
+        >>> t = Monotone(cubic, [torch.zeros(4, 1)])
+        >>> t.inv(torch.tensor([0.0, 2.0, 10.0, 1e6]))
+        tensor([ 0.0000,  1.0000,  2.0000, 99.9967])
+    """
+
+    domain = codomain = constraints.real
+    sign = 1
+
+    def __init__(
+        self,
+        function: Callable[..., tuple[Tensor, Tensor]],
+        parameters: Sequence[Tensor],
+        shared: Sequence[Tensor] = (),
+        cache_size: int = 1,
+    ) -> None:
+        super().__init__(cache_size=cache_size)
+        self.function, self.parameters, self.shared = function, tuple(parameters), tuple(shared)
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.function(x, *self.parameters, *self.shared)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.invert(y)
+        return x, self.evaluate(x)[1]
+
+    def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
+        """x alone; ``known`` is its value, where that was found before."""
+        shape = broadcast_shapes(y.shape, *(p.shape[:-1] for p in self.parameters))
+        y = y if y.shape == shape else y.expand(shape)
+        parameters = [p if p.dim() > len(shape) else p[(None,) * (len(shape) + 1 - p.dim())] for p in self.parameters]
+        if known is None:
+            with torch.no_grad():
+                known = numerics.find(self.function, y, parameters, self.shared)
+        return numerics.implicit(self.function, known, y, *parameters, *self.shared)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return broadcast_shapes(shape, *(p.shape[:-1] for p in self.parameters))
+
+    inverse_shape = forward_shape

@@ -117,11 +117,13 @@ class Head(nn.Module):
         num_params: P, the numbers a site needs.
         site_shape: the shape of one site's value.
         support: of a site's value, for heads of distributions; the same whatever phi is.
+        domain: of a number of a site's value and of its image, for heads of bijections.
     """
 
     num_params: int
     site_shape: tuple[int, ...] = ()
     support: constraints.Constraint = constraints.real
+    domain: constraints.Constraint = constraints.real
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""

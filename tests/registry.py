@@ -134,6 +134,13 @@ HEADS = {
     "Affine": lambda: built(gx.heads.Affine()),
     "Affine tight": lambda: built(gx.heads.Affine(bound=1.0)),
     "Affine vectors": lambda: built(gx.heads.Affine((3,))),
+    "Shift": gx.heads.Shift,
+    "Shift vectors": lambda: gx.heads.Shift((3,)),
+    "DeepSigmoid": lambda: built(gx.heads.DeepSigmoid(4)),
+    "DeepSigmoid layers": lambda: built(gx.heads.DeepSigmoid(3, layers=2)),
+    "LogisticMixtureCDF": lambda: built(gx.heads.LogisticMixtureCDF(3)),
+    "MonotoneNetwork": lambda: built(gx.heads.MonotoneNetwork(3, hidden=(6, 5))),
+    "IntegratedPositive": lambda: built(gx.heads.IntegratedPositive(3, hidden=(6, 5))),
 }
 
 
@@ -249,9 +256,34 @@ def to_support(support, features, size=None):
     return fixed(lambda: gx.Constant(gx.transforms.ToSupport(support, features)).double(), 3, size or features)
 
 
+def vectors(kind, *sizes, rows=3, context=0, inverse=False, shape=(), **options):
+    """A module of vectors (rows, D), whose size comes first, and a context."""
+
+    def factory():
+        torch.manual_seed(0)
+        module = built(kind(*sizes, context=context, activation=torch.tanh, **options))
+        x = sized(rows, sizes[0], *shape)
+        return module.inv if inverse else module, x, sized(rows, context, seed=1) if context else None
+
+    return factory
+
+
+def block(sites=3, context=0, inverse=False, **options):
+    def factory():
+        module = built(gx.transforms.BlockAutoregressive(sites, context=context, **{"hidden": (4, 3), **options}))
+        x = sized(3, sites)
+        return module.inv if inverse else module, x, sized(3, context, seed=1) if context else None
+
+    return factory
+
+
 def cubic(x, a):
     a = a[..., 0].exp()
     return x**3 + a * x, (3 * x**2 + a).log()
+
+
+def of_cubics(a):
+    return gx.transforms.Monotone(cubic, [a])
 
 
 MIXED = [constraints.real, constraints.positive, constraints.interval(-1.0, 2.0), constraints.less_than(3.0)]
@@ -268,6 +300,43 @@ TRANSFORMS = {
     "Autoregressive steps": autoregressive(CONDITIONERS["Recurrent lstm steps"], sites=3),
     "Autoregressive inverse": autoregressive(CONDITIONERS["MADE context"], inverse=True),
     "Autoregressive generic inverse": autoregressive(CONDITIONERS["RunningSum"], inverse=True),
+    "Block gated": block(context=2),
+    "Block normal": block(residual="normal"),
+    "Block leaky": block(residual=None),
+    "Block leaky context inverse": block(residual=None, context=2, hidden=(3,), inverse=True),
+    "Block one site": block(1, context=1, hidden=(3,)),
+    "Block deep inverse": block(2, residual="normal", hidden=(2, 3, 2), inverse=True),
+    "Coupling": vectors(gx.transforms.Coupling, 5, gx.heads.Affine(), hidden=(6,)),
+    "Coupling mask": vectors(
+        gx.transforms.Coupling, 4, gx.heads.Affine(), context=2, hidden=(6,), mask=torch.tensor([False, True] * 2)
+    ),
+    "Coupling one site": vectors(gx.transforms.Coupling, 1, gx.heads.Affine(), context=2, hidden=(6,)),
+    "Coupling shift inverse": vectors(gx.transforms.Coupling, 4, gx.heads.Shift(), hidden=(6,), inverse=True),
+    "Coupling vectors": vectors(
+        gx.transforms.Coupling, 3, gx.heads.Affine((2,)), context=1, shape=(2,), mask=torch.tensor([True, False, True])
+    ),
+    "Coupling conditioner": vectors(
+        gx.transforms.Coupling,
+        3,
+        gx.heads.Affine(),
+        context=1,
+        conditioner=lambda P, C: Recurrent((), P, context=C, hidden=5),
+    ),
+    "Planar": vectors(gx.transforms.Planar, 3),
+    "Planar context inverse": vectors(gx.transforms.Planar, 4, context=2, hidden=(5,), inverse=True),
+    "Planar one feature": vectors(gx.transforms.Planar, 1),
+    "Radial": vectors(gx.transforms.Radial, 3),
+    "Radial context inverse": vectors(gx.transforms.Radial, 4, context=2, hidden=(5,), inverse=True),
+    "Sylvester": vectors(gx.transforms.Sylvester, 3, reflections=4),
+    "Sylvester context inverse": vectors(
+        gx.transforms.Sylvester, 4, rank=2, context=2, reflections=3, hidden=(5,), inverse=True
+    ),
+    "LULinear": lambda: (built(gx.transforms.LULinear(4)), sized(3, 4), None),
+    "LULinear inverse": lambda: (gx.transforms.Inverse(built(gx.transforms.LULinear(3))), sized(3, 3), None),
+    "Rotation": lambda: (built(gx.transforms.Rotation(4)), sized(3, 4), None),
+    "Rotation inverse": lambda: (gx.transforms.Inverse(built(gx.transforms.Rotation(3))), sized(3, 3), None),
+    "Householder": lambda: (built(gx.transforms.Householder(4, 3)), sized(3, 4), None),
+    "Householder inverse": lambda: (gx.transforms.Inverse(built(gx.transforms.Householder(3))), sized(3, 3), None),
     "Chain": chain,
     "Permute": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 3, 1])), 3, 4),
     "Permute sites": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 1]), dim=-2), 2, 3, 2),
@@ -280,11 +349,7 @@ TRANSFORMS = {
     "Affine": plain(
         partial(gx.transforms.Affine, event_dim=1), 3, 4, shift=sized(4, seed=2), log_scale=0.5 * sized(4, seed=3)
     ),
-    "Monotone": lambda: (
-        Built(lambda a: gx.transforms.Monotone(cubic, [a]), a=0.5 * sized(4, 1)).double(),
-        sized(3, 4),
-        None,
-    ),
+    "Monotone": plain(of_cubics, 3, 4, a=0.5 * sized(4, 1, seed=2)),
     "HalfLine": plain(gx.transforms.HalfLine, 5, bound=sized(seed=2)),
     "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),
     "Interval": plain(gx.transforms.Interval, 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
@@ -295,7 +360,7 @@ TRANSFORMS = {
     "ToSupport simplex": to_support(constraints.simplex, 3, 2),
     "ToSupport list": to_support(MIXED, 4),
 }
-TRIANGULAR = [name for name in TRANSFORMS if name.startswith("Autoregressive")]
+TRIANGULAR = [name for name in TRANSFORMS if name.startswith(("Autoregressive", "Block"))]
 
 
 def flow(recipe, features, context=0, **options):

@@ -1,5 +1,6 @@
 """Networks that encode the context and the history of a site."""
 
+from .angles import Angles
 from .independent import Independent, IndependentState
 from .made import MADE, MADEState
 from .markov import Markov, MarkovState
@@ -10,6 +11,7 @@ from .recurrent import Recurrent, RecurrentState
 __all__ = [
     "MADE",
     "NADE",
+    "Angles",
     "Independent",
     "IndependentState",
     "MADEState",

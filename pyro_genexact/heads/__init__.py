@@ -1,8 +1,9 @@
 """What the parameters of a site mean: a distribution or a strictly monotone bijection of its value."""
 
-from .bijections import Affine
+from .bijections import Affine, Shift
 from .composite import ConditionalHead, PerSite
 from .mixture import DiscretizedLogistic, Mixture
+from .networks import IntegratedPositive, MonotoneNetwork
 from .parametric import (
     Bernoulli,
     Beta,
@@ -24,24 +25,33 @@ from .parametric import (
     VonMises,
     ZeroInflatedPoisson,
 )
+from .polynomial import Bernstein, SumOfSquares
+from .sigmoidal import DeepSigmoid, LogisticMixtureCDF
 from .simplex import ContinuousCategorical
+from .spline import CircularSpline, RationalQuadraticSpline
 
 __all__ = [
     "Affine",
     "Bernoulli",
+    "Bernstein",
     "Beta",
     "Binomial",
     "Categorical",
+    "CircularSpline",
     "ConditionalHead",
     "ContinuousCategorical",
+    "DeepSigmoid",
     "Dirichlet",
     "DiscretizedLogistic",
     "Exponential",
     "Gamma",
     "Geometric",
+    "IntegratedPositive",
     "Laplace",
     "LogNormal",
+    "LogisticMixtureCDF",
     "Mixture",
+    "MonotoneNetwork",
     "MultivariateNormal",
     "NegativeBinomial",
     "Normal",
@@ -49,7 +59,10 @@ __all__ = [
     "Parametric",
     "PerSite",
     "Poisson",
+    "RationalQuadraticSpline",
+    "Shift",
     "StudentT",
+    "SumOfSquares",
     "VonMises",
     "ZeroInflatedPoisson",
 ]

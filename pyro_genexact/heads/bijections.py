@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.distributions import AffineTransform
 
 from .. import transforms
 from ..base import Head, check_sizes
@@ -47,3 +48,29 @@ class Affine(Head):
         bound = self._bounds[phi.dtype]
         shift, raw = phi.unbind(-1 - len(self.site_shape))
         return transforms.Affine(shift, torch.tanh(raw / bound) * bound, len(self.site_shape))
+
+
+class Shift(Head):
+    """y = x + phi, which keeps volumes: the head of NICE.
+
+    Args:
+        shape: the shape of a site, ``()`` or ``(k,)``.
+
+    Raises:
+        ValueError: for sizes that are no positive integers.
+
+    Reference: Dinh, Krueger, Bengio, "NICE: Non-linear Independent Components Estimation", ICLR workshop 2015.
+
+    Example:
+        >>> Shift()(torch.ones(4, 3, 1))(torch.ones(4, 3))[0]
+        tensor([2., 2., 2.])
+    """
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        check_sizes(1, shape=shape)
+        self.site_shape, self.num_params = tuple(shape), prod(shape)
+
+    def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
+        """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
+        return AffineTransform(phi if self.site_shape else phi.squeeze(-1), 1.0, len(self.site_shape))

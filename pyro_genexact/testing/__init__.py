@@ -5,11 +5,14 @@ subject is far from the identity and in float64: call ``redraw(module.double())`
 distribution, or a module whose call (with the context, where one is given) returns it. None changes its subject.
 """
 
+from .bijections import bijection_head, differentiability, learning, monotonicity, round_trips, slopes
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
+from .conventions import as_distribution, conventions
 from .devices import device, meta
 from .distributions import agreement, extremes, freshness, gradients, mass, persistence, shapes, support
-from .heads import bijection_head, distribution_head
+from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
+from .lines import line_mass
 from .transforms import cache, copies, derivatives, inverse, log_det
 
 __all__ = [  # noqa: RUF022 - the order of the reference page
@@ -23,15 +26,23 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "context_use",
     "sequential_gradient",
     "bijection_head",
+    "monotonicity",
+    "round_trips",
+    "slopes",
+    "differentiability",
+    "learning",
     "distribution_head",
     "inverse",
     "log_det",
     "derivatives",
     "cache",
+    "conventions",
+    "as_distribution",
     "copies",
     "shapes",
     "support",
     "mass",
+    "line_mass",
     "agreement",
     "gradients",
     "extremes",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from ..base import Conditioner, Steps
+from ..base import Conditioner, Head, Steps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -89,6 +89,17 @@ def _close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> No
     off = ~(((got - expected).abs() <= tol * (1 + expected.abs())) | (got == expected))
     if off.any():
         _broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
+
+
+def _like(head: Head, dtype: torch.dtype) -> Tensor:
+    own = (v for v in (*head.parameters(), *head.buffers()) if v.is_floating_point())
+    return next(own, torch.empty(0, dtype=dtype))
+
+
+def _each_matters(grad: Tensor, of: str) -> None:
+    size = grad.abs().amax((0, 1))
+    if not (size > 0).all():
+        _broken("head", "every parameter matters", f"gradient 0 of parameter {int(size.argmin())} in {of}, not more")
 
 
 @contextmanager

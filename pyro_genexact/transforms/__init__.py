@@ -3,24 +3,42 @@
 from .affine import Affine
 from .autoregressive import AutoregressiveTransform, ConditionedAutoregressive
 from .base import Chain, Inverse, PlainTransform, RememberingTransform
+from .block_autoregressive import BlockAutoregressive, ConditionedBlockAutoregressive
+from .coupling import ConditionedCoupling, Coupling
 from .linear import Permute, Reverse, Standardize
+from .matrices import Householder, LULinear, Rotation
 from .monotone import Monotone
+from .residual import ConditionedResidual, Planar, Radial, Sylvester
+from .spline import CircularRationalQuadratic, RationalQuadratic
 from .support import HalfLine, Interval, Simplex, ToSupport
 
 __all__ = [
     "Affine",
     "AutoregressiveTransform",
+    "BlockAutoregressive",
     "Chain",
+    "CircularRationalQuadratic",
     "ConditionedAutoregressive",
+    "ConditionedBlockAutoregressive",
+    "ConditionedCoupling",
+    "ConditionedResidual",
+    "Coupling",
     "HalfLine",
+    "Householder",
     "Interval",
     "Inverse",
+    "LULinear",
     "Monotone",
     "Permute",
     "PlainTransform",
+    "Planar",
+    "Radial",
+    "RationalQuadratic",
     "RememberingTransform",
     "Reverse",
+    "Rotation",
     "Simplex",
     "Standardize",
+    "Sylvester",
     "ToSupport",
 ]

@@ -47,7 +47,7 @@ class ConditionedAutoregressive(RememberingTransform):
         self.head, of_head = bind(head, one_draw=True)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
         self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
-        self._domain = constraints.independent(constraints.real, 1 + len(head.site_shape))
+        self._domain = constraints.independent(head.domain, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]

@@ -25,6 +25,7 @@ class Monotone(RememberingTransform):
             that are not solved yet; it must broadcast, and be importable if the transform shall be pickled.
         parameters: each (\*batch, n), n numbers a value; at least one.
         shared: tensors of any shape that are the same for all values, e.g. the weights of a network.
+        guess: (y, \*parameters, \*shared) to where the search for x begins; by default it begins at y.
 
     Shapes: x and y (\*batch), broadcast with the parameters'.
 
@@ -45,9 +46,11 @@ class Monotone(RememberingTransform):
         function: Callable[..., tuple[Tensor, Tensor]],
         parameters: Sequence[Tensor],
         shared: Sequence[Tensor] = (),
+        guess: Callable[..., Tensor] | None = None,
         cache_size: int = 1,
     ) -> None:
         super().__init__(cache_size=cache_size)
+        self.guess = guess
         self.function, self.parameters, self.shared = function, tuple(parameters), tuple(shared)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +67,8 @@ class Monotone(RememberingTransform):
         parameters = [p if p.dim() > len(shape) else p[(None,) * (len(shape) + 1 - p.dim())] for p in self.parameters]
         if known is None:
             with torch.no_grad():
-                known = numerics.find(self.function, y, parameters, self.shared)
+                guess = None if self.guess is None else self.guess(y, *parameters, *self.shared)
+                known = numerics.find(self.function, y, parameters, self.shared, guess)
         return numerics.implicit(self.function, known, y, *parameters, *self.shared)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:

@@ -7,9 +7,22 @@ from torch.distributions import constraints
 
 from pyro_genexact import Head, heads, testing, transforms
 
+BIJECTION_LAWS = (
+    testing.monotonicity,
+    testing.round_trips,
+    testing.slopes,
+    testing.differentiability,
+    testing.learning,
+)
+
 
 def test_bijection_head(head):
     testing.bijection_head(head)
+
+
+@pytest.mark.parametrize("law", BIJECTION_LAWS, ids=lambda law: law.__name__)
+def test_bijections(head, law):
+    law(head)
 
 
 def test_distribution_head(distribution_head):

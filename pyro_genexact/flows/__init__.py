@@ -1,0 +1,30 @@
+"""Normalising flows: a base pushed through transforms, and the recipes that build them."""
+
+from .base import Flow
+from .build import autoregressive, coupling
+from .recipes import bnaf, bpf, coupling_nsf, glow_vector, iaf, maf, naf, nice, nsf, realnvp, sospf, umnn
+from .univariate import OnOneAxis, UnivariateDistribution, UnivariateFlow, univariate
+from .zuko import from_zuko
+
+__all__ = [
+    "Flow",
+    "OnOneAxis",
+    "UnivariateDistribution",
+    "UnivariateFlow",
+    "autoregressive",
+    "bnaf",
+    "bpf",
+    "coupling",
+    "coupling_nsf",
+    "from_zuko",
+    "glow_vector",
+    "iaf",
+    "maf",
+    "naf",
+    "nice",
+    "nsf",
+    "realnvp",
+    "sospf",
+    "umnn",
+    "univariate",
+]

@@ -1,0 +1,253 @@
+"""Flows of the library zuko as Pyro distributions that keep every convention. Zuko itself is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Transform, constraints
+
+from .. import numerics
+from ..base import bind, broadcast_shapes, check_context, check_sizes
+from ..transforms import RememberingTransform, ToSupport
+from ..transforms.base import call_with_ladj
+from .base import Flow
+
+_STEPS = 12  # of Newton's method after zuko's inverse
+
+
+def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
+    """A flow of the library zuko as a module whose call returns a Pyro distribution.
+
+    What ``pyro.contrib.zuko.ZukoToPyro`` breaks holds: nothing stale is served and nothing leaks, there are a support,
+    ``sample`` and ``expand``, and each row of the context draws noise of its own. The parameters are those of the module
+    itself, which zuko may train as well.
+
+    ``log_prob`` costs what it costs in zuko. ``rsample`` is zuko's inverse, checked by one pass forward; where that is a
+    search, its result is refined by Newton's method (D gradients of a pass a step, one or two steps), also beyond the bounds
+    of the search, or it raises. Gradients of samples are implicit (D gradients of a pass), and right also where zuko's
+    aren't: parameters of its monotone networks have theirs in ``eval`` too.
+
+    Args:
+        module: a ``zuko.flows.Flow``, such as ``zuko.flows.NAF(3, 2)``, over real vectors.
+        context: C, features of the context; by default read off zuko's own layers. Needed for layers of one's own.
+
+    Raises:
+        TypeError: for something without zuko's ``transform`` and ``base``.
+        ValueError: for a base over less than all real vectors, or a context of another width than zuko's layers take.
+        ConvergenceError: when sampling, where no x is found that the transform maps onto the noise.
+
+    Example:
+        >>> class Shift(nn.Module):  # what zuko calls a lazy transform
+        ...     def forward(self, c=None):
+        ...         return torch.distributions.AffineTransform(torch.ones(2), 1.0, event_dim=1)
+        >>> class Normal(nn.Module):
+        ...     def forward(self, c=None):
+        ...         return Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+        >>> module = nn.Module()
+        >>> module.transform, module.base = Shift(), Normal()
+        >>> from_zuko(module)().log_prob(-torch.ones(5, 2)).shape
+        torch.Size([5])
+    """
+    transform, base = (getattr(module, name, None) for name in ("transform", "base"))
+    if not (isinstance(module, nn.Module) and isinstance(transform, nn.Module) and isinstance(base, nn.Module)):
+        raise TypeError(
+            f"Expected module to be a zuko.flows.Flow (a module with transform and base); got {type(module).__name__}."
+        )
+    widths = {width for part in transform.modules() if (width := _width(part)) is not None}
+    found = max(widths, default=None)
+    if context is not None:
+        check_sizes(0, context=context)
+        if found not in (None, context):
+            raise ValueError(f"Expected context == {found} (that of zuko's layers); got {context}.")
+    width = context or found or 0
+    features = _features(base, width)
+    return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], _Base(base, width))
+
+
+class ZukoTransform(nn.Module):
+    """A transform module of zuko, from data to noise, as one from noise to data.
+
+    Args:
+        transform: its call, with a context or None, returns a transform of vectors.
+        context: C, features of the context; 0 for none.
+
+    Example:
+        >>> class Shift(nn.Module):
+        ...     def forward(self, c=None):
+        ...         return torch.distributions.AffineTransform(1.0, 2.0, event_dim=1)
+        >>> ZukoTransform(Shift())()(torch.ones(3))
+        tensor([0., 0., 0.])
+    """
+
+    def __init__(self, transform: nn.Module, context: int = 0) -> None:
+        super().__init__()
+        self.transform, self.context = transform, context
+
+    def forward(self, context: Tensor | None = None) -> ConditionedZuko:
+        """The transform given the context (*batch, C)."""
+        check_context(self, context)
+        return ConditionedZuko(self.transform, context)
+
+
+class ConditionedZuko(RememberingTransform):
+    """The bijection from noise to data that a transform module of zuko is, given a context.
+
+    Args:
+        module: zuko's, from data to noise; the weights it has now are used from here on.
+        context: (*batch, C) or None.
+
+    Raises:
+        ConvergenceError: in the forward direction, where zuko's inverse and Newton's method after it end elsewhere.
+    """
+
+    domain = codomain = constraints.real_vector
+
+    def __init__(self, module: nn.Module, context: Tensor | None = None, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        self.module, tensors = bind(module, one_draw=True)
+        for part in self.module.modules():  # in eval, zuko's layers of this kind drop gradients of their parameters
+            if type(part).__module__.startswith("zuko.flows"):
+                part.training = True
+        self.context, self._tensors = context, list({id(t): t for t in tensors}.values())
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with _outside_inference_mode():
+            x, context = _plain(self._broadcast(x)), _plain(self.context)
+            transform = self.module(context)
+            with torch.no_grad():
+                y = _refined(transform, transform.inv(x), x)
+            inputs = [t for t in (context, *self._parameters()) if t is not None]
+            y = numerics.implicit(_Image(self.module, inputs, context is not None), y, x, *inputs, event_dim=1)
+            return y, -_call_and_ladj(transform, y)[1]
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        with _outside_inference_mode():
+            x, ladj = _call_and_ladj(self.module(_plain(self.context)), _plain(self._broadcast(y)))
+            return x, -ladj
+
+    def watched(self) -> Sequence[Tensor]:
+        return self._tensors if self.context is None else [self.context, *self._tensors]
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return shape if self.context is None else broadcast_shapes(shape[:-1], self.context.shape[:-1]) + shape[-1:]
+
+    inverse_shape = forward_shape
+
+    def _parameters(self) -> list[Tensor]:
+        return [t for t in self._tensors if t.requires_grad]
+
+    def _broadcast(self, value: Tensor) -> Tensor:
+        shape = self.forward_shape(value.shape)
+        return value if shape == value.shape else value.expand(shape)
+
+
+class _Image:
+    """What a transform module maps y to, as a function of the tensors that it computes with.
+
+    Put in place in a copy that stays, not for the call alone, since zuko's own backward passes evaluate layers again.
+    """
+
+    def __init__(self, module: nn.Module, tensors: Sequence[Tensor], has_context: bool) -> None:
+        self.module, self.tensors, self.has_context = module, tensors, has_context
+
+    def __call__(self, y: Tensor, *given: Tensor) -> Tensor:
+        new = {id(old): t for old, t in zip(self.tensors, given, strict=True)}
+        module, _ = bind(self.module)
+        for part in module.modules():
+            for name, p in part._parameters.items():
+                part._parameters[name] = new.get(id(p), p)  # type: ignore[assignment]
+        x: Tensor = module(given[0] if self.has_context else None)(y)
+        return x
+
+
+class _Base(nn.Module):
+    """The base module of a flow of zuko, whose distributions are made one of vectors."""
+
+    def __init__(self, base: nn.Module, context: int) -> None:
+        super().__init__()
+        self.base, self.context = base, context
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        d: Distribution = self.base(context)
+        return d if d.event_shape else Independent(d, 1)
+
+
+def _refined(transform: Transform, y: Tensor, x: Tensor) -> Tensor:
+    """y where the transform maps it onto x, up to rounding; else from there on by Newton's method for vectors."""
+    eps = 1000 * torch.finfo(x.dtype).eps
+    for _ in range(_STEPS):
+        residual = transform(y) - x
+        far = ~(residual.abs() <= eps * (1 + x.abs())).all(-1, keepdim=True) & ~x.isnan().any(-1, keepdim=True)
+        if x.is_meta or not far.any():
+            return y
+        with torch.enable_grad():
+            at = y.detach().requires_grad_()
+            columns = [column.sum() for column in transform(at).unbind(-1)]
+        rows = [torch.autograd.grad(column, at, retain_graph=True, materialize_grads=True)[0] for column in columns]
+        step = torch.linalg.solve_ex(torch.stack(rows, -2), residual.unsqueeze(-1))[0].squeeze(-1)
+        y = torch.where(far, y - step, y)
+        if not (far & (step.abs() > eps * (1 + y.abs()))).any():  # false for NaN
+            return y
+    index = tuple(
+        int(i)
+        for i in torch.unravel_index(torch.where(far, residual.abs().nan_to_num(torch.inf), -1).argmax(), x.shape)
+    )
+    worst, place = residual[index].abs().item(), y[index].item()
+    raise numerics.ConvergenceError(
+        f"Expected the inverse of zuko's transform to be mapped back onto its argument; got {worst:.6g} off at index "
+        f"{index}, for {x[index].item():.8g} (the transform may be bounded, or the search that inverts it clamped).",
+        worst,
+        index,
+        (place, place),
+    )
+
+
+def _call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """In one evaluation: a method that zuko gives to all transforms."""
+    return transform.call_and_ladj(x) if hasattr(transform, "call_and_ladj") else call_with_ladj(transform, x)
+
+
+def _width(layer: Any) -> int | None:
+    """Features of the context that a layer of zuko reads; None if that is not known."""
+    network = getattr(layer, "hyper", getattr(layer, "ode", None))
+    if network is None:
+        return 0 if hasattr(layer, "phi") else None  # element-wise, with free parameters
+    linear: list[Any] = [part for part in network.modules() if hasattr(part, "in_features")]
+    reads, writes = linear[0].in_features, linear[-1].out_features
+    if hasattr(layer, "ode"):
+        return reads - writes - 2 * len(layer.freqs)
+    if getattr(layer, "mask", None) is not None:
+        return reads - int(layer.mask.sum())
+    return reads - writes // layer.total if hasattr(layer, "passes") else reads
+
+
+def _features(base: nn.Module, context: int) -> int:
+    """The size of the base's vectors; ValueError unless they are all real ones."""
+    like = next((t for t in (*base.parameters(), *base.buffers()) if t.is_floating_point()), torch.zeros(()))
+    with torch.no_grad():
+        d: Distribution = base(like.new_zeros(context) if context else None)
+    support: Any = d.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support not in (constraints.real, constraints.real_vector):
+        raise ValueError(f"Expected module.base over all real vectors; got {type(d).__name__} over {support}.")
+    return (d.batch_shape + d.event_shape)[-1]
+
+
+def _plain(t: Any) -> Any:
+    """One that autograd may use, of a tensor made in inference mode."""
+    return t.clone() if t is not None and t.is_inference() else t
+
+
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """In inference mode, no_grad in its place: zuko's log-derivatives are gradients."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield

@@ -1,0 +1,147 @@
+"""Bijections made of sigmoids: cdfs of logistic mixtures, brought back onto the real line, once or in layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .. import transforms
+from ..base import Head, check_sizes
+
+
+class DeepSigmoid(Head):
+    r"""y = logit(sum_k w_k sigmoid(a_k x + b_k)): the deep sigmoidal flow of NAF; with layers, the dense one.
+
+    Each layer maps h (of K units; the first reads x alone) to logit(sum_k W_jk sigmoid(a_k h_k + b_k)), with J = K rows of W, and
+    one in the last layer. Rows of W are softmaxes, log a = bound tanh(raw / bound). All of it comes from phi. At phi = 0,
+    a = 1, W is uniform and b is spread over (-1, 1), so that the units differ. In the tails the slope is the smallest a
+    (a product of such).
+
+    P = 3 K + (layers - 1) (2 K + K^2). Cost: 2 K sigmoids a layer and K^2 terms between layers; the inverse is four to
+    seven times that.
+
+    Args:
+        units: K.
+        layers: 1 is DSF; more is DDSF, in which the paper's matrices u before the sigmoids are left to the W.
+        bound: of log a, positive.
+
+    Raises:
+        ValueError: for sizes that are no positive integers, or a bound that is not positive.
+
+    Reference: Huang, Krueger, Lacoste, Courville, "Neural Autoregressive Flows", ICML 2018.
+
+    Example:
+        >>> head = DeepSigmoid(units=4)
+        >>> t = head(torch.zeros(5, 3, head.num_params))
+        >>> t.inv(torch.tensor([0.0, 10.0, 1e6]))[0]
+        tensor([0.0000e+00, 1.0151e+01, 1.0000e+06])
+    """
+
+    def __init__(self, units: int = 8, layers: int = 1, bound: float = 5.0) -> None:
+        super().__init__()
+        check_sizes(1, units=units, layers=layers)
+        self.units, self.layers, self.bound = units, layers, check_bound(bound)
+        self._sizes = [units, units, units * units] * (layers - 1) + [units] * 3
+        self.num_params = sum(self._sizes)
+
+    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        spread, parts = _spread(self.units, phi), phi.split(self._sizes, -1)
+        tensors: list[Tensor] = []
+        for raw, b, w in zip(*(parts[i::3] for i in range(3)), strict=True):
+            log_a = bounded(raw, self.bound)
+            rows = w.view(*w.shape[:-1], -1, self.units)
+            tensors += [log_a.exp(), b + spread, log_a, (rows - rows.logsumexp(-1, keepdim=True)).flatten(-2)]
+        return transforms.Monotone(deep_sigmoid, tensors)
+
+
+class LogisticMixtureCDF(Head):
+    r"""y = exp(s) logit(sum_k pi_k sigmoid((x - mu_k) / s_k)) + m, pi a softmax: the coupling function of Flow++.
+
+    phi holds m, s, the K logits of pi, the mu_k and the log s_k; s and log s_k are bounded as bound tanh(raw / bound). At
+    phi = 0 the s_k are 1 and the mu_k spread over (-1, 1), so that the components differ.
+
+    P = 3 K + 2. Cost: 2 K sigmoids; the inverse is four to seven times that.
+
+    Args:
+        components: K.
+        bound: of s and of the log s_k, positive.
+
+    Raises:
+        ValueError: for components that are no positive integer, or a bound that is not positive.
+
+    Reference: Ho, Chen, Srinivas, Duan, Abbeel, "Flow++: Improving Flow-Based Generative Models with Variational
+    Dequantization and Architecture Design", ICML 2019.
+
+    Example:
+        >>> head = LogisticMixtureCDF(components=4)
+        >>> t = head(torch.zeros(5, 3, head.num_params))
+        >>> t.inv(torch.tensor([0.0, 10.0, 1e6]))[0]
+        tensor([0.0000e+00, 1.0151e+01, 1.0000e+06])
+    """
+
+    def __init__(self, components: int = 8, bound: float = 5.0) -> None:
+        super().__init__()
+        check_sizes(1, components=components)
+        self.components, self.bound, self.num_params = components, check_bound(bound), 3 * components + 2
+
+    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        K = self.components
+        shift, raw, logits, mu = phi.split([1, K + 1, K, K], -1)
+        log_scale, log_s = bounded(raw, self.bound).split([1, K], -1)
+        a, log_pi = torch.exp(-log_s), logits - logits.logsumexp(-1, keepdim=True)
+        b = -a * (mu + _spread(K, phi))
+        return transforms.Monotone(logistic_mixture, [shift, log_scale, a, b, -log_s, log_pi])
+
+
+def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+    r"""y = h_L and log dy/dx, with h_0 = x and, for each layer, h_j = logit(sum_k W_jk sigmoid(a_k h_k + b_k)).
+
+    In logarithms, for both tails alike. With the shares r_jk of unit k in the probability and q_jk in its complement,
+    dh_j = sum_k a_k r_jk q_jk / W_jk dh_k, which in the tails is a mean of the a_k dh_k, however far.
+
+    Args:
+        x: (\*batch).
+        layers: for each, a (\*batch, K), b (\*batch, K), log a (\*batch, K), log W (\*batch, J K); J = 1 in the last.
+    """
+    h, slope = x.unsqueeze(-1), None
+    for a, b, log_a, log_w in zip(*(layers[i::4] for i in range(4)), strict=True):
+        z = torch.addcmul(b, a, h)
+        log_w = log_w.view(*log_w.shape[:-1], -1, z.shape[-1])
+        log_a = log_a if slope is None else log_a + slope
+        sides = torch.stack([logsigmoid(z), logsigmoid(-z)], -2).unsqueeze(-2) + log_w.unsqueeze(
+            -3
+        )  # (*batch, 2, J, K)
+        peak = sides.detach().amax(-1, keepdim=True)
+        sides = sides - peak  # before all else, so that the rounding of large numbers does not enter the shares
+        total = sides.exp().sum(-1, keepdim=True).log()
+        up, down = (total + peak).squeeze(-1).unbind(-2)
+        slope = ((sides - total).sum(-3) - log_w + log_a.unsqueeze(-2)).logsumexp(-1)
+        h = up - down
+    return h.squeeze(-1), slope.squeeze(-1)  # type: ignore[union-attr]
+
+
+def logistic_mixture(x: Tensor, shift: Tensor, log_scale: Tensor, *layer: Tensor) -> tuple[Tensor, Tensor]:
+    r"""exp(s) h + m and the log of its derivative, h that of :func:`deep_sigmoid` with one layer; m and s (\*batch, 1)."""
+    h, slope = deep_sigmoid(x, *layer)
+    s = log_scale.squeeze(-1)
+    return torch.addcmul(shift.squeeze(-1), h, s.exp()), slope + s
+
+
+def check_bound(bound: float) -> float:
+    """The bound; ValueError unless it is positive."""
+    if not bound > 0:
+        raise ValueError(f"Expected bound > 0; got {bound}.")
+    return bound
+
+
+def bounded(raw: Tensor, bound: float) -> Tensor:
+    """raw, smoothly kept within ±bound."""
+    return torch.tanh(raw / bound) * bound
+
+
+def _spread(count: int, like: Tensor) -> Tensor:
+    """Numbers in (-1, 1), symmetric about 0."""
+    return torch.arange(1 - count, count, 2, dtype=like.dtype, device=like.device) / count

@@ -1,0 +1,125 @@
+"""Derivatives of functions by their argument, and of roots by what they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .errors import branching
+
+Increasing = Callable[..., Any]
+
+
+def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: int = 0) -> Tensor:
+    r"""The root x of f(x, *tensors) = y, found before, as a differentiable function of y and the tensors.
+
+        dx = J^{-1} (dy - sum_i df/dtheta_i dtheta_i),      J = df/dx
+
+    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (*batch, D) and J of a row is a matrix,
+    for which f is differentiated D times. Derivatives are right to any order, under the transforms of ``torch.func`` up
+    to the third.
+
+    Args:
+        f, tensors: as in :func:`root`; with ``event_dim=1`` f gives values alone.
+        x: (*batch) the root, a constant.
+        y: what f(x) equals; broadcasts with x.
+        event_dim: 0 or 1.
+
+    Returns:
+        x, of the same value.
+
+    Example:
+        >>> y = torch.tensor(8.0, requires_grad=True)
+        >>> x = implicit(lambda x: x**3, torch.tensor(2.0), y)
+        >>> torch.autograd.grad(x, y)[0]
+        tensor(0.0833)
+    """
+    if not torch.is_grad_enabled():
+        return x
+    if branching():
+        return _Implicit.apply(f, event_dim, x, y, *tensors) if any(t.requires_grad for t in (y, *tensors)) else x
+    constants = [t.detach() for t in tensors]  # with a fixed slope, each step adds one order of exact derivatives
+    for _ in range(3):
+        gap = y - value_of(f(x, *tensors))
+        x = x + (_solved(f, x.detach(), constants, gap) if event_dim else gap / Sloped(f)(x.detach(), constants)[1])
+    return x
+
+
+class Sloped:
+    """f and its derivative by x, of autograd's if f gives values alone."""
+
+    def __init__(self, f: Increasing) -> None:
+        self.f, self.alone = f, False
+
+    def __call__(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.alone:
+            output = self.f(x, *tensors)
+            if isinstance(output, tuple):
+                return output[0], output[1].exp()
+            if output.shape != x.shape:
+                raise ValueError(f"Expected f(x).shape == {tuple(x.shape)} (that of x); got {tuple(output.shape)}.")
+            self.alone = True
+        if not branching():
+            value, pull = torch.func.vjp(lambda x: self.f(x, *tensors), x)
+            return value, pull(torch.ones_like(value))[0]
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            value = self.f(x, *(t.clone() if t.is_inference() else t.detach() for t in tensors))
+            (slope,) = torch.autograd.grad(value.sum(), x, materialize_grads=True)
+        return value.detach(), slope
+
+
+def value_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _Implicit(Function):
+    """:func:`implicit`; its own output is the x of the backward pass, so that derivatives of any order follow."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Increasing, event_dim: int, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.f, ctx.event_dim, ctx.shape = f, event_dim, y.shape
+        x = x.clone()
+        ctx.save_for_backward(x, *tensors)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, *tensors = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if again else x.detach().requires_grad_()
+            parts = [t.view_as(t) for t in tensors]  # each apart from those it was computed from
+            output = ctx.f(x, *parts)
+            rows = output.unbind(-1) if ctx.event_dim else [value_of(output)]
+            sums = [row.sum() for row in rows]
+        if isinstance(output, tuple):
+            pull = grad / output[1].exp()
+        else:
+            by_x = [
+                torch.autograd.grad(total, x, create_graph=again, retain_graph=True, materialize_grads=True)[0]
+                for total in sums
+            ]
+            pull = _divided(torch.stack(by_x, -2).mT, grad) if ctx.event_dim else grad / by_x[0]
+        needed = ctx.needs_input_grad[4:]
+        wanted = [t for t, need in zip(parts, needed, strict=True) if need]
+        found: Any = iter(())
+        if wanted:
+            value = value_of(output)
+            found = iter(torch.autograd.grad(value, wanted, -pull, create_graph=again, allow_unused=True))
+        return None, None, None, pull.sum_to_size(ctx.shape), *(next(found) if need else None for need in needed)
+
+
+def _solved(f: Increasing, x: Tensor, tensors: Sequence[Tensor], gap: Tensor) -> Tensor:
+    """J^{-1} gap of rows, under a transform of torch.func."""
+    basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(*x.shape, -1)
+    pull = torch.func.vjp(lambda x: f(x, *tensors), x)[1]
+    return _divided(torch.stack([pull(row)[0] for row in basis.unbind(-2)], -2), gap)
+
+
+def _divided(jacobian: Tensor, g: Tensor) -> Tensor:
+    return torch.linalg.solve(jacobian, g.unsqueeze(-1)).squeeze(-1)

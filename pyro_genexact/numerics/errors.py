@@ -1,0 +1,44 @@
+"""The error of every numerical method that did not converge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ConvergenceError(RuntimeError):
+    """A root or an integral was not found to the accuracy that was asked for.
+
+    Attributes:
+        residual: the worst |f(x) - y|, or the worst estimate of an integral's error.
+        index: of the worst element, a tuple.
+        bracket: (low, high) around the root, or the bounds of the integral.
+
+    Example:
+        >>> from pyro_genexact.numerics import root
+        >>> root(torch.tanh, torch.tensor([0.5, 2.0]))
+        Traceback (most recent call last):
+        ...
+        pyro_genexact.numerics.errors.ConvergenceError: Expected a root of f(x) = y; got |f(x) - y| = 1 at index (1,), for y = 2 and x between 3.4028235e+38 and inf.
+    """
+
+    def __init__(self, message: str, residual: float, index: tuple[int, ...], bracket: tuple[float, float]) -> None:
+        super().__init__(message)
+        self.residual, self.index, self.bracket = residual, index, bracket
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.residual, self.index, self.bracket)
+
+
+def worst_of(bad: Tensor, residual: Tensor) -> tuple[tuple[int, ...], float]:
+    """The index of the largest residual among the bad ones, NaN first, and that residual."""
+    scores = torch.where(bad, residual.nan_to_num(nan=torch.inf), -1.0)
+    index = tuple(int(i) for i in torch.unravel_index(scores.argmax(), bad.shape))
+    return index, residual[index].item()
+
+
+def branching() -> bool:
+    """Whether code may branch on values, which it can't under a transform of torch.func."""
+    return not torch._C._are_functorch_transforms_active()

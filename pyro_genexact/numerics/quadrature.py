@@ -1,0 +1,100 @@
+"""Integrals, elementwise over any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .errors import ConvergenceError, branching, worst_of
+
+
+def integrate(
+    f: Callable[..., Tensor],
+    low: Tensor,
+    high: Tensor,
+    *,
+    tol: float | None = None,
+    panels: int = 1,
+    doublings: int = 6,
+) -> tuple[Tensor, Tensor]:
+    r"""The integral of f from low to high, elementwise, and an estimate of its error.
+
+    Gauss-Kronrod quadrature with 7 and 15 nodes on each of ``panels`` panels of equal width, which are doubled, for all
+    elements, until the error is small. Differentiable by the bounds and by whatever f computes with.
+
+    Args:
+        f: maps points (*batch, n) to values (*batch, n).
+        low: (*batch) finite.
+        high: (*batch) finite; may lie below ``low``.
+        tol: the error allowed, relative to the integral of \|f\|; by default 1e-12 in float64, 1e-6 in float32.
+        panels: to begin with.
+        doublings: how many more times to try.
+
+    Returns:
+        The integral (*batch) and the estimated error (*batch), without gradient.
+
+    Raises:
+        ConvergenceError: where the error is larger after the last doubling, or f is not finite.
+
+    Reference: Piessens et al., "QUADPACK", Springer 1983 (rules and estimate).
+
+    Example:
+        >>> value, error = integrate(torch.exp, torch.tensor(0.0), torch.tensor(1.0))
+        >>> value
+        tensor(1.7183)
+    """
+    low, high = torch.broadcast_tensors(low, high)
+    tol = {torch.float64: 1e-12}.get(low.dtype, 8 * torch.finfo(low.dtype).eps) if tol is None else tol
+    nodes, kronrod, gauss = kronrod_rule(low.dtype, low.device)
+    for k in range(doublings + 1):
+        count = panels * 2**k
+        half = (high - low).unsqueeze(-1) / (2 * count)
+        middles = low.unsqueeze(-1) + half * (2 * torch.arange(count, dtype=low.dtype, device=low.device) + 1)
+        points = middles.unsqueeze(-1) + half.unsqueeze(-1) * nodes
+        values = f(points.flatten(-2)).unflatten(-1, (count, len(nodes)))
+        parts = (values * kronrod).sum(-1)
+        with torch.no_grad():
+            error = (_kronrod_error(values, parts, kronrod, gauss) * half.abs()).sum(-1)
+            size = ((values.abs() * kronrod).sum(-1) * half.abs()).sum(-1)
+            bad = ~(error <= tol * size) & ~(low.isnan() | high.isnan())
+        if not branching() or bad.is_meta or not bad.any():
+            return (parts * half).sum(-1), error
+    index, worst = worst_of(bad, error / size)
+    bounds = low[index].item(), high[index].item()
+    raise ConvergenceError(
+        f"Expected an integral with an error up to {tol:.3g} of its size; got {worst:.3g} at index {index}, from "
+        f"{bounds[0]:.8g} to {bounds[1]:.8g}, with {count} panels.",
+        worst,
+        index,
+        bounds,
+    )
+
+
+@lru_cache
+def kronrod_rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The 15 nodes on [-1, 1], Kronrod's weights, and those of Gauss's rule of 7 nodes within them."""
+    nodes = [0.991455371120812639206854697526329, 0.949107912342758524526189684047851,
+             0.864864423359769072789712788640926, 0.741531185599394439863864773280788,
+             0.586087235467691130294144691693013, 0.405845151377397166906606412076961,
+             0.207784955007898467600689403773245, 0.0]  # fmt: skip
+    kronrod = [0.022935322010529224963732008058970, 0.063092092629978553290700663189204,
+               0.104790010322250183839876322541518, 0.140653259715525918745189590510238,
+               0.169004726639267902826583426598550, 0.190350578064785409913256402421014,
+               0.204432940075298892414161999234649, 0.209482141084727828012999174891714]  # fmt: skip
+    gauss = [0.0, 0.129484966168869693270611432679082, 0.0, 0.279705391489276667901467771423780,
+             0.0, 0.381830050505118944950369775488975, 0.0, 0.417959183673469387755102040816327]  # fmt: skip
+    rows = [-v for v in nodes] + nodes[-2::-1], kronrod + kronrod[-2::-1], gauss + gauss[-2::-1]
+    with torch.inference_mode(False):  # kept, and used under grad too
+        a, b, c = (torch.tensor(row, dtype=dtype, device=device) for row in rows)
+    return a, b, c
+
+
+def _kronrod_error(values: Tensor, parts: Tensor, kronrod: Tensor, gauss: Tensor) -> Tensor:
+    """QUADPACK's estimate: what Gauss's rule is off, raised to a power where both are close."""
+    gap = (parts - (values * gauss).sum(-1)).abs()
+    spread = ((values - parts.unsqueeze(-1) / 2).abs() * kronrod).sum(-1)
+    scaled = (200 * gap / spread).clamp(max=1) ** 1.5 * spread
+    return torch.where(spread > 0, scaled, gap)

@@ -1,0 +1,305 @@
+"""Roots of increasing functions, elementwise over any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, log2, nan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .derivatives import Increasing, Sloped, implicit, value_of
+from .errors import ConvergenceError, branching, worst_of
+
+_NEWTON_STEPS = 8  # without a bracket, all elements together
+_FREE_STEPS = 64  # of the bracketed search
+_HALVINGS = 66  # after those, enough for the 64 bits of a number
+_INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def root(
+    f: Increasing,
+    y: Tensor,
+    *parameters: Tensor,
+    shared: Sequence[Tensor] = (),
+    guess: Tensor | None = None,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    tol: float | None = None,
+) -> Tensor:
+    r"""x with f(x, *parameters, *shared) = y, elementwise, for a function that increases in x.
+
+    Eight steps of Newton's method for all elements together, then, for those that it left, a bracket that is expanded
+    geometrically around the guess and narrowed by Newton's step, or by halving the floating point numbers in it where that
+    step leaves the bracket or is not half of the one before: mostly some 15 evaluations more, 130 at most. Elements that
+    are done are dropped when they are half of those left, if f takes parameters. Differentiable to any order by y, the
+    parameters, ``shared`` and the parameters of a module (:func:`implicit`).
+
+    Under the transforms of ``torch.func``, which cannot branch on values, all steps are done, and what would be a
+    ConvergenceError is NaN; derivatives are right up to the third order.
+
+    Args:
+        f: maps x and the tensors to values of the shape of x, or to (values, log of the derivative); without the latter,
+            autograd finds it; or an ``nn.Module``, whose parameters count as ``shared``. Tensors that f encloses must be
+            without gradient, and do for all elements at once.
+        y: (*batch) the targets; infinite ones give that infinity, NaN gives NaN.
+        parameters: (*batch, ...) one for each element; dims of size 1 broadcast.
+        shared: of any shape, the same for all elements.
+        guess: (*batch), where to begin; by default y itself.
+        low: (*batch) the least number at which f is defined; by default, the least there is.
+        high: (*batch) the largest number at which f is defined; by default, the largest there is.
+        tol: a root has |f(x) - y| <= tol (1 + |y|), and no step of Newton's to go that is more than rounding (of x, or
+            if that can't be, sqrt(eps) (1 + |y|)); by default 4 eps, eps the rounding of the dtype. Where f is steeper
+            than that or flat, and everywhere with 0: the smallest number x with f(x) >= y, to the last bit.
+
+    Returns:
+        (*batch).
+
+    Raises:
+        ConvergenceError: where f is below or above y at all numbers, or NaN around the root.
+        ValueError: if a tensor with gradient is hidden in f, or values have another shape than x.
+
+    Reference: Press et al., "Numerical Recipes", 3rd ed., section 9.4 (Newton's method with a bracket).
+
+    Example:
+        >>> a = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> x = root(lambda x, a: x**3 + a * x, torch.tensor([2.0, 12.0]), a)
+        >>> x
+        tensor([1., 2.], grad_fn=<_ImplicitBackward>)
+        >>> torch.autograd.grad(x.sum(), a)[0]  # -x / (3 x^2 + a)
+        tensor([-0.2500, -0.1429])
+    """
+    _check(y, parameters)
+    tensors = list(shared)
+    if isinstance(f, nn.Module):
+        f, tensors = _of_module(f, tensors)
+    with torch.no_grad():
+        x = find(f, y, parameters, tensors, guess, low, high, tol)
+    if not torch.is_grad_enabled():
+        return x
+    detached = [t.detach() for t in (*parameters, *tensors)]
+    if value_of(f(x.detach(), *detached)).requires_grad:
+        raise ValueError("Expected every tensor with gradient among parameters and shared; got one hidden in f.")
+    return implicit(f, x, y, *parameters, *tensors)
+
+
+def find(
+    f: Increasing,
+    y: Tensor,
+    parameters: Sequence[Tensor] = (),
+    shared: Sequence[Tensor] = (),
+    guess: Tensor | None = None,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    tol: float | None = None,
+) -> Tensor:
+    """:func:`root` as a constant, without checks of the arguments and without modules; to be called under ``no_grad``.
+
+    For classes that call :func:`implicit` on their own.
+
+    Example:
+        >>> find(lambda x: (x**3, torch.log(3 * x**2)), torch.tensor(8.0))
+        tensor(2.)
+    """
+    if y.is_meta:
+        return torch.empty_like(y)
+    tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
+    sloped, bound = Sloped(f), tol * (1 + y.abs())
+    x, near, fine = y if guess is None else guess, torch.zeros_like(y, dtype=torch.bool), False
+    for steps in range(_NEWTON_STEPS if tol > 0 and low is None and high is None else 0):
+        value, slope = sloped(x, [*parameters, *shared])
+        residual = value - y
+        step, before, fine = residual / slope, fine, residual.abs() <= bound
+        moved = x - step
+        last = steps == _NEWTON_STEPS - 1
+        if last or (branching() and fine.all()):
+            tiny, small = _small(x, y, step)
+            near = fine & (tiny | (before & small))
+            if last or (branching() and near.all()):
+                x = torch.where(tiny, moved, x)
+                break
+        x = moved
+    if branching() and near.all():
+        return x
+    guess, low, high = (None if t is None else t.expand(y.shape) for t in (guess, low, high))
+    if not parameters or not y.dim() or not branching():  # f may enclose tensors for all elements
+        start = _bracket(y, guess, low, high, near | _unknown(y, parameters, shared))
+        return torch.where(near, x, _search(sloped, start, parameters, shared, tol))
+    rows = (~near).nonzero(as_tuple=True)
+    y, guess, low, high = (None if t is None else t[rows] for t in (y, guess, low, high))
+    parameters = [p.expand(near.shape + p.shape[near.dim() :])[rows] for p in parameters]
+    start = _bracket(y, guess, low, high, _unknown(y, parameters, shared))
+    return x.expand(near.shape).index_put(rows, _search(sloped, start, parameters, shared, tol, rows))
+
+
+class _Bracket(NamedTuple):
+    """Where a search stands, for each element; its numbers are integers in the order of the floating point numbers."""
+
+    y: Tensor
+    a: Tensor  # f < y there, and f >= y at b; at first beyond the numbers that are allowed
+    b: Tensor
+    c: Tensor  # the next number to try, between them
+    at_a: Tensor  # f - y, NaN where f was not seen
+    at_b: Tensor
+    runs: Tensor  # how often in a row f was below y, or, negative, was not
+    step: Tensor  # the size of the step of Newton's that led to c, infinite if it was none, -1 once it is all rounding
+    fine: Tensor  # whether that step came from a root within the tolerance
+    answer: Tensor  # NaN where there is none
+    done: Tensor
+
+    def take(self, rows: Tensor) -> _Bracket:
+        return _Bracket(*(field[rows] for field in self))
+
+
+def _bracket(y: Tensor, guess: Tensor | None, low: Tensor | None, high: Tensor | None, known: Tensor) -> _Bracket:
+    guess, top = y if guess is None else guess, torch.full_like(y, torch.finfo(y.dtype).max)
+    low, high = -top if low is None else torch.maximum(low, -top), top if high is None else torch.minimum(high, top)
+    a, b = _ordered(low) - 1, _ordered(high) + 1
+    c = torch.maximum(torch.minimum(_ordered(torch.where(guess.isfinite(), guess, 0)), b - 1), a + 1)
+    unseen, far, no = torch.full_like(y, nan), torch.full_like(y, inf), torch.zeros_like(known)
+    answer = torch.where(known, nan, y)
+    return _Bracket(y, a, b, c, unseen, unseen, torch.zeros_like(c), far, no, answer, known | y.isinf())
+
+
+def _search(
+    f: Sloped,
+    at: _Bracket,
+    parameters: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    tol: float,
+    rows: tuple[Tensor, ...] | None = None,
+) -> Tensor:
+    """The roots, from brackets; of given rows, which are dropped when they are done, half of them at a time."""
+    answer, place = at.answer, None if rows is None else torch.arange(len(at.y), device=at.y.device)
+    for steps in range(_FREE_STEPS + _HALVINGS):
+        if place is not None and 2 * int(at.done.sum()) >= len(place):
+            answer[place] = at.answer
+            left = (~at.done).nonzero()[:, 0]
+            at, parameters, place = at.take(left), [p[left] for p in parameters], place[left]
+        if branching() and at.done.all():
+            break
+        before, at = at, _narrowed(f, at, parameters, shared, tol, free=steps < _FREE_STEPS)
+        failed = at.done & ~before.done & at.answer.isnan()
+        if branching() and failed.any():
+            _fail(at, failed, None if place is None else [r[place] for r in rows or ()])
+    if place is None:
+        return at.answer
+    answer[place] = at.answer
+    return answer
+
+
+def _narrowed(
+    f: Sloped, at: _Bracket, parameters: Sequence[Tensor], shared: Sequence[Tensor], tol: float, free: bool
+) -> _Bracket:
+    """One evaluation later.
+
+    The number to try next is Newton's if its step is at most half of the one before, moved on a little, and more so if the
+    root has been on this side for long, so that it comes to lie between; else one further and further on, but not beyond
+    the middle of the numbers in the bracket; always that middle once rounding rules, and when not free.
+    """
+    x = _number(at.c, at.y.dtype)
+    value, slope = f(x, [*parameters, *shared])
+    residual = value - at.y
+    below = (residual < 0) | (residual.isnan() & (x <= 0))  # NaN by overflow: beyond the root
+    a, b = torch.where(below, at.c, at.a), torch.where(below, at.b, at.c)
+    at_a, at_b = torch.where(below, residual, at.at_a), torch.where(below, at.at_b, residual)
+    runs = torch.where(below, at.runs.clamp(min=0) + 1, at.runs.clamp(max=0) - 1)
+
+    info, one = torch.finfo(x.dtype), torch.where(below, 1, -1).to(a.dtype)
+    octave, far, other = round(-log2(info.eps)), runs.abs() - 1, torch.where(below, b, a)
+    step = -residual / slope
+    size, target = step.abs(), x + step
+    tiny, small = _small(x, at.y, step)
+    rounded = (at.step < 0) | (tiny & (far == 0) & at.step.isfinite())  # Newton's method passed by
+    half = _number(b, x.dtype) / 2 - _number(a, x.dtype) / 2
+    newton = _ordered(torch.where(target.isfinite(), target, x)) + (one << (2 * far).clamp(max=octave - 4))
+    usable = (newton > a) & (newton < b) & (size <= half) & (size <= at.step / 2) & size.isfinite() & ~rounded & free
+
+    unseen = torch.where(below, at_b, at_a).isnan()
+    onwards = at.c + (one << (octave + far).clamp(max=torch.iinfo(a.dtype).bits - 3))  # which may wrap around
+    from_0 = torch.where(unseen, one * ((round(log2(info.max)) - 1) << octave), other - (one << octave))  # 1 or -1
+    onwards = torch.where(at.c == 0, from_0, onwards)
+    wide = (unseen | ((at.c ^ other) < 0) | (at.c == 0) | (other == 0)) & (onwards > a) & (onwards < b) & free
+    middle = (a & b) + ((a ^ b) >> 1)  # the mean, without overflow
+    c = torch.where(usable, newton, torch.where(wide, onwards, middle))
+
+    fine = (residual.abs() <= tol * (1 + at.y.abs())) & (tol > 0)
+    near, closed = fine & (tiny | ((at.fine | ~usable) & small)), b - 1 <= a
+    found = torch.where(closed & ~(at_a.isnan() | at_b.isnan()), _number(b, x.dtype), nan)
+    found = torch.where(near, torch.where(tiny, target, x), found)
+    answer, done = torch.where(at.done, at.answer, found), at.done | near | closed
+    step = torch.where(usable, size, torch.where(rounded, -1.0, inf))
+    return _Bracket(at.y, a, b, torch.where(done, at.c, c), at_a, at_b, runs, step, fine & usable, answer, done)
+
+
+def _small(x: Tensor, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a step of Newton's is mere rounding of x, and whether, should rounding of f make it, it may be left undone."""
+    eps, size = torch.finfo(x.dtype).eps, step.abs()
+    return size <= 8 * eps * x.abs(), size <= eps**0.5 * (1 + y.abs())
+
+
+def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:
+    nearer = torch.fmin(at.at_a.abs(), at.at_b.abs())
+    place, worst = worst_of(failed, nearer)
+    index = place if rows is None else tuple(int(r[place]) for r in rows)
+    low, high = (_number(end, at.y.dtype)[place].item() for end in (at.a, at.b))
+    raise ConvergenceError(
+        f"Expected a root of f(x) = y; got |f(x) - y| = {worst:.6g} at index {index}, for y = {at.y[place].item():.8g} and x "
+        f"between {low:.8g} and {high:.8g}.",
+        worst,
+        index,
+        (low, high),
+    )
+
+
+def _unknown(y: Tensor, parameters: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
+    """Where the target or a parameter is NaN, so that the root is."""
+    unknown = y.isnan()
+    for p in parameters:
+        unknown = unknown | p.isnan().flatten(y.dim()).any(-1) if p.dim() > y.dim() else unknown | p.isnan()
+    return unknown | torch.stack([t.isnan().any() for t in shared]).any() if shared else unknown
+
+
+def _of_module(module: nn.Module, shared: Sequence[Tensor]) -> tuple[Increasing, list[Tensor]]:
+    """The module as a function of its parameters too."""
+    own = dict(module.named_parameters())
+
+    def f(x: Tensor, *tensors: Tensor) -> Any:
+        cut = len(tensors) - len(own)
+        weights = dict(zip(own, tensors[cut:], strict=True))
+        return torch.func.functional_call(module, weights, (x, *tensors[:cut]))
+
+    return f, [*shared, *own.values()]
+
+
+def _check(y: Tensor, parameters: Sequence[Tensor]) -> None:
+    if not isinstance(y, Tensor) or y.dtype not in _INTEGERS:
+        raise TypeError(f"Expected y to be a tensor of floating point numbers; got {getattr(y, 'dtype', type(y))}.")
+    for i, p in enumerate(parameters):
+        lead = tuple(p.shape[: y.dim()])
+        if p.dim() < y.dim() or any(n not in (1, m) for n, m in zip(lead, y.shape, strict=True)):
+            raise ValueError(
+                f"Expected parameters[{i}].shape to begin with {tuple(y.shape)} or sizes of 1 (that of y); got {tuple(p.shape)}."
+            )
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """Integers in the order of the floating point numbers, neighbours to neighbours, 0 to 0."""
+    bits = x.contiguous().view(_INTEGERS[x.dtype])
+    return torch.where(bits < 0, -(bits & torch.iinfo(bits.dtype).max), bits)
+
+
+def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`_ordered`, up to the sign of zero."""
+    return torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order).view(dtype)
+
+
+def _octave(dtype: torch.dtype) -> int:
+    """log2 of how many numbers lie between two powers of 2."""
+    return round(-log2(torch.finfo(dtype).eps))

@@ -1,0 +1,318 @@
+"""The laws of heads of bijections.
+
+``bijection_head`` is of the protocol; the others are of what the bijection computes, in float64 and float32, with the
+numbers phi and the head's own parameters as given and multiplied by 10 and 100. A bijection of the interval from -pi to
+pi is taken for one of the circle, where increasing means all the way round.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from math import inf, pi, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import constraints
+from torch.func import functional_call
+
+from ..base import Head
+from ..numerics import ConvergenceError
+from .helpers import _broken, _close, _each_matters, _gradients, _like, _noise_like, _same
+
+
+def bijection_head(
+    head: Head, sites: int = 4, seed: int = 0, tol: float = 1e-7, dtype: torch.dtype = torch.float64
+) -> None:
+    """A head of bijections: sizes, the identity nearly at phi = 0, increasing, onto, exact log-derivative, site by site.
+
+    Args:
+        head: with parameters or buffers in float64, if it has any: theirs is the dtype of the inputs.
+        sites: S, how many.
+        seed: of the inputs.
+        tol: relative to 1 + |value|.
+        dtype: of the inputs to a head without parameters and buffers.
+    """
+    like = _like(head, dtype)
+    phi = (0.7 * _noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
+    dims = len(head.site_shape)
+    transform = head(phi)
+    ends = _ends(transform.domain)
+    x = _inside(ends, 2 * _noise_like(like.new_empty(8, sites, *head.site_shape), seed + 1))
+    y = transform(x)
+    ladj = transform.log_abs_det_jacobian(x, y)
+    _same("head", "shape of y", tuple(y.shape), tuple(x.shape))
+    _same("head", "event dims", (transform.domain.event_dim, transform.codomain.event_dim), (dims, dims))
+    _same("head", "range", _ends(transform.codomain), ends)
+    _same("head", "shape of log|dy/dx|", tuple(ladj.shape), tuple(phi.shape[:2]))
+    _close("head", "inverse", x + _gap(transform.inv(y.clone()), x, ends), x, tol)
+    identity = head(torch.zeros_like(phi))(x)
+    if not _gap(identity, x, ends).abs().max() <= 0.5:
+        _broken("head", "near the identity at phi = 0", f"{identity.flatten()[0]:.3g} from {x.flatten()[0]:.3g}")
+    for t in range(sites):
+        part = head(phi[:, t : t + 1], t)
+        xs, ys = x[:, t : t + 1], y[:, t : t + 1]
+        _close("head", f"site {t} alone", part(xs), ys, tol)
+        _close("head", f"site {t} alone, log|dy/dx|", part.log_abs_det_jacobian(xs, ys), ladj[:, t : t + 1], tol)
+    size = prod(head.site_shape)
+    jacobian = torch.autograd.functional.jacobian(lambda v: transform(v).sum((0, 1)), x).reshape(size, 8, sites, -1)
+    _close("head", "log-derivative", ladj, torch.linalg.slogdet(jacobian.permute(1, 2, 0, 3))[1], tol)
+    steps = _inside(ends, torch.linspace(-10, 10, 50).to(like)).reshape(50, *[1] * x.dim()).expand(50, *x.shape)
+    found = transform(steps)
+    rising = _gap(found[1:], found[:-1], ends)
+    if not rising.min() > 0:
+        _broken("head", "increasing", f"a step of {rising.min():.3g}, not above 0")
+    for far in (1e4, -1e4) if ends == (-inf, inf) else ():
+        target = torch.full_like(x, far)
+        _close("head", f"onto {far:g}", transform(transform.inv(target).clone()), target, tol)
+    x = _inside(
+        ends, torch.linspace(-4.9, 4.9, x.numel()).to(x).reshape(x.shape)
+    )  # where a part of phi is for a part of x
+    y = transform(x)
+    (grad,) = torch.autograd.grad(y.sum() + transform.log_abs_det_jacobian(x, y).sum(), phi)
+    _each_matters(grad, "values and log-derivatives")
+
+
+def monotonicity(head: Head, seed: int = 0, tol: float = 8.0) -> None:
+    """Never decreasing, and log|dy/dx| finite, on a fine and wide grid to ±1e8: phi and parameters times 1, 10, 100.
+
+    Args:
+        head: as in :func:`bijection_head`.
+        seed: of phi.
+        tol: a step down by so many roundings of 1 + |y| + |y at 0| is no decrease.
+    """
+    for case, variant, phi in _variants(head, (1, 10, 100), seed):
+        transform = variant(phi)
+        ends = _ends(transform.domain)
+        x = _grid(ends, phi)
+        x = x.reshape(-1, *[1] * (2 + len(head.site_shape))).expand(-1, *phi.shape[:2], *head.site_shape)
+        with torch.no_grad():
+            y = transform(x)
+            ladj = transform.log_abs_det_jacobian(x, y)
+        if not y.isfinite().all():
+            _broken("monotonicity", f"{case}, x = {x[~y.isfinite()][0]:.6g}", f"{y[~y.isfinite()][0]}, not finite")
+        if not ladj.isfinite().all():
+            where = x.reshape(*ladj.shape, -1)[~ladj.isfinite()][0, 0]
+            _broken("monotonicity", f"{case}, log|dy/dx| at {where:.6g}", f"{ladj[~ladj.isfinite()][0]}, not finite")
+        down = _gap(y[:-1], y[1:], ends) > tol * torch.finfo(y.dtype).eps * (1 + y[1:].abs() + y[len(y) // 2].abs())
+        if down.any():
+            _broken(
+                "monotonicity",
+                f"{case}, from {x[:-1][down][0]:.9g} to {x[1:][down][0]:.9g}",
+                f"{y[1:][down][0]:.9g} after {y[:-1][down][0]:.9g}, not more",
+            )
+
+
+def round_trips(head: Head, seed: int = 0, tol: float = 1e-9, single: float = 1e-4) -> None:
+    """y -> x -> y and x -> y -> x at any scale, from 1e-8 to 1e6: no clamp. phi and parameters times 0, 1 and 10.
+
+    y comes back within ``tol`` (1 + |y|) and what the rounding of x amounts to there; x within
+    ``tol`` (1 + |x| + |y|) max(1, 1 / slope).
+
+    Args:
+        head: as in :func:`bijection_head`.
+        seed: of phi.
+        tol: in float64.
+        single: in float32.
+    """
+    for case, variant, phi in _variants(head, (0, 1, 10), seed):
+        tol_here = tol if phi.dtype == torch.float64 else single
+        shape = (-1, *[1] * (2 + len(head.site_shape)))
+        event = (-1, *phi.shape[:2], *head.site_shape)
+        ends = _ends(variant(phi).domain)
+        y = _scales(ends, phi).reshape(shape).expand(event)
+        try:
+            x = _apart(variant(phi).inv, y)
+            again, slope = _with_slope(variant(phi), x)
+            bound = tol_here * (1 + y.abs()) + 4 * torch.finfo(y.dtype).eps * (1 + x.abs()) * slope
+            _within("round trips", f"{case}, y -> x -> y", y, y + _gap(again, y, ends), bound)
+            x = _scales(ends, phi).reshape(shape).expand(event)
+            y, slope = _with_slope(variant(phi), x)
+            bound = tol_here * (1 + x.abs() + y.abs()) * (1 / slope).clamp(min=1)
+            back = x + _gap(_apart(variant(phi).inv, y), x, ends)
+            _within("round trips", f"{case}, x -> y -> x", x, back, bound)
+        except ConvergenceError as error:
+            raise AssertionError(f"round trips broken [{case}]: {error}") from error
+
+
+def slopes(head: Head, seed: int = 0, tol: float = 1e-6) -> None:
+    """exp log|dy/dx| is the central difference of the values themselves: phi and parameters times 1 and 10, in float64.
+
+    Args:
+        head: as in :func:`bijection_head`.
+        seed: of phi and x.
+        tol: relative to the slope, beside the rounding of the difference.
+    """
+    size = prod(head.site_shape)
+    for case, variant, phi in _variants(head, (1, 10), seed, (torch.float64,)):
+        transform = variant(phi)
+        ends = _ends(transform.domain)
+        x = _inside(ends, 2 * _noise_like(phi.new_empty(12, *phi.shape[:2], *head.site_shape), seed + 1))
+        if ends == (-inf, inf):
+            x[-4:] = x[-4:].sign() * torch.tensor([1e2, 1e3, 1e4, 1e6]).to(x).reshape(-1, *[1] * (x.dim() - 1))
+        with torch.no_grad():
+            y = transform(x)
+            claimed = transform.log_abs_det_jacobian(x, y).exp()
+            step = 1e-5 * (1 + x.abs())
+            columns: list[Tensor] = []
+            rounding = torch.zeros_like(claimed)
+            for direction in torch.eye(size, device="cpu").to(x).reshape(size, *head.site_shape):
+                h = step * direction
+                near = [transform(x + k * h).reshape(*claimed.shape, size) for k in (1, -1, 2, -2)]
+                width = step.reshape(*claimed.shape, size)[..., len(columns), None]
+                narrow, wide = _gap(near[0], near[1], ends), _gap(near[2], near[3], ends)
+                columns.append((8 * narrow - wide) / (12 * width))  # of fourth order
+                rounding += (1 + near[0].abs().amax(-1)) / width[..., 0]
+            found = torch.linalg.det(torch.stack(columns, -1)).abs()
+        allowed = rounding * 16 * torch.finfo(x.dtype).eps if size == 1 else tol
+        _within("slopes", case, claimed, found, tol * claimed + allowed)
+
+
+def differentiability(head: Head, seed: int = 0) -> None:
+    """First and second derivatives of both directions in the argument, phi and the head's own parameters.
+
+    By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-derivative, in float64.
+    """
+    names, inputs = _inputs(head, seed)
+    for name in ("t", "t.inv"):
+        for check in (gradcheck, gradgradcheck):
+            try:
+                check(_function(head, names, name == "t"), inputs, fast_mode=True)
+            except (RuntimeError, AssertionError, ConvergenceError) as error:
+                raise AssertionError(f"differentiability broken [{check.__name__} of {name}]: {error}") from error
+
+
+def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
+    """phi and every parameter of the head get a gradient, both ways; it and its own derivative are those of eval in train.
+
+    Args:
+        head: as in :func:`bijection_head`.
+        seed: of the inputs.
+        tol: of the comparison of eval with train, relative to 1 + |value|.
+    """
+    names, inputs = _inputs(head, seed, rows=16)
+    for name in ("t", "t.inv"):
+        found: list[list[Tensor]] = []
+        for training in (True, False):
+            variant = copy.deepcopy(head).train(training)
+            y, ladj = _function(variant, names, name == "t")(*inputs)
+            total = y.sin().sum() + ladj.square().sum()
+            mode = f"{name}, {'train' if training else 'eval'}"
+            grads = torch.autograd.grad(total, inputs, create_graph=True, allow_unused=True)
+            for label, grad in zip(("the argument", "phi", *names), grads, strict=True):
+                if grad is None or not grad.abs().max() > 0 or not grad.isfinite().all():
+                    got = "none" if grad is None else f"{grad.abs().max():.3g}"
+                    _broken("learning", f"gradient of {label}, {mode}", f"{got}, not finite and more than 0")
+            try:
+                second = _gradients(sum(g.sin().sum() for g in grads), inputs)  # type: ignore[arg-type,misc]
+            except RuntimeError as error:
+                raise AssertionError(f"learning broken [second derivative, {mode}]: {error}") from error
+            _each_matters(grads[1], f"{mode}, values and log-derivatives")
+            found.append([*grads, *second])
+        for i, (one, other) in enumerate(zip(*found, strict=True)):
+            order, which = divmod(i, len(inputs))
+            where = f"derivative {order + 1} by {('the argument', 'phi', *names)[which]}, {name}, eval as train"
+            _close("learning", where, other, one, tol)
+
+
+def _variants(
+    head: Head, factors: Sequence[float], seed: int, dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32)
+) -> Iterator[tuple[str, Head, Tensor]]:
+    """The head with its parameters, and phi (3, 1, P), multiplied and in each dtype."""
+    for factor in factors:
+        for dtype in dtypes:
+            variant = copy.deepcopy(head).to(dtype)
+            like = _like(variant, dtype)
+            phi = factor * 0.7 * _noise_like(torch.empty(3, 1, head.num_params, dtype=torch.float64), seed).to(like)
+            with torch.no_grad():
+                for p in variant.parameters():
+                    p.mul_(factor if factor else 1)
+            yield f"phi times {factor}, {dtype}", variant, phi
+
+
+def _ends(constraint: Any) -> tuple[float, float]:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return float(getattr(constraint, "lower_bound", -inf)), float(getattr(constraint, "upper_bound", inf))
+
+
+def _gap(a: Tensor, b: Tensor, ends: tuple[float, float]) -> Tensor:
+    """a - b; on the circle, which an interval from -pi to pi is, the short way round."""
+    gap = a - b
+    return gap - 2 * pi * (gap / (2 * pi)).round() if ends == (-pi, pi) else gap
+
+
+def _inside(ends: tuple[float, float], x: Tensor) -> Tensor:
+    """Real numbers, brought between the ends."""
+    low, high = ends
+    return x if low == -inf else low + (high - low) * (0.01 + 0.98 * torch.sigmoid(x))
+
+
+def _grid(ends: tuple[float, float], like: Tensor) -> Tensor:
+    """From end to end, ascending: fine everywhere, or around 0 and geometric to ±1e8."""
+    low, high = ends
+    if low > -inf:
+        margin = 4 * torch.finfo(like.dtype).eps * max(abs(low), abs(high))
+        return torch.linspace(low + margin, high - margin, 800, dtype=torch.float64, device="cpu").to(like)
+    fine = torch.linspace(-12, 12, 700, dtype=torch.float64, device="cpu")
+    wide = torch.linspace(-8, 8, 161, dtype=torch.float64, device="cpu")
+    wide = wide.sign() * 10 ** wide.abs()
+    return torch.cat([fine, wide, torch.zeros(1, dtype=torch.float64, device="cpu")]).to(like).unique()
+
+
+def _scales(ends: tuple[float, float], like: Tensor) -> Tensor:
+    """Of each order of magnitude and both signs, or at each order of distance from both ends."""
+    low, high = ends
+    sizes = 10 ** torch.arange(-8, 7, dtype=torch.float64, device="cpu")
+    values = torch.cat([-sizes, sizes, torch.tensor([0.0, 0.3, -2.7, pi], dtype=torch.float64, device="cpu")])
+    if low > -inf:
+        inner = 0.45 * (high - low) * sizes[sizes <= 1]
+        if like.dtype == torch.float32:
+            inner = inner[2:]
+        values = torch.cat([low + inner, high - inner])
+    return values.to(like)
+
+
+def _apart(transform: Any, value: Tensor) -> Tensor:
+    with torch.no_grad():
+        return transform(value.clone()).detach()
+
+
+def _with_slope(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """y, and by how much it moves with x: by autograd, for it is no business of the log-derivative's."""
+    x = x.detach().clone().requires_grad_()
+    y = transform(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    return y.detach(), slope.abs()
+
+
+def _within(law: str, case: str, expected: Tensor, got: Tensor, bound: Tensor | float) -> None:
+    off = ~((got - expected).abs() <= bound)
+    if off.any():
+        gap = (got - expected).abs()[off]
+        _broken(law, case, f"{got[off][0].item():.12g}, not {expected[off][0].item():.12g} (off by {gap[0]:.3g})")
+
+
+def _inputs(head: Head, seed: int, rows: int = 3) -> tuple[list[str], list[Tensor]]:
+    """The names of the head's parameters; the argument (rows, 2, ...), phi (rows, 2, P) and the parameters, as leaves."""
+    like = _like(head, torch.float64)
+    phi = 0.7 * _noise_like(like.new_empty(rows, 2, head.num_params), seed)
+    x = torch.linspace(-4.4, 4.7, 2 * rows * prod(head.site_shape)).to(like).reshape(rows, 2, *head.site_shape)
+    x = _inside(_ends(head(phi).domain), x)
+    names = [name for name, p in head.named_parameters() if p.requires_grad]
+    own = [p for p in head.parameters() if p.requires_grad]
+    return names, [v.detach().clone().requires_grad_() for v in (x, phi, *own)]
+
+
+def _function(head: Head, names: Sequence[str], forward: bool) -> Any:
+    """Value and log-derivative as a function of the argument, phi and the parameters."""
+
+    def f(value: Tensor, phi: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        t = functional_call(head, dict(zip(names, weights, strict=True)), (phi,))
+        t, value = t if forward else t.inv, value.clone()
+        out = t(value)
+        return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
+
+    return f

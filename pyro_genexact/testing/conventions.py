@@ -1,0 +1,216 @@
+"""The conventions that torch and Pyro have for transforms."""
+
+from __future__ import annotations
+
+import copy
+from math import prod
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform, biject_to, constraints
+
+from .helpers import _broken, _close, _same, _seeded, made
+
+
+def conventions(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
+    """What torch and Pyro expect of a transform beside its values: attributes, copies with and without a cache, shapes.
+
+    * ``domain`` and ``codomain`` are constraints, on the class too, with the event dims of what goes in and comes out;
+      ``bijective`` is True.
+    * ``sign`` is defined for monotone transforms of scalars, for no others of scalars, and it, or that of the determinant, is right wherever it is defined.
+    * ``with_cache`` gives the same bijection; ``inv.inv is t``, also of these.
+    * ``t == t`` and ``t.inv == t.inv``, t and its inverse differ, and transforms that are equal have equal values.
+      Ours are equal only if they are one object, as Pyro's modules are: comparing parameters would read each of them,
+      and after an update of the parameters a cache that is keyed by equality would serve old values.
+    * ``forward_shape`` and ``inverse_shape`` tell the shapes of values with more and with fewer batch dims.
+
+    Args:
+        subject: a transform, or a module whose call returns one.
+        x: (B, *event) values in the domain; B also for the context.
+        context: (B, C) or None.
+        tol: relative to 1 + |value|.
+    """
+    t = made(subject, context)
+    with torch.no_grad():
+        y = t(x).clone()
+    _constraints(t, x, y)
+    _sign(t, x, y)
+    for name, u, value, image in (("t", t, x, y), ("t.inv", t.inv, y, x)):
+        for size in (0, 1):
+            try:
+                cached = u.with_cache(size)
+            except NotImplementedError as error:
+                raise AssertionError(f"conventions broken [{name}.with_cache({size})]: {error}") from error
+            if cached.inv.inv is not cached:
+                _broken("conventions", f"{name}.with_cache({size})", "its inv.inv is another")
+            _close("conventions", f"{name}.with_cache({size})", cached(value), image, tol)
+        _shapes(name, u, value)
+    _equality(t, subject, x, context, tol)
+
+
+def as_distribution(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
+    """A stock ``TransformedDistribution`` by t, and by ``t.inv``: shapes, noise of each row, log_prob, support, expand.
+
+    Of monotone transforms of scalars, also ``cdf`` and ``icdf``. Arguments as in :func:`conventions`.
+    """
+    t = made(subject, context)
+    with torch.no_grad():
+        y = t(x).clone()
+    for name, u, value in (("t", t, x), ("t.inv", t.inv, y)):
+        event = value.shape[value.dim() - u.domain.event_dim :]
+        for case, shape in (("base of its batch", value.shape), ("base without a batch", event)):
+            _pushed(f"{name}, {case}", made(subject, context), name == "t", value.new_zeros(shape), tol)
+
+
+def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
+    for name, value in (("domain", x), ("codomain", y)):
+        for of, constraint in (("the class", getattr(type(t), name)), ("the transform", getattr(t, name))):
+            if not isinstance(constraint, constraints.Constraint):
+                _broken("conventions", f"{name} of {of}", f"{type(constraint).__name__}, not a constraint")
+        constraint = getattr(t, name)
+        if constraints.is_dependent(constraint):
+            _broken("conventions", f"{name} of the transform", "dependent still")
+        if constraint.event_dim > value.dim():
+            _broken("conventions", f"event dims of the {name}", f"{constraint.event_dim}, of {value.dim()} dims")
+        of_inverse = getattr(t.inv, "codomain" if name == "domain" else "domain")
+        _same(
+            "conventions",
+            f"{name} as that of t.inv",
+            (type(of_inverse), of_inverse.event_dim),
+            (type(constraint), constraint.event_dim),
+        )
+        inside = constraint.check(value)
+        _same("conventions", f"shape of {name}.check", tuple(inside.shape), _batch(value, constraint.event_dim))
+        if not inside.all():
+            _broken("conventions", name, f"value outside {constraint}")
+    for name, u in (("t", t), ("t.inv", t.inv)):
+        _same("conventions", f"bijective, of {name}", u.bijective, True)
+
+
+def _sign(t: Transform, x: Tensor, y: Tensor) -> None:
+    dims = t.domain.event_dim, t.codomain.event_dim
+    for name, u, value in (("t", t, x), ("t.inv", t.inv, y)):
+        monotone = dims != (0, 0) or _monotone(u, value)
+        try:
+            sign = torch.as_tensor(u.sign, device="cpu")
+        except NotImplementedError:
+            if dims == (0, 0) and monotone:
+                _broken("conventions", f"sign of {name}", "not defined, though it is monotone")
+            return
+        if not monotone:  # as a rotation of the circle
+            _broken("conventions", f"sign of {name}", f"{sign.flatten()[0].item()}, though it is not monotone")
+        value = value.detach().clone().requires_grad_()
+        rows = (prod(_batch(value, u.domain.event_dim)), -1) if dims != (0, 0) else (1, -1)
+        flat = value.reshape(rows)[0] if dims != (0, 0) else value.flatten()
+        rest = value.reshape(rows)[1:].detach() if dims != (0, 0) else value.new_zeros(0)
+
+        def image(flat: Tensor, u: Any = u, rest: Tensor = rest, shape: Any = value.shape) -> Tensor:
+            whole = torch.cat([flat.unsqueeze(0), rest]) if dims != (0, 0) else flat
+            out = u(whole.reshape(shape))
+            return out.reshape(len(whole), -1)[0] if dims != (0, 0) else out.flatten()
+
+        jacobian = torch.autograd.functional.jacobian(image, flat.detach())
+        if jacobian.shape[0] != jacobian.shape[1]:
+            return
+        found = jacobian.diagonal().sign() if dims == (0, 0) else torch.linalg.slogdet(jacobian)[0]
+        wrong = (
+            found != sign.to(found).expand(value.shape if sign.dim() else found.shape).reshape(found.shape)
+        ).nonzero()
+        if len(wrong):
+            _broken("conventions", f"sign of {name}", f"{sign.flatten()[0].item()}, not {found.flatten()[0].item():g}")
+
+
+def _monotone(u: Transform, value: Tensor) -> bool:
+    """Whether each element goes one way along a line through the values."""
+    share = torch.linspace(0, 1, 200, device="cpu").to(value).reshape(-1, *[1] * value.dim())
+    with torch.no_grad():
+        steps = u(torch.lerp(value.min(), value.max(), share).expand(-1, *value.shape)).diff(dim=0)
+    return bool(((steps >= 0).all(0) | (steps <= 0).all(0)).all())
+
+
+def _shapes(name: str, u: Transform, value: Tensor) -> None:
+    cases = {"of its batch": value, "of one batch dim more": value.expand(2, *value.shape)}
+    if value.dim() > u.domain.event_dim:
+        cases["of one batch dim less"] = value[0]
+        cases["of one row"] = value[:1]
+    for case, v in cases.items():
+        with torch.no_grad():
+            found = tuple(u(v.clone()).shape)
+        _same("conventions", f"{name}.forward_shape, values {case}", tuple(u.forward_shape(v.shape)), found)
+        if case != "of one batch dim less":
+            wide = torch.Size((*found[: len(found) - u.codomain.event_dim], *v.shape[v.dim() - u.domain.event_dim :]))
+            back = tuple(u.inverse_shape(torch.Size(found)))
+            _same("conventions", f"{name}.inverse_shape, values {case}", back, tuple(wide))
+
+
+def _equality(t: Any, subject: Any, x: Tensor, context: Tensor | None, tol: float) -> None:
+    for case, equal in (
+        ("t == t", t == t),
+        ("t.inv == t.inv", t.inv == t.inv),
+        ("t.inv.inv == t", t.inv.inv == t),
+        ("t != t is False", (t != t) is False),
+        ("t != t.inv", t != t.inv),
+        ("t != another kind of transform", t != dist.transforms.AffineTransform(0.1, 1.1)),
+    ):
+        if not equal:
+            _broken("conventions", case, "False, not True")
+    other = copy.deepcopy(subject)
+    with torch.no_grad():
+        for value in other.parameters() if isinstance(other, nn.Module) else ():
+            value.add_(0.1)
+        u = made(other, context)
+        _same("conventions", "t == u as u == t", t == u, u == t)
+        if t == u:
+            _close("conventions", "values of equal transforms", u(x), t(x), tol)
+
+
+def _pushed(case: str, t: Any, forward: bool, like: Tensor, tol: float) -> None:
+    u = t if forward else t.inv
+    base = _base(u.domain, like)
+    d = dist.TransformedDistribution(base, [u])
+    whole = tuple(u.forward_shape(like.shape))
+    cut = len(whole) - u.codomain.event_dim
+    _same("as distribution", f"{case}: batch_shape", tuple(d.batch_shape), whole[:cut])
+    _same("as distribution", f"{case}: event_shape", tuple(d.event_shape), whole[cut:])
+    _same("as distribution", f"{case}: event dims of the support", d.support.event_dim, u.codomain.event_dim)
+    for name, each, batch in (("", d, d.batch_shape), ("expand, ", d.expand((2, *d.batch_shape)), (2, *d.batch_shape))):
+        where = f"{case}: {name}"
+        _same("as distribution", f"{where}batch_shape", tuple(each.batch_shape), tuple(batch))
+        for draw in ("sample", "rsample"):
+            with _seeded(17), torch.no_grad():
+                y = getattr(each, draw)((3,)).clone()
+            _same("as distribution", f"{where}shape of {draw}", tuple(y.shape), (3, *batch, *d.event_shape))
+        rows = y.reshape(prod(y.shape[: y.dim() - len(d.event_shape)]), -1)
+        if len(rows.unique(dim=0)) < len(rows):
+            _broken("as distribution", f"{where}noise of each row", f"{rows[0, 0]:.6g} twice")
+        if not each.support.check(y).all():
+            _broken("as distribution", f"{where}support", "samples outside")
+        x = u.inv(y)
+        expected = base.log_prob(x) - u.with_cache(0).log_abs_det_jacobian(x, y)
+        _close("as distribution", f"{where}log_prob", each.log_prob(y), expected, tol)
+    _same("as distribution", f"{case}: batch_shape after expand", tuple(d.batch_shape), whole[:cut])
+    if not (u.domain.event_dim or u.codomain.event_dim) and _monotone(u, x):
+        with _seeded(17), torch.no_grad():
+            y = d.sample((3,)).clone()
+            x = u.inv(y)
+            p = torch.where(u(x + 1e-3) > u(x), base.cdf(x), 1 - base.cdf(x))
+            _close("as distribution", f"{case}: cdf", d.cdf(y), p, tol)
+            _close("as distribution", f"{case}: icdf", d.icdf(p), y, 1e-6)
+
+
+def _base(domain: Any, like: Tensor) -> Any:
+    """A distribution over the domain, of the shape of ``like``."""
+    plain = domain
+    while isinstance(plain, constraints.independent):
+        plain = plain.base_constraint
+    onto = None if plain is constraints.real else biject_to(domain)
+    size = like.shape if onto is None else onto.inverse_shape(like.shape)
+    dims = domain.event_dim if onto is None else onto.domain.event_dim
+    base = dist.Normal(like.new_zeros(size), like.new_ones(size)).to_event(dims)
+    return base if onto is None else dist.TransformedDistribution(base, [onto])
+
+
+def _batch(value: Tensor, event_dim: int) -> tuple[int, ...]:
+    return tuple(value.shape[: value.dim() - event_dim])

@@ -1,0 +1,221 @@
+"""Coupling: some sites pass, a network reads them and predicts the bijections of all others at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+from ..base import Conditioner, Head, bind, broadcast_shapes, check_context, check_like
+from ..conditioners import Independent
+from ..conditioners.encoding import Dense, check_counts
+from .base import Inverse, RememberingTransform, call_with_ladj
+
+
+class ConditionedCoupling(RememberingTransform):
+    r"""The bijection x -> y of T sites of which some pass, as one call of its modules.
+
+        y_p = x_p,      y_t = head(phi_t(x_p, context))(x_t)
+
+    log|dy/dx| is the sum of the head's log-derivatives. Either direction is one call of the network and one of the head,
+    or of its inverse, for all sites together; both are differentiable twice in the argument, the context and all parameters.
+
+    Args:
+        coupling: whose weights of now are used from here on.
+        context: (*batch, C), or None where the coupling takes none.
+
+    Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
+
+    Example:
+        >>> from pyro_genexact import heads
+        >>> t = ConditionedCoupling(Coupling(4, heads.Affine()))
+        >>> x = torch.randn(5, 4)
+        >>> torch.equal(t(x)[:, :2], x[:, :2]), torch.allclose(t.inv(t(x).clone()), x, atol=1e-5)
+        (True, True)
+    """
+
+    def __init__(self, coupling: Coupling, context: Tensor | None = None, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        check_context(coupling, context)
+        self.coupling, self._tensors = bind(coupling, one_draw=True)
+        self.context, order = context, self.coupling.order
+        self._head: Head = self.coupling.head if order is None else self.coupling.head.permuted(order)
+        self._domain = constraints.independent(self._head.domain, 1 + len(self._head.site_shape))
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self._domain
+
+    codomain = domain  # type: ignore[assignment]
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._run(x, inverse=False)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._run(y, inverse=True)
+
+    def watched(self) -> Sequence[Tensor]:
+        return self._tensors if self.context is None else [self.context, *self._tensors]
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        if self.context is None:
+            return shape
+        cut = len(shape) - self.domain.event_dim
+        return broadcast_shapes(shape[:cut], self.context.shape[:-1]) + shape[cut:]
+
+    inverse_shape = forward_shape
+
+    def _run(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The image of the value in either direction, and log|dy/dx|."""
+        of, dims = self.coupling, self.domain.event_dim
+        expected = (of.num_sites, *self._head.site_shape)
+        if tuple(value.shape[-dims:]) != expected:
+            raise ValueError(
+                f"Expected value.shape[-{dims}:] == {expected} (the sites of the coupling); got {tuple(value.shape)}."
+            )
+        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
+        shape = self.forward_shape(value.shape)
+        value = value if shape == value.shape else value.expand(shape)
+        if of.order is not None:
+            value = value.index_select(-dims, of.order)
+        passing, rest = value.narrow(-dims, 0, of.passing), value.narrow(-dims, of.passing, of.num_sites - of.passing)
+        phi = of.parameters_of(passing if dims == 1 else passing.flatten(-dims), self.context)
+        transform = self._head(phi, of.passing)
+        image, ladj = _solved(transform, rest) if inverse else call_with_ladj(transform, rest)
+        image = torch.cat([passing, image], -dims)
+        return image if of.restore is None else image.index_select(-dims, of.restore), ladj.sum(-1)
+
+
+@ConditionalTransformModule.register
+class Coupling(nn.Module):
+    r"""A coupling layer as a module: its call returns the transform x -> y, which costs the same in both directions.
+
+    The sites where the mask is True pass; a network reads them, with the context, and predicts ``head.num_params`` numbers
+    for each other site. With :class:`~pyro_genexact.heads.Affine` this is RealNVP, with :class:`~pyro_genexact.heads.Shift`
+    NICE, with splines a coupling NSF.
+
+    By default the first T // 2 sites pass. Put :class:`~pyro_genexact.transforms.Reverse` between layers and every site is
+    transformed in every other layer at least, also where T is odd. With T = 1 the only site is transformed, by the
+    context or by free parameters.
+
+    Args:
+        num_sites: T.
+        head: makes a strictly monotone bijection of each site that does not pass.
+        mask: (T,) Boolean, True where a site passes. It is configuration: ``state_dict`` does not hold it.
+        context: C, features of the context vector; 0 for none.
+        hidden: widths of the hidden layers.
+        activation: of the hidden layers, elementwise.
+        conditioner: another network: a callable (num_params, context) to a :class:`~pyro_genexact.Conditioner` that takes
+            the passing numbers, then the context, as its context, and whose first site (``start``) predicts the numbers of
+            all other sites; by default a dense network.
+
+    Raises:
+        ValueError: for sizes that are no positive integers, a mask of another shape or under which every site passes, and a
+            conditioner of other sizes.
+
+    References: Dinh, Krueger, Bengio, "NICE", ICLR workshop 2015; Dinh, Sohl-Dickstein, Bengio, "Density estimation using
+    Real NVP", ICLR 2017.
+
+    Example:
+        >>> from pyro_genexact import heads
+        >>> module = Coupling(4, heads.Affine(), mask=torch.tensor([True, False, True, False]), context=2)
+        >>> module(torch.zeros(5, 2)).forward_shape((4,))
+        torch.Size([5, 4])
+    """
+
+    order: Tensor | None
+    restore: Tensor | None
+
+    def __init__(
+        self,
+        num_sites: int,
+        head: Head,
+        *,
+        mask: Tensor | None = None,
+        context: int = 0,
+        hidden: Sequence[int] = (64, 64),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        conditioner: Callable[[int, int], Conditioner] | None = None,
+    ) -> None:
+        super().__init__()
+        check_counts(1, num_sites=num_sites)
+        check_counts(0, context=context)
+        mask = _checked(mask, num_sites)
+        order = torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]])
+        sorted_already = bool((order.diff() > 0).all())
+        self.register_buffer("order", None if sorted_already else order, persistent=False)
+        self.register_buffer("restore", None if sorted_already else order.argsort(), persistent=False)
+        self.num_sites, self.head, self.context, self.passing = num_sites, head, context, int(mask.sum())
+        self.reads = self.passing * prod(head.site_shape)
+        sizes = (num_sites - self.passing) * head.num_params, self.reads + context
+        if conditioner is None and sizes[1]:
+            self.network: nn.Module = Dense(sizes[1], sizes[0], hidden, activation)
+        else:
+            self.network = _FirstSite((conditioner or _constants)(*sizes), *sizes)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_sites}, passing={self.passing}, context={self.context}"
+
+    def parameters_of(self, passing: Tensor, context: Tensor | None = None) -> Tensor:
+        """phi (*batch, S, P) of the S sites that do not pass, from the numbers (*batch, d) that pass and the context."""
+        batch = passing.shape[:-1]
+        inputs = passing if context is None else torch.cat([passing, context.expand(*batch, self.context)], -1)
+        return self.network(inputs).reshape(*batch, self.num_sites - self.passing, self.head.num_params)
+
+    def forward(self, context: Tensor | None = None) -> ConditionedCoupling:
+        """The transform given the context (*batch, C)."""
+        return ConditionedCoupling(self, context)
+
+    def condition(self, context: Tensor | None = None) -> ConditionedCoupling:
+        """The same as calling the module, under Pyro's name."""
+        return self(context)
+
+    @property
+    def inv(self) -> Inverse:
+        """A module whose call returns the inverse, y -> x."""
+        return Inverse(self)
+
+
+class _FirstSite(nn.Module):
+    """A conditioner as a network from its context (*batch, C) to the parameters (*batch, P) of its first site."""
+
+    def __init__(self, conditioner: Conditioner, num_params: int, context: int) -> None:
+        super().__init__()
+        found = conditioner.num_params, conditioner.context
+        if found != (num_params, context):
+            raise ValueError(f"Expected a conditioner of (num_params, context) == {num_params, context}; got {found}.")
+        self.conditioner = conditioner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        *batch, width = inputs.shape
+        phi, _ = self.conditioner.start(inputs.reshape(-1, width) if width else None, prod(batch))
+        return phi.reshape(*batch, self.conditioner.num_params)
+
+
+def _constants(num_params: int, context: int) -> Conditioner:
+    return Independent(1, num_params)
+
+
+def _solved(transform: Transform, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x and log|dy/dx|."""
+    if isinstance(transform, RememberingTransform):
+        return transform.solve(y)
+    x = transform.inv(y)
+    return x, transform.log_abs_det_jacobian(x, y)
+
+
+def _checked(mask: Tensor | None, num_sites: int) -> Tensor:
+    if mask is None:
+        return torch.arange(num_sites, device="cpu") < num_sites // 2
+    mask = torch.as_tensor(mask, device="cpu")
+    if mask.shape != (num_sites,) or mask.dtype != torch.bool:
+        raise ValueError(
+            f"Expected mask to be Boolean of shape ({num_sites},); got {mask.dtype} of {tuple(mask.shape)}."
+        )
+    if mask.all():
+        raise ValueError("Expected mask to leave a site that does not pass; got True everywhere.")
+    return mask

@@ -1,0 +1,203 @@
+"""Linear bijections of the features with learnt matrices: triangular factors, and rotations."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.linalg import solve_triangular
+from torch.nn.functional import linear
+
+from ..base import check_like, check_sizes
+from .base import PlainTransform
+
+_BOUND = 7.0  # of log-scales, smoothly
+_TANGENT = 100.0  # of tangents of half angles, smoothly
+
+
+class LULinear(PlainTransform, TransformModule):
+    r"""y = L U D x + b, L lower and U upper triangular with diagonals of ones, D = diag(exp s).
+
+        log|dy/dx| = sum_i s_i,        s_i = 7 tanh(d_i / 7)
+
+    Starts at the identity. The scales come first, so that the inverse is as accurate for any of them. No rows are
+    exchanged: where features should change places, put a :class:`Permute` before it.
+
+    Cost: a product of matrices a call, one of the values with the result; the inverse solves two triangular systems.
+
+    Args:
+        features: D.
+
+    Shapes: x and y (\*batch, D).
+
+    Attributes:
+        factors: (D, D), L below the diagonal and U above it.
+        log_diagonal: d (D,).
+        bias: b (D,).
+
+    Raises:
+        ValueError: if ``features`` is not a positive integer, or a value has another size, dtype or device.
+
+    References: Oliva et al., "Transformation Autoregressive Networks", ICML 2018; Kingma, Dhariwal, "Glow", NeurIPS 2018.
+
+    Example:
+        >>> t = LULinear(3)
+        >>> t(torch.tensor([1.0, 2.0, 3.0])).tolist(), t.log_abs_det_jacobian(torch.zeros(2, 3), None)
+        ([1.0, 2.0, 3.0], tensor([0., 0.], grad_fn=<ExpandBackward0>))
+    """
+
+    domain = codomain = constraints.real_vector
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        check_sizes(1, features=features)
+        self.factors = nn.Parameter(torch.zeros(features, features))
+        self.log_diagonal = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    @property
+    def weight(self) -> Tensor:
+        """L U D (D, D)."""
+        return self._mix() * self._log_scales().exp()
+
+    def _call(self, x: Tensor) -> Tensor:
+        return linear(_checked(x, self.bias) * self._log_scales().exp(), self._mix(), self.bias)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        rows = (_checked(y, self.bias) - self.bias).reshape(-1, y.shape[-1])
+        rows = solve_triangular(self.factors.mT, rows, upper=True, left=False, unitriangular=True)  # reads L alone
+        rows = solve_triangular(self.factors.mT, rows, upper=False, left=False, unitriangular=True)
+        return rows.reshape(y.shape) / self._log_scales().exp()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """sum_i s_i, of the batch shape."""
+        return self._log_scales().sum().expand(x.shape[:-1])
+
+    def _log_scales(self) -> Tensor:
+        return torch.tanh(self.log_diagonal / _BOUND) * _BOUND
+
+    def _mix(self) -> Tensor:
+        """L U (D, D)."""
+        one = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+        upper = self.factors.triu(1) + one
+        return torch.addmm(upper, self.factors.tril(-1), upper)
+
+
+class _Orthogonal(PlainTransform, TransformModule):
+    """y = W x with W^T W = 1: the inverse is the transpose, volumes stay."""
+
+    domain = codomain = constraints.real_vector
+    weight: Tensor
+
+    def _call(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        return linear(_checked(x, weight), weight)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        weight = self.weight
+        return linear(_checked(y, weight), weight.mT)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zeros of the batch shape."""
+        return x.new_zeros(x.shape[:-1])
+
+
+class Rotation(_Orthogonal):
+    r"""y = W x with the rotation W = (1 - A)^{-1} (1 + A), A skew-symmetric (Cayley's transform); log|dy/dx| = 0.
+
+    Every rotation but those near a half turn in some plane: entries of A stay within ±100 smoothly, which in a plane is 178.8
+    degrees, so that W is orthogonal to rounding. The matrix exponential has half turns too, but costs some ten products of
+    matrices and a matrix twice as large for each order of derivatives, against one solve. Starts at the identity.
+
+    Args:
+        features: D.
+
+    Shapes: x and y (\*batch, D).
+
+    Attributes:
+        skew: a (D, D), of which the part below the diagonal makes that of A, 100 tanh(a / 100).
+
+    Raises:
+        ValueError: if ``features`` is not a positive integer, or a value has another size, dtype or device.
+
+    Reference: Cayley, "Sur quelques propriétés des déterminants gauches", Journal für die reine und angewandte
+    Mathematik 32, 1846.
+
+    Example:
+        >>> t = Rotation(2)
+        >>> with torch.no_grad():
+        ...     _ = t.skew[1, 0].fill_(1.0)  # the tangent of half the angle
+        >>> torch.allclose(t(torch.tensor([1.0, 0.0])), torch.tensor([0.0, 1.0]), atol=1e-3)
+        True
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        check_sizes(1, features=features)
+        self.skew = nn.Parameter(torch.zeros(features, features))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W (D, D)."""
+        lower = torch.tanh(self.skew / _TANGENT).tril(-1) * _TANGENT
+        skew, one = lower - lower.mT, torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve(one - skew, one + skew)
+
+
+class Householder(_Orthogonal):
+    r"""y = H_1 ... H_K x, each H_k = 1 - 2 v_k v_k^T / v_k^T v_k a reflection; log|dy/dx| = 0.
+
+    The product is one matrix, 1 - V S^{-1} V^T with the columns v_k / |v_k| in V and S the triangle above the diagonal of
+    V^T V with halves on the diagonal. D reflections make every orthogonal matrix whose determinant is (-1)^D. Reflections start
+    in equal pairs, which is the identity; with an odd K, one is left over, and a mirror image remains.
+
+    Args:
+        features: D.
+        reflections: K; by default D, or D + 1 if that is odd.
+
+    Shapes: x and y (\*batch, D).
+
+    Attributes:
+        vectors: v (K, D), of any length but zero.
+
+    Raises:
+        ValueError: if a size is not a positive integer, a value has another size, dtype or device, or a vector is zero.
+
+    References: Tomczak, Welling, "Improving Variational Auto-Encoders using Householder Flow", 2016; Joffrain et al.,
+    "Accumulating Householder transformations, revisited", ACM TOMS 32, 2006 (the product).
+
+    Example:
+        >>> torch.allclose(Householder(3, 2)(x := torch.tensor([1.0, 2.0, 3.0])), x, atol=1e-5)
+        True
+    """
+
+    def __init__(self, features: int, reflections: int | None = None) -> None:
+        super().__init__()
+        reflections = features + features % 2 if reflections is None else reflections
+        check_sizes(1, features=features, reflections=reflections)
+        pairs = torch.randn((reflections + 1) // 2, features)
+        self.vectors = nn.Parameter(pairs.repeat_interleave(2, 0)[:reflections])
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The product (D, D)."""
+        largest = self.vectors.detach().abs().amax(1, keepdim=True)  # whose square may be too large, or vanish
+        if not (largest.is_meta or torch._C._are_functorch_transforms_active()) and (largest == 0).any():
+            zero = (largest == 0).nonzero()[0, 0].item()
+            raise ValueError(f"Expected vectors other than zero (they are normals of mirrors); got zero at {zero}.")
+        v = self.vectors / largest
+        v = v / v.norm(dim=1, keepdim=True)
+        half = torch.full_like(v[:, 0], 0.5).diag_embed()
+        one = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+        return one - v.mT @ solve_triangular((v @ v.mT).triu(1) + half, v, upper=True)
+
+
+def _checked(value: Tensor, like: Tensor) -> Tensor:
+    """The value, if it has D features, the dtype and the device of the parameters."""
+    if value.dim() < 1 or value.shape[-1] != like.shape[-1]:
+        raise ValueError(
+            f"Expected value.shape[-1] == {like.shape[-1]} (the features of the transform); got {tuple(value.shape)}."
+        )
+    check_like("value", value, like)
+    return value

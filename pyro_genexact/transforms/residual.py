@@ -1,0 +1,384 @@
+"""Residual bijections of vectors, y = x + g(x), whose Jacobian is the identity plus a matrix of low rank: with inverses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ..base import bind, broadcast_shapes, check_context, check_like
+from ..conditioners.encoding import Dense, check_counts, readable
+from ..numerics import find, implicit
+from .base import Inverse, RememberingTransform
+
+
+class ConditionedResidual(RememberingTransform):
+    """The bijection x -> y of vectors that a :class:`Planar`, :class:`Radial` or :class:`Sylvester` makes of a context.
+
+    Both directions are differentiable twice in the argument, the context and all parameters.
+
+    Args:
+        module: whose weights of now are used from here on.
+        context: (*batch, C), or None where the module takes none.
+
+    Shapes: x and y (*batch, D), broadcast with the context's batch: each context row has a transform of its own.
+
+    Example:
+        >>> t = ConditionedResidual(Radial(3, context=2), torch.zeros(5, 2))
+        >>> t.forward_shape((3,)), t(torch.zeros(3)).shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    domain = codomain = constraints.real_vector
+
+    def __init__(self, module: _Residual, context: Tensor | None = None, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        check_context(module, context)
+        self.module, self._tensors = bind(module, one_draw=True)
+        self.context = context
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module.push(self._checked(x), self.module.numbers(self.context))
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module.pull(self._checked(y), self.module.numbers(self.context))
+
+    def watched(self) -> Sequence[Tensor]:
+        return self._tensors if self.context is None else [self.context, *self._tensors]
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        if self.context is None:
+            return shape
+        return broadcast_shapes(shape[:-1], self.context.shape[:-1]) + shape[-1:]
+
+    inverse_shape = forward_shape
+
+    def _checked(self, value: Tensor) -> Tensor:
+        features = self.module.features
+        if value.shape[-1:] != (features,):
+            raise ValueError(f"Expected value.shape[-1] == {features} (features); got {tuple(value.shape)}.")
+        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
+        return value
+
+
+class _Residual(nn.Module):
+    """N numbers, free parameters or predicted from the context, and what they do to vectors, both ways.
+
+    A subclass gives the numbers that it starts with to the constructor, and defines ``push`` and ``pull``: from x (*batch, D)
+    and the numbers (*batch, N) to y and log|dy/dx|, and from y to x and the same log|dy/dx|.
+    """
+
+    phi: Any  # a Parameter or None
+    net: Any
+    push: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    pull: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def __init__(
+        self,
+        features: int,
+        start: Tensor,
+        context: int,
+        hidden: Sequence[int],
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        check_counts(0, context=context)
+        self.features, self.context = features, context
+        self.phi = None if context else nn.Parameter(start)
+        self.net = Dense(context, len(start), hidden, activation) if context else None
+        if context:
+            with torch.no_grad():
+                self.net.last.bias.copy_(start)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, context={self.context}"
+
+    def numbers(self, context: Tensor | None) -> Tensor:
+        """(N,), or (*batch, N) from a context (*batch, C)."""
+        return self.phi if context is None else self.net(context)
+
+    def forward(self, context: Tensor | None = None) -> ConditionedResidual:
+        """The transform given the context (*batch, C)."""
+        return ConditionedResidual(self, context)
+
+    def condition(self, context: Tensor | None = None) -> ConditionedResidual:
+        """The same as calling the module, under Pyro's name."""
+        return self(context)
+
+    @property
+    def inv(self) -> Inverse:
+        """A module whose call returns the inverse, y -> x."""
+        return Inverse(self)
+
+
+@ConditionalTransformModule.register
+class Planar(_Residual):
+    r"""y = x + u tanh(w^T x + b): vectors bent along one direction.
+
+        log|dy/dx| = log(1 + w^T u (1 - tanh^2)),      w^T u > -1
+
+    With free v, u = v + w \|v\|^2 / (1 + sqrt(1 + \|w\|^2 \|v\|^2)): every u with w^T u > -1, one for each v, and smooth also at
+    w = 0, where the paper's form has a pole; v = 0 is the identity. The inverse is one root, that of z + w^T u tanh z =
+    w^T y + b, then x = y - u tanh z.
+
+    Args:
+        features: D, the size of the vectors.
+        context: C, features of a context vector from which a network predicts v, w and b; 0 for free parameters.
+        hidden: widths of the network's hidden layers.
+        activation: of the hidden layers, elementwise.
+
+    Raises:
+        ValueError: for sizes that are no positive integers; in calls for vectors of another size.
+
+    Cost: forward O(D); the inverse besides some six evaluations of a scalar function.
+
+    Reference: Rezende, Mohamed, "Variational inference with normalizing flows", ICML 2015.
+
+    Example:
+        >>> t = Planar(3)()
+        >>> y = torch.tensor([1.0, -2.0, 1e4])
+        >>> torch.allclose(t(t.inv(y).clone()), y)
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        hidden: Sequence[int] = (),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+    ) -> None:
+        check_counts(1, features=features)
+        v, w = torch.randn(2, features) * features**-0.5
+        super().__init__(features, torch.cat([0.1 * v, w, torch.zeros(1)]), context, hidden, activation)
+
+    def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        u, w, b, slope = self._read(phi)
+        z = (w * x).sum(-1) + b
+        return x + u * z.tanh().unsqueeze(-1), _slope(z, slope).log()
+
+    def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        u, w, b, slope = self._read(phi)
+        z = _unbend((w * y).sum(-1) + b, slope)
+        return y - u * z.tanh().unsqueeze(-1), _slope(z, slope).log()
+
+    def _read(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u (*batch, D), w (*batch, D), b and 1 + w^T u (*batch)."""
+        v, w, b = phi.split([self.features, self.features, 1], -1)
+        gain, slope = _admissible((v * v).sum(-1), (w * w).sum(-1), (v * w).sum(-1))
+        return torch.addcmul(v, w, gain.unsqueeze(-1)), w, b.squeeze(-1), slope
+
+
+@ConditionalTransformModule.register
+class Radial(_Residual):
+    r"""y = x + beta (x - c) / (alpha + r), r = \|x - c\|: vectors drawn to a centre or pushed from it.
+
+        log|dy/dx| = (D - 1) log(1 + beta / (alpha + r)) + log(1 + alpha beta / (alpha + r)^2),      beta > -alpha > -inf
+
+    alpha and 1 + beta / alpha are exp(arsinh) of free numbers, so that zeros are the identity. The inverse is the positive
+    root of a quadratic in r, without cancellation.
+
+    Args:
+        features, context, hidden, activation: as in :class:`Planar`.
+
+    Raises:
+        ValueError: as in :class:`Planar`.
+
+    Cost: O(D) in both directions.
+
+    Reference: Rezende, Mohamed, "Variational inference with normalizing flows", ICML 2015.
+
+    Example:
+        >>> t = Radial(3)()
+        >>> y = torch.tensor([1.0, -2.0, 1e4])
+        >>> torch.allclose(t(t.inv(y).clone()), y)
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        hidden: Sequence[int] = (),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+    ) -> None:
+        check_counts(1, features=features)
+        super().__init__(features, 0.1 * torch.randn(features + 2), context, hidden, activation)
+
+    def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        centre, alpha, kappa = self._read(phi)
+        ray = x - centre
+        factor, ladj = self._factor(torch.linalg.vector_norm(ray, dim=-1) / alpha, kappa)
+        return torch.addcmul(centre, ray, factor.unsqueeze(-1)), ladj
+
+    def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        centre, alpha, kappa = self._read(phi)
+        ray = y - centre
+        far = torch.linalg.vector_norm(ray, dim=-1) / alpha  # = rho (kappa + rho) / (1 + rho), rho = r / alpha
+        gap = far - kappa
+        above = gap > 0
+        total = (gap.square() + 4 * far).sqrt() + torch.where(above, gap, -gap)
+        factor, ladj = self._factor(torch.where(above, total / 2, 2 * far / total), kappa)
+        return centre + ray / factor.unsqueeze(-1), ladj
+
+    def _read(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The centre (*batch, D), alpha and kappa = 1 + beta / alpha (*batch)."""
+        alpha, kappa = phi[..., self.features :].asinh().exp().unbind(-1)
+        return phi[..., : self.features], alpha, kappa
+
+    def _factor(self, rho: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
+        """How much longer the ray to y is than that to x, and log|dy/dx|: sums of positive terms."""
+        near = 1 / (1 + rho)
+        away = rho * near
+        factor = away + kappa * near
+        ladj = (away * (1 + near) + kappa * near.square()).log()
+        return factor, ladj + (self.features - 1) * factor.log()
+
+
+@ConditionalTransformModule.register
+class Sylvester(_Residual):
+    r"""y = x + Q R tanh(S Q^T x + b): vectors bent along M orthonormal directions.
+
+        log|dy/dx| = sum_i log(1 + R_ii S_ii (1 - tanh_i^2)),      R_ii S_ii > -1
+
+    Q (D, M) holds the first columns of a product of H Householder reflections; R and S (M, M) are upper triangular, and
+    R_ii comes from a free number and S_ii as u does in :class:`Planar`. The inverse is M roots, the last direction first.
+
+    Args:
+        features: D, the size of the vectors.
+        context: C, features of a context vector from which a network predicts Q, R, S and b; 0 for free parameters.
+        rank: M <= D; by default D.
+        reflections: H; by default M, with which the directions may be any.
+        hidden: widths of the network's hidden layers.
+        activation: of the hidden layers, elementwise.
+
+    Raises:
+        ValueError: for sizes that are no positive integers, a rank above D; in calls for vectors of another size, and for
+            a reflection whose normal is zero, which is free numbers of -1 and zeros.
+
+    Cost: forward O(D M + M^2), and O(D H (H + M)) for Q; the inverse besides M roots, some six evaluations each.
+
+    Reference: van den Berg et al., "Sylvester normalizing flows for variational inference", UAI 2018.
+
+    Example:
+        >>> t = Sylvester(3, rank=2)()
+        >>> y = torch.tensor([1.0, -2.0, 1e4])
+        >>> torch.allclose(t(t.inv(y).clone()), y)
+        True
+    """
+
+    axes: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        context: int = 0,
+        *,
+        rank: int | None = None,
+        reflections: int | None = None,
+        hidden: Sequence[int] = (),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+    ) -> None:
+        rank = features if rank is None else rank
+        reflections = rank if reflections is None else reflections
+        check_counts(1, features=features, rank=rank, reflections=reflections)
+        if rank > features:
+            raise ValueError(f"Expected rank <= {features} (features); got {rank}.")
+        scales = torch.ones(rank, rank + 1).tril() * (rank**-0.5 - 0.1) + 0.1  # R is small, S is not
+        parts = [torch.randn(reflections * features) * features**-0.5, (scales * torch.randn(rank, rank + 1)).flatten()]
+        super().__init__(features, torch.cat([*parts, torch.zeros(rank)]), context, hidden, activation)
+        self.rank, self.reflections = rank, reflections
+        # a reflection begins along an axis, so that phi = 0 is one too
+        axes = torch.eye(features).repeat(-(-reflections // features), 1)[:reflections]
+        self.register_buffer("axes", axes, persistent=False)
+
+    def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        q, r, s, b, slope = self._read(phi)
+        z = _times(_times(x, q), s.mT) + b
+        return x + _times(_times(z.tanh(), r.mT), q.mT), _slope(z, slope).log().sum(-1)
+
+    def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        q, r, s, b, slope = self._read(phi)
+        target = _times(y, q)
+        with torch.no_grad():
+            found = _unmix(target, r, s, b, slope)
+        z = _times(implicit(_mix, found, target, r, s, b, event_dim=1), s.mT) + b
+        return y - _times(_times(z.tanh(), r.mT), q.mT), _slope(z, slope).log().sum(-1)
+
+    def _read(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Q (*batch, D, M), R and S (*batch, M, M), b and 1 + R_ii S_ii (*batch, M)."""
+        m = self.rank
+        normals, square, b = phi.split([self.reflections * self.features, m * (m + 1), m], -1)
+        normals = normals.unflatten(-1, (self.reflections, self.features)) + self.axes
+        square = square.unflatten(-1, (m, m + 1))
+        r, s = square[..., 1:].triu(), square[..., :m].tril().mT
+        v, w = r.diagonal(dim1=-2, dim2=-1), s.diagonal(dim1=-2, dim2=-1)
+        gain, slope = _admissible(v * v, w * w, v * w)
+        return _reflected(normals, m), r + torch.diag_embed(w * gain), s, b, slope
+
+
+def _reflected(normals: Tensor, columns: int) -> Tensor:
+    """The first columns of the product of reflections, first to last, at planes with the normals (*batch, H, D).
+
+    I - V^T T^{-1} V, T the upper triangle of V V^T with half its diagonal: Joffrain et al., "Accumulating Householder
+    transformations, revisited", ACM TOMS 2006.
+    """
+    gram = normals @ normals.mT
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    if readable(squares) and (squares == 0).any():
+        raise ValueError("Expected normals of reflections other than zero; got zero.")
+    upper = gram.triu() - torch.diag_embed(squares / 2)
+    weights = torch.linalg.solve_triangular(upper, normals[..., :columns], upper=True)
+    eye = torch.eye(normals.shape[-1], columns, dtype=normals.dtype, device=normals.device)
+    return eye - normals.mT @ weights
+
+
+def _mix(x: Tensor, r: Tensor, s: Tensor, b: Tensor) -> Tensor:
+    """x + R tanh(S x + b), rows (*batch, M)."""
+    return x + _times((_times(x, s.mT) + b).tanh(), r.mT)
+
+
+def _unmix(y: Tensor, r: Tensor, s: Tensor, b: Tensor, slope: Tensor) -> Tensor:
+    """x with _mix(x, r, s, b) = y: from the last row up, each the root of a scalar function."""
+    found: list[Tensor] = []
+    for i in reversed(range(y.shape[-1])):
+        bent = _unbend(s[..., i, i] * y[..., i] + b[..., i], slope[..., i]).tanh()
+        found.append(y[..., i] - r[..., i, i] * bent)
+        y = y[..., :i] - r[..., :i, i] * bent.unsqueeze(-1)
+        b = b[..., :i] + s[..., :i, i] * found[-1].unsqueeze(-1)
+    return torch.stack(found[::-1], -1)
+
+
+def _times(x: Tensor, matrix: Tensor) -> Tensor:
+    """x^T A of vectors (*batch, n) and matrices (*batch, n, m)."""
+    return x @ matrix if matrix.dim() == 2 else (x.unsqueeze(-2) @ matrix).squeeze(-2)
+
+
+def _admissible(vv: Tensor, ww: Tensor, vw: Tensor) -> tuple[Tensor, Tensor]:
+    """g for which u = v + g w has w^T u > -1, and 1 + w^T u, from the inner products of v and w."""
+    both = vv * ww
+    # vw + sqrt(1 + both) > 0, since both >= vw^2 but for rounding; without cancellation where vw < 0
+    scale = (1 + (both - vw.square()).clamp(min=0)).sqrt()
+    return vv / (1 + (1 + both).sqrt()), scale * (vw / scale).asinh().exp()
+
+
+def _slope(z: Tensor, slope: Tensor) -> Tensor:
+    """1 + (slope - 1) (1 - tanh^2 z) as a sum of positive terms."""
+    return z.tanh().square() + 4 * slope * (2 * z).sigmoid() * (-2 * z).sigmoid()
+
+
+def _bend(z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """z + (slope - 1) tanh z, and the log of its derivative, which is ``slope`` at 0."""
+    return z + (slope - 1) * z.tanh(), _slope(z, slope).log()
+
+
+def _unbend(target: Tensor, slope: Tensor) -> Tensor:
+    """z with z + (slope - 1) tanh z = target; exact if tanh were cut from the straight line."""
+    with torch.no_grad():
+        guess = target - (slope - 1) * (target / slope).clamp(-1, 1)
+        z = find(_bend, target, [slope], guess=guess)
+    return implicit(_bend, z, target, slope)

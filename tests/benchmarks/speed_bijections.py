@@ -1,0 +1,194 @@
+"""Speed of the flows whose transformer is a spline, a polynomial, a sigmoid or a network, beside zuko's and Pyro's.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--slow]
+
+Medians over interleaved rounds in one process, as in speed.py: D=16, hidden (128, 128), batch 256, 3 transforms,
+float32, validation off for all. The number of numbers a site (bins, degree, signal) is the peer's default.
+
+* training step: log_prob of 256 rows, backward, a step of Adam.
+* sample: 256 rows, without gradients.
+* umnn: zuko's sample takes minutes, so it is called once, and only with --slow. Its training step is timed with its
+  default of 32 nodes, and with NODES, about what it needs for the accuracy of ours (--accuracy tells).
+* bnaf: beside Pyro's BlockAutoregressive, which has no inverse.
+* --accuracy: how far the log-derivative of either UMNN is from a central difference of its own values, in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from speed import Call, interleave, seconds, show
+from torch import Tensor, nn
+
+import pyro_genexact as gx
+
+D, HIDDEN, BATCH, TRANSFORMS = 16, (128, 128), 256, 3
+TRAIN, SAMPLE = "training step", "sample"
+NODES = 64
+SIZES: dict[str, Any] = {"transforms": TRANSFORMS, "hidden": HIDDEN}
+
+
+def import_zuko() -> Any:
+    base: Any = torch.distributions.Distribution  # whose validation zuko switches off for all of torch
+    before = base._validate_args, base.arg_constraints
+    import zuko
+
+    base._validate_args, base.arg_constraints = before
+    return zuko
+
+
+def zuko_flow(name: str) -> nn.Module:
+    zuko = import_zuko()
+    flow: nn.Module = getattr(zuko.flows, name)(D, 0, transforms=TRANSFORMS, hidden_features=HIDDEN)
+    return flow
+
+
+def zuko_umnn(nodes: int) -> nn.Module:
+    """zuko's UNAF with another number of quadrature nodes than its default of 32."""
+    zuko, flow = import_zuko(), zuko_flow("UNAF")
+
+    class Finer(zuko.transforms.UnconstrainedMonotonicTransform):  # type: ignore[name-defined, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, n=nodes, **kwargs)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = flow
+
+        def forward(self) -> Any:
+            module = zuko.flows.neural
+            kept, module.UnconstrainedMonotonicTransform = module.UnconstrainedMonotonicTransform, Finer
+            try:
+                return self.flow()
+            finally:
+                module.UnconstrainedMonotonicTransform = kept
+
+    return Wrapped()
+
+
+class PyroBNAF(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            dist.transforms.BlockAutoregressive(D, hidden_factors=[8, 8], residual="gated") for _ in range(TRANSFORMS)
+        )
+
+    def forward(self) -> Any:
+        for part in self.parts:  # caches, which hold the last value by identity
+            part._cached_x_y, part._cached_logDetJ = (None, None), None
+        base = dist.Normal(torch.zeros(D), torch.ones(D)).to_event(1)
+        return dist.TransformedDistribution(base, [part.inv for part in self.parts])
+
+
+MODELS: dict[str, dict[str, Callable[[], nn.Module]]] = {
+    "nsf": {
+        "here": lambda: gx.flows.nsf(D, **SIZES),
+        "zuko": lambda: zuko_flow("NSF"),
+    },
+    "naf": {
+        "here": lambda: gx.flows.naf(D, **SIZES),
+        "zuko": lambda: zuko_flow("NAF"),
+    },
+    "sospf": {
+        "here": lambda: gx.flows.sospf(D, **SIZES),
+        "zuko": lambda: zuko_flow("SOSPF"),
+    },
+    "bpf": {
+        "here": lambda: gx.flows.bpf(D, **SIZES),
+        "zuko": lambda: zuko_flow("BPF"),
+    },
+    "umnn": {
+        "here": lambda: gx.flows.umnn(D, **SIZES),
+        "zuko": lambda: zuko_flow("UNAF"),
+        f"zuko, {NODES} nodes": lambda: zuko_umnn(NODES),
+    },
+    "bnaf": {
+        "here": lambda: gx.flows.bnaf(D, transforms=TRANSFORMS, hidden=(8, 8)),
+        "pyro": PyroBNAF,
+    },
+}
+
+
+def calls(flow: nn.Module) -> dict[str, Call]:
+    x = torch.randn(BATCH, D)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-4)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        (-flow().log_prob(x).mean()).backward()
+        optimizer.step()
+
+    return {TRAIN: train, SAMPLE: torch.no_grad()(lambda: flow().sample((BATCH,)))}
+
+
+def table(names: list[str], rounds: int, slow: bool, markdown: bool) -> None:
+    rows = []
+    for name in names:
+        timed: dict[tuple[str, str], Call] = {}
+        once: dict[str, float] = {}
+        for library, build in MODELS[name].items():
+            made = calls(build())
+            if library == "pyro" or (name == "umnn" and library != "here"):
+                sample = made.pop(SAMPLE)
+                if slow and library == "zuko":
+                    once[library] = seconds(sample)
+            timed |= {(operation, library): call for operation, call in made.items()}
+        times = interleave(timed, rounds) | {(SAMPLE, library): value for library, value in once.items()}
+        for operation in (TRAIN, SAMPLE):
+            ours = times[operation, "here"]
+            for library in MODELS[name]:
+                if library != "here":
+                    peer = times.get((operation, library))
+                    cells = ("-", "-") if peer is None else (f"{1e3 * peer:.4g}", f"{peer / ours:.3g}")
+                    rows.append([name, operation, f"{1e3 * ours:.4g}", library, *cells])
+    show(["flow", "operation", "here, ms", "peer", "ms", "peer / here"], rows, markdown)
+
+
+def accuracy() -> None:
+    """The largest |log-derivative - log of the central difference| of one transform of each, in float64."""
+    torch.set_default_dtype(torch.float64)
+    zuko = import_zuko()
+    x, step = torch.linspace(-6, 6, 97), 1e-4
+    head = gx.heads.IntegratedPositive().double()
+    phi = torch.randn(32, 1, head.num_params)
+    report("here", head(phi), x.expand(32, -1).clone(), step)
+    network = zuko.flows.neural.UMNN(signal=16, hidden_features=(64, 64)).double()
+    for nodes in (16, 32, 64, 128, 256):
+        t = network(torch.randn(32, 1, 16), torch.zeros(32, 1))
+        t.transforms[0].n = nodes
+        report(f"zuko, {nodes} nodes", t, x.expand(32, -1).clone(), step)
+
+
+def report(name: str, t: Any, x: Tensor, step: float) -> None:
+    with torch.no_grad():
+        slope = (t(x + step) - t(x - step)) / (2 * step)
+        error = (t.log_abs_det_jacobian(x, t(x)) - slope.log()).abs().max()
+    print(f"{name}: {error:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(MODELS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--accuracy", action="store_true")
+    args = parser.parse_args()
+    import_zuko()
+    pyro.enable_validation(False)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    if args.accuracy:
+        accuracy()
+    else:
+        table(args.only.split(","), args.rounds, args.slow, args.markdown)
+
+
+if __name__ == "__main__":
+    main()

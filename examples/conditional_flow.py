@@ -17,7 +17,8 @@ subsampling. SVI finds the offsets' posterior together with the weights of the d
 * maf, nsf, naf: autoregressive flows with affine, spline and neural bijections.
 
 Test nats are log (1/S) sum_s p(y | x, offset_s), over posterior draws, with respect to log10 dollars; more is better. The
-gain is over the first model, row by row. Training, validation and test rows are of different persons.
+gain is over the first model, row by row. Training, validation and test rows are of different persons, and standard errors
+allow for rows of one person being alike.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ class Rows(NamedTuple):
 
 
 def spending() -> tuple[list[Rows], pandas.DataFrame]:
-    """Training, validation and test rows, of different persons, and the covariates' mean and deviation."""
+    """Training, validation and test rows, of different persons, and the covariates' mean and deviation (2, C)."""
     table = pandas.read_csv(FILE)
     table["rest"] = table.meddol - table.outpdol
     table = table[(table.outpdol > 0) & (table.rest > 0.05)]
-    scaling = table[COVARIATES].agg(["mean", "std"])
     people = table.zper.drop_duplicates().sample(frac=1.0, random_state=0)
     a, b = int(0.65 * len(people)), int(0.75 * len(people))
     train, validation, test = (table[table.zper.isin(part)] for part in (people[:a], people[a:b], people[b:]))
+    scaling = train[COVARIATES].agg(["mean", "std"])
     return [tensors(part, scaling) for part in (train, validation, test)], scaling
 
 

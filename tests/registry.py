@@ -114,6 +114,7 @@ CONDITIONERS = {
     "NADE mixed": factory(NADE, 4, 2, site=[(), 3, (), 2], hidden=7),
     "NADE one site": factory(NADE, 1, 2, context=2, hidden=7),
     "NADE two sites": factory(NADE, 2, 2, hidden=7),
+    "Angles": lambda: built(gx.conditioners.Angles(MADE(4, 2, site=(2,), hidden=(12, 10), context=2))),
     "RunningSum": lambda: built(RunningSum(2)),
     "RunningSum context": lambda: built(RunningSum(4, context=2, k=2)),
 }
@@ -134,6 +135,14 @@ HEADS = {
     "Affine": lambda: built(gx.heads.Affine()),
     "Affine tight": lambda: built(gx.heads.Affine(bound=1.0)),
     "Affine vectors": lambda: built(gx.heads.Affine((3,))),
+    "RationalQuadraticSpline": lambda: built(gx.heads.RationalQuadraticSpline(3)),
+    "RationalQuadraticSpline two bins": lambda: built(gx.heads.RationalQuadraticSpline(2, bound=3.0)),
+    "CircularSpline": lambda: gx.heads.CircularSpline(3),
+    "SumOfSquares": lambda: built(gx.heads.SumOfSquares()),
+    "SumOfSquares one polynomial": lambda: built(gx.heads.SumOfSquares(1, 3, bound=3.0)),
+    "SumOfSquares degree 0": lambda: built(gx.heads.SumOfSquares(degree=0)),
+    "Bernstein": lambda: built(gx.heads.Bernstein()),
+    "Bernstein degree 1": lambda: built(gx.heads.Bernstein(1, bound=3.0)),
     "Shift": gx.heads.Shift,
     "Shift vectors": lambda: gx.heads.Shift((3,)),
     "DeepSigmoid": lambda: built(gx.heads.DeepSigmoid(4)),
@@ -226,6 +235,20 @@ def autoregressive(conditioner, inverse=False, shape=(), sites=4, rows=3, head=g
     return factory
 
 
+def spline(_):
+    return gx.heads.RationalQuadraticSpline(3)
+
+
+def torus():
+    return built(gx.conditioners.Angles(MADE(2, 10, site=(2,), hidden=(12,), context=1, activation=torch.tanh)))
+
+
+def bijections(head, inverse=False, sites=3):
+    """An autoregressive transform with a head of bijections of numbers."""
+    net = made(sites, head().num_params, hidden=(6,), activation=torch.tanh)
+    return autoregressive(net, inverse, sites=sites, head=lambda _: built(head()))
+
+
 class Chained(nn.Module):
     """A chain of a conditioned transform and others."""
 
@@ -286,6 +309,13 @@ def of_cubics(a):
     return gx.transforms.Monotone(cubic, [a])
 
 
+def knots(bound, slope):
+    """Rows x, y and slope of five knots, for four values."""
+    x, y, inner = [-bound, -1.5, 0.0, 1.0, bound], [-bound, -2.0, 0.5, 1.5, bound], [0.3, 2.0, 1.2]
+    row = torch.tensor([x, y, [slope, *inner, slope]], dtype=torch.float64)
+    return row + torch.tensor([[0], [0.1], [0.1]]) * sized(4, 1, 5).tanh() * torch.tensor([0, 1, 1, 1, 0])
+
+
 MIXED = [constraints.real, constraints.positive, constraints.interval(-1.0, 2.0), constraints.less_than(3.0)]
 TRANSFORMS = {
     "Autoregressive": autoregressive(CONDITIONERS["MADE tanh"]),
@@ -299,7 +329,27 @@ TRANSFORMS = {
     "Autoregressive generic": autoregressive(CONDITIONERS["RunningSum context"], shape=(2,), sites=3),
     "Autoregressive steps": autoregressive(CONDITIONERS["Recurrent lstm steps"], sites=3),
     "Autoregressive inverse": autoregressive(CONDITIONERS["MADE context"], inverse=True),
+    "Autoregressive spline": autoregressive(made(3, 8, activation=torch.tanh), sites=3, head=spline),
+    "Autoregressive spline inverse": autoregressive(
+        made(3, 8, context=2, activation=torch.tanh), inverse=True, sites=3, head=spline
+    ),
+    "Autoregressive sum of squares": autoregressive(
+        made(3, 7, activation=torch.tanh), sites=3, head=lambda _: gx.heads.SumOfSquares(2, 2)
+    ),
+    "Autoregressive Bernstein inverse": autoregressive(
+        made(3, 6, activation=torch.tanh), inverse=True, sites=3, head=lambda _: gx.heads.Bernstein(5)
+    ),
+    "Autoregressive torus": autoregressive(torus, sites=2, head=lambda _: gx.heads.CircularSpline(3)),
+    "Autoregressive torus inverse": autoregressive(
+        torus, inverse=True, sites=2, head=lambda _: gx.heads.CircularSpline(3)
+    ),
     "Autoregressive generic inverse": autoregressive(CONDITIONERS["RunningSum"], inverse=True),
+    "Autoregressive DeepSigmoid": bijections(lambda: gx.heads.DeepSigmoid(3)),
+    "Autoregressive DeepSigmoid layers": bijections(lambda: gx.heads.DeepSigmoid(2, layers=2)),
+    "Autoregressive LogisticMixtureCDF": bijections(lambda: gx.heads.LogisticMixtureCDF(2)),
+    "Autoregressive MonotoneNetwork": bijections(lambda: gx.heads.MonotoneNetwork(2, hidden=(4, 3))),
+    "Autoregressive MonotoneNetwork inverse": bijections(lambda: gx.heads.MonotoneNetwork(2, hidden=(4, 3)), True),
+    "Autoregressive IntegratedPositive": bijections(lambda: gx.heads.IntegratedPositive(2, hidden=(4,)), sites=2),
     "Block gated": block(context=2),
     "Block normal": block(residual="normal"),
     "Block leaky": block(residual=None),
@@ -350,6 +400,10 @@ TRANSFORMS = {
         partial(gx.transforms.Affine, event_dim=1), 3, 4, shift=sized(4, seed=2), log_scale=0.5 * sized(4, seed=3)
     ),
     "Monotone": plain(of_cubics, 3, 4, a=0.5 * sized(4, 1, seed=2)),
+    "RationalQuadratic": plain(gx.transforms.RationalQuadratic, 3, 4, knots=knots(4.0, 1.0)),
+    "CircularRationalQuadratic": plain(
+        gx.transforms.CircularRationalQuadratic, 3, 4, knots=knots(torch.pi, 0.7), angle=2 * sized(4, seed=2) + 3
+    ),
     "HalfLine": plain(gx.transforms.HalfLine, 5, bound=sized(seed=2)),
     "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),
     "Interval": plain(gx.transforms.Interval, 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),

@@ -135,8 +135,9 @@ def test_mass_is_one(residual):
     torch.testing.assert_close(mass, torch.ones_like(mass), rtol=1e-6, atol=0)
 
 
-def test_inverse_gradients_without_the_argument():
-    net = module(3, context=2, hidden=(4, 3))
+@pytest.mark.parametrize("residual", FORMS)
+def test_inverse_gradients_without_the_argument(residual):
+    net = module(3, context=2, hidden=(4, 3), residual=residual)
     y, context = sized(5, 3), sized(5, 2, seed=1)
     x = net(context).inv(y)
     got = torch.autograd.grad(x.sin().sum(), list(net.parameters()), retain_graph=True)
@@ -181,7 +182,7 @@ def test_state_dict_holds_parameters_alone():
     assert set(module(3).state_dict()) == {name for name, _ in module(3).named_parameters()}
 
 
-def test_what_has_no_root_raises():
+def test_errors_of_the_value():
     t = module(2)()
     with pytest.raises(ValueError, match=r"Expected value.shape\[-1\] == 2 .*; got \(3, 3\)"):
         t(sized(3, 3))

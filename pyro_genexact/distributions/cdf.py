@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 
 from ..base import _map_tensors, broadcast_shapes
-from ..numerics import find, implicit
+from ..numerics import bisect, find, implicit
 from .guard import anchor, contains, guarded_log_prob
 from .special import CDFS, QUANTILES, of_family
 
@@ -272,12 +272,9 @@ def _search_counts(d: Distribution, u: Tensor) -> Tensor:
     while bool(short.any()):
         short = (cdf(d, low + step) < u) & (low + step < top)
         step = torch.where(short, 2 * step, step)
-    high = low + step
-    while bool((high - low > 1).any()):
-        middle = ((low + high) / 2).floor()
-        less = (cdf(d, middle) < u) & (high - low > 1)
-        low, high = torch.where(less, middle, low), torch.where(less | (high - low <= 1), high, middle)
-    return torch.minimum(high, top)
+    halvings = int(step.max()).bit_length() if step.numel() else 0
+    found = bisect(lambda value: cdf(d, value) >= u, low, low + step, halvings)  # the cdf is that of the count below
+    return torch.minimum(found.floor(), top)
 
 
 def _search_numbers(d: Distribution, u: Tensor) -> Tensor:

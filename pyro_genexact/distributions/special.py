@@ -13,6 +13,9 @@ from torch.autograd import Function
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, softplus
 
+from ..numerics import ConvergenceError
+from ..numerics.errors import worst_of
+
 _FRACTION_STEPS = 20_000  # the continued fraction takes about sqrt(max(a, b)) of them
 
 
@@ -31,7 +34,7 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         y: 1 - x, where it is known better than x tells.
 
     Raises:
-        RuntimeError: for a fraction that has not converged.
+        ConvergenceError: for a fraction that has not converged.
 
     References: DiDonato, Morris (1992), "Significant digit computation of the incomplete beta function ratios", ACM TOMS
     18, eq. 9 (the fraction); Loader (2000), "Fast and accurate computation of binomial probabilities" (the factor
@@ -207,11 +210,13 @@ def _fraction(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
             error = (c * d - 1).abs()
             if bool((error < 2e-15).all()):
                 return a / value
-    worst = int(error.argmax())
-    raise RuntimeError(
+    index, worst = worst_of(~(error < 2e-15), error)
+    raise ConvergenceError(
         f"Expected the continued fraction of betainc to converge in {_FRACTION_STEPS} steps; got a change of "
-        f"{error.flatten()[worst].item():.1e} at a={a.flatten()[worst].item()}, b={b.flatten()[worst].item()}, "
-        f"x={x.flatten()[worst].item()}."
+        f"{worst:.1e} at a={a[index].item()}, b={b[index].item()}, x={x[index].item()}.",
+        worst,
+        index,
+        (0.0, x[index].item()),
     )
 
 
@@ -233,8 +238,14 @@ def _lower_gamma(x: Tensor, a: Tensor) -> Tensor:
         if n % 8 == 0 and bool(((term < 1e-17 * total) & ((c * d - 1).abs() < 2e-15)).all()):
             break
     else:
-        raise RuntimeError(
-            f"Expected the series of gammainc to converge in {_FRACTION_STEPS} steps; got a up to {a.max()}."
+        error = torch.maximum(term / total, (c * d - 1).abs())
+        index, worst = worst_of(~(error < 2e-15), error)
+        raise ConvergenceError(
+            f"Expected the series of gammainc to converge in {_FRACTION_STEPS} steps; got a change of {worst:.1e} at "
+            f"a={a[index].item()}, x={x[index].item()}.",
+            worst,
+            index,
+            (0.0, x[index].item()),
         )
     series, fraction = (torch.exp(_log_gamma_front(a, t)) * v for t, v in ((near, total), (far, value)))
     return torch.where(zero, 0, torch.where(below, series, 1 - fraction))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import inf, log, pi
 from typing import Any, NamedTuple
 
@@ -10,6 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
+
+from ..numerics import ConvergenceError, bisect, kronrod_rule
+from ..numerics.errors import worst_of
 
 _FARTHEST = 1e60  # scales from loc
 _PANELS = 24
@@ -58,7 +60,7 @@ class Stable(dist.Stable):  # type: ignore[name-defined]
 
     Raises:
         ValueError: for other ``coords``.
-        ArithmeticError: from log_prob where Gauss's and Kronrod's quadrature differ by more than 1e-5 of the density (the
+        ConvergenceError: from log_prob where Gauss's and Kronrod's quadrature differ by more than 1e-5 of the density (the
             latter's error is much smaller), also with eight times the panels, to which values that need it are refined.
             Then rounding limits the integral: at stability below 1, for |skew| above 1 - 1e-11 but not 1, or within
             rounding of the end of the support. Also for values more than 1e60 scales from loc.
@@ -105,9 +107,14 @@ class Stable(dist.Stable):  # type: ignore[name-defined]
         infinite = ((value - loc) / scale).isinf()
         x = (torch.where(infinite, loc, value) - loc) / scale  # no gradient meets infinity
         x, alpha, beta = broadcast_all(x, self.stability.double(), self.skew.double())
-        if not x.is_meta and (x.detach().abs() > _FARTHEST).any():
-            raise ArithmeticError(
-                f"Expected |value - loc| / scale <= {_FARTHEST}, where the integral resolves; got {x.abs().max():.3g}."
+        far = x.detach().abs()
+        if not x.is_meta and (far > _FARTHEST).any():
+            index, worst = worst_of(far > _FARTHEST, far)
+            raise ConvergenceError(
+                f"Expected |value - loc| / scale <= {_FARTHEST}, where the integral resolves; got {worst:.3g} at index {index}.",
+                inf,
+                index,
+                (0.0, inf),
             )
         if self.coords == "S":
             x = x - self._shift(alpha, beta)
@@ -158,8 +165,12 @@ def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         log_f = log_f.masked_scatter(coarse, finer)
         gap = gap.masked_scatter(coarse, gap_there)
     if (gap >= _GAP).any():
-        raise ArithmeticError(
-            f"Expected rules of quadrature that differ by less than {_GAP} of the density; got {gap.max():.3g}."
+        index, worst = worst_of(gap >= _GAP, gap)
+        raise ConvergenceError(
+            f"Expected rules of quadrature that differ by less than {_GAP} of the density; got {worst:.3g} at index {index}.",
+            worst,
+            index,
+            (0.0, inf),
         )
     return torch.where(outside, -inf, log_f)
 
@@ -175,12 +186,12 @@ def _integral(x: Tensor, alpha: Tensor, beta: Tensor, panels: int) -> tuple[Tens
     top = peak.detach()
     tiny = top < -_ROUNDED  # a rounded exponent tells its peak, but no phases
     parts = torch.where(tiny, 0, minus_th * nodes.dlog_t * nodes.t) * torch.exp(torch.where(tiny, 0, -minus_h - top))
-    rule, check = _kronrod(x.dtype, x.device)
+    _, rule, gauss = kronrod_rule(x.dtype, x.device)
     parts = parts.real.unflatten(0, (panels, len(rule)))
     total = torch.where(tiny, 1, torch.einsum("kn...,n->...", parts, rule))
     log_f = torch.where(tiny, peak, total.log() + top - log(pi))
     with torch.no_grad():  # of the log density, relative where that is large; infinite where there is no density
-        gap = torch.einsum("kn...,n->k...", parts, check).abs().sum(0) / (total * (1 + top.abs()))
+        gap = torch.einsum("kn...,n->k...", parts, rule - gauss).abs().sum(0) / (total * (1 + top.abs()))
         gap = torch.where((total > 0) & (top < 1), gap, inf)  # Re h < 0 but for rounding
         gap = torch.where((x + alpha + beta).isnan(), 0, gap)
     return torch.where(top < -_UNDERFLOW, -inf, log_f), gap
@@ -276,7 +287,7 @@ def _path(x: Tensor, eps: Tensor, beta: Tensor, panels: int) -> tuple[_Nodes, Te
     low, high = _ends(path)
     cuts = _cuts(path, low, high, panels)
     half = (cuts[1:] - cuts[:-1]) / 2
-    at = _kronrod_nodes(x.dtype, x.device).reshape(-1, *[1] * x.dim())
+    at = kronrod_rule(x.dtype, x.device)[0].reshape(-1, *[1] * x.dim())
     v = ((cuts[:-1] + half).unsqueeze(1) + half.unsqueeze(1) * at).flatten(0, 1)
     p, q, sin_q, sin_p, both, phi, log_r, _ = path.at(v)
     slope = p * q / path.length * half.repeat_interleave(len(at), 0)
@@ -290,22 +301,13 @@ def _path(x: Tensor, eps: Tensor, beta: Tensor, panels: int) -> tuple[_Nodes, Te
 def _ends(path: _Path) -> tuple[Tensor, Tensor]:
     """Where the integrand becomes negligible, on both sides of its one or two peaks."""
     far = torch.full_like(path.x, _FAR)
-    peak = _bisect(lambda v: path.sign * path.at(v)[-1] > 0, -far, far, 45)  # of the power tail: g = 1
+    peak = bisect(lambda v: path.sign * path.at(v)[-1] > 0, -far, far, 45)  # of the power tail: g = 1
     grid = torch.arange(-16.0, 17.0, dtype=far.dtype, device=far.device).reshape(-1, *[1] * far.dim())
     seeds = torch.cat([peak.unsqueeze(0), grid.expand(-1, *far.shape)])
     parts = path.parts(seeds)[1]
     least = parts.amax(0) - _NEGLIGIBLE
     inner = torch.stack([torch.where(parts >= least, side * seeds, inf).amin(0) * side for side in (1, -1)])
-    return _bisect(lambda v: path.parts(v)[1] >= least, torch.stack([-far, far]), inner, 32).unbind(0)  # type: ignore[return-value]
-
-
-def _bisect(above: Any, low: Tensor, high: Tensor, steps: int) -> Tensor:
-    """Where a condition becomes true between low, where it is not, and high."""
-    for _ in range(steps):
-        middle = (low + high) / 2
-        up = above(middle)
-        low, high = torch.where(up, low, middle), torch.where(up, middle, high)
-    return (low + high) / 2
+    return bisect(lambda v: path.parts(v)[1] >= least, torch.stack([-far, far]), inner, 32).unbind(0)  # type: ignore[return-value]
 
 
 def _cuts(path: _Path, low: Tensor, high: Tensor, panels: int) -> Tensor:
@@ -363,28 +365,3 @@ def _expm1_ratio(eps: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         series = 1 + step / n * series
     series = z * series
     return torch.where(small, series.real, re), torch.where(small, series.imag, im)
-
-
-@lru_cache
-def _rules() -> tuple[list[float], list[float], list[float]]:
-    nodes = [0.991455371120812639206854697526329, 0.949107912342758524526189684047851,
-             0.864864423359769072789712788640926, 0.741531185599394439863864773280788,
-             0.586087235467691130294144691693013, 0.405845151377397166906606412076961,
-             0.207784955007898467600689403773245, 0.0]  # fmt: skip
-    kronrod = [0.022935322010529224963732008058970, 0.063092092629978553290700663189204,
-               0.104790010322250183839876322541518, 0.140653259715525918745189590510238,
-               0.169004726639267902826583426598550, 0.190350578064785409913256402421014,
-               0.204432940075298892414161999234649, 0.209482141084727828012999174891714]  # fmt: skip
-    gauss = [0.0, 0.129484966168869693270611432679082, 0.0, 0.279705391489276667901467771423780,
-             0.0, 0.381830050505118944950369775488975, 0.0, 0.417959183673469387755102040816327]  # fmt: skip
-    return [-v for v in nodes] + nodes[-2::-1], kronrod + kronrod[-2::-1], gauss + gauss[-2::-1]
-
-
-def _kronrod_nodes(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(_rules()[0], dtype=dtype, device=device)
-
-
-def _kronrod(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Weights of Kronrod's rule, and what Gauss's differ from them."""
-    kronrod, gauss = (torch.tensor(w, dtype=dtype, device=device) for w in _rules()[1:])
-    return kronrod, kronrod - gauss

@@ -52,11 +52,11 @@ class _OwnNetwork(Head):
 
 
 class MonotoneNetwork(_OwnNetwork):
-    r"""y = m + exp(s) x + exp(r - 2) net(x, signal), net increasing and bounded, with weights of the head's own.
+    r"""y = m + exp(s) x + exp(r - 1) net(x, signal), net increasing and bounded, with weights of the head's own.
 
     phi holds m, s, r and the signal; s is bounded as 5 tanh(raw / 5), r as 3 tanh(raw / 3). The layers are
     h = tanh(W h + V signal + b) with any V and b, and W = softplus(raw) times a constant, for any raw. All terms of
-    dy/dx = exp(s) + exp(r - 2) dnet/dx are positive, and it is at least exp(s): no number of layers can make it vanish.
+    dy/dx = exp(s) + exp(r - 1) dnet/dx are positive, and it is at least exp(s): no number of layers can make it vanish.
 
     P = signal + 3. Cost: that of the network twice, for values and derivatives; the inverse is four to seven times that. What
     the signal adds to the layers is computed once.
@@ -91,9 +91,9 @@ class MonotoneNetwork(_OwnNetwork):
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         shift, log_scale, log_amplitude, shares = self._split(phi)
         inner, *others, outer = self.weights
-        weights = [softplus(inner)[:, 0], *(softplus(w) * (3 / w.shape[1]) for w in others)]
+        weights = [softplus(inner)[:, 0], *(softplus(w) * (6 / w.shape[1]) for w in others)]
         weights.append(softplus(outer) / outer.shape[1])  # a mean of units, more or less
-        parameters = [shift, log_scale.exp(), torch.exp(log_amplitude - 2), *shares]
+        parameters = [shift, log_scale.exp(), torch.exp(log_amplitude - 1), *shares]
         return transforms.Monotone(monotone_network, parameters, weights)
 
 
@@ -128,7 +128,7 @@ class IntegratedPositive(_OwnNetwork):
         True
     """
 
-    def __init__(self, signal: int = 16, hidden: Sequence[int] = (64, 64), bound: float = 8.0) -> None:
+    def __init__(self, signal: int = 16, hidden: Sequence[int] = (64, 64), bound: float = 12.0) -> None:
         super().__init__(signal, hidden)
         self.bound = check_bound(bound)
         with torch.no_grad():
@@ -168,7 +168,7 @@ def monotone_network(
     h = torch.tanh(torch.addcmul(shares[0], x, inner))
     d = inner * (1 - h * h)
     for share, weight in zip(shares[1:], weights[:-1], strict=True):
-        h = torch.tanh(linear(h, weight) + share)
+        h = torch.tanh(linear(h, weight).add_(share))
         d = linear(d, weight) * (1 - h * h)
     y = torch.addcmul(torch.addcmul(shift, scale, x), amplitude, linear(h, weights[-1]))
     return y.squeeze(-1), torch.addcmul(scale, amplitude, linear(d, weights[-1])).log().squeeze(-1)
@@ -193,7 +193,7 @@ def integrated_positive(
     (unit, *weights), t = layers[depth:], (x / layers[depth]).expand(shape)
     inside = t.clamp(-_PANELS, _PANELS)
     rows, last, edge, low, high = _panels(inside)
-    each = [p.expand(*shape, -1).flatten(0, -2) for p in (log_scale, amplitude, *layers[:depth])]
+    each = [p.expand(*shape, -1).reshape(-1, p.shape[-1]) for p in (log_scale, amplitude, *layers[:depth])]
     each = [p.index_select(0, rows) for p in each]
     each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(2 * pi)  # the same sines, less rounding
     ends = x
@@ -217,7 +217,7 @@ def _log_integrand(t: Tensor, each: Sequence[Tensor], weights: Sequence[Tensor])
     log_scale, amplitude, first, *shares = each
     h = torch.sin(torch.addcmul(first.unsqueeze(-2), t.unsqueeze(-1), weights[0]))
     for share, weight in zip(shares, weights[1:-1], strict=True):
-        h = torch.sin(linear(h, weight) + share.unsqueeze(-2))
+        h = torch.sin(linear(h, weight).add_(share.unsqueeze(-2)))
     return torch.addcmul(log_scale, amplitude, linear(h, weights[-1]).squeeze(-1))
 
 

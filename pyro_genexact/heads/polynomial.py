@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from math import comb, inf
+from math import comb
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from .. import transforms
 from ..base import Head, check_sizes
+from .spline import check_bound
 
 _FLATTEST = 1e-3  # the least slope of a sum of squares, as a share of that at phi = 0
 _STEEPEST = 5.0  # log-slopes of Bernstein polynomials stay within ±5
@@ -47,7 +48,7 @@ class SumOfSquares(Head):
         super().__init__()
         check_sizes(1, polynomials=polynomials)
         check_sizes(0, degree=degree)
-        _check_bound(bound)
+        check_bound(bound)
         self.polynomials, self.degree, self.bound = polynomials, degree, float(bound)
         self.num_params = 1 + polynomials * (degree + 1)
 
@@ -56,7 +57,7 @@ class SumOfSquares(Head):
         identity, rules, _ = _gauss(self.polynomials, self.degree, phi.dtype, phi.device)
         shift, free = phi.contiguous().split([1, self.num_params - 1], -1)  # strided rows slow products down 60 times
         coefficients = torch.add(identity, free, alpha=((1 - _FLATTEST) / self.polynomials) ** 0.5)
-        function, guess = (partial(f, bound=self.bound) for f in (_sum_of_squares, _sum_of_squares_guess))
+        function, guess = partial(_sum_of_squares, bound=self.bound), partial(_sum_of_squares_guess, bound=self.bound)
         return transforms.Monotone(function, [shift, coefficients], [rules], guess)
 
 
@@ -109,7 +110,7 @@ class Bernstein(Head):
     def __init__(self, degree: int = 16, bound: float = 5.0) -> None:
         super().__init__()
         check_sizes(1, degree=degree)
-        _check_bound(bound)
+        check_bound(bound)
         self.degree, self.bound, self.num_params = degree, float(bound), degree + 1
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
@@ -121,14 +122,16 @@ class Bernstein(Head):
         total = excess.cumsum(-1)  # offsets: of the coefficients from those of the identity, of mean shift at the ends
         offsets = torch.add(shift, total - excess - total[..., -1:] / 2, alpha=2 * self.bound / self.degree)
         choose, _ = _binomials(self.degree, phi.dtype, phi.device)
-        function, guess = (partial(f, bound=self.bound) for f in (_bernstein, _bernstein_guess))
+        function, guess = partial(_bernstein, bound=self.bound), partial(_bernstein_guess, bound=self.bound)
         return transforms.Monotone(function, [slopes, offsets], [choose], guess)
 
 
 def _bernstein(x: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """y and log dy/dx, one step of de Casteljau's after the basis of degree n - 1."""
-    near = x.clamp(-bound, bound)
-    share = near / (2 * bound) + 0.5
+    share = x.clamp(-bound, bound) / (2 * bound) + 0.5
+    near = (share - 0.5) * (
+        2 * bound
+    )  # where the basis is evaluated: what rounding, or the bound, left is a straight line
     up, down = _powers(torch.stack([share, 1 - share]), len(choose)).unbind(0)
     basis = choose * up * down.flip(-1)
     slope = (slopes * basis).sum(-1)
@@ -158,11 +161,6 @@ def _powers(x: Tensor, count: int) -> Tensor:
         powers = torch.cat([powers, powers[..., : count - powers.shape[-1]] * x], -1)
         x = x * x
     return powers
-
-
-def _check_bound(bound: float) -> None:
-    if not 0 < bound < inf:
-        raise ValueError(f"Expected bound to be positive and finite; got {bound}.")
 
 
 @lru_cache

@@ -7,6 +7,6 @@ Everything in this package that has no formula goes through these: :func:`root` 
 from .derivatives import implicit
 from .errors import ConvergenceError
 from .quadrature import integrate, kronrod_rule
-from .roots import find, root
+from .roots import bisect, find, root
 
-__all__ = ["ConvergenceError", "find", "implicit", "integrate", "kronrod_rule", "root"]
+__all__ = ["ConvergenceError", "bisect", "find", "implicit", "integrate", "kronrod_rule", "root"]

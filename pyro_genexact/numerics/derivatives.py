@@ -64,7 +64,7 @@ class Sloped:
                 raise ValueError(f"Expected f(x).shape == {tuple(x.shape)} (that of x); got {tuple(output.shape)}.")
             self.alone = True
         if not branching():
-            value, pull = torch.func.vjp(lambda x: self.f(x, *tensors), x)
+            value, pull = torch.func.vjp(lambda x: self.f(x, *tensors), x)[:2]
             return value, pull(torch.ones_like(value))[0]
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()

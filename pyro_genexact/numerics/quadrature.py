@@ -23,21 +23,23 @@ def integrate(
     r"""The integral of f from low to high, elementwise, and an estimate of its error.
 
     Gauss-Kronrod quadrature with 7 and 15 nodes on each of ``panels`` panels of equal width, which are doubled, for all
-    elements, until the error is small. Differentiable by the bounds and by whatever f computes with.
+    elements, until the error is small. The estimate mostly is far above the true error of smooth functions; like any, it
+    misses what happens between the nodes alone. Differentiable by the bounds and by whatever f computes with.
 
     Args:
         f: maps points (*batch, n) to values (*batch, n).
         low: (*batch) finite.
         high: (*batch) finite; may lie below ``low``.
-        tol: the error allowed, relative to the integral of \|f\|; by default 1e-12 in float64, 1e-6 in float32.
+        tol: the error allowed, relative to the integral of \|f\|; by default 1e-12 in float64, 2e-6 in float32.
         panels: to begin with.
         doublings: how many more times to try.
 
     Returns:
-        The integral (*batch) and the estimated error (*batch), without gradient.
+        The integral (*batch) and the estimated error (*batch), without gradient, which covers rounding; NaN where a bound is.
 
     Raises:
         ConvergenceError: where the error is larger after the last doubling, or f is not finite.
+        ValueError: for infinite bounds.
 
     Reference: Piessens et al., "QUADPACK", Springer 1983 (rules and estimate).
 
@@ -47,7 +49,8 @@ def integrate(
         tensor(1.7183)
     """
     low, high = torch.broadcast_tensors(low, high)
-    tol = {torch.float64: 1e-12}.get(low.dtype, 8 * torch.finfo(low.dtype).eps) if tol is None else tol
+    eps = torch.finfo(low.dtype).eps
+    tol = max(1e-12, 16 * eps) if tol is None else tol
     nodes, kronrod, gauss = kronrod_rule(low.dtype, low.device)
     for k in range(doublings + 1):
         count = panels * 2**k
@@ -57,11 +60,13 @@ def integrate(
         values = f(points.flatten(-2)).unflatten(-1, (count, len(nodes)))
         parts = (values * kronrod).sum(-1)
         with torch.no_grad():
-            error = (_kronrod_error(values, parts, kronrod, gauss) * half.abs()).sum(-1)
             size = ((values.abs() * kronrod).sum(-1) * half.abs()).sum(-1)
+            error = (_kronrod_error(values, parts, kronrod, gauss) * half.abs()).sum(-1) + 4 * eps * size
             bad = ~(error <= tol * size) & ~(low.isnan() | high.isnan())
         if not branching() or bad.is_meta or not bad.any():
             return (parts * half).sum(-1), error
+    if (low.isinf() | high.isinf()).any():
+        raise ValueError("Expected finite bounds of the integral; got infinite ones.")
     index, worst = worst_of(bad, error / size)
     bounds = low[index].item(), high[index].item()
     raise ConvergenceError(

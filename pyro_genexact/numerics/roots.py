@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, log2, nan
 from typing import Any, NamedTuple
 
@@ -54,9 +54,10 @@ def root(
         guess: (*batch), where to begin; by default y itself.
         low: (*batch) the least number at which f is defined; by default, the least there is.
         high: (*batch) the largest number at which f is defined; by default, the largest there is.
-        tol: a root has |f(x) - y| <= tol (1 + |y|), and no step of Newton's to go that is more than rounding (of x, or
-            if that can't be, sqrt(eps) (1 + |y|)); by default 4 eps, eps the rounding of the dtype. Where f is steeper
-            than that or flat, and everywhere with 0: the smallest number x with f(x) >= y, to the last bit.
+        tol: a root has |f(x) - y| <= tol (1 + |y|), and no step of Newton's to go that is more than rounding of x or, if
+            rounding of f makes it, sqrt(eps) (1 + |y|); by default 4 eps, eps the rounding of the dtype. Where f is too
+            steep or too rough for that, or flat, and everywhere with tol=0: the smallest number x with f(x) >= y, to the
+            last bit.
 
     Returns:
         (*batch).
@@ -111,7 +112,8 @@ def find(
         return torch.empty_like(y)
     tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
     sloped, bound = Sloped(f), tol * (1 + y.abs())
-    x, near, fine = y if guess is None else guess, torch.zeros_like(y, dtype=torch.bool), False
+    x, near = y if guess is None else guess, torch.zeros_like(y, dtype=torch.bool)
+    fine = near
     for steps in range(_NEWTON_STEPS if tol > 0 and low is None and high is None else 0):
         value, slope = sloped(x, [*parameters, *shared])
         residual = value - y
@@ -132,10 +134,34 @@ def find(
         start = _bracket(y, guess, low, high, near | _unknown(y, parameters, shared))
         return torch.where(near, x, _search(sloped, start, parameters, shared, tol))
     rows = (~near).nonzero(as_tuple=True)
-    y, guess, low, high = (None if t is None else t[rows] for t in (y, guess, low, high))
+    y, (guess, low, high) = y[rows], (None if t is None else t[rows] for t in (guess, low, high))
     parameters = [p.expand(near.shape + p.shape[near.dim() :])[rows] for p in parameters]
     start = _bracket(y, guess, low, high, _unknown(y, parameters, shared))
     return x.expand(near.shape).index_put(rows, _search(sloped, start, parameters, shared, tol, rows))
+
+
+def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: int) -> Tensor:
+    """Where a condition becomes true between low, where it is taken to be false, and high, where it is taken to be true.
+
+    For what has no slope to go by, or steps; one evaluation a step.
+
+    Args:
+        above: maps numbers (*batch) to booleans (*batch).
+        low, high: (*batch) finite, in either order.
+        steps: how often to halve the interval.
+
+    Returns:
+        (*batch) the end at which it is true, (high - low) / 2^steps from one at which it is not.
+
+    Example:
+        >>> bisect(lambda x: x.floor() >= 3, torch.tensor(0.0), torch.tensor(8.0), 3)
+        tensor(3.)
+    """
+    for _ in range(steps):
+        middle = (low + high) / 2
+        up = above(middle)
+        low, high = torch.where(up, low, middle), torch.where(up, middle, high)
+    return high
 
 
 class _Bracket(NamedTuple):
@@ -176,7 +202,7 @@ def _search(
     rows: tuple[Tensor, ...] | None = None,
 ) -> Tensor:
     """The roots, from brackets; of given rows, which are dropped when they are done, half of them at a time."""
-    answer, place = at.answer, None if rows is None else torch.arange(len(at.y), device=at.y.device)
+    answer, place = at.answer.clone(), None if rows is None else torch.arange(len(at.y), device=at.y.device)
     for steps in range(_FREE_STEPS + _HALVINGS):
         if place is not None and 2 * int(at.done.sum()) >= len(place):
             answer[place] = at.answer
@@ -229,9 +255,12 @@ def _narrowed(
     middle = (a & b) + ((a ^ b) >> 1)  # the mean, without overflow
     c = torch.where(usable, newton, torch.where(wide, onwards, middle))
 
-    fine = (residual.abs() <= tol * (1 + at.y.abs())) & (tol > 0)
-    near, closed = fine & (tiny | ((at.fine | ~usable) & small)), b - 1 <= a
-    found = torch.where(closed & ~(at_a.isnan() | at_b.isnan()), _number(b, x.dtype), nan)
+    bound = tol * (1 + at.y.abs())
+    fine = (residual.abs() <= bound) & (tol > 0)
+    near = fine & (tiny | ((at.fine | ~usable) & small))
+    closed = b - 1 <= a
+    reached = ~at_b.isnan() & (~at_a.isnan() | (at_b <= bound))  # or flat down to the least number
+    found = torch.where(closed & reached, _number(b, x.dtype), nan)
     found = torch.where(near, torch.where(tiny, target, x), found)
     answer, done = torch.where(at.done, at.answer, found), at.done | near | closed
     step = torch.where(usable, size, torch.where(rounded, -1.0, inf))

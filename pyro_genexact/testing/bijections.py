@@ -59,17 +59,17 @@ def bijection_head(
     size = prod(head.site_shape)
     jacobian = torch.autograd.functional.jacobian(lambda v: transform(v).sum((0, 1)), x).reshape(size, 8, sites, -1)
     _close("head", "log-derivative", ladj, torch.linalg.slogdet(jacobian.permute(1, 2, 0, 3))[1], tol)
-    steps = _inside(ends, torch.linspace(-10, 10, 50).to(like)).reshape(50, *[1] * x.dim()).expand(50, *x.shape)
-    found = transform(steps)
+    low, high = ends if ends[0] > -inf else (-10, 10)
+    steps = torch.linspace(low, high, 202, device="cpu")[1:-1].to(like)
+    found = transform(steps.reshape(-1, *[1] * x.dim()).expand(-1, *x.shape))
     rising = _gap(found[1:], found[:-1], ends)
     if not rising.min() > 0:
         _broken("head", "increasing", f"a step of {rising.min():.3g}, not above 0")
     for far in (1e4, -1e4) if ends == (-inf, inf) else ():
         target = torch.full_like(x, far)
         _close("head", f"onto {far:g}", transform(transform.inv(target).clone()), target, tol)
-    x = _inside(
-        ends, torch.linspace(-4.9, 4.9, x.numel()).to(x).reshape(x.shape)
-    )  # where a part of phi is for a part of x
+    wide = torch.linspace(-4.9, 4.9, x.numel(), device="cpu").to(x)  # since a part of phi may be for a part of x
+    x = _inside(ends, wide.reshape(x.shape))
     y = transform(x)
     (grad,) = torch.autograd.grad(y.sum() + transform.log_abs_det_jacobian(x, y).sum(), phi)
     _each_matters(grad, "values and log-derivatives")
@@ -192,7 +192,7 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
         seed: of the inputs.
         tol: of the comparison of eval with train, relative to 1 + |value|.
     """
-    names, inputs = _inputs(head, seed, rows=16)
+    names, inputs = _inputs(head, seed, rows=32)
     for name in ("t", "t.inv"):
         found: list[list[Tensor]] = []
         for training in (True, False):
@@ -220,12 +220,12 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
 def _variants(
     head: Head, factors: Sequence[float], seed: int, dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32)
 ) -> Iterator[tuple[str, Head, Tensor]]:
-    """The head with its parameters, and phi (3, 1, P), multiplied and in each dtype."""
+    """The head with its parameters, and phi (2, 1, P), multiplied and in each dtype."""
     for factor in factors:
         for dtype in dtypes:
             variant = copy.deepcopy(head).to(dtype)
             like = _like(variant, dtype)
-            phi = factor * 0.7 * _noise_like(torch.empty(3, 1, head.num_params, dtype=torch.float64), seed).to(like)
+            phi = factor * 0.7 * _noise_like(torch.empty(2, 1, head.num_params, dtype=torch.float64), seed).to(like)
             with torch.no_grad():
                 for p in variant.parameters():
                     p.mul_(factor if factor else 1)
@@ -255,9 +255,9 @@ def _grid(ends: tuple[float, float], like: Tensor) -> Tensor:
     low, high = ends
     if low > -inf:
         margin = 4 * torch.finfo(like.dtype).eps * max(abs(low), abs(high))
-        return torch.linspace(low + margin, high - margin, 800, dtype=torch.float64, device="cpu").to(like)
-    fine = torch.linspace(-12, 12, 700, dtype=torch.float64, device="cpu")
-    wide = torch.linspace(-8, 8, 161, dtype=torch.float64, device="cpu")
+        return torch.linspace(low + margin, high - margin, 4000, dtype=torch.float64, device="cpu").to(like)
+    fine = torch.linspace(-12, 12, 500, dtype=torch.float64, device="cpu")
+    wide = torch.linspace(-8, 8, 121, dtype=torch.float64, device="cpu")
     wide = wide.sign() * 10 ** wide.abs()
     return torch.cat([fine, wide, torch.zeros(1, dtype=torch.float64, device="cpu")]).to(like).unique()
 
@@ -299,7 +299,7 @@ def _inputs(head: Head, seed: int, rows: int = 3) -> tuple[list[str], list[Tenso
     """The names of the head's parameters; the argument (rows, 2, ...), phi (rows, 2, P) and the parameters, as leaves."""
     like = _like(head, torch.float64)
     phi = 0.7 * _noise_like(like.new_empty(rows, 2, head.num_params), seed)
-    x = torch.linspace(-4.4, 4.7, 2 * rows * prod(head.site_shape)).to(like).reshape(rows, 2, *head.site_shape)
+    x = torch.linspace(-4.9, 4.8, 2 * rows * prod(head.site_shape)).to(like).reshape(rows, 2, *head.site_shape)
     x = _inside(_ends(head(phi).domain), x)
     names = [name for name, p in head.named_parameters() if p.requires_grad]
     own = [p for p in head.parameters() if p.requires_grad]

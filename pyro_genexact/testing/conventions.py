@@ -123,10 +123,14 @@ def _sign(t: Transform, x: Tensor, y: Tensor) -> None:
 
 
 def _monotone(u: Transform, value: Tensor) -> bool:
-    """Whether each element goes one way along a line through the values."""
-    share = torch.linspace(0, 1, 200, device="cpu").to(value).reshape(-1, *[1] * value.dim())
+    """Whether each element goes one way along the domain if it is an interval, else from the least value to the largest."""
+    low, high = (getattr(u.domain, f"{end}_bound", torch.inf) for end in ("lower", "upper"))
+    low, high = (torch.as_tensor(end, device="cpu").detach().cpu().to(value) for end in (low, high))
+    if not (low.isfinite().all() and high.isfinite().all()):
+        low, high = value.min(), value.max()
+    share = torch.linspace(1e-3, 1 - 1e-3, 200, device="cpu").to(value).reshape(-1, *[1] * value.dim())
     with torch.no_grad():
-        steps = u(torch.lerp(value.min(), value.max(), share).expand(-1, *value.shape)).diff(dim=0)
+        steps = u(torch.lerp(low, high, share).expand(-1, *value.shape)).diff(dim=0)
     return bool(((steps >= 0).all(0) | (steps <= 0).all(0)).all())
 
 

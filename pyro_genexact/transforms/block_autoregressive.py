@@ -54,7 +54,7 @@ class ConditionedBlockAutoregressive(RememberingTransform):
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         columns, context, shape = self._flatten(x)
         y, ladj = parallel(self.module, columns, context)
-        return y.mT.reshape(shape), ladj.reshape(shape[:-1])
+        return y.mT.contiguous().view(shape), ladj.view(shape[:-1])
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         columns, context, shape = self._flatten(y)
@@ -67,7 +67,7 @@ class ConditionedBlockAutoregressive(RememberingTransform):
             with torch.inference_mode():  # faster than no_grad
                 found = site_by_site(self.module, columns, context)
             x, ladj = (value.clone() for value in found)
-        return x.mT.reshape(shape), ladj.reshape(shape[:-1])
+        return x.mT.contiguous().view(shape), ladj.view(shape[:-1])
 
     def watched(self) -> Sequence[Tensor]:
         return self._tensors if self.context is None else [self.context, *self._tensors]

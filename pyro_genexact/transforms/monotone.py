@@ -16,7 +16,7 @@ from .base import RememberingTransform
 class Monotone(RememberingTransform):
     r"""y = f(x; parameters), elementwise, for any f that increases from -inf to inf.
 
-    Forward is one evaluation of f; the inverse is :func:`pyro_genexact.numerics.root`: for smooth functions five or six of
+    Forward is one evaluation of f; the inverse is :func:`pyro_genexact.numerics.root`: for smooth functions about six of
     them, to the rounding of the dtype at any size of y, or a ConvergenceError. Both directions are differentiable twice
     and more.
 

@@ -6,7 +6,7 @@ from math import pi
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 
 from ..base import broadcast_shapes
 from .base import RememberingTransform
@@ -30,6 +30,9 @@ class RationalQuadratic(RememberingTransform):
 
     Shapes: x and y (\*batch), broadcast with the knots'.
 
+    Raises:
+        ValueError: for knots of another shape; their order is not checked.
+
     References: Gregory, Delbourgo, "Piecewise Rational Quadratic Interpolation to Monotonic Data", IMA J. Numer. Anal. 1982;
     Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
@@ -46,6 +49,8 @@ class RationalQuadratic(RememberingTransform):
 
     def __init__(self, knots: Tensor, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
+        if knots.dim() < 2 or knots.shape[-2] != 3 or knots.shape[-1] < 2:
+            raise ValueError(f"Expected knots.shape[-2:] == (3, K + 1), K at least 1; got {tuple(knots.shape)}.")
         self.knots = knots
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,19 +119,20 @@ class CircularRationalQuadratic(RationalQuadratic):
         (tensor([ 2.0000, -2.2832]), tensor(-1.0000))
     """
 
-    domain = codomain = constraints.interval(-pi, pi)
+    domain = codomain = constraints.interval(-pi, pi)  # type: ignore[assignment]
+    sign = Transform.sign  # type: ignore[assignment]  # none: numbers in the interval fall where the angle passes the seam
 
     def __init__(self, knots: Tensor, angle: Tensor, cache_size: int = 1) -> None:
         super().__init__(knots, cache_size=cache_size)
-        self.angle = _wrapped(angle)
+        self.angle = angle
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, ladj = super().evaluate(_wrapped(x))
-        return _wrapped(y + self.angle), ladj
+        return _wrapped(y + _wrapped(self.angle)), ladj
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
         """x alone; ``known`` is not needed."""
-        return _wrapped(super().invert(_wrapped(y - self.angle)))
+        return _wrapped(super().invert(_wrapped(y - _wrapped(self.angle))))
 
 
 def _wrapped(angle: Tensor) -> Tensor:

@@ -316,6 +316,18 @@ def test_betainc_that_does_not_converge_says_where(monkeypatch):
         ConvergenceError, match=r"Expected the continued fraction .* to converge in 20 steps; got .* a=1000"
     ):
         betainc(t(1e6), t(1e6), t(0.5))
+    a = t(3.0, 1e6).requires_grad_()
+    below = special.gammainc(a, t(2.0, 1e6))
+    with pytest.raises(
+        ConvergenceError, match=r"series of gammainc to converge in 20 steps; got .* a=1000000.0, x=1"
+    ) as caught:
+        below.sum().backward()
+    assert caught.value.index == (1,) and caught.value.residual > 1e-3 and caught.value.bracket == (0.0, 1e6)
+
+
+def test_nan_parameters_have_no_quantile():
+    with pytest.raises(ConvergenceError, match=r"Expected a root of f\(x\) = y; got .* nan at index \(1,\)"):
+        icdf(dist.Gamma(t(3.0, torch.nan), t(1.0), validate_args=False), t(0.3))
 
 
 def test_gradients_by_value_and_parameters():
@@ -479,6 +491,19 @@ def test_float32_is_rounded_from_float64():
         assert ours.dtype == torch.float32
         expected = torch.as_tensor(truth(2.5).cdf(value.double().numpy()))
         assert torch.allclose(ours.double(), expected, rtol=6e-8, atol=1e-44)
+
+
+def test_quantiles_in_float32_are_rounded_from_float64():
+    u = torch.linspace(0.001, 0.999, 200, dtype=torch.float32)
+    loc, scale = torch.tensor([1000.0, -2000.0]).float(), torch.tensor([0.1, 10.0]).float()
+    for family in (
+        lambda loc, scale: dist.MixtureSameFamily(dist.Categorical(torch.ones_like(loc)), dist.Normal(loc, scale)),
+        lambda loc, scale: dist.StudentT(scale[1], loc[1], scale[0]),
+        lambda loc, scale: dist.Gamma(scale[1], scale[0]),
+    ):
+        y = icdf(family(loc, scale), u)
+        assert y.dtype == torch.float32
+        assert torch.allclose(y, icdf(family(loc.double(), scale.double()), u.double()).float(), rtol=3e-7)
 
 
 @pytest.mark.parametrize("family", ["StudentT", "Beta", "Poisson", "Bernoulli", "Categorical"])

@@ -441,3 +441,12 @@ def test_state_kept_for_the_sweep_is_linear_in_the_sites():
 
     small, middle, large = (kept(size) for size in (64, 128, 256))
     assert (large - middle) == pytest.approx(2 * (middle - small), rel=0.05)
+
+
+def test_chain_has_the_sign_of_its_parts():
+    falling = dist.transforms.AffineTransform(1.0, -2.0)
+    chain = gx.transforms.Chain([gx.transforms.Affine(torch.tensor(1.0), torch.tensor(0.5)), falling])
+    assert chain.sign == chain.inv.sign == -1
+    d = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [chain])
+    expected = dist.Normal(-1.0, 2 * math.exp(0.5)).cdf(torch.tensor(0.3))
+    torch.testing.assert_close(d.cdf(torch.tensor(0.3)), expected)

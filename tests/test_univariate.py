@@ -72,7 +72,7 @@ def test_quantiles_and_the_distribution_function(name, inverse):
 def test_cdf_is_the_integral_of_the_density(name, support):
     d = make(name, support=SUPPORTS[support])()
     with torch.no_grad():
-        ends = d.icdf(torch.tensor([1e-12, 1e-8, 1e-3, 0.05, 0.4, 0.9], dtype=F64))
+        ends = d.icdf(torch.cat([torch.tensor([1e-12, 1e-8, 1e-4]), torch.linspace(0.001, 0.999, 100)]).double())
         found = masses(lambda y: d.log_prob(y.flatten()).exp().view(y.shape), ends).cumsum(0)
         close(found, d.cdf(ends[1:]), 1e-8)
 
@@ -200,6 +200,9 @@ def test_a_learned_base_with_the_context():
 def test_errors():
     with pytest.raises(ValueError, match=r"Expected base\.event_shape == \(\) \(univariate\); got \(1,\)\."):
         flows.univariate(flows.maf, base=dist.Normal(torch.zeros(1), 1.0).to_event(1))
+    vectors = gx.Autoregressive(Independent(1, 3), heads.StudentT(), (1,))
+    with pytest.raises(ValueError, match=r"Expected base\.event_shape == \(\) \(univariate\); got \(1,\)\."):
+        flows.univariate(flows.maf, base=vectors)()
     with pytest.raises(TypeError, match=r"Expected recipe to make a Flow that ends with ToSupport; got Linear\."):
         flows.univariate(lambda features, context: nn.Linear(1, 1))
     with pytest.raises(ValueError, match="Expected no context"):

@@ -48,8 +48,8 @@ def univariate(
         >>> torch.allclose(d.cdf(d.icdf(torch.tensor(0.9))), torch.tensor(0.9))
         True
     """
-    if isinstance(base, Distribution) and base.event_shape:
-        raise ValueError(f"Expected base.event_shape == () (univariate); got {tuple(base.event_shape)}.")
+    if isinstance(base, Distribution):
+        _checked(base)
     support = options.get("support")
     if isinstance(support, (list, tuple)) and len(support) == 1:
         options["support"] = support[0]
@@ -81,10 +81,16 @@ class UnivariateFlow(Flow):
     def forward(self, context: Tensor | None = None) -> UnivariateDistribution:
         """The univariate distribution given the context (*batch, C)."""
         check_context(self, context)
-        base = self.base(context) if getattr(self.base, "context", 0) else self.base()
+        base = _checked(self.base(context) if getattr(self.base, "context", 0) else self.base())
         parts = [transform_of(t, context) for t in self.transforms]
         turned = [dist.transforms.AffineTransform(0.0, -1.0)] if parts[-1].bijection.sign < 0 else []  # type: ignore[attr-defined]
         return UnivariateDistribution(base, [OnOneAxis(Chain([*turned, *parts]))])
+
+
+def _checked(base: Any) -> Any:
+    if base.event_shape:
+        raise ValueError(f"Expected base.event_shape == () (univariate); got {tuple(base.event_shape)}.")
+    return base
 
 
 class UnivariateDistribution(dist.TransformedDistribution):

@@ -189,8 +189,9 @@ def _refined(transform: Transform, y: Tensor, x: Tensor) -> Tensor:
             columns = [column.sum() for column in transform(at).unbind(-1)]
         rows = [torch.autograd.grad(column, at, retain_graph=True, materialize_grads=True)[0] for column in columns]
         step = torch.linalg.solve_ex(torch.stack(rows, -2), residual.unsqueeze(-1))[0].squeeze(-1)
-        y = torch.where(far, y - step, y)
-        if not (far & (step.abs() > eps * (1 + y.abs()))).any():  # false for NaN
+        y = torch.where(far & step.isfinite().all(-1, keepdim=True), y - step, y)
+        close = (residual.abs() <= eps**0.5 * (1 + x.abs())) & (step.abs() <= eps * (1 + y.abs()))
+        if not (far & ~close).any():
             return y
     index = tuple(
         int(i)

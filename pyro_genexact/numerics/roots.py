@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .derivatives import Increasing, Sloped, implicit, value_of
 from .errors import ConvergenceError, branching, worst_of
 
-_NEWTON_STEPS = 8  # without a bracket, all elements together
+_NEWTON_STEPS = 5  # all elements together
+_GUARDED_STEPS = 20  # of Newton's method between the numbers that were seen, for elements that are left
 _FREE_STEPS = 64  # of the bracketed search
 _HALVINGS = 66  # after those, enough for the 64 bits of a number
 _INTEGERS = {
@@ -111,33 +112,69 @@ def find(
     if y.is_meta:
         return torch.empty_like(y)
     tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
-    sloped, bound = Sloped(f), tol * (1 + y.abs())
-    x, near = y if guess is None else guess, torch.zeros_like(y, dtype=torch.bool)
-    fine = near
-    for steps in range(_NEWTON_STEPS if tol > 0 and low is None and high is None else 0):
-        value, slope = sloped(x, [*parameters, *shared])
-        residual = value - y
-        step, before, fine = residual / slope, fine, residual.abs() <= bound
-        moved = x - step
-        last = steps == _NEWTON_STEPS - 1
-        if last or (branching() and fine.all()):
-            tiny, small = _small(x, y, step)
-            near = fine & (tiny | (before & small))
-            if last or (branching() and near.all()):
-                x = torch.where(tiny, moved, x)
-                break
-        x = moved
-    if branching() and near.all():
-        return x
+    sloped, x = Sloped(f), y if guess is None else guess
+    whole = not parameters or not y.dim() or not branching()  # f may enclose tensors for all elements
+    near = torch.zeros_like(y, dtype=torch.bool)
+    if tol > 0 and low is None and high is None:
+        x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
+        if branching() and near.all():
+            return x
+        if whole:
+            moved, found = _newton(sloped, y, x, parameters, shared, tol, _GUARDED_STEPS, guarded=True)
+            x, near = torch.where(near, x, moved), near | found
+        else:
+            rows = (~near).nonzero(as_tuple=True)
+            some = [_of_rows(p, near.shape, rows) for p in parameters]
+            moved, found = _newton(sloped, y[rows], x[rows], some, shared, tol, _GUARDED_STEPS, guarded=True)
+            x, near = x.index_put(rows, moved), near.index_put(rows, found)
+        if branching() and near.all():
+            return x
     guess, low, high = (None if t is None else t.expand(y.shape) for t in (guess, low, high))
-    if not parameters or not y.dim() or not branching():  # f may enclose tensors for all elements
+    if whole:
         start = _bracket(y, guess, low, high, near | _unknown(y, parameters, shared))
         return torch.where(near, x, _search(sloped, start, parameters, shared, tol))
     rows = (~near).nonzero(as_tuple=True)
+    some = [_of_rows(p, near.shape, rows) for p in parameters]
     y, (guess, low, high) = y[rows], (None if t is None else t[rows] for t in (guess, low, high))
-    parameters = [p.expand(near.shape + p.shape[near.dim() :])[rows] for p in parameters]
-    start = _bracket(y, guess, low, high, _unknown(y, parameters, shared))
-    return x.expand(near.shape).index_put(rows, _search(sloped, start, parameters, shared, tol, rows))
+    start = _bracket(y, guess, low, high, _unknown(y, some, shared))
+    return x.expand(near.shape).index_put(rows, _search(sloped, start, some, shared, tol, rows))
+
+
+def _of_rows(p: Tensor, shape: torch.Size, rows: tuple[Tensor, ...]) -> Tensor:
+    return p.expand(shape + p.shape[len(shape) :])[rows]
+
+
+def _newton(
+    f: Sloped,
+    y: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    tol: float,
+    count: int,
+    guarded: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """So many steps of Newton's method at most, and whether each element is a root by now.
+
+    Guarded: a step that leaves the numbers between which f was seen to pass y goes to their middle instead.
+    """
+    bound, fine = tol * (1 + y.abs()), torch.zeros_like(y, dtype=torch.bool)
+    low, high = x.new_tensor(-inf), x.new_tensor(inf)
+    for steps in range(count):
+        value, slope = f(x, [*parameters, *shared])
+        residual = value - y
+        step, before, fine = residual / slope, fine, residual.abs() <= bound
+        moved = x - step
+        last = steps == count - 1
+        if last or steps > 2 or (branching() and fine.all()):
+            near, tiny = _settled(x, y, step, fine, before)
+            if last or (branching() and near.all()):
+                return torch.where(tiny, moved, x), near
+        if guarded:
+            low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
+            moved = torch.where((moved > low) & (moved < high), moved, (low + high) / 2)
+        x = moved
+    raise AssertionError("unreachable")
 
 
 def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: int) -> Tensor:
@@ -241,7 +278,7 @@ def _narrowed(
     octave, far, other = round(-log2(info.eps)), runs.abs() - 1, torch.where(below, b, a)
     step = -residual / slope
     size, target = step.abs(), x + step
-    tiny, small = _small(x, at.y, step)
+    tiny = size <= 8 * torch.finfo(x.dtype).eps * x.abs()
     rounded = (at.step < 0) | (tiny & (far == 0) & at.step.isfinite())  # Newton's method passed by
     half = _number(b, x.dtype) / 2 - _number(a, x.dtype) / 2
     newton = _ordered(torch.where(target.isfinite(), target, x)) + (one << (2 * far).clamp(max=octave - 4))
@@ -257,7 +294,8 @@ def _narrowed(
 
     bound = tol * (1 + at.y.abs())
     fine = (residual.abs() <= bound) & (tol > 0)
-    near = fine & (tiny | ((at.fine | ~usable) & small))
+    settled, tiny = _settled(x, at.y, step, fine, at.fine | ~usable)
+    near = settled & (fine | ((at.step > 0) & at.step.isfinite() & (tol > 0)))
     closed = b - 1 <= a
     reached = ~at_b.isnan() & (~at_a.isnan() | (at_b <= bound))  # or flat down to the least number
     found = torch.where(closed & reached, _number(b, x.dtype), nan)
@@ -267,10 +305,15 @@ def _narrowed(
     return _Bracket(at.y, a, b, torch.where(done, at.c, c), at_a, at_b, runs, step, fine & usable, answer, done)
 
 
-def _small(x: Tensor, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a step of Newton's is mere rounding of x, and whether, should rounding of f make it, it may be left undone."""
+def _settled(x: Tensor, y: Tensor, step: Tensor, fine: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether x is a root, and whether the step of Newton's that is left there shall be taken.
+
+    That is so where the step, after another, is rounding of numbers of the size of x or 1, whatever rounding makes of the
+    residual; and, not to be taken, where the residual is within the tolerance for the second time and the step is small.
+    """
     eps, size = torch.finfo(x.dtype).eps, step.abs()
-    return size <= 8 * eps * x.abs(), size <= eps**0.5 * (1 + y.abs())
+    tiny = size < 8 * eps * (1 + x.abs())
+    return tiny | (fine & before & (size <= eps**0.5 * (1 + y.abs()))), tiny
 
 
 def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:

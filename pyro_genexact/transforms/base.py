@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -81,7 +82,9 @@ class RememberingTransform(Transform):
         return self.evaluate(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> RememberingTransform:
-        """The same transform, remembering its last call or not."""
+        """The same transform, remembering its last call (1) or not (0)."""
+        if cache_size not in (0, 1):
+            raise ValueError(f"Expected cache_size to be 0 or 1; got {cache_size}.")
         if cache_size == self._cache_size:
             return self
         new = copy.copy(self)
@@ -142,6 +145,11 @@ class Chain(RememberingTransform):
     @constraints.dependent_property(is_discrete=False)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         return self._codomain
+
+    @property
+    def sign(self) -> Any:
+        """1 or -1, the product of the parts'; NotImplementedError where one of them has none."""
+        return prod(part.sign for part in self.parts)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(x, self.parts, self.domain.event_dim)

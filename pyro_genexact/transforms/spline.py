@@ -59,8 +59,8 @@ class RationalQuadratic(RememberingTransform):
         raw = (x - x0) / width
         z = raw.clamp(0, 1)
         y, slope = _between(z, y0, y1, (y1 - y0) / width, d0, d1)
-        inside = raw == z
-        return torch.where(inside, y, x), torch.where(inside, slope.log(), 0.0)
+        outside = (raw < 0) | (raw > 1)  # where NaN is not
+        return torch.where(outside, x, y), torch.where(outside, 0.0, slope.log())
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = self.invert(y)
@@ -79,7 +79,7 @@ class RationalQuadratic(RememberingTransform):
         rest = 2 * s * left
         q = torch.addcmul(g * g, part, rest).sqrt()
         z = torch.where(g >= 0, part / (q + g + part), 1 - rest / (q - g + rest))
-        return torch.where(raw == r, torch.lerp(x0, x1, z), y)
+        return torch.where((raw < 0) | (raw > 1), y, torch.lerp(x0, x1, z))
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return broadcast_shapes(shape, self.knots.shape[:-2])

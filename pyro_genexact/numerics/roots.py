@@ -320,9 +320,9 @@ def _settled(
     the tolerance, the residual must be within _ROUGH of it for the second time, now on the other side.
     """
     eps, size, off, prior = torch.finfo(x.dtype).eps, step.abs(), residual.abs(), before.abs()
-    tiny, fine = size <= 8 * eps * x.abs(), off <= bound
-    passed = (residual * before <= 0) & (torch.maximum(off, prior) <= _ROUGH * bound)
-    return (fine & (tiny | ((prior <= bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | passed & ~fine
+    tiny, fine = size <= 8 * eps * x.abs(), off < bound  # which is infinite for infinite y
+    passed = (residual * before <= 0) & (torch.maximum(off, prior) < _ROUGH * bound)
+    return (fine & (tiny | ((prior < bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | passed & ~fine
 
 
 def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Transform, constraints
+from torch.distributions import Distribution, Independent, constraints
 
 from .. import numerics
 from ..base import bind, broadcast_shapes, check_context, check_sizes
 from ..transforms import RememberingTransform, ToSupport
 from ..transforms.base import call_with_ladj
 from .base import Flow
-
-_STEPS = 12  # of Newton's method after zuko's inverse
 
 
 def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
@@ -119,7 +117,7 @@ class ConditionedZuko(RememberingTransform):
             x, context = _plain(self._broadcast(x)), _plain(self.context)
             transform = self.module(context)
             with torch.no_grad():
-                y = _refined(transform, transform.inv(x), x)
+                y = numerics.refine(transform, x, transform.inv(x))  # zuko's bisection may have been clamped
             inputs = [t for t in (context, *self._parameters()) if t is not None]
             y = numerics.implicit(_Image(self.module, inputs, context is not None), y, x, *inputs, event_dim=1)
             return y, -_call_and_ladj(transform, y)[1]
@@ -174,37 +172,6 @@ class _Base(nn.Module):
     def forward(self, context: Tensor | None = None) -> Distribution:
         d: Distribution = self.base(context)
         return d if d.event_shape else Independent(d, 1)
-
-
-def _refined(transform: Transform, y: Tensor, x: Tensor) -> Tensor:
-    """y where the transform maps it onto x, up to rounding; else from there on by Newton's method for vectors."""
-    eps = 1000 * torch.finfo(x.dtype).eps
-    for _ in range(_STEPS):
-        residual = transform(y) - x
-        far = ~(residual.abs() <= eps * (1 + x.abs())).all(-1, keepdim=True) & ~x.isnan().any(-1, keepdim=True)
-        if x.is_meta or not far.any():
-            return y
-        with torch.enable_grad():
-            at = y.detach().requires_grad_()
-            columns = [column.sum() for column in transform(at).unbind(-1)]
-        rows = [torch.autograd.grad(column, at, retain_graph=True, materialize_grads=True)[0] for column in columns]
-        step = torch.linalg.solve_ex(torch.stack(rows, -2), residual.unsqueeze(-1))[0].squeeze(-1)
-        y = torch.where(far & step.isfinite().all(-1, keepdim=True), y - step, y)
-        close = (residual.abs() <= eps**0.5 * (1 + x.abs())) & (step.abs() <= eps * (1 + y.abs()))
-        if not (far & ~close).any():
-            return y
-    index = tuple(
-        int(i)
-        for i in torch.unravel_index(torch.where(far, residual.abs().nan_to_num(torch.inf), -1).argmax(), x.shape)
-    )
-    worst, place = residual[index].abs().item(), y[index].item()
-    raise numerics.ConvergenceError(
-        f"Expected the inverse of zuko's transform to be mapped back onto its argument; got {worst:.6g} off at index "
-        f"{index}, for {x[index].item():.8g} (the transform may be bounded, or the search that inverts it clamped).",
-        worst,
-        index,
-        (place, place),
-    )
 
 
 def _call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class SumOfSquares(Head):
     with m = 0.001, so that y increases from -inf to inf, in a straight line beyond the bound, where a polynomial of degree
     2 L + 1 would overflow in the second transform of a flow. The numbers of a site are c and a_kj; phi = 0 is the
     identity. The integral is Gauss's rule of L + 1 nodes, which is exact here: sums of squares alone, so that neither y
-    nor log g cancels. Forward: some twenty operations. Inverse: three evaluations, from a guess by a spline.
+    nor log g cancels. Forward: some twenty operations. Inverse: two to seven evaluations, from a guess by a spline.
 
     Args:
         polynomials: K, how many are squared.
@@ -89,7 +89,8 @@ class Bernstein(Head):
 
     with s_k = exp(5 tanh(phi_k / 5)), so that the coefficients of y rise by 2 bound s_k / n. The tails continue value and
     slope. The numbers of a site are a shift and s_k; phi = 0 is the identity. y is computed as x and what the
-    polynomial adds to it. Forward: some thirty operations. Inverse: three evaluations, from a guess by a spline.
+    polynomial adds to it. Forward: some thirty operations. Inverse: two to seven evaluations, from a guess by a spline, and
+    more where slopes differ a hundredfold between neighbours.
 
     Args:
         degree: n; 1 gives an affine bijection.

@@ -40,8 +40,10 @@ def root(
     Seven steps of Newton's method for all elements together; then forty at most, for those that it left, between the numbers
     where f was seen to pass y; then, for those that are left by now (kinks, flats, scales far from 1), a bracket that is
     expanded geometrically around the guess and narrowed by Newton's step, or by halving the floating point numbers in it:
-    130 at most. Elements that are done are dropped in between, if f takes parameters. Differentiable to any order by y, the
-    parameters, ``shared`` and the parameters of a module (:func:`implicit`).
+    130 at most. Smooth functions near the identity take some six evaluations. With ``low``, ``high`` or tol=0 the bracket is
+    all. If f takes parameters, elements that are done are dropped before the second and third stage, and in the third when
+    they are half. Differentiable to any order by y, the parameters, ``shared`` and the parameters of a module
+    (:func:`implicit`).
 
     Under the transforms of ``torch.func``, which cannot branch on values, all steps are done, and what would be a
     ConvergenceError is NaN; derivatives are right up to the third order.
@@ -57,9 +59,9 @@ def root(
         low: (*batch) the least number at which f is defined; by default, the least there is.
         high: (*batch) the largest number at which f is defined; by default, the largest there is.
         tol: a root has |f(x) - y| <= tol (1 + |y|), and no step of Newton's to go that is more than rounding of x or, if
-            rounding of f makes it, sqrt(eps) (1 + |y|); by default 4 eps, eps the rounding of the dtype. Where f is too
-            steep or too rough for that, or flat, and everywhere with tol=0: the smallest number x with f(x) >= y, to the
-            last bit.
+            rounding of f makes it, sqrt(eps) (1 + |y|); by default 4 eps, eps the rounding of the dtype. Where f is rougher
+            than that, 16 tol will do, if Newton's step has passed y from within 16 tol. Else, where f is too steep or flat,
+            and everywhere with tol=0: the smallest number x with f(x) >= y, to the last bit.
 
     Returns:
         (*batch).
@@ -379,8 +381,3 @@ def _ordered(x: Tensor) -> Tensor:
 def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
     """The inverse of :func:`_ordered`, up to the sign of zero."""
     return torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order).view(dtype)
-
-
-def _octave(dtype: torch.dtype) -> int:
-    """log2 of how many numbers lie between two powers of 2."""
-    return round(-log2(torch.finfo(dtype).eps))

@@ -4,7 +4,7 @@
 
 The data are the RAND Health Insurance Experiment, 1974-82, from a file that comes with statsmodels: a row is a person in a
 year. The responses are log10 of the dollars for outpatient care and for all else (drugs, supplies, stays in hospital), in
-rows where neither is zero. Few were in hospital, at sixty times the price of the rest (medians of $657 and $11 a year), so the second response is
+rows where neither is zero. Few were in hospital, for sixty times what drugs cost (medians of $657 and $10.8 a year), so the second response is
 skewed with two modes, whose weights, places and widths depend on age, sex, health, plan and income.
 
     scale ~ HalfNormal(0.2),    offset_g ~ Normal(0, scale),    y_i - offset_g(i) ~ density(x_i)

@@ -474,7 +474,8 @@ def test_every_recipe_learns(name):
     options = {} if name == "bnaf" else {"hidden": (16,)}
     flow = RECIPES[name](2, standardize=rows, **options)
     before = flow().log_prob(rows).mean().item()
-    gx.fit(flow, rows, epochs=4, batch_size=50, lr=1e-2, progress=False)
+    epochs = {"nice": 40, "bnaf": 12}.get(name, 4)  # which learn slowly
+    gx.fit(flow, rows, epochs=epochs, batch_size=50, lr=2e-2 if name == "bnaf" else 1e-2, progress=False)
     normal = dist.MultivariateNormal(rows.mean(0), rows.T.cov()).log_prob(rows).mean().item()
     after = flow().log_prob(rows).mean().item()
-    assert after > max(normal - {"nice": 0.5, "bnaf": 0.05}.get(name, 0.0), before)  # which learn slowly
+    assert after > max(normal, before)

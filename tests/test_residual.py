@@ -8,7 +8,8 @@ from torch.distributions import TransformedDistribution
 
 import pyro_genexact as gx
 from pyro_genexact.transforms import Planar, Radial, Sylvester
-from pyro_genexact.transforms.residual import _admissible, _reflected
+from pyro_genexact.transforms.matrices import reflected
+from pyro_genexact.transforms.residual import _admissible
 
 KINDS = {
     "planar": lambda D, **o: Planar(D, **o),
@@ -104,8 +105,8 @@ def test_reflections_are_multiplied_first_to_last():
     expected = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
     for v in normals.unbind(1):
         expected = expected - 2 * (expected @ v[..., None]) * v[:, None] / v.square().sum(-1)[:, None, None]
-    torch.testing.assert_close(_reflected(normals, 4), expected)
-    torch.testing.assert_close(_reflected(normals, 3), expected[..., :3])
+    torch.testing.assert_close(reflected(normals, 4), expected)
+    torch.testing.assert_close(reflected(normals, 3), expected[..., :3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -243,7 +244,7 @@ def test_errors():
         Sylvester(2, rank=3)
     module = Sylvester(2)
     module.phi.data[:2] = torch.tensor([-1.0, 0.0])
-    with pytest.raises(ValueError, match="Expected normals of reflections other than zero"):
+    with pytest.raises(ValueError, match="Expected vectors other than zero"):
         module()(torch.zeros(2))
     with pytest.raises(ValueError, match="Expected reflections to be integers >= 1; got 0"):
         Sylvester(2, reflections=0)

@@ -5,7 +5,7 @@ subject is far from the identity and in float64: call ``redraw(module.double())`
 distribution, or a module whose call (with the context, where one is given) returns it. None changes its subject.
 """
 
-from .bijections import bijection_head, differentiability, learning, monotonicity, round_trips, slopes
+from .bijections import bijection_head, differentiability, learning, monotonicity, precision, round_trips, slopes
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
 from .conventions import as_distribution, conventions
 from .devices import device, meta
@@ -29,6 +29,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "monotonicity",
     "round_trips",
     "slopes",
+    "precision",
     "differentiability",
     "learning",
     "distribution_head",

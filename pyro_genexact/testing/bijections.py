@@ -86,8 +86,7 @@ def monotonicity(head: Head, seed: int = 0, tol: float = 8.0) -> None:
     for case, variant, phi in _variants(head, (1, 10, 100), seed):
         transform = variant(phi)
         ends = _ends(transform.domain)
-        x = _grid(ends, phi)
-        x = x.reshape(-1, *[1] * (2 + len(head.site_shape))).expand(-1, *phi.shape[:2], *head.site_shape)
+        x = _everywhere(ends, phi, head)
         with torch.no_grad():
             y = transform(x)
             ladj = transform.log_abs_det_jacobian(x, y)
@@ -138,50 +137,72 @@ def round_trips(head: Head, seed: int = 0, tol: float = 1e-9, single: float = 1e
 
 
 def slopes(head: Head, seed: int = 0, tol: float = 1e-6) -> None:
-    """exp log|dy/dx| is the central difference of the values themselves: phi and parameters times 1 and 10, in float64.
+    """log|dy/dx| is that of the values: phi and parameters times 1 and 10, in float64.
+
+    By autograd on a fine and wide grid to ±1e8, where the slope (of vectors, the determinant) is more than 0: no part is
+    flat. Since autograd may be wrong too, also by central differences near 0 and at some x to ±1e6.
 
     Args:
         head: as in :func:`bijection_head`.
         seed: of phi and x.
-        tol: relative to the slope, beside the rounding of the difference.
+        tol: of log|dy/dx|, and relative to the slope, beside the rounding of the difference.
     """
     size = prod(head.site_shape)
     for case, variant, phi in _variants(head, (1, 10), seed, (torch.float64,)):
         transform = variant(phi)
         ends = _ends(transform.domain)
+        x = _everywhere(ends, phi, head)
+        claimed, sign, found = _slope(transform, x, size)
+        if not (sign > 0).all():
+            where = x.reshape(*sign.shape, size)[..., 0][~(sign > 0)][0]
+            _broken("slopes", f"{case}, autograd at {where:.9g}", f"a sign of {sign[~(sign > 0)][0]:g}, not 1")
+        _within("slopes", f"{case}, log by autograd", claimed, found, tol)
         x = _inside(ends, 2 * _noise_like(phi.new_empty(12, *phi.shape[:2], *head.site_shape), seed + 1))
         if ends == (-inf, inf):
             x[-4:] = x[-4:].sign() * torch.tensor([1e2, 1e3, 1e4, 1e6]).to(x).reshape(-1, *[1] * (x.dim() - 1))
         with torch.no_grad():
-            y = transform(x)
-            claimed = transform.log_abs_det_jacobian(x, y).exp()
-            step = 1e-5 * (1 + x.abs())
-            columns: list[Tensor] = []
-            rounding = torch.zeros_like(claimed)
-            for direction in torch.eye(size, device="cpu").to(x).reshape(size, *head.site_shape):
-                h = step * direction
-                near = [transform(x + k * h).reshape(*claimed.shape, size) for k in (1, -1, 2, -2)]
-                width = step.reshape(*claimed.shape, size)[..., len(columns), None]
-                narrow, wide = _gap(near[0], near[1], ends), _gap(near[2], near[3], ends)
-                columns.append((8 * narrow - wide) / (12 * width))  # of fourth order
-                rounding += (1 + near[0].abs().amax(-1)) / width[..., 0]
-            found = torch.linalg.det(torch.stack(columns, -1)).abs()
-        allowed = rounding * 16 * torch.finfo(x.dtype).eps if size == 1 else tol
-        _within("slopes", case, claimed, found, tol * claimed + allowed)
+            claimed = transform.log_abs_det_jacobian(x, transform(x)).exp()
+            found, rounding = _difference(transform, x, claimed.shape, size)
+        _within("slopes", case, claimed, found, tol * claimed + (rounding if size == 1 else tol))
+
+
+def precision(head: Head, seed: int = 0, tol: float = 1e-4) -> None:
+    """y and log|dy/dx| in float32 are those of a float64 copy, on a grid to ±1e8: phi and parameters times 1 and 10.
+
+    Args:
+        head: as in :func:`bijection_head`.
+        seed: of phi.
+        tol: of log|dy/dx|, and of y relative to 1 + |y| + slope |x|.
+    """
+    for case, variant, phi in _variants(head, (1, 10), seed, (torch.float32,)):
+        transform, exact = variant(phi), copy.deepcopy(variant).double()(phi.double())
+        ends = _ends(transform.domain)
+        x = _everywhere(ends, phi, head)
+        with torch.no_grad():
+            y, truth = transform(x).double(), exact(x.double())
+            ladj = transform.log_abs_det_jacobian(x, transform(x)).double()
+            expected = exact.log_abs_det_jacobian(x.double(), truth)
+        _within("precision", f"{case}, log|dy/dx|", expected, ladj, tol)
+        slope = expected.exp().reshape(*expected.shape, *[1] * len(head.site_shape))
+        bound = tol * (1 + truth.abs() + slope * x.abs())
+        _within("precision", f"{case}, y", truth, truth + _gap(y, truth, ends), bound)
 
 
 def differentiability(head: Head, seed: int = 0) -> None:
     """First and second derivatives of both directions in the argument, phi and the head's own parameters.
 
-    By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-derivative, in float64.
+    By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-derivative, in float64: for x within ±5, and for x to
+    ±100 with phi times 1 and 10.
     """
-    names, inputs = _inputs(head, seed)
-    for name in ("t", "t.inv"):
-        for check in (gradcheck, gradgradcheck):
-            try:
-                check(_function(head, names, name == "t"), inputs, fast_mode=True)
-            except (RuntimeError, AssertionError, ConvergenceError) as error:
-                raise AssertionError(f"differentiability broken [{check.__name__} of {name}]: {error}") from error
+    for where, values in (("", _near(head, seed, 3)), (", wide", _wide(head, seed))):
+        names, inputs = _leaves(head, *values)
+        for name in ("t", "t.inv"):
+            for check in (gradcheck, gradgradcheck):
+                try:
+                    check(_function(head, names, name == "t"), inputs, fast_mode=True)
+                except (RuntimeError, AssertionError, ConvergenceError) as error:
+                    case = f"{check.__name__} of {name}{where}"
+                    raise AssertionError(f"differentiability broken [{case}]: {error}") from error
 
 
 def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
@@ -192,7 +213,8 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
         seed: of the inputs.
         tol: of the comparison of eval with train, relative to 1 + |value|.
     """
-    names, inputs = _inputs(head, seed, rows=32)
+    pairs = zip(_near(head, seed, 32), _wide(head, seed), strict=True)
+    names, inputs = _leaves(head, *(torch.cat(pair) for pair in pairs))
     for name in ("t", "t.inv"):
         found: list[list[Tensor]] = []
         for training in (True, False):
@@ -275,6 +297,35 @@ def _scales(ends: tuple[float, float], like: Tensor) -> Tensor:
     return values.to(like)
 
 
+def _everywhere(ends: tuple[float, float], phi: Tensor, head: Head) -> Tensor:
+    """The grid (N, *batch, *site_shape) for phi (*batch, P)."""
+    grid = _grid(ends, phi).reshape(-1, *[1] * (phi.dim() - 1 + len(head.site_shape)))
+    return grid.expand(-1, *phi.shape[:-1], *head.site_shape)
+
+
+def _slope(transform: Any, x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log|dy/dx| as claimed; sign and log of the determinant that autograd finds."""
+    x = x.detach().clone().requires_grad_()
+    y = transform(x)
+    claimed = transform.log_abs_det_jacobian(x, y).detach()
+    parts = y.reshape(*claimed.shape, size).unbind(-1)
+    rows = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0].reshape(*claimed.shape, size) for part in parts]
+    return claimed, *torch.linalg.slogdet(torch.stack(rows, -2))
+
+
+def _difference(transform: Any, x: Tensor, batch: torch.Size, size: int) -> tuple[Tensor, Tensor]:
+    """|dy/dx| by central differences of fourth order, and what rounding does to it."""
+    ends, step = _ends(transform.domain), 1e-5 * (1 + x.abs())
+    columns: list[Tensor] = []
+    rounding = x.new_zeros(batch)
+    for direction in torch.eye(size, device="cpu").to(x).reshape(size, *x.shape[len(batch) :]):
+        near = [transform(x + k * step * direction).reshape(*batch, size) for k in (1, -1, 2, -2)]
+        width = step.reshape(*batch, size)[..., len(columns), None]
+        columns.append((8 * _gap(near[0], near[1], ends) - _gap(near[2], near[3], ends)) / (12 * width))
+        rounding += (1 + near[0].abs().amax(-1)) / width[..., 0]
+    return torch.linalg.det(torch.stack(columns, -1)).abs(), rounding * 16 * torch.finfo(x.dtype).eps
+
+
 def _apart(transform: Any, value: Tensor) -> Tensor:
     with torch.no_grad():
         return transform(value.clone()).detach()
@@ -295,12 +346,24 @@ def _within(law: str, case: str, expected: Tensor, got: Tensor, bound: Tensor | 
         _broken(law, case, f"{got[off][0].item():.12g}, not {expected[off][0].item():.12g} (off by {gap[0]:.3g})")
 
 
-def _inputs(head: Head, seed: int, rows: int = 3) -> tuple[list[str], list[Tensor]]:
-    """The names of the head's parameters; the argument (rows, 2, ...), phi (rows, 2, P) and the parameters, as leaves."""
+def _near(head: Head, seed: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The argument (rows, 2, ...), within ±5, and phi (rows, 2, P)."""
     like = _like(head, torch.float64)
     phi = 0.7 * _noise_like(like.new_empty(rows, 2, head.num_params), seed)
     x = torch.linspace(-4.9, 4.8, 2 * rows * prod(head.site_shape)).to(like).reshape(rows, 2, *head.site_shape)
-    x = _inside(_ends(head(phi).domain), x)
+    return _inside(_ends(head(phi).domain), x), phi
+
+
+def _wide(head: Head, seed: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_near`, to ±100: three rows, and the same again with 10 times their phi."""
+    phi = _near(head, seed, 3)[1]
+    x = torch.tensor([-100.0, 100, -8, 8, -1, 1]).to(phi).reshape(3, 2, *[1] * len(head.site_shape))
+    x = _inside(_ends(head(phi).domain), x.expand(3, 2, *head.site_shape))
+    return torch.cat([x, x]), torch.cat([phi, 10 * phi])
+
+
+def _leaves(head: Head, x: Tensor, phi: Tensor) -> tuple[list[str], list[Tensor]]:
+    """The names of the head's parameters; the argument, phi and the parameters, as leaves."""
     names = [name for name, p in head.named_parameters() if p.requires_grad]
     own = [p for p in head.parameters() if p.requires_grad]
     return names, [v.detach().clone().requires_grad_() for v in (x, phi, *own)]

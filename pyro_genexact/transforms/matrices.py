@@ -10,6 +10,7 @@ from torch.linalg import solve_triangular
 from torch.nn.functional import linear
 
 from ..base import check_like, check_sizes
+from ..conditioners.encoding import readable
 from .base import PlainTransform
 
 _BOUND = 7.0  # of log-scales, smoothly
@@ -182,15 +183,23 @@ class Householder(_Orthogonal):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The product (D, D)."""
-        largest = self.vectors.detach().abs().amax(1, keepdim=True)  # whose square may be too large, or vanish
-        if not (largest.is_meta or torch._C._are_functorch_transforms_active()) and (largest == 0).any():
-            zero = (largest == 0).nonzero()[0, 0].item()
-            raise ValueError(f"Expected vectors other than zero (they are normals of mirrors); got zero at {zero}.")
-        v = self.vectors / largest
-        v = v / v.norm(dim=1, keepdim=True)
-        half = torch.full_like(v[:, 0], 0.5).diag_embed()
-        one = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
-        return one - v.mT @ solve_triangular((v @ v.mT).triu(1) + half, v, upper=True)
+        return reflected(self.vectors, self.vectors.shape[1])
+
+
+def reflected(normals: Tensor, columns: int) -> Tensor:
+    """The first columns of the product of reflections, first to last, at planes with the normals (*batch, K, D).
+
+    1 - V^T S^{-1} V, V of unit rows, S the triangle above the diagonal of V V^T with halves on the diagonal.
+    """
+    largest = normals.detach().abs().amax(-1, keepdim=True)  # whose square may be too large, or vanish
+    if readable(largest) and (largest == 0).any():
+        index = (largest == 0).nonzero()[0, :-1].tolist()
+        raise ValueError(f"Expected vectors other than zero (they are normals of mirrors); got zero at {index}.")
+    v = normals / largest
+    v = v / v.norm(dim=-1, keepdim=True)
+    half = torch.full_like(v[..., 0], 0.5).diag_embed()
+    one = torch.eye(v.shape[-1], columns, dtype=v.dtype, device=v.device)
+    return one - v.mT @ solve_triangular((v @ v.mT).triu(1) + half, v[..., :columns], upper=True)
 
 
 def _checked(value: Tensor, like: Tensor) -> Tensor:

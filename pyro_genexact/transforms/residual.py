@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import bind, broadcast_shapes, check_context, check_like
-from ..conditioners.encoding import Dense, check_counts, readable
+from ..conditioners.encoding import Dense, check_counts
 from ..numerics import find, implicit
 from .base import Inverse, RememberingTransform
+from .matrices import reflected
 
 
 class ConditionedResidual(RememberingTransform):
@@ -318,23 +319,7 @@ class Sylvester(_Residual):
         r, s = square[..., 1:].triu(), square[..., :m].tril().mT
         v, w = r.diagonal(dim1=-2, dim2=-1), s.diagonal(dim1=-2, dim2=-1)
         gain, slope = _admissible(v * v, w * w, v * w)
-        return _reflected(normals, m), r + torch.diag_embed(w * gain), s, b, slope
-
-
-def _reflected(normals: Tensor, columns: int) -> Tensor:
-    """The first columns of the product of reflections, first to last, at planes with the normals (*batch, H, D).
-
-    I - V^T T^{-1} V, T the upper triangle of V V^T with half its diagonal: Joffrain et al., "Accumulating Householder
-    transformations, revisited", ACM TOMS 2006.
-    """
-    gram = normals @ normals.mT
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    if readable(squares) and (squares == 0).any():
-        raise ValueError("Expected normals of reflections other than zero; got zero.")
-    upper = gram.triu() - torch.diag_embed(squares / 2)
-    weights = torch.linalg.solve_triangular(upper, normals[..., :columns], upper=True)
-    eye = torch.eye(normals.shape[-1], columns, dtype=normals.dtype, device=normals.device)
-    return eye - normals.mT @ weights
+        return reflected(normals, m), r + torch.diag_embed(w * gain), s, b, slope
 
 
 def _mix(x: Tensor, r: Tensor, s: Tensor, b: Tensor) -> Tensor:

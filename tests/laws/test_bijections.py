@@ -38,7 +38,14 @@ class Bent(Head):
         return self.kind(self.function, [a, b], [self.own()])
 
 
-LAWS = (testing.monotonicity, testing.round_trips, testing.slopes, testing.differentiability, testing.learning)
+LAWS = (
+    testing.monotonicity,
+    testing.round_trips,
+    testing.slopes,
+    testing.precision,
+    testing.differentiability,
+    testing.learning,
+)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

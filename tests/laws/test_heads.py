@@ -11,6 +11,7 @@ BIJECTION_LAWS = (
     testing.monotonicity,
     testing.round_trips,
     testing.slopes,
+    testing.precision,
     testing.differentiability,
     testing.learning,
 )

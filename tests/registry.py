@@ -275,6 +275,12 @@ def fixed(make, *shape, scale=1.0):
     return lambda: (make(), scale * sized(*shape), None)
 
 
+def on_one_axis():
+    affine = gx.transforms.Affine(sized(1, seed=2), 0.5 * sized(1, seed=3), 1)
+    chain = gx.transforms.Chain([affine, gx.transforms.ToSupport(constraints.positive, 1)])
+    return gx.Constant(gx.flows.OnOneAxis(chain)).double()
+
+
 def to_support(support, features, size=None):
     return fixed(lambda: gx.Constant(gx.transforms.ToSupport(support, features)).double(), 3, size or features)
 
@@ -408,6 +414,7 @@ TRANSFORMS = {
     "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),
     "Interval": plain(gx.transforms.Interval, 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
     "Simplex": fixed(gx.transforms.Simplex, 4, 2),
+    "OnOneAxis": fixed(on_one_axis, 5),
     "ToSupport real": to_support(constraints.real, 3),
     "ToSupport positive": to_support(constraints.positive, 3),
     "ToSupport interval": to_support(constraints.unit_interval, 3),
@@ -563,6 +570,7 @@ DISTRIBUTIONS = {
     "glow_vector inverse": mild(f.glow_vector, 2, inverse=True),
     "coupling_nsf": mild(f.coupling_nsf, 2, bins=3),
     "coupling_nsf inverse one feature": mild(f.coupling_nsf, 1, context=2, bins=3, inverse=True),
+    "coupling": mild(partial(f.coupling, partial(h.Affine, bound=1.0)), 2, context=1),
     "autoregressive recurrent": mild(
         partial(f.autoregressive, h.Affine), 2, 1, conditioner=lambda P, C: Recurrent((), P, context=C, hidden=5)
     ),

@@ -60,14 +60,14 @@ def line_mass(
 
 
 def _edges(draws: Tensor, end: float = 30.0) -> Tensor:
-    """Quantiles of each column, steps that double from each of them on to the next, and an even grid."""
+    """Quantiles of each column, eightfold steps from each of them on to the next, and an even grid."""
     marks = draws.quantile(torch.linspace(0, 1, 21).to(draws), 0)
     ends = torch.full_like(marks[:1], end)
-    steps = marks.diff(dim=0) * 2.0 ** torch.arange(-1, 60).to(draws).reshape(-1, 1, 1)
+    steps = marks.diff(dim=0) * 8.0 ** torch.arange(20).to(draws).reshape(-1, 1, 1)
     above, below = marks[1:] + steps, marks[:-1] - steps
     above = above[above < torch.cat([marks[2:], ends])]
     below = below[below > torch.cat([-ends, marks[:-2]])]
-    edges = torch.cat([marks.flatten(), above, below, torch.linspace(-end, end, 61).to(draws)])
+    edges = torch.cat([marks.flatten(), above, below, torch.linspace(-end, end, 31).to(draws)])
     return edges[edges.abs() <= end].unique()
 
 

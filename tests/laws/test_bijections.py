@@ -1,5 +1,7 @@
 """The laws of what heads of bijections compute fail on broken ones."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -155,23 +157,144 @@ class OtherInEval(Bent):
         return super().bounded(phi if self.training else phi + 1e-6)
 
 
+class InfiniteSlopeFarOut(Bent):
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x, a, b, tilt)
+        return y, log_slope + x.cosh().log() - (x + torch.nn.functional.softplus(-2 * x) - math.log(2))
+
+
+class AlwaysWaves(Bent):
+    """Each y has many x."""
+
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x, a, b, tilt)
+        return y + 9 * x.sin(), (log_slope.exp() + 9 * x.cos()).abs().log()
+
+
+class FlatFarOut(Bent):
+    """Clamped, with the log-derivative of what is not."""
+
+    @staticmethod
+    def function(x, a, b, tilt):
+        return bent(x.clamp(-1e7, 1e7), a, b, tilt)[0], bent(x, a, b, tilt)[1]
+
+
+class FlatInside(Bent):
+    """So flat that a floor of rounding hides it."""
+
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x - (x.clamp(20, 30) - 20), a, b, tilt)
+        return y, torch.where((x > 20) & (x < 30), log_slope - 40, log_slope)
+
+
+class WrongDerivativeFarOut(Bent):
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x, a, b, tilt)
+        return y, log_slope + 1e-3 * (x.abs() > 1e7)
+
+
+class WrongGradient(Bent):
+    """Of the value, so that autograd agrees with the log-derivative."""
+
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x, a, b, tilt)
+        return y + 1e-3 * (x - x.detach()), (log_slope.exp() + 1e-3).log()
+
+
+class WrongDerivativeInFloat32(Bent):
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x, a, b, tilt)
+        return y, log_slope + 0.01 * (x.dtype == torch.float32)
+
+
+class WrongInFloat32(Bent):
+    @staticmethod
+    def function(x, a, b, tilt):
+        y, log_slope = bent(x, a, b, tilt)
+        return y + 0.01 * (x.dtype == torch.float32), log_slope
+
+
+class TailsLoseGradient(Bent):
+    @staticmethod
+    def function(x, a, b, tilt):
+        far = x.abs() > 6
+        pairs = zip(bent(x, a.detach(), b.detach(), tilt.detach()), bent(x, a, b, tilt), strict=True)
+        return tuple(torch.where(far, tail, near) for tail, near in pairs)
+
+
+class LargePhiLosesGradient(Bent):
+    def bounded(self, phi):
+        return torch.where(phi.abs() > 3, super().bounded(phi).detach(), super().bounded(phi))
+
+
+class TailsLoseGradientInEval(TailsLoseGradient):
+    @property
+    def function(self):
+        return bent if self.training else TailsLoseGradient.function
+
+
+class Once(torch.autograd.Function):
+    """The identity, with a gradient that has none."""
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, grad):
+            return grad.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("not differentiable twice")
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Once.Gradient.apply(grad)
+
+
+class NoSecondDerivative(Bent):
+    def bounded(self, phi):
+        return Once.apply(super().bounded(phi))
+
+
 @pytest.mark.parametrize(
     ("law", "head", "message"),
     [
         (testing.round_trips, ClampedInverse, "phi times 0, torch.float64, y -> x -> y"),
         (testing.round_trips, Rounded, "phi times 0, torch.float64, y -> x -> y"),
         (testing.round_trips, NoSolution, "phi times 0, torch.float64.: Expected a root"),
-        (testing.slopes, WrongDerivative, "phi times 1, torch.float64"),
+        (testing.round_trips, AlwaysWaves, "phi times 0, torch.float64, x -> y -> x"),
+        (testing.slopes, WrongDerivative, "phi times 1, torch.float64, log by autograd"),
+        (testing.slopes, WrongDerivativeFarOut, "phi times 1, torch.float64, log by autograd"),
+        (testing.slopes, WrongGradient, "phi times 1, torch.float64.:"),
+        (testing.slopes, FlatFarOut, "phi times 1, torch.float64, autograd at -1000.*: a sign of 0, not 1"),
+        (testing.slopes, FlatInside, "phi times 1, torch.float64, autograd at 2.*: a sign of 0, not 1"),
+        (testing.slopes, AlwaysWaves, "phi times 1, torch.float64, autograd at .*: a sign of -1, not 1"),
+        (testing.precision, WrongDerivativeInFloat32, "phi times 1, torch.float32, log.dy/dx."),
+        (testing.precision, WrongInFloat32, "phi times 1, torch.float32, y"),
         (testing.monotonicity, Waves, "phi times (1|10|100), torch.float64, from .* to "),
         (testing.monotonicity, FallsInFloat32, "phi times 1, torch.float32, from .* to "),
         (testing.monotonicity, Overflows, "phi times 100, torch.float32, "),
         (testing.monotonicity, OverflowsFarOut, "phi times 1, torch.float64, x = -1e.08"),
+        (testing.monotonicity, InfiniteSlopeFarOut, "phi times 1, torch.float64, log.dy/dx. at -1e.08"),
+        (testing.differentiability, TailsLoseGradient, "gradcheck of t, wide"),
+        (testing.differentiability, LargePhiLosesGradient, "gradcheck of t, wide"),
         (testing.differentiability, DetachedInverse, "gradcheck of t.inv"),
         (testing.differentiability, ByDifferentInverse, "gradgradcheck of t.inv"),
         (testing.learning, LosesGradientsInEval, "gradient of tilt, t, eval.: none"),
         (testing.learning, LosesGradientsOfPhiInEval, "derivative|matters"),
         (testing.learning, Unused, "gradient of tilt, t, train.: 0, not"),
         (testing.learning, DetachedInverse, "gradient of (the argument|phi|tilt), t.inv, train"),
+        (testing.learning, TailsLoseGradientInEval, "derivative 1 by phi, t, eval as train"),
+        (testing.learning, NoSecondDerivative, "second derivative, t, train"),
         (testing.learning, OtherInEval, "derivative 1 by the argument, t, eval as train"),
     ],
 )

@@ -109,6 +109,65 @@ class WrongDensity(Affine):
         return super().log_abs_det_jacobian(x, y) + 1e-3
 
 
+class RaisesWithCache(Affine):
+    def with_cache(self, cache_size=1):
+        raise NotImplementedError("no cache")
+
+
+class Dependent(Affine):
+    domain = constraints.dependent
+
+
+class OfBlocks(Affine):
+    domain = codomain = constraints.independent(constraints.real, 3)
+
+
+class OtherInverse(Affine):
+    @property
+    def inv(self):
+        return Affine(-self.shift * (-self.log_scale).exp(), -self.log_scale, event_dim=1)
+
+
+class Sloppy(constraints.Constraint):
+    """Of numbers, and checks rows."""
+
+    def check(self, value):
+        return (value == value).all(-1)
+
+
+class ChecksRows(Affine):
+    domain = codomain = Sloppy()
+
+
+class OntoPositive(Affine):
+    domain, codomain = constraints.real, constraints.positive
+
+
+class EqualOneWay(Affine):
+    def __eq__(self, other):
+        return self is other or (isinstance(other, Affine) and id(self) < id(other))
+
+
+class ClaimsMore(Affine):
+    """As if it made two rows of one."""
+
+    def forward_shape(self, shape):
+        return torch.Size((2, *shape))
+
+    def inverse_shape(self, shape):
+        return shape[1:]
+
+
+class SharedNoise(Affine):
+    def _call(self, x):
+        return super()._call(x[:1].expand_as(x) if x.dim() > 2 else x)
+
+
+class WrongInverse(Affine):
+    def _inverse(self, y):
+        return super()._inverse(y) + 1e-3
+
+
 @pytest.mark.parametrize(
     ("law", "kind", "message"),
     [
@@ -122,6 +181,17 @@ class WrongDensity(Affine):
         (testing.conventions, NewInverse, r"t.with_cache\(0\)\]: its inv.inv is another"),
         (testing.conventions, KeepsShape, r"t.forward_shape, values of one batch dim less\]: \(4,\), not \(3, 4\)"),
         (testing.conventions, NeverEqual, r"t == t\]"),
+        (testing.conventions, RaisesWithCache, r"t.with_cache\(0\)\]: no cache"),
+        (testing.conventions, Dependent, r"domain of the transform\]: dependent still"),
+        (testing.conventions, OfBlocks, r"event dims of the domain\]: 3, of 2 dims"),
+        (testing.conventions, OtherInverse, r"domain as that of t.inv\]"),
+        (testing.conventions, ChecksRows, r"shape of domain.check\]: \(3,\), not \(3, 4\)"),
+        (testing.conventions, OntoPositive, r"codomain\]: value outside"),
+        (testing.conventions, EqualOneWay, r"t == u as u == t\]"),
+        (testing.as_distribution, ClaimsMore, r"t, .*: shape of sample\]"),
+        (testing.as_distribution, SharedNoise, r"t, .*: noise of each row\]: .* twice"),
+        (testing.as_distribution, OntoPositive, r"t, .*: support\]: samples outside"),
+        (testing.as_distribution, WrongInverse, r"t, .*: icdf\]"),
         (testing.as_distribution, WrongSign, r".*: cdf\]"),
         (testing.as_distribution, WrongDensity, r".*: log_prob\]"),
     ],

@@ -1,5 +1,7 @@
 """Heads of bijections and of distributions."""
 
+from functools import partial
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -89,18 +91,94 @@ class Unused(Head):
         return transforms.Affine(phi[..., 0], 0 * phi[..., 1])
 
 
+class Sometimes(Head):
+    """Falls where a number is negative."""
+
+    num_params = 2
+
+    def forward(self, phi, first=0):
+        scale = 1 + 0 * phi[..., 1]
+        return torch.distributions.AffineTransform(phi[..., 0], torch.where(phi[..., 1] < 0, -scale, scale))
+
+
+class OtherDerivativeAlone(heads.Affine):
+    def forward(self, phi, first=0):
+        t = super().forward(phi, first)
+        if first:
+            t.log_abs_det_jacobian = lambda x, y: t.log_scale + 1e-3
+        return t
+
+
+class OfKind(Head):
+    """By a transform with one thing wrong."""
+
+    num_params = 2
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, phi, first=0):
+        return self.kind(phi[..., 0], phi[..., 1].tanh())
+
+
+class Cut(transforms.Affine):
+    def _call(self, x):
+        return super()._call(x)[..., :1]
+
+    def log_abs_det_jacobian(self, x, y):
+        return self.log_scale
+
+
+class OfVectors(transforms.Affine):
+    domain = codomain = constraints.real_vector
+
+
+class OntoPositive(transforms.Affine):
+    domain, codomain = constraints.real, constraints.positive
+
+
+class Summed(transforms.Affine):
+    def log_abs_det_jacobian(self, x, y):
+        return super().log_abs_det_jacobian(x, y).sum(-1)
+
+
+class WrongInverse(transforms.Affine):
+    def _inverse(self, y):
+        return super()._inverse(y) + 1e-3
+
+
+class Bounded(transforms.Affine):
+    def _call(self, x):
+        return super()._call(20 * (x / 20).tanh())
+
+    def _inverse(self, y):
+        return 20 * (super()._inverse(y) / 20).atanh()
+
+    def log_abs_det_jacobian(self, x, y):
+        return super().log_abs_det_jacobian(x, y) - 2 * (x / 20).cosh().log()
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
+        (partial(OfKind, Cut), "shape of y"),
+        (partial(OfKind, OfVectors), "event dims"),
+        (partial(OfKind, OntoPositive), "range"),
+        (partial(OfKind, Summed), "shape of log.dy/dx."),
+        (partial(OfKind, WrongInverse), "inverse"),
+        (Offset, "near the identity at phi = 0"),
+        (Falling, "near the identity at phi = 0"),
         (Clamped, "site 1 alone"),
-        (Offset, "near the identity"),
-        (Falling, "near the identity|increasing"),
+        (OtherDerivativeAlone, "site 1 alone, log.dy/dx."),
         (WrongDerivative, "log-derivative"),
+        (Sometimes, "increasing"),
+        (partial(OfKind, Bounded), "onto 10000"),
         (Unused, "every parameter matters"),
     ],
 )
 def test_bijection_head_has_power(head, message):
-    with pytest.raises(AssertionError, match=f"head broken .*({message})"):
+    with pytest.raises(AssertionError, match=rf"head broken \[{message}\]"):
         testing.bijection_head(head().double())
 
 

@@ -1,6 +1,7 @@
 """The registry holds every public class, far from the identity."""
 
 import inspect
+import sys
 
 import pytest
 import registry
@@ -35,12 +36,29 @@ def test_every_public_class_is_in_the_registry():
         head = factory().double()
         subjects += [head, head.support, head(torch.zeros(1, 4, head.num_params, dtype=torch.float64))]
     seen = {kind.__name__ for subject in subjects for part in parts(subject) for kind in type(part).__mro__}
-    parts_of_it = (gx.transforms, gx.conditioners, gx.heads, gx.distributions)
+    parts_of_it = (gx.transforms, gx.conditioners, gx.heads, gx.distributions, gx.flows)
     public = {name for part in parts_of_it for name in part.__all__ if inspect.isclass(getattr(part, name))}
     public |= {
         name for name in gx.__all__ if inspect.isclass(kind := getattr(gx, name)) and issubclass(kind, nn.Module)
     }
     assert public <= seen, public - seen
+
+
+RECIPES = [name for name in gx.flows.__all__ if inspect.isfunction(getattr(gx.flows, name))]
+RECIPES.remove("from_zuko")  # it takes a flow of zuko's, which tests/test_from_zuko.py has
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_in_the_registry(recipe):
+    """Entries begin with the name of the function that they call."""
+    entries = [factory for name, factory in registry.DISTRIBUTIONS.items() if name.split()[0] == recipe]
+    called = set()
+    sys.setprofile(lambda frame, event, arg: called.add(frame.f_code))
+    try:
+        entries[0]()
+    finally:
+        sys.setprofile(None)
+    assert getattr(gx.flows, recipe).__code__ in called
 
 
 @pytest.mark.parametrize("name", registry.CONDITIONERS)

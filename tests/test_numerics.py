@@ -102,9 +102,10 @@ def test_roots_are_those_of_brentq(family):
     y = f(truth * scale[:, 0], p, scale)
     calls.clear()
     x = root(f, y, p, scale)
-    assert len(calls) < 177 and sum(calls) < 110 * COUNT
+    assert len(calls) < 169 and sum(calls) < 80 * COUNT
     residual = (f(x, p, scale) - y).abs()
-    rounding = 1e-15 * (1 + y.abs() + size * (1 + (x / scale[:, 0]).abs()))
+    power = 9 if family is ninth_power else 1  # by which it multiplies the rounding of u
+    rounding = 1e-15 * (1 + power * y.abs() + size * (1 + (x / scale[:, 0]).abs()))
     beside = [f(x.nextafter(torch.full_like(x, side)), p, scale) for side in (-inf, inf)]
     assert ((residual <= rounding) | ((beside[0] <= y) & (beside[1] >= y))).all()
     ours, rows = (x / scale[:, 0]).numpy(), p.numpy()
@@ -306,7 +307,7 @@ def test_elements_that_are_done_cost_no_more():
     a = torch.ones(1000)
     a[:3] = 0
     find(f, torch.linspace(1, 2, 1000), [a])
-    assert rows[:7] == [1000] * 7 and max(rows[7:]) == 3 and len(rows) < 85
+    assert rows[:7] == [1000] * 7 and max(rows[7:]) == 3 and len(rows) < 80
     rows.clear()
     find(f, torch.linspace(1, 2, 1000), [torch.ones(1000)])
     assert rows == [1000] * 2 or rows == [1000]
@@ -482,3 +483,59 @@ def test_modules():
     assert second[-1].abs() > 0
     with torch.no_grad():
         assert not root(tower, y, shared=[shift]).requires_grad
+
+
+def plateau(x):
+    ends = 1e-9 * (torch.relu(x - 5) - torch.relu(-x - 5))
+    return 100 * (torch.tanh(100 * (x - 5)) + torch.tanh(100 * (x + 5))) + ends
+
+
+def test_a_rough_function_with_a_flat_side():
+    """Newton's step from the flat side of a root whose residual is rounding may lead anywhere, and is not taken."""
+    generator = torch.Generator().manual_seed(0)
+    y = 2.8e-14 * (torch.rand(3000, generator=generator) - 0.5)
+    x = root(plateau, y, guess=10 * (torch.rand(3000, generator=generator) - 0.5))
+    assert x.isfinite().all() and (plateau(x) - y).abs().max() < 3e-14
+    for dtype, slope, offset, tol in ((torch.float32, 1e-4, 100, 1e-5), (F64, 1.3e-12, 75, 2e-14)):
+
+        def kink(x, slope=slope, offset=offset):
+            return (torch.where(x > 0, slope * x, x) + offset) - offset
+
+        y = tol / 5 * torch.randn(2000, generator=generator, dtype=dtype)
+        x = root(kink, y, guess=torch.randn(2000, generator=generator, dtype=dtype))
+        assert (kink(x) - y).abs().max() <= 2 * tol
+
+
+def test_an_overflow_is_no_end():
+    calls = []
+
+    def f(x):
+        calls.append(x)
+        return torch.expm1(x), x
+
+    x = root(f, t(1e4))
+    torch.testing.assert_close(x, t(1e4).log1p(), rtol=1e-14, atol=0)
+    assert len(calls) < 45 and torch.stack(calls).isfinite().sum() > len(calls) - 4
+
+
+def test_arguments_of_root_and_integrate():
+    y, f = torch.ones(2), torch.sinh
+    for error, text, call in (
+        (ValueError, r"Expected tol >= 0; got -1", lambda: root(f, y, tol=-1.0)),
+        (
+            ValueError,
+            r"Expected guess.shape to broadcast with \(2,\) .*; got \(3,\)",
+            lambda: root(f, y, guess=torch.ones(3)),
+        ),
+        (TypeError, "Expected low to be a tensor of torch.float64", lambda: root(f, y, low=0.0)),
+        (ValueError, "Expected low <= high", lambda: root(f, y, low=y, high=-y)),
+        (TypeError, r"Expected parameters\[0\] to be a tensor; got float", lambda: root(f, y, 1.0)),
+        (ValueError, r"Expected f\(x\).shape == \(2,\)", lambda: root(lambda x: (x[:, None], x[:, None]), y)),
+        (ValueError, "Expected panels to be integers >= 1; got 0", lambda: integrate(f, y, y, panels=0)),
+        (ValueError, "Expected doublings", lambda: integrate(f, y, y, doublings=-1)),
+        (ValueError, "Expected tol > 0; got -1", lambda: integrate(f, y, y, tol=-1.0)),
+        (TypeError, "Expected high to be a tensor of floating", lambda: integrate(f, y, 1.0)),
+        (ValueError, r"Expected f\(x\).shape == \(2, 15\)", lambda: integrate(lambda x: x.sum(-1), y, y + 1)),
+    ):
+        with pytest.raises(error, match=text):
+            call()

@@ -180,6 +180,42 @@ def test_large_parameters(kind, scale):
     torch.testing.assert_close(module()(module().inv(y).clone()), y, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_sylvester_loses_no_more_than_its_slopes_cost(rank, scale, dtype):
+    """A number y rounded by eps |x| where dy/dx is up to 1 + |R| |S|: 1e-2 in float32 at 100, 1e-11 in float64."""
+    eps = torch.finfo(dtype).eps
+    for seed in range(5):
+        torch.manual_seed(seed)
+        module = Sylvester(4, rank=rank)
+        y = torch.randn(300, 4, dtype=dtype)
+        with torch.no_grad():
+            module = module.to(dtype)
+            module.phi.mul_(scale)
+            _, r, s, _, _ = module._read(module.phi)
+            r, s = (torch.linalg.matrix_norm(m, 2) for m in (r, s))
+            t = module()
+            x = t.inv(y)
+            back, ladj = both(module(), x.clone())
+            size = eps * (1 + torch.maximum(x.abs(), y.abs()).amax(-1))
+            assert ((back - y).abs().amax(-1) <= 8 * (1 + r * s) * size).all()
+            assert ((t.log_abs_det_jacobian(x, y) - ladj).abs() <= 32 * (1 + s) * size).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_derivatives_of_sylvesters_inverse_are_those_of_its_matrix(scale):
+    module = Sylvester(4, rank=3).double()
+    module.phi.data.mul_(scale)
+    y, t = sized(6, 4).requires_grad_(), module()
+    x = t.inv(y)
+    ladj = t.log_abs_det_jacobian(x, y)
+    forward = torch.stack([torch.autograd.functional.jacobian(module(), row) for row in x.detach()])
+    pulled = torch.stack([torch.autograd.grad(x[:, i].sum(), y, retain_graph=True)[0] for i in range(4)], 1)
+    torch.testing.assert_close(pulled, torch.linalg.inv(forward), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(ladj, torch.linalg.slogdet(forward)[1], rtol=1e-8, atol=1e-8)
+
+
 def test_radial_at_its_centre():
     module = built(Radial(3))
     x = module.phi.detach()[None, :3].clone().requires_grad_()

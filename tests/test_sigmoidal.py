@@ -6,6 +6,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import vmap
 
+import pyro_genexact as gx
 from pyro_genexact import heads
 from pyro_genexact.heads.sigmoidal import deep_sigmoid, logistic_mixture
 
@@ -134,6 +135,17 @@ def test_derivatives_to_second_order_of_both_directions(name):
     for way in (lambda x, phi: head(phi).evaluate(x), lambda y, phi: head(phi).solve(y)):
         assert gradcheck(way, (x, phi), fast_mode=True)
         assert gradgradcheck(way, (x, phi), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_empty_batches(name):
+    head = HEADS[name]()
+    phi = numbers(head, 0, 3).requires_grad_()
+    t = head(phi)
+    y, slope = t.evaluate(torch.zeros(0, 3, dtype=torch.float64))
+    assert y.shape == slope.shape == t.inv(y).shape == (0, 3)
+    assert torch.autograd.grad(y.sum() + slope.sum(), phi)[0].shape == phi.shape
+    assert gx.flows.naf(3)().rsample((0,)).shape == (0, 3)
 
 
 def test_functions_broadcast_and_map():

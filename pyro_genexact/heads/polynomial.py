@@ -88,8 +88,8 @@ class Bernstein(Head):
         dy/dx = sum_k s_k C(n - 1, k) u^k (1 - u)^{n - 1 - k},    u = clamp((x + bound) / (2 bound), 0, 1)
 
     with s_k = exp(5 tanh(phi_k / 5)), so that the coefficients of y rise by 2 bound s_k / n. The tails continue value and
-    slope. The numbers of a site are a shift and s_k; phi = 0 is the identity. y is computed as x and what the
-    polynomial adds to it. Forward: some thirty operations. Inverse: two to seven evaluations, from a guess by a spline, and
+    slope. The numbers of a site are a shift and s_k; phi = 0 is the identity. Inside, y is computed as x and what
+    the polynomial adds to it. Forward: some thirty operations. Inverse: two to seven evaluations, from a guess by a spline, and
     more where slopes differ a hundredfold between neighbours.
 
     Args:
@@ -117,34 +117,38 @@ class Bernstein(Head):
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         phi = phi.contiguous()  # strided rows slow products down 60 times
-        shift = phi[..., :1]
         slopes = (torch.tanh(phi / _STEEPEST) * _STEEPEST).exp()[..., 1:]
         excess = slopes - 1
-        total = excess.cumsum(-1)  # offsets: of the coefficients from those of the identity, of mean shift at the ends
-        offsets = torch.add(shift, total - excess - total[..., -1:] / 2, alpha=2 * self.bound / self.degree)
+        total = excess.cumsum(-1)  # offsets: of the coefficients from those of the identity, of mean 0 at the ends
+        offsets = (total - excess - total[..., -1:] / 2) * (2 * self.bound / self.degree)
         choose, _ = _binomials(self.degree, phi.dtype, phi.device)
         function, guess = partial(_bernstein, bound=self.bound), partial(_bernstein_guess, bound=self.bound)
-        return transforms.Monotone(function, [slopes, offsets], [choose], guess)
+        return transforms.Monotone(function, [phi[..., :1], slopes, offsets], [choose], guess)
 
 
-def _bernstein(x: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """y and log dy/dx, one step of de Casteljau's after the basis of degree n - 1."""
+def _bernstein(
+    x: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float
+) -> tuple[Tensor, Tensor]:
+    """y and log dy/dx, one step of de Casteljau's after the basis of degree n - 1.
+
+    In the tails what varies, and everywhere the shift, is added last: each sum rises, or rounds to what was there before.
+    """
     share = x.clamp(-bound, bound) / (2 * bound) + 0.5
-    near = (share - 0.5) * (
-        2 * bound
-    )  # where the basis is evaluated: what rounding, or the bound, left is a straight line
+    near = (share - 0.5) * (2 * bound)  # where the basis is evaluated: what the bound, or rounding, left is a straight line
     up, down = _powers(torch.stack([share, 1 - share]), len(choose)).unbind(0)
     basis = choose * up * down.flip(-1)
     slope = (slopes * basis).sum(-1)
-    ahead = torch.add(x - near, share, alpha=2 * bound / len(choose))
-    return x + torch.addcmul((offsets * basis).sum(-1), slope - 1, ahead), slope.log()
+    added = torch.add((offsets * basis).sum(-1), (slope - 1) * share, alpha=2 * bound / len(choose))
+    return torch.addcmul(near + added, slope, x - near) + shift.squeeze(-1), slope.log()
 
 
-def _bernstein_guess(y: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float) -> Tensor:
+def _bernstein_guess(
+    y: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float
+) -> Tensor:
     degree = len(choose)
     _, basis = _binomials(degree, y.dtype, y.device)
     x, slope = _points(degree + 1, bound, y.dtype, y.device), linear(slopes, basis)
-    values = x + torch.addcmul(linear(offsets, basis), slope - 1, (x + bound) / degree)
+    values = x + shift + torch.addcmul(linear(offsets, basis), slope - 1, (x + bound) / degree)
     return _by_spline(y, x, values, slope)
 
 

@@ -58,10 +58,12 @@ class Sloped:
     def __call__(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if not self.alone:
             output = self.f(x, *tensors)
+            if value_of(output).shape != x.shape:
+                raise ValueError(
+                    f"Expected f(x).shape == {tuple(x.shape)} (that of x); got {tuple(value_of(output).shape)}."
+                )
             if isinstance(output, tuple):
                 return output[0], output[1].exp()
-            if output.shape != x.shape:
-                raise ValueError(f"Expected f(x).shape == {tuple(x.shape)} (that of x); got {tuple(output.shape)}.")
             self.alone = True
         if not branching():
             value, pull = torch.func.vjp(lambda x: self.f(x, *tensors), x)[:2]

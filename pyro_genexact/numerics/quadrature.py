@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..base import check_sizes
 from .errors import ConvergenceError, branching, worst_of
 
 
@@ -39,7 +40,8 @@ def integrate(
 
     Raises:
         ConvergenceError: where the error is larger after the last doubling, or f is not finite.
-        ValueError: for infinite bounds.
+        ValueError: for infinite bounds, counts or a tolerance that are not positive, and values of another shape.
+        TypeError: for bounds that are no tensors of floating point numbers.
 
     Reference: Piessens et al., "QUADPACK", Springer 1983 (rules and estimate).
 
@@ -48,6 +50,14 @@ def integrate(
         >>> value
         tensor(1.7183)
     """
+    check_sizes(1, panels=panels)
+    check_sizes(0, doublings=doublings)
+    for name, bound in (("low", low), ("high", high)):
+        if not isinstance(bound, Tensor) or not bound.is_floating_point():
+            got = getattr(bound, "dtype", type(bound).__name__)
+            raise TypeError(f"Expected {name} to be a tensor of floating point numbers; got {got}.")
+    if tol is not None and not tol > 0:
+        raise ValueError(f"Expected tol > 0; got {tol}.")
     low, high = torch.broadcast_tensors(low, high)
     eps = torch.finfo(low.dtype).eps
     tol = max(1e-12, 16 * eps) if tol is None else tol
@@ -57,7 +67,11 @@ def integrate(
         half = (high - low).unsqueeze(-1) / (2 * count)
         middles = low.unsqueeze(-1) + half * (2 * torch.arange(count, dtype=low.dtype, device=low.device) + 1)
         points = middles.unsqueeze(-1) + half.unsqueeze(-1) * nodes
-        values = f(points.flatten(-2)).unflatten(-1, (count, len(nodes)))
+        points = points.flatten(-2)
+        values = f(points)
+        if values.shape != points.shape:
+            raise ValueError(f"Expected f(x).shape == {tuple(points.shape)} (that of x); got {tuple(values.shape)}.")
+        values = values.unflatten(-1, (count, len(nodes)))
         parts = (values * kronrod).sum(-1)
         with torch.no_grad():
             size = ((values.abs() * kronrod).sum(-1) * half.abs()).sum(-1)

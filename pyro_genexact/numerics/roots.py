@@ -13,8 +13,8 @@ from .derivatives import Increasing, Sloped, implicit, value_of
 from .errors import ConvergenceError, branching, worst_of
 
 _NEWTON_STEPS = 7  # all elements together
-_GUARDED_STEPS = 40  # of Newton's method between the numbers that were seen, for elements that are left
-_ROUGH = 16  # times the tolerance
+_GUARDED_STEPS = 32  # of Newton's method between the numbers that were seen, for elements that are left
+_ROUGH = 4  # times the tolerance
 _FREE_STEPS = 64  # of the bracketed search
 _HALVINGS = 66  # after those, enough for the 64 bits of a number
 _INTEGERS = {
@@ -37,7 +37,7 @@ def root(
 ) -> Tensor:
     r"""x with f(x, *parameters, *shared) = y, elementwise, for a function that increases in x.
 
-    Seven steps of Newton's method for all elements together; then forty at most, for those that it left, between the numbers
+    Seven steps of Newton's method for all elements together; then 32 at most, for those that it left, between the numbers
     where f was seen to pass y; then, for those that are left by now (kinks, flats, scales far from 1), a bracket that is
     expanded geometrically around the guess and narrowed by Newton's step, or by halving the floating point numbers in it:
     130 at most. Smooth functions near the identity take some six evaluations. With ``low``, ``high`` or tol=0 the bracket is
@@ -58,10 +58,11 @@ def root(
         guess: (*batch), where to begin; by default y itself.
         low: (*batch) the least number at which f is defined; by default, the least there is.
         high: (*batch) the largest number at which f is defined; by default, the largest there is.
-        tol: a root has |f(x) - y| <= tol (1 + |y|), and no step of Newton's to go that is more than rounding of x or, if
-            rounding of f makes it, sqrt(eps) (1 + |y|); by default 4 eps, eps the rounding of the dtype. Where f is rougher
-            than that, 16 tol will do, if Newton's step has passed y from within 16 tol. Else, where f is too steep or flat,
-            and everywhere with tol=0: the smallest number x with f(x) >= y, to the last bit.
+        tol: how near f(x) must come to y, as a share of 1 + |y|: so absolutely where y is small; scale f where that is not
+            meant. Also, the step of Newton's from x must be rounding of x (it is done then), or, for the second time within
+            tol, at most sqrt(eps) (1 + |y|), eps the rounding of the dtype. By default 4 eps. Where f is rougher than that,
+            4 tol will do, if Newton's step has passed y from within 4 tol. Where f is too steep or flat for all that, and
+            everywhere with tol=0: the smallest number x with f(x) >= y, to the last bit.
 
     Returns:
         (*batch).
@@ -80,7 +81,7 @@ def root(
         >>> torch.autograd.grad(x.sum(), a)[0]  # -x / (3 x^2 + a)
         tensor([-0.2500, -0.1429])
     """
-    _check(y, parameters)
+    _check(y, parameters, tol, guess=guess, low=low, high=high)
     tensors = list(shared)
     if isinstance(f, nn.Module):
         f, tensors = _of_module(f, tensors)
@@ -122,6 +123,7 @@ def find(
         x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
         if branching() and near.all():
             return x
+        x = torch.where(x.isfinite(), x, y if guess is None else guess)  # some step was too far
         if whole:
             moved, found = _newton(sloped, y, x, parameters, shared, tol, _GUARDED_STEPS, guarded=True)
             x, near = torch.where(near, x, moved), near | found
@@ -162,26 +164,32 @@ def _newton(
     Guarded: a step that leaves the numbers between which f was seen to pass y, or is more than half of the one before, goes
     to their middle instead, or outwards by as much again while there is no bracket.
     """
-    bound, residual = tol * (1 + y.abs()), torch.full_like(y, inf)
+    bound, residual, done = tol * (1 + y.abs()), torch.full_like(y, inf), torch.zeros_like(y, dtype=torch.bool)
     low, high = torch.full_like(y, -inf), torch.full_like(y, inf)
-    length = high  # of the step before, if it was Newton's
+    length, earlier = high, x  # of the step before, if it was Newton's; and where that began
     for steps in range(count):
         value, slope = f(x, [*parameters, *shared])
         before, residual = residual, value - y
+        if guarded:  # NaN by overflow: beyond the root
+            seen = ~residual.isnan() | ~x.isfinite()
+            residual = residual.where(seen, inf).where(seen | (x > 0), -inf)
         step = residual / slope
         moved = x - step
         last = steps == count - 1
-        if last or steps > 2 or (branching() and (residual.abs() <= bound).all()):
-            near, taken = _settled(x, y, step, residual, before, bound)
+        if guarded or last or steps > 2 or (branching() and (residual.abs() <= bound).all()):
+            near, taken = _settled(x, earlier, y, step, residual, before, bound)
+            held = torch.where(taken & ~done, moved, x)
+            near = near | done
             if last or (branching() and near.all()):
-                return torch.where(taken, moved, x), near
+                return held, near
         if guarded:
             low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
             size, middle = step.abs(), (low + high) / 2
             middle = torch.where(middle.isfinite(), middle, x - residual.sign() * (1 + x.abs()))
             good = (moved > low) & (moved < high) & (size <= length / 2)
             moved, length = torch.where(good, moved, middle), torch.where(good, size, inf)
-        x = moved
+            moved, done = torch.where(near, held, moved), near
+        earlier, x = x, moved
     raise AssertionError("unreachable")
 
 
@@ -314,17 +322,20 @@ def _narrowed(
 
 
 def _settled(
-    x: Tensor, y: Tensor, step: Tensor, residual: Tensor, before: Tensor, bound: Tensor
+    x: Tensor, earlier: Tensor, y: Tensor, step: Tensor, residual: Tensor, before: Tensor, bound: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether x is a root, given the residuals there and before, and whether the step of Newton's from it shall be taken.
+    """Whether x is a root, given the residuals there and earlier, and whether the step of Newton's from it shall be taken.
 
     Within the tolerance, that step must be rounding of x or, for the second time, small. Where rounding of f is more than
-    the tolerance, the residual must be within _ROUGH of it for the second time, now on the other side.
+    the tolerance, the residual must be within _ROUGH of it for the second time, now on the other side; the step is taken if it stays
+    between.
     """
     eps, size, off, prior = torch.finfo(x.dtype).eps, step.abs(), residual.abs(), before.abs()
     tiny, fine = size <= 8 * eps * x.abs(), off < bound  # which is infinite for infinite y
+    moved = x - step
     passed = (residual * before <= 0) & (torch.maximum(off, prior) < _ROUGH * bound)
-    return (fine & (tiny | ((prior < bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | passed & ~fine
+    between = passed & ((moved - x) * (moved - earlier) <= 0)
+    return (fine & (tiny | ((prior < bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | between
 
 
 def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:
@@ -361,10 +372,30 @@ def _of_module(module: nn.Module, shared: Sequence[Tensor]) -> tuple[Increasing,
     return f, [*shared, *own.values()]
 
 
-def _check(y: Tensor, parameters: Sequence[Tensor]) -> None:
+def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts: Tensor | None) -> None:
     if not isinstance(y, Tensor) or y.dtype not in _INTEGERS:
         raise TypeError(f"Expected y to be a tensor of floating point numbers; got {getattr(y, 'dtype', type(y))}.")
+    if tol is not None and not tol >= 0:
+        raise ValueError(f"Expected tol >= 0; got {tol}.")
+    for name, start in starts.items():
+        if start is None:
+            continue
+        if not isinstance(start, Tensor) or start.dtype != y.dtype:
+            got = getattr(start, "dtype", type(start).__name__)
+            raise TypeError(f"Expected {name} to be a tensor of {y.dtype} (that of y); got {got}.")
+        if (
+            torch.broadcast_shapes(start.shape[-y.dim() :] if y.dim() else (), y.shape) != y.shape
+            or start.dim() > y.dim()
+        ):
+            raise ValueError(
+                f"Expected {name}.shape to broadcast with {tuple(y.shape)} (that of y); got {tuple(start.shape)}."
+            )
+    low, high = starts["low"], starts["high"]
+    if low is not None and high is not None and branching() and not (low.is_meta or (low <= high).all()):
+        raise ValueError("Expected low <= high; got others, or NaN.")
     for i, p in enumerate(parameters):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"Expected parameters[{i}] to be a tensor; got {type(p).__name__}.")
         lead = tuple(p.shape[: y.dim()])
         if p.dim() < y.dim() or any(n not in (1, m) for n, m in zip(lead, y.shape, strict=True)):
             raise ValueError(

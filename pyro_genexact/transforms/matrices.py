@@ -22,8 +22,8 @@ class LULinear(PlainTransform, TransformModule):
 
         log|dy/dx| = sum_i s_i,        s_i = 7 tanh(d_i / 7)
 
-    Starts at the identity. The scales come first, so that the inverse is as accurate for any of them. No rows are
-    exchanged: where features should change places, put a :class:`Permute` before it.
+    Starts at the identity. The scales come first, so that the inverse is as accurate for any of them; for L and U it is as
+    their condition allows. No rows are exchanged: where features should change places, put a :class:`Permute` before it.
 
     Cost: a product of matrices a call, one of the values with the result; the inverse solves two triangular systems.
 
@@ -107,7 +107,7 @@ class _Orthogonal(PlainTransform, TransformModule):
 class Rotation(_Orthogonal):
     r"""y = W x with the rotation W = (1 - A)^{-1} (1 + A), A skew-symmetric (Cayley's transform); log|dy/dx| = 0.
 
-    Every rotation but those near a half turn in some plane: entries of A stay within ±100 smoothly, which in a plane is 178.8
+    Every rotation but those near a half turn in some plane: entries of A stay within ±100 smoothly, which in a plane is 178.85
     degrees, so that W is orthogonal to rounding. The matrix exponential has half turns too, but costs some ten products of
     matrices and a matrix twice as large for each order of derivatives, against one solve. Starts at the identity.
 

@@ -247,7 +247,8 @@ class Sylvester(_Residual):
         log|dy/dx| = sum_i log(1 + R_ii S_ii (1 - tanh_i^2)),      R_ii S_ii > -1
 
     Q (D, M) holds the first columns of a product of H Householder reflections; R and S (M, M) are upper triangular, and
-    R_ii comes from a free number and S_ii as u does in :class:`Planar`. The inverse is M roots, the last direction first.
+    R_ii comes from a free number and S_ii as u does in :class:`Planar`. The inverse is the roots of z + S R tanh z =
+    S Q^T y + b, the last row first, then x = y - Q R tanh z.
 
     Args:
         features: D, the size of the vectors.
@@ -304,10 +305,7 @@ class Sylvester(_Residual):
 
     def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         q, r, s, b, slope = self._read(phi)
-        target = _times(y, q)
-        with torch.no_grad():
-            found = _unmix(target, r, s, b, slope)
-        z = _times(implicit(_mix, found, target, r, s, b, event_dim=1), s.mT) + b
+        z = _unmix(_times(_times(y, q), s.mT) + b, s @ r, slope)
         return y - _times(_times(z.tanh(), r.mT), q.mT), _slope(z, slope).log().sum(-1)
 
     def _read(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -322,19 +320,12 @@ class Sylvester(_Residual):
         return reflected(normals, m), r + torch.diag_embed(w * gain), s, b, slope
 
 
-def _mix(x: Tensor, r: Tensor, s: Tensor, b: Tensor) -> Tensor:
-    """x + R tanh(S x + b), rows (*batch, M)."""
-    return x + _times((_times(x, s.mT) + b).tanh(), r.mT)
-
-
-def _unmix(y: Tensor, r: Tensor, s: Tensor, b: Tensor, slope: Tensor) -> Tensor:
-    """x with _mix(x, r, s, b) = y: from the last row up, each the root of a scalar function."""
+def _unmix(target: Tensor, matrix: Tensor, slope: Tensor) -> Tensor:
+    """z with z + A tanh z = target, rows (*batch, M), A upper triangular, 1 + A_ii the slope: from the last row up."""
     found: list[Tensor] = []
-    for i in reversed(range(y.shape[-1])):
-        bent = _unbend(s[..., i, i] * y[..., i] + b[..., i], slope[..., i]).tanh()
-        found.append(y[..., i] - r[..., i, i] * bent)
-        y = y[..., :i] - r[..., :i, i] * bent.unsqueeze(-1)
-        b = b[..., :i] + s[..., :i, i] * found[-1].unsqueeze(-1)
+    for i in reversed(range(target.shape[-1])):
+        found.append(_unbend(target[..., i], slope[..., i]))
+        target = target[..., :i] - matrix[..., :i, i] * found[-1].tanh().unsqueeze(-1)
     return torch.stack(found[::-1], -1)
 
 

@@ -438,6 +438,49 @@ def test_from_uniform_of_an_autoregressive_distribution(head):
     assert all(g is not None and g.isfinite().all() for g in grads) and (grads[0] > 0).any()
 
 
+def _halves(family, *parameters):
+    return dist.MixtureSameFamily(
+        dist.Categorical(t(0.5, 0.5)), family(*[t(*p) for p in parameters], validate_args=False)
+    )
+
+
+NEEDLES = {  # and an interval of u where the cdf is that of the second half
+    "normal 1e3, 1e-6": (lambda: _halves(dist.Normal, (0.0, 1e3), (1.0, 1e-6)), (0.56, 0.99)),
+    "normal 1e5, 1e-6": (lambda: _halves(dist.Normal, (0.0, 1e5), (1.0, 1e-6)), (0.56, 0.99)),
+    "normal 1e5, 1e-4": (lambda: _halves(dist.Normal, (0.0, 1e5), (1.0, 1e-4)), (0.56, 0.99)),
+    "normal -3e5, 1e-3": (lambda: _halves(dist.Normal, (0.0, -3e5), (1.0, 1e-3)), (0.01, 0.45)),
+    "gamma 1e10, 1e5": (lambda: _halves(dist.Gamma, (2.0, 1e10), (1.0, 1e5)), (0.56, 0.99)),
+}
+
+
+@pytest.mark.parametrize("name", NEEDLES)
+def test_quantiles_are_right_to_the_last_bit(name):
+    """The number before has a cdf below u; of the gamma family two, since rounding of its cdf is as large as that."""
+    make, ends = NEEDLES[name]
+    d, u = make(), torch.linspace(*ends, 44)
+    x = icdf(d, u)
+    before = x.nextafter(t(-torch.inf))
+    if name.startswith("gamma"):
+        before = before.nextafter(t(-torch.inf))
+    assert (cdf(d, x) >= u).all() and (cdf(d, before) < u).all()
+
+
+@pytest.mark.parametrize("name", ["student", "gamma", "beta", "inverse_gamma", "fisher"])
+def test_quantiles_are_the_first_to_reach_u(name):
+    d, _ = CONTINUOUS[name]()
+    u = torch.cat([t(1e-300, 1e-20, 1e-9), torch.linspace(0.01, 0.99, 99), t(1 - 1e-9, 1 - 1e-15)])
+    x = icdf(d, u)
+    blur = torch.finfo(F64).eps * (64 * u / d.log_prob(x).exp() + 2 * x.abs())  # the rounding of these cdfs, and of x
+    assert (cdf(d, x) >= u).all() and (cdf(d, x - blur) < u).all()
+
+
+def test_the_quantile_at_a_flat_part_is_where_it_begins():
+    for low, high in ((t(0, 2), t(1, 3)), (t(-1, 1e-9), t(0, 3)), (t(-1e5, 7), t(1e-3, 8))):
+        d = _halves(dist.Uniform, low.tolist(), high.tolist())
+        rounding = 4 * torch.finfo(F64).eps * (high - low)[0]  # of the cdf, and of x
+        assert (icdf(d, t(0.5)) - high[0]).abs() <= rounding and cdf(d, icdf(d, t(0.5))) >= 0.5
+
+
 def test_quantiles_take_few_evaluations(monkeypatch):
     calls = []
     plain = special.plain_betainc

@@ -450,3 +450,35 @@ def test_chain_has_the_sign_of_its_parts():
     d = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [chain])
     expected = dist.Normal(-1.0, 2 * math.exp(0.5)).cdf(torch.tensor(0.3))
     torch.testing.assert_close(d.cdf(torch.tensor(0.3)), expected)
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "vmap", "grad"])
+def test_a_score_runs_one_direction(mode, monkeypatch):
+    """Also where tensors count no versions, or have no storage."""
+    flow, calls, kind = gx.flows.maf(3, hidden=(8,)), [], gx.transforms.Chain
+    for name in ("evaluate", "solve"):
+        method = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, v, m=method, n=name: calls.append(n) or m(self, v))
+    x = torch.randn(4, 3)
+    expected = flow().log_prob(x)
+    calls.clear()
+    if mode == "vmap":
+        got = torch.func.vmap(lambda row: flow().log_prob(row))(x)
+    elif mode == "grad":
+        got = torch.func.grad_and_value(lambda x: flow().log_prob(x).sum())(x)[1]
+        expected = expected.sum()
+    else:
+        with getattr(torch, mode)():
+            got = flow().log_prob(x)
+    assert calls == ["solve"]
+    torch.testing.assert_close(got, expected)
+
+
+def test_values_edited_in_inference_mode_are_seen():
+    flow = gx.flows.maf(3, hidden=(8,))
+    with torch.inference_mode():
+        d = flow()
+        x = d.sample((4,))
+        torch.testing.assert_close(d.log_prob(x), flow().log_prob(x.clone()))
+        x.mul_(2)
+        torch.testing.assert_close(d.log_prob(x), flow().log_prob(x.clone()))

@@ -1,6 +1,7 @@
 """Heads with networks of their own: against plain networks and SciPy's quad; slopes, panels, gradients, errors."""
 
 import copy
+from functools import partial
 
 import pytest
 import scipy.integrate
@@ -51,7 +52,8 @@ def log_g(head, phi, t):
     """By a plain network, for one row of phi and many points."""
     h = (t.clamp(-head.bound, head.bound) * 8 / head.bound)[:, None]
     limited = [4 * torch.tanh(head.weights[0] / 4)]
-    for w, most in zip(head.weights[1:], [8.0] * (len(head.hidden) - 1) + [3.0], strict=True):
+    between = len(head.hidden) - 1
+    for w, most in zip(head.weights[1:], [8.0 ** (1 / max(between, 1))] * between + [3.0], strict=True):
         limited.append(w / (1 + w.abs().sum(1, keepdim=True) / most))
     for weight, share in zip(limited, shares(head, phi), strict=False):
         h = torch.sin(h @ weight.mT + share)
@@ -120,6 +122,44 @@ def test_float32_is_as_accurate_as_it_says(seed):
     got = copy.deepcopy(head).float()(phi.float())(x.float())
     size = (exact - phi[:, 0]).abs() + phi[:, 0].abs()
     assert ((got - exact).abs() <= 3e-6 * (size + 0.1)).all()
+
+
+@pytest.mark.parametrize("hidden", [(8,), (8, 8), (4, 4, 4), (4, 4, 4, 4), (4,) * 7])
+@pytest.mark.parametrize("factor", [1.0, 10.0, 100.0])
+def test_integrals_of_any_depth_with_large_weights(hidden, factor):
+    """Against many more panels, of the same tensors in float64, where log g varies as far as it may."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        head = heads.IntegratedPositive(4, hidden).double()
+        with torch.no_grad():
+            for p in head.parameters():
+                p.mul_(factor)
+        phi, x = numbers(head, 60, seed=seed), 5 * torch.randn(60, dtype=torch.float64)
+        phi[:, 0], phi[:, 2] = 0, 10
+        for dtype, most in ((torch.float64, 1e-13), (torch.float32, 2e-5)):
+            with torch.no_grad():
+                t = copy.deepcopy(head).to(dtype)(phi.to(dtype))
+                got = t(x.to(dtype)).double()
+                tensors = [v.double() for v in (*t.parameters, *t.shared)]
+                with pytest.MonkeyPatch.context() as patch:
+                    fine = partial(numerics.integrate, tol=1.0, panels=64)
+                    patch.setattr(
+                        networks.numerics, "integrate", lambda g, low, high, fine=fine, **_: fine(g, low, high)
+                    )
+                    exact = t.function(x.to(dtype).double(), *tensors)[0]
+            assert ((got - exact).abs() <= most * exact.abs()).all()
+
+
+@pytest.mark.parametrize("hidden", [(8,), (4, 4, 4, 4)])
+def test_the_slope_of_log_g_is_bounded_whatever_the_weights(hidden):
+    head = heads.IntegratedPositive(4, hidden, bound=8.0).double()
+    with torch.no_grad():
+        for p in head.parameters():
+            p.fill_(1e3)
+    x = torch.linspace(-7.9, 7.9, 400, dtype=torch.float64, requires_grad=True)
+    phi = numbers(head, 1, scale=1e3).abs().expand(400, -1)
+    (slope,) = torch.autograd.grad(head(phi).evaluate(x)[1].sum(), x)
+    assert 0 < slope.abs().max() < 3 * 3 * 4 * 8
 
 
 @pytest.mark.parametrize(("dtype", "points"), [(torch.float32, 16), (torch.float64, 31)])

@@ -480,7 +480,11 @@ def test_modules():
         torch.allclose(a, b)
         for a, b in zip(second, torch.autograd.functional.jacobian(first_sum, values), strict=False)
     )
-    assert second[-1].abs() > 0
+    by_shift = []
+    for step in (1e-5, -1e-5):
+        moved = root(tower, y, shared=[shift.detach() + step])
+        by_shift.append(sum(g.sum() for g in grad(moved.sum(), values)))
+    torch.testing.assert_close(second[-1].squeeze(), (by_shift[0] - by_shift[1]).squeeze() / 2e-5, rtol=1e-6, atol=1e-8)
     with torch.no_grad():
         assert not root(tower, y, shared=[shift]).requires_grad
 
@@ -515,7 +519,7 @@ def test_an_overflow_is_no_end():
 
     x = root(f, t(1e4))
     torch.testing.assert_close(x, t(1e4).log1p(), rtol=1e-14, atol=0)
-    assert len(calls) < 45 and torch.stack(calls).isfinite().sum() > len(calls) - 4
+    assert len(calls) < 45 and torch.stack(calls)[7:].isfinite().all()
 
 
 def test_arguments_of_root_and_integrate():

@@ -110,6 +110,20 @@ def test_extreme_parameters_and_values(head, far):
     assert torch.equal(t.inv(torch.tensor([inf, -inf])), torch.tensor([inf, -inf]))
 
 
+@pytest.mark.parametrize("head", [Bernstein(), Bernstein(1), Bernstein(60), Bernstein(3, bound=3.0)])
+def test_flat_tails_do_not_cancel_in_float32(head):
+    generator = torch.Generator().manual_seed(1)
+    phi = torch.randn(400, 1, head.num_params, generator=generator)
+    y = torch.cat([torch.randn(50, generator=generator) * 10 ** torch.linspace(0, 3, 50), torch.tensor([1e6, -1e6])])
+    x = torch.linspace(-12, 12, 400).expand(400, -1)
+    with torch.no_grad():
+        t = head(10 * phi)
+        again = t(t.inv(y.expand(400, -1)).clone())
+        assert ((again - y).abs() / (1 + y.abs())).max() < 1e-4
+        for factor in (10, 100, 1000):
+            assert (head(factor * phi)(x).diff() > 0).all()
+
+
 def test_the_slope_of_a_sum_of_squares_does_not_cancel_at_a_double_root():
     phi = torch.tensor([0.0, 2.0, -12.0, 12.0], dtype=torch.float64)  # 1 + p = 3 (1 - 2 u)^2
     head = SumOfSquares(1, 2, bound=1.0)

@@ -88,7 +88,9 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
     """The smallest value (*sample, *batch) whose cdf is at least u, for the families of :func:`cdf`.
 
     A closed form where there is one, else a search, in float64 inside. Its result has a cdf of at least u, and a number
-    whose cdf is below u is its neighbour, or as near as rounding of the cdf, u eps / density, lets one tell. COST
+    whose cdf is below u is its neighbour, or as near as rounding of the cdf, u eps / density, lets one tell. Some 20
+    evaluations of the cdf and 15 of the density; up to 75 of each for needles far from 0 and for extreme u; about two
+    of the cdf for every bit of the value for counts.
     Gradients of any order by u and the tensors that d holds, implicit where the value was searched for.
 
     Raises:

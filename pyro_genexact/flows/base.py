@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution, Transform, constraints
 
 from ..base import Constant, DistributionModule, check_context
 from ..transforms import Chain
@@ -56,6 +56,14 @@ class Flow(DistributionModule):
         check_context(self, context)
         base = self.base(context) if getattr(self.base, "context", 0) else self.base()
         return dist.TransformedDistribution(base, [Chain([transform_of(t, context) for t in self.transforms])])
+
+
+def over_reals(d: Distribution) -> bool:
+    """Whether the support of a distribution is all real numbers, or vectors of such."""
+    support: Any = d.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
 
 
 def _module(name: str, part: Any, kind: Any, kinds: str) -> nn.Module:

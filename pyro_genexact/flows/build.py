@@ -14,7 +14,8 @@ from torch.distributions import Distribution, Transform, constraints
 from ..base import Conditioner, Head, check_sizes
 from ..conditioners import MADE
 from ..transforms import AutoregressiveTransform, Coupling, Inverse, Reverse, Standardize, ToSupport
-from .base import Flow
+from ..transforms.coupling import check_bijection
+from .base import Flow, over_reals
 
 Support = constraints.Constraint | Sequence[constraints.Constraint]
 MakeHead = Callable[[], Head]
@@ -60,7 +61,7 @@ def autoregressive(
         features, context, hidden, activation, conditioner, inverse, ends: as in :func:`maf`.
 
     Raises:
-        TypeError: if ``head`` or ``conditioner`` makes something else.
+        TypeError: if ``head`` or ``conditioner`` makes something else, a head of distributions too.
         ValueError: as :func:`maf`.
 
     Example:
@@ -70,8 +71,11 @@ def autoregressive(
         torch.Size([5, 3])
     """
 
+    check_options("autoregressive", ends)
+
     def step(size: int, number: int) -> list[Transform | nn.Module]:
         it = new_head(head)
+        check_bijection(it)
         if conditioner is None:
             net: Conditioner = MADE(size, it.num_params, context=context, hidden=hidden, activation=activation)
         else:
@@ -111,6 +115,7 @@ def coupling(
         >>> coupling(lambda: heads.Affine(bound=2.0), 5)().sample((2,)).shape
         torch.Size([2, 5])
     """
+    check_options("coupling", ends)
     net = None if conditioner is None else partial(new_conditioner, conditioner)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:
@@ -145,6 +150,8 @@ def assemble(
         raise ValueError(
             f"Expected base.event_shape == ({size},) (the flow's real vectors); got {tuple(base.event_shape)}."
         )
+    if isinstance(base, Distribution) and not over_reals(base):
+        raise ValueError(f"Expected base.support to be all real vectors; got {base.support} of {type(base).__name__}.")
     normal = dist.Normal(torch.zeros(size), torch.ones(size)).to_event(1)
     return Flow([*chain, onto], normal if base is None else base)
 
@@ -158,11 +165,24 @@ def new_head(make: MakeHead) -> Head:
 
 
 def new_conditioner(make: MakeConditioner, num_params: int, context: int) -> Conditioner:
-    """What the callable makes; a TypeError unless it is a conditioner."""
+    """What the callable makes; a TypeError unless it is a conditioner, a ValueError unless it reads the context."""
+    if isinstance(make, Conditioner):  # it would be called
+        raise TypeError(
+            f"Expected conditioner to be a callable (num_params, context) that makes one; got a {type(make).__name__}."
+        )
     net = make(num_params, context)
     if not isinstance(net, Conditioner):
         raise TypeError(f"Expected conditioner(num_params, context) to be a Conditioner; got {type(net).__name__}.")
+    if net.context != context:
+        raise ValueError(f"Expected conditioner.context == {context}; got {net.context} of {type(net).__name__}.")
     return net
+
+
+def check_options(recipe: str, ends: Ends) -> None:
+    """Raises a TypeError for options that :func:`assemble` does not have, in the name of the recipe."""
+    for name in ends:
+        if name not in Ends.__annotations__:
+            raise TypeError(f"{recipe}() got an unexpected keyword argument {name!r}")
 
 
 def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:

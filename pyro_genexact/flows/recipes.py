@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from .. import heads, transforms
+from ..conditioners.encoding import check_hidden
 from .base import Flow
 from .build import (
     Ends,
@@ -19,6 +20,7 @@ from .build import (
     Support,
     assemble,
     autoregressive,
+    check_options,
     coupling,
     new_conditioner,
 )
@@ -55,7 +57,8 @@ def maf(
         inverse: the other direction, see :func:`iaf`.
 
     Raises:
-        ValueError: for sizes that are no positive integers, a discrete support, standardize rows of another width, on
+        ValueError: for sizes that are no positive integers, a discrete support, a base over less than the reals, a
+            conditioner of another context, standardize rows of another width, on
             the support's boundary or constant in a feature.
 
     Reference: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.
@@ -265,6 +268,9 @@ def bnaf(
             f"numbers); got {type(conditioner).__name__}."
         )
 
+    check_options("bnaf", ends)
+    check_hidden(hidden)
+
     def step(size: int, number: int) -> list[Transform | nn.Module]:
         module = transforms.BlockAutoregressive(size, hidden=hidden, context=context, residual=residual)
         return [*([transforms.Reverse()] if number else []), module if inverse else module.inv]
@@ -354,6 +360,7 @@ def glow_vector(
         >>> glow_vector(5)().sample((3,)).shape
         torch.Size([3, 5])
     """
+    check_options("glow_vector", ends)
     net = None if conditioner is None else partial(new_conditioner, conditioner)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:

@@ -15,7 +15,7 @@ from ..base import check_context
 from ..distributions.cdf import cdf, icdf
 from ..transforms import Chain, RememberingTransform, ToSupport
 from ..transforms.base import transform_of
-from .base import Flow
+from .base import Flow, over_reals
 
 
 def univariate(
@@ -35,7 +35,7 @@ def univariate(
 
     Raises:
         TypeError: if ``recipe`` makes something else than such a flow.
-        ValueError: for a base over vectors, and for the options as the recipe says.
+        ValueError: for a base over vectors or less than the reals, and for the options as the recipe says.
 
     Reference: Papamakarios et al., "Normalizing Flows for Probabilistic Modeling and Inference", JMLR 2021, section 2.
 
@@ -90,6 +90,8 @@ class UnivariateFlow(Flow):
 def _checked(base: Any) -> Any:
     if base.event_shape:
         raise ValueError(f"Expected base.event_shape == () (univariate); got {tuple(base.event_shape)}.")
+    if not over_reals(base):
+        raise ValueError(f"Expected base.support to be all real numbers; got {base.support} of {type(base).__name__}.")
     return base
 
 
@@ -111,6 +113,7 @@ class UnivariateDistribution(dist.TransformedDistribution):
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(Y <= value) (*sample, *batch); 0 below the support and 1 above it. Differentiable; left tails are exact."""
+        _check_tensor(value)
         t = self.transforms[0]
         below = cdf(self.base_dist, t.inv(value))
         outside = torch.where(value.isnan(), value, (value > t.within.to(value)).to(value))
@@ -118,11 +121,17 @@ class UnivariateDistribution(dist.TransformedDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """The y (*sample, *batch) with P(Y <= y) = value in [0, 1]; at 0 and 1 the ends of the support."""
+        _check_tensor(value)
         x = icdf(self.base_dist, value)
         ends = [getattr(self.support, end, default) for end, default in _ENDS.items()]
         y = self.transforms[0](torch.where(x.isinf(), 0.0, x))
         low, high = (torch.as_tensor(end, dtype=y.dtype, device=y.device) for end in ends)
         return torch.where(x.isinf(), torch.where(x < 0, low, high), y)
+
+
+def _check_tensor(value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected value to be a tensor; got {type(value).__name__}.")
 
 
 _ENDS = {"lower_bound": -torch.inf, "upper_bound": torch.inf}

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, constraints
 
 from .. import numerics
-from ..base import bind, broadcast_shapes, check_context, check_sizes
+from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
 from ..transforms import RememberingTransform, ToSupport
 from ..transforms.base import call_with_ladj
-from .base import Flow
+from .base import Flow, over_reals
 
 
 def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
@@ -26,7 +26,13 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
 
     ``log_prob`` costs what it costs in zuko. ``rsample`` is zuko's inverse, checked by one pass forward; where that is a
     search, its result is refined by Newton's method (D gradients of a pass a step, one or two steps), also beyond the bounds
-    of the search, or it raises. Gradients of samples are implicit (D gradients of a pass), and right also where zuko's
+    of the search, or it raises.
+
+    Some maps of zuko are bounded, so that noise outside of their image has no inverse: ``GF``, whose image ends before ±5,
+    and ``NAF``, ``UNAF`` and ``SOSPF`` of more than one transform, between which ``SoftclipTransform`` cuts at ±11. Such a
+    flow lacks the mass of that noise, in zuko too: its density integrates to less than 1, and a draw that would fall there
+    raises, instead of being moved elsewhere as zuko does.
+ Gradients of samples are implicit (D gradients of a pass), and right also where zuko's
     aren't: parameters of its monotone networks have theirs in ``eval`` too.
 
     Args:
@@ -35,8 +41,12 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
 
     Raises:
         TypeError: for something without zuko's ``transform`` and ``base``.
-        ValueError: for a base over less than all real vectors, or a context of another width than zuko's layers take.
-        ConvergenceError: when sampling, where no x is found that the transform maps onto the noise.
+        ValueError: for a base over less than all real vectors (``NCSF``, whose angles have a box), a context of another
+            width than zuko's layers take, or ``CNF(exact=False)``, whose log-density is a random estimate. In calls, for
+            layers in training mode that draw or use other rows (dropout, batch norms), and values of another dtype than the
+            parameters.
+        ConvergenceError: when sampling, where no x is found that the transform maps onto the noise: where there is none,
+            as for draws of ``GF``, ``NAF``, ``UNAF`` and ``SOSPF`` outside of the image, or Newton's method ends elsewhere.
 
     Example:
         >>> class Shift(nn.Module):  # what zuko calls a lazy transform
@@ -55,6 +65,8 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
         raise TypeError(
             f"Expected module to be a zuko.flows.Flow (a module with transform and base); got {type(module).__name__}."
         )
+    if any(getattr(part, "exact", True) is False for part in transform.modules()):
+        raise ValueError("Expected exact=True (otherwise log-densities are random estimates); got exact=False.")
     widths = {width for part in transform.modules() if (width := _width(part)) is not None}
     found = max(widths, default=None)
     if context is not None:
@@ -99,6 +111,7 @@ class ConditionedZuko(RememberingTransform):
         context: (*batch, C) or None.
 
     Raises:
+        ValueError: for layers in training mode that draw or use other rows.
         ConvergenceError: in the forward direction, where zuko's inverse and Newton's method after it end elsewhere.
     """
 
@@ -106,6 +119,7 @@ class ConditionedZuko(RememberingTransform):
 
     def __init__(self, module: nn.Module, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
+        _check_modes(module)
         self.module, tensors = bind(module, one_draw=True)
         for part in self.module.modules():  # in eval, zuko's layers of this kind drop gradients of their parameters
             if type(part).__module__.startswith("zuko.flows"):
@@ -139,6 +153,7 @@ class ConditionedZuko(RememberingTransform):
         return [t for t in self._tensors if t.requires_grad]
 
     def _broadcast(self, value: Tensor) -> Tensor:
+        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
         shape = self.forward_shape(value.shape)
         return value if shape == value.shape else value.expand(shape)
 
@@ -174,6 +189,16 @@ class _Base(nn.Module):
         return d if d.event_shape else Independent(d, 1)
 
 
+def _check_modes(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        if part.training and (drops or isinstance(part, nn.modules.batchnorm._NormBase)):
+            raise ValueError(
+                f"Expected layers that map a row always to the same; got {type(part).__name__} in training mode as "
+                f"transform.{name} (call its eval())."
+            )
+
+
 def _call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """In one evaluation: a method that zuko gives to all transforms."""
     return transform.call_and_ladj(x) if hasattr(transform, "call_and_ladj") else call_with_ladj(transform, x)
@@ -198,11 +223,14 @@ def _features(base: nn.Module, context: int) -> int:
     like = next((t for t in (*base.parameters(), *base.buffers()) if t.is_floating_point()), torch.zeros(()))
     with torch.no_grad():
         d: Distribution = base(like.new_zeros(context) if context else None)
-    support: Any = d.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support not in (constraints.real, constraints.real_vector):
-        raise ValueError(f"Expected module.base over all real vectors; got {type(d).__name__} over {support}.")
+    try:
+        known = over_reals(d)
+    except NotImplementedError:  # as of zuko's mixtures
+        raise ValueError(
+            f"Expected module.base over all real vectors; got {type(d).__name__}, which has no support."
+        ) from None
+    if not known:
+        raise ValueError(f"Expected module.base over all real vectors; got {type(d).__name__} over {d.support}.")
     return (d.batch_shape + d.event_shape)[-1]
 
 

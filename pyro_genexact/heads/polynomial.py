@@ -134,7 +134,9 @@ def _bernstein(
     In the tails what varies, and everywhere the shift, is added last: each sum rises, or rounds to what was there before.
     """
     share = x.clamp(-bound, bound) / (2 * bound) + 0.5
-    near = (share - 0.5) * (2 * bound)  # where the basis is evaluated: what the bound, or rounding, left is a straight line
+    near = (share - 0.5) * (
+        2 * bound
+    )  # where the basis is evaluated: what the bound, or rounding, left is a straight line
     up, down = _powers(torch.stack([share, 1 - share]), len(choose)).unbind(0)
     basis = choose * up * down.flip(-1)
     slope = (slopes * basis).sum(-1)
@@ -142,9 +144,7 @@ def _bernstein(
     return torch.addcmul(near + added, slope, x - near) + shift.squeeze(-1), slope.log()
 
 
-def _bernstein_guess(
-    y: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float
-) -> Tensor:
+def _bernstein_guess(y: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float) -> Tensor:
     degree = len(choose)
     _, basis = _binomials(degree, y.dtype, y.device)
     x, slope = _points(degree + 1, bound, y.dtype, y.device), linear(slopes, basis)

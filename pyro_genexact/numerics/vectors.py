@@ -7,16 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .errors import ConvergenceError, worst_of
+from .errors import ConvergenceError, branching, worst_of
 
-_STEPS = 12
+_STEPS, _HALVINGS = 50, 12
 
 
 def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
     r"""Rows x with f(x) = y, by Newton's method from a guess: the guess itself where f maps it onto y up to rounding.
 
-    As a constant, to be called under ``no_grad``; :func:`implicit` with ``event_dim=1`` makes it differentiable. Cost: one
-    evaluation, and for each step another with D derivatives of f and the solution of a system of D equations.
+    A row's step is halved until its residual falls. As a constant, to be called under ``no_grad``; :func:`implicit` with
+    ``event_dim=1`` makes it differentiable. Cost: one evaluation, and for each step two with D derivatives of f and the
+    solution of a system of D equations; one or two steps from a guess that is close. Under a transform of torch.func no
+    step is taken: rows that need one are NaN.
 
     Args:
         f: maps rows x (\*batch, D) to rows (\*batch, D), each from its own alone; differentiable.
@@ -24,27 +26,26 @@ def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
         guess: (\*batch, D).
 
     Raises:
-        ConvergenceError: where twelve steps do not lead to |f(x) - y| <= 1000 eps (1 + |y|), nor to a step within rounding.
+        ConvergenceError: where fifty steps do not lead to |f(x) - y| <= 1000 eps (1 + |y|), nor to a step within rounding.
 
     Example:
         >>> refine(lambda x: x**3, torch.tensor([[8.0, 27.0]]), torch.tensor([[1.9, 3.1]]))
         tensor([[2.0000, 3.0000]])
     """
-    eps, x = 1000 * torch.finfo(y.dtype).eps, guess
+    eps, x, residual = 1000 * torch.finfo(y.dtype).eps, guess, f(guess) - y
     for _ in range(_STEPS):
-        residual = f(x) - y
         far = ~(residual.abs() <= eps * (1 + y.abs())).all(-1, keepdim=True) & ~y.isnan().any(-1, keepdim=True)
+        if not branching():
+            return torch.where(far, torch.nan, x)
         if y.is_meta or not far.any():
             return x
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            columns = [column.sum() for column in f(at).unbind(-1)]
-        rows = [torch.autograd.grad(column, at, retain_graph=True, materialize_grads=True)[0] for column in columns]
-        step = torch.linalg.solve_ex(torch.stack(rows, -2), residual.unsqueeze(-1))[0].squeeze(-1)
-        x = torch.where(far & step.isfinite().all(-1, keepdim=True), x - step, x)
-        close = (residual.abs() <= eps**0.5 * (1 + y.abs())) & (step.abs() <= eps * (1 + x.abs()))
-        if not (far & ~close).any():
-            return x
+        step = _newton_step(f, x, residual)
+        rough = (residual.abs() <= eps**0.5 * (1 + y.abs())) & (step.abs() <= eps * (1 + x.abs()))
+        if not (far & ~rough).any():
+            return torch.where(far, x - step, x)
+        at, x, residual = x, *_shortened(f, y, x, residual, step.where(far & step.isfinite().all(-1, keepdim=True), 0))
+        if (at == x).all():
+            break
     index, worst = worst_of(far.expand(y.shape), residual.abs())
     place = x[index].item()
     raise ConvergenceError(
@@ -54,3 +55,30 @@ def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
         index,
         (place, place),
     )
+
+
+def _newton_step(f: Callable[[Tensor], Tensor], x: Tensor, residual: Tensor) -> Tensor:
+    """By which x has to fall for the residual to vanish, if f were linear; not finite where it is flat."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        columns = [column.sum() for column in f(at).unbind(-1)]
+    rows = [torch.autograd.grad(column, at, retain_graph=True, materialize_grads=True)[0] for column in columns]
+    return torch.linalg.solve_ex(torch.stack(rows, -2), residual.unsqueeze(-1))[0].squeeze(-1)
+
+
+def _shortened(
+    f: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, residual: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x less the step, halved for each row until its residual falls, and the residual there; rows that never fall stay."""
+    before = (residual / (1 + y.abs())).norm(dim=-1, keepdim=True)
+    left = (step != 0).any(-1, keepdim=True)
+    for _ in range(_HALVINGS):
+        moved = x - step
+        there = f(moved) - y
+        falls = left & ((there / (1 + y.abs())).norm(dim=-1, keepdim=True) < before)
+        falls = falls | (left & before.isnan() & there.isfinite().all(-1, keepdim=True))
+        x, residual, left = torch.where(falls, moved, x), torch.where(falls, there, residual), left & ~falls
+        if not left.any():
+            break
+        step = step / 2
+    return x, residual

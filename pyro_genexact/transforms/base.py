@@ -99,21 +99,32 @@ class RememberingTransform(Transform):
         return {**super().__getstate__(), "_last": None, "_inv": None, "_watched": None}
 
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
-        stamp = self._stamp(x, y)
-        self._last = (x, y, ladj, stamp) if stamp is not None and self._cache_size else None
+        self._last = (x, y, ladj, self._stamp(x, y)) if self._cache_size else None
 
     def _remembers(self, which: int, value: Tensor) -> bool:
         last = self._last
         return last is not None and last[which] is value and last[3] == self._stamp(last[0], last[1])
 
     def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
-        """What must not have changed; None if a change could not be seen (inference tensors count no versions)."""
-        try:
-            return torch.is_grad_enabled(), *(
-                (t._version, t.requires_grad, t.data_ptr()) for t in (x, y, *self.watched())
-            )
-        except RuntimeError:
-            return None
+        """What must not have changed."""
+        return torch.is_grad_enabled(), *(_mark(t) for t in (x, y, *self.watched()))
+
+
+class _Values:
+    """A copy of an inference tensor, which counts no versions, to see whether it was changed in place."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.copy = t.clone()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Values) and torch.equal(self.copy, other.copy)
+
+
+def _mark(t: Tensor) -> Any:
+    """What tells whether a tensor is what it was: its version and, where that can be asked for, its storage."""
+    if torch._C._are_functorch_transforms_active():
+        return t._version, t.requires_grad
+    return _Values(t) if t.is_inference() else (t._version, t.requires_grad, t.data_ptr())
 
 
 class Chain(RememberingTransform):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
@@ -114,6 +115,7 @@ class Coupling(nn.Module):
             all other sites; by default a dense network.
 
     Raises:
+        TypeError: for a head that makes distributions, or something else than a head.
         ValueError: for sizes that are no positive integers, a mask of another shape or under which every site passes, and a
             conditioner of other sizes.
 
@@ -145,6 +147,7 @@ class Coupling(nn.Module):
         check_counts(1, num_sites=num_sites)
         check_counts(0, context=context)
         mask = _checked(mask, num_sites)
+        check_bijection(head, num_sites - int(mask.sum()), int(mask.sum()))
         order = torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]])
         sorted_already = bool((order.diff() > 0).all())
         self.register_buffer("order", None if sorted_already else order, persistent=False)
@@ -194,6 +197,19 @@ class _FirstSite(nn.Module):
         *batch, width = inputs.shape
         phi, _ = self.conditioner.start(inputs.reshape(-1, width) if width else None, prod(batch))
         return phi.reshape(*batch, self.conditioner.num_params)
+
+
+def check_bijection(head: Any, sites: int = 1, first: int = 0) -> None:
+    """Raises a TypeError unless the call of the head, on numbers of so many sites, returns a transform."""
+    if not isinstance(head, Head):
+        raise TypeError(f"Expected head to be of class Head; got {type(head).__name__}.")
+    like = next((p for p in head.parameters() if p.is_floating_point()), torch.zeros(()))
+    with torch.no_grad():
+        made = head(like.new_zeros(1, sites, head.num_params), first)
+    if not isinstance(made, Transform):
+        raise TypeError(
+            f"Expected head to make bijections; got {type(head).__name__}, whose call returns {type(made).__name__}."
+        )
 
 
 def _constants(num_params: int, context: int) -> Conditioner:

@@ -19,7 +19,7 @@ class DeepSigmoid(Head):
     (a product of such).
 
     P = 3 K + (layers - 1) (2 K + K^2). Cost: 2 K sigmoids a layer and K^2 terms between layers; the inverse is four to
-    seven times that near the identity, some ten times with phi of standard deviation 1, and twenty to forty with 3.
+    eight times that with phi of standard deviation up to 1, and some 15 to 25 times with 3.
 
     Args:
         units: K.

@@ -235,6 +235,74 @@ def test_no_silent_failure():
     close(flow().transforms[0](x[:1]), x[:1].atanh(), 1e-9)
 
 
+@pytest.mark.parametrize("name, dtype", [("GF", torch.float32), ("GF", F64), ("SOSPF", F64), ("NAF", F64)])
+def test_roots_far_from_zukos_guess(name, dtype):
+    """Parameters scaled by three: undamped steps jump about where zuko's guess, clamped to ±10, is far from the root."""
+    module = getattr(F, name)(1, transforms=1).to(dtype)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(3.0)
+        x = torch.linspace(-2.5, 2.5, 21, dtype=dtype).unsqueeze(-1)
+        y = gx.flows.from_zuko(module)().transforms[0](x)
+        close(module.transform()(y), x, 1e-3 if dtype == torch.float32 else 1e-9)
+        assert (y.diff(dim=0) > 0).all()
+
+
+def test_refine_halves_its_steps():
+    """From 3, Newton's method for arctan runs away; from 1.5 in one feature of a system as well."""
+    f = lambda x: torch.stack([x[..., 0].atan(), x[..., 1].atan() + x[..., 0]], -1)  # noqa: E731
+    y = torch.tensor([[0.0, 0.0], [1.2, 0.5]], dtype=F64)
+    x = gx.numerics.refine(f, y, torch.tensor([[3.0, -1.5], [-8.0, 4.0]], dtype=F64)[:1].expand(2, 2))
+    expected = torch.stack([y[:, 0].tan(), (y[:, 1] - y[:, 0].tan()).tan()], -1)
+    close(x[0], expected[0], 1e-9)
+    with pytest.raises(gx.ConvergenceError):  # 0.5 - tan(1.2) < -pi / 2 has no root
+        gx.numerics.refine(f, torch.tensor([1.2, 0.5], dtype=F64), torch.zeros(2, dtype=F64))
+
+
+@pytest.mark.parametrize("name", ["NAF", "UNAF", "SOSPF", "GF"])
+def test_zukos_defaults(name):
+    """Three transforms, bounded by softclip or erf: densities are zuko's; draws are exact, or refused as having no inverse."""
+    torch.manual_seed(1)
+    module = getattr(F, name)(2).double()
+    d = gx.flows.from_zuko(module)()
+    y = torch.randn(20, 2, dtype=F64)
+    close(d.log_prob(y), module().log_prob(y), 1e-12)
+    exact = 0
+    with torch.no_grad():
+        transform = module.transform()
+        for x in d.base_dist.sample((20,)):
+            try:
+                back = transform(d.transforms[0](x))
+            except gx.ConvergenceError as error:
+                assert error.residual > 1e-10 or not error.residual == error.residual
+            else:
+                exact += 1
+                close(back, x, 1e-9)
+    assert exact >= 5
+
+
+def test_noise_outside_of_the_image_raises():
+    """GF ends at erfinv(1 - 1e-6) sqrt(2) = 4.89, and softclip at 11 of its argument."""
+    t = gx.flows.from_zuko(F.GF(1, transforms=1).double())().transforms[0]
+    with pytest.raises(gx.ConvergenceError, match="Expected Newton's method"):
+        t(torch.tensor([4.9], dtype=F64))
+    t(torch.tensor([4.0], dtype=F64))
+    between = zuko.lazy.UnconditionalTransform(zuko.transforms.SoftclipTransform, bound=11.0)
+    with pytest.raises(gx.ConvergenceError, match="Expected Newton's method"):
+        of(between)().transforms[0](torch.tensor([0.5, 12.0], dtype=F64))
+
+
+def test_under_vmap():
+    """Densities of rows, and samples where no step of Newton's method is needed: NaN where one is."""
+    _, flow = make("MAF", 2, 2)
+    c, y = given(2), torch.randn(3, 2, dtype=F64)
+    close(torch.vmap(lambda c, y: flow(c).log_prob(y))(c, y), flow(c).log_prob(y))
+    f = lambda y, guess: gx.numerics.refine(torch.sinh, y, guess)  # noqa: E731
+    x = torch.vmap(f)(y, torch.stack([y[0].asinh(), y[1].asinh() + 0.1, y[2].asinh()]))
+    close(x[[0, 2]], y[[0, 2]].asinh())
+    assert x[1].isnan().all()
+
+
 # What ZukoToPyro breaks
 
 
@@ -384,6 +452,38 @@ def test_errors():
     with pytest.raises(ValueError, match="Expected a context"):
         gx.flows.from_zuko(F.MAF(3, 2))()
     assert gx.flows.from_zuko(F.MAF(3, 2), context=2).context == 2
+
+
+def test_random_log_densities():
+    with pytest.raises(ValueError, match=r"Expected exact=True \(otherwise log-densities are random.*; got exact=False"):
+        gx.flows.from_zuko(F.CNF(2, exact=False))
+    for layer in (nn.Dropout(0.5), nn.BatchNorm1d(6)):
+        module = F.MAF(2, **SMALL)
+        module.transform.transforms[0].hyper.insert(1, layer)
+        flow = gx.flows.from_zuko(module)
+        text = rf"Expected layers that map a row .*; got {type(layer).__name__} in training mode as transform\.transforms\.0"
+        with pytest.raises(ValueError, match=text):
+            flow()
+        flow.eval()
+        y = torch.randn(4, 2)
+        close(flow().log_prob(y), flow().log_prob(y))
+
+
+def test_mixtures():
+    base = r"Expected module\.base over all real vectors; got Mixture, which has no support\."
+    with pytest.warns(UserWarning, match="does not define") if _base._validate_args else _nothing():
+        with pytest.raises(ValueError, match=base):
+            gx.flows.from_zuko(F.Flow([F.MaskedAutoregressiveTransform(2, 0)], F.GMM(2)))
+    with pytest.raises(TypeError, match=r"\(a module with transform and base\); got GMM\."):
+        gx.flows.from_zuko(F.GMM(2))
+
+
+def test_dtypes():
+    flow, wrong = gx.flows.from_zuko(F.MAF(2)), torch.zeros(2, dtype=F64)
+    text = r"Expected value\.dtype == torch\.float32 \(that of the parameters\); got torch\.float64\."
+    for call in (flow().log_prob, flow().transforms[0]):
+        with pytest.raises(ValueError, match=text):
+            call(wrong)
 
 
 def test_context_of_layers_of_ones_own():

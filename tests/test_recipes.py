@@ -479,3 +479,53 @@ def test_every_recipe_learns(name):
     normal = dist.MultivariateNormal(rows.mean(0), rows.T.cov()).log_prob(rows).mean().item()
     after = flow().log_prob(rows).mean().item()
     assert after > max(normal, before)
+
+
+# Errors
+
+
+def test_bases_over_less_than_the_reals():
+    for base, support in (
+        (dist.Uniform(torch.zeros(3), torch.ones(3)).to_event(1), "Interval"),
+        (dist.Exponential(torch.ones(3)).to_event(1), "GreaterThanEq"),
+        (dist.Poisson(torch.ones(3)).to_event(1), "IntegerGreaterThan"),
+    ):
+        for recipe in (flows.maf, flows.realnvp, flows.bnaf):
+            with pytest.raises(ValueError, match=rf"Expected base\.support to be all real vectors; got .*{support}"):
+                recipe(3, base=base)
+    flows.maf(3, base=dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))  # vectors as they are
+    flows.maf(3, base=flows.maf(3)())
+
+
+def test_heads_of_distributions():
+    text = r"Expected head to make bijections; got {}, whose call returns "
+    for builder in (flows.autoregressive, flows.coupling):
+        with pytest.raises(TypeError, match=text.format("Normal") + "Normal"):
+            builder(heads.Normal, 3)
+    with pytest.raises(TypeError, match=text.format("Categorical")):
+        gx.transforms.Coupling(3, heads.Categorical(4))
+    with pytest.raises(TypeError, match=r"Expected head to be of class Head; got Linear\."):
+        gx.transforms.Coupling(3, nn.Linear(2, 2))
+
+
+def test_conditioners_that_are_no_callables_or_read_another_context():
+    text = r"Expected conditioner to be a callable \(num_params, context\) that makes one; got a MADE\."
+    for recipe in (flows.maf, flows.realnvp, flows.glow_vector):
+        with pytest.raises(TypeError, match=text):
+            recipe(3, conditioner=MADE(3, 2))
+    with pytest.raises(ValueError, match=r"Expected conditioner\.context == 2; got 0 of MADE\."):
+        flows.maf(3, 2, conditioner=lambda P, C: MADE(3, P))
+    with pytest.raises(ValueError, match=r"Expected conditioner\.context == 1; got 0 of Independent\."):
+        flows.realnvp(3, conditioner=lambda P, C: Independent(1, P))
+
+
+def test_widths_that_are_no_sequence():
+    for recipe in (flows.bnaf, flows.maf, flows.realnvp):
+        with pytest.raises(ValueError, match=r"Expected hidden to be a sequence of integers >= 1; got 8\."):
+            recipe(3, hidden=8)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "coupling", "bnaf", "glow_vector"])
+def test_unknown_options_name_the_recipe(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'hiden'"):
+        RECIPES[name](3, hiden=(8,))

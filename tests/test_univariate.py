@@ -211,6 +211,23 @@ def test_errors():
         flows.univariate(flows.maf, support=constraints.simplex)
 
 
+def test_bases_over_less_than_the_reals():
+    text = r"Expected base\.support to be all real numbers; got .* of {}\."
+    for base in (dist.Uniform(0.0, 1.0), dist.Poisson(3.0), dist.Gamma(1.0, 1.0)):
+        with pytest.raises(ValueError, match=text.format(type(base).__name__)):
+            flows.univariate(flows.maf, base=base)
+    module = gx.Conditional(nn.Linear(2, heads.Gamma().num_params), heads.Gamma())
+    with pytest.raises(ValueError, match=text.format("")[:-4]):
+        flows.univariate(flows.maf, 2, base=module)(torch.zeros(2))
+
+
+def test_values_that_are_no_tensors():
+    d = make("maf")()
+    for method in (d.cdf, d.icdf):
+        with pytest.raises(TypeError, match=r"Expected value to be a tensor; got float\."):
+            method(0.5)
+
+
 def test_copies():
     flow = make("naf", 2, support=constraints.positive)
     c, y = torch.randn(3, 2, dtype=F64), torch.rand(3, dtype=F64)

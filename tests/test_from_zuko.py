@@ -455,7 +455,9 @@ def test_errors():
 
 
 def test_random_log_densities():
-    with pytest.raises(ValueError, match=r"Expected exact=True \(otherwise log-densities are random.*; got exact=False"):
+    with pytest.raises(
+        ValueError, match=r"Expected exact=True \(otherwise log-densities are random.*; got exact=False"
+    ):
         gx.flows.from_zuko(F.CNF(2, exact=False))
     for layer in (nn.Dropout(0.5), nn.BatchNorm1d(6)):
         module = F.MAF(2, **SMALL)

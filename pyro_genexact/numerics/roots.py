@@ -383,8 +383,8 @@ def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts:
         if not isinstance(start, Tensor) or start.dtype != y.dtype:
             got = getattr(start, "dtype", type(start).__name__)
             raise TypeError(f"Expected {name} to be a tensor of {y.dtype} (that of y); got {got}.")
-        lead = y.shape[y.dim() - start.dim() :] if start.dim() <= y.dim() else ()
-        if len(lead) != start.dim() or any(n not in (1, m) for n, m in zip(start.shape, lead, strict=True)):
+        tail = y.shape[y.dim() - start.dim() :] if start.dim() <= y.dim() else ()
+        if len(tail) != start.dim() or any(n not in (1, m) for n, m in zip(start.shape, tail, strict=True)):
             raise ValueError(
                 f"Expected {name}.shape to broadcast with {tuple(y.shape)} (that of y); got {tuple(start.shape)}."
             )

@@ -251,10 +251,10 @@ def test_roots_far_from_zukos_guess(name, dtype):
 def test_refine_halves_its_steps():
     """From 3, Newton's method for arctan runs away; from 1.5 in one feature of a system as well."""
     f = lambda x: torch.stack([x[..., 0].atan(), x[..., 1].atan() + x[..., 0]], -1)  # noqa: E731
-    y = torch.tensor([[0.0, 0.0], [1.2, 0.5]], dtype=F64)
-    x = gx.numerics.refine(f, y, torch.tensor([[3.0, -1.5], [-8.0, 4.0]], dtype=F64)[:1].expand(2, 2))
+    y = torch.tensor([[0.0, 0.0], [0.4, 0.5]], dtype=F64)
+    x = gx.numerics.refine(f, y, torch.tensor([[3.0, -1.5], [-8.0, 4.0]], dtype=F64))
     expected = torch.stack([y[:, 0].tan(), (y[:, 1] - y[:, 0].tan()).tan()], -1)
-    close(x[0], expected[0], 1e-9)
+    close(x, expected, 1e-9)
     with pytest.raises(gx.ConvergenceError):  # 0.5 - tan(1.2) < -pi / 2 has no root
         gx.numerics.refine(f, torch.tensor([1.2, 0.5], dtype=F64), torch.zeros(2, dtype=F64))
 
@@ -274,7 +274,7 @@ def test_zukos_defaults(name):
             try:
                 back = transform(d.transforms[0](x))
             except gx.ConvergenceError as error:
-                assert error.residual > 1e-10 or not error.residual == error.residual
+                assert not error.residual <= 1e-10
             else:
                 exact += 1
                 close(back, x, 1e-9)
@@ -473,9 +473,9 @@ def test_random_log_densities():
 
 def test_mixtures():
     base = r"Expected module\.base over all real vectors; got Mixture, which has no support\."
-    with pytest.warns(UserWarning, match="does not define") if _base._validate_args else _nothing():
-        with pytest.raises(ValueError, match=base):
-            gx.flows.from_zuko(F.Flow([F.MaskedAutoregressiveTransform(2, 0)], F.GMM(2)))
+    module = F.Flow([F.MaskedAutoregressiveTransform(2, 0)], F.GMM(2))
+    with pytest.raises(ValueError, match=base):
+        gx.flows.from_zuko(module)
     with pytest.raises(TypeError, match=r"\(a module with transform and base\); got GMM\."):
         gx.flows.from_zuko(F.GMM(2))
 

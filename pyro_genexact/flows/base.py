@@ -58,12 +58,17 @@ class Flow(DistributionModule):
         return dist.TransformedDistribution(base, [Chain([transform_of(t, context) for t in self.transforms])])
 
 
-def over_reals(d: Distribution) -> bool:
-    """Whether the support of a distribution is all real numbers, or vectors of such."""
+def support_of_numbers(d: Distribution) -> Any:
+    """The support of a distribution, or of the elements if it is one of vectors by elements."""
     support: Any = d.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return isinstance(support, type(constraints.real))
+    return support
+
+
+def over_reals(d: Distribution) -> bool:
+    """Whether the support of a distribution is all real numbers, or vectors of such."""
+    return isinstance(support_of_numbers(d), type(constraints.real))
 
 
 def _module(name: str, part: Any, kind: Any, kinds: str) -> nn.Module:

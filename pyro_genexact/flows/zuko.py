@@ -14,7 +14,7 @@ from .. import numerics
 from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
 from ..transforms import RememberingTransform, ToSupport
 from ..transforms.base import call_with_ladj
-from .base import Flow, over_reals
+from .base import Flow, over_reals, support_of_numbers
 
 
 def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
@@ -230,7 +230,8 @@ def _features(base: nn.Module, context: int) -> int:
             f"Expected module.base over all real vectors; got {type(d).__name__}, which has no support."
         ) from None
     if not known:
-        raise ValueError(f"Expected module.base over all real vectors; got {type(d).__name__} over {d.support}.")
+        support = support_of_numbers(d)
+        raise ValueError(f"Expected module.base over all real vectors; got {type(d).__name__} over {support}.")
     return (d.batch_shape + d.event_shape)[-1]
 
 

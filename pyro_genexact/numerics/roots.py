@@ -61,7 +61,8 @@ def root(
         tol: how near f(x) must come to y, as a share of 1 + |y|: so absolutely where y is small; scale f where that is not
             meant. Also, the step of Newton's from x must be rounding of x (it is done then), or, for the second time within
             tol, at most sqrt(eps) (1 + |y|), eps the rounding of the dtype. By default 4 eps. Where f is rougher than that,
-            4 tol will do, if Newton's step has passed y from within 4 tol. Where f is too steep or flat for all that, and
+            4 tol will do, if Newton's step has passed y from within 4 tol; and where f is so steep that rounding of x is more, a
+            number within that of the root. Where f is too steep or flat for all that, and
             everywhere with tol=0: the smallest number x with f(x) >= y, to the last bit.
 
     Returns:
@@ -180,10 +181,12 @@ def _newton(
             near, taken = _settled(x, earlier, y, step, residual, before, bound)
             held = torch.where(taken & ~done, moved, x)
             near = near | done
+            if guarded:
+                low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
+                near = near | _pinned(x, residual, slope, high - low)
             if last or (branching() and near.all()):
                 return held, near
         if guarded:
-            low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
             size, middle = step.abs(), (low + high) / 2
             middle = torch.where(middle.isfinite(), middle, x - residual.sign() * (1 + x.abs()))
             good = (moved > low) & (moved < high) & (size <= length / 2)
@@ -336,6 +339,11 @@ def _settled(
     passed = (residual * before <= 0) & (torch.maximum(off, prior) < _ROUGH * bound)
     between = passed & ((moved - x) * (moved - earlier) <= 0)
     return (fine & (tiny | ((prior < bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | between
+
+
+def _pinned(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
+    """Whether f passes y within the rounding of x, and the residual is what its slope makes of that."""
+    return (width <= 8 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
 
 
 def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:

@@ -71,14 +71,17 @@ def _shortened(
 ) -> tuple[Tensor, Tensor]:
     """x less the step, of which each element is halved until its residual falls, eight times at most; the residual there.
 
+    To half, if its sign changes: a leap over the root may end where f is flat.
+
     By elements, since most systems are triangular, in an order not known: the residual of one that depends on others may
     well grow while those find their roots.
     """
-    bound = torch.maximum(residual.abs(), 1000 * torch.finfo(y.dtype).eps * (1 + y.abs()))
+    bound, noise = residual.abs(), 1000 * torch.finfo(y.dtype).eps * (1 + y.abs())
     for _ in range(_HALVINGS):
         moved = x - step
         there = f(moved) - y
-        long = ~(there.abs() < bound) & (step != 0) & ~residual.isnan()
+        falls = there.abs() < torch.where(there * residual < 0, bound / 2, bound)
+        long = ~falls & ~(there.abs() <= noise) & (step != 0) & ~residual.isnan()
         if not long.any():
             break
         step = torch.where(long, step / 2, step)

@@ -183,7 +183,9 @@ def _newton(
             near = near | done
             if guarded:
                 low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
-                near = near | _pinned(x, residual, slope, high - low)
+                pinned = _pinned(x, residual, slope, high - low) & ~near
+                held = torch.where(pinned & (moved >= low) & (moved <= high), moved, held)
+                near = near | pinned
             if last or (branching() and near.all()):
                 return held, near
         if guarded:
@@ -343,7 +345,7 @@ def _settled(
 
 def _pinned(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
     """Whether f passes y within the rounding of x, and the residual is what its slope makes of that."""
-    return (width <= 8 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
+    return (width <= 2 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
 
 
 def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:

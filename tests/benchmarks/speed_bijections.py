@@ -1,6 +1,6 @@
 """Speed of the flows whose transformer is a spline, a polynomial, a sigmoid or a network, beside zuko's and Pyro's.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--slow] [--spread 1]
+    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--slow] [--steps 400]
 
 Medians over interleaved rounds in one process, as in speed.py: D=16, hidden (128, 128), batch 256, 3 transforms,
 float32, validation off for all. The number of numbers a site (bins, degree, signal) is the peer's default.
@@ -9,8 +9,8 @@ float32, validation off for all. The number of numbers a site (bins, degree, sig
 * sample: 256 rows, without gradients.
 * umnn: zuko's sample takes minutes, so it is called once, and only with --slow. Its training step is timed with its
   default of 32 nodes, and with NODES, about what it needs for the accuracy of ours (--accuracy tells).
-* --spread: our parameters redrawn so that what the networks predict has that standard deviation (testing.redraw), since
-  roots take more steps away from the identity where a flow starts; what a peer's bisection costs does not change.
+* --steps: train our flows so long first, on bent and correlated rows, since roots take more evaluations away from the
+  identity, where a flow starts; what a peer's bisection costs does not change.
 * bnaf: beside Pyro's BlockAutoregressive, which has no inverse.
 * --accuracy: how far the log-derivative of either UMNN is from a central difference of its own values, in float64.
 """
@@ -28,7 +28,6 @@ from speed import Call, interleave, seconds, show
 from torch import Tensor, nn
 
 import pyro_genexact as gx
-from pyro_genexact import testing
 
 D, HIDDEN, BATCH, TRANSFORMS = 16, (128, 128), 256, 3
 TRAIN, SAMPLE = "training step", "sample"
@@ -130,14 +129,26 @@ def calls(flow: nn.Module) -> dict[str, Call]:
     return {TRAIN: train, SAMPLE: torch.no_grad()(lambda: flow().sample((BATCH,)))}
 
 
-def table(names: list[str], rounds: int, slow: bool, spread: float, markdown: bool) -> None:
+def train(flow: nn.Module, steps: int) -> None:
+    z = torch.randn(4000, D)
+    x = 2 * torch.tanh(z @ torch.randn(D, D) / 4) + 0.1 * torch.randn(4000, D) + (z[:, :1] > 0)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-flow().log_prob(x[torch.randint(len(x), (BATCH,))]).mean()).backward()
+        optimizer.step()
+
+
+def table(names: list[str], rounds: int, slow: bool, steps: int, markdown: bool) -> None:
     rows = []
     for name in names:
         timed: dict[tuple[str, str], Call] = {}
         once: dict[str, float] = {}
         for library, build in MODELS[name].items():
             flow = build()
-            made = calls(testing.redraw(flow, spread=spread) if spread and library == "here" else flow)
+            if library == "here":
+                train(flow, steps)
+            made = calls(flow)
             if library == "pyro" or (name == "umnn" and library != "here"):
                 sample = made.pop(SAMPLE)
                 if slow and library == "zuko":
@@ -182,7 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--slow", action="store_true")
-    parser.add_argument("--spread", type=float, default=0.0)
+    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--accuracy", action="store_true")
     args = parser.parse_args()
     import_zuko()
@@ -192,7 +203,7 @@ def main() -> None:
     if args.accuracy:
         accuracy()
     else:
-        table(args.only.split(","), args.rounds, args.slow, args.spread, args.markdown)
+        table(args.only.split(","), args.rounds, args.slow, args.steps, args.markdown)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ float32, validation off for all. The number of numbers a site (bins, degree, sig
 * training step: log_prob of 256 rows, backward, a step of Adam.
 * sample: 256 rows, without gradients.
 * umnn: zuko's sample takes minutes, so it is called once, and only with --slow. Its training step is timed with its
-  default of 32 nodes, and with NODES, about what it needs for the accuracy of ours (--accuracy tells).
+  default of 32 nodes, fewer than it needs for the accuracy of ours (--accuracy tells).
 * --steps: train our flows so long first, on bent and correlated rows, since roots take more evaluations away from the
   identity, where a flow starts; what a peer's bisection costs does not change.
 * bnaf: beside Pyro's BlockAutoregressive, which has no inverse.
@@ -31,7 +31,6 @@ import pyro_genexact as gx
 
 D, HIDDEN, BATCH, TRANSFORMS = 16, (128, 128), 256, 3
 TRAIN, SAMPLE = "training step", "sample"
-NODES = 64
 SIZES: dict[str, Any] = {"transforms": TRANSFORMS, "hidden": HIDDEN}
 
 
@@ -48,30 +47,6 @@ def zuko_flow(name: str) -> nn.Module:
     zuko = import_zuko()
     flow: nn.Module = getattr(zuko.flows, name)(D, 0, transforms=TRANSFORMS, hidden_features=HIDDEN)
     return flow
-
-
-def zuko_umnn(nodes: int) -> nn.Module:
-    """zuko's UNAF with another number of quadrature nodes than its default of 32."""
-    zuko, flow = import_zuko(), zuko_flow("UNAF")
-
-    class Finer(zuko.transforms.UnconstrainedMonotonicTransform):  # type: ignore[name-defined, misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, n=nodes, **kwargs)
-
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.flow = flow
-
-        def forward(self) -> Any:
-            module = zuko.flows.neural
-            kept, module.UnconstrainedMonotonicTransform = module.UnconstrainedMonotonicTransform, Finer
-            try:
-                return self.flow()
-            finally:
-                module.UnconstrainedMonotonicTransform = kept
-
-    return Wrapped()
 
 
 class PyroBNAF(nn.Module):
@@ -108,7 +83,6 @@ MODELS: dict[str, dict[str, Callable[[], nn.Module]]] = {
     "umnn": {
         "here": lambda: gx.flows.umnn(D, **SIZES),
         "zuko": lambda: zuko_flow("UNAF"),
-        f"zuko, {NODES} nodes": lambda: zuko_umnn(NODES),
     },
     "bnaf": {
         "here": lambda: gx.flows.bnaf(D, transforms=TRANSFORMS, hidden=(8, 8)),

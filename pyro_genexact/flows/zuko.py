@@ -20,45 +20,45 @@ from .base import Flow, over_reals, support_of_numbers
 def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
     """A flow of the library zuko as a module whose call returns a Pyro distribution.
 
-       What ``pyro.contrib.zuko.ZukoToPyro`` breaks holds: nothing stale is served and nothing leaks, there are a support,
-       ``sample`` and ``expand``, and each row of the context draws noise of its own. The parameters are those of the module
-       itself, which zuko may train as well.
+    What ``pyro.contrib.zuko.ZukoToPyro`` breaks holds: nothing stale is served and nothing leaks, there are a support,
+    ``sample`` and ``expand``, and each row of the context draws noise of its own. The parameters are those of the module
+    itself, which zuko may train as well.
 
-       ``log_prob`` costs what it costs in zuko. ``rsample`` is zuko's inverse, checked by one pass forward; where that is a
-       search, its result is refined by Newton's method (D gradients of a pass a step, one or two steps), also beyond the bounds
-       of the search, or it raises.
+    ``log_prob`` costs what it costs in zuko. ``rsample`` is zuko's inverse, checked by one pass forward; where that is a
+    search, its result is refined by Newton's method (D gradients of a pass a step, one or two steps), also beyond the bounds
+    of the search, or it raises.
 
-       Some maps of zuko are bounded, so that noise outside of their image has no inverse: ``GF``, whose image ends before ±5,
-       and ``NAF``, ``UNAF`` and ``SOSPF`` of more than one transform, between which ``SoftclipTransform`` cuts at ±11. Such a
-       flow lacks the mass of that noise, in zuko too: its density integrates to less than 1, and a draw that would fall there
-       raises, instead of being moved elsewhere as zuko does.
+    Some maps of zuko are bounded, so that noise outside of their image has no inverse: ``GF``, whose image ends before ±5,
+    and ``NAF``, ``UNAF`` and ``SOSPF`` of more than one transform, between which ``SoftclipTransform`` cuts at ±11. Such a
+    flow lacks the mass of that noise, in zuko too: its density integrates to less than 1, and a draw that would fall there
+    raises, instead of being moved elsewhere as zuko does.
     Gradients of samples are implicit (D gradients of a pass), and right also where zuko's
-       aren't: parameters of its monotone networks have theirs in ``eval`` too.
+    aren't: parameters of its monotone networks have theirs in ``eval`` too.
 
-       Args:
-           module: a ``zuko.flows.Flow``, such as ``zuko.flows.NAF(3, 2)``, over real vectors.
-           context: C, features of the context; by default read off zuko's own layers. Needed for layers of one's own.
+    Args:
+        module: a ``zuko.flows.Flow``, such as ``zuko.flows.NAF(3, 2)``, over real vectors.
+        context: C, features of the context; by default read off zuko's own layers. Needed for layers of one's own.
 
-       Raises:
-           TypeError: for something without zuko's ``transform`` and ``base``.
-           ValueError: for a base over less than all real vectors (``NCSF``, whose angles have a box), a context of another
-               width than zuko's layers take, or ``CNF(exact=False)``, whose log-density is a random estimate. In calls, for
-               layers in training mode that draw or use other rows (dropout, batch norms), and values of another dtype than the
-               parameters.
-           ConvergenceError: when sampling, where no x is found that the transform maps onto the noise: where there is none,
-               as for draws of ``GF``, ``NAF``, ``UNAF`` and ``SOSPF`` outside of the image, or Newton's method ends elsewhere.
+    Raises:
+        TypeError: for something without zuko's ``transform`` and ``base``.
+        ValueError: for a base over less than all real vectors (``NCSF``, whose angles have a box), a context of another
+            width than zuko's layers take, or ``CNF(exact=False)``, whose log-density is a random estimate. In calls, for
+            layers in training mode that draw or use other rows (dropout, batch norms), and values of another dtype than the
+            parameters.
+        ConvergenceError: when sampling, where no x is found that the transform maps onto the noise: where there is none,
+            as for draws of ``GF``, ``NAF``, ``UNAF`` and ``SOSPF`` outside of the image, or Newton's method ends elsewhere.
 
-       Example:
-           >>> class Shift(nn.Module):  # what zuko calls a lazy transform
-           ...     def forward(self, c=None):
-           ...         return torch.distributions.AffineTransform(torch.ones(2), 1.0, event_dim=1)
-           >>> class Normal(nn.Module):
-           ...     def forward(self, c=None):
-           ...         return Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
-           >>> module = nn.Module()
-           >>> module.transform, module.base = Shift(), Normal()
-           >>> from_zuko(module)().log_prob(-torch.ones(5, 2)).shape
-           torch.Size([5])
+    Example:
+        >>> class Shift(nn.Module):  # what zuko calls a lazy transform
+        ...     def forward(self, c=None):
+        ...         return torch.distributions.AffineTransform(torch.ones(2), 1.0, event_dim=1)
+        >>> class Normal(nn.Module):
+        ...     def forward(self, c=None):
+        ...         return Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+        >>> module = nn.Module()
+        >>> module.transform, module.base = Shift(), Normal()
+        >>> from_zuko(module)().log_prob(-torch.ones(5, 2)).shape
+        torch.Size([5])
     """
     transform, base = (getattr(module, name, None) for name in ("transform", "base"))
     if not (isinstance(module, nn.Module) and isinstance(transform, nn.Module) and isinstance(base, nn.Module)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -463,7 +464,8 @@ def test_a_score_runs_one_direction(mode, monkeypatch):
     expected = flow().log_prob(x)
     calls.clear()
     if mode == "vmap":
-        got = torch.func.vmap(lambda row: flow().log_prob(row))(x)
+        with pyro.validation_enabled(False):  # which looks at values in older versions of torch
+            got = torch.func.vmap(lambda row: flow().log_prob(row))(x)
     elif mode == "grad":
         got = torch.func.grad_and_value(lambda x: flow().log_prob(x).sum())(x)[1]
         expected = expected.sum()

@@ -296,7 +296,9 @@ def test_under_vmap():
     """Densities of rows, and samples where no step of Newton's method is needed: NaN where one is."""
     _, flow = make("MAF", 2, 2)
     c, y = given(2), torch.randn(3, 2, dtype=F64)
-    close(torch.vmap(lambda c, y: flow(c).log_prob(y))(c, y), flow(c).log_prob(y))
+    with pyro.validation_enabled(False):  # which looks at values in older versions of torch
+        rows = torch.vmap(lambda c, y: flow(c).log_prob(y))(c, y)
+    close(rows, flow(c).log_prob(y))
     f = lambda y, guess: gx.numerics.refine(torch.sinh, y, guess)  # noqa: E731
     x = torch.vmap(f)(y, torch.stack([y[0].asinh(), y[1].asinh() + 0.1, y[2].asinh()]))
     close(x[[0, 2]], y[[0, 2]].asinh())

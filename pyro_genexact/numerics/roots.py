@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from .derivatives import Increasing, Sloped, implicit, value_of
 from .errors import ConvergenceError, branching, worst_of
@@ -411,12 +412,32 @@ def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts:
             )
 
 
+class _Bits(Function):
+    """The same bits as numbers of another type, a constant; also under vmap, for which torch 2.6 has no rule."""
+
+    @staticmethod
+    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.contiguous().view(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, int | None]:
+        return _Bits.apply(x, dtype), in_dims[0]
+
+
 def _ordered(x: Tensor) -> Tensor:
     """Integers in the order of the floating point numbers, neighbours to neighbours, 0 to 0."""
-    bits = x.contiguous().view(_INTEGERS[x.dtype])
+    bits = _Bits.apply(x, _INTEGERS[x.dtype])
     return torch.where(bits < 0, -(bits & torch.iinfo(bits.dtype).max), bits)
 
 
 def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
     """The inverse of :func:`_ordered`, up to the sign of zero."""
-    return torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order).view(dtype)
+    return _Bits.apply(torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order), dtype)

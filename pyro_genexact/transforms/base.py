@@ -121,10 +121,13 @@ class _Values:
 
 
 def _mark(t: Tensor) -> Any:
-    """What tells whether a tensor is what it was: its version and, where that can be asked for, its storage."""
-    if torch._C._are_functorch_transforms_active():
+    """What tells whether a tensor is what it was: its version and, unless it is of torch.func, its storage."""
+    if t.is_inference():
+        return _Values(t)
+    try:
+        return t._version, t.requires_grad, t.data_ptr()
+    except RuntimeError:
         return t._version, t.requires_grad
-    return _Values(t) if t.is_inference() else (t._version, t.requires_grad, t.data_ptr())
 
 
 class Chain(RememberingTransform):

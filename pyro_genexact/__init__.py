@@ -1,15 +1,17 @@
 """Exact autoregressive models and normalising flows as ordinary Pyro distributions."""
 
-from . import conditioners, distributions, flows, heads, numerics, transforms
+from . import conditioners, distributions, flows, heads, numerics, semirings, transforms
 from .base import Conditioner, Constant, DistributionModule, Head, Steps
+from .distributions import LinearChainCRF
 from .flows import Flow
-from .models import Autoregressive, Conditional, OrderEnsemble
+from .models import CRF, Autoregressive, Conditional, OrderEnsemble
 from .numerics import ConvergenceError
 from .training import FitResult, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRF",
     "Autoregressive",
     "Conditional",
     "Conditioner",
@@ -19,6 +21,7 @@ __all__ = [
     "FitResult",
     "Flow",
     "Head",
+    "LinearChainCRF",
     "OrderEnsemble",
     "Steps",
     "__version__",
@@ -28,5 +31,6 @@ __all__ = [
     "flows",
     "heads",
     "numerics",
+    "semirings",
     "transforms",
 ]

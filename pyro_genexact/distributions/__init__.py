@@ -2,9 +2,12 @@
 
 from pyro.distributions import TransformedDistribution
 
+from . import divergences
 from .autoregressive import AutoregressiveDistribution
 from .continuous_categorical import ContinuousCategorical
+from .crf import LinearChainCRF
 from .discretized_logistic import DiscretizedLogistic
+from .labels import LabelStrings
 from .mixture import Mixture, UnionConstraint
 from .per_site import PerSite, PerSiteConstraint
 from .stable import Stable
@@ -13,10 +16,13 @@ __all__ = [
     "AutoregressiveDistribution",
     "ContinuousCategorical",
     "DiscretizedLogistic",
+    "LabelStrings",
+    "LinearChainCRF",
     "Mixture",
     "PerSite",
     "PerSiteConstraint",
     "Stable",
     "TransformedDistribution",
     "UnionConstraint",
+    "divergences",
 ]

@@ -1,0 +1,392 @@
+"""The linear-chain conditional random field as a Pyro distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints, kl_divergence
+
+from ..base import broadcast_shapes, check_sizes
+from ..semirings import Chain, KMax, LogSumExp, Max, flip_own, fold, mean, trace, trace_k
+from ..transforms.base import _mark
+from .autoregressive import AutoregressiveDistribution
+from .checks import checked_lengths
+from .labels import LabelStrings, Lookup, batch_shape_of, check_numbers, check_possible, check_potentials, pick
+from .log_partition import log_partition, widened
+from .messages import Messages, messages_of, wide, within
+
+
+class LinearChainCRF(TorchDistribution):
+    r"""Label strings y_1 ... y_N with p(y) = exp(score(y)) / Z, a product of factors on neighbours.
+
+        score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N]
+
+    Z is exact, and so are marginals, modes, samples, entropies and conditionals. Potentials are log-weights: any real numbers,
+    or -inf for what is impossible. An event is a tensor (N,) of integers 0 ... V - 1. With ``lengths`` the sites from a row's
+    length on are padding: any label is accepted there, samples hold 0, marginals are 0, no gradient flows.
+
+    Cost: log Z and its gradient are one recursion of N products of (B, V) and (V, V) matrices for both directions; all queries
+    share it. Modes and gradients of gradients take tensors (B, V, V) a step.
+
+    Args:
+        unary: (*batch, N, V), of a label at a site.
+        transition: (V, V), of a step from label i to label j at [i, j]; or of each step, (*batch, N - 1, V, V), or the same for
+            all steps of a row, (*batch, 1, V, V).
+        initial: (V) or (*batch, V), of the first label; by default 0.
+        final: (V) or (*batch, V), of the last label; by default 0.
+        lengths: (*batch) integers 0 ... N, how many sites a row has; by default N. The empty string has log_prob 0.
+        validate_args: whether potentials and values are checked; without, values outside the support have log_prob -inf.
+
+    Raises:
+        ValueError: for shapes, dtypes or devices that do not fit, lengths outside 0 ... N, and (when validating) potentials that
+            are NaN or +inf and labels outside 0 ... V - 1; from queries of rows where no label string is possible.
+
+    Shapes: the batch shape is that of all arguments, broadcast.
+
+    Reference: Lafferty, McCallum, Pereira, "Conditional random fields", ICML 2001; Rabiner, "A tutorial on hidden Markov
+    models", 1989.
+
+    Example:
+        >>> crf = LinearChainCRF(torch.zeros(5, 7, 3), torch.eye(3))
+        >>> crf.log_prob(crf.sample((4,))).shape, crf.marginals.shape
+        (torch.Size([4, 5]), torch.Size([5, 7, 3]))
+        >>> crf.mode[0], crf.entropy()[0]
+        (tensor([0, 0, 0, 0, 0, 0, 0]), tensor(6.9506))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_enumerate_support = True
+
+    def __init__(
+        self,
+        unary: Tensor,
+        transition: Tensor,
+        *,
+        initial: Tensor | None = None,
+        final: Tensor | None = None,
+        lengths: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_potentials(unary, transition, initial, final)
+        self.num_labels, sites = unary.shape[-1], unary.shape[-2]
+        self.unary, self.transition, self.initial, self.final = unary, transition, initial, final
+        self.lengths = None if lengths is None else checked_lengths(lengths, sites)
+        self._rows = batch_shape_of(unary, transition, initial, final, lengths)
+        self._remembered: list[Any] = []  # shared with all that expand makes
+        super().__init__(self._rows, Size((sites,)), validate_args=validate_args)
+        if self._validate_args:
+            check_numbers(self._chain())
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({tuple(self.batch_shape)}, {tuple(self.event_shape)}, num_labels={self.num_labels})"
+        )
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """Strings of labels 0 ... V - 1; padding may hold anything."""
+        if self.lengths is None:
+            return constraints.independent(constraints.integer_interval(0, self.num_labels - 1), 1)
+        return LabelStrings(self.num_labels, self.lengths)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LinearChainCRF:
+        """The same with another batch shape, without copies; rows are drawn independently, everything else is computed once."""
+        new = self._get_checked_instance(LinearChainCRF, _instance)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
+        shape = Size(batch_shape)
+        if broadcast_shapes(self.batch_shape, shape) != shape:
+            raise ValueError(f"Expected batch_shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}.")
+        new._batch_shape = shape
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, of the batch shape broadcast with the value's."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return (self._score(value) - self._log_partition().reshape(self._rows)).to(self.unary.dtype).expand(shape)
+
+    @property
+    def log_partition(self) -> Tensor:
+        """log Z (*batch) in nats, of score(y) over all label strings."""
+        return self._wide(self._log_partition().to(self.unary.dtype))
+
+    def score(self, value: Tensor) -> Tensor:
+        """The log-weight of a label string, log_prob + log_partition; -inf outside the support."""
+        shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return self._score(value).to(self.unary.dtype).expand(shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Label strings (*sample_shape, *batch, N), from the last site to the first given the forward messages."""
+        shape = Size((*sample_shape, *self.batch_shape))
+        rows = (1,) * (len(shape) - len(self._rows)) + self._rows
+        dims = sorted(range(len(shape)), key=lambda d: rows[d] == shape[d] and d >= len(shape) - len(self._rows))
+        count = prod(shape) // max(prod(self._rows), 1)
+        with torch.no_grad():
+            labels = self._messages().sample(count)
+        labels = labels.reshape(*(shape[d] for d in dims), *self.event_shape)
+        back = sorted(range(len(shape)), key=dims.__getitem__)
+        return labels.permute(*back, len(shape))
+
+    @property
+    def marginals(self) -> Tensor:
+        """p(y_t = i), (*batch, N, V): the gradient of log Z in the unary potentials; differentiable in turn."""
+        return self._marginals(self._chain(), "unary", lambda messages: messages.nodes())
+
+    @property
+    def pair_marginals(self) -> Tensor:
+        """p(y_t = i, y_{t+1} = j), (*batch, N - 1, V, V)."""
+        chain = self._chain()
+        rows, sites, labels = chain.unary.shape
+        steps = chain.transition.expand(rows, sites - 1, labels, labels)
+        return self._marginals(chain._replace(transition=steps), "transition", lambda messages: messages.pairs())
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable label string (*batch, N)."""
+        return self._wide(self._best()[1])
+
+    @property
+    def max_log_prob(self) -> Tensor:
+        """The log-probability (*batch) of the mode, in nats."""
+        return self._wide((self._best()[0] - self._log_partition()).to(self.unary.dtype))
+
+    def k_best(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k most probable label strings (k, *batch, N), best first, and their log-probabilities (k, *batch) in nats.
+
+        Where there are fewer, the rest have log-probability -inf and labels 0.
+
+        Cost: N steps that sort V sets of k V numbers.
+        """
+        check_sizes(1, k=k)
+        chain, semiring = self._double(), KMax(k)
+        scores, messages = fold(semiring, chain)
+        labels = trace_k(semiring, chain, messages).masked_fill((scores == -torch.inf).unsqueeze(-1), 0)
+        log_prob = (scores - self._log_partition()).to(self.unary.dtype)
+        return self._wide(labels, 1), self._wide(log_prob, 1)
+
+    def entropy(self) -> Tensor:
+        """-sum_y p(y) log p(y) (*batch) in nats: log Z - E[score]."""
+        chain = self._double()
+        total, score = mean(chain, chain.map(lambda p: p.masked_fill(p == -torch.inf, 0.0)))
+        return self._wide((total - score).to(self.unary.dtype))
+
+    def cross_entropy(self, other: Any) -> Tensor:
+        """-sum_y p(y) log q(y) (*batch) in nats, for q a CRF or independent categories."""
+        return self.entropy() + kl_divergence(self, other)
+
+    def expectation(self, unary: Tensor, transition: Tensor | None = None) -> Tensor:
+        """E[sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}]] of an additive function with finite values.
+
+        Args:
+            unary: (*features, *batch, N, V) or what broadcasts with it.
+            transition: (V, V), or (*features, *batch, N - 1 or 1, V, V); by default 0.
+
+        Returns:
+            (*features, *batch), with gradients in the potentials and in the values.
+        """
+        pairs = 0.0 if transition is None else (self.pair_marginals * transition).sum((-3, -2, -1))
+        return (self.marginals * unary).sum((-2, -1)) + pairs
+
+    def risk(self, labels: Tensor, cost: Tensor | None = None) -> Tensor:
+        """The expected cost of labels drawn from this distribution where the truth is ``labels``.
+
+        Args:
+            labels: (*batch, N), the truth.
+            cost: (V, V), [i, j] of taking i for j; by default 1 where they differ, so that the risk is the expected number of errors.
+
+        Reference: Smith, Eisner, "Minimum risk annealing for training log-linear models", ACL 2006.
+        """
+        if cost is None:
+            cost = 1 - torch.eye(self.num_labels, dtype=self.unary.dtype, device=self.unary.device)
+        gone = self._gone()
+        return self.expectation(cost.T[labels if gone is None else torch.where(gone, 0, labels)])
+
+    def given(self, labels: Tensor, observed: Tensor | None = None) -> LinearChainCRF:
+        """The exact conditional distribution given a part of the labels, again a CRF.
+
+        Its ``log_partition`` less this one's is the log-probability of what was observed.
+
+        Args:
+            labels: (*batch, N) integers, or (*batch, N, V) Boolean, the labels that are allowed at each site.
+            observed: (*batch, N) Boolean, where the labels are known; by default everywhere.
+        """
+        if labels.dtype == torch.bool:
+            allowed = labels
+            if labels.shape[-2:] != self.unary.shape[-2:]:
+                raise ValueError(
+                    f"Expected labels.shape[-2:] == {tuple(self.unary.shape[-2:])} (Boolean: which are allowed); got {tuple(labels.shape)}."
+                )
+        else:
+            if labels.shape[-1:] != self.event_shape:
+                raise ValueError(
+                    f"Expected labels.shape[-1] == {self.event_shape[0]} (sites); got {tuple(labels.shape)}."
+                )
+            every = torch.arange(self.num_labels, device=labels.device)
+            allowed = labels.unsqueeze(-1) == every
+        if observed is not None:
+            if observed.dtype != torch.bool or observed.shape[-1:] != self.event_shape:
+                raise ValueError(
+                    f"Expected observed of booleans (*batch, {self.event_shape[0]}); got {observed.dtype} {tuple(observed.shape)}."
+                )
+            allowed = allowed | ~observed.unsqueeze(-1)
+        gone = self._gone()
+        if self._validate_args and not (allowed.any(-1) if gone is None else allowed.any(-1) | gone).all():
+            raise ValueError(f"Expected labels between 0 and {self.num_labels - 1} where observed; got others.")
+        return LinearChainCRF(
+            torch.where(allowed, self.unary, -torch.inf),
+            self.transition,
+            initial=self.initial,
+            final=self.final,
+            lengths=self.lengths,
+            validate_args=self._validate_args,
+        ).expand(broadcast_shapes(self.batch_shape, allowed.shape[:-2]))
+
+    def log_marginal_of(self, labels: Tensor, observed: Tensor | None = None) -> Tensor:
+        """The log-probability of a part of the labels, all others summed out; arguments as in :meth:`given`; -inf where impossible."""
+        part = self.given(labels, observed)
+        chain = part._chain()
+        total = part._wide(log_partition(chain, None if _transformed() else messages_of(chain)))
+        return (total - self._wide(self._log_partition())).to(self.unary.dtype)
+
+    def as_autoregressive(self) -> AutoregressiveDistribution:
+        """The same distribution by its left-to-right conditionals p(y_t | y_{t-1}).
+
+        Its conditioner looks the logits up in tables (*batch, N, V * V), which are its context; gradients flow through them.
+        """
+        from ..heads import Categorical  # which imports this package
+
+        chain = self._double()
+        backward = torch.stack(fold(LogSumExp(), chain.reversed())[1], -2)
+        later = flip_own(backward, chain.lengths).unsqueeze(-2)  # (B, N, 1, V)
+        first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, self.num_labels, -1)
+        tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
+        tables = within(chain.lengths, tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0))
+        tables = tables.to(self.unary.dtype).flatten(-2).reshape(*self._rows, self.event_shape[0], -1)
+        return AutoregressiveDistribution(
+            Lookup(self.num_labels),
+            Categorical(self.num_labels),
+            self.event_shape,
+            tables,
+            lengths=self.lengths,
+            validate_args=self._validate_args,
+        ).expand(self.batch_shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All V^N label strings, (V^N, *batch, N), the last label fastest; padding is 0. Batch dims of 1 without ``expand``.
+
+        Raises:
+            ValueError: for rows of several lengths, or for more than 2^20 strings.
+        """
+        sites, used = self.event_shape[0], self.event_shape[0]
+        if self.lengths is not None and self.lengths.numel():
+            used = int(self.lengths.max())
+            if bool((self.lengths != used).any()):
+                raise ValueError(
+                    f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
+                )
+        count = self.num_labels**used
+        if count > 2**20:
+            raise ValueError(f"Expected at most {2**20} label strings to be enumerated; got {self.num_labels}^{used}.")
+        index = torch.arange(count, device=self.unary.device)
+        digits = [index // self.num_labels**t % self.num_labels for t in range(used - 1, -1, -1)]
+        strings = torch.stack([*digits, *[torch.zeros_like(index)] * (sites - used)], -1)
+        strings = strings.reshape(count, *[1] * len(self.batch_shape), sites)
+        return strings.expand(count, *self.batch_shape, sites) if expand else strings
+
+    def _chain(self, rows: Size | None = None) -> Chain:
+        """The potentials of all rows, flattened to (B, N, V), (V, V) or (B, N - 1 or 1, V, V), (B, V), (B, V), (B); padding is 0."""
+        rows = self._rows if rows is None else rows
+
+        def flat(potentials: Tensor, dims: int) -> Tensor:
+            shape = potentials.shape[potentials.dim() - dims :]
+            return potentials.expand(*rows, *shape).reshape(prod(rows), *shape)
+
+        lengths = None if self.lengths is None else flat(self.lengths, 0)
+        transition = self.transition
+        if transition.dim() > 2:
+            transition = flat(transition, 3)
+            transition = within(lengths, transition, 1) if transition.shape[1] > 1 else transition
+        zero = self.unary.new_zeros(self.num_labels)
+        initial, final = (flat(zero if p is None else p, 1) for p in (self.initial, self.final))
+        return Chain(within(lengths, flat(self.unary, 2)), transition, initial, final, lengths)
+
+    def _double(self) -> Chain:
+        self._log_partition()  # raises where nothing is possible
+        return widened(self._chain())
+
+    def _wide(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Values (..., B, ...) of all rows in the batch shape."""
+        before, after = values.shape[:dim], values.shape[dim + 1 :]
+        ones = (1,) * (len(self.batch_shape) - len(self._rows))
+        return values.reshape(*before, *ones, *self._rows, *after).expand(*before, *self.batch_shape, *after)
+
+    def _gone(self) -> Tensor | None:
+        """(*, N), where sites are padding."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
+
+    def _messages(self) -> Messages:
+        """Computed once, as long as the potentials are what they were."""
+        parts = (self.unary, self.transition, self.initial, self.final, self.lengths)
+        state = [None if p is None else _mark(p) for p in parts]
+        if not self._remembered or self._remembered[0] != state:
+            with torch.no_grad():
+                messages = messages_of(self._chain())
+            self._remembered[:] = [state, messages]
+            check_possible(messages.log_partition, self._rows)
+        return self._remembered[1]
+
+    def _log_partition(self) -> Tensor:
+        return log_partition(self._chain(), None if _transformed() else self._messages())
+
+    def _score(self, value: Tensor) -> Tensor:
+        """Of the shapes of value and rows, broadcast; in a wide dtype."""
+        gone = self._gone()
+        value = value if gone is None else torch.where(gone, 0, value)
+        labels = value.long()
+        inside = (labels >= 0) & (labels < self.num_labels) & (labels == value)
+        labels = torch.where(inside, labels, 0)
+        steps = labels[..., :-1] * self.num_labels + labels[..., 1:]
+        transition = self.transition.flatten(-2)
+        factors = [
+            pick(self.unary, labels),
+            pick(transition if transition.dim() > 1 else transition.unsqueeze(0), steps),
+        ]
+        if gone is not None:
+            factors = [torch.where(gone[..., past:], 0.0, f) for past, f in enumerate(factors)]
+        site = torch.arange(self.event_shape[0], device=labels.device)
+        last = self.event_shape[0] if self.lengths is None else self.lengths.unsqueeze(-1)
+        for end, here in ((self.initial, (site == 0) & (last > 0)), (self.final, site == last - 1)):
+            if end is not None:
+                factors.append(torch.where(here, pick(end.unsqueeze(-2), labels), 0.0))
+        score = sum(wide(f).sum(-1) for f in factors)
+        return torch.where(inside.all(-1), score, -torch.inf)
+
+    def _best(self) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            chain = self._double()
+            score, messages = fold(Max(), chain)
+            return score, trace(Max(), chain, messages)
+
+    def _marginals(self, chain: Chain, which: str, quick: Callable[[Messages], Tensor]) -> Tensor:
+        """The gradient of log Z in one kind of potentials."""
+        messages = self._messages()
+        if not torch.is_grad_enabled() or not any(p.requires_grad for p in chain[:4]):
+            return self._wide(quick(messages).to(self.unary.dtype))
+        leaf: Tensor = getattr(chain, which)
+        leaf = leaf if leaf.requires_grad else leaf.clone().requires_grad_()
+        total = fold(LogSumExp(), widened(chain._replace(**{which: leaf})))[0]
+        found = torch.autograd.grad(total.sum(), leaf, create_graph=True, materialize_grads=True)[0]
+        return self._wide(found.to(self.unary.dtype))
+
+
+def _transformed() -> bool:
+    """Whether torch.func is at work, which no look at values may meet."""
+    return torch._C._are_functorch_transforms_active()

@@ -1,0 +1,68 @@
+"""Kullback-Leibler divergences of chains of labels, exact, registered with torch.distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Independent, OneHotCategorical, register_kl
+
+from ..base import broadcast_shapes
+from ..semirings import Max, fold, mean
+from .crf import LinearChainCRF
+from .log_partition import widened
+
+
+def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
+    """KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q (*batch) in nats; infinite where p allows what q forbids.
+
+    Raises:
+        ValueError: for other numbers of sites or labels, or other lengths.
+    """
+    sizes = [(*d.event_shape, d.num_labels) for d in (p, q)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"Expected distributions of one number of sites and of labels; got {sizes[0]} and {sizes[1]}.")
+    shape = broadcast_shapes(p._rows, q._rows)
+    totals = p._log_partition().reshape(p._rows), q._log_partition().reshape(q._rows)
+    ours, theirs = widened(p._chain(shape)), widened(q._chain(shape))
+    lengths = [torch.as_tensor(p.event_shape[0]) if c.lengths is None else c.lengths for c in (ours, theirs)]
+    if not lengths[0].is_meta and (lengths[0] != lengths[1]).any():
+        raise ValueError("Expected distributions of equal lengths; got others.")
+    values = ours.map(lambda a, b: torch.where((a > -torch.inf) & (b > -torch.inf), a - b, 0.0), theirs)
+    difference = mean(ours, values)[1].reshape(shape)
+    # 1 where q forbids a factor of a string that p allows
+    forbidden = ours.map(lambda a, b: torch.where(a > -torch.inf, (b == -torch.inf).to(b), -torch.inf), theirs)
+    leaks = fold(Max(), forbidden)[0].reshape(shape) > 0
+    divergence = torch.where(leaks, torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
+    return divergence.expand(broadcast_shapes(p.batch_shape, q.batch_shape))
+
+
+def of_crf_from_independent(p: LinearChainCRF, q: Independent[Any]) -> Tensor:
+    """KL(p | q) for independent categories or one-hot vectors q of each site, of the batch shape (*batch, N) before ``to_event(1)``."""
+    return of_crfs(p, as_crf(q, p))
+
+
+def of_independent_from_crf(p: Independent[Any], q: LinearChainCRF) -> Tensor:
+    """KL(p | q), the other way round."""
+    return of_crfs(as_crf(p, q), q)
+
+
+register_kl(LinearChainCRF, LinearChainCRF)(of_crfs)
+register_kl(LinearChainCRF, Independent)(of_crf_from_independent)
+register_kl(Independent, LinearChainCRF)(of_independent_from_crf)
+
+
+def as_crf(d: Independent[Any], like: LinearChainCRF) -> LinearChainCRF:
+    """Independent categories as a chain without transitions, of the lengths of another one."""
+    base = d.base_dist
+    if not isinstance(base, (Categorical, OneHotCategorical)) or d.reinterpreted_batch_ndims != 1:
+        raise ValueError(
+            f"Expected Categorical or OneHotCategorical with to_event(1) beside a LinearChainCRF; got {d}."
+        )
+    return LinearChainCRF(
+        base.logits,
+        base.logits.new_zeros(base.logits.shape[-1], base.logits.shape[-1]),
+        lengths=like.lengths,
+        validate_args=False,
+    )

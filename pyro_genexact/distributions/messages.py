@@ -1,0 +1,296 @@
+"""Forward and backward messages of a batch of linear chains, without gradient: what every query of a CRF is made of.
+
+All is computed in float64 where the device has it, so that a float32 chain of a thousand sites loses no digit of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..semirings import Chain, Draw, LogSumExp, Semiring, draw, flip_own, fold, trace
+
+RESCALED_EVERY = (8, 1)
+"""After how many steps the recursion in exp space is rescaled, in the order of trial."""
+
+
+class Messages(Protocol):
+    """What the messages of B chains of N sites tell; past a row's length all is 0.
+
+    Attributes:
+        log_partition: (B) in nats; -inf where nothing is possible.
+    """
+
+    log_partition: Tensor
+
+    def filtered(self) -> Tensor:
+        """(B, N, V): p(y_t) by the potentials of the sites up to t alone."""
+
+    def nodes(self) -> Tensor:
+        """(B, N, V): p(y_t)."""
+
+    def pairs(self) -> Tensor:
+        """(B, N - 1, V, V): p(y_t, y_{t+1})."""
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        """(V, V): the pairs summed over sites, and over rows each with its weight (B)."""
+
+    def sample(self, count: int) -> Tensor:
+        """(count, B, N) labels."""
+
+
+def messages_of(chain: Chain, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
+    """The messages of B chains: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B).
+
+    Rows are computed in exp space where that is exact to rounding; the others rescaled more often, and at last in log space.
+    """
+    if not attempts:
+        return Logs(chain)
+    scaled = Scaled(chain, attempts[0])
+    if chain.unary.is_meta or bool(scaled.exact.all()):
+        return scaled
+    bad, good = (~scaled.exact).nonzero().squeeze(-1), scaled.exact.nonzero().squeeze(-1)
+    rest = messages_of(rows(chain, bad), attempts[1:])
+    if not len(good):
+        return rest
+    return Merged([(good, Scaled(rows(chain, good), attempts[0])), (bad, rest)])
+
+
+class Scaled:
+    r"""Messages in exp space: both directions in one recursion of matrix products, rescaled now and then.
+
+    With x_t the forward and z_t the backward messages, both with the factor of site t, and E = exp(transition),
+
+        x_{t+1} = (x_t E) exp(unary_{t+1}),   z_t = (E z_{t+1}) exp(unary_t),   p(y_t) = x_t (E z_{t+1}) / s_t.
+
+    No term is negative, so that rounding stays relative, and all that can be lost is what underflows: N V^2 times the least
+    positive number, relative to what the messages were before rescaling and to s_t. Rows where that is below rounding are
+    ``exact``.
+    """
+
+    def __init__(self, chain: Chain, every: int) -> None:
+        batch, sites, labels = chain.unary.shape
+        self.order, active = None, [batch] * sites
+        if chain.lengths is not None and not chain.lengths.is_meta:  # rows that have ended drop from the work
+            self.order, active = by_length(chain.lengths, sites)
+            chain = rows(chain, self.order)
+        self.lengths, self.last = chain.lengths, last_site(chain)
+
+        unary, top = shifted(with_ends(chain), (-1,))
+        transition, top_of_step = shifted(wide(chain.transition), (-2, -1))
+        one = torch.ones_like(unary[0, 0])
+        self.weights = Chain(unary.exp_(), transition.exp_(), one, one, chain.lengths)
+        backward = self.weights.reversed()
+        x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
+        scales = recur(x, self.weights, backward, active, every)
+        sums = x.sum(-1)
+        x /= sums.unsqueeze(-1)
+
+        self.forward = x[:, 0].transpose(0, 1)  # (B, N, V)
+        self.backward = flip_own(x[:, 1].transpose(0, 1), chain.lengths)
+        after = torch.ones_like(self.backward)
+        after[:, :-1] = before(self.weights.transition, self.backward[:, 1:])
+        if chain.lengths is not None:
+            after.masked_fill_((site(chain) == self.last).unsqueeze(-1), 1.0)
+        self.joint = after.mul_(self.forward)
+        self.total = self.joint.sum(-1)  # s_t
+
+        ends = (sums[:, 0].T * self.total).take_along_dim(self.last, 1).squeeze(1)
+        log_partition = ends.log() + scales[:, 0].log().sum(0) + within(self.lengths, top.squeeze(-1)).sum(-1)
+        log_partition += within(self.lengths, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
+        least = within(self.lengths, self.total, fill=1.0).amin(-1) * torch.minimum(
+            sums.amin((0, 1)), scales.amin((0, 1))
+        )
+        info = torch.finfo(least.dtype)
+        exact = least > sites * labels**2 * info.tiny / info.eps
+        if chain.lengths is not None:
+            log_partition, exact = log_partition.masked_fill(chain.lengths == 0, 0.0), exact | (chain.lengths == 0)
+        self.log_partition, self.exact = self._ordered(log_partition), self._ordered(exact)
+
+    def filtered(self) -> Tensor:
+        return self._ordered(within(self.lengths, self.forward))
+
+    def nodes(self) -> Tensor:
+        return self._ordered(within(self.lengths, self.joint / self.total.unsqueeze(-1)))
+
+    def pairs(self) -> Tensor:
+        left = self.forward[:, :-1] / self.total[:, :-1, None]
+        weights = self.weights.transition * (left.unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
+        return self._ordered(within(self.lengths, weights, 1))
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        weight = weight if self.order is None else weight[self.order]
+        left = within(self.lengths, self.forward[:, :-1] * (weight.unsqueeze(-1) / self.total[:, :-1]).unsqueeze(-1), 1)
+        return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
+
+    def sample(self, count: int) -> Tensor:
+        return self._ordered(trace(_Weights(), self.weights, self.forward.unbind(1), (count,)), 1)
+
+    def _ordered(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Rows as they were given."""
+        return values if self.order is None else values.index_select(dim, self.order.argsort())
+
+
+class Logs:
+    """Messages in log space, for whatever potentials.
+
+    Cost: tensors (B, V, V) a step, and logarithms and exponentials of them.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        unary = with_ends(chain)
+        zero = torch.zeros_like(unary[0, 0])
+        self.lengths, self.chain = chain.lengths, Chain(unary, wide(chain.transition), zero, zero, chain.lengths)
+        self.log_partition, self.forward = fold(LogSumExp(), self.chain)
+        backward = torch.stack(fold(LogSumExp(), self.chain.reversed())[1], -2)
+        self.backward = flip_own(backward, chain.lengths)
+
+    def filtered(self) -> Tensor:
+        return within(self.lengths, torch.stack(self.forward, -2).softmax(-1))
+
+    def nodes(self) -> Tensor:
+        unary = self.chain.unary
+        joint = torch.stack(self.forward, -2) + self.backward - unary
+        return within(self.lengths, joint.masked_fill(unary == -torch.inf, -torch.inf).softmax(-1))
+
+    def pairs(self) -> Tensor:
+        left = torch.stack(self.forward[:-1], -2).unsqueeze(-1)
+        joint = left + self.chain.transition + self.backward[:, 1:].unsqueeze(-2)
+        return within(self.lengths, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        return torch.einsum("b,btij->ij", weight, self.pairs())
+
+    def sample(self, count: int) -> Tensor:
+        return trace(Draw(), self.chain, self.forward, (count,))
+
+
+class Merged:
+    """The messages of rows that were computed in several ways.
+
+    Args:
+        parts: rows (B') and their messages.
+    """
+
+    def __init__(self, parts: list[tuple[Tensor, Any]]) -> None:
+        self.rows, self.parts = zip(*parts, strict=True)
+        self.inverse = torch.cat(self.rows).argsort()
+        self.log_partition = self._joined(lambda part: part.log_partition)
+
+    def filtered(self) -> Tensor:
+        return self._joined(lambda part: part.filtered())
+
+    def nodes(self) -> Tensor:
+        return self._joined(lambda part: part.nodes())
+
+    def pairs(self) -> Tensor:
+        return self._joined(lambda part: part.pairs())
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        return sum(part.pair_total(weight[index]) for index, part in zip(self.rows, self.parts, strict=True))
+
+    def sample(self, count: int) -> Tensor:
+        return self._joined(lambda part: part.sample(count), 1)
+
+    def _joined(self, query: Callable[[Any], Tensor], dim: int = 0) -> Tensor:
+        return torch.cat([query(part) for part in self.parts], dim).index_select(dim, self.inverse)
+
+
+class _Weights(Semiring):
+    """Weights as they are, from which a trace draws."""
+
+    def times(self, a: Tensor, lifted: Tensor) -> Tensor:
+        return a * lifted
+
+    def choose(self, candidates: Tensor) -> Tensor:
+        return draw(candidates)
+
+
+def recur(x: Tensor, forward: Chain, backward: Chain, active: list[int], every: int) -> Tensor:
+    """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B)."""
+    shared = forward.transition.dim() == 2
+    both = torch.stack([forward.transition, backward.transition]) if shared else None
+    scales = x.new_ones(len(x) // every + 1, *x.shape[1:3])
+    factors = x.unbind(0)
+    for t in range(1, len(x)):
+        rows_ = active[t]
+        if not rows_:
+            break
+        last, here = factors[t - 1], factors[t]
+        if rows_ < last.shape[1]:
+            last, here = last[:, :rows_], here[:, :rows_]
+        if both is not None:
+            here *= torch.bmm(last, both)
+        else:
+            for d, chain in enumerate((forward, backward)):
+                here[d] *= (last[d].unsqueeze(-2) @ chain.step(t - 1)[:rows_]).squeeze(-2)
+        if t % every == 0:
+            scale = here.sum(-1, keepdim=True)
+            here /= scale
+            scales[t // every - 1, :, :rows_] = scale.squeeze(-1)
+    return scales
+
+
+def before(transition: Tensor, after: Tensor) -> Tensor:
+    """E z of weights E (V, V) or (B, M or 1, V, V) and messages z (B, M, V)."""
+    return after @ transition.mT if transition.dim() == 2 else (transition @ after.unsqueeze(-1)).squeeze(-1)
+
+
+def with_ends(chain: Chain) -> Tensor:
+    """The unary potentials (B, N, V), wide, a copy, with those of the ends added to the first and the last site."""
+    unary = chain.unary.to(wide(chain.unary).dtype, copy=True)
+    initial, final, last = chain.initial, chain.final, last_site(chain)
+    if chain.lengths is not None:  # an empty row has no ends
+        empty = (chain.lengths == 0).unsqueeze(-1)
+        initial, final = initial.masked_fill(empty, 0.0), final.masked_fill(empty, 0.0)
+    unary[:, 0] += initial
+    return unary.scatter_add_(1, last.unsqueeze(-1).expand(-1, 1, unary.shape[-1]), final.to(unary).unsqueeze(1))
+
+
+def within(lengths: Tensor | None, values: Tensor, past: int = 0, fill: float = 0.0) -> Tensor:
+    """Values (*, N - past, ...) where the site t + past exists, the fill elsewhere."""
+    if lengths is None:
+        return values
+    t = torch.arange(past, values.shape[lengths.dim()] + past, device=values.device)
+    gone = t >= lengths.unsqueeze(-1)
+    return values.masked_fill(gone.reshape(*gone.shape, *[1] * (values.dim() - gone.dim())), fill)
+
+
+def by_length(lengths: Tensor, sites: int) -> tuple[Tensor, list[int]]:
+    """The order (B) of rows from the longest to the shortest, and how many have each of N sites."""
+    site = torch.arange(sites, device=lengths.device)
+    return lengths.argsort(descending=True), (lengths > site.unsqueeze(-1)).sum(-1).tolist()
+
+
+def last_site(chain: Chain) -> Tensor:
+    """(B, 1), the index of the last site; 0 where there is none."""
+    if chain.lengths is None:
+        return torch.full((len(chain.unary), 1), chain.unary.shape[1] - 1, device=chain.unary.device)
+    return (chain.lengths - 1).clamp(min=0).unsqueeze(-1)
+
+
+def site(chain: Chain) -> Tensor:
+    return torch.arange(chain.unary.shape[1], device=chain.unary.device)
+
+
+def rows(chain: Chain, index: Tensor) -> Chain:
+    """The rows (B') of a chain; a transition that all share stays."""
+    unary, transition, initial, final = chain[:4]
+    unary, initial, final = (p.index_select(0, index) for p in (unary, initial, final))
+    transition = transition if transition.dim() == 2 else transition.index_select(0, index)
+    return Chain(unary, transition, initial, final, None if chain.lengths is None else chain.lengths[index])
+
+
+def shifted(potentials: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Potentials with maximum 0 over the dims, and what was taken away; all -inf stays."""
+    top = potentials.amax(dims, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    return potentials - top, top
+
+
+def wide(potentials: Tensor) -> Tensor:
+    """In float64, but on devices that have none."""
+    return potentials if potentials.device.type == "mps" else potentials.double()

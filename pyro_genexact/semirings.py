@@ -1,0 +1,330 @@
+r"""One recursion, many semirings: what a linear chain of factors tells depends on what "plus" and "times" mean.
+
+A :class:`Chain` gives every labelling y_1 ... y_N the weight of a product of factors, written as a sum of log-potentials,
+
+    score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N],
+
+and :func:`fold` adds up all V^N of them in N steps of V^2 work by the distributive law. With :class:`LogSumExp` the total is
+the log-normaliser, with :class:`Max` the best score, with :class:`KMax` the best k, with :class:`Count` the number of
+labellings, with :class:`Expectation` an expected value. :func:`trace` walks back from the end and picks a labelling: the best
+one, or with :class:`Draw` one at random with its exact probability.
+
+References: Goodman, "Semiring parsing", Computational Linguistics 1999; Eisner, "Parameter estimation for probabilistic
+finite-state transducers", ACL 2002; Rush, "Torch-Struct: Deep structured prediction library", ACL 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Chain", "Count", "Draw", "Expectation", "KMax", "LogSumExp", "Max", "Semiring", "fold", "trace", "trace_k"]
+
+
+class Chain(NamedTuple):
+    """Log-potentials of a linear chain of N sites with V labels; -inf forbids.
+
+    Attributes:
+        unary: (*, N, V), of a label at a site.
+        transition: (V, V) the same for all rows and steps, or (*, N - 1, V, V) or (*, 1, V, V); [..., i, j] of the step from i to j.
+        initial: (*, V), of the first label.
+        final: (*, V), of the last one.
+        lengths: (*) integers 0 ... N, or None where all sites count; potentials past the length must be finite.
+
+    Example:
+        >>> chain = Chain(torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.zeros(3))
+        >>> fold(LogSumExp(), chain)[0].exp()  # 3 ** 4 labellings of weight 1
+        tensor(81.0000)
+    """
+
+    unary: Tensor
+    transition: Tensor
+    initial: Tensor
+    final: Tensor
+    lengths: Tensor | None = None
+
+    def step(self, t: int) -> Tensor:
+        """The potentials (*, V, V) of the step from site t to site t + 1."""
+        if self.transition.dim() == 2:
+            return self.transition
+        return self.transition[..., t if self.transition.shape[-3] > 1 else 0, :, :]
+
+    def map(self, function: Callable[..., Tensor], *others: Chain) -> Chain:
+        """A function of each of the four kinds of potentials, of this chain and of others."""
+        unary, transition, initial, final = map(function, self[:4], *(other[:4] for other in others))
+        return Chain(unary, transition, initial, final, self.lengths)
+
+    def reversed(self) -> Chain:
+        """The chain read from its end, each row from its own; the total stays."""
+        sites, transition = self.unary.shape[-2], self.transition.mT
+        if transition.dim() > 2 and transition.shape[-3] > 1:
+            steps = None if self.lengths is None else (self.lengths - 1) % sites
+            transition = flip_own(transition.flatten(-2), steps).unflatten(-1, transition.shape[-2:])
+        return Chain(flip_own(self.unary, self.lengths), transition, self.final, self.initial, self.lengths)
+
+
+class Semiring:
+    """What "plus" and "times" mean. A new query is a subclass; its elements are tensors, with further dims in front at will.
+
+    Example:
+        The worst labelling's score, and the labelling:
+
+        >>> class Min(Semiring):
+        ...     def plus(self, a, dim):
+        ...         return a.amin(dim)
+        ...     def choose(self, candidates):
+        ...         return candidates.argmin(-1)
+        >>> chain = Chain(torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+        >>> worst, messages = fold(Min(), chain)
+        >>> worst, trace(Min(), chain, messages)
+        (tensor(0.), tensor([1, 0]))
+    """
+
+    def lift(self, potentials: Tensor) -> Tensor:
+        """Elements of log-potentials."""
+        return potentials
+
+    def times(self, a: Tensor, lifted: Tensor) -> Tensor:
+        """Elements times lifted potentials, elementwise and broadcast."""
+        return a + lifted
+
+    def plus(self, a: Tensor, dim: int) -> Tensor:
+        """The sum of elements over a dim (counted from the right)."""
+        raise TypeError(f"{type(self).__name__} must define plus(a, dim)")
+
+    def choose(self, candidates: Tensor) -> Tensor:
+        """Which of the summands along the last dim :func:`trace` follows."""
+        raise TypeError(f"{type(self).__name__} must define choose(candidates) to be traced")
+
+
+class LogSumExp(Semiring):
+    """Log-weights under addition of weights: the total is the log-normaliser log Z, in nats.
+
+    Differentiable to any order; a sum of zeros alone is -inf with gradient zero.
+
+    Example:
+        >>> LogSumExp().plus(torch.tensor([[0.0, 0.0], [-torch.inf, -torch.inf]]), -1)
+        tensor([0.6931,   -inf])
+    """
+
+    def plus(self, a: Tensor, dim: int) -> Tensor:
+        top = a.detach().amax(dim, keepdim=True)
+        top = top.masked_fill(top == -torch.inf, 0.0)
+        total = (a - top).exp().sum(dim)
+        dead = total == 0
+        return total.masked_fill(dead, 1.0).log().masked_fill(dead, -torch.inf) + top.squeeze(dim)
+
+
+class Draw(LogSumExp):
+    """Like :class:`LogSumExp`; a trace draws a labelling with its exact probability.
+
+    Example:
+        >>> Draw().choose(torch.tensor([-torch.inf, 3.0]))
+        tensor(1)
+    """
+
+    def choose(self, candidates: Tensor) -> Tensor:
+        return draw((candidates - candidates.amax(-1, keepdim=True)).exp())
+
+
+class Max(Semiring):
+    """Scores under maximum: the total is the best score, a trace is its labelling (Viterbi 1967).
+
+    Example:
+        >>> Max().plus(torch.tensor([1.0, 3.0]), -1)
+        tensor(3.)
+    """
+
+    def plus(self, a: Tensor, dim: int) -> Tensor:
+        return a.amax(dim)
+
+    def choose(self, candidates: Tensor) -> Tensor:
+        return candidates.argmax(-1)
+
+
+class KMax(Semiring):
+    """The k best scores, sorted: elements (k, *), filled up with -inf where there are fewer.
+
+    Example:
+        >>> chain = Chain(torch.tensor([[0.0, 1.0]]), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+        >>> fold(KMax(3), chain)[0]
+        tensor([1., 0., -inf])
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def lift(self, potentials: Tensor) -> Tensor:
+        return potentials.unsqueeze(0)
+
+    def plus(self, a: Tensor, dim: int) -> Tensor:
+        summands = a.movedim(dim, 0).flatten(0, 1)
+        missing = summands.new_full((max(self.k - len(summands), 0), *summands.shape[1:]), -torch.inf)
+        return torch.cat([summands, missing]).topk(self.k, 0).values
+
+
+class Expectation(Semiring):
+    """Pairs (2, *) of a log-weight and the mean of an additive value: the total is (log Z, E[value]).
+
+    Potentials are such pairs too: ``torch.stack([log_potential, value])``, values finite. ``-log_potential`` as the value gives
+    the entropy log Z + E[-score] (Eisner 2002).
+
+    Example:
+        How many ones three fair coins show:
+
+        >>> def pair(value):
+        ...     return torch.stack([torch.zeros_like(value), value])
+        >>> ones = torch.tensor([0.0, 1.0]).expand(3, 2)
+        >>> fold(Expectation(), Chain(pair(ones), pair(torch.zeros(1, 2, 2)), *[pair(torch.zeros(2))] * 2))[0][1]
+        tensor(1.5000)
+    """
+
+    def plus(self, a: Tensor, dim: int) -> Tensor:
+        log_weight, value = a
+        total = LogSumExp().plus(log_weight, dim)
+        share = (log_weight - total.masked_fill(total == -torch.inf, 0.0).unsqueeze(dim)).exp()
+        return torch.stack([total, (share * value).sum(dim)])
+
+
+def mean(chain: Chain, values: Chain) -> tuple[Tensor, Tensor]:
+    """log Z (*) and the mean (*) of a value that is a sum of finite values (of the shapes of the potentials) of the same factors."""
+    batch = chain.unary.dim() - 2
+
+    def paired(potential: Tensor, value: Tensor, dims: int) -> Tensor:
+        pair = torch.stack(torch.broadcast_tensors(potential, value))
+        return pair.reshape(2, *[1] * (dims + 1 - pair.dim()), *pair.shape[1:])  # pairs stand before all batch dims
+
+    dims = iter((batch + 2, batch + 3, batch + 1, batch + 1))
+    total, value = fold(Expectation(), chain.map(lambda p, v: paired(p, v, next(dims)), values))[0]
+    return total, value
+
+
+class Count(Semiring):
+    """The number of labellings that nothing forbids, in float64: exact to 2**53.
+
+    Example:
+        >>> no_repeats = torch.zeros(3, 3).fill_diagonal_(-torch.inf)
+        >>> fold(Count(), Chain(torch.zeros(4, 3), no_repeats, torch.zeros(3), torch.zeros(3)))[0]
+        tensor(24., dtype=torch.float64)
+    """
+
+    def lift(self, potentials: Tensor) -> Tensor:
+        return (potentials > -torch.inf).to(torch.float64)
+
+    def times(self, a: Tensor, lifted: Tensor) -> Tensor:
+        return a * lifted
+
+    def plus(self, a: Tensor, dim: int) -> Tensor:
+        return a.sum(dim)
+
+
+def fold(semiring: Semiring, chain: Chain) -> tuple[Tensor, list[Tensor]]:
+    """The sum over all labellings of the products of their factors.
+
+    Returns:
+        The total (*), and for each site t the messages (*, V): the sums over labellings of the sites up to t by the label of t.
+        Past a row's length its messages stay.
+
+    Cost: N steps on tensors (*, V, V).
+    """
+    unary, lengths = semiring.lift(chain.unary), chain.lengths
+    start = semiring.times(semiring.lift(chain.initial), unary[..., 0, :])
+    message = semiring.plus(start.unsqueeze(-1), -1)  # brings it to the form of a sum
+    lifted = chain._replace(transition=semiring.lift(chain.transition))
+    messages = [message]
+    for t in range(1, unary.shape[-2]):
+        new = semiring.plus(semiring.times(message.unsqueeze(-1), lifted.step(t - 1)), -2)
+        new = semiring.times(new, unary[..., t, :])
+        message = new if lengths is None else torch.where((lengths > t).unsqueeze(-1), new, message)
+        messages.append(message)
+    total = semiring.plus(semiring.times(message, semiring.lift(chain.final)), -1)
+    if lengths is not None:  # the empty labelling has weight one
+        empty = semiring.plus(semiring.lift(torch.zeros_like(chain.unary[..., :1, 0])), -1)
+        total = torch.where(lengths > 0, total, empty)
+    return total, messages
+
+
+def trace(semiring: Semiring, chain: Chain, messages: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Tensor:
+    """Labels (*shape, *, N), chosen from the last site to the first by ``semiring.choose``; 0 past the length.
+
+    Args:
+        semiring: what a choice is.
+        chain: that of the fold.
+        messages: of the fold.
+        shape: further dims, for more than one labelling.
+    """
+    lifted = chain._replace(transition=semiring.lift(chain.transition).mT)
+    final, lengths = semiring.lift(chain.final), chain.lengths
+    here = torch.broadcast_shapes(messages[-1].shape, final.shape)
+    label = semiring.choose(semiring.times(messages[-1], final).expand(*shape, *here))
+    labels = [label]
+    for t in range(len(messages) - 2, -1, -1):
+        weights = _rows(lifted.step(t), label)
+        if lengths is not None:
+            weights = torch.where((lengths == t + 1).unsqueeze(-1), final, weights)
+        label = semiring.choose(semiring.times(messages[t], weights))
+        labels.append(label)
+    return _without_padding(torch.stack(labels[::-1], -1), lengths)
+
+
+def trace_k(semiring: KMax, chain: Chain, messages: list[Tensor]) -> Tensor:
+    """The labels (k, *, N) of the k best labellings, from the messages of a fold; 0 past the length.
+
+    Where there are fewer than k, further rows hold some labels of score -inf.
+    """
+    labels_ = chain.unary.shape[-1]
+
+    def best(candidates: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Of candidates (*, k, V) the label and the rank there of the one in a place (*) of the order."""
+        order = candidates.flatten(-2).topk(semiring.k).indices
+        place = order.take_along_dim(rank.unsqueeze(-1), -1).squeeze(-1)
+        return place % labels_, place // labels_
+
+    stacked = [m.movedim(0, -2) for m in messages]  # (*, k, V)
+    rank = torch.arange(semiring.k, device=chain.unary.device).reshape(-1, *[1] * (stacked[-1].dim() - 2))
+    label, rank = best((stacked[-1] + chain.final.unsqueeze(-2)).unsqueeze(0), rank)
+    labels = [label]
+    turned = chain._replace(transition=chain.transition.mT)
+    for t in range(len(messages) - 2, -1, -1):
+        found, place = best(stacked[t] + _rows(turned.step(t), label).unsqueeze(-2), rank)
+        if chain.lengths is None:
+            label, rank = found, place
+        else:
+            inside = chain.lengths > t + 1
+            label, rank = torch.where(inside, found, label), torch.where(inside, place, rank)
+        labels.append(label)
+    return _without_padding(torch.stack(labels[::-1], -1), chain.lengths)
+
+
+def flip_own(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Values (*, N, V) read from each row's own end (*); what lies past it stays there, in some order."""
+    if lengths is None:
+        return values.flip(-2)
+    sites = values.shape[-2]
+    backward = lengths.unsqueeze(-1) - 1 - torch.arange(sites, device=values.device)
+    return values.take_along_dim((backward % sites).unsqueeze(-1), -2)
+
+
+def draw(weights: Tensor) -> Tensor:
+    """An index along the last dim with probability proportional to its weight; never one of weight zero."""
+    cdf = weights.cumsum(-1)
+    # in (0, total], so that neither rounding nor a zero at either end can be hit
+    level = (1 - torch.rand(cdf.shape[:-1], dtype=cdf.dtype, device=cdf.device)).unsqueeze(-1) * cdf[..., -1:]
+    return (cdf < level).sum(-1)
+
+
+def _rows(matrices: Tensor, label: Tensor) -> Tensor:
+    """The rows (*, V) of matrices (*, V, V)."""
+    if matrices.dim() == 2:
+        return matrices[label]
+    matrices = matrices.reshape(*[1] * (label.dim() + 2 - matrices.dim()), *matrices.shape)
+    return matrices.take_along_dim(label[..., None, None], -2).squeeze(-2)
+
+
+def _without_padding(labels: Tensor, lengths: Tensor | None) -> Tensor:
+    if lengths is None:
+        return labels
+    return labels.masked_fill(torch.arange(labels.shape[-1], device=labels.device) >= lengths.unsqueeze(-1), 0)

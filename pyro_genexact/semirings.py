@@ -230,14 +230,14 @@ def fold(semiring: Semiring, chain: Chain) -> tuple[Tensor, list[Tensor]]:
 
     Cost: N steps on tensors (*, V, V).
     """
-    unary, lengths = semiring.lift(chain.unary), chain.lengths
-    start = semiring.times(semiring.lift(chain.initial), unary[..., 0, :])
+    unary, lengths = semiring.lift(chain.unary).unbind(-2), chain.lengths
+    start = semiring.times(semiring.lift(chain.initial), unary[0])
     message = semiring.plus(start.unsqueeze(-1), -1)  # brings it to the form of a sum
-    lifted = chain._replace(transition=semiring.lift(chain.transition))
+    into = _transposed(semiring, chain)
     messages = [message]
-    for t in range(1, unary.shape[-2]):
-        new = semiring.plus(semiring.times(message.unsqueeze(-1), lifted.step(t - 1)), -2)
-        new = semiring.times(new, unary[..., t, :])
+    for t in range(1, len(unary)):
+        new = semiring.plus(semiring.times(message.unsqueeze(-2), into.step(t - 1)), -1)
+        new = semiring.times(new, unary[t])
         message = new if lengths is None else torch.where((lengths > t).unsqueeze(-1), new, message)
         messages.append(message)
     total = semiring.plus(semiring.times(message, semiring.lift(chain.final)), -1)
@@ -256,18 +256,18 @@ def trace(semiring: Semiring, chain: Chain, messages: Sequence[Tensor], shape: t
         messages: of the fold.
         shape: further dims, for more than one labelling.
     """
-    lifted = chain._replace(transition=semiring.lift(chain.transition).mT)
+    into = _transposed(semiring, chain)
     final, lengths = semiring.lift(chain.final), chain.lengths
     here = torch.broadcast_shapes(messages[-1].shape, final.shape)
     label = semiring.choose(semiring.times(messages[-1], final).expand(*shape, *here))
     labels = [label]
     for t in range(len(messages) - 2, -1, -1):
-        weights = _rows(lifted.step(t), label)
+        weights = _rows(into.step(t), label)
         if lengths is not None:
             weights = torch.where((lengths == t + 1).unsqueeze(-1), final, weights)
         label = semiring.choose(semiring.times(messages[t], weights))
         labels.append(label)
-    return _without_padding(torch.stack(labels[::-1], -1), lengths)
+    return without_padding(labels, lengths)
 
 
 def trace_k(semiring: KMax, chain: Chain, messages: list[Tensor]) -> Tensor:
@@ -287,16 +287,16 @@ def trace_k(semiring: KMax, chain: Chain, messages: list[Tensor]) -> Tensor:
     rank = torch.arange(semiring.k, device=chain.unary.device).reshape(-1, *[1] * (stacked[-1].dim() - 2))
     label, rank = best((stacked[-1] + chain.final.unsqueeze(-2)).unsqueeze(0), rank)
     labels = [label]
-    turned = chain._replace(transition=chain.transition.mT)
+    into = _transposed(Semiring(), chain)
     for t in range(len(messages) - 2, -1, -1):
-        found, place = best(stacked[t] + _rows(turned.step(t), label).unsqueeze(-2), rank)
+        found, place = best(stacked[t] + _rows(into.step(t), label).unsqueeze(-2), rank)
         if chain.lengths is None:
             label, rank = found, place
         else:
             inside = chain.lengths > t + 1
             label, rank = torch.where(inside, found, label), torch.where(inside, place, rank)
         labels.append(label)
-    return _without_padding(torch.stack(labels[::-1], -1), chain.lengths)
+    return without_padding(labels, chain.lengths)
 
 
 def flip_own(values: Tensor, lengths: Tensor | None) -> Tensor:
@@ -310,21 +310,34 @@ def flip_own(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 def draw(weights: Tensor) -> Tensor:
     """An index along the last dim with probability proportional to its weight; never one of weight zero."""
-    cdf = weights.cumsum(-1)
+    return draw_cumulated(weights.cumsum(-1))
+
+
+def draw_cumulated(cdf: Tensor) -> Tensor:
+    """The same from cumulated weights."""
     # in (0, total], so that neither rounding nor a zero at either end can be hit
     level = (1 - torch.rand(cdf.shape[:-1], dtype=cdf.dtype, device=cdf.device)).unsqueeze(-1) * cdf[..., -1:]
-    return (cdf < level).sum(-1)
+    return torch.searchsorted(cdf, level).squeeze(-1)
+
+
+def _transposed(semiring: Semiring, chain: Chain) -> Chain:
+    """The chain whose lifted transitions have the label that is entered first, so that sums run over neighbours in memory."""
+    lifted = semiring.lift(chain.transition).mT
+    return chain._replace(transition=lifted.contiguous() if chain.transition.dim() == 2 else lifted)
 
 
 def _rows(matrices: Tensor, label: Tensor) -> Tensor:
     """The rows (*, V) of matrices (*, V, V)."""
     if matrices.dim() == 2:
-        return matrices[label]
+        rows = matrices.index_select(0, label.reshape(-1))
+        return rows if label.dim() == 1 else rows.reshape(*label.shape, -1)
     matrices = matrices.reshape(*[1] * (label.dim() + 2 - matrices.dim()), *matrices.shape)
     return matrices.take_along_dim(label[..., None, None], -2).squeeze(-2)
 
 
-def _without_padding(labels: Tensor, lengths: Tensor | None) -> Tensor:
+def without_padding(backward: list[Tensor], lengths: Tensor | None) -> Tensor:
+    """Labels (*, N) of the sites given from the last to the first, 0 past the length."""
+    labels = torch.stack(backward[::-1]).movedim(0, -1).contiguous()  # faster than to stack along the last dim
     if lengths is None:
         return labels
-    return labels.masked_fill(torch.arange(labels.shape[-1], device=labels.device) >= lengths.unsqueeze(-1), 0)
+    return labels.masked_fill(torch.arange(len(backward), device=labels.device) >= lengths.unsqueeze(-1), 0)

@@ -14,9 +14,9 @@ from torch.distributions import constraints, kl_divergence
 from ..base import broadcast_shapes, check_sizes
 from ..semirings import Chain, KMax, LogSumExp, Max, flip_own, fold, mean, trace, trace_k
 from ..transforms.base import _mark
+from . import chain_checks as check
 from .autoregressive import AutoregressiveDistribution
-from .checks import checked_lengths
-from .labels import LabelStrings, Lookup, batch_shape_of, check_numbers, check_possible, check_potentials, pick
+from .labels import LabelStrings, Lookup, pick
 from .log_partition import log_partition, widened
 from .messages import Messages, messages_of, wide, within
 
@@ -72,15 +72,15 @@ class LinearChainCRF(TorchDistribution):
         lengths: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        check_potentials(unary, transition, initial, final)
+        check.potentials(unary, transition, initial, final)
         self.num_labels, sites = unary.shape[-1], unary.shape[-2]
         self.unary, self.transition, self.initial, self.final = unary, transition, initial, final
-        self.lengths = None if lengths is None else checked_lengths(lengths, sites)
-        self._rows = batch_shape_of(unary, transition, initial, final, lengths)
+        self.lengths = check.lengths_like(unary, lengths)
+        self._rows = check.batch_shape_of(unary, transition, initial, final, self.lengths)
         self._remembered: list[Any] = []  # shared with all that expand makes
         super().__init__(self._rows, Size((sites,)), validate_args=validate_args)
         if self._validate_args:
-            check_numbers(self._chain())
+            check.numbers(self._chain())
 
     def __repr__(self) -> str:
         return (
@@ -99,8 +99,7 @@ class LinearChainCRF(TorchDistribution):
         new = self._get_checked_instance(LinearChainCRF, _instance)
         new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
         shape = Size(batch_shape)
-        if broadcast_shapes(self.batch_shape, shape) != shape:
-            raise ValueError(f"Expected batch_shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}.")
+        check.expansion(self.batch_shape, shape)
         new._batch_shape = shape
         return new
 
@@ -108,6 +107,7 @@ class LinearChainCRF(TorchDistribution):
         """log p(value) in nats, of the batch shape broadcast with the value's."""
         if self._validate_args:
             self._validate_sample(value)
+        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
         shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return (self._score(value) - self._log_partition().reshape(self._rows)).to(self.unary.dtype).expand(shape)
 
@@ -118,6 +118,7 @@ class LinearChainCRF(TorchDistribution):
 
     def score(self, value: Tensor) -> Tensor:
         """The log-weight of a label string, log_prob + log_partition; -inf outside the support."""
+        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
         shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return self._score(value).to(self.unary.dtype).expand(shape)
 
@@ -190,6 +191,12 @@ class LinearChainCRF(TorchDistribution):
         Returns:
             (*features, *batch), with gradients in the potentials and in the values.
         """
+        sites, labels = self.unary.shape[-2:]
+        check.fits("unary", unary, self.unary, self.batch_shape, (sites, labels), 0)
+        if transition is not None:
+            check.fits("transition", transition, self.unary, self.batch_shape, (sites - 1, labels, labels), 2)
+        if self._validate_args:
+            check.finite(unary=unary, transition=transition)
         pairs = 0.0 if transition is None else (self.pair_marginals * transition).sum((-3, -2, -1))
         return (self.marginals * unary).sum((-2, -1)) + pairs
 
@@ -198,14 +205,17 @@ class LinearChainCRF(TorchDistribution):
 
         Args:
             labels: (*batch, N), the truth.
-            cost: (V, V), [i, j] of taking i for j; by default 1 where they differ, so that the risk is the expected number of errors.
+            cost: (V, V), [i, j] of saying i where j is true; by default 1 where they differ: the risk is the expected number of errors.
 
         Reference: Smith, Eisner, "Minimum risk annealing for training log-linear models", ACL 2006.
         """
         if cost is None:
             cost = 1 - torch.eye(self.num_labels, dtype=self.unary.dtype, device=self.unary.device)
+        check.fits("cost", cost, self.unary, (), (self.num_labels, self.num_labels), 2)
+        check.fits("labels", labels, self.unary, self.batch_shape, self.event_shape)
         gone = self._gone()
-        return self.expectation(cost.T[labels if gone is None else torch.where(gone, 0, labels)])
+        check.labels("labels", labels, self.num_labels, gone)
+        return self.expectation(cost.T[(labels if gone is None else torch.where(gone, 0, labels)).long()])
 
     def given(self, labels: Tensor, observed: Tensor | None = None) -> LinearChainCRF:
         """The exact conditional distribution given a part of the labels, again a CRF.
@@ -216,28 +226,20 @@ class LinearChainCRF(TorchDistribution):
             labels: (*batch, N) integers, or (*batch, N, V) Boolean, the labels that are allowed at each site.
             observed: (*batch, N) Boolean, where the labels are known; by default everywhere.
         """
-        if labels.dtype == torch.bool:
-            allowed = labels
-            if labels.shape[-2:] != self.unary.shape[-2:]:
-                raise ValueError(
-                    f"Expected labels.shape[-2:] == {tuple(self.unary.shape[-2:])} (Boolean: which are allowed); got {tuple(labels.shape)}."
-                )
-        else:
-            if labels.shape[-1:] != self.event_shape:
-                raise ValueError(
-                    f"Expected labels.shape[-1] == {self.event_shape[0]} (sites); got {tuple(labels.shape)}."
-                )
-            every = torch.arange(self.num_labels, device=labels.device)
-            allowed = labels.unsqueeze(-1) == every
+        sets = isinstance(labels, Tensor) and labels.dtype == torch.bool
+        event = self.unary.shape[-2:] if sets else self.event_shape
+        check.fits("labels", labels, self.unary, self.batch_shape, event, len(event))
+        allowed = labels if sets else labels.unsqueeze(-1) == torch.arange(self.num_labels, device=labels.device)
+        free = self._gone()
         if observed is not None:
-            if observed.dtype != torch.bool or observed.shape[-1:] != self.event_shape:
-                raise ValueError(
-                    f"Expected observed of booleans (*batch, {self.event_shape[0]}); got {observed.dtype} {tuple(observed.shape)}."
-                )
+            check.fits("observed", observed, self.unary, self.batch_shape, self.event_shape)
+            if observed.dtype != torch.bool:
+                raise TypeError(f"Expected observed to be a Boolean tensor; got {observed.dtype}.")
+            check.broadcast_batches(labels=labels.shape[: -len(event)], observed=observed.shape[:-1])
             allowed = allowed | ~observed.unsqueeze(-1)
-        gone = self._gone()
-        if self._validate_args and not (allowed.any(-1) if gone is None else allowed.any(-1) | gone).all():
-            raise ValueError(f"Expected labels between 0 and {self.num_labels - 1} where observed; got others.")
+            free = ~observed if free is None else ~observed | free
+        if self._validate_args:
+            check.labels("labels", labels, self.num_labels, free)
         return LinearChainCRF(
             torch.where(allowed, self.unary, -torch.inf),
             self.transition,
@@ -251,7 +253,9 @@ class LinearChainCRF(TorchDistribution):
         """The log-probability of a part of the labels, all others summed out; arguments as in :meth:`given`; -inf where impossible."""
         part = self.given(labels, observed)
         chain = part._chain()
-        total = part._wide(log_partition(chain, None if _transformed() else messages_of(chain)))
+        with torch.no_grad():
+            messages = None if _transformed() else messages_of(chain)
+        total = part._wide(log_partition(chain, messages))
         return (total - self._wide(self._log_partition())).to(self.unary.dtype)
 
     def as_autoregressive(self) -> AutoregressiveDistribution:
@@ -305,13 +309,14 @@ class LinearChainCRF(TorchDistribution):
 
         def flat(potentials: Tensor, dims: int) -> Tensor:
             shape = potentials.shape[potentials.dim() - dims :]
-            return potentials.expand(*rows, *shape).reshape(prod(rows), *shape)
+            return potentials.expand((*rows, *shape)).reshape(prod(rows), *shape)
 
         lengths = None if self.lengths is None else flat(self.lengths, 0)
         transition = self.transition
         if transition.dim() > 2:
             transition = flat(transition, 3)
-            transition = within(lengths, transition, 1) if transition.shape[1] > 1 else transition
+            if transition.shape[1] == self.unary.shape[-2] - 1:
+                transition = within(lengths, transition, 1)
         zero = self.unary.new_zeros(self.num_labels)
         initial, final = (flat(zero if p is None else p, 1) for p in (self.initial, self.final))
         return Chain(within(lengths, flat(self.unary, 2)), transition, initial, final, lengths)
@@ -324,7 +329,7 @@ class LinearChainCRF(TorchDistribution):
         """Values (..., B, ...) of all rows in the batch shape."""
         before, after = values.shape[:dim], values.shape[dim + 1 :]
         ones = (1,) * (len(self.batch_shape) - len(self._rows))
-        return values.reshape(*before, *ones, *self._rows, *after).expand(*before, *self.batch_shape, *after)
+        return values.reshape((*before, *ones, *self._rows, *after)).expand((*before, *self.batch_shape, *after))
 
     def _gone(self) -> Tensor | None:
         """(*, N), where sites are padding."""
@@ -339,8 +344,8 @@ class LinearChainCRF(TorchDistribution):
         if not self._remembered or self._remembered[0] != state:
             with torch.no_grad():
                 messages = messages_of(self._chain())
+            check.possible(messages.log_partition, self._rows)  # what cannot be is not remembered, but found anew
             self._remembered[:] = [state, messages]
-            check_possible(messages.log_partition, self._rows)
         return self._remembered[1]
 
     def _log_partition(self) -> Tensor:
@@ -371,20 +376,22 @@ class LinearChainCRF(TorchDistribution):
 
     def _best(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            chain = self._double()
+            chain = widened(self._chain())
             score, messages = fold(Max(), chain)
+            check.possible(score, self._rows)
             return score, trace(Max(), chain, messages)
 
     def _marginals(self, chain: Chain, which: str, quick: Callable[[Messages], Tensor]) -> Tensor:
         """The gradient of log Z in one kind of potentials."""
-        messages = self._messages()
-        if not torch.is_grad_enabled() or not any(p.requires_grad for p in chain[:4]):
-            return self._wide(quick(messages).to(self.unary.dtype))
-        leaf: Tensor = getattr(chain, which)
-        leaf = leaf if leaf.requires_grad else leaf.clone().requires_grad_()
-        total = fold(LogSumExp(), widened(chain._replace(**{which: leaf})))[0]
-        found = torch.autograd.grad(total.sum(), leaf, create_graph=True, materialize_grads=True)[0]
-        return self._wide(found.to(self.unary.dtype))
+        if not _transformed():
+            messages = self._messages()
+            if not torch.is_grad_enabled() or not any(p.requires_grad for p in chain[:4]):
+                return self._wide(quick(messages).to(self.unary.dtype))
+
+        def total(potentials: Tensor) -> Tensor:
+            return fold(LogSumExp(), widened(chain._replace(**{which: potentials})))[0].sum()
+
+        return self._wide(torch.func.grad(total)(getattr(chain, which)).to(self.unary.dtype))
 
 
 def _transformed() -> bool:

@@ -5,13 +5,13 @@ All is computed in float64 where the device has it, so that a float32 chain of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..semirings import Chain, Draw, LogSumExp, Semiring, draw, flip_own, fold, trace
+from ..semirings import Chain, Draw, LogSumExp, Semiring, draw, draw_cumulated, flip_own, fold, trace, without_padding
 
 RESCALED_EVERY = (8, 1)
 """After how many steps the recursion in exp space is rescaled, in the order of trial."""
@@ -127,7 +127,11 @@ class Scaled:
         return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
 
     def sample(self, count: int) -> Tensor:
-        return self._ordered(trace(_Weights(), self.weights, self.forward.unbind(1), (count,)), 1)
+        if count < self.forward.shape[-1]:
+            labels = trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
+        else:
+            labels = draw_by_tables(self.forward.unbind(1), self.weights, count)
+        return self._ordered(labels, 1)
 
     def _ordered(self, values: Tensor, dim: int = 0) -> Tensor:
         """Rows as they were given."""
@@ -207,6 +211,29 @@ class _Weights(Semiring):
 
     def choose(self, candidates: Tensor) -> Tensor:
         return draw(candidates)
+
+
+def draw_by_tables(forward: Sequence[Tensor], chain: Chain, count: int) -> Tensor:
+    """Labels (count, B, N) as :func:`trace` with :class:`_Weights` draws them, for many draws a row.
+
+    The weights of a site are cumulated for each label after it, V^2 numbers a row, of which the draws read their rows.
+    """
+    batch, labels = forward[0].shape
+    into = chain._replace(transition=chain.transition.mT.contiguous())
+    label = draw(forward[-1].unsqueeze(1).expand(-1, count, -1))
+    height = labels if chain.lengths is None else labels + 1
+    first = height * torch.arange(batch, device=label.device).unsqueeze(-1)
+    drawn = [label]
+    for t in range(len(forward) - 2, -1, -1):
+        here = forward[t].unsqueeze(-2)
+        table = here * into.step(t)
+        if chain.lengths is not None:  # one more row, for no label after this one
+            table = torch.cat([table, here], -2)
+            label = torch.where((chain.lengths <= t + 1).unsqueeze(-1), labels, label)
+        cdf = table.cumsum(-1).flatten(0, -2)
+        label = draw_cumulated(cdf.index_select(0, (label + first).flatten())).reshape(batch, count)
+        drawn.append(label)
+    return without_padding([label.T for label in drawn], chain.lengths)
 
 
 def recur(x: Tensor, forward: Chain, backward: Chain, active: list[int], every: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from . import conditioners, distributions, flows, heads, numerics, semirings, transforms
 from .base import Conditioner, Constant, DistributionModule, Head, Steps
-from .distributions import LinearChainCRF
+from .distributions import HiddenMarkov, LinearChainCRF
 from .flows import Flow
 from .models import CRF, Autoregressive, Conditional, OrderEnsemble
 from .numerics import ConvergenceError
@@ -21,6 +21,7 @@ __all__ = [
     "FitResult",
     "Flow",
     "Head",
+    "HiddenMarkov",
     "LinearChainCRF",
     "OrderEnsemble",
     "Steps",

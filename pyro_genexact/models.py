@@ -240,7 +240,8 @@ class CRF(DistributionModule):
 
     Raises:
         ValueError: for constraints of another shape; in calls for a context of another width, or emissions of other than V labels.
-        TypeError: for constraints that are not Boolean.
+        TypeError: for constraints that are not Boolean, a context that is neither integer nor module; in calls for emissions that
+            are no tensor.
 
     Reference: Huang, Xu, Yu, "Bidirectional LSTM-CRF models for sequence tagging", 2015.
 
@@ -268,11 +269,14 @@ class CRF(DistributionModule):
         allowed_final: Tensor | None = None,
     ) -> None:
         super().__init__()
+        check_kind("num_labels", num_labels, int)
         check_sizes(1, num_labels=num_labels)
         self.num_labels = num_labels
         if isinstance(context, nn.Module):
             self.emissions = context
         else:
+            if not isinstance(context, int):
+                raise TypeError(f"Expected context to be an integer or a module; got {context}.")
             check_sizes(1, context=context)
             self.context, self.emissions = Steps(context), nn.Linear(context, num_labels)
         sizes = {"transition": (num_labels, num_labels), "initial": (num_labels,), "final": (num_labels,)}
@@ -292,11 +296,13 @@ class CRF(DistributionModule):
         if self.context:
             check_context(self, context)
         unary = self.emissions(context)
+        check_kind("emissions", unary, Tensor)
         if unary.shape[-1:] != (self.num_labels,):
             raise ValueError(f"Expected emissions (*batch, N, {self.num_labels}) (labels); got {tuple(unary.shape)}.")
+        transition = _only(self.transition, self.allowed)
         return LinearChainCRF(
             unary,
-            _only(self.transition, self.allowed),
+            transition if transition.dim() == 2 else transition.unsqueeze(-3),  # draws of a prior, each for all steps
             initial=_only(self.initial, self.allowed_initial),
             final=_only(self.final, self.allowed_final),
             lengths=lengths,

@@ -7,6 +7,7 @@ from .autoregressive import AutoregressiveDistribution
 from .continuous_categorical import ContinuousCategorical
 from .crf import LinearChainCRF
 from .discretized_logistic import DiscretizedLogistic
+from .hidden_markov import HiddenMarkov
 from .labels import LabelStrings
 from .mixture import Mixture, UnionConstraint
 from .per_site import PerSite, PerSiteConstraint
@@ -16,6 +17,7 @@ __all__ = [
     "AutoregressiveDistribution",
     "ContinuousCategorical",
     "DiscretizedLogistic",
+    "HiddenMarkov",
     "LabelStrings",
     "LinearChainCRF",
     "Mixture",

@@ -72,7 +72,8 @@ def permutation(order: Any, sites: int) -> Tensor:
 
 def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
     """The lengths; a TypeError unless they are integers, a ValueError unless each is between 0 and the sites."""
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+    kind = getattr(lengths, "dtype", torch.bool)
+    if not isinstance(lengths, Tensor) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TypeError(f"Expected lengths to be a tensor of integers; got {getattr(lengths, 'dtype', type(lengths))}.")
     if not lengths.is_meta and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]

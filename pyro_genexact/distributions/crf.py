@@ -36,7 +36,7 @@ class LinearChainCRF(TorchDistribution):
     Args:
         unary: (*batch, N, V), of a label at a site.
         transition: (V, V), of a step from label i to label j at [i, j]; or of each step, (*batch, N - 1, V, V), or the same for
-            all steps of a row, (*batch, 1, V, V).
+            all steps of a row, (*batch, 1, V, V): draws (*batch, V, V) of a prior need ``unsqueeze(-3)``.
         initial: (V) or (*batch, V), of the first label; by default 0.
         final: (V) or (*batch, V), of the last label; by default 0.
         lengths: (*batch) integers 0 ... N, how many sites a row has; by default N. The empty string has log_prob 0.
@@ -60,7 +60,6 @@ class LinearChainCRF(TorchDistribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
-    has_enumerate_support = True
 
     def __init__(
         self,
@@ -87,6 +86,11 @@ class LinearChainCRF(TorchDistribution):
             f"{type(self).__name__}({tuple(self.batch_shape)}, {tuple(self.event_shape)}, num_labels={self.num_labels})"
         )
 
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether rows have one length."""
+        return self.lengths is None or self.lengths.is_meta or len(self.lengths.unique()) < 2
+
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Strings of labels 0 ... V - 1; padding may hold anything."""
@@ -105,9 +109,9 @@ class LinearChainCRF(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, of the batch shape broadcast with the value's."""
+        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
-        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
         shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return (self._score(value) - self._log_partition().reshape(self._rows)).to(self.unary.dtype).expand(shape)
 
@@ -155,7 +159,8 @@ class LinearChainCRF(TorchDistribution):
     @property
     def max_log_prob(self) -> Tensor:
         """The log-probability (*batch) of the mode, in nats."""
-        return self._wide((self._best()[0] - self._log_partition()).to(self.unary.dtype))
+        score = self._score(self._best()[1].reshape(*self._rows, -1))  # whose gradient is that of the mode's factors
+        return self._wide((score - self._log_partition().reshape(self._rows)).to(self.unary.dtype).flatten())
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
         """The k most probable label strings (k, *batch, N), best first, and their log-probabilities (k, *batch) in nats.
@@ -211,7 +216,7 @@ class LinearChainCRF(TorchDistribution):
         """
         if cost is None:
             cost = 1 - torch.eye(self.num_labels, dtype=self.unary.dtype, device=self.unary.device)
-        check.fits("cost", cost, self.unary, (), (self.num_labels, self.num_labels), 2)
+        check.costs(cost, self.unary)
         check.fits("labels", labels, self.unary, self.batch_shape, self.event_shape)
         gone = self._gone()
         check.labels("labels", labels, self.num_labels, gone)
@@ -239,7 +244,7 @@ class LinearChainCRF(TorchDistribution):
             allowed = allowed | ~observed.unsqueeze(-1)
             free = ~observed if free is None else ~observed | free
         if self._validate_args:
-            check.labels("labels", labels, self.num_labels, free)
+            check.sets("labels", labels, free) if sets else check.labels("labels", labels, self.num_labels, free)
         return LinearChainCRF(
             torch.where(allowed, self.unary, -torch.inf),
             self.transition,
@@ -319,6 +324,9 @@ class LinearChainCRF(TorchDistribution):
                 transition = within(lengths, transition, 1)
         zero = self.unary.new_zeros(self.num_labels)
         initial, final = (flat(zero if p is None else p, 1) for p in (self.initial, self.final))
+        if lengths is not None:  # an empty row has no ends
+            empty = (lengths == 0).unsqueeze(-1)
+            initial, final = initial.masked_fill(empty, 0.0), final.masked_fill(empty, 0.0)
         return Chain(within(lengths, flat(self.unary, 2)), transition, initial, final, lengths)
 
     def _double(self) -> Chain:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, register_kl
 
-from ..base import broadcast_shapes
 from ..semirings import Max, fold, mean
+from .chain_checks import broadcast_batches
 from .crf import LinearChainCRF
 from .log_partition import widened
 
@@ -18,24 +19,28 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     """KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q (*batch) in nats; infinite where p allows what q forbids.
 
     Raises:
-        ValueError: for other numbers of sites or labels, or other lengths.
+        ValueError: for other numbers of sites or labels, other lengths, or batch shapes that do not broadcast.
     """
     sizes = [(*d.event_shape, d.num_labels) for d in (p, q)]
+    if p.unary.device != q.unary.device:
+        raise ValueError(f"Expected distributions on one device; got {p.unary.device} and {q.unary.device}.")
     if sizes[0] != sizes[1]:
         raise ValueError(f"Expected distributions of one number of sites and of labels; got {sizes[0]} and {sizes[1]}.")
-    shape = broadcast_shapes(p._rows, q._rows)
+    batch_shape = broadcast_batches(p=p.batch_shape, q=q.batch_shape)
+    shape = broadcast_batches(p=p._rows, q=q._rows)
     totals = p._log_partition().reshape(p._rows), q._log_partition().reshape(q._rows)
     ours, theirs = widened(p._chain(shape)), widened(q._chain(shape))
     lengths = [torch.as_tensor(p.event_shape[0]) if c.lengths is None else c.lengths for c in (ours, theirs)]
-    if not lengths[0].is_meta and (lengths[0] != lengths[1]).any():
-        raise ValueError("Expected distributions of equal lengths; got others.")
+    if not lengths[0].is_meta and (other := lengths[0] != lengths[1]).any():
+        got = " and ".join(str(int(n.expand(other.shape)[other][0])) for n in lengths)
+        raise ValueError(f"Expected distributions of equal lengths; got {got}.")
     values = ours.map(lambda a, b: torch.where((a > -torch.inf) & (b > -torch.inf), a - b, 0.0), theirs)
     difference = mean(ours, values)[1].reshape(shape)
     # 1 where q forbids a factor of a string that p allows
     forbidden = ours.map(lambda a, b: torch.where(a > -torch.inf, (b == -torch.inf).to(b), -torch.inf), theirs)
     leaks = fold(Max(), forbidden)[0].reshape(shape) > 0
     divergence = torch.where(leaks, torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
-    return divergence.expand(broadcast_shapes(p.batch_shape, q.batch_shape))
+    return divergence.expand(batch_shape)
 
 
 def of_crf_from_independent(p: LinearChainCRF, q: Independent[Any]) -> Tensor:
@@ -60,9 +65,12 @@ def as_crf(d: Independent[Any], like: LinearChainCRF) -> LinearChainCRF:
         raise ValueError(
             f"Expected Categorical or OneHotCategorical with to_event(1) beside a LinearChainCRF; got {d}."
         )
+    # torch takes the logarithm of a small number for that of a probability of 0
+    zero = (base.probs == 0) & (base.logits > math.log(torch.finfo(base.logits.dtype).tiny))
+    logits = base.logits.masked_fill(zero, -torch.inf)
     return LinearChainCRF(
-        base.logits,
-        base.logits.new_zeros(base.logits.shape[-1], base.logits.shape[-1]),
+        logits,
+        logits.new_zeros(logits.shape[-1], logits.shape[-1]),
         lengths=like.lengths,
         validate_args=False,
     )

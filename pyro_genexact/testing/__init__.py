@@ -6,6 +6,7 @@ distribution, or a module whose call (with the context, where one is given) retu
 """
 
 from .bijections import bijection_head, differentiability, learning, monotonicity, precision, round_trips, slopes
+from .chains import chain
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
 from .conventions import as_distribution, conventions
 from .devices import device, meta
@@ -44,6 +45,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "support",
     "mass",
     "line_mass",
+    "chain",
     "agreement",
     "gradients",
     "extremes",

@@ -155,14 +155,23 @@ def _chi_square(d: Any, count: int, seed: int, limit: float) -> None:
         y = d.sample((count,)).reshape(count, 1, *d.batch_shape, -1)
     observed = (y == support).all(-1).to(expected).sum(0)  # (N, *batch)
     _close("agreement", "samples in the support", observed.sum(0), torch.full_like(observed[0], count), 0.0)
-    rare = expected < 5  # joined to one cell
+    _fit("agreement", "samples and log_prob", observed, expected, limit)
+
+
+def _fit(law: str, case: str, observed: Tensor, expected: Tensor, limit: float = 5.0) -> None:
+    """Pearson's chi-square of counts (N, *batch) against the expected ones, in deviations of a normal (Wilson, Hilferty 1931)."""
+    if (observed[expected == 0] > 0).any():
+        _broken(law, case, "a value of probability 0")
+    rare = expected < 5  # joined to one cell, with the least frequent of the others, so that it is not rare
+    rare = rare.scatter(0, expected.masked_fill(rare, inf).argmin(0, keepdim=True), True)
     cells = [(torch.where(rare, 0.0, n), torch.where(rare, n, 0.0).sum(0, keepdim=True)) for n in (observed, expected)]
     observed, expected = (torch.cat(pair) for pair in cells)
     terms = torch.where(expected > 0, (observed - expected).square() / expected.clamp(min=1e-300), 0.0)
-    freedom = (expected > 0).sum(0) - 1
-    z = (terms.sum(0) - freedom) / (2 * freedom.clamp(min=1)).sqrt()
+    freedom = ((expected > 0).sum(0) - 1).clamp(min=1)
+    spread = 2 / (9 * freedom)
+    z = ((terms.sum(0) / freedom) ** (1 / 3) - (1 - spread)) / spread.sqrt()
     if not z.max() < limit:
-        _broken("agreement", "samples and log_prob", f"chi-square {z.max():.3g} deviations off, not below {limit}")
+        _broken(law, case, f"chi-square {z.max():.3g} deviations off, not below {limit}")
 
 
 def gradients(module: nn.Module, context: Tensor | None = None, inert: Collection[str] = (), tol: float = 1e-4) -> None:

@@ -86,7 +86,8 @@ def _same(law: str, case: str, got: Any, expected: Any) -> None:
 def _close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> None:
     """Equal within tol * (1 + |expected|), equal infinities included."""
     _same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
-    off = ~(((got - expected).abs() <= tol * (1 + expected.abs())) | (got == expected))
+    near = (got - expected).abs() <= tol * (1 + expected.abs())
+    off = ~((near & expected.isfinite()) | (got == expected))
     if off.any():
         _broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
 

@@ -1,8 +1,8 @@
 """Test log-likelihoods (nats a row) of flows on data sets with published figures.
 
-    python tests/benchmarks/published.py --data DIR [--only bsds300,red_wine,digits] [--recipe naf] [--minutes 9]
+    python tests/benchmarks/published.py --data DIR [--only bsds300,red_wine,digits,conll2000] [--recipe naf] [--minutes 9]
 
-DIR holds bsds300_patches/ and uci_red_wine/; the README.md of each tells format, recipe, published figures.
+DIR holds bsds300_patches/, uci_red_wine/ and conll2000/; the README.md of each tells format, recipe, published figures.
 
 * bsds300: 8x8 image patches, 63 features; one model trained for about --minutes; nats of the validation part
   with two standard errors. The dequantising noise is drawn once, from a fixed seed. The validation part takes
@@ -14,7 +14,9 @@ DIR holds bsds300_patches/ and uci_red_wine/; the README.md of each tells format
 * digits: the data and the settings of examples/density_estimation.py (scikit-learn's, no DIR needed), with another recipe;
   bits per dimension of the test rows.
 
-A full-covariance Gaussian, in closed form, stands beside each: it shows that the data is made as published.
+* conll2000: a linear-chain CRF of text chunks, published_crf.py.
+
+A full-covariance Gaussian, in closed form, stands beside each density: it shows that the data is made as published.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import published_crf
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -190,6 +193,8 @@ def main() -> None:
         bsds300(args.data, args.recipe, args.minutes, args.progress)
     if "red_wine" in args.only.split(","):
         red_wine(args.data, args.recipe, args.progress)
+    if "conll2000" in args.only.split(","):
+        published_crf.conll2000(args.data, args.progress)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ def test_support(distribution, distribution_name):
 
 
 @pytest.mark.parametrize(
-    "distribution_name", [n for n in registry.DISTRIBUTIONS if n not in registry.LARGE + registry.INFINITE]
+    "distribution_name", [n for n in registry.DISTRIBUTIONS if n not in registry.LARGE + registry.UNLISTED]
 )
 def test_mass(distribution):
     testing.mass(*distribution)
 
 
-@pytest.mark.parametrize("distribution_name", [n for n in registry.DISTRIBUTIONS if n not in registry.INFINITE])
+@pytest.mark.parametrize("distribution_name", [n for n in registry.DISTRIBUTIONS if n not in registry.UNLISTED])
 def test_agreement(distribution):
     testing.agreement(*distribution)
 

@@ -31,7 +31,8 @@ def test_every_public_class_is_in_the_registry():
     subjects = [factory() for factory in (*registry.CONDITIONERS.values(), *registry.HEADS.values())]
     for factory in (*registry.TRANSFORMS.values(), *registry.DISTRIBUTIONS.values()):
         subject, *_, context = factory()
-        subjects += [subject, made(subject, context)]
+        result = made(subject, context)
+        subjects += [subject, result, getattr(result, "support", None)]
     for factory in registry.DISTRIBUTION_HEADS.values():
         head = factory().double()
         subjects += [head, head.support, head(torch.zeros(1, 4, head.num_params, dtype=torch.float64))]

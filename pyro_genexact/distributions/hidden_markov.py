@@ -1,0 +1,336 @@
+"""Hidden Markov models: the directed siblings of the linear-chain CRF, through the same recursion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from ..base import _map_tensors, broadcast_shapes, check_like, check_sizes, tensors_in
+from ..semirings import Chain, LogSumExp, fold
+from . import chain_checks as check
+from .checks import check_kind, checked_lengths
+from .crf import LinearChainCRF, _transformed
+from .guard import anchor, guarded_log_prob, surely_inside
+from .log_partition import log_partition, widened
+from .messages import messages_of, within
+from .mixture import union
+
+
+class HiddenMarkov(TorchDistribution):
+    r"""Sequences x_1 ... x_N of observations of a Markov chain z_1 ... z_N of V states that is not seen.
+
+        p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
+
+    log_prob is exact: the log-normaliser of a :class:`LinearChainCRF` over states, which :meth:`posterior` returns. So, of
+    observations x,
+
+    * smoothing, p(z_t | x), is ``posterior(x).marginals``, and p(z_t, z_{t+1} | x) is ``posterior(x).pair_marginals``;
+    * filtering, p(z_t | x_1 ... x_t), is ``filter(x)``;
+    * a draw from p(z | x) is ``posterior(x).sample()``;
+    * the most probable states (Viterbi) are ``posterior(x).mode``, the k best ``posterior(x).k_best(k)``.
+
+    An event is a tensor (N, *obs), obs the event shape of the observation_dist. With ``lengths`` the sites from a row's length on
+    are padding: anything is accepted there, NaN too, samples hold 0, no gradient flows. An observation that is missing, with
+    any value of the support in its place, has log_prob 0 by ``observation_dist.mask(mask)``, mask (*batch, N, 1).
+
+    Cost: log_prob and its gradient are those of the CRF's log Z, and V log_probs of each observation. A sample draws V
+    observations a site and picks one.
+
+    Args:
+        initial: (V) or (*batch, V), logits of the *first observed* state. Pyro's ``DiscreteHMM`` steps once before it: there
+            p(z_1) is the initial distribution times the transition.
+        transition: (V, V), logits of the next state j, given state i, at [i, j]; or of each step, (*batch, N - 1, V, V), or the
+            same for all steps of a row, (*batch, 1, V, V). Logits may be -inf, not all of a row; rows are normalised.
+        observation_dist: of batch shape (V), (N, V), (*batch, N, V) or (*batch, 1, V), and any event shape: an observation of
+            each state. A value outside the support of some states is scored by the others.
+        lengths: (*batch) integers 0 ... N, how many observations a row has; by default N. No observations have log_prob 0.
+        duration: N, where neither transition nor observation_dist has a dim of more than one step that tells it.
+        validate_args: whether logits and values are checked; without, values outside the support have log_prob -inf.
+
+    Raises:
+        TypeError: for arguments of other classes.
+        ValueError: for shapes, dtypes or devices that do not fit, an N that nothing tells, lengths outside 0 ... N, and (when
+            validating) logits that are NaN or +inf, or -inf all along a row, and values outside the support; from
+            ``posterior`` and ``filter`` for observations that are impossible.
+
+    Shapes: the batch shape is that of all arguments, broadcast.
+
+    Reference: Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", Proc. IEEE 1989.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> stay = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+        >>> d = HiddenMarkov(torch.zeros(2), stay, dist.Normal(torch.tensor([-1.0, 1.0]), 1.0), duration=4)
+        >>> x = torch.tensor([-1.5, 0.2, 0.1, 2.0])
+        >>> d.log_prob(x), d.filter(x)[:, 1], d.posterior(x).marginals[:, 1]
+        (tensor(-7.2075), tensor([0.0474, 0.1927, 0.2939, 0.9649]), tensor([0.1656, 0.5269, 0.7632, 0.9649]))
+        >>> d.posterior(x).mode, d.sample((3,)).shape
+        (tensor([0, 1, 1, 1]), torch.Size([3, 4]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        initial: Tensor,
+        transition: Tensor,
+        observation_dist: Distribution,
+        lengths: Tensor | None = None,
+        *,
+        duration: int | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        sites, batch_shape = _shapes(initial, transition, observation_dist, lengths, duration)
+        self.num_states = initial.shape[-1]
+        self.initial, self.transition = initial.log_softmax(-1), transition.log_softmax(-1)
+        self.observation_dist = observation_dist
+        self.lengths = None if lengths is None else checked_lengths(lengths, sites)
+        super().__init__(batch_shape, Size((sites, *observation_dist.event_shape)), validate_args=validate_args)
+        if self._validate_args:
+            for name, logits in (("initial", initial), ("transition", transition)):
+                _check_logits(name, logits)
+
+    def __repr__(self) -> str:
+        parts = f"{type(self.observation_dist).__name__}, {tuple(self.batch_shape)}, {tuple(self.event_shape)}"
+        return f"{type(self).__name__}({parts}, num_states={self.num_states})"
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """Sequences of values that some state can show; padding may hold anything."""
+        one = self._observable()
+        return constraints.independent(one, 1) if self.lengths is None else _Padded(one, self.lengths)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether observations have a finite support, and rows one length."""
+        return self.lengths is None and bool(self.observation_dist.has_enumerate_support)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> HiddenMarkov:
+        """The same with another batch shape, without copies; rows are drawn independently."""
+        new = self._get_checked_instance(HiddenMarkov, _instance)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
+        shape = Size(batch_shape)
+        check.expansion(self.batch_shape, shape)
+        new._batch_shape = shape
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, of the batch shape broadcast with the value's; -inf, with gradient zero, where impossible."""
+        posterior = self._given(value, False)
+        return posterior._wide(_evidence(posterior._chain()).to(posterior.unary.dtype))
+
+    def prior(self) -> LinearChainCRF:
+        """The distribution p(z) of the states before anything is observed."""
+        unary = self.initial.new_zeros(self.event_shape[0], self.num_states)
+        return self._states(unary, self._validate_args).expand(self.batch_shape)
+
+    def posterior(self, value: Tensor) -> LinearChainCRF:
+        """The distribution p(z | value) of the states: smoothing, draws, Viterbi, entropy; its ``log_partition`` is log_prob."""
+        return self._given(value, self._validate_args)
+
+    def filter(self, value: Tensor) -> Tensor:
+        """p(z_t | x_1 ... x_t) (*batch, N, V) at each site, differentiable; 0 at padding.
+
+        The last site's is what prediction starts from: the next state's distribution is ``filter(x)[..., -1, :]`` times the
+        transition.
+        """
+        posterior = self.posterior(value)
+        chain = posterior._double()
+        if torch.is_grad_enabled() and any(p.requires_grad for p in chain[:4]):
+            filtered = within(chain.lengths, torch.stack(fold(LogSumExp(), chain)[1], -2).softmax(-1))
+        else:
+            filtered = posterior._messages().filtered()
+        return posterior._wide(filtered.to(posterior.unary.dtype))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Observations (*sample_shape, *batch, N, *obs)."""
+        with torch.no_grad():
+            states = self.prior().sample(sample_shape)
+            each = self.observation_dist.expand((*self.batch_shape, self.event_shape[0], self.num_states))
+            draws = each.sample(Size(sample_shape))
+            index = states.reshape(*states.shape, 1, *[1] * (len(self.event_shape) - 1))
+            seen = draws.take_along_dim(index, self._state_dim).squeeze(self._state_dim)
+            return seen if self.lengths is None else seen.masked_fill(self._gone(len(self.event_shape) - 1), 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_t] (*batch, N, *obs): the average over p(z_t) of the states' means; 0 at padding."""
+        return self._average(self.observation_dist.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x_t] (*batch, N, *obs): the mean of the states' variances and the variance of their means; 0 at padding."""
+        mean = self.observation_dist.mean
+        off = mean - self.mean.unsqueeze(self._state_dim)
+        return self._average(self.observation_dist.variance + off.square())
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All K^N sequences of the K values of an observation, (K^N, *batch, N, *obs), the last site fastest.
+
+        Batch dims are 1 without ``expand``.
+
+        Raises:
+            ValueError: where observations have no finite support, with lengths, or for more than 2^20 sequences.
+        """
+        if not self.has_enumerate_support:
+            got = type(self.observation_dist).__name__ if self.lengths is None else "lengths"
+            raise ValueError(f"Expected observations that enumerate a finite support, and no lengths; got {got}.")
+        sites, *event = self.event_shape
+        values = self.observation_dist.enumerate_support(expand=False).reshape(-1, *event)
+        count = len(values) ** sites
+        if count > 2**20:
+            raise ValueError(f"Expected at most {2**20} sequences to be enumerated; got {len(values)}^{sites}.")
+        place = len(values) ** torch.arange(sites - 1, -1, -1, device=values.device)
+        sequences = values[torch.arange(count, device=values.device).unsqueeze(-1) // place % len(values)]
+        sequences = sequences.reshape(count, *[1] * len(self.batch_shape), *self.event_shape)
+        return sequences.expand(count, *self.batch_shape, *self.event_shape) if expand else sequences
+
+    def _states(self, unary: Tensor, validate_args: bool) -> LinearChainCRF:
+        return LinearChainCRF(
+            unary, self.transition, initial=self.initial, lengths=self.lengths, validate_args=validate_args
+        )
+
+    def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
+        if self._validate_args:
+            self._validate_sample(value)
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        states = self._states(self._log_likelihoods(value), validate_args)
+        return states.expand(broadcast_shapes(batch, self.batch_shape))
+
+    @property
+    def _state_dim(self) -> int:
+        """Where V stands in what the observation_dist tells of values, (*batch, N, V, *obs), counted from the right."""
+        return -len(self.event_shape)
+
+    def _log_likelihoods(self, value: Tensor) -> Tensor:
+        """log p(x_t | z_t) (*batch, N, V); what padding holds is never looked at."""
+        value = value.unsqueeze(self._state_dim)  # (*batch, N, 1, *obs)
+        support: Any = self.observation_dist.support
+        if self.lengths is not None:
+            value = torch.where(self._gone(-self._state_dim), anchor(support, value), value)
+        if surely_inside(support, value):
+            return self.observation_dist.log_prob(value)
+        return guarded_log_prob(self.observation_dist, value, support)
+
+    def _gone(self, more: int) -> Tensor:
+        """(*, N, 1 ...) with so many dims of 1: where sites are padding."""
+        assert self.lengths is not None
+        gone = torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
+        return gone.reshape(*gone.shape, *[1] * more)
+
+    def _average(self, values: Tensor) -> Tensor:
+        """The average (*batch, N, *obs) of values (*batch, N, V, *obs) of all states, by p(z_t)."""
+        p = self.prior().marginals
+        return (p.reshape(*p.shape, *[1] * (len(self.event_shape) - 1)) * values).sum(self._state_dim)
+
+    def _observable(self) -> Any:
+        """The support of an observation: of all states, joined where their bounds differ."""
+        support: Any = self.observation_dist.support
+        if not tensors_in(support):
+            return support
+
+        def of_state(k: int) -> Callable[[Tensor], Tensor]:
+            dim = self._state_dim
+            return lambda bound: bound.select(dim, k if bound.shape[dim] > 1 else 0) if bound.dim() >= -dim else bound
+
+        return union([_map_tensors(of_state(k), support) for k in range(self.num_states)])
+
+
+class _Padded(constraints.Constraint):
+    """Sequences of values that satisfy a constraint, up to a row's length."""
+
+    def __init__(self, one: Any, lengths: Tensor) -> None:
+        self.one, self.lengths = one, lengths
+        self.is_discrete, self.event_dim = one.is_discrete, one.event_dim + 1
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = self.one.check(value)
+        gone = torch.arange(inside.shape[-1], device=value.device) >= self.lengths.unsqueeze(-1)
+        return (inside | gone).all(-1)
+
+    def anchor(self, like: Tensor) -> Tensor:
+        """Some value inside, that broadcasts with ``like``."""
+        return anchor(self.one, like)
+
+    def __repr__(self) -> str:
+        return f"sequences of {self.one}, padded"
+
+
+def _evidence(chain: Chain) -> Tensor:
+    """log Z (B), wide; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
+    if _transformed():
+        return fold(LogSumExp(), widened(chain))[0]
+    with torch.no_grad():
+        messages = messages_of(chain)
+    log_z = messages.log_partition
+    if log_z.is_meta or log_z.isfinite().all():
+        return log_partition(chain, messages)
+    if (poles := chain.unary == torch.inf).any():
+        chain = chain._replace(unary=chain.unary.masked_fill(poles, 0.0))
+        with torch.no_grad():
+            reached = ((messages_of(chain).nodes() > 0) & poles).any(-1).any(-1)
+        return _evidence(chain).masked_fill(reached, torch.inf)
+    if not (impossible := log_z == -torch.inf).any():  # there is a NaN
+        return log_partition(chain, messages)
+    possible = chain._replace(unary=chain.unary.masked_fill(impossible[:, None, None], 0.0))
+    return _evidence(possible).masked_fill(impossible, -torch.inf)
+
+
+def _shapes(
+    initial: Tensor, transition: Tensor, observation_dist: Distribution, lengths: Tensor | None, duration: int | None
+) -> tuple[int, Size]:
+    """N and the batch shape; a TypeError or ValueError where arguments do not fit each other."""
+    check_kind("initial", initial, Tensor)
+    check_kind("transition", transition, Tensor)
+    check_kind("observation_dist", observation_dist, Distribution)
+    if initial.dim() < 1 or not initial.shape[-1] or not initial.is_floating_point():
+        raise ValueError(
+            f"Expected initial of floating-point numbers (*batch, V) with V >= 1; got {initial.dtype} {tuple(initial.shape)}."
+        )
+    check_like("transition", transition, initial)
+    states = initial.shape[-1]
+    if transition.shape[-2:] != (states, states):
+        raise ValueError(
+            f"Expected transition.shape[-2:] == ({states}, {states}) (states of initial); got {tuple(transition.shape)}."
+        )
+    observed = observation_dist.batch_shape
+    if observed[-1:] != (states,):
+        raise ValueError(
+            f"Expected observation_dist.batch_shape[-1] == {states} (states of initial); got {tuple(observed)}."
+        )
+    told = {} if duration is None else {"duration": duration}
+    if len(observed) > 1 and observed[-2] != 1:
+        told["observation_dist"] = observed[-2]
+    if transition.dim() > 2 and transition.shape[-3] != 1:
+        told["transition"] = transition.shape[-3] + 1
+    if not told:
+        raise ValueError(
+            "Expected duration (N), as observation_dist.batch_shape[-2] and the steps of transition do not tell it; got none."
+        )
+    check_sizes(1, **told)
+    if len({*told.values()}) > 1:
+        got = ", ".join(f"{n} by {name}" for name, n in told.items())
+        raise ValueError(f"Expected one number N of observations (a transition has N - 1 steps); got {got}.")
+    batch_shape = check.broadcast_batches(
+        initial=initial.shape[:-1],
+        transition=transition.shape[:-3],
+        observation_dist=observed[:-2],
+        lengths=getattr(lengths, "shape", ()),
+    )
+    return next(iter(told.values())), batch_shape
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    """Raises a ValueError for logits that are NaN or +inf, or of which none in a row is finite."""
+    if logits.is_meta:
+        return
+    if not (fine := logits < torch.inf).all():
+        raise ValueError(f"Expected {name} of finite numbers or -inf; got {float(logits[~fine][0])}.")
+    if (logits == -torch.inf).all(-1).any():
+        raise ValueError(f"Expected {name} with a finite logit in each row (of next states); got a row of -inf alone.")

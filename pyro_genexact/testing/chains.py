@@ -1,0 +1,282 @@
+"""The laws of chains of labels: every query of a linear-chain CRF is what enumeration of its label strings tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from .distributions import _fit
+from .helpers import _broken, _close, _gradients, _noise_like, _same, _seeded, made
+
+LARGEST = 4096
+
+
+def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws: int = 2000) -> None:
+    r"""Every query of a linear-chain CRF, with its own lengths and with every length from 0, is that of all label strings.
+
+    From the potentials alone, score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_n] is
+    summed up string by string. So are known
+
+    - ``log_partition``, and ``log_prob`` of every string, whatever stands in the padding;
+    - ``marginals`` and ``pair_marginals``, which also are the gradients of ``log_partition`` in the potentials;
+    - ``mode``, ``max_log_prob``, and ``k_best``: in order, all different, no more than there are;
+    - ``entropy``;
+    - the gradients of these in all potentials;
+    - how often a string is drawn, by ``sample`` and from ``expand``, by chi-square; impossible ones are not;
+    - ``as_autoregressive``, as its log_prob.
+
+    Nothing depends on the potentials of the padding, NaN included; their gradients are 0; labels and marginals are 0 there.
+    Lengths for which a row has no possible string are left out.
+
+    Cost: time and memory of V^N strings times N V^2, for each row and length.
+
+    Args:
+        subject: a distribution with the constructor, the attributes and the queries of
+            :class:`pyro_genexact.LinearChainCRF`, or a module whose call returns one; in float64.
+        context: (*batch, N, C) or None.
+        tol: relative to 1 + |value|.
+        draws: how many samples.
+
+    Raises:
+        AssertionError: that names the query, and the numbers.
+        ValueError: for more than 4096 label strings.
+
+    Example:
+        >>> from pyro_genexact import LinearChainCRF
+        >>> chain(LinearChainCRF(torch.randn(2, 3, 4).double(), torch.randn(4, 4).double(), lengths=torch.tensor([3, 1])))
+    """
+    d = made(subject, context)
+    count = d.num_labels ** d.event_shape[0]
+    if count > LARGEST:
+        raise ValueError(f"Expected at most {LARGEST} label strings; got {d.num_labels}^{d.event_shape[0]} = {count}.")
+    every = torch.arange(d.event_shape[0] + 1, device=d.unary.device).reshape(-1, *[1] * len(d.batch_shape))
+    every = every.expand(-1, *d.batch_shape)
+    possible = _enumerated(_again(d, every, check=False)).log_partition().isfinite().reshape(len(every), -1).all(1)
+    for case, it in (("", d), (", every length", _again(d, every[possible]))):
+        truth = _enumerated(it)
+        _sums(case, it, truth, tol)
+        _best(case, it, truth, tol)
+        _draws(case, it, truth, draws)
+        _chain_rule(case, it, truth, tol)
+        _derivatives(case, it, tol)
+        _padding(case, it, tol)
+
+
+class Enumerated(NamedTuple):
+    """All label strings of N sites, S of them, and what they score in each row.
+
+    Attributes:
+        strings: (S, N).
+        scores: (S, *batch), padding ignored.
+        once: (S, *batch), whether the padding is 0, so that each string of a row's length is there once.
+        inside: (*batch, N), where a row has sites.
+    """
+
+    strings: Tensor
+    scores: Tensor
+    once: Tensor
+    inside: Tensor
+
+    def log_partition(self) -> Tensor:
+        return self.scores.masked_fill(~self.once, -inf).logsumexp(0)
+
+    def log_prob(self) -> Tensor:
+        """(S, *batch), of each string once."""
+        return (self.scores - self.log_partition()).masked_fill(~self.once, -inf)
+
+    def nodes(self, labels: int) -> Tensor:
+        """(*batch, N, V)."""
+        shown = one_hot(self.strings, labels).to(self.scores.dtype)
+        return torch.einsum("s...,snv->...nv", self.log_prob().exp(), shown) * self.inside.unsqueeze(-1)
+
+    def pairs(self, labels: int) -> Tensor:
+        """(*batch, N - 1, V, V)."""
+        shown = one_hot(self.strings, labels).to(self.scores.dtype)
+        found = torch.einsum("s...,sni,snj->...nij", self.log_prob().exp(), shown[:, :-1], shown[:, 1:])
+        return found * self.inside[..., 1:, None, None]
+
+    def entropy(self) -> Tensor:
+        log_prob = self.log_prob()
+        impossible = log_prob == -inf
+        return -(log_prob.masked_fill(impossible, 0.0) * log_prob.exp()).sum(0)
+
+
+def _enumerated(d: Any) -> Enumerated:
+    """By the definition of the score, from the potentials as they were given."""
+    sites, labels, batch = d.event_shape[0], d.num_labels, d.batch_shape
+    site = torch.arange(sites, device=d.unary.device)
+    lengths = torch.full_like(site[:1], sites) if d.lengths is None else d.lengths.unsqueeze(-1)
+    inside, last = (site < lengths).expand(*batch, sites), (site == lengths - 1).expand(*batch, sites)
+    strings = torch.cartesian_prod(*[torch.arange(labels, device=site.device)] * sites).reshape(-1, sites)
+
+    def at(potentials: Tensor | None, dims: tuple[int, ...], here: Tensor, *index: Tensor) -> Tensor:
+        """The sum (S, *batch) over sites of potentials (*batch, *dims) at an index, where they count."""
+        if potentials is None:
+            return d.unary.new_zeros(())
+        every: tuple[Any, ...] = (..., *index)
+        found = potentials.expand(*batch, *dims)[every]
+        return torch.where(here.unsqueeze(-2), found, 0.0).sum(-1).movedim(-1, 0)
+
+    transition, steps = d.transition, (sites - 1, labels, labels)
+    ends = [None if p is None else p.unsqueeze(-2) for p in (d.initial, d.final)]
+    scores = at(d.unary, (sites, labels), inside, site, strings)
+    scores = scores + at(transition, steps, inside[..., 1:], site[1:] - 1, strings[:, :-1], strings[:, 1:])
+    scores = scores + at(ends[0], (sites, labels), inside & (site == 0), site, strings)
+    scores = scores + at(ends[1], (sites, labels), last, site, strings)
+    once = ~((strings != 0).reshape(-1, *[1] * len(batch), sites) & ~inside).any(-1)
+    return Enumerated(strings, scores, once, inside)
+
+
+def _again(
+    d: Any, lengths: Tensor | None, change: Callable[[str, Tensor], Tensor] | None = None, check: Any = None
+) -> Any:
+    """The same chain anew, with other lengths, and potentials detached or changed."""
+    potentials = {name: getattr(d, name) for name in ("unary", "transition", "initial", "final")}
+    given = {name: p.detach() for name, p in potentials.items() if p is not None}
+    if change is not None:
+        given = {name: change(name, p) for name, p in given.items()}
+    new = type(d)(given.pop("unary"), given.pop("transition"), **given, lengths=lengths, validate_args=check)
+    return new if lengths is not None else new.expand(d.batch_shape)
+
+
+def _filled(truth: Enumerated, fill: int) -> Tensor:
+    """All strings (S, *batch, N), the padding filled."""
+    shape = (len(truth.strings), *truth.inside.shape)
+    strings = truth.strings.reshape(len(truth.strings), *[1] * (truth.inside.dim() - 1), -1)
+    return strings.expand(shape).masked_fill(~truth.inside, fill)
+
+
+def _sums(case: str, d: Any, truth: Enumerated, tol: float) -> None:
+    """Those over all strings, and the probability of each."""
+    _close("chain", f"log_partition{case}", d.log_partition, truth.log_partition(), tol)
+    for fill in (0, -100, d.num_labels):
+        log_prob = truth.scores - truth.log_partition()
+        _close("chain", f"log_prob, {fill} for padding{case}", d.log_prob(_filled(truth, fill)), log_prob, tol)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            where = f"{', with grad' if grad else ''}{case}"
+            _close("chain", f"marginals{where}", d.marginals, truth.nodes(d.num_labels), tol)
+            _close("chain", f"pair_marginals{where}", d.pair_marginals, truth.pairs(d.num_labels), tol)
+    _close("chain", f"entropy{case}", d.entropy(), truth.entropy(), tol)
+
+
+def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
+    """The best strings are these, in order, with these probabilities."""
+    k = 5
+    ranked = truth.log_prob().sort(0, descending=True).values
+    missing = ranked.new_full((max(k - len(ranked), 0), *ranked.shape[1:]), -inf)
+    ranked = torch.cat([ranked, missing])[:k]
+    _close("chain", f"max_log_prob{case}", d.max_log_prob, ranked[0], tol)
+    _close("chain", f"log_prob of the mode{case}", _looked_up(truth, d.mode, f"mode{case}"), ranked[0], tol)
+    strings, log_prob = d.k_best(k)
+    _close("chain", f"log_prob of k_best{case}", log_prob, ranked, tol)
+    found = _looked_up(truth, strings, f"k_best{case}")
+    existing = ranked > -inf
+    _close("chain", f"strings of k_best{case}", found.where(existing, 0.0), ranked.where(existing, 0.0), tol)
+    same = (strings.unsqueeze(0) == strings.unsqueeze(1)).all(-1) & existing & existing.unsqueeze(1)
+    if same.sum() > existing.sum():
+        _broken("chain", f"k_best{case}", "one string twice")
+
+
+def _draws(case: str, d: Any, truth: Enumerated, draws: int) -> None:
+    """Strings are drawn as often as their probability says, independently from row to row of an expanded batch."""
+    expected = draws * truth.log_prob().detach().exp()
+    for name, draw in (
+        ("sample", lambda: d.sample((draws,))),
+        ("sample of expand", lambda: d.expand((draws, *d.batch_shape)).sample()),
+    ):
+        with _seeded(0):
+            labels = draw()
+        if not d.support.check(labels).all():
+            _broken("chain", f"{name}{case}", f"a string outside {d.support}")
+        seen = _index(truth, d.num_labels, labels, f"{name}{case}")
+        rows = torch.arange(len(truth.strings), device=seen.device).reshape(-1, 1, *[1] * len(d.batch_shape))
+        _fit("chain", f"{name}{case}", (seen == rows).sum(1).to(expected), expected)
+
+
+def _chain_rule(case: str, d: Any, truth: Enumerated, tol: float) -> None:
+    """The left-to-right conditionals multiply to the same."""
+    log_prob = d.as_autoregressive().log_prob(_filled(truth, 0))
+    _close("chain", f"as_autoregressive{case}", log_prob, truth.scores - truth.log_partition(), tol)
+
+
+def _derivatives(case: str, d: Any, tol: float) -> None:
+    """Gradients in all potentials: those of enumeration."""
+    d = _again(d, d.lengths, lambda name, p: p.clone().requires_grad_())
+    leaves = {n: p for n in ("unary", "transition", "initial", "final") if (p := getattr(d, n)) is not None}
+    truth = _enumerated(d)
+    marginals = {"unary": d.marginals, "transition": d.pair_marginals}
+    for name, grad in zip(marginals, _gradients(d.log_partition.sum(), [d.unary, d.transition]), strict=True):
+        mine = marginals[name].sum_to_size(leaves[name].shape)
+        _close("chain", f"marginals, gradient of log_partition in {name}{case}", mine, grad, tol)
+    labels = d.mode
+    best = _looked_up(truth, labels, f"mode{case}")
+    for query, got, expected in (
+        ("log_partition", d.log_partition, truth.log_partition()),
+        ("log_prob", d.log_prob(labels), best),
+        ("marginals", d.marginals, truth.nodes(d.num_labels)),
+        ("pair_marginals", d.pair_marginals, truth.pairs(d.num_labels)),
+        ("entropy", d.entropy(), truth.entropy()),
+    ):
+        noise = _noise_like(expected, 3)
+        totals = [(value * noise).sum() for value in (got, expected)]
+        grads = [_gradients(total, list(leaves.values()), keep_graph=True) for total in totals]
+        for name, mine, theirs in zip(leaves, *grads, strict=True):
+            _close("chain", f"gradient of {query} in {name}{case}", mine, theirs, tol)
+
+
+def _padding(case: str, d: Any, tol: float) -> None:
+    """Whatever the potentials of the padding are, all stays and nothing of it gets a gradient."""
+    if d.lengths is None:
+        return
+    sites, labels = d.event_shape[0], d.num_labels
+    gone = torch.arange(sites, device=d.unary.device) >= d.lengths.unsqueeze(-1)
+    gone = gone.expand(*d.batch_shape, sites)
+    masks = {"unary": gone.unsqueeze(-1).expand(*gone.shape, labels)}
+    if d.transition.dim() > 2 and d.transition.shape[-3] == sites - 1:
+        masks["transition"] = gone[..., 1:, None, None].expand(*gone.shape[:-1], sites - 1, labels, labels)
+
+    def spoilt(name: str, p: Tensor, fill: float) -> Tensor:
+        if name in masks:
+            p = p.expand(masks[name].shape).masked_fill(masks[name], fill)
+        return p.clone().requires_grad_()
+
+    for fill in (1e3, -inf, float("nan")):
+        other = _again(d, d.lengths, lambda name, p, fill=fill: spoilt(name, p, fill))  # type: ignore[misc]
+        where = f", {fill:g} for padding{case}"
+        mode = d.mode
+        _same("chain", f"mode{where}", other.mode.tolist(), mode.tolist())
+        for query in ("log_partition", "max_log_prob", "marginals", "pair_marginals"):
+            _close("chain", f"{query}{where}", getattr(other, query), getattr(d, query), tol)
+        _close("chain", f"entropy{where}", other.entropy(), d.entropy(), tol)
+        _close("chain", f"log_prob{where}", other.log_prob(mode), d.log_prob(mode), tol)
+        total = (
+            other.log_prob(mode) + other.entropy() + other.marginals.square().sum((-1, -2)) + 2 * other.log_partition
+        ).sum()
+        grads = _gradients(total, [getattr(other, name) for name in masks])
+        for (name, mask), grad in zip(masks.items(), grads, strict=True):
+            _close("chain", f"gradient in the padding of {name}{where}", grad[mask], torch.zeros_like(grad[mask]), 0.0)
+
+
+def _index(truth: Enumerated, labels: int, strings: Tensor, case: str) -> Tensor:
+    """The numbers (*) of label strings (*, *batch, N)."""
+    if not (strings.masked_fill(truth.inside, 0) == 0).all():
+        _broken("chain", f"padding of {case}", "a label, not 0")
+    if not ((strings >= 0) & (strings < labels)).all():
+        _broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not of 0 to {labels - 1}")
+    place = labels ** torch.arange(strings.shape[-1] - 1, -1, -1, device=strings.device)
+    return (strings * place).sum(-1)
+
+
+def _looked_up(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
+    """The log-probabilities (*, *batch) of label strings (*, *batch, N)."""
+    labels = round(len(truth.strings) ** (1 / truth.strings.shape[1]))
+    index = _index(truth, labels, strings, case)
+    log_prob = truth.log_prob()
+    many = index.reshape(-1, *log_prob.shape[1:])
+    return log_prob.gather(0, many).reshape(index.shape)

@@ -1,0 +1,352 @@
+"""Hidden Markov models against all state paths, Pyro's DiscreteHMM, a forward algorithm by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from registry import sized
+from torch.autograd import gradcheck, gradgradcheck
+
+import pyro_genexact as gx
+
+F64, INF, NAN = torch.float64, float("inf"), float("nan")
+OBSERVED = {  # of parameters of the shape (..., V, 2)
+    "categorical": lambda p: dist.Categorical(logits=torch.cat([p, -p], -1)),
+    "poisson": lambda p: dist.Poisson(p[..., 0].exp()),
+    "normal": lambda p: dist.Normal(p[..., 0], p[..., 1].exp()),
+    "gamma": lambda p: dist.Gamma(p[..., 0].exp(), p[..., 1].exp()),
+    "uniform": lambda p: dist.Uniform(p[..., 0] - 3, p[..., 0] + p[..., 1].exp()),
+    "independent": lambda p: dist.Normal(p, 0.7).to_event(1),
+    "multivariate": lambda p: dist.MultivariateNormal(p, torch.eye(2, dtype=F64) + 0.5),
+}
+
+
+def parameters(states=3, sites=4, batch=(), steps=None, zeros=False):
+    """Logits of the first state and of steps, and parameters of observations, one a site where steps differ."""
+    initial = 1.5 * sized(*batch, states, seed=1)
+    transition = 1.5 * sized(*((states, states) if steps is None else (*batch, steps, states, states)), seed=2)
+    if zeros:
+        initial[..., 0] = -INF
+        transition[..., -1, 0] = transition[..., 0, 0] = -INF
+    return initial, transition, sized(*batch, sites if steps == sites - 1 else 1, states, 2, seed=3)
+
+
+def made(observed, given, sites, **options):
+    return gx.HiddenMarkov(*given[:2], OBSERVED[observed](given[2]), duration=sites, **options)
+
+
+def of_paths(observed, given, x):
+    """All paths (V^n, n) of a row without batch dims, and their log-probabilities jointly with x (n, *obs)."""
+    initial, transition, p = given
+    states, n = len(initial), len(x)
+    if not n:
+        return torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=F64)
+    z = torch.tensor(list(product(range(states), repeat=n)), dtype=torch.long).reshape(states**n, n)
+    with pyro.validation_enabled(False):  # where uniform densities are 0 outside
+        seen = OBSERVED[observed](p.expand(n, -1, -1) if len(p) == 1 else p[:n]).log_prob(x[:, None])
+    first, steps = initial.softmax(-1).log(), transition.softmax(-1).log()
+    joint = torch.zeros(len(z), dtype=F64)
+    for t in range(n):
+        step = steps if steps.dim() == 2 else steps[t - 1 if len(steps) > 1 else 0] if t else None
+        joint = joint + seen[t, z[:, t]] + (first[z[:, 0]] if t == 0 else step[z[:, t - 1], z[:, t]])
+    return z, joint
+
+
+def spread(values, z, states):
+    """The sum of path values (P) by the state (n, V) at each site."""
+    hot = torch.nn.functional.one_hot(z, states).to(F64)
+    return torch.einsum("p,pnv->nv", values, hot)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("sites", [1, 2, 5])
+@pytest.mark.parametrize("observed", OBSERVED)
+def test_all_paths(observed, sites, zeros):
+    """Every length, in one batch with NaN or nonsense in padding; steps that differ, or do not."""
+    for states in (2, 3):
+        for steps in (None, 1, sites - 1):
+            rows = sites + 1
+            given = parameters(states, sites, (rows,), steps, zeros)
+            lengths = torch.arange(rows)
+            d = made(observed, given, sites, lengths=lengths)
+            x = made(observed, given, sites).sample()
+            gone = torch.arange(sites) >= lengths[:, None]
+            nothing = NAN if x.is_floating_point() else -100
+            seen = x.masked_fill(gone.reshape(*gone.shape, *[1] * (x.dim() - 2)), nothing)
+            posterior, log_prob, filtered = d.posterior(seen), d.log_prob(seen), d.filter(seen)
+            assert torch.equal(posterior.log_partition, log_prob)
+            assert (posterior.log_prob(posterior.sample((3,))) > -INF).all()
+            for n in range(rows):
+                row = [p[n] if p.dim() > 2 or p is given[0] else p for p in given]
+                z, joint = of_paths(observed, row, x[n, :n])
+                total = joint.logsumexp(0)
+                assert log_prob[n] == pytest.approx(total.item(), abs=1e-10)
+                if n:
+                    torch.testing.assert_close(
+                        posterior.marginals[n, :n], spread((joint - total).exp(), z, states), rtol=1e-10, atol=1e-10
+                    )
+                    assert joint[(z == posterior.mode[n, :n]).all(-1)].item() == pytest.approx(joint.max().item())
+                for t in range(n):
+                    z, joint = of_paths(observed, row, x[n, : t + 1])
+                    last = spread(joint.softmax(0), z, states)[-1]
+                    torch.testing.assert_close(filtered[n, t], last, rtol=1e-10, atol=1e-10)
+                assert (filtered[n, n:] == 0).all()
+
+
+def pyros(d):
+    """Pyro's model of the same: it steps once from a first state (any) before what is observed, here by a step to ``initial``."""
+    states, sites = d.num_states, d.event_shape[0]
+    steps = d.transition if d.transition.dim() > 2 else d.transition.unsqueeze(0)
+    batch = torch.broadcast_shapes(d.initial.shape[:-1], steps.shape[:-3])
+    first = d.initial[..., None, None, :].expand(*batch, 1, states, states)
+    transition = torch.cat([first, steps.expand(*batch, sites - 1, states, states)], -3)
+    return dist.DiscreteHMM(torch.zeros(states, dtype=d.initial.dtype), transition, d.observation_dist)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("steps", [None, 1, 5])
+@pytest.mark.parametrize("observed", ["categorical", "normal", "multivariate"])
+def test_as_pyros(observed, steps, zeros):
+    given = parameters(3, 6, (4,), steps, zeros)
+    d = made(observed, given, 6)
+    x = d.sample((2,))
+    torch.testing.assert_close(d.log_prob(x), pyros(d).log_prob(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(d.filter(x)[..., -1, :], pyros(d).filter(x).probs, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        assert torch.equal(d.filter(x), d.filter(x))
+
+
+def test_pyro_from_its_own_initial():
+    """The distribution of the first observed state is Pyro's initial one times the transition."""
+    initial, transition, p = parameters(3, 5)
+    x, emitted = sized(2, 5), OBSERVED["normal"](p[0])
+    first = initial.softmax(-1) @ transition.softmax(-1)
+    theirs = dist.DiscreteHMM(initial, transition, emitted).log_prob(x)
+    ours = gx.HiddenMarkov(first.log(), transition, emitted, duration=5).log_prob(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_thousand_sites_by_hand():
+    given = parameters(4, 1000)
+    d = made("normal", given, 1000)
+    x = d.sample((2,))
+    likelihood = OBSERVED["normal"](given[2][0]).log_prob(x.unsqueeze(-1)).exp()
+    p, total = given[0].softmax(-1), torch.zeros(2, dtype=F64)
+    for t in range(1000):
+        p = likelihood[:, t] * (p @ given[1].softmax(-1) if t else p)
+        total, p = total + p.sum(-1).log(), p / p.sum(-1, keepdim=True)
+    torch.testing.assert_close(d.log_prob(x), total, rtol=1e-12, atol=1e-12)
+    single = gx.HiddenMarkov(
+        given[0].float(), given[1].float(), OBSERVED["normal"](given[2].float()), duration=1000
+    ).log_prob(x.float())
+    torch.testing.assert_close(single.double(), total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 1]])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_gradients(steps, lengths):
+    given = [p.requires_grad_() for p in parameters(2, 3, (2,), steps)]
+    lengths = None if lengths is None else torch.tensor(lengths)
+    x = sized(2, 3, seed=7).requires_grad_()
+
+    def log_prob(*values):
+        return made("normal", values, 3, lengths=lengths).log_prob(x if len(values) == 3 else values[3])
+
+    assert gradcheck(log_prob, (*given, x))
+    assert gradgradcheck(log_prob, (*given, x))
+    assert gradcheck(lambda *values: made("normal", values, 3, lengths=lengths).filter(x), given)
+    assert gradcheck(lambda *values: made("normal", values, 3, lengths=lengths).mean, given)
+
+
+def test_gradient_is_the_posterior_expectation():
+    """Fisher's identity, the gradient that an EM step sets to zero: E[gradient of log p(x, z) | x], here over all paths."""
+    given = [p.requires_grad_() for p in parameters(3, 4)]
+    d = made("normal", given, 4)
+    x = d.sample()
+    joint = of_paths("normal", given, x)[1]
+    share = joint.detach().softmax(0)
+    expected = torch.autograd.grad((share * joint).sum(), given)
+    for ours, theirs in zip(torch.autograd.grad(d.log_prob(x), given), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_padding_has_no_gradient():
+    given = [p.requires_grad_() for p in parameters(3, 5, (2,), 4)]
+    x = made("gamma", given, 5).sample()
+    x[0, 3:], x[1, 1:] = NAN, -1.0
+    x.requires_grad_()
+    d = made("gamma", given, 5, lengths=torch.tensor([3, 1]), validate_args=True)
+    for value in (d.log_prob(x), d.filter(x).sin(), d.posterior(x).entropy()):
+        grads = torch.autograd.grad(value.sum(), [*given, x], retain_graph=True)
+        assert all(g.isfinite().all() for g in grads)
+        assert grads[3][0, 3:].eq(0).all() and grads[3][1, 1:].eq(0).all() and grads[3][0, :3].ne(0).all()
+        assert grads[1][0, 2:].eq(0).all() and grads[1][1].eq(0).all() and grads[1][0, :2].ne(0).any()
+
+
+def test_supports_of_states():
+    """A value that some states cannot show is scored by the others; one that none can, by none, with gradient zero."""
+    low = torch.tensor([0.0, 2.0], dtype=F64, requires_grad=True)
+    logits = torch.zeros(2, dtype=F64, requires_grad=True)
+    d = gx.HiddenMarkov(logits, logits.expand(2, 2), dist.Uniform(low, low + 3), duration=2, validate_args=True)
+    x = torch.tensor([[1.0, 4.0], [2.5, 2.5], [0.5, 0.5]], dtype=F64)
+    torch.testing.assert_close(d.log_prob(x).exp(), torch.tensor([0.25, 1.0, 0.25], dtype=F64) / 9)
+    with pytest.raises(ValueError, match="within the support"):
+        d.log_prob(torch.tensor([1.0, 5.5], dtype=F64))
+    d = gx.HiddenMarkov(logits, logits.expand(2, 2), dist.Uniform(low, low + 3), duration=2, validate_args=False)
+    wrong = torch.tensor([[1.0, 5.5], [-INF, 1.0], [1.0, 1.0]], dtype=F64)
+    log_prob = d.log_prob(wrong)
+    assert log_prob.tolist()[:2] == [-INF, -INF] and log_prob[2].isfinite()
+    one = torch.autograd.grad(d.log_prob(wrong[2]), [low, logits], retain_graph=True)
+    for grad, expected in zip(torch.autograd.grad(log_prob.sum(), [low, logits]), one, strict=True):
+        torch.testing.assert_close(grad, expected)
+
+
+def test_poles_of_densities():
+    """Where a path that is possible meets one the density is infinite; the posterior is none, which validation says."""
+    concentration = torch.tensor([0.5, 2.0], dtype=F64, requires_grad=True)
+    stay = torch.eye(2, dtype=F64).log()
+    d = gx.HiddenMarkov(
+        torch.zeros(2, dtype=F64), stay, dist.Gamma(concentration, 1.0), duration=2, validate_args=False
+    )
+    x = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0], [1.0, 2.0]], dtype=F64)
+    log_prob = d.log_prob(x)
+    assert log_prob.tolist()[:3] == [INF, -INF, INF]
+    assert log_prob[3] == d.log_prob(x[3])
+    assert log_prob[3].exp().item() == pytest.approx(
+        dist.Gamma(concentration, 1.0).log_prob(x[3, :, None]).sum(0).exp().mean().item()
+    )
+    one = gx.HiddenMarkov(
+        torch.tensor([-INF, 0.0], dtype=F64), stay, d.observation_dist, duration=2, validate_args=True
+    )
+    assert one.log_prob(x[0]) == -INF and d.log_prob(torch.tensor([NAN, 0.0], dtype=F64)).isnan().logical_not()
+    with pytest.raises(ValueError, match="Expected unary of finite numbers or -inf; got inf"):
+        one.posterior(x[0])
+
+
+def test_impossible_by_transitions():
+    stay = torch.eye(2, dtype=F64).log().requires_grad_()
+    emitted = dist.Categorical(logits=torch.eye(2, dtype=F64).log())
+    d = gx.HiddenMarkov(torch.zeros(2, dtype=F64), stay, emitted, duration=3)
+    x = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    torch.testing.assert_close(d.log_prob(x).exp(), torch.tensor([0.0, 0.5], dtype=F64))
+    assert torch.autograd.grad(d.log_prob(x).exp().sum(), stay)[0].isfinite().all()
+    free = gx.HiddenMarkov(d.initial, stay, emitted, duration=3, validate_args=False)
+    torch.testing.assert_close(torch.func.vmap(free.log_prob)(x), d.log_prob(x))
+
+    def total(transition):
+        return gx.HiddenMarkov(d.initial, transition, emitted, duration=3, validate_args=False).log_prob(x[1])
+
+    grad = torch.autograd.grad(total(stay), stay)[0]
+    torch.testing.assert_close(torch.func.grad(total)(stay.detach()), grad)
+    for query in (d.filter, lambda x: d.posterior(x).marginals):
+        with pytest.raises(ValueError, match=r"got none for row \(0,\)"):
+            query(x)
+
+
+def test_missing_observations():
+    """Those of a mask are summed out, whatever stands in their place."""
+    given = parameters(3, 4)
+    emitted = OBSERVED["categorical"](given[2][0])
+    seen = torch.tensor([True, False, True, False])
+    d = gx.HiddenMarkov(*given[:2], emitted.mask(seen.unsqueeze(-1)), duration=4)
+    full = gx.HiddenMarkov(*given[:2], emitted, duration=4)
+    x, every = torch.tensor([1, 0, 0, 1]), full.enumerate_support()
+    alike = (every == x)[:, seen].all(-1)
+    torch.testing.assert_close(d.log_prob(x), full.log_prob(every[alike]).logsumexp(0))
+    weights = full.log_prob(every[alike]).softmax(0)
+    smooth = (weights[:, None, None] * full.posterior(every[alike]).marginals).sum(0)
+    torch.testing.assert_close(d.posterior(x).marginals, smooth)
+
+
+@pytest.mark.parametrize("observed", ["categorical", "independent"])
+def test_batch_shapes(observed):
+    """Arguments of different batch shapes, values of more and of fewer dims, expand: each row is what it is alone."""
+    initial, transition, p = sized(2, 1, 3, seed=1), sized(4, 1, 3, 3, seed=2), sized(2, 1, 5, 3, 2, seed=3)
+    lengths = torch.tensor([5, 3, 1, 0])
+    d = gx.HiddenMarkov(initial, transition, OBSERVED[observed](p), lengths)
+    assert d.batch_shape == (2, 4) and d.event_shape == (5, *d.observation_dist.event_shape)
+    x, wide = d.sample((7,)), d.expand((6, 2, 4))
+    assert wide.batch_shape == (6, 2, 4) and wide.sample((3,)).shape == (3, 6, 2, 4, *d.event_shape)
+    log_prob, marginals = d.log_prob(x), d.posterior(x).marginals
+    assert log_prob.shape == (7, 2, 4) and marginals.shape == d.filter(x).shape == (7, 2, 4, 5, 3)
+    for i, j in product(range(2), range(4)):
+        one = gx.HiddenMarkov(initial[i, 0], transition[j], OBSERVED[observed](p[i, 0]), lengths[j])
+        torch.testing.assert_close(log_prob[:, i, j], one.log_prob(x[:, i, j]))
+        torch.testing.assert_close(marginals[:, i, j], one.posterior(x[:, i, j]).marginals)
+        torch.testing.assert_close(d.filter(x)[:, i, j], one.filter(x[:, i, j]))
+        if observed == "independent":
+            torch.testing.assert_close(d.mean[i, j], one.mean)
+    torch.testing.assert_close(wide.log_prob(x[0]), log_prob[0].expand(6, 2, 4))
+    torch.testing.assert_close(d.log_prob(x[0, 0, 0]), d.log_prob(x[0, 0, 0].expand_as(x[0])))
+    assert wide.filter(x[0]).shape == (6, 2, 4, 5, 3) and wide.mean.shape == (6, 2, 4, *d.event_shape)
+
+
+def test_moments():
+    given = parameters(3, 3, zeros=True)
+    d = gx.HiddenMarkov(*given[:2], dist.Bernoulli(logits=given[2][0, :, 0]), duration=3)
+    every = d.enumerate_support()
+    weight = d.log_prob(every).exp().unsqueeze(-1)
+    mean = (weight * every).sum(0)
+    torch.testing.assert_close(d.mean, mean)
+    torch.testing.assert_close(d.variance, (weight * every.square()).sum(0) - mean.square())
+    d = made("independent", parameters(3, 4, (2,), 3), 4, lengths=torch.tensor([4, 2]))
+    x = d.sample((40000,))
+    assert ((x.mean(0) - d.mean).abs() <= 5 * (d.variance / 40000).sqrt()).all()
+    torch.testing.assert_close(x.var(0), d.variance, rtol=0.06, atol=0.0)
+
+
+def test_samples_fit():
+    """Frequencies of all sequences, steps that differ and impossible ones included, within five deviations of chi-square."""
+    d = made("categorical", parameters(3, 4, (2,), 3, zeros=True), 4)
+    every = d.enumerate_support(expand=False).squeeze(1)
+    p = d.log_prob(every.unsqueeze(1)).exp()
+    torch.testing.assert_close(p.sum(0), torch.ones(2, dtype=F64))
+    x = d.sample((20000,))
+    counts, expected = (x.unsqueeze(0) == every[:, None, None]).all(-1).sum(1).to(F64), 20000 * p
+    assert (counts[p < 1e-12] == 0).all()
+    rare = expected < 5
+    for row in range(2):
+        cells = [
+            torch.cat([n[~rare[:, row], row], n[rare[:, row], row].sum(0, keepdim=True)]) for n in (counts, expected)
+        ]
+        chi = ((cells[0] - cells[1]).square() / cells[1].clamp(min=1e-300)).sum()  # 0 where nothing is rare
+        assert chi < len(cells[0]) + 5 * (2 * len(cells[0])) ** 0.5
+
+
+def test_states_are_sampled_from_their_posterior():
+    d = made("normal", parameters(3, 4), 4)
+    x = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=F64)
+    z, joint = of_paths("normal", parameters(3, 4), x)
+    draws = d.posterior(x).sample((20000,))
+    counts = (draws == z[:, None]).all(-1).sum(-1)
+    expected = 20000 * joint.softmax(0)
+    kept = expected > 5
+    chi = ((counts - expected).square() / expected)[kept].sum()
+    assert kept.sum() > 20 and chi < kept.sum() + 5 * (2 * kept.sum()) ** 0.5
+
+
+def test_prior():
+    given = parameters(3, 4, (2,), 3, zeros=True)
+    prior = made("normal", given, 4).prior()
+    torch.testing.assert_close(prior.log_partition, torch.zeros(2, dtype=F64), rtol=0, atol=1e-12)
+    p = given[0].softmax(-1)
+    for t in range(4):
+        torch.testing.assert_close(prior.marginals[:, t], p)
+        p = torch.einsum("bi,bij->bj", p, given[1][:, t].softmax(-1)) if t < 3 else p
+
+
+def test_extremes():
+    """Logits and observations far out, in float32 too: finite, as in log space."""
+    given = parameters(3, 6)
+    x = torch.tensor([0.0, 1e4, -1e4, 3.0, 1e6, 0.0], dtype=F64)
+    for scale in (1.0, 1e3, 1e5):
+        far = (given[0] * scale, given[1] * scale, given[2])
+        joint = of_paths("normal", far, x)[1]
+        log = made("normal", far, 6).log_prob(x)
+        reference = pyros(made("normal", far, 6)).log_prob(x)
+        torch.testing.assert_close(log, reference, rtol=1e-12, atol=0)
+        assert log == pytest.approx(joint.logsumexp(0).item(), rel=1e-12) or joint.logsumexp(0) == -INF

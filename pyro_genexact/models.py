@@ -301,7 +301,7 @@ class CRF(DistributionModule):
             raise ValueError(f"Expected emissions (*batch, N, {self.num_labels}) (labels); got {tuple(unary.shape)}.")
         transition = _only(self.transition, self.allowed)
         return LinearChainCRF(
-            unary,
+            unary.to(torch.promote_types(unary.dtype, transition.dtype)),  # under autocast they are narrower
             transition if transition.dim() == 2 else transition.unsqueeze(-3),  # draws of a prior, each for all steps
             initial=_only(self.initial, self.allowed_initial),
             final=_only(self.final, self.allowed_final),

@@ -87,8 +87,9 @@ def test_rows_take_the_path_that_they_need(kind, zeros):
     every_8, every_1 = Scaled(chain, 8).exact, Scaled(chain, 1).exact
     rate, length = rate.flatten(), c.there.sum(-1).flatten()
     assert every_8[(rate == 0) | (length < 2)].all() and every_1[(rate < 2) | (length < 2)].all()
-    assert not every_8[(rate == 1) & (length == 9)].any() and not every_1[(rate == 2) & (length > 1)].any()
-    assert rows_by_path(messages, torch.arange(20))[Logs] == (~every_1).nonzero().squeeze(-1).tolist()
+    if not zeros:  # which may leave a row no choice
+        assert not every_8[(rate == 1) & (length == 9)].any() and not every_1[(rate == 2) & (length > 1)].any()
+    assert rows_by_path(messages, torch.arange(20))[Logs] == (~every_1).nonzero().squeeze(-1).tolist() != []
 
 
 @pytest.mark.parametrize("every", [8, 1])

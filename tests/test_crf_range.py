@@ -208,6 +208,21 @@ def test_needle():
     assert (d.k_best(2)[1][1] == -INF).all() and d.log_prob((only + 1) % labels).eq(-INF).all()
 
 
+def test_gradients_of_what_is_impossible():
+    """-inf with gradient zero; the other rows as if alone."""
+    unary = uniform(3, 4, 2, high=2.0, dtype=torch.float64).requires_grad_()
+    stay = torch.zeros(2, 2, dtype=torch.float64).fill_diagonal_(1.0).log().requires_grad_()
+    d = gx.LinearChainCRF(unary, stay)
+    labels = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]])
+    found = d.log_marginal_of(labels)
+    assert found[1] == -INF and torch.allclose(found[::2], d.log_prob(labels)[::2])
+    grads = torch.autograd.grad(found.sum(), [unary, stay])
+    assert torch.allclose(grads[0][::2], torch.nn.functional.one_hot(labels, 2)[::2] - d.marginals[::2])
+    assert torch.allclose(grads[0][1], -d.marginals[1]) and grads[1].isfinite().all()
+    found = d.log_marginal_of(labels[1])
+    assert (found == -INF).all() and torch.allclose(torch.autograd.grad(found.sum(), unary)[0], -d.marginals)
+
+
 @pytest.mark.parametrize("gap", [50.0, 1e3, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unary_against_transitions(gap, dtype):

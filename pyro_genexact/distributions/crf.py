@@ -17,7 +17,7 @@ from ..transforms.base import _mark
 from . import chain_checks as check
 from .autoregressive import AutoregressiveDistribution
 from .labels import LabelStrings, Lookup, pick
-from .log_partition import log_partition, widened
+from .log_partition import log_partition, log_partition_or_none, widened
 from .messages import Messages, messages_of, wide, within
 
 
@@ -159,7 +159,7 @@ class LinearChainCRF(TorchDistribution):
     @property
     def max_log_prob(self) -> Tensor:
         """The log-probability (*batch) of the mode, in nats."""
-        score = self._score(self._best()[1].reshape(*self._rows, -1))  # whose gradient is that of the mode's factors
+        score = self._score(self._best()[1].reshape(*self._rows, *self.event_shape))  # whose gradient is that of the mode's factors
         return self._wide((score - self._log_partition().reshape(self._rows)).to(self.unary.dtype).flatten())
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
@@ -257,10 +257,7 @@ class LinearChainCRF(TorchDistribution):
     def log_marginal_of(self, labels: Tensor, observed: Tensor | None = None) -> Tensor:
         """The log-probability of a part of the labels, all others summed out; arguments as in :meth:`given`; -inf where impossible."""
         part = self.given(labels, observed)
-        chain = part._chain()
-        with torch.no_grad():
-            messages = None if _transformed() else messages_of(chain)
-        total = part._wide(log_partition(chain, messages))
+        total = part._wide(log_partition_or_none(part._chain()))
         return (total - self._wide(self._log_partition())).to(self.unary.dtype)
 
     def as_autoregressive(self) -> AutoregressiveDistribution:

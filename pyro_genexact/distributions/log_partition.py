@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..semirings import Chain, LogSumExp, fold
-from .messages import Messages, last_site, wide
+from .messages import Messages, last_site, messages_of, rows, wide
 
 
 def log_partition(chain: Chain, messages: Messages | None) -> Tensor:
@@ -19,6 +19,21 @@ def log_partition(chain: Chain, messages: Messages | None) -> Tensor:
     if messages is None or torch._C._are_functorch_transforms_active():
         return fold(LogSumExp(), widened(chain))[0]
     return _LogPartition.apply(*chain[:4], chain.lengths, messages)
+
+
+def log_partition_or_none(chain: Chain) -> Tensor:
+    """log Z (B) in nats, wide; -inf with gradient zero for rows where nothing is possible."""
+    if torch._C._are_functorch_transforms_active():
+        return log_partition(chain, None)
+    with torch.no_grad():
+        messages = messages_of(chain)
+    dead = messages.log_partition == -torch.inf
+    if dead.is_meta or not dead.any():
+        return log_partition(chain, messages)
+    alive = (~dead).nonzero().squeeze(-1)
+    if not len(alive):
+        return messages.log_partition
+    return messages.log_partition.index_copy(0, alive, log_partition_or_none(rows(chain, alive)))
 
 
 def widened(chain: Chain) -> Chain:

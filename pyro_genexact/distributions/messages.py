@@ -81,7 +81,7 @@ class Scaled:
 
         unary, top = shifted(with_ends(chain), (-1,))
         transition, top_of_step = shifted(wide(chain.transition), (-2, -1))
-        one = torch.ones_like(unary[0, 0])
+        one = unary.new_ones(labels)
         self.weights = Chain(unary.exp_(), transition.exp_(), one, one, chain.lengths)
         backward = self.weights.reversed()
         x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
@@ -146,7 +146,7 @@ class Logs:
 
     def __init__(self, chain: Chain) -> None:
         unary = with_ends(chain)
-        zero = torch.zeros_like(unary[0, 0])
+        zero = unary.new_zeros(unary.shape[-1])
         self.lengths, self.chain = chain.lengths, Chain(unary, wide(chain.transition), zero, zero, chain.lengths)
         self.log_partition, self.forward = fold(LogSumExp(), self.chain)
         backward = torch.stack(fold(LogSumExp(), self.chain.reversed())[1], -2)

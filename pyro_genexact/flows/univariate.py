@@ -141,7 +141,7 @@ class OnOneAxis(RememberingTransform):
     """An increasing transform of vectors of one feature as one of scalars.
 
     Args:
-        chain: whose last part is a :class:`~pyro_genexact.transforms.ToSupport`.
+        chain (pyro_genexact.transforms.Chain): whose last part is a :class:`~pyro_genexact.transforms.ToSupport`.
 
     Example:
         >>> OnOneAxis(Chain([ToSupport(constraints.positive, 1)]))(torch.zeros(3))

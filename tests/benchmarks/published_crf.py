@@ -83,7 +83,7 @@ def attributes(sentences: list[Sentence]) -> list[Array]:
 class Batch(NamedTuple):
     """Sentences of like length, padded: their places in the data, lengths (B) and labels (B, N)."""
 
-    index: Array
+    places: Array
     lengths: Tensor
     labels: Tensor
 
@@ -202,7 +202,7 @@ class Chunker:
         """The most probable labels of each sentence, in the order of the data."""
         found: dict[int, Array] = {}
         for crf, batch in zip(self.crfs(data), data.batches, strict=True):
-            rows = zip(batch.index, crf.mode, batch.lengths, strict=True)
+            rows = zip(batch.places, crf.mode, batch.lengths, strict=True)
             found.update((i, row[:n].numpy()) for i, row, n in rows)
         return [found[i] for i in range(len(found))]
 

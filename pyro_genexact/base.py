@@ -256,6 +256,16 @@ def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
     return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
 
 
+def transformed() -> bool:
+    """Whether torch.func is at work, under which no look at values is possible."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def visible(value: Tensor) -> bool:
+    """Whether values can be looked at, to check them or to choose a way."""
+    return not (value.is_meta or transformed())
+
+
 def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Gradients of the inputs, zeros where nothing depends on them."""
     kept = [i for i, output in enumerate(outputs) if output.requires_grad]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor
 
-from ..base import broadcast_shapes, check_like
+from ..base import broadcast_shapes, check_like, visible
 from ..semirings import Chain
 from .checks import check_kind, checked_lengths
 
@@ -63,7 +63,7 @@ def sets(name: str, allowed: Tensor, free: Tensor | None) -> None:
 def first_outside(inside: Tensor, free: Tensor | None) -> tuple[int, ...] | None:
     """Where the first site is that is neither inside nor free; None for none, or where values cannot be looked at."""
     inside = inside if free is None else inside | free
-    if inside.is_meta or torch._C._are_functorch_transforms_active() or inside.all():
+    if not visible(inside) or inside.all():
         return None
     return tuple((~inside).nonzero()[0].tolist())
 
@@ -78,7 +78,7 @@ def costs(cost: Tensor, unary: Tensor) -> None:
 def finite(**values: Tensor | None) -> None:
     """Raises a ValueError for numbers that are not finite."""
     for name, value in values.items():
-        if value is None or value.is_meta or torch._C._are_functorch_transforms_active():
+        if value is None or not visible(value):
             continue
         if not (fine := value.isfinite()).all():
             raise ValueError(f"Expected {name} of finite numbers; got {value[~fine][0].item()}.")
@@ -103,7 +103,7 @@ def possible(log_partition: Tensor, shape: Size) -> None:
 def numbers(chain: Chain) -> None:
     """Raises a ValueError for potentials that are NaN or +inf."""
     for name, potentials in zip(Chain._fields, chain[:4], strict=False):
-        if not potentials.is_meta and not (fine := potentials < torch.inf).all():
+        if visible(potentials) and not (fine := potentials < torch.inf).all():
             raise ValueError(f"Expected {name} of finite numbers or -inf; got {potentials[~fine][0].item()}.")
 
 

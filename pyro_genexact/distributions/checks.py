@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import Conditioner, Head, check_sizes
+from ..base import Conditioner, Head, check_sizes, visible
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
@@ -75,7 +75,7 @@ def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
     kind = getattr(lengths, "dtype", torch.bool)
     if not isinstance(lengths, Tensor) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TypeError(f"Expected lengths to be a tensor of integers; got {getattr(lengths, 'dtype', type(lengths))}.")
-    if not lengths.is_meta and ((lengths < 0) | (lengths > sites)).any():
+    if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]
         raise ValueError(f"Expected lengths between 0 and {sites} (sites of the event); got {int(wrong)}.")
     return lengths

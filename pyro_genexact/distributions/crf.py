@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints, kl_divergence
 
-from ..base import broadcast_shapes, check_sizes
+from ..base import broadcast_shapes, check_sizes, transformed
 from ..semirings import Chain, KMax, LogSumExp, Max, flip_own, fold, mean, trace, trace_k
 from ..transforms.base import _mark
 from . import chain_checks as check
@@ -159,7 +159,9 @@ class LinearChainCRF(TorchDistribution):
     @property
     def max_log_prob(self) -> Tensor:
         """The log-probability (*batch) of the mode, in nats."""
-        score = self._score(self._best()[1].reshape(*self._rows, *self.event_shape))  # whose gradient is that of the mode's factors
+        score = self._score(
+            self._best()[1].reshape(*self._rows, *self.event_shape)
+        )  # whose gradient is that of the mode's factors
         return self._wide((score - self._log_partition().reshape(self._rows)).to(self.unary.dtype).flatten())
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
@@ -354,7 +356,7 @@ class LinearChainCRF(TorchDistribution):
         return self._remembered[1]
 
     def _log_partition(self) -> Tensor:
-        return log_partition(self._chain(), None if _transformed() else self._messages())
+        return log_partition(self._chain(), None if transformed() else self._messages())
 
     def _score(self, value: Tensor) -> Tensor:
         """Of the shapes of value and rows, broadcast; in a wide dtype."""
@@ -388,7 +390,7 @@ class LinearChainCRF(TorchDistribution):
 
     def _marginals(self, chain: Chain, which: str, quick: Callable[[Messages], Tensor]) -> Tensor:
         """The gradient of log Z in one kind of potentials."""
-        if not _transformed():
+        if not transformed():
             messages = self._messages()
             if not torch.is_grad_enabled() or not any(p.requires_grad for p in chain[:4]):
                 return self._wide(quick(messages).to(self.unary.dtype))
@@ -397,8 +399,3 @@ class LinearChainCRF(TorchDistribution):
             return fold(LogSumExp(), widened(chain._replace(**{which: potentials})))[0].sum()
 
         return self._wide(torch.func.grad(total)(getattr(chain, which)).to(self.unary.dtype))
-
-
-def _transformed() -> bool:
-    """Whether torch.func is at work, which no look at values may meet."""
-    return torch._C._are_functorch_transforms_active()

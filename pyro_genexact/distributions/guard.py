@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
+from ..base import transformed
+
 
 def guarded_log_prob(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """log_prob (of the broadcast batch shape), -inf with gradient zero where the value lies outside the support.
@@ -82,7 +84,7 @@ def contains(support: Any, value: Tensor) -> Tensor:
 
 def surely_inside(support: Any, value: Tensor) -> bool:
     """Whether all values are inside, where that is at hand: on an accelerator the wait would cost more than to mask."""
-    if value.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    if value.device.type != "cpu" or transformed():
         return False
     if type(support) is type(constraints.boolean):
         return torch.equal(value, value.bool().to(value.dtype))  # half the time of the check

@@ -10,11 +10,11 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import _map_tensors, broadcast_shapes, check_like, check_sizes, tensors_in
+from ..base import _map_tensors, broadcast_shapes, check_like, check_sizes, tensors_in, transformed, visible
 from ..semirings import Chain, LogSumExp, fold
 from . import chain_checks as check
 from .checks import check_kind, checked_lengths
-from .crf import LinearChainCRF, _transformed
+from .crf import LinearChainCRF
 from .guard import anchor, guarded_log_prob, surely_inside
 from .log_partition import log_partition, widened
 from .messages import messages_of, within
@@ -264,7 +264,7 @@ class _Padded(constraints.Constraint):
 
 def _evidence(chain: Chain) -> Tensor:
     """log Z (B), wide; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
-    if _transformed():
+    if transformed():
         return fold(LogSumExp(), widened(chain))[0]
     with torch.no_grad():
         messages = messages_of(chain)
@@ -328,7 +328,7 @@ def _shapes(
 
 def _check_logits(name: str, logits: Tensor) -> None:
     """Raises a ValueError for logits that are NaN or +inf, or of which none in a row is finite."""
-    if logits.is_meta:
+    if not visible(logits):
         return
     if not (fine := logits < torch.inf).all():
         raise ValueError(f"Expected {name} of finite numbers or -inf; got {float(logits[~fine][0])}.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import transformed
 from ..semirings import Chain, LogSumExp, fold
 from .messages import Messages, last_site, messages_of, rows, wide
 
@@ -16,14 +17,14 @@ def log_partition(chain: Chain, messages: Messages | None) -> Tensor:
 
     A gradient that is to be differentiated again, and one under ``torch.func``, goes through the recursion in log space.
     """
-    if messages is None or torch._C._are_functorch_transforms_active():
+    if messages is None or transformed():
         return fold(LogSumExp(), widened(chain))[0]
     return _LogPartition.apply(*chain[:4], chain.lengths, messages)
 
 
 def log_partition_or_none(chain: Chain) -> Tensor:
     """log Z (B) in nats, wide; -inf with gradient zero for rows where nothing is possible."""
-    if torch._C._are_functorch_transforms_active():
+    if transformed():
         return log_partition(chain, None)
     with torch.no_grad():
         messages = messages_of(chain)

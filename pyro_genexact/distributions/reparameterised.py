@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import vjp
+from ..base import transformed, vjp
 
 
 def can_sweep(conditioner: Any) -> bool:
     """Whether gradients are asked for that the conditioner's ``adjoint`` gives."""
-    functorch = torch._C._are_functorch_transforms_active()  # which differentiates by transforming plain operations
+    functorch = transformed()  # which differentiates by transforming plain operations
     return torch.is_grad_enabled() and not functorch and hasattr(conditioner, "adjoint")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import transformed
+
 
 class ConvergenceError(RuntimeError):
     """A root or an integral was not found to the accuracy that was asked for.
@@ -41,4 +43,4 @@ def worst_of(bad: Tensor, residual: Tensor) -> tuple[tuple[int, ...], float]:
 
 def branching() -> bool:
     """Whether code may branch on values, which it can't under a transform of torch.func."""
-    return not torch._C._are_functorch_transforms_active()
+    return not transformed()

@@ -10,7 +10,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Steps, bind, check_context, check_like, vjp
+from ..base import Conditioner, Head, Steps, bind, check_context, check_like, transformed, vjp
 from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
 
 
@@ -63,7 +63,7 @@ class ConditionedAutoregressive(RememberingTransform):
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, shape = self._flatten(y)
         inputs = [rows, *([] if context is None else [context]), *self._tensors]
-        functorch = torch._C._are_functorch_transforms_active()  # which differentiates by transforming plain operations
+        functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         if tracked and not functorch and hasattr(self.conditioner, "adjoint"):
             x, ladj = _Solve.apply(self, rows, context, *self._tensors)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..base import bind, tensors_in
+from ..base import bind, tensors_in, transformed
 
 
 class PlainTransform(Transform):
@@ -176,7 +176,7 @@ class Chain(RememberingTransform):
         """Where x overflowed the density is 0: x = 0 and log|dy/dx| = inf. NaN that came in stays NaN."""
         dims = self.domain.event_dim
         finite = sum_rightmost((x - x).detach(), dims) == 0
-        if not (finite.is_meta or torch._C._are_functorch_transforms_active()) and (
+        if not (finite.is_meta or transformed()) and (
             finite.all() or not all(t.isfinite().all() for t in self.watched())
         ):
             return x, ladj

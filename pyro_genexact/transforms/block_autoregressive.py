@@ -11,7 +11,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
+from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes, transformed
 from .base import Inverse, RememberingTransform
 from .block_network import FORMS, BlockLinear, Solve, Start, bounded, parallel, site_by_site
 
@@ -58,7 +58,7 @@ class ConditionedBlockAutoregressive(RememberingTransform):
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         columns, context, shape = self._flatten(y)
-        functorch = torch._C._are_functorch_transforms_active()  # which differentiates by transforming plain operations
+        functorch = transformed()  # which differentiates by transforming plain operations
         if torch.is_grad_enabled() and not functorch and any(t.requires_grad for t in (y, *self.watched())):
             x, ladj = Solve.apply(self.module, columns, context, *self._tensors)
         elif functorch:

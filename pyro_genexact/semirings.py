@@ -185,7 +185,9 @@ class Expectation(Semiring):
     def plus(self, a: Tensor, dim: int) -> Tensor:
         log_weight, value = a
         total = LogSumExp().plus(log_weight, dim)
-        share = (log_weight - total.masked_fill(total == -torch.inf, 0.0).unsqueeze(dim)).exp()
+        dead = (total == -torch.inf).unsqueeze(dim)
+        # not exp(log_weight - total), whose sum is 1 to the rounding of large numbers alone
+        share = log_weight.masked_fill(dead, 0.0).softmax(dim)
         return torch.stack([total, (share * value).sum(dim)])
 
 

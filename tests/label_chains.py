@@ -23,7 +23,9 @@ class Small:
     potentials; the string of the last label alone stays possible.
     """
 
-    def __init__(self, labels: int, sites: int, kind: str, zeros: bool, ragged: bool = True, scale: float = 1.5) -> None:
+    def __init__(
+        self, labels: int, sites: int, kind: str, zeros: bool, ragged: bool = True, scale: float = 1.5
+    ) -> None:
         self.labels, self.sites, self.batch = labels, sites, (2, sites + 1)
         self.name = f"V={labels} N={sites} {kind} zeros={zeros} ragged={ragged}"
         g = torch.Generator().manual_seed(hash((labels, sites, KINDS.index(kind), zeros, ragged)) % 2**31)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
 import torch
 from label_chains import KINDS, Small, agree, all_sizes, near
+from torch.distributions import kl_divergence
 
 import pyro_genexact as gx
 
@@ -105,6 +107,15 @@ def test_k_best(cases, rounded):
 def test_entropy(cases):
     for c in cases:
         near(c.crf().entropy(), c.entropy, c.name)
+
+
+def test_entropy_of_huge_potentials():
+    """Scores of 1e7, of which the entropy knows nothing."""
+    huge = 1e4 * torch.randn(1000, 1, dtype=torch.float64).expand(1000, 2)
+    d = gx.LinearChainCRF(huge, torch.full((2, 2), -1e4, dtype=torch.float64))
+    near(d.entropy(), torch.tensor(1000 * math.log(2), dtype=torch.float64))
+    q = gx.LinearChainCRF(torch.zeros_like(huge), torch.zeros(2, 2, dtype=torch.float64))
+    assert abs(kl_divergence(d, q)) < 1e-7 and abs(kl_divergence(q, d)) < 1e-7
 
 
 def test_enumerate_support():

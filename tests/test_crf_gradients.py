@@ -81,7 +81,6 @@ def test_rows_take_the_path_that_they_need(kind, zeros):
     chain = c.crf()._chain()
     messages = messages_of(chain)
     check(c, messages)
-    near(messages.filtered(), filtered(c), c.name)
     agree(c.index(messages.sample(20000)), c.log_prob.flatten(1))
     near(c.crf().entropy(), c.entropy)
     every_8, every_1 = Scaled(chain, 8).exact, Scaled(chain, 1).exact
@@ -120,7 +119,7 @@ def test_ordinary_rows_never_take_the_log_path(monkeypatch):
         d = c.crf()
         assert d.marginals.isfinite().all() and d.sample((2,)).shape == (2, 2, 65, 64)
     assert calls == []
-    wild("shared", zeros=False)[0].crf().log_partition
+    assert wild("shared", zeros=False)[0].crf().log_partition.isfinite().all()
     assert calls == [5]  # and this would have counted
 
 
@@ -181,7 +180,9 @@ def test_gradients_and_their_gradients(query, kind, zeros):
         near(out, truth, c.name)
         for _ in range(2):
             found, true = (
-                torch.autograd.grad(weighed(v), k.potentials, create_graph=True, allow_unused=True, materialize_grads=True)
+                torch.autograd.grad(
+                    weighed(v), k.potentials, create_graph=True, allow_unused=True, materialize_grads=True
+                )
                 for v, k in ((out, ours), (truth, theirs))
             )
             for p, g in zip(found, true, strict=True):
@@ -193,8 +194,8 @@ def test_gradients_and_their_gradients(query, kind, zeros):
 
 @pytest.mark.parametrize("query", ["log_partition", "log_prob", "entropy", "kl", "risk", "marginals"])
 def test_finite_differences(query):
-    for kind, zeros in EACH:
-        c = Small(2, 3, kind, zeros)
+    for kind in KINDS:
+        c = Small(2, 3, kind, zeros=True)
         q, y = other(c), c.strings[c.log_prob.argmax(0)]
         names = [name for name in ("unary", "transition", "initial", "final") if getattr(c, name) is not None]
 
@@ -207,19 +208,19 @@ def test_finite_differences(query):
         assert gradgradcheck(of, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("filler", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30])
+@pytest.mark.parametrize("fillers", [[torch.nan], [torch.inf, -torch.inf], [1e30, -1e30]], ids=str)
 @pytest.mark.parametrize("query", QUERIES)
-def test_padding_gets_no_gradient_and_gives_none(query, filler):
+def test_padding_gets_no_gradient_and_gives_none(query, fillers):
     for kind in KINDS:
         c = Small(3, 3, kind, zeros=True)
         q, y = other(c), c.strings[c.log_prob.argmax(0)]
         filled = c.with_grad()
         with torch.no_grad():
-            filled.unary[~c.there] = filler
+            filled.unary[~c.there] = torch.tensor(fillers[:1] + [*fillers, *fillers][-2:], dtype=torch.float64)
             if kind == "steps":
-                filled.transition[~c.there[0, :, 1:]] = filler
+                filled.transition[~c.there[0, :, 1:]] = fillers[-1]
             if c.final is not None:
-                filled.final[0] = filler  # of the rows of length 0
+                filled.final[0] = fillers[0]  # of the rows of length 0
         leaves = c.with_grad()
         out, truth = (QUERIES[query][0](k.crf(validate_args=False), q, y) for k in (filled, leaves))
         near(out, truth, c.name)
@@ -260,7 +261,7 @@ def test_messages_are_computed_once_and_shared_by_all_that_expand(computed):
         assert d.pair_marginals.shape == (*c.batch, 3, 3, 3)
     assert wide.unary is d.unary and wide.expand((2, 5, *c.batch)).transition is d.transition
     assert computed == [10]
-    d.given(y[0, 0]).log_partition  # another distribution
+    assert d.given(y[0, 0]).log_partition.isfinite().all()  # another distribution
     assert computed == [10, 10]
 
 
@@ -308,7 +309,7 @@ def test_a_sample_drawn_without_grad_is_scored_with_it(mode):
         with mode():
             y = d.sample()
             value = d.log_prob(y)
-            d.marginals  # remembered, too
+            assert d.marginals.shape == (*c.batch, 3, 3)  # remembered, too
         near(d.log_prob(y).detach(), value.clone())
         found = torch.autograd.grad(d.log_prob(y).sum() + d.marginals.square().sum(), leaf.potentials)
         log_prob = truth.log_prob.gather(0, c.index(y.clone())[None])

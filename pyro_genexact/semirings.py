@@ -21,7 +21,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Chain", "Count", "Draw", "Expectation", "KMax", "LogSumExp", "Max", "Semiring", "fold", "trace", "trace_k"]
+__all__ = [
+    "Chain",
+    "Count",
+    "Draw",
+    "Expectation",
+    "KMax",
+    "LogSumExp",
+    "Max",
+    "Semiring",
+    "fold",
+    "mean",
+    "trace",
+    "trace_k",
+]
 
 
 class Chain(NamedTuple):
@@ -227,8 +240,8 @@ def fold(semiring: Semiring, chain: Chain) -> tuple[Tensor, list[Tensor]]:
     """The sum over all labellings of the products of their factors.
 
     Returns:
-        The total (*), and for each site t the messages (*, V): the sums over labellings of the sites up to t by the label of t.
-        Past a row's length its messages stay.
+        The total (*), and for each site t the messages (*, V), sums over labellings of the sites up to t by the label of
+        t. Past a row's length its messages stay.
 
     Cost: N steps on tensors (*, V, V).
     """

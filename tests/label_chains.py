@@ -114,12 +114,12 @@ class Small:
         """(V^N, N, V)."""
         return torch.nn.functional.one_hot(self.strings, self.labels).double()
 
-    @property
+    @cached_property
     def marginals(self) -> Tensor:
         nodes = torch.einsum("s...,stv->...tv", self.log_prob.exp(), self.one_hot)
         return torch.where(self.there.unsqueeze(-1), nodes, 0.0)
 
-    @property
+    @cached_property
     def pair_marginals(self) -> Tensor:
         left, right = self.one_hot[:, :-1], self.one_hot[:, 1:]
         pairs = torch.einsum("s...,sti,stj->...tij", self.log_prob.exp(), left, right)
@@ -130,7 +130,7 @@ class Small:
         p = self.log_prob.exp()
         return (p * torch.where(p > 0, values, 0.0)).sum(0)
 
-    @property
+    @cached_property
     def entropy(self) -> Tensor:
         return -self.mean(self.log_prob)
 

@@ -18,8 +18,8 @@ EACH = list(product(KINDS, (False, True)))
 
 @pytest.fixture(params=EACH, ids=str)
 def cases(request):
-    """Of at most 300 strings."""
-    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= 300]
+    """Of at most 100 strings."""
+    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= 100]
 
 
 @pytest.fixture

@@ -154,6 +154,18 @@ def test_a_semiring_of_ones_own(cases):
         near(fold(Polynomial(size), paired)[0], truth, c.name)
 
 
+def test_elements_with_dims_of_their_own(cases):
+    """log Z at three temperatures at once; a transition that all rows share is lifted, too."""
+
+    class Tempered(LogSumExp):
+        def lift(self, potentials):
+            return torch.stack([potentials, 2 * potentials, potentials / 3])
+
+    for c in cases:
+        truth = [(c.scores * beta).logsumexp(0).flatten() for beta in (1.0, 2.0, 1 / 3)]
+        near(fold(Tempered(), rows(c))[0], torch.stack(truth), c.name)
+
+
 def test_count_is_exact_to_2_to_the_53():
     def count(sites, allowed):
         labels = len(allowed)

@@ -1,7 +1,7 @@
 """Text chunking by a linear-chain CRF, CoNLL-2000, beside the figures of CRFsuite.
 
-    python tests/benchmarks/published_crf.py --data DIR [--progress]
-    python tests/benchmarks/published.py --data DIR --only conll2000 [--progress]
+    OMP_NUM_THREADS=1 python tests/benchmarks/published_crf.py --data DIR [--progress]
+    OMP_NUM_THREADS=1 python tests/benchmarks/published.py --data DIR --only conll2000 [--progress]
 
 DIR holds conll2000/train.txt; the README.md beside it tells format, templates, objective, published figures.
 
@@ -16,7 +16,10 @@ that training has seen; all others are 0. L-BFGS from 0 in float64 minimises
   (as conlleval counts them) on those. No setting was chosen by them.
 
 Where the time of an evaluation goes is told too: sparse products of attributes and weights, the CRF with its gradient, and the
-rest (L-BFGS itself).
+rest (L-BFGS itself). Two threads nearly halve an evaluation on idle cores, but wait for each other where cores are shared.
+
+Seen on one core: 338552 attributes, 456490 weights, objective 12799.6 after 194 iterations and 161 s; development accuracy
+96.39, precision 94.16, recall 93.99, F1 94.08 after 175 iterations and 140 s.
 """
 
 from __future__ import annotations

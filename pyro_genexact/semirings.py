@@ -338,6 +338,8 @@ def draw_cumulated(cdf: Tensor) -> Tensor:
 def _transposed(semiring: Semiring, chain: Chain) -> Chain:
     """The chain whose lifted transitions have the label that is entered first, so that sums run over neighbours in memory."""
     lifted = semiring.lift(chain.transition).mT
+    if lifted.dim() > chain.transition.dim() == 2:  # dims in front of elements stand before those of the batch
+        lifted = lifted.reshape(*lifted.shape[:-2], *[1] * (chain.unary.dim() - 1), *lifted.shape[-2:])
     return chain._replace(transition=lifted.contiguous() if chain.transition.dim() == 2 else lifted)
 
 

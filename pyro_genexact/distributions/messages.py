@@ -161,7 +161,7 @@ class Logs:
         return within(self.lengths, joint.masked_fill(unary == -torch.inf, -torch.inf).softmax(-1))
 
     def pairs(self) -> Tensor:
-        left = torch.stack(self.forward[:-1], -2).unsqueeze(-1)
+        left = torch.stack(self.forward, -2)[:, :-1].unsqueeze(-1)
         joint = left + self.chain.transition + self.backward[:, 1:].unsqueeze(-2)
         return within(self.lengths, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
 

@@ -1,4 +1,4 @@
-"""Text chunking by a linear-chain CRF, CoNLL-2000, beside the figures of CRFsuite.
+"""Text chunking by a linear-chain CRF with the templates of CRFsuite, CoNLL-2000, beside known figures.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/published_crf.py --data DIR [--progress]
     OMP_NUM_THREADS=1 python tests/benchmarks/published.py --data DIR --only conll2000 [--progress]

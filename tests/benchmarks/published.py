@@ -182,7 +182,7 @@ def digits(recipe: str, progress: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", default="bsds300,red_wine,digits")
+    parser.add_argument("--only", default="bsds300,red_wine,digits,conll2000")
     parser.add_argument("--recipe", default="naf", choices=SIZES["bsds300"])
     parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock aim of bsds300's training")
     parser.add_argument("--progress", action="store_true")

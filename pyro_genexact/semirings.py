@@ -16,6 +16,7 @@ finite-state transducers", ACL 2002; Rush, "Torch-Struct: Deep structured predic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -318,9 +319,10 @@ def flip_own(values: Tensor, lengths: Tensor | None) -> Tensor:
     """Values (*, N, V) read from each row's own end (*); what lies past it stays there, in some order."""
     if lengths is None:
         return values.flip(-2)
-    sites = values.shape[-2]
-    backward = lengths.unsqueeze(-1) - 1 - torch.arange(sites, device=values.device)
-    return values.take_along_dim((backward % sites).unsqueeze(-1), -2)
+    *batch, sites, size = values.shape
+    backward = (lengths.unsqueeze(-1) - 1 - torch.arange(sites, device=values.device)) % sites
+    first = torch.arange(0, prod(batch) * sites, sites, device=values.device).reshape(*batch, 1)
+    return values.reshape(-1, size).index_select(0, (first + backward).flatten()).reshape(values.shape)
 
 
 def draw(weights: Tensor) -> Tensor:
@@ -329,10 +331,10 @@ def draw(weights: Tensor) -> Tensor:
 
 
 def draw_cumulated(cdf: Tensor) -> Tensor:
-    """The same from cumulated weights."""
+    """The same from cumulated weights, which it overwrites."""
     # in (0, total], so that neither rounding nor a zero at either end can be hit
     level = (1 - torch.rand(cdf.shape[:-1], dtype=cdf.dtype, device=cdf.device)).unsqueeze(-1) * cdf[..., -1:]
-    return torch.searchsorted(cdf, level).squeeze(-1)
+    return cdf.lt_(level).sum(-1).long()  # in place: faster than to search, and than to sum booleans
 
 
 def _transposed(semiring: Semiring, chain: Chain) -> Chain:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Size, Tensor
@@ -100,9 +100,11 @@ def possible(log_partition: Tensor, shape: Size) -> None:
     raise ValueError(f"Expected potentials that allow a label string; got none for {name} (all scores are -inf).")
 
 
-def numbers(chain: Chain) -> None:
-    """Raises a ValueError for potentials that are NaN or +inf."""
-    for name, potentials in zip(Chain._fields, chain[:4], strict=False):
+def numbers(potentials: Iterable[Tensor | None], chain: Callable[[], Chain]) -> None:
+    """Raises a ValueError for potentials that are NaN or +inf, but in padding, which the chain leaves out."""
+    if all(p is None or not visible(p) or (p < torch.inf).all() for p in potentials):
+        return
+    for name, potentials in zip(Chain._fields, chain()[:4], strict=False):
         if visible(potentials) and not (fine := potentials < torch.inf).all():
             raise ValueError(f"Expected {name} of finite numbers or -inf; got {potentials[~fine][0].item()}.")
 

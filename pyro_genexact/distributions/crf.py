@@ -79,7 +79,7 @@ class LinearChainCRF(TorchDistribution):
         self._remembered: list[Any] = []  # shared with all that expand makes
         super().__init__(self._rows, Size((sites,)), validate_args=validate_args)
         if self._validate_args:
-            check.numbers(self._chain())
+            check.numbers((unary, transition, initial, final), self._chain)
 
     def __repr__(self) -> str:
         return (
@@ -344,19 +344,19 @@ class LinearChainCRF(TorchDistribution):
             return None
         return torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
 
-    def _messages(self) -> Messages:
-        """Computed once, as long as the potentials are what they were."""
+    def _messages(self, chain: Chain | None = None) -> Messages:
+        """Computed once, as long as the potentials are what they were; from :meth:`_chain`, where that is at hand."""
         parts = (self.unary, self.transition, self.initial, self.final, self.lengths)
         state = [None if p is None else _mark(p) for p in parts]
         if not self._remembered or self._remembered[0] != state:
-            with torch.no_grad():
-                messages = messages_of(self._chain())
+            messages = messages_of(self._chain() if chain is None else chain)
             check.possible(messages.log_partition, self._rows)  # what cannot be is not remembered, but found anew
             self._remembered[:] = [state, messages]
         return self._remembered[1]
 
     def _log_partition(self) -> Tensor:
-        return log_partition(self._chain(), None if transformed() else self._messages())
+        chain = self._chain()
+        return log_partition(chain, None if transformed() else self._messages(chain))
 
     def _score(self, value: Tensor) -> Tensor:
         """Of the shapes of value and rows, broadcast; in a wide dtype."""

@@ -26,8 +26,7 @@ def log_partition_or_none(chain: Chain) -> Tensor:
     """log Z (B) in nats, wide; -inf with gradient zero for rows where nothing is possible."""
     if transformed():
         return log_partition(chain, None)
-    with torch.no_grad():
-        messages = messages_of(chain)
+    messages = messages_of(chain)
     dead = messages.log_partition == -torch.inf
     if dead.is_meta or not dead.any():
         return log_partition(chain, messages)

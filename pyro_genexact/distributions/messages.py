@@ -42,6 +42,7 @@ class Messages(Protocol):
         """(count, B, N) labels."""
 
 
+@torch.no_grad()
 def messages_of(chain: Chain, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
     """The messages of B chains: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B).
 
@@ -114,7 +115,7 @@ class Scaled:
         return self._ordered(within(self.lengths, self.forward))
 
     def nodes(self) -> Tensor:
-        return self._ordered(within(self.lengths, self.joint / self.total.unsqueeze(-1)))
+        return self._ordered(self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1))
 
     def pairs(self) -> Tensor:
         left = self.forward[:, :-1] / self.total[:, :-1, None]
@@ -123,11 +124,11 @@ class Scaled:
 
     def pair_total(self, weight: Tensor) -> Tensor:
         weight = weight if self.order is None else weight[self.order]
-        left = within(self.lengths, self.forward[:, :-1] * (weight.unsqueeze(-1) / self.total[:, :-1]).unsqueeze(-1), 1)
+        left = self.forward[:, :-1] * within(self.lengths, weight.unsqueeze(-1) / self.total[:, :-1], 1).unsqueeze(-1)
         return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
 
     def sample(self, count: int) -> Tensor:
-        if count < self.forward.shape[-1]:
+        if count < 2 * self.forward.shape[-1]:  # as measured
             labels = trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
         else:
             labels = draw_by_tables(self.forward.unbind(1), self.weights, count)

@@ -233,7 +233,7 @@ class CRF(DistributionModule):
 
     Args:
         num_labels: V.
-        context: C, the features of a site, for a linear layer C -> V; or a module from the context to (*batch, N, V).
+        context: C or ``Steps(C)``, the features of a site, for a linear layer C -> V; or a module from the context to (*batch, N, V).
         allowed: (V, V) Boolean, [i, j] whether label j may follow label i; by default all.
         allowed_initial: (V) Boolean, which labels may come first.
         allowed_final: (V) Boolean, which may come last.
@@ -262,7 +262,7 @@ class CRF(DistributionModule):
     def __init__(
         self,
         num_labels: int,
-        context: int | nn.Module,
+        context: int | Steps | nn.Module,
         *,
         allowed: Tensor | None = None,
         allowed_initial: Tensor | None = None,
@@ -275,10 +275,11 @@ class CRF(DistributionModule):
         if isinstance(context, nn.Module):
             self.emissions = context
         else:
-            if not isinstance(context, int):
+            width = context.features if isinstance(context, Steps) else context
+            if not isinstance(width, int):
                 raise TypeError(f"Expected context to be an integer or a module; got {context}.")
-            check_sizes(1, context=context)
-            self.context, self.emissions = Steps(context), nn.Linear(context, num_labels)
+            check_sizes(1, context=width)
+            self.context, self.emissions = Steps(width), nn.Linear(width, num_labels)
         sizes = {"transition": (num_labels, num_labels), "initial": (num_labels,), "final": (num_labels,)}
         for (name, size), constraint in zip(sizes.items(), (allowed, allowed_initial, allowed_final), strict=True):
             self.register_parameter(name, nn.Parameter(torch.zeros(size)))
@@ -300,8 +301,10 @@ class CRF(DistributionModule):
         if unary.shape[-1:] != (self.num_labels,):
             raise ValueError(f"Expected emissions (*batch, N, {self.num_labels}) (labels); got {tuple(unary.shape)}.")
         transition = _only(self.transition, self.allowed)
+        if unary.is_floating_point():  # narrower under autocast
+            unary = unary.to(torch.promote_types(unary.dtype, transition.dtype))
         return LinearChainCRF(
-            unary.to(torch.promote_types(unary.dtype, transition.dtype)),  # under autocast they are narrower
+            unary,
             transition if transition.dim() == 2 else transition.unsqueeze(-3),  # draws of a prior, each for all steps
             initial=_only(self.initial, self.allowed_initial),
             final=_only(self.final, self.allowed_final),

@@ -60,11 +60,16 @@ class Chain(NamedTuple):
     final: Tensor
     lengths: Tensor | None = None
 
-    def step(self, t: int) -> Tensor:
-        """The potentials (*, V, V) of the step from site t to site t + 1."""
+    def steps(self) -> Sequence[Tensor]:
+        """The potentials (*, V, V) of each of the N - 1 steps."""
+        count = self.unary.shape[-2] - 1
         if self.transition.dim() == 2:
-            return self.transition
-        return self.transition[..., t if self.transition.shape[-3] > 1 else 0, :, :]
+            return [self.transition] * count
+        if self.transition.shape[-3] not in (1, count):
+            got = tuple(self.transition.shape)
+            raise ValueError(f"Expected transition.shape[-3] to be 1 or {count} (steps between sites); got {got}.")
+        parts = self.transition.unbind(-3)  # at once: the gradient of a part of a tensor is as large as the tensor
+        return parts * count if len(parts) == 1 else parts
 
     def map(self, function: Callable[..., Tensor], *others: Chain) -> Chain:
         """A function of each of the four kinds of potentials, of this chain and of others."""
@@ -76,6 +81,8 @@ class Chain(NamedTuple):
         sites, transition = self.unary.shape[-2], self.transition.mT
         if transition.dim() > 2 and transition.shape[-3] > 1:
             steps = None if self.lengths is None else (self.lengths - 1) % sites
+            batch = () if steps is None else torch.broadcast_shapes(transition.shape[:-3], steps.shape)
+            transition = transition.expand(*batch, *transition.shape[-3:]) if batch else transition
             transition = flip_own(transition.flatten(-2), steps).unflatten(-1, transition.shape[-2:])
         return Chain(flip_own(self.unary, self.lengths), transition, self.final, self.initial, self.lengths)
 
@@ -183,8 +190,9 @@ class KMax(Semiring):
 class Expectation(Semiring):
     """Pairs (2, *) of a log-weight and the mean of an additive value: the total is (log Z, E[value]).
 
-    Potentials are such pairs too: ``torch.stack([log_potential, value])``, values finite. ``-log_potential`` as the value gives
-    the entropy log Z + E[-score] (Eisner 2002).
+    Potentials are such pairs too, of finite values, with batch dims spelled out: (2, *batch, N, V), (2, *batch, 1, V, V) and
+    (2, *batch, V). :func:`mean` makes them of two chains. ``-log_potential`` as the value gives the entropy log Z + E[-score]
+    (Eisner 2002).
 
     Example:
         How many ones three fair coins show:
@@ -207,13 +215,16 @@ class Expectation(Semiring):
 
 def mean(chain: Chain, values: Chain) -> tuple[Tensor, Tensor]:
     """log Z (*) and the mean (*) of a value that is a sum of finite values (of the shapes of the potentials) of the same factors."""
-    batch = chain.unary.dim() - 2
+    events = (2, 3, 1, 1)
+    batch = max(p.dim() - d for c in (chain, values) for p, d in zip(c[:4], events, strict=True))
 
-    def paired(potential: Tensor, value: Tensor, dims: int) -> Tensor:
+    def paired(potential: Tensor, value: Tensor, event: int) -> Tensor:
         pair = torch.stack(torch.broadcast_tensors(potential, value))
-        return pair.reshape(2, *[1] * (dims + 1 - pair.dim()), *pair.shape[1:])  # pairs stand before all batch dims
+        return pair.reshape(
+            2, *[1] * (batch + event + 1 - pair.dim()), *pair.shape[1:]
+        )  # it stands before all batch dims
 
-    dims = iter((batch + 2, batch + 3, batch + 1, batch + 1))
+    dims = iter(events)
     total, value = fold(Expectation(), chain.map(lambda p, v: paired(p, v, next(dims)), values))[0]
     return total, value
 
@@ -249,10 +260,10 @@ def fold(semiring: Semiring, chain: Chain) -> tuple[Tensor, list[Tensor]]:
     unary, lengths = semiring.lift(chain.unary).unbind(-2), chain.lengths
     start = semiring.times(semiring.lift(chain.initial), unary[0])
     message = semiring.plus(start.unsqueeze(-1), -1)  # brings it to the form of a sum
-    into = _transposed(semiring, chain)
+    into = _transposed(semiring, chain).steps()
     messages = [message]
     for t in range(1, len(unary)):
-        new = semiring.plus(semiring.times(message.unsqueeze(-2), into.step(t - 1)), -1)
+        new = semiring.plus(semiring.times(message.unsqueeze(-2), into[t - 1]), -1)
         new = semiring.times(new, unary[t])
         message = new if lengths is None else torch.where((lengths > t).unsqueeze(-1), new, message)
         messages.append(message)
@@ -272,13 +283,13 @@ def trace(semiring: Semiring, chain: Chain, messages: Sequence[Tensor], shape: t
         messages: of the fold.
         shape: further dims, for more than one labelling.
     """
-    into = _transposed(semiring, chain)
+    into = _transposed(semiring, chain).steps()
     final, lengths = semiring.lift(chain.final), chain.lengths
     here = torch.broadcast_shapes(messages[-1].shape, final.shape)
     label = semiring.choose(semiring.times(messages[-1], final).expand(*shape, *here))
     labels = [label]
     for t in range(len(messages) - 2, -1, -1):
-        weights = _rows(into.step(t), label)
+        weights = _rows(into[t], label)
         if lengths is not None:
             weights = torch.where((lengths == t + 1).unsqueeze(-1), final, weights)
         label = semiring.choose(semiring.times(messages[t], weights))
@@ -303,9 +314,9 @@ def trace_k(semiring: KMax, chain: Chain, messages: list[Tensor]) -> Tensor:
     rank = torch.arange(semiring.k, device=chain.unary.device).reshape(-1, *[1] * (stacked[-1].dim() - 2))
     label, rank = best((stacked[-1] + chain.final.unsqueeze(-2)).unsqueeze(0), rank)
     labels = [label]
-    into = _transposed(Semiring(), chain)
+    into = _transposed(Semiring(), chain).steps()
     for t in range(len(messages) - 2, -1, -1):
-        found, place = best(stacked[t] + _rows(into.step(t), label).unsqueeze(-2), rank)
+        found, place = best(stacked[t] + _rows(into[t], label).unsqueeze(-2), rank)
         if chain.lengths is None:
             label, rank = found, place
         else:

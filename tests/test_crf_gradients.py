@@ -34,23 +34,12 @@ def check(c: Small, messages: Any) -> None:
         near(messages.pair_total(weight), torch.einsum("b,btij->ij", weight, c.pair_marginals.flatten(0, 1)), c.name)
 
 
-def filtered(c: Small) -> Tensor:
-    """p(y_t) (B, N, V) by the potentials of the sites up to t, and those of the end at the end."""
-    found, whole, length = [], c.marginals, c.there.sum(-1)
-    for t in range(c.sites):
-        now = c.map(torch.clone, lengths=length.clamp(max=t + 1), final=None).marginals[..., t, :]
-        found.append(torch.where((length == t + 1).unsqueeze(-1), whole[..., t, :], now))
-    return torch.stack(found, -2).flatten(0, 1)
-
-
 @pytest.mark.parametrize("attempts", PATHS.values(), ids=PATHS)
 def test_messages_by_every_path(cases, attempts):
     for c in cases:
         messages = messages_of(c.crf()._chain(), attempts)
         assert isinstance(messages, Scaled if attempts else Logs)
         check(c, messages)
-        if c.labels * c.sites == 12:
-            near(messages.filtered(), filtered(c), c.name)
         if (c.labels, c.sites) == (3, 4):
             agree(c.index(messages.sample(20000)), c.log_prob.flatten(1))
 

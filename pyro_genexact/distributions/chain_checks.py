@@ -93,7 +93,7 @@ def expansion(old: Size, new: Size) -> None:
 
 def possible(log_partition: Tensor, shape: Size) -> None:
     """Raises a ValueError that names a row where no label string is possible."""
-    if log_partition.is_meta or not (impossible := log_partition == -torch.inf).any():
+    if not visible(log_partition) or not (impossible := log_partition == -torch.inf).any():
         return
     row = torch.unravel_index(impossible.nonzero()[0, 0], shape) if shape else ()
     name = f"row {tuple(int(i) for i in row)}" if shape else "the only row"

@@ -11,14 +11,14 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints, kl_divergence
 
-from ..base import broadcast_shapes, check_sizes, transformed
-from ..semirings import Chain, KMax, LogSumExp, Max, flip_own, fold, mean, trace, trace_k
+from ..base import broadcast_shapes, check_sizes
+from ..semirings import Chain, KMax, Max, fold, mean, trace, trace_k
 from ..transforms.base import _mark
 from . import chain_checks as check
 from .autoregressive import AutoregressiveDistribution
-from .labels import LabelStrings, Lookup, pick
-from .log_partition import log_partition, log_partition_or_none, widened
-from .messages import Messages, messages_of, wide, within
+from .labels import LabelStrings, Lookup, conditionals, pick
+from .log_partition import in_log_space, known, log_partition, log_partition_or_none, opaque, widened
+from .messages import Logs, Messages, messages_of, wide, within
 
 
 class LinearChainCRF(TorchDistribution):
@@ -76,7 +76,7 @@ class LinearChainCRF(TorchDistribution):
         self.unary, self.transition, self.initial, self.final = unary, transition, initial, final
         self.lengths = check.lengths_like(unary, lengths)
         self._rows = check.batch_shape_of(unary, transition, initial, final, self.lengths)
-        self._remembered: list[Any] = []  # shared with all that expand makes
+        self._remembered: dict[str, Any] = {}  # shared with all that expand makes
         super().__init__(self._rows, Size((sites,)), validate_args=validate_args)
         if self._validate_args:
             check.numbers((unary, transition, initial, final), self._chain)
@@ -133,7 +133,7 @@ class LinearChainCRF(TorchDistribution):
         dims = sorted(range(len(shape)), key=lambda d: rows[d] == shape[d] and d >= len(shape) - len(self._rows))
         count = prod(shape) // max(prod(self._rows), 1)
         with torch.no_grad():
-            labels = self._messages().sample(count)
+            labels = (Logs(self._chain()) if opaque() else self._messages()).sample(count)
         labels = labels.reshape(*(shape[d] for d in dims), *self.event_shape)
         back = sorted(range(len(shape)), key=dims.__getitem__)
         return labels.permute(*back, len(shape))
@@ -154,14 +154,14 @@ class LinearChainCRF(TorchDistribution):
     @property
     def mode(self) -> Tensor:
         """The most probable label string (*batch, N)."""
-        return self._wide(self._best()[1])
+        return self._wide(self._best())
 
     @property
     def max_log_prob(self) -> Tensor:
         """The log-probability (*batch) of the mode, in nats."""
         score = self._score(
-            self._best()[1].reshape(*self._rows, *self.event_shape)
-        )  # whose gradient is that of the mode's factors
+            self._best().reshape(*self._rows, *self.event_shape)
+        )  # with the gradient of the mode's factors
         return self._wide((score - self._log_partition().reshape(self._rows)).to(self.unary.dtype).flatten())
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
@@ -180,9 +180,9 @@ class LinearChainCRF(TorchDistribution):
 
     def entropy(self) -> Tensor:
         """-sum_y p(y) log p(y) (*batch) in nats: log Z - E[score]."""
-        chain = self._double()
-        total, score = mean(chain, chain.map(lambda p: p.masked_fill(p == -torch.inf, 0.0)))
-        return self._wide((total - score).to(self.unary.dtype))
+        chain = widened(self._chain())
+        score = self._mean(chain, chain.map(lambda p: p.masked_fill(p == -torch.inf, 0.0)))
+        return self._wide((self._log_partition() - score).to(self.unary.dtype))
 
     def cross_entropy(self, other: Any) -> Tensor:
         """-sum_y p(y) log q(y) (*batch) in nats, for q a CRF or independent categories."""
@@ -197,6 +197,8 @@ class LinearChainCRF(TorchDistribution):
 
         Returns:
             (*features, *batch), with gradients in the potentials and in the values.
+
+        Cost: with ``transition`` the pair marginals are made, B N V^2 numbers.
         """
         sites, labels = self.unary.shape[-2:]
         check.fits("unary", unary, self.unary, self.batch_shape, (sites, labels), 0)
@@ -269,13 +271,8 @@ class LinearChainCRF(TorchDistribution):
         """
         from ..heads import Categorical  # which imports this package
 
-        chain = self._double()
-        backward = torch.stack(fold(LogSumExp(), chain.reversed())[1], -2)
-        later = flip_own(backward, chain.lengths).unsqueeze(-2)  # (B, N, 1, V)
-        first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, self.num_labels, -1)
-        tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
-        tables = within(chain.lengths, tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0))
-        tables = tables.to(self.unary.dtype).flatten(-2).reshape(*self._rows, self.event_shape[0], -1)
+        tables = conditionals(self._double()).to(self.unary.dtype).flatten(-2)
+        tables = tables.reshape(*self._rows, self.event_shape[0], self.num_labels**2)
         return AutoregressiveDistribution(
             Lookup(self.num_labels),
             Categorical(self.num_labels),
@@ -345,18 +342,34 @@ class LinearChainCRF(TorchDistribution):
         return torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
 
     def _messages(self, chain: Chain | None = None) -> Messages:
-        """Computed once, as long as the potentials are what they were; from :meth:`_chain`, where that is at hand."""
-        parts = (self.unary, self.transition, self.initial, self.final, self.lengths)
-        state = [None if p is None else _mark(p) for p in parts]
-        if not self._remembered or self._remembered[0] != state:
+        """From :meth:`_chain`, where that is at hand."""
+
+        def computed() -> Messages:
             messages = messages_of(self._chain() if chain is None else chain)
             check.possible(messages.log_partition, self._rows)  # what cannot be is not remembered, but found anew
-            self._remembered[:] = [state, messages]
-        return self._remembered[1]
+            return messages
+
+        return self._once("messages", computed)
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Computed once, as long as the potentials are what they were."""
+        parts = (self.unary, self.transition, self.initial, self.final, self.lengths)
+        state = [None if p is None else _mark(p) for p in parts]
+        if self._remembered.get("state") != state:
+            self._remembered.clear()
+        if name not in self._remembered:
+            self._remembered.update({name: compute(), "state": state})
+        return self._remembered[name]
 
     def _log_partition(self) -> Tensor:
         chain = self._chain()
-        return log_partition(chain, None if transformed() else self._messages(chain))
+        return log_partition(chain, None if opaque() else self._messages(chain))
+
+    def _mean(self, chain: Chain, values: Chain) -> Tensor:
+        """The mean (B) of a sum of values of the factors."""
+        if opaque():
+            return mean(chain, values)[1]
+        return known(self._messages().mean(values), lambda c, v: mean(widened(c), v)[1], chain, values)
 
     def _score(self, value: Tensor) -> Tensor:
         """Of the shapes of value and rows, broadcast; in a wide dtype."""
@@ -381,21 +394,27 @@ class LinearChainCRF(TorchDistribution):
         score = sum(wide(f).sum(-1) for f in factors)
         return torch.where(inside.all(-1), score, -torch.inf)
 
-    def _best(self) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            chain = widened(self._chain())
-            score, messages = fold(Max(), chain)
-            check.possible(score, self._rows)
-            return score, trace(Max(), chain, messages)
+    def _best(self) -> Tensor:
+        """The labels (B, N) of the mode."""
+
+        def computed() -> Tensor:
+            with torch.no_grad():
+                chain = widened(self._chain())
+                score, messages = fold(Max(), chain)
+                check.possible(score, self._rows)
+                return trace(Max(), chain, messages)
+
+        return computed() if opaque() else self._once("mode", computed)
 
     def _marginals(self, chain: Chain, which: str, quick: Callable[[Messages], Tensor]) -> Tensor:
         """The gradient of log Z in one kind of potentials."""
-        if not transformed():
-            messages = self._messages()
-            if not torch.is_grad_enabled() or not any(p.requires_grad for p in chain[:4]):
-                return self._wide(quick(messages).to(self.unary.dtype))
 
-        def total(potentials: Tensor) -> Tensor:
-            return fold(LogSumExp(), widened(chain._replace(**{which: potentials})))[0].sum()
+        def gradient(chain: Chain) -> Tensor:
+            def total(potentials: Tensor) -> Tensor:
+                return in_log_space(chain._replace(**{which: potentials})).sum()
 
-        return self._wide(torch.func.grad(total)(getattr(chain, which)).to(self.unary.dtype))
+            return torch.func.grad(total)(getattr(chain, which)).to(self.unary.dtype)
+
+        if opaque():
+            return self._wide(gradient(chain))
+        return self._wide(known(quick(self._messages()).to(self.unary.dtype), gradient, chain))

@@ -30,7 +30,10 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     shape = broadcast_batches(p=p._rows, q=q._rows)
     totals = p._log_partition().reshape(p._rows), q._log_partition().reshape(q._rows)
     ours, theirs = widened(p._chain(shape)), widened(q._chain(shape))
-    lengths = [torch.as_tensor(p.event_shape[0]) if c.lengths is None else c.lengths for c in (ours, theirs)]
+    lengths = [
+        torch.as_tensor(p.event_shape[0], device=p.unary.device) if c.lengths is None else c.lengths
+        for c in (ours, theirs)
+    ]
     if not lengths[0].is_meta and (other := lengths[0] != lengths[1]).any():
         got = " and ".join(str(int(n.expand(other.shape)[other][0])) for n in lengths)
         raise ValueError(f"Expected distributions of equal lengths; got {got}.")

@@ -142,10 +142,8 @@ class HiddenMarkov(TorchDistribution):
         """
         posterior = self.posterior(value)
         chain = posterior._double()
-        if torch.is_grad_enabled() and any(p.requires_grad for p in chain[:4]):
-            filtered = within(chain.lengths, torch.stack(fold(LogSumExp(), chain)[1], -2).softmax(-1))
-        else:
-            filtered = posterior._messages().filtered()
+        # in log space: what exp space loses matters for no whole sequence, but may for its beginning
+        filtered = within(chain.lengths, torch.stack(fold(LogSumExp(), chain)[1], -2).softmax(-1))
         return posterior._wide(filtered.to(posterior.unary.dtype))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Steps
+from ..semirings import Chain, LogSumExp, flip_own, fold
+from .messages import within
 
 
 class LabelStrings(constraints.Constraint):
@@ -57,6 +59,18 @@ class Lookup(Conditioner):
     def extend(self, y: Tensor, state: State) -> tuple[Tensor, State]:
         tables = state.tables[:, state.position + 1 : state.position + 1 + y.shape[1]]
         return tables.take_along_dim(y.long()[..., None, None], -2).squeeze(-2), self.advance(state, y.shape[1])
+
+
+def conditionals(chain: Chain) -> Tensor:
+    """The logits (B, N, V, V) of a label by the label before it, which the first site lacks: rows alike there."""
+    labels = chain.unary.shape[-1]
+    backward = torch.stack(fold(LogSumExp(), chain.reversed())[1], -2)
+    later = flip_own(backward, chain.lengths).unsqueeze(-2)  # (B, N, 1, V)
+    first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, labels, -1)
+    tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
+    # normalised here, where numbers are wide; what no history leads to is never looked up
+    tables = tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0).log_softmax(-1)
+    return within(chain.lengths, tables)
 
 
 def pick(potentials: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..semirings import Chain, Draw, LogSumExp, Semiring, draw, draw_cumulated, flip_own, fold, trace, without_padding
+from ..semirings import (
+    Chain,
+    Draw,
+    LogSumExp,
+    Semiring,
+    draw,
+    draw_cumulated,
+    flip_own,
+    fold,
+    mean,
+    trace,
+    without_padding,
+)
 
 RESCALED_EVERY = (8, 1)
 """After how many steps the recursion in exp space is rescaled, in the order of trial."""
@@ -26,9 +38,6 @@ class Messages(Protocol):
 
     log_partition: Tensor
 
-    def filtered(self) -> Tensor:
-        """(B, N, V): p(y_t) by the potentials of the sites up to t alone."""
-
     def nodes(self) -> Tensor:
         """(B, N, V): p(y_t)."""
 
@@ -37,6 +46,9 @@ class Messages(Protocol):
 
     def pair_total(self, weight: Tensor) -> Tensor:
         """(V, V): the pairs summed over sites, and over rows each with its weight (B)."""
+
+    def mean(self, values: Chain) -> Tensor:
+        """(B): the mean of a sum of finite values, which are of the shapes of the potentials."""
 
     def sample(self, count: int) -> Tensor:
         """(count, B, N) labels."""
@@ -111,9 +123,6 @@ class Scaled:
             log_partition, exact = log_partition.masked_fill(chain.lengths == 0, 0.0), exact | (chain.lengths == 0)
         self.log_partition, self.exact = self._ordered(log_partition), self._ordered(exact)
 
-    def filtered(self) -> Tensor:
-        return self._ordered(within(self.lengths, self.forward))
-
     def nodes(self) -> Tensor:
         return self._ordered(self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1))
 
@@ -126,6 +135,14 @@ class Scaled:
         weight = weight if self.order is None else weight[self.order]
         left = self.forward[:, :-1] * within(self.lengths, weight.unsqueeze(-1) / self.total[:, :-1], 1).unsqueeze(-1)
         return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
+
+    def mean(self, values: Chain) -> Tensor:
+        values = values if self.order is None else rows(values, self.order)
+        joint = self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1)
+        left = self.forward[:, :-1] * within(self.lengths, 1 / self.total[:, :-1], 1).unsqueeze(-1)
+        weighted = self.weights.transition * values.transition
+        into = left @ weighted if weighted.dim() == 2 else (left.unsqueeze(-2) @ weighted).squeeze(-2)
+        return self._ordered(at_sites(joint, self.last, values) + (into * self.backward[:, 1:]).sum((-2, -1)))
 
     def sample(self, count: int) -> Tensor:
         if count < 2 * self.forward.shape[-1]:  # as measured
@@ -153,9 +170,6 @@ class Logs:
         backward = torch.stack(fold(LogSumExp(), self.chain.reversed())[1], -2)
         self.backward = flip_own(backward, chain.lengths)
 
-    def filtered(self) -> Tensor:
-        return within(self.lengths, torch.stack(self.forward, -2).softmax(-1))
-
     def nodes(self) -> Tensor:
         unary = self.chain.unary
         joint = torch.stack(self.forward, -2) + self.backward - unary
@@ -168,6 +182,9 @@ class Logs:
 
     def pair_total(self, weight: Tensor) -> Tensor:
         return torch.einsum("b,btij->ij", weight, self.pairs())
+
+    def mean(self, values: Chain) -> Tensor:
+        return mean(self.chain, values)[1]
 
     def sample(self, count: int) -> Tensor:
         return trace(Draw(), self.chain, self.forward, (count,))
@@ -185,9 +202,6 @@ class Merged:
         self.inverse = torch.cat(self.rows).argsort()
         self.log_partition = self._joined(lambda part: part.log_partition)
 
-    def filtered(self) -> Tensor:
-        return self._joined(lambda part: part.filtered())
-
     def nodes(self) -> Tensor:
         return self._joined(lambda part: part.nodes())
 
@@ -196,6 +210,10 @@ class Merged:
 
     def pair_total(self, weight: Tensor) -> Tensor:
         return sum(part.pair_total(weight[index]) for index, part in zip(self.rows, self.parts, strict=True))
+
+    def mean(self, values: Chain) -> Tensor:
+        parts = [part.mean(rows(values, index)) for index, part in zip(self.rows, self.parts, strict=True)]
+        return torch.cat(parts, -1).index_select(-1, self.inverse)
 
     def sample(self, count: int) -> Tensor:
         return self._joined(lambda part: part.sample(count), 1)
@@ -220,14 +238,14 @@ def draw_by_tables(forward: Sequence[Tensor], chain: Chain, count: int) -> Tenso
     The weights of a site are cumulated for each label after it, V^2 numbers a row, of which the draws read their rows.
     """
     batch, labels = forward[0].shape
-    into = chain._replace(transition=chain.transition.mT.contiguous())
+    into = chain._replace(transition=chain.transition.mT.contiguous()).steps()
     label = draw(forward[-1].unsqueeze(1).expand(-1, count, -1))
     height = labels if chain.lengths is None else labels + 1
     first = height * torch.arange(batch, device=label.device).unsqueeze(-1)
     drawn = [label]
     for t in range(len(forward) - 2, -1, -1):
         here = forward[t].unsqueeze(-2)
-        table = here * into.step(t)
+        table = here * into[t]
         if chain.lengths is not None:  # one more row, for no label after this one
             table = torch.cat([table, here], -2)
             label = torch.where((chain.lengths <= t + 1).unsqueeze(-1), labels, label)
@@ -241,6 +259,7 @@ def recur(x: Tensor, forward: Chain, backward: Chain, active: list[int], every: 
     """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B)."""
     shared = forward.transition.dim() == 2
     both = torch.stack([forward.transition, backward.transition]) if shared else None
+    steps = [] if shared else [forward.steps(), backward.steps()]
     scales = x.new_ones(len(x) // every + 1, *x.shape[1:3])
     factors = x.unbind(0)
     for t in range(1, len(x)):
@@ -253,13 +272,19 @@ def recur(x: Tensor, forward: Chain, backward: Chain, active: list[int], every: 
         if both is not None:
             here *= torch.bmm(last, both)
         else:
-            for d, chain in enumerate((forward, backward)):
-                here[d] *= (last[d].unsqueeze(-2) @ chain.step(t - 1)[:rows_]).squeeze(-2)
+            for d, step in enumerate(steps):
+                here[d] *= (last[d].unsqueeze(-2) @ step[t - 1][:rows_]).squeeze(-2)
         if t % every == 0:
             scale = here.sum(-1, keepdim=True)
             here /= scale
             scales[t // every - 1, :, :rows_] = scale.squeeze(-1)
     return scales
+
+
+def at_sites(nodes: Tensor, last: Tensor, values: Chain) -> Tensor:
+    """The mean (B) of the values of labels at their sites, by p(y_t) (B, N, V), without those of steps."""
+    ends = nodes[:, 0] * values.initial + nodes.take_along_dim(last.unsqueeze(-1), 1).squeeze(1) * values.final
+    return (nodes * values.unary).sum((-2, -1)) + ends.sum(-1)
 
 
 def before(transition: Tensor, after: Tensor) -> Tensor:
@@ -268,14 +293,11 @@ def before(transition: Tensor, after: Tensor) -> Tensor:
 
 
 def with_ends(chain: Chain) -> Tensor:
-    """The unary potentials (B, N, V), wide, a copy, with those of the ends added to the first and the last site."""
+    """The unary potentials (B, N, V), wide, a copy, with those of the ends (0 of empty rows) at the first and last site."""
     unary = chain.unary.to(wide(chain.unary).dtype, copy=True)
-    initial, final, last = chain.initial, chain.final, last_site(chain)
-    if chain.lengths is not None:  # an empty row has no ends
-        empty = (chain.lengths == 0).unsqueeze(-1)
-        initial, final = initial.masked_fill(empty, 0.0), final.masked_fill(empty, 0.0)
-    unary[:, 0] += initial
-    return unary.scatter_add_(1, last.unsqueeze(-1).expand(-1, 1, unary.shape[-1]), final.to(unary).unsqueeze(1))
+    unary[:, 0] += chain.initial
+    last = last_site(chain).unsqueeze(-1).expand(-1, 1, unary.shape[-1])
+    return unary.scatter_add_(1, last, chain.final.to(unary).unsqueeze(1))
 
 
 def within(lengths: Tensor | None, values: Tensor, past: int = 0, fill: float = 0.0) -> Tensor:
@@ -307,8 +329,12 @@ def site(chain: Chain) -> Tensor:
 def rows(chain: Chain, index: Tensor) -> Chain:
     """The rows (B') of a chain; a transition that all share stays."""
     unary, transition, initial, final = chain[:4]
-    unary, initial, final = (p.index_select(0, index) for p in (unary, initial, final))
-    transition = transition if transition.dim() == 2 else transition.index_select(0, index)
+    unary, initial, final = (
+        unary.index_select(-3, index),
+        initial.index_select(-2, index),
+        final.index_select(-2, index),
+    )
+    transition = transition if transition.dim() == 2 else transition.index_select(-4, index)
     return Chain(unary, transition, initial, final, None if chain.lengths is None else chain.lengths[index])
 
 

@@ -73,7 +73,9 @@ def viterbi(rounds: int, markdown: bool) -> None:
     for size in SIZES:
         model, emissions, _, ours = drawn(*size)
         found = torch.tensor(model.decode(emissions))
-        assert (ours().log_prob(found) <= ours().max_log_prob + 1e-3).all() and (ours().mode == found).float().mean() > 0.99
+        assert (ours().log_prob(found) <= ours().max_log_prob + 1e-3).all() and (
+            ours().mode == found
+        ).float().mean() > 0.99
         calls[str(size)] = {
             "here": lambda ours=ours: ours().mode,
             "pytorch-crf": lambda model=model, emissions=emissions: model.decode(emissions),

@@ -338,11 +338,7 @@ def flip_own(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 def draw(weights: Tensor) -> Tensor:
     """An index along the last dim with probability proportional to its weight; never one of weight zero."""
-    return draw_cumulated(weights.cumsum(-1))
-
-
-def draw_cumulated(cdf: Tensor) -> Tensor:
-    """The same from cumulated weights, which it overwrites."""
+    cdf = weights.cumsum(-1)
     # in (0, total], so that neither rounding nor a zero at either end can be hit
     level = (1 - torch.rand(cdf.shape[:-1], dtype=cdf.dtype, device=cdf.device)).unsqueeze(-1) * cdf[..., -1:]
     return cdf.lt_(level).sum(-1).long()  # in place: faster than to search, and than to sum booleans

@@ -366,10 +366,11 @@ class LinearChainCRF(TorchDistribution):
         return log_partition(chain, None if opaque() else self._messages(chain))
 
     def _mean(self, chain: Chain, values: Chain) -> Tensor:
-        """The mean (B) of a sum of values of the factors."""
+        """The mean (B) of a sum of values of the factors; of B rows that are those of this distribution, or repeat them."""
         if opaque():
             return mean(chain, values)[1]
-        return known(self._messages().mean(values), lambda c, v: mean(widened(c), v)[1], chain, values)
+        messages = self._messages() if len(chain.unary) == prod(self._rows) else messages_of(chain)
+        return known(messages.mean(values), lambda c, v: mean(widened(c), v)[1], chain, values)
 
     def _score(self, value: Tensor) -> Tensor:
         """Of the shapes of value and rows, broadcast; in a wide dtype."""

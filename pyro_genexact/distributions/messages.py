@@ -5,11 +5,13 @@ All is computed in float64 where the device has it, so that a float32 chain of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from math import isqrt
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..semirings import (
     Chain,
@@ -17,12 +19,10 @@ from ..semirings import (
     LogSumExp,
     Semiring,
     draw,
-    draw_cumulated,
     flip_own,
     fold,
     mean,
     trace,
-    without_padding,
 )
 
 RESCALED_EVERY = (8, 1)
@@ -86,10 +86,6 @@ class Scaled:
 
     def __init__(self, chain: Chain, every: int) -> None:
         batch, sites, labels = chain.unary.shape
-        self.order, active = None, [batch] * sites
-        if chain.lengths is not None and not chain.lengths.is_meta:  # rows that have ended drop from the work
-            self.order, active = by_length(chain.lengths, sites)
-            chain = rows(chain, self.order)
         self.lengths, self.last = chain.lengths, last_site(chain)
 
         unary, top = shifted(with_ends(chain), (-1,))
@@ -98,7 +94,11 @@ class Scaled:
         self.weights = Chain(unary.exp_(), transition.exp_(), one, one, chain.lengths)
         backward = self.weights.reversed()
         x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
-        scales = recur(x, self.weights, backward, active, every)
+        scales = recur(x, self.weights, backward, every)
+        if chain.lengths is not None:  # past the ends, last in both directions, anything may have become of them
+            gone = (site(chain) >= chain.lengths.unsqueeze(-1)).T.unsqueeze(1)  # (N, 1, B)
+            x.masked_fill_(gone.unsqueeze(-1), 1.0)
+            scales[1:].masked_fill_(gone[every::every], 1.0)
         sums = x.sum(-1)
         x /= sums.unsqueeze(-1)
 
@@ -114,46 +114,36 @@ class Scaled:
         ends = (sums[:, 0].T * self.total).take_along_dim(self.last, 1).squeeze(1)
         log_partition = ends.log() + scales[:, 0].log().sum(0) + within(self.lengths, top.squeeze(-1)).sum(-1)
         log_partition += within(self.lengths, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
-        least = within(self.lengths, self.total, fill=1.0).amin(-1) * torch.minimum(
-            sums.amin((0, 1)), scales.amin((0, 1))
-        )
+        smallest = torch.minimum(sums.amin((0, 1)), scales.amin((0, 1)))
+        least = within(self.lengths, self.total, fill=1.0).amin(-1) * smallest
         info = torch.finfo(least.dtype)
         exact = least > sites * labels**2 * info.tiny / info.eps
         if chain.lengths is not None:
             log_partition, exact = log_partition.masked_fill(chain.lengths == 0, 0.0), exact | (chain.lengths == 0)
-        self.log_partition, self.exact = self._ordered(log_partition), self._ordered(exact)
+        self.log_partition, self.exact = log_partition, exact
 
     def nodes(self) -> Tensor:
-        return self._ordered(self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1))
+        return self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1)
 
     def pairs(self) -> Tensor:
         left = self.forward[:, :-1] / self.total[:, :-1, None]
         weights = self.weights.transition * (left.unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
-        return self._ordered(within(self.lengths, weights, 1))
+        return within(self.lengths, weights, 1)
 
     def pair_total(self, weight: Tensor) -> Tensor:
-        weight = weight if self.order is None else weight[self.order]
         left = self.forward[:, :-1] * within(self.lengths, weight.unsqueeze(-1) / self.total[:, :-1], 1).unsqueeze(-1)
         return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
 
     def mean(self, values: Chain) -> Tensor:
-        values = values if self.order is None else rows(values, self.order)
-        joint = self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1)
         left = self.forward[:, :-1] * within(self.lengths, 1 / self.total[:, :-1], 1).unsqueeze(-1)
         weighted = self.weights.transition * values.transition
         into = left @ weighted if weighted.dim() == 2 else (left.unsqueeze(-2) @ weighted).squeeze(-2)
-        return self._ordered(at_sites(joint, self.last, values) + (into * self.backward[:, 1:]).sum((-2, -1)))
+        return at_sites(self.nodes(), self.last, values) + (into * self.backward[:, 1:]).sum((-2, -1))
 
     def sample(self, count: int) -> Tensor:
         if count < 2 * self.forward.shape[-1]:  # as measured
-            labels = trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
-        else:
-            labels = draw_by_tables(self.forward.unbind(1), self.weights, count)
-        return self._ordered(labels, 1)
-
-    def _ordered(self, values: Tensor, dim: int = 0) -> Tensor:
-        """Rows as they were given."""
-        return values if self.order is None else values.index_select(dim, self.order.argsort())
+            return trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
+        return draw_by_tables(self.forward, self.weights, count)
 
 
 class Logs:
@@ -232,53 +222,64 @@ class _Weights(Semiring):
         return draw(candidates)
 
 
-def draw_by_tables(forward: Sequence[Tensor], chain: Chain, count: int) -> Tensor:
+def draw_by_tables(forward: Tensor, chain: Chain, count: int) -> Tensor:
     """Labels (count, B, N) as :func:`trace` with :class:`_Weights` draws them, for many draws a row.
 
-    The weights of a site are cumulated for each label after it, V^2 numbers a row, of which the draws read their rows.
+    The shares of a site are cumulated for each label after it, V^2 numbers a row. A draw reads one row of them in two steps
+    of about sqrt(V) numbers: in which block its label is, and where in the block.
     """
-    batch, labels = forward[0].shape
-    into = chain._replace(transition=chain.transition.mT.contiguous()).steps()
-    label = draw(forward[-1].unsqueeze(1).expand(-1, count, -1))
-    height = labels if chain.lengths is None else labels + 1
-    first = height * torch.arange(batch, device=label.device).unsqueeze(-1)
-    drawn = [label]
-    for t in range(len(forward) - 2, -1, -1):
-        here = forward[t].unsqueeze(-2)
-        table = here * into[t]
-        if chain.lengths is not None:  # one more row, for no label after this one
-            table = torch.cat([table, here], -2)
-            label = torch.where((chain.lengths <= t + 1).unsqueeze(-1), labels, label)
-        cdf = table.cumsum(-1).flatten(0, -2)
-        label = draw_cumulated(cdf.index_select(0, (label + first).flatten())).reshape(batch, count)
-        drawn.append(label)
-    return without_padding([label.T for label in drawn], chain.lengths)
+    batch, sites, labels = forward.shape
+    width = isqrt(labels - 1) + 1
+    forward = pad(forward, (0, width**2 - labels))  # with shares of zero
+    into = pad(chain.transition.mT.contiguous(), (0, width**2 - labels))
+    ends = None if chain.lengths is None else chain.lengths.repeat_interleave(count)
+    if ends is not None:  # one more row, for no label after this one
+        into = pad(into, (0, 0, 0, 1), value=1.0)
+    height = into.shape[-2]
+    first = (height * torch.arange(batch, device=forward.device)).repeat_interleave(count)
+    offset, ones = first.to(forward), forward.new_ones(width)
+    row = draw(forward[:, -1:].expand(-1, count, -1)).flatten() + offset  # (B * count), of the label, in the tables
+    drawn = []
+    each = max(1, 2**16 // (batch * height * width**2))  # sites whose tables fit into the processor's cache
+    for stop in range(sites - 1, 0, -each):
+        start = max(stop - each, 0)
+        steps = into if into.dim() == 2 else into[:, start:stop] if into.shape[1] > 1 else into
+        shares = (forward[:, start:stop, None] * steps).cumsum_(-1)
+        shares /= shares[..., -1:].clone()  # the last is 1 whatever the rounding
+        shares = shares.transpose(0, 1).reshape(stop - start, -1, width).contiguous()
+        blocks = shares[..., -1].reshape(stop - start, -1, width).contiguous()
+        # in (0, 1], so that no share of zero is hit
+        levels = 1 - torch.rand(stop - start, batch * count, 1, dtype=shares.dtype, device=shares.device)
+        tables = list(zip(blocks.unbind(0), shares.unbind(0), levels.unbind(0), strict=True))
+        for t in range(stop - 1, start - 1, -1):
+            if ends is not None:
+                row = torch.where(ends <= t + 1, labels + offset, row)
+            block, share, level = tables[t - start]
+            drawn.append(row.long())
+            place = row.addmv(block.index_select(0, drawn[-1]).lt_(level), ones, beta=width)
+            place = place.addmv_(share.index_select(0, place.long()).lt_(level), ones, beta=width)
+            row = place.sub_(row, alpha=width**2).add_(offset)
+    strings = torch.stack([row.long(), *drawn[::-1]]).sub_(first).reshape(sites, batch, count).permute(2, 1, 0)
+    return within(None if ends is None else ends.reshape(batch, count).T, strings.contiguous())
 
 
-def recur(x: Tensor, forward: Chain, backward: Chain, active: list[int], every: int) -> Tensor:
-    """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B)."""
+def recur(x: Tensor, forward: Chain, backward: Chain, every: int) -> Tensor:
+    """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B), the first 1."""
     shared = forward.transition.dim() == 2
     both = torch.stack([forward.transition, backward.transition]) if shared else None
-    steps = [] if shared else [forward.steps(), backward.steps()]
-    scales = x.new_ones(len(x) // every + 1, *x.shape[1:3])
-    factors = x.unbind(0)
-    for t in range(1, len(x)):
-        rows_ = active[t]
-        if not rows_:
-            break
+    steps = [] if shared else list(zip(forward.steps(), backward.steps(), strict=True))
+    factors, scales = x.unbind(0), [x.new_ones(*x.shape[1:3], 1)]
+    for t in range(1, len(factors)):
         last, here = factors[t - 1], factors[t]
-        if rows_ < last.shape[1]:
-            last, here = last[:, :rows_], here[:, :rows_]
         if both is not None:
             here *= torch.bmm(last, both)
         else:
-            for d, step in enumerate(steps):
-                here[d] *= (last[d].unsqueeze(-2) @ step[t - 1][:rows_]).squeeze(-2)
+            for d, step in enumerate(steps[t - 1]):
+                here[d] *= (last[d].unsqueeze(-2) @ step).squeeze(-2)
         if t % every == 0:
-            scale = here.sum(-1, keepdim=True)
-            here /= scale
-            scales[t // every - 1, :, :rows_] = scale.squeeze(-1)
-    return scales
+            scales.append(here.sum(-1, keepdim=True))
+            here /= scales[-1]
+    return torch.cat(scales, -1).permute(2, 0, 1)
 
 
 def at_sites(nodes: Tensor, last: Tensor, values: Chain) -> Tensor:
@@ -309,12 +310,6 @@ def within(lengths: Tensor | None, values: Tensor, past: int = 0, fill: float = 
     return values.masked_fill(gone.reshape(*gone.shape, *[1] * (values.dim() - gone.dim())), fill)
 
 
-def by_length(lengths: Tensor, sites: int) -> tuple[Tensor, list[int]]:
-    """The order (B) of rows from the longest to the shortest, and how many have each of N sites."""
-    site = torch.arange(sites, device=lengths.device)
-    return lengths.argsort(descending=True), (lengths > site.unsqueeze(-1)).sum(-1).tolist()
-
-
 def last_site(chain: Chain) -> Tensor:
     """(B, 1), the index of the last site; 0 where there is none."""
     if chain.lengths is None:
@@ -329,13 +324,10 @@ def site(chain: Chain) -> Tensor:
 def rows(chain: Chain, index: Tensor) -> Chain:
     """The rows (B') of a chain; a transition that all share stays."""
     unary, transition, initial, final = chain[:4]
-    unary, initial, final = (
-        unary.index_select(-3, index),
-        initial.index_select(-2, index),
-        final.index_select(-2, index),
-    )
+    initial, final = initial.index_select(-2, index), final.index_select(-2, index)
     transition = transition if transition.dim() == 2 else transition.index_select(-4, index)
-    return Chain(unary, transition, initial, final, None if chain.lengths is None else chain.lengths[index])
+    lengths = None if chain.lengths is None else chain.lengths[index]
+    return Chain(unary.index_select(-3, index), transition, initial, final, lengths)
 
 
 def shifted(potentials: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -355,8 +355,7 @@ def _transposed(semiring: Semiring, chain: Chain) -> Chain:
 def _rows(matrices: Tensor, label: Tensor) -> Tensor:
     """The rows (*, V) of matrices (*, V, V)."""
     if matrices.dim() == 2:
-        rows = matrices.index_select(0, label.reshape(-1))
-        return rows if label.dim() == 1 else rows.reshape(*label.shape, matrices.shape[-1])
+        return torch.embedding(matrices, label)
     matrices = matrices.reshape(*[1] * (label.dim() + 2 - matrices.dim()), *matrices.shape)
     return matrices.take_along_dim(label[..., None, None], -2).squeeze(-2)
 

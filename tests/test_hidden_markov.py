@@ -48,7 +48,7 @@ def of_paths(observed, given, x):
     z = torch.tensor(list(product(range(states), repeat=n)), dtype=torch.long).reshape(states**n, n)
     with pyro.validation_enabled(False):  # where uniform densities are 0 outside
         seen = OBSERVED[observed](p.expand(n, -1, -1) if len(p) == 1 else p[:n]).log_prob(x[:, None])
-    first, steps = initial.softmax(-1).log(), transition.softmax(-1).log()
+    first, steps = initial.log_softmax(-1), transition.log_softmax(-1)
     joint = torch.zeros(len(z), dtype=F64)
     for t in range(n):
         step = steps if steps.dim() == 2 else steps[t - 1 if len(steps) > 1 else 0] if t else None
@@ -97,14 +97,15 @@ def test_all_paths(observed, sites, zeros):
                 assert (filtered[n, n:] == 0).all()
 
 
-def pyros(d):
+def pyros(observed, given, sites):
     """Pyro's model of the same: it steps once from a first state (any) before what is observed, here by a step to ``initial``."""
-    states, sites = d.num_states, d.event_shape[0]
-    steps = d.transition if d.transition.dim() > 2 else d.transition.unsqueeze(0)
-    batch = torch.broadcast_shapes(d.initial.shape[:-1], steps.shape[:-3])
-    first = d.initial[..., None, None, :].expand(*batch, 1, states, states)
-    transition = torch.cat([first, steps.expand(*batch, sites - 1, states, states)], -3)
-    return dist.DiscreteHMM(torch.zeros(states, dtype=d.initial.dtype), transition, d.observation_dist)
+    initial, transition, p = given
+    states = initial.shape[-1]
+    steps = transition if transition.dim() > 2 else transition.unsqueeze(0)
+    batch = torch.broadcast_shapes(initial.shape[:-1], steps.shape[:-3])
+    first = initial[..., None, None, :].expand(*batch, 1, states, states)
+    steps = torch.cat([first, steps.expand(*batch, sites - 1, states, states)], -3)
+    return dist.DiscreteHMM(torch.zeros(states, dtype=initial.dtype), steps, OBSERVED[observed](p), duration=sites)
 
 
 @pytest.mark.parametrize("zeros", [False, True])
@@ -112,12 +113,10 @@ def pyros(d):
 @pytest.mark.parametrize("observed", ["categorical", "normal", "multivariate"])
 def test_as_pyros(observed, steps, zeros):
     given = parameters(3, 6, (4,), steps, zeros)
-    d = made(observed, given, 6)
+    d, theirs = made(observed, given, 6), pyros(observed, given, 6)
     x = d.sample((2,))
-    torch.testing.assert_close(d.log_prob(x), pyros(d).log_prob(x), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(d.filter(x)[..., -1, :], pyros(d).filter(x).probs, rtol=1e-10, atol=1e-10)
-    with torch.no_grad():
-        assert torch.equal(d.filter(x), d.filter(x))
+    torch.testing.assert_close(d.log_prob(x), theirs.log_prob(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(d.filter(x)[..., -1, :], theirs.filter(x).probs, rtol=1e-10, atol=1e-10)
 
 
 def test_pyro_from_its_own_initial():
@@ -187,6 +186,98 @@ def test_padding_has_no_gradient():
         assert grads[1][0, 2:].eq(0).all() and grads[1][1].eq(0).all() and grads[1][0, :2].ne(0).any()
 
 
+def test_what_padding_holds_is_never_looked_at():
+    given = parameters(3, 5, (2,), 4)
+    d = made("normal", given, 5, lengths=torch.tensor([3, 0]))
+    x = sized(2, 5, seed=7)
+    gone = torch.arange(5) >= torch.tensor([[3], [0]])
+    far = x.masked_fill(gone, 1e30).requires_grad_()
+    for query in (d.log_prob, d.filter):
+        assert query(far).equal(query(x)) and query(x)[0].ne(0).any()
+        grad = torch.autograd.grad(query(far).sin().sum(), far)[0]
+        assert grad[gone].eq(0).all() and grad[~gone].ne(0).all()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_gradient_of_filter(zeros):
+    """Against sums over all paths of each beginning, by autograd."""
+    given = [p.requires_grad_() for p in parameters(3, 4, (3,), 3, zeros)]
+    lengths, weight = torch.tensor([4, 2, 0]), sized(3, 4, 3, seed=8)
+    x = sized(3, 4, seed=7)
+    filtered = made("normal", given, 4, lengths=lengths).filter(x)
+    expected = torch.zeros(3, 4, 3, dtype=F64)
+    for n, length in enumerate(lengths.tolist()):
+        for t in range(length):
+            z, joint = of_paths("normal", [p[n] for p in given], x[n, : t + 1])
+            possible = joint.isfinite()
+            shares = spread(joint[possible].softmax(0), z[possible], 3)
+            expected = expected.index_put((torch.tensor(n), torch.tensor(t)), shares[-1])
+    torch.testing.assert_close(filtered, expected, rtol=1e-10, atol=1e-10)
+    ours, theirs = (torch.autograd.grad((weight * f).sum(), given) for f in (filtered, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.ne(0).any()
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_filter_of_a_beginning_that_the_end_refutes(dtype):
+    """What is certain at a site may weigh nothing in the whole sequence."""
+    stay = torch.eye(2, dtype=dtype).log()
+    emitted = dist.Normal(torch.tensor([0.0, 1.0], dtype=dtype), 1.0)
+    d = gx.HiddenMarkov(torch.zeros(2, dtype=dtype), stay, emitted, duration=40)
+    x = torch.full((40,), -50.0, dtype=dtype)
+    x[0], x[35] = 800.0, 5000.0
+    odds = (x.double() - 0.5).cumsum(0)  # of state 1, its log-density less that of state 0
+    expected = torch.stack([torch.sigmoid(-odds), torch.sigmoid(odds)], -1)
+    torch.testing.assert_close(d.filter(x), expected.to(dtype), rtol=1e-6, atol=1e-300)
+    assert d.filter(x)[34].tolist() == [1.0, 0.0] == d.filter(x)[20].round(decimals=30).tolist()
+    assert d.posterior(x).marginals[:, 1].eq(1).all()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("lengths", [None, [3, 1]])
+def test_under_torch_func_and_when_traced(lengths):
+    """As row by row, with values that some states, or all, cannot show."""
+    initial, transition = parameters(2, 3)[:2]
+    lengths = None if lengths is None else torch.tensor(lengths)
+    emitted = dist.Pareto(torch.tensor([1.0, 2.0], dtype=F64), 3.0)  # its own density does not end at the bound
+    d = gx.HiddenMarkov(initial, transition, emitted, lengths, duration=3, validate_args=False)
+    inside = torch.tensor([[[2.5, 3.2, 2.9], [4.3, 2.3, 2.3]], [[2.5, 1.5, 3.2], [1.1, 4.1, 1.9]]], dtype=F64)
+    wrong = torch.tensor([[2.5, 1.5, 2.5], [2.5, 0.5, 2.5]], dtype=F64)
+    for query in (d.log_prob, d.filter):
+        expected = torch.stack([query(x) for x in inside])
+        torch.testing.assert_close(torch.func.vmap(query)(inside), expected)
+        traced = torch.jit.trace(query, inside[0], check_trace=False)
+        torch.testing.assert_close(traced(inside[1]), expected[1])
+    torch.testing.assert_close(torch.jit.trace(d.log_prob, inside[0], check_trace=False)(wrong), d.log_prob(wrong))
+    filtered = torch.func.vmap(d.filter)(wrong.unsqueeze(0))[0, 1]
+    if lengths is None:  # NaN from the first site on that cannot be
+        assert filtered[0].isfinite().all() and filtered[1:].isnan().all()
+        with pytest.raises(ValueError, match=r"got none for row \(1,\)"):
+            d.filter(wrong)
+    else:
+        assert filtered.equal(d.filter(wrong)[1])
+    checked = gx.HiddenMarkov(initial, transition, emitted, lengths, duration=3, validate_args=True)
+    torch.testing.assert_close(torch.func.vmap(checked.log_prob)(inside), d.log_prob(inside))
+    with pytest.raises(ValueError, match="within the support"):
+        torch.func.vmap(checked.log_prob)(wrong.flip(1).unsqueeze(0) - 1)
+
+
+def test_dtypes():
+    """Results have the wider of the dtypes of the values and of the model, as Pyro's."""
+    given = [p.float() for p in parameters(3, 4)]
+    d, x = made("normal", given, 4), sized(2, 4, seed=7)
+    wide = made("normal", [p.double() for p in given], 4)
+    for value, like in ((x, wide), (x.float(), d)):
+        log_prob = d.log_prob(value)
+        assert log_prob.dtype == d.filter(value).dtype == d.posterior(value).marginals.dtype == value.dtype
+        assert log_prob.dtype == pyros("normal", given, 4).log_prob(value).dtype
+        torch.testing.assert_close(log_prob, like.log_prob(value), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(wide.log_prob(x.float()), wide.log_prob(x.float().double()), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"Expected observation_dist.dtype == torch.float32 .* got torch.float64"):
+        gx.HiddenMarkov(*given[:2], wide.observation_dist, duration=4)
+
+
 def test_supports_of_states():
     """A value that some states cannot show is scored by the others; one that none can, by none, with gradient zero."""
     low = torch.tensor([0.0, 2.0], dtype=F64, requires_grad=True)
@@ -216,6 +307,9 @@ def test_poles_of_densities():
     log_prob = d.log_prob(x)
     assert log_prob.tolist()[:3] == [INF, -INF, INF]
     assert log_prob[3] == d.log_prob(x[3])
+    torch.testing.assert_close(torch.func.vmap(d.log_prob)(x), log_prob)
+    grad, one = (torch.autograd.grad(f, concentration, retain_graph=True)[0] for f in (log_prob.sum(), log_prob[3]))
+    assert grad.equal(one)
     assert log_prob[3].exp().item() == pytest.approx(
         dist.Gamma(concentration, 1.0).log_prob(x[3, :, None]).sum(0).exp().mean().item()
     )
@@ -299,6 +393,52 @@ def test_moments():
     torch.testing.assert_close(x.var(0), d.variance, rtol=0.06, atol=0.0)
 
 
+def test_moments_of_states_without_weight():
+    """Infinite or undefined ones of states that cannot be, and of padding, count for nothing."""
+    initial, stay = torch.tensor([0.0, -INF, -INF], dtype=F64, requires_grad=True), torch.eye(3, dtype=F64).log()
+    df = torch.tensor([5.0, 1.5, 0.5], dtype=F64)
+    loc = torch.tensor([2.0, 0.0, 0.0], dtype=F64, requires_grad=True)
+    d = gx.HiddenMarkov(initial, stay, dist.StudentT(df, loc, 1.0), torch.tensor([1, 2]), duration=2)
+    assert d.observation_dist.variance.isfinite().tolist() == [True, False, False]
+    assert d.mean.tolist() == [[2, 0], [2, 2]]
+    torch.testing.assert_close(d.variance, torch.tensor([[5, 0], [5, 5]], dtype=F64) / 3)
+    grads = torch.autograd.grad(d.mean.sum() + d.variance.sum(), [loc, initial])
+    assert [g.tolist() for g in grads] == [[3, 0, 0], [0, 0, 0]]
+    heavy = gx.HiddenMarkov(initial, stay, dist.Pareto(1.0, df), duration=2)
+    assert heavy.observation_dist.mean[2] == INF and heavy.mean.tolist() == [1.25, 1.25]
+    none = gx.HiddenMarkov(initial, stay, dist.Cauchy(loc.detach(), 1.0), torch.tensor(1), duration=2)
+    assert none.mean.isnan().tolist() == [True, False] and none.variance.isfinite().tolist() == [False, True]
+
+
+def test_each_site_has_its_own_draw():
+    """Of an observation_dist without a dim of sites, and of batch rows."""
+    stay = torch.eye(2, dtype=F64).log()
+    d = gx.HiddenMarkov(torch.zeros(2, dtype=F64), stay, dist.Normal(torch.zeros(2, dtype=F64), 1.0), duration=50)
+    x = d.expand((40,)).sample()
+    assert x.unique().numel() == x.numel() == 2000
+    along, across = (((x[:, 1:] * x[:, :-1]).mean()), (x[1:] * x[:-1]).mean())
+    assert along.abs() < 5 / 2000**0.5 and across.abs() < 5 / 2000**0.5
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [2, 2], [0, 0], 2])
+def test_enumerated_rows_of_one_length(lengths):
+    """All Boolean sequences of the length, padding 0, with probabilities that sum to one."""
+    given = parameters(2, 3, (2,), 2)
+    d = gx.HiddenMarkov(*given[:2], dist.Bernoulli(logits=given[2][..., 0]), torch.tensor(lengths), duration=3)
+    assert d.has_enumerate_support
+    used = d.lengths.max()
+    every = d.enumerate_support(expand=False)
+    assert every.shape == (2**used, 1, 3) and d.enumerate_support().shape == (2**used, 2, 3)
+    expected = [[*digits, *[0] * (3 - used)] for digits in product((0, 1), repeat=int(used))]
+    assert every[:, 0].tolist() == expected
+    torch.testing.assert_close(d.log_prob(every).exp().sum(0), torch.ones(2, dtype=F64))
+    ragged = gx.HiddenMarkov(*given[:2], d.observation_dist, torch.tensor([3, 1]))
+    assert not ragged.has_enumerate_support
+    with pytest.raises(ValueError, match=r"Expected rows of one length to be enumerated; got lengths \[1, 3\]\."):
+        ragged.enumerate_support()
+    assert not made("normal", given, 3, lengths=torch.tensor(2)).has_enumerate_support
+
+
 def test_samples_fit():
     """Frequencies of all sequences, steps that differ and impossible ones included, within five deviations of chi-square."""
     d = made("categorical", parameters(3, 4, (2,), 3, zeros=True), 4)
@@ -347,6 +487,6 @@ def test_extremes():
         far = (given[0] * scale, given[1] * scale, given[2])
         joint = of_paths("normal", far, x)[1]
         log = made("normal", far, 6).log_prob(x)
-        reference = pyros(made("normal", far, 6)).log_prob(x)
+        reference = pyros("normal", far, 6).log_prob(x)
         torch.testing.assert_close(log, reference, rtol=1e-12, atol=0)
         assert log == pytest.approx(joint.logsumexp(0).item(), rel=1e-12) or joint.logsumexp(0) == -INF

@@ -71,7 +71,7 @@ def test_nuts_on_its_parameters():
     grid = torch.linspace(-6, 6, 601, dtype=F64)
     log = dist.Normal(torch.zeros((), dtype=F64), 1.0).log_prob(grid) + of(grid).log_prob(x).sum(-1)
     mean = (log.softmax(0) * grid).sum()
-    mcmc = MCMC(NUTS(conditioned), num_samples=200, warmup_steps=60, disable_progbar=True)
+    mcmc = MCMC(NUTS(conditioned), num_samples=120, warmup_steps=40, disable_progbar=True)
     mcmc.run()
     assert mcmc.get_samples()["stay"].mean() == pytest.approx(mean.item(), abs=0.25)
 
@@ -139,19 +139,54 @@ def test_what_users_do_wrong(arguments, options, error, text):
     assert text in str(raised.value)
 
 
-def test_wrong_values():
+@pytest.mark.parametrize("validate", [False, True])
+def test_wrong_values(validate):
+    d = gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), torch.tensor([2, 3]), duration=3, validate_args=validate)
+    vectors = gx.HiddenMarkov(Z(2), Z(2, 2), normals(2, 4).to_event(1), duration=3, validate_args=validate)
+    for name in ("log_prob", "posterior", "filter"):
+        for of, value, error, text in (
+            (d, Z(4), ValueError, r"Expected value.shape\[-1:\] == \(3,\); got \(4,\)"),
+            (d, Z(2, 1), ValueError, r"Expected value.shape\[-1:\] == \(3,\); got \(2, 1\)"),
+            (d, Z(()), ValueError, r"Expected value.shape\[-1:\] == \(3,\); got \(\)"),
+            (d, Z(4, 3), ValueError, r"Expected value of a shape that broadcasts with \(2, 3\); got \(4, 3\)"),
+            (vectors, Z(3, 1), ValueError, r"Expected value.shape\[-2:\] == \(3, 4\); got \(3, 1\)"),
+            (vectors, Z(2, 4), ValueError, r"Expected value.shape\[-2:\] == \(3, 4\); got \(2, 4\)"),
+            (d, Z(3, device="meta"), ValueError, "Expected value.device == cpu .* got meta"),
+            (d, [0.0] * 3, TypeError, "Expected value to be of class Tensor; got list"),
+        ):
+            with pytest.raises(error, match=text):
+                getattr(of, name)(value)
+    assert d.log_prob(torch.tensor([0.0, 0.0, 1.0])).isfinite().all()
+
+
+def test_values_outside():
     d = gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), torch.tensor([2, 3]), duration=3, validate_args=True)
     for query in (d.log_prob, d.posterior, d.filter):
-        with pytest.raises(ValueError, match="right-most size of value must match event_shape"):
-            query(Z(4))
-        with pytest.raises(ValueError, match="within the support"):
+        with pytest.raises(ValueError, match=r"within the support \(PaddedSites\(Real\(\)\)\)"):
             query(torch.tensor([NAN, 0.0, 0.0]))
-    assert d.log_prob(torch.tensor([0.0, 0.0, 1.0])).isfinite().all()
+
+
+def test_other_devices():
+    numbers = dist.Normal(Z(2, device="meta"), 1.0, validate_args=False)
+    with pytest.raises(ValueError, match=r"Expected observation_dist.device == cpu .* got meta"):
+        gx.HiddenMarkov(Z(2), Z(2, 2), numbers, duration=3)
+    with pytest.raises(ValueError, match=r"Expected lengths.device == cpu \(that of initial\); got meta"):
+        gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), torch.tensor(2, device="meta"), duration=3)
+
+
+def test_rows_of_nothing_unchecked():
+    """NaN, as documented, never a number."""
+    stuck = torch.tensor([[0, 0], [-INF, -INF]])
+    for initial, transition in ((Z(2), stuck), (Z(2) - INF, Z(2, 2))):
+        d = gx.HiddenMarkov(initial, transition, normals(2), duration=3, validate_args=False)
+        assert d.log_prob(Z(3)).isnan() and d.log_prob(Z(2, 3)).isnan().all()
+
+
+def test_wrong_queries():
+    d = gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), torch.tensor([2, 3]), duration=3, validate_args=True)
     with pytest.raises(ValueError, match=r"Expected batch_shape that \(2,\) broadcasts to; got \(3,\)"):
         d.expand((3,))
-    with pytest.raises(ValueError, match="and no lengths; got lengths"):
+    with pytest.raises(ValueError, match="Expected observations that enumerate a finite support; got Normal"):
         d.enumerate_support()
-    with pytest.raises(ValueError, match="no lengths; got Normal"):
-        gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), duration=3).enumerate_support()
     with pytest.raises(ValueError, match=r"at most 1048576 sequences to be enumerated; got 2\^30"):
         gx.HiddenMarkov(Z(2), Z(2, 2), dist.Bernoulli(Z(2)), duration=30).enumerate_support()

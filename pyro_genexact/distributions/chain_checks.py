@@ -12,12 +12,12 @@ from ..semirings import Chain
 from .checks import check_kind, checked_lengths
 
 
-def lengths_like(unary: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """The lengths (*batch) as indices, checked against the unary potentials (*batch, N, V)."""
+def lengths_like(unary: Tensor, lengths: Tensor | None, name: str = "unary") -> Tensor | None:
+    """The lengths (*batch) as indices, checked against the unary potentials (*batch, N, V), or what errors are to name."""
     if lengths is None:
         return None
     if isinstance(lengths, Tensor) and lengths.device != unary.device:
-        raise ValueError(f"Expected lengths.device == {unary.device} (that of unary); got {lengths.device}.")
+        raise ValueError(f"Expected lengths.device == {unary.device} (that of {name}); got {lengths.device}.")
     return checked_lengths(lengths, unary.shape[-2]).long()
 
 

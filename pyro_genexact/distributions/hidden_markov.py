@@ -10,14 +10,15 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import _map_tensors, broadcast_shapes, check_like, check_sizes, tensors_in, transformed, visible
-from ..semirings import Chain, LogSumExp, fold
+from ..base import _map_tensors, broadcast_shapes, check_like, check_sizes, tensors_in, visible
+from ..semirings import Chain, LogSumExp, Max, fold
 from . import chain_checks as check
-from .checks import check_kind, checked_lengths
+from .checks import check_kind
 from .crf import LinearChainCRF
 from .guard import anchor, guarded_log_prob, surely_inside
-from .log_partition import log_partition, widened
-from .messages import messages_of, within
+from .labels import PaddedSites
+from .log_partition import log_partition_or_none, opaque
+from .messages import within
 from .mixture import union
 
 
@@ -50,15 +51,16 @@ class HiddenMarkov(TorchDistribution):
             each state. A value outside the support of some states is scored by the others.
         lengths: (*batch) integers 0 ... N, how many observations a row has; by default N. No observations have log_prob 0.
         duration: N, where neither transition nor observation_dist has a dim of more than one step that tells it.
-        validate_args: whether logits and values are checked; without, values outside the support have log_prob -inf.
+        validate_args: whether logits and values are checked; without, values outside the support have log_prob -inf, and a
+            row of logits -inf alone makes log_prob NaN.
 
     Raises:
         TypeError: for arguments of other classes.
         ValueError: for shapes, dtypes or devices that do not fit, an N that nothing tells, lengths outside 0 ... N, and (when
             validating) logits that are NaN or +inf, or -inf all along a row, and values outside the support; from
-            ``posterior`` and ``filter`` for observations that are impossible.
+            ``filter`` and from queries of the ``posterior`` for observations that are impossible.
 
-    Shapes: the batch shape is that of all arguments, broadcast.
+    Shapes: the batch shape is that of all arguments, broadcast. Values of a wider dtype make results of that dtype.
 
     Reference: Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", Proc. IEEE 1989.
 
@@ -90,7 +92,7 @@ class HiddenMarkov(TorchDistribution):
         self.num_states = initial.shape[-1]
         self.initial, self.transition = initial.log_softmax(-1), transition.log_softmax(-1)
         self.observation_dist = observation_dist
-        self.lengths = None if lengths is None else checked_lengths(lengths, sites)
+        self.lengths = check.lengths_like(initial.new_empty(sites, 0), lengths, "initial")
         super().__init__(batch_shape, Size((sites, *observation_dist.event_shape)), validate_args=validate_args)
         if self._validate_args:
             for name, logits in (("initial", initial), ("transition", transition)):
@@ -104,12 +106,13 @@ class HiddenMarkov(TorchDistribution):
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Sequences of values that some state can show; padding may hold anything."""
         one = self._observable()
-        return constraints.independent(one, 1) if self.lengths is None else _Padded(one, self.lengths)
+        return constraints.independent(one, 1) if self.lengths is None else PaddedSites(one, self.lengths)
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
         """Whether observations have a finite support, and rows one length."""
-        return self.lengths is None and bool(self.observation_dist.has_enumerate_support)
+        alike = self.lengths is None or self.lengths.is_meta or len(self.lengths.unique()) < 2
+        return alike and bool(self.observation_dist.has_enumerate_support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> HiddenMarkov:
         """The same with another batch shape, without copies; rows are drawn independently."""
@@ -131,14 +134,21 @@ class HiddenMarkov(TorchDistribution):
         return self._states(unary, self._validate_args).expand(self.batch_shape)
 
     def posterior(self, value: Tensor) -> LinearChainCRF:
-        """The distribution p(z | value) of the states: smoothing, draws, Viterbi, entropy; its ``log_partition`` is log_prob."""
+        """The distribution p(z | value) of the states: smoothing, draws, Viterbi, entropy.
+
+        Its ``log_partition`` is log_prob, and like its other queries a ValueError where the value is impossible.
+        """
         return self._given(value, self._validate_args)
 
     def filter(self, value: Tensor) -> Tensor:
         """p(z_t | x_1 ... x_t) (*batch, N, V) at each site, differentiable; 0 at padding.
 
-        The last site's is what prediction starts from: the next state's distribution is ``filter(x)[..., -1, :]`` times the
-        transition.
+        That of the last site, N - 1 or a row's length less 1, is what prediction starts from: times the transition it is the
+        next state's distribution.
+
+        Raises:
+            ValueError: where the value is impossible; torch.func and the tracer show no values, and filter is NaN there from the
+                first site on that cannot be.
         """
         posterior = self.posterior(value)
         chain = posterior._double()
@@ -159,42 +169,52 @@ class HiddenMarkov(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """E[x_t] (*batch, N, *obs): the average over p(z_t) of the states' means; 0 at padding."""
-        return self._average(self.observation_dist.mean)
+        return self._average(self._shares(), self.observation_dist.mean)
 
     @property
     def variance(self) -> Tensor:
         """Var[x_t] (*batch, N, *obs): the mean of the states' variances and the variance of their means; 0 at padding."""
-        mean = self.observation_dist.mean
-        off = mean - self.mean.unsqueeze(self._state_dim)
-        return self._average(self.observation_dist.variance + off.square())
+        p = self._shares()
+        mean = torch.where(p > 0, self.observation_dist.mean, 0.0)
+        off = mean - self._average(p, mean).unsqueeze(self._state_dim)
+        return self._average(p, self.observation_dist.variance + off.square())
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All K^N sequences of the K values of an observation, (K^N, *batch, N, *obs), the last site fastest.
+        """All K^N sequences of the K values of an observation, (K^N, *batch, N, *obs), the last site fastest; padding is 0.
 
         Batch dims are 1 without ``expand``.
 
         Raises:
-            ValueError: where observations have no finite support, with lengths, or for more than 2^20 sequences.
+            ValueError: where observations have no finite support, for rows of several lengths, or more than 2^20 sequences.
         """
-        if not self.has_enumerate_support:
-            got = type(self.observation_dist).__name__ if self.lengths is None else "lengths"
-            raise ValueError(f"Expected observations that enumerate a finite support, and no lengths; got {got}.")
+        if not self.observation_dist.has_enumerate_support:
+            got = type(self.observation_dist).__name__
+            raise ValueError(f"Expected observations that enumerate a finite support; got {got}.")
         sites, *event = self.event_shape
+        used = sites
+        if self.lengths is not None and self.lengths.numel():
+            used = int(self.lengths.max())
+            if not self.has_enumerate_support:
+                raise ValueError(
+                    f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
+                )
         values = self.observation_dist.enumerate_support(expand=False).reshape(-1, *event)
-        count = len(values) ** sites
+        count = len(values) ** used
         if count > 2**20:
-            raise ValueError(f"Expected at most {2**20} sequences to be enumerated; got {len(values)}^{sites}.")
-        place = len(values) ** torch.arange(sites - 1, -1, -1, device=values.device)
+            raise ValueError(f"Expected at most {2**20} sequences to be enumerated; got {len(values)}^{used}.")
+        place = len(values) ** torch.arange(used - 1, -1, -1, device=values.device)
         sequences = values[torch.arange(count, device=values.device).unsqueeze(-1) // place % len(values)]
+        sequences = torch.cat([sequences, values.new_zeros(count, sites - used, *event)], 1)
         sequences = sequences.reshape(count, *[1] * len(self.batch_shape), *self.event_shape)
         return sequences.expand(count, *self.batch_shape, *self.event_shape) if expand else sequences
 
     def _states(self, unary: Tensor, validate_args: bool) -> LinearChainCRF:
-        return LinearChainCRF(
-            unary, self.transition, initial=self.initial, lengths=self.lengths, validate_args=validate_args
-        )
+        dtype = torch.promote_types(unary.dtype, self.initial.dtype)
+        unary, transition, initial = (p.to(dtype) for p in (unary, self.transition, self.initial))
+        return LinearChainCRF(unary, transition, initial=initial, lengths=self.lengths, validate_args=validate_args)
 
     def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
+        check.fits("value", value, self.initial, self.batch_shape, self.event_shape, len(self.event_shape))
         if self._validate_args:
             self._validate_sample(value)
         batch = value.shape[: value.dim() - len(self.event_shape)]
@@ -212,7 +232,7 @@ class HiddenMarkov(TorchDistribution):
         support: Any = self.observation_dist.support
         if self.lengths is not None:
             value = torch.where(self._gone(-self._state_dim), anchor(support, value), value)
-        if surely_inside(support, value):
+        if not opaque() and surely_inside(support, value):
             return self.observation_dist.log_prob(value)
         return guarded_log_prob(self.observation_dist, value, support)
 
@@ -222,10 +242,14 @@ class HiddenMarkov(TorchDistribution):
         gone = torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
         return gone.reshape(*gone.shape, *[1] * more)
 
-    def _average(self, values: Tensor) -> Tensor:
-        """The average (*batch, N, *obs) of values (*batch, N, V, *obs) of all states, by p(z_t)."""
+    def _shares(self) -> Tensor:
+        """p(z_t) (*batch, N, V, 1 ...) beside what the observation_dist tells of values."""
         p = self.prior().marginals
-        return (p.reshape(*p.shape, *[1] * (len(self.event_shape) - 1)) * values).sum(self._state_dim)
+        return p.reshape(*p.shape, *[1] * (len(self.event_shape) - 1))
+
+    def _average(self, p: Tensor, values: Tensor) -> Tensor:
+        """The average (*batch, N, *obs) of values (*batch, N, V, *obs) of all states, which may be infinite where p is 0."""
+        return (p * torch.where(p > 0, values, 0.0)).sum(self._state_dim)
 
     def _observable(self) -> Any:
         """The support of an observation: of all states, joined where their bounds differ."""
@@ -240,44 +264,19 @@ class HiddenMarkov(TorchDistribution):
         return union([_map_tensors(of_state(k), support) for k in range(self.num_states)])
 
 
-class _Padded(constraints.Constraint):
-    """Sequences of values that satisfy a constraint, up to a row's length."""
-
-    def __init__(self, one: Any, lengths: Tensor) -> None:
-        self.one, self.lengths = one, lengths
-        self.is_discrete, self.event_dim = one.is_discrete, one.event_dim + 1
-
-    def check(self, value: Tensor) -> Tensor:
-        inside = self.one.check(value)
-        gone = torch.arange(inside.shape[-1], device=value.device) >= self.lengths.unsqueeze(-1)
-        return (inside | gone).all(-1)
-
-    def anchor(self, like: Tensor) -> Tensor:
-        """Some value inside, that broadcasts with ``like``."""
-        return anchor(self.one, like)
-
-    def __repr__(self) -> str:
-        return f"sequences of {self.one}, padded"
-
-
 def _evidence(chain: Chain) -> Tensor:
     """log Z (B), wide; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
-    if transformed():
-        return fold(LogSumExp(), widened(chain))[0]
-    with torch.no_grad():
-        messages = messages_of(chain)
-    log_z = messages.log_partition
-    if log_z.is_meta or log_z.isfinite().all():
-        return log_partition(chain, messages)
-    if (poles := chain.unary == torch.inf).any():
-        chain = chain._replace(unary=chain.unary.masked_fill(poles, 0.0))
-        with torch.no_grad():
-            reached = ((messages_of(chain).nodes() > 0) & poles).any(-1).any(-1)
-        return _evidence(chain).masked_fill(reached, torch.inf)
-    if not (impossible := log_z == -torch.inf).any():  # there is a NaN
-        return log_partition(chain, messages)
-    possible = chain._replace(unary=chain.unary.masked_fill(impossible[:, None, None], 0.0))
-    return _evidence(possible).masked_fill(impossible, -torch.inf)
+    poles = chain.unary == torch.inf
+    if opaque() or (visible(poles) and poles.any()):
+        log_z = log_partition_or_none(chain._replace(unary=chain.unary.masked_fill(poles, 0.0)))
+        return log_z.masked_fill(_reached(chain, poles), torch.inf)
+    return log_partition_or_none(chain)
+
+
+def _reached(chain: Chain, poles: Tensor) -> Tensor:
+    """Whether (B) a path that is possible meets one of the poles (B, N, V)."""
+    score = chain.map(lambda p: torch.zeros_like(p).masked_fill(p == -torch.inf, -torch.inf))
+    return fold(Max(), score._replace(unary=score.unary.masked_fill(poles, 1.0)))[0] > 0
 
 
 def _shapes(
@@ -292,6 +291,9 @@ def _shapes(
             f"Expected initial of floating-point numbers (*batch, V) with V >= 1; got {initial.dtype} {tuple(initial.shape)}."
         )
     check_like("transition", transition, initial)
+    for numbers in tensors_in(observation_dist):
+        if numbers.is_floating_point() and numbers.dim():  # those of dim 0 follow the others
+            check_like("observation_dist", numbers, initial)
     states = initial.shape[-1]
     if transition.shape[-2:] != (states, states):
         raise ValueError(

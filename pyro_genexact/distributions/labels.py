@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +10,40 @@ from torch.distributions import constraints
 
 from ..base import Conditioner, Steps
 from ..semirings import Chain, LogSumExp, flip_own, fold
+from .guard import anchor
 from .messages import within
 
 
-class LabelStrings(constraints.Constraint):
+class PaddedSites(constraints.Constraint):
+    """Sequences whose sites satisfy a constraint up to a row's length, with anything after it.
+
+    Args:
+        one: the constraint of a site's value.
+        lengths: (*batch) integers.
+
+    Example:
+        >>> PaddedSites(constraints.positive, torch.tensor([2, 1])).check(torch.tensor([[1.0, -1.0], [1.0, torch.nan]]))
+        tensor([False,  True])
+    """
+
+    def __init__(self, one: Any, lengths: Tensor) -> None:
+        self.one, self.lengths = one, lengths
+        self.is_discrete, self.event_dim = one.is_discrete, one.event_dim + 1
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.one})"
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = self.one.check(value)
+        gone = torch.arange(inside.shape[-1], device=value.device) >= self.lengths.unsqueeze(-1)
+        return (inside | gone).all(-1)
+
+    def anchor(self, like: Tensor) -> Tensor:
+        """Some value inside, that broadcasts with ``like``."""
+        return anchor(self.one, like)
+
+
+class LabelStrings(PaddedSites):
     """Integers 0 ... V - 1 up to a row's length, anything after it.
 
     Example:
@@ -21,21 +51,12 @@ class LabelStrings(constraints.Constraint):
         tensor([False,  True])
     """
 
-    is_discrete, event_dim = True, 1
-
     def __init__(self, num_labels: int, lengths: Tensor) -> None:
-        self.num_labels, self.lengths = num_labels, lengths
+        super().__init__(constraints.integer_interval(0, num_labels - 1), lengths)
+        self.num_labels = num_labels
 
     def __repr__(self) -> str:
         return f"LabelStrings(num_labels={self.num_labels})"
-
-    def check(self, value: Tensor) -> Tensor:
-        gone = torch.arange(value.shape[-1], device=value.device) >= self.lengths.unsqueeze(-1)
-        return ((value % 1 == 0) & (value >= 0) & (value < self.num_labels) | gone).all(-1)
-
-    def anchor(self, like: Tensor) -> Tensor:
-        """Some value inside, that broadcasts with ``like``."""
-        return like.new_zeros(())
 
 
 class Lookup(Conditioner):

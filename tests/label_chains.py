@@ -141,9 +141,9 @@ class Small:
 
 @lru_cache
 def all_sizes(kind: str, zeros: bool) -> list[Small]:
-    """V 2 ... 4 and N 1 ... 6 of every length, and some without lengths."""
-    ragged = [Small(v, n, kind, zeros) for v in (2, 3, 4) for n in range(1, 7)]
-    return [*ragged, *(Small(v, n, kind, zeros, ragged=False) for v, n in ((2, 1), (3, 2), (4, 5)))]
+    """V 2 ... 4 and N 1 ... 6 of every length (up to 300 strings unless transitions are shared), and some without lengths."""
+    ragged = [Small(v, n, kind, zeros) for v in (2, 3, 4) for n in range(1, 7) if v**n <= 300 or kind == "shared"]
+    return [*ragged, *(Small(v, n, kind, zeros, ragged=False) for v, n in ((2, 1), (3, 2), (4, 3)))]
 
 
 def near(found: Tensor, truth: Tensor, name: str = "") -> None:

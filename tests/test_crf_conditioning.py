@@ -18,8 +18,9 @@ EACH = list(product(KINDS, (False, True)))
 
 @pytest.fixture(params=EACH, ids=str)
 def cases(request):
-    """Of at most 100 strings."""
-    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= 100]
+    """Of at most 64 strings, or 30 where transitions are not shared."""
+    most = 64 if request.param[0] == "shared" else 30
+    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= most]
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_divergence_of_two_crfs(cases):
 def test_infinite_divergence_of_two_crfs(kind):
     """Where the other forbids a string that this one allows, and only there."""
     seen = torch.zeros(2)
-    for labels, sites in ((2, 3), (3, 2), (2, 1), (3, 4)):
+    for labels, sites in ((2, 3), (2, 1), (3, 4)):
         c = Small(labels, sites, kind, zeros=True)
         for q in (Small(labels, sites, k, zeros=True) for k in KINDS):
             truth = c.mean(c.log_prob - q.log_prob)
@@ -186,9 +187,9 @@ def independent(logits: Tensor, family: type, by: str) -> Independent:
 @pytest.mark.parametrize("by", ["logits", "probs"])
 @pytest.mark.parametrize("family", [Categorical, OneHotCategorical])
 def test_divergence_from_and_to_independent_labels(family, by, g):
-    for (kind, zeros), (labels, sites) in product(EACH, ((2, 1), (2, 4), (4, 3))):
+    for (kind, zeros), (labels, sites) in product(EACH, ((2, 1), (3, 3))):
         c = Small(labels, sites, kind, zeros)
-        for dead in (0.0, 0.3):
+        for dead in (0.0, 0.3) if sites > 1 else (0.3,):
             logits = torch.randn(*c.batch, c.sites, c.labels, generator=g, dtype=torch.float64)
             logits[..., :-1][torch.rand(logits[..., :-1].shape, generator=g) < dead] = -torch.inf
             q = independent(logits, family, by)
@@ -197,6 +198,22 @@ def test_divergence_from_and_to_independent_labels(family, by, g):
             near(kl_divergence(p, q), c.mean(c.log_prob - alone.log_prob), c.name)
             near(p.cross_entropy(q), -c.mean(alone.log_prob), c.name)
             near(kl_divergence(q, p), alone.mean(alone.log_prob - c.log_prob), c.name)
+
+
+@pytest.mark.parametrize("family", [Categorical, OneHotCategorical])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_divergence_from_and_to_probabilities_that_underflow(family, dtype):
+    """Logits of -1000 are no zeros: what they weigh is finite."""
+    logits = torch.tensor([[0.0, -1000.0, -2000.0], [-1000.0, 0.0, 0.5]], dtype=dtype)
+    p, q = gx.LinearChainCRF(-logits, 300 * torch.eye(3, dtype=dtype)), Independent(family(logits=logits), 1)
+    assert (q.base_dist.probs == 0).sum() == 3
+    strings = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    log_q = logits.double().log_softmax(-1)[torch.arange(2), strings].sum(-1)
+    score = -logits.double()[torch.arange(2), strings].sum(-1) + 300 * (strings[:, 0] == strings[:, 1])
+    log_p = score.log_softmax(0)
+    for found, a, b in ((kl_divergence(p, q), log_p, log_q), (kl_divergence(q, p), log_q, log_p)):
+        torch.testing.assert_close(found, (a.exp() * (a - b)).sum().to(dtype))
+        assert found > 100
 
 
 def test_expectation(cases, g):
@@ -218,8 +235,28 @@ def test_expectation(cases, g):
         near(d.expectation(torch.ones(c.labels, dtype=torch.float64)), c.there.sum(-1).double(), c.name)
 
 
-def test_risk_and_its_gradient(cases, g):
-    for c in cases:
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_expectation(kind, g):
+    """In the potentials and in the values, which are of labels and steps, or of steps that all sites share."""
+    for shape in ((2, 3, 3), (3, 3)):
+        ours, theirs = (Small(3, 3, kind, zeros=True).with_grad() for _ in range(2))
+        values = [torch.randn(*s, generator=g, dtype=torch.float64).requires_grad_() for s in ((3, 3), shape)]
+        score = Small.map(theirs, torch.zeros_like, unary=values[0].expand_as(theirs.unary), initial=None, final=None)
+        score.transition = values[1]
+        found, truth = ours.crf().expectation(*values), theirs.mean(score.raw)
+        near(found, truth)
+        weight = torch.randn(found.shape, generator=g, dtype=torch.float64)
+        grads = (
+            torch.autograd.grad((v * weight).sum(), [*k.potentials, *values])
+            for v, k in ((found, ours), (truth, theirs))
+        )
+        for a, b in zip(*grads, strict=True):
+            near(a, b)
+
+
+def test_risk_and_its_gradient(g):
+    for (kind, zeros), (labels, sites) in product(EACH, ((2, 1), (3, 3))):
+        c = Small(labels, sites, kind, zeros)
         y = torch.randint(0, c.labels, (*c.batch, c.sites), generator=g)
         cost = torch.rand(c.labels, c.labels, generator=g, dtype=torch.float64)
         ours, theirs = c.with_grad(), c.with_grad()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +14,13 @@ from label_chains import KINDS, Small, agree, all_sizes, near
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pyro_genexact as gx
 from pyro_genexact.distributions import messages as module
 from pyro_genexact.distributions.messages import Logs, Merged, Scaled, messages_of, rows
+from pyro_genexact.semirings import Max, fold
 
 EACH = list(product(KINDS, (False, True)))
 PATHS = {"rescaled every 8": (8, 1), "rescaled every 1": (1,), "logs": ()}
@@ -22,7 +28,8 @@ PATHS = {"rescaled every 8": (8, 1), "rescaled every 1": (1,), "logs": ()}
 
 @pytest.fixture(params=EACH, ids=str)
 def cases(request):
-    return all_sizes(*request.param)
+    """Of at most 64 strings."""
+    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= 64]
 
 
 def check(c: Small, messages: Any) -> None:
@@ -40,8 +47,8 @@ def test_messages_by_every_path(cases, attempts):
         messages = messages_of(c.crf()._chain(), attempts)
         assert isinstance(messages, Scaled if attempts else Logs)
         check(c, messages)
-        if (c.labels, c.sites) == (3, 4):
-            agree(c.index(messages.sample(20000)), c.log_prob.flatten(1))
+        if (c.labels, c.sites) == (3, 3):
+            agree(c.index(messages.sample(8000)), c.log_prob.flatten(1))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -49,7 +56,7 @@ def test_a_few_draws_each_of_many_rows(count):
     for kind, zeros in EACH:
         c = Small(3, 3, kind, zeros)
         chain = c.crf()._chain()
-        many = rows(chain, torch.arange(8).repeat(6000 // count))
+        many = rows(chain, torch.arange(8).repeat(3000 // count))
         place = c.index(messages_of(many).sample(count))
         agree(place.reshape(count, -1, 8).flatten(0, 1), c.log_prob.flatten(1))
 
@@ -80,7 +87,7 @@ def test_rows_take_the_path_that_they_need(kind, zeros):
     chain = c.crf()._chain()
     messages = messages_of(chain)
     check(c, messages)
-    agree(c.index(messages.sample(20000)), c.log_prob.flatten(1))
+    agree(c.index(messages.sample(4000)), c.log_prob.flatten(1))
     near(c.crf().entropy(), c.entropy)
     every_8, every_1 = Scaled(chain, 8).exact, Scaled(chain, 1).exact
     rate, length = rate.flatten(), c.there.sum(-1).flatten()
@@ -88,21 +95,6 @@ def test_rows_take_the_path_that_they_need(kind, zeros):
     if not zeros:  # which may leave a row no choice
         assert not every_8[(rate == 1) & (length == 9)].any() and not every_1[(rate == 2) & (length > 1)].any()
     assert rows_by_path(messages, torch.arange(20))[Logs] == (~every_1).nonzero().squeeze(-1).tolist() != []
-
-
-@pytest.mark.parametrize("every", [8, 1])
-def test_rows_that_are_exact_are(every):
-    """The certificate, at any range: what it lets pass equals the recursion in log space."""
-    kept = 0
-    for scale, (kind, zeros) in product((10.0, 100.0, 300.0), EACH):
-        c = Small(3, 20, kind, zeros, scale=scale)
-        chain = c.crf()._chain()
-        fast, slow = Scaled(chain, every), Logs(chain)
-        near(fast.log_partition[fast.exact], slow.log_partition[fast.exact], c.name)
-        near(fast.nodes()[fast.exact], slow.nodes()[fast.exact], c.name)
-        near(fast.pairs()[fast.exact], slow.pairs()[fast.exact], c.name)
-        kept += int(fast.exact.sum())
-    assert 0 < kept < 3 * 6 * 42
 
 
 def test_ordinary_rows_never_take_the_log_path(monkeypatch):
@@ -113,8 +105,8 @@ def test_ordinary_rows_never_take_the_log_path(monkeypatch):
         return Logs(chain)
 
     monkeypatch.setattr(module, "Logs", logs)
-    for (kind, zeros), dtype in product(EACH, (torch.float32, torch.float64)):
-        c = Small(9, 64, kind, zeros, scale=3.0).map(lambda p, dtype=dtype: p.to(dtype))
+    for kind, zeros in EACH:
+        c = Small(9, 64, kind, zeros, scale=3.0).map(lambda p, zeros=zeros: p.double() if zeros else p.float())
         d = c.crf()
         assert d.marginals.isfinite().all() and d.sample((2,)).shape == (2, 2, 65, 64)
     assert calls == []
@@ -167,47 +159,97 @@ def weighed(values: Tensor) -> Tensor:
     return torch.where(values > -torch.inf, values * weight, 0.0).sum()
 
 
-@pytest.mark.parametrize(("kind", "zeros"), EACH)
+def derive_equally(
+    out: Tensor, ours: Sequence[Tensor], truth: Tensor, theirs: Sequence[Tensor], name: str = ""
+) -> None:
+    """A value equals the truth, and so do its gradients of first and second order in leaves."""
+    near(out, truth, name)
+    for _ in range(2):
+        alone, found, true = (
+            torch.autograd.grad(
+                weighed(v), leaves, retain_graph=True, create_graph=again, allow_unused=True, materialize_grads=True
+            )
+            for v, leaves, again in ((out, ours, False), (out, ours, True), (truth, theirs, True))
+        )
+        for p, g in zip((*alone, *found), (*true, *true), strict=True):
+            near(p, g, name)
+        out, truth = (torch.cat([g.flatten() for g in grads]) for grads in (found, true))
+        if not out.requires_grad:
+            break
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("query", QUERIES)
-def test_gradients_and_their_gradients(query, kind, zeros):
+def test_gradients_and_their_gradients(query, kind):
     """Equal to those of all strings, to second order; with zeros, too."""
-    for labels, sites in ((3, 3), (2, 2 if query == "pair_marginals" else 1)):
+    for labels, sites, zeros in ((3, 3, True), (2, 3, False), (2, 2 if query == "pair_marginals" else 1, True)):
         c = Small(labels, sites, kind, zeros)
         q, y = other(c), c.strings[c.log_prob.argmax(0)]
         ours, theirs = c.with_grad(), c.with_grad()
         out, truth = QUERIES[query][0](ours.crf(), q, y), QUERIES[query][1](theirs, q, y)
-        near(out, truth, c.name)
-        for _ in range(2):
-            found, true = (
-                torch.autograd.grad(
-                    weighed(v), k.potentials, create_graph=True, allow_unused=True, materialize_grads=True
-                )
-                for v, k in ((out, ours), (truth, theirs))
-            )
-            for p, g in zip(found, true, strict=True):
-                near(p, g, c.name)
-            out, truth = (torch.cat([g.flatten() for g in grads]) for grads in (found, true))
-            if not out.requires_grad:
-                break
+        derive_equally(out, ours.potentials, truth, theirs.potentials, c.name)
 
 
-@pytest.mark.parametrize("query", ["log_partition", "log_prob", "entropy", "kl", "risk", "marginals"])
+@pytest.mark.parametrize("name", ["unary", "transition", "initial", "final"])
+def test_gradients_of_one_kind_of_potentials_alone(name):
+    c = Small(3, 3, "shared", zeros=True)
+    ours, theirs = (c.map(torch.clone, **{name: getattr(c, name).clone().requires_grad_()}) for _ in range(2))
+    for query in ("log_partition", "marginals", "pair_marginals", "entropy"):
+        out, truth = QUERIES[query][0](ours.crf(), c, c), QUERIES[query][1](theirs, c, c)
+        derive_equally(out, [getattr(ours, name)], truth, [getattr(theirs, name)], query)
+
+
+@pytest.mark.parametrize("query", ["log_partition", "log_prob", "marginals", "entropy", "kl"])
+def test_gradients_where_ends_are_made_from_the_unary_potentials(query):
+    c = Small(2, 3, "shared", zeros=False)
+    q, y = other(c), c.strings[c.log_prob.argmax(0)]
+    ours, theirs = c.with_grad(), c.with_grad()
+    for one in (ours, theirs):
+        one.initial, one.final = 2 * one.unary[..., 0, :], one.unary[..., 0, :].sin()
+    leaves = ([one.unary, one.transition] for one in (ours, theirs))
+    out, truth = QUERIES[query][0](ours.crf(), q, y), QUERIES[query][1](theirs, q, y)
+    derive_equally(out, next(leaves), truth, next(leaves))
+
+
+@pytest.mark.parametrize("query", ["log_partition", "entropy", "kl", "marginals"])
 def test_finite_differences(query):
-    for kind in KINDS:
-        c = Small(2, 3, kind, zeros=True)
-        q, y = other(c), c.strings[c.log_prob.argmax(0)]
-        names = [name for name in ("unary", "transition", "initial", "final") if getattr(c, name) is not None]
+    c = Small(2, 3, "shared", zeros=True)
 
-        def of(*potentials, c=c, q=q, y=y, names=names):
-            d = gx.LinearChainCRF(**dict(zip(names, potentials, strict=True)), lengths=c.lengths)
-            return QUERIES[query][0](d, q, y)
+    def of(unary, transition, initial, final):
+        d = gx.LinearChainCRF(unary, transition, initial=initial, final=final, lengths=c.lengths)
+        return QUERIES[query][0](d, other(c), c)
 
-        leaves = c.with_grad().potentials
-        assert gradcheck(of, leaves, fast_mode=True)
-        assert kind == "shared" or gradgradcheck(of, leaves, fast_mode=True)
+    leaves = c.with_grad().potentials
+    assert gradcheck(of, leaves, fast_mode=True) and gradgradcheck(of, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("fillers", [[torch.nan, 1e30], [torch.inf, -torch.inf]], ids=str)
+class Made(TorchDispatchMode):
+    """Counts the numbers that are written down."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.count += sum(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))
+        return out
+
+
+@pytest.mark.parametrize("query", ["log_partition", "marginals", "pair_marginals", "entropy", "kl"])
+def test_cost_is_linear_in_the_number_of_sites(query):
+    """Of gradients of first and second order, with a transition for each step: no gradient of a part is as large as the whole."""
+    made = []
+    for sites in (10, 20, 30):
+        leaves = [torch.zeros(sites, 2, requires_grad=True), torch.zeros(sites - 1, 2, 2, requires_grad=True)]
+        q = SimpleNamespace(crf=partial(gx.LinearChainCRF, torch.zeros(sites, 2), torch.eye(2)))
+        with Made() as counted:
+            out = QUERIES[query][0](gx.LinearChainCRF(*leaves), q, None)
+            grads = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+            torch.autograd.grad(sum(g.square().sum() for g in grads), leaves, allow_unused=True)
+        made.append(counted.count)
+    assert made[2] - made[1] < 1.05 * (made[1] - made[0]), made
+
+
+@pytest.mark.parametrize("fillers", [[torch.nan, torch.inf, -torch.inf], [1e30, 1e30, -1e30]], ids=str)
 @pytest.mark.parametrize("query", QUERIES)
 def test_padding_gets_no_gradient_and_gives_none(query, fillers):
     for kind in KINDS:
@@ -215,11 +257,11 @@ def test_padding_gets_no_gradient_and_gives_none(query, fillers):
         q, y = other(c), c.strings[c.log_prob.argmax(0)]
         filled = c.with_grad()
         with torch.no_grad():
-            filled.unary[~c.there] = torch.tensor([*fillers, -1e30], dtype=torch.float64)
+            filled.unary[~c.there] = torch.tensor(fillers, dtype=torch.float64)
             if kind == "steps":
-                filled.transition[~c.there[0, :, 1:]] = fillers[-1]
+                filled.transition[~c.there[0, :, 1:]] = fillers[0]
             if c.final is not None:
-                filled.final[0] = fillers[0]  # of the rows of length 0
+                filled.final[0] = fillers[1]  # of the rows of length 0
         leaves = c.with_grad()
         out, truth = (QUERIES[query][0](k.crf(validate_args=False), q, y) for k in (filled, leaves))
         near(out, truth, c.name)
@@ -230,7 +272,7 @@ def test_padding_gets_no_gradient_and_gives_none(query, fillers):
             )
             for p, g in zip(found, true, strict=True):
                 near(p, g, f"{c.name} create_graph={create_graph}")
-        assert (found[0][~c.there] == 0).all()
+            assert (found[0][~c.there] == 0).all()
 
 
 @pytest.fixture
@@ -283,8 +325,24 @@ def test_a_change_in_place_is_seen(name, computed):
         near(same.entropy(), c.entropy.expand(same.batch_shape))
         near(same.marginals, c.marginals.expand(*same.batch_shape, -1, -1))
         assert (same.mode == c.strings[c.log_prob.argmax(0)]).all()
-    agree(c.index(d.sample((20000,))), c.log_prob)
+    agree(c.index(d.sample((4000,))), c.log_prob)
     assert (d.log_prob(y) - before).abs().max() > 0.1 and len(computed) == 2
+
+
+def test_the_best_labels_are_found_once_until_potentials_change(monkeypatch):
+    from pyro_genexact.distributions import crf
+
+    folds = []
+    monkeypatch.setattr(crf, "fold", lambda semiring, chain: folds.append(semiring) or fold(semiring, chain))
+    c = Small(3, 3, "shared", zeros=False)
+    for _ in range(2):
+        d = c.crf() if not folds else d  # noqa: F821
+        assert (d.mode == c.strings[c.log_prob.argmax(0)]).all()
+        near(d.max_log_prob, c.log_prob.amax(0))
+        assert (d.expand((2, *c.batch)).mode == d.mode).all()
+        d.unary[..., 1] -= 3.0
+        c = c.map(torch.clone)
+    assert [type(s) for s in folds] == [Max, Max]
 
 
 @pytest.mark.parametrize("kind", KINDS)

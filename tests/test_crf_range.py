@@ -130,7 +130,7 @@ def random_constraints(labels):
 
 @pytest.mark.parametrize(
     ("constraints", "high", "labels"),
-    [(bio, 30.0, 5), (bio, 200.0, 23), (random_constraints, 200.0, 5), (random_constraints, 30.0, 23)],
+    [(bio, 200.0, 11), (random_constraints, 30.0, 5)],
 )
 def test_a_thousand_sites_in_float32(constraints, high, labels):
     allowed, first = constraints(labels)
@@ -140,22 +140,28 @@ def test_a_thousand_sites_in_float32(constraints, high, labels):
     assert max(found) < 1e-6, found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("high", [1e4, 1e5])
-@pytest.mark.parametrize("steps", ["shared", "each"])
+@pytest.mark.parametrize(
+    ("steps", "high", "dtype"),
+    [
+        ("shared", 1e4, torch.float32),
+        ("shared", 1e5, torch.float64),
+        ("each", 1e4, torch.float64),
+        ("each", 1e5, torch.float32),
+    ],
+)
 def test_tens_of_thousands(steps, high, dtype):
-    transition = uniform(*[(4, 4), (3, 63, 4, 4)][steps == "each"], high=high, dtype=dtype)
+    transition = uniform(*[(4, 4), (3, 39, 4, 4)][steps == "each"], high=high, dtype=dtype)
     transition = transition.masked_fill(torch.rand(transition.shape) < 0.2, -INF)
     transition[..., 0, :] = 0.0
-    found = errors(uniform(3, 64, 4, high=high, dtype=dtype), transition, final=uniform(3, 4, high=high, dtype=dtype))
+    found = errors(uniform(3, 40, 4, high=high, dtype=dtype), transition, final=uniform(3, 4, high=high, dtype=dtype))
     assert max(found) < 1e-6, found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("entry", [1e5, -1e5, -1e30])
 def test_single_entries(entry, dtype):
-    unary, transition = uniform(3, 40, 4, high=2.0, dtype=dtype), uniform(4, 4, high=2.0, dtype=dtype)
-    unary[1, 20, 3] = entry  # the other rows are ordinary
+    unary, transition = uniform(3, 25, 4, high=2.0, dtype=dtype), uniform(4, 4, high=2.0, dtype=dtype)
+    unary[1, 12, 3] = entry  # the other rows are ordinary
     found = errors(unary, transition)
     assert max(found) < 1e-6, found
     transition[2, 1] = entry
@@ -227,23 +233,25 @@ def test_gradients_of_what_is_impossible():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unary_against_transitions(gap, dtype):
     """Each site prefers by a wide gap a label that the next one's preference forbids: the winners are never ahead on the way."""
-    unary = torch.zeros(1, 60, 3, dtype=dtype)
+    unary = torch.zeros(1, 30, 3, dtype=dtype)
     unary[:, ::2, 0], unary[:, 1::2, 1], unary[..., 2] = gap, gap, 0.01 * gap
     transition = torch.zeros(3, 3, dtype=dtype)
     transition[0, 1] = transition[1, 0] = -INF
     assert max(errors(unary, transition)) < 1e-6
     transition = transition.masked_fill(transition == -INF, -1.9 * gap)
     assert max(errors(unary, transition)) < 1e-6
-    late = torch.zeros(1, 60, 3, dtype=dtype)  # the last site alone decides, against all before it
-    late[:, :-1, 0], late[:, -1, 1] = 1.0, 70 * gap
+    late = torch.zeros(1, 30, 3, dtype=dtype)  # the last site alone decides, against all before it
+    late[:, :-1, 0], late[:, -1, 1] = 1.0, 40 * gap
     stay = torch.full((3, 3), -INF, dtype=dtype).fill_diagonal_(0.0)
     assert max(errors(gap * late / 100, stay)) < 1e-6
 
 
 def test_long_chain():
     unary, transition = uniform(1, 5000, 3, high=5.0, dtype=torch.float32), uniform(3, 3, high=5.0, dtype=torch.float32)
-    found = errors(unary, transition)
-    assert found[0] < 1e-6 and found[1] < 1e-6, found
+    d, truth = gx.LinearChainCRF(unary, transition), Truth(unary, transition)
+    labels = d.sample()
+    assert off(d.log_partition, truth.log_z, 1.0) < 1e-6 and off(d.marginals, truth.marginals, 1.0) < 1e-6
+    assert off(d.log_prob(labels), truth.score(labels.numpy()) - truth.log_z, 1.0) < 1e-6
 
 
 @pytest.mark.parametrize("high", [1.0, 1e5])
@@ -352,3 +360,17 @@ def test_exact_means_exact(kind, every):
         likely = logs.nodes().expand(3, -1, -1, -1).take_along_dim(labels_drawn.unsqueeze(-1), -1)
         assert (likely > 1e-25).all()
     assert rows > 100
+
+
+def test_exact_to_the_edge_of_underflow():
+    """The winner is behind by 600 ... 760 nats on the way, where numbers first lose digits and then vanish."""
+    lost = torch.linspace(600, 760, 161, dtype=torch.float64)
+    unary = torch.zeros(161, 200, 2, dtype=torch.float64)
+    unary[:, :100, 1], unary[:, 100:, 0] = -lost.unsqueeze(-1) / 100, -lost.unsqueeze(-1) / 50
+    stay = torch.zeros(2, 2, dtype=torch.float64).fill_diagonal_(1.0).log()
+    nothing = torch.zeros(161, 2, dtype=torch.float64)
+    messages = Scaled(Chain(unary, stay, nothing, nothing), 1)
+    exact = messages.exact
+    assert exact[lost < 640].all() and not exact[lost > 700].any()
+    assert off(messages.log_partition[exact], Truth.wide(-lost[exact]), 1.0) < 1e-12
+    assert (messages.nodes()[exact, :, 1] - 1).abs().max() < 1e-12

@@ -6,13 +6,15 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import HMC, MCMC, SVI, Predictive, Trace_ELBO
+from pyro.infer import HMC, MCMC, SVI, JitTrace_ELBO, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
@@ -318,7 +320,7 @@ def test_weights_with_priors_in_svi_and_predictive():
     model = Tagger(net)
     guide = AutoNormal(model, init_scale=0.05)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    losses = [svi.step(X, TAGS) for _ in range(80)]
+    losses = [svi.step(X, TAGS) for _ in range(50)]
     assert sum(losses[-20:]) / 20 < sum(losses[:5]) / 5 - 1
     assert all(v.grad is not None and v.grad.isfinite().all() for v in guide.parameters())
     out = Predictive(model, guide=guide, num_samples=3)()
@@ -550,6 +552,66 @@ def test_torch_func_over_potentials():
             close(jacrev(lambda t, name=name: query(name)(parts[0], t))(parts[1]), slow)
 
 
+def test_vmap_of_best_strings_draws_and_divergences():
+    """Row by row, each of its length, as the loop says; draws of rows that are independent as often as their masses say."""
+    unary, transition = (p.detach() for p in potentials()[:2])
+    mapped = partial(vmap, randomness="different")
+
+    def of(query):
+        return lambda u, n: query(gx.LinearChainCRF(u, transition, lengths=n))
+
+    def kl(d):
+        return kl_divergence(d, gx.LinearChainCRF(d.unary.cos(), transition, lengths=d.lengths))
+
+    for query in (lambda d: d.mode, lambda d: d.max_log_prob, lambda d: d.k_best(3)[1].movedim(0, -1), kl):
+        close(mapped(of(query))(unary, LENGTHS), query(gx.LinearChainCRF(unary, transition, lengths=LENGTHS)))
+    draws = mapped(of(lambda d: d.sample((3000,))), out_dims=1)(unary[[0, 0, 1]], torch.tensor([4, 4, 2]))
+    zero = torch.zeros(V, dtype=torch.float64)
+    p = log_prob_by_hand([unary[[0, 1]], transition, zero, zero], STRINGS[:, None], torch.tensor([4, 2])).exp()
+    p[:, 1] *= (STRINGS[:, 2:] == 0).all(-1)
+    as_often(draws, p[:, [0, 0, 1]])
+    assert (draws[:, 0] != draws[:, 1]).any(-1).double().mean() > 0.5
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(of(lambda d: d.sample()))(unary, LENGTHS)
+    other = mapped(lambda u, n: kl_divergence(of(lambda d: d)(u, n), gx.LinearChainCRF(u, transition)))(unary, LENGTHS)
+    assert torch.equal(other == torch.inf, LENGTHS < N)  # no string of one is as long as one of the other
+
+
+def test_traced_log_prob():
+    """By ``torch.jit.trace``, at other potentials, labels and lengths than it was traced at."""
+
+    def log_prob(y, lengths, *parts):
+        return crf_of(parts, lengths).log_prob(y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # checks are traced as what they found
+        traced = torch.jit.trace(log_prob, (TAGS, LENGTHS, *potentials()), check_trace=False)
+    y, lengths, parts = labels(seed=8, lengths=LENGTHS.flip(0)), LENGTHS.flip(0), potentials(seed=20)
+    found, truth = traced(y, lengths, *parts), log_prob_by_hand(parts, y, lengths)
+    close(found, truth)
+    for f, t in zip(gradients(found.sum(), parts), gradients(truth.sum(), parts), strict=True):
+        close(f, t)
+
+
+def test_jit_trace_elbo():
+    """Compiled at one batch, right at another."""
+    net, objective = module(), JitTrace_ELBO(ignore_jit_warnings=True)
+
+    def model(x, lengths, y):
+        pyro.module("net", net)
+        with pyro.plate("data", ROWS):
+            pyro.sample("tags", net(x, lengths), obs=y)
+
+    for x, lengths in ((X, LENGTHS), (2 * X, LENGTHS.flip(0))):
+        y = labels(lengths=lengths)
+        truth = -log_prob_by_hand(parts_of(net, params_of(net), x), y, lengths).sum()
+        grads = gradients(truth, list(net.parameters()))
+        net.zero_grad()
+        assert objective.loss_and_grads(model, nothing, x, lengths, y) == pytest.approx(truth.item(), abs=1e-9)
+        for p, g in zip(net.parameters(), grads, strict=True):
+            close(p.grad, g)
+
+
 def test_default_device_is_nowhere_used():
     """With everything real on the CPU and the default device ``meta``."""
     parts, lengths, y = potentials(), LENGTHS, TAGS
@@ -559,8 +621,14 @@ def test_default_device_is_nowhere_used():
             poutine.trace(tagger(parts)).get_trace().log_prob_sum(lambda name, _: name == "tags")
         )  # plates have sites
         q = crf_of([2 * p for p in parts], lengths)
+        independent = dist.Categorical(logits=parts[0]).to_event(1)
+        for pair in ((d, crf_of(parts)), (crf_of(parts), d)):
+            with pytest.raises(ValueError, match="of equal lengths; got"):
+                kl_divergence(*pair)
         results = [
             kl_divergence(d, q),
+            kl_divergence(d, independent),
+            kl_divergence(independent, d),
             d.given(y.clamp(min=0), y == 0).log_partition,
             d.mode,
             d.k_best(2)[1],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from label_chains import KINDS, Small, agree, all_sizes, near
 
+import pyro_genexact as gx
 from pyro_genexact.semirings import (
     Chain,
     Count,
@@ -16,6 +17,7 @@ from pyro_genexact.semirings import (
     LogSumExp,
     Max,
     Semiring,
+    draw,
     fold,
     mean,
     trace,
@@ -27,8 +29,8 @@ EACH = list(product(KINDS, (False, True)))
 
 @pytest.fixture(params=EACH, ids=str)
 def cases(request):
-    """Of at most 300 strings."""
-    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= 300]
+    """Of at most 64 strings."""
+    return [c for c in all_sizes(*request.param) if c.labels**c.sites <= 64]
 
 
 def rows(c: Small) -> Chain:
@@ -118,8 +120,32 @@ def test_traced_draws():
     for kind, zeros in EACH:
         c = Small(3, 3, kind, zeros)
         chain = rows(c)
-        labels = trace(Draw(), chain, fold(Draw(), chain)[1], (20000,))
+        labels = trace(Draw(), chain, fold(Draw(), chain)[1], (8000,))
         agree(c.index(labels), c.log_prob)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_draws_at_the_ends_of_the_unit_interval(uniform, monkeypatch):
+    """No label of weight zero is hit: from weights, of chains for a few draws a row, and by tables for many."""
+    calls = []
+
+    def rand(*shape, **options):
+        calls.append(shape)
+        return torch.full(torch.Size(shape if isinstance(shape[0], int) else shape[0]), uniform, **options)
+
+    some = torch.tensor(list(product((False, True), repeat=4))[1:])  # all sets of labels
+    allowed = torch.stack([some, some.flip(0), some.roll(5, 0)], 1)
+    lengths = torch.arange(15) % 4
+    allowed = allowed | (torch.arange(3) >= lengths.unsqueeze(-1)).unsqueeze(-1)
+    unary = torch.randn(15, 3, 4, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
+    transitions = [torch.randn(*batch, 4, 4, dtype=torch.float64) for batch in ((), (15, 2), (15, 1))]
+    monkeypatch.setattr(torch, "rand", rand)
+    label = draw(some * torch.tensor([0.1, 0.7, 0.3, 0.9], dtype=torch.float64))
+    assert some[torch.arange(15), label].all()
+    for transition, count in product(transitions, (1, 60)):
+        calls.clear()
+        labels = gx.LinearChainCRF(unary, transition, lengths=lengths).sample((count,))
+        assert calls and allowed.expand(count, -1, -1, -1).take_along_dim(labels.unsqueeze(-1), -1).all()
 
 
 def test_expectation(cases):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, register_kl
 
-from ..semirings import Max, fold, mean
+from ..base import visible
+from ..semirings import Max, fold
 from .chain_checks import broadcast_batches
 from .crf import LinearChainCRF
 from .log_partition import widened
@@ -19,7 +20,8 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     """KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q (*batch) in nats; infinite where p allows what q forbids.
 
     Raises:
-        ValueError: for other numbers of sites or labels, other lengths, or batch shapes that do not broadcast.
+        ValueError: for other numbers of sites or labels, other lengths (infinite where torch.func hides them), or batch shapes
+            that do not broadcast.
     """
     sizes = [(*d.event_shape, d.num_labels) for d in (p, q)]
     if p.unary.device != q.unary.device:
@@ -34,15 +36,16 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
         torch.as_tensor(p.event_shape[0], device=p.unary.device) if c.lengths is None else c.lengths
         for c in (ours, theirs)
     ]
-    if not lengths[0].is_meta and (other := lengths[0] != lengths[1]).any():
+    other = lengths[0] != lengths[1]
+    if visible(other) and other.any():
         got = " and ".join(str(int(n.expand(other.shape)[other][0])) for n in lengths)
         raise ValueError(f"Expected distributions of equal lengths; got {got}.")
     values = ours.map(lambda a, b: torch.where((a > -torch.inf) & (b > -torch.inf), a - b, 0.0), theirs)
-    difference = mean(ours, values)[1].reshape(shape)
+    difference = p._mean(ours, values).reshape(shape)
     # 1 where q forbids a factor of a string that p allows
     forbidden = ours.map(lambda a, b: torch.where(a > -torch.inf, (b == -torch.inf).to(b), -torch.inf), theirs)
-    leaks = fold(Max(), forbidden)[0].reshape(shape) > 0
-    divergence = torch.where(leaks, torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
+    leaks = (fold(Max(), forbidden)[0] > 0) | other
+    divergence = torch.where(leaks.reshape(shape), torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
     return divergence.expand(batch_shape)
 
 

@@ -172,10 +172,12 @@ def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     missing = ranked.new_full((max(k - len(ranked), 0), *ranked.shape[1:]), -inf)
     ranked = torch.cat([ranked, missing])[:k]
     _close("chain", f"max_log_prob{case}", d.max_log_prob, ranked[0], tol)
-    _close("chain", f"log_prob of the mode{case}", _looked_up(truth, d.mode, f"mode{case}"), ranked[0], tol)
+    _close(
+        "chain", f"log_prob of the mode{case}", _looked_up(truth, d.num_labels, d.mode, f"mode{case}"), ranked[0], tol
+    )
     strings, log_prob = d.k_best(k)
     _close("chain", f"log_prob of k_best{case}", log_prob, ranked, tol)
-    found = _looked_up(truth, strings, f"k_best{case}")
+    found = _looked_up(truth, d.num_labels, strings, f"k_best{case}")
     existing = ranked > -inf
     _close("chain", f"strings of k_best{case}", found.where(existing, 0.0), ranked.where(existing, 0.0), tol)
     same = (strings.unsqueeze(0) == strings.unsqueeze(1)).all(-1) & existing & existing.unsqueeze(1)
@@ -215,7 +217,7 @@ def _derivatives(case: str, d: Any, tol: float) -> None:
         mine = marginals[name].sum_to_size(leaves[name].shape)
         _close("chain", f"marginals, gradient of log_partition in {name}{case}", mine, grad, tol)
     labels = d.mode
-    best = _looked_up(truth, labels, f"mode{case}")
+    best = _looked_up(truth, d.num_labels, labels, f"mode{case}")
     for query, got, expected in (
         ("log_partition", d.log_partition, truth.log_partition()),
         ("log_prob", d.log_prob(labels), best),
@@ -273,9 +275,8 @@ def _index(truth: Enumerated, labels: int, strings: Tensor, case: str) -> Tensor
     return (strings * place).sum(-1)
 
 
-def _looked_up(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
+def _looked_up(truth: Enumerated, labels: int, strings: Tensor, case: str) -> Tensor:
     """The log-probabilities (*, *batch) of label strings (*, *batch, N)."""
-    labels = round(len(truth.strings) ** (1 / truth.strings.shape[1]))
     index = _index(truth, labels, strings, case)
     log_prob = truth.log_prob()
     many = index.reshape(-1, *log_prob.shape[1:])

@@ -10,7 +10,7 @@ from pyro_genexact import LinearChainCRF, testing
 
 @pytest.mark.parametrize("distribution_name", registry.CHAINS)
 def test_chain(distribution):
-    testing.chain(*distribution)
+    testing.chain(*distribution, draws=1000)
 
 
 def crf(kind=LinearChainCRF, lengths=(3, 1, 2)):
@@ -46,7 +46,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_chain_of(case):
-    testing.chain(CASES[case]())
+    testing.chain(CASES[case](), draws=1000)
 
 
 def test_too_many_strings():

@@ -6,8 +6,8 @@
 * viterbi: the best labels, against pytorch-crf's ``decode``; both find the same but for rounding: ours is exact in float64.
 * struct: log Z and its gradient at (32, 64, 23), against torch-struct.
 * sample: 1000 label strings of one row (1, 1024, 50), against its log Z with gradient.
-* ragged: log Z and gradient of (256, 128, 23) with lengths 1 to 128: masks, against parts of rows that
-  are sorted by length and cut to their longest.
+* ragged: log Z and gradient of rows of random lengths at once, masked, against parts of the rows, sorted by length, each cut to its
+  longest.
 * queries: what each costs at (32, 64, 23), without and with a gradient.
 
 float32, medians over interleaved rounds after a warm-up.
@@ -112,22 +112,19 @@ def sample(rounds: int, markdown: bool) -> None:
 
 
 def ragged(rounds: int, markdown: bool) -> None:
-    emissions = torch.randn(256, 128, 23, requires_grad=True)
-    transition = torch.randn(23, 23, requires_grad=True)
-    lengths = torch.randint(1, 129, (256,))
+    for batch, sites in ((32, 256), (256, 128)):
+        emissions = torch.randn(batch, sites, 23, requires_grad=True)
+        transition = torch.randn(23, 23, requires_grad=True)
+        lengths = torch.randint(1, sites + 1, (batch,))
 
-    def log_z(rows: Tensor) -> Tensor:
-        longest = int(lengths[rows].max())
-        return gx.LinearChainCRF(emissions[rows, :longest], transition, lengths=lengths[rows]).log_partition.sum()
+        def parts(count: int, emissions: Tensor = emissions, lengths: Tensor = lengths) -> None:
+            each = [(emissions[rows], lengths[rows]) for rows in lengths.argsort().chunk(count)]
+            cut = [gx.LinearChainCRF(e[:, : n.max()], transition, lengths=n).log_partition.sum() for e, n in each]  # noqa: B023
+            sum(cut).backward()
 
-    def sorted_work(count: int) -> None:
-        sum(log_z(rows) for rows in lengths.argsort().chunk(count)).backward()
-
-    def masks() -> None:
-        gx.LinearChainCRF(emissions, transition, lengths=lengths).log_partition.sum().backward()
-
-    calls = {"masks": masks, "2 sorted parts": lambda: sorted_work(2), "4 sorted parts": lambda: sorted_work(4)}
-    compare("log Z + backward", {"(256, 128, 23), lengths 1 to 128": calls}, rounds, markdown)
+        calls = {"masks": lambda parts=parts: parts(1)}
+        calls |= {f"{k} parts": lambda parts=parts, k=k: parts(k) for k in (2, 4)}
+        compare("log Z + backward", {f"({batch}, {sites}, 23), lengths 1 to {sites}": calls}, rounds, markdown)
 
 
 def queries(rounds: int, markdown: bool) -> None:

@@ -215,7 +215,7 @@ class HiddenMarkov(TorchDistribution):
 
     def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
         check.fits("value", value, self.initial, self.batch_shape, self.event_shape, len(self.event_shape))
-        if self._validate_args:
+        if self._validate_args and visible(value):
             self._validate_sample(value)
         batch = value.shape[: value.dim() - len(self.event_shape)]
         states = self._states(self._log_likelihoods(value), validate_args)

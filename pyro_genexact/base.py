@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
@@ -43,6 +43,39 @@ class Steps:
         return f"Steps({self.features})"
 
 
+@dataclass(frozen=True)
+class Source:
+    """A context that is a sequence of its own, of any length S: ``context=Source(C)`` expects (*batch, S, C).
+
+    Conditioners read it by attention. Sources of several lengths are padded to one tensor; distributions and their modules
+    take the lengths as ``source_lengths``, conditioners take both as :class:`Padded`.
+
+    Example:
+        >>> Source(3)
+        Source(features=3)
+    """
+
+    features: int
+
+    def __post_init__(self) -> None:
+        check_sizes(1, features=self.features)
+
+    def __str__(self) -> str:
+        return f"Source({self.features})"
+
+
+class Padded(NamedTuple):
+    """Sequences of several lengths, padded to one tensor.
+
+    Attributes:
+        values: (*batch, S, C); what stands from a row's length on is never read.
+        lengths: (*batch) integers 0 ... S.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+
 class Conditioner(nn.Module):
     """Encodes the context and the history of a site into the P parameters of that site.
 
@@ -55,13 +88,14 @@ class Conditioner(nn.Module):
     Attributes:
         num_params: P, the numbers predicted for each site.
         site: what one site looks like, see :data:`Site`.
-        context: C, the features of the context vector; :class:`Steps` of one vector a site; 0 for none.
+        context: C, the features of the context vector; :class:`Steps` of one vector a site; :class:`Source` of a sequence of
+            its own; 0 for none.
         num_sites: T, or None where the conditioner takes any length.
     """
 
     num_params: int
     site: Site | Sequence[Site] = ()
-    context: int | Steps = 0
+    context: int | Steps | Source = 0
     num_sites: int | None = None
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
@@ -139,10 +173,11 @@ class DistributionModule(nn.Module):
     """A learnable distribution: calling it with a context (or none) returns a Pyro distribution of one forward pass.
 
     Attributes:
-        context: C, the features that the call expects; :class:`Steps` of one vector a site; 0 for a call without context.
+        context: C, the features that the call expects; :class:`Steps` of one vector a site; :class:`Source` of a sequence of
+            its own; 0 for a call without context.
     """
 
-    context: int | Steps = 0
+    context: int | Steps | Source = 0
 
     def forward(self, context: Tensor | None = None) -> Any:
         """The distribution given the context (*batch, C)."""
@@ -214,11 +249,13 @@ def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]
     return bound, found
 
 
-def check_context(module: Any, context: Tensor | None) -> None:
+def check_context(module: Any, context: Any) -> None:
     """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
     name, width, sites = type(module).__name__, module.context, ""
-    if isinstance(width, Steps):
-        width, sites = width.features, "T, "
+    if isinstance(width, Source) and isinstance(context, Padded):
+        context = context.values
+    if isinstance(width, (Steps, Source)):
+        width, sites = width.features, "T, " if isinstance(width, Steps) else "S, "
     if (context is None) != (width == 0):
         expected = f"a context (*batch, {sites}{width})" if width else "no context"
         got = "none" if context is None else f"one of shape {tuple(getattr(context, 'shape', ()))}"
@@ -298,6 +335,8 @@ def tensors_in(value: Any) -> list[Tensor]:
 def _rows(field: Any, index: Tensor) -> Any:
     if isinstance(field, Tensor):
         return field.index_select(0, index)
+    if hasattr(field, "_fields"):
+        return type(field)(*(_rows(part, index) for part in field))
     return type(field)(_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
 
 

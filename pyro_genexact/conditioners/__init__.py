@@ -1,11 +1,13 @@
 """Networks that encode the context and the history of a site."""
 
 from .angles import Angles
+from .attention import Transformer, TransformerState
 from .independent import Independent, IndependentState
 from .made import MADE, MADEState
 from .markov import Markov, MarkovState
 from .masked import MaskedLinear
 from .nade import NADE, NADEState
+from .pretrained import Pretrained, PretrainedState
 from .recurrent import Recurrent, RecurrentState
 
 __all__ = [
@@ -19,6 +21,10 @@ __all__ = [
     "MarkovState",
     "MaskedLinear",
     "NADEState",
+    "Pretrained",
+    "PretrainedState",
     "Recurrent",
     "RecurrentState",
+    "Transformer",
+    "TransformerState",
 ]

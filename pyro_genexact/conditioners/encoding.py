@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, one_hot
 
-from ..base import Conditioner, ModuleT, Site, Steps, bind, check_like, check_sizes
+from ..base import Conditioner, ModuleT, Padded, Site, Steps, bind, check_like, check_sizes, visible
 
 
 class SiteEncoder(nn.Module):
@@ -160,7 +160,13 @@ def check_callable(activation: Any) -> None:
         raise ValueError(f"Expected activation to be a function; got {activation}.")
 
 
-def context_width(context: int | Steps) -> int:
+def check_rate(dropout: float) -> None:
+    """Raises a ValueError unless the dropout is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"Expected 0 <= dropout < 1; got {dropout}.")
+
+
+def context_width(context: Any) -> int:
     """C of a context vector or of one a site; ValueError for a size that is not one."""
     if isinstance(context, Steps):
         return context.features
@@ -195,6 +201,37 @@ def check_chunk(conditioner: Conditioner, y: Tensor, first: int) -> None:
         raise ValueError(
             f"Expected y.shape[2:] == {expected} (site of {type(conditioner).__name__}); got {tuple(y.shape)}."
         )
+
+
+def check_rows(name: str, value: Tensor, rows: int, of: str) -> None:
+    """Raises a ValueError unless the value has as many rows."""
+    if value.shape[0] != rows:
+        raise ValueError(f"Expected {name}.shape[0] == {rows} (rows of {of}); got {tuple(value.shape)}.")
+
+
+def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | None]:
+    """A source's steps (B, S, C), S >= 1, with zeros for padding, and which of them a row attends to (B, 1, S).
+
+    A row without steps attends to zeros; None where all rows attend to all.
+    """
+    values, lengths = context if isinstance(context, Padded) else (context, None)
+    check_rows("context", values, rows, "the batch")
+    if values.dim() != 3:
+        raise ValueError(
+            f"Expected context.shape == ({rows}, S, {values.shape[-1]}) (sources); got {tuple(values.shape)}."
+        )
+    if not values.shape[1]:
+        return values.new_zeros(rows, 1, values.shape[2]), None
+    if lengths is None:
+        return values, None
+    steps, kind = values.shape[1], lengths.dtype
+    if lengths.shape != values.shape[:1] or kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise ValueError(f"Expected lengths of a source to be integers ({rows},); got {tuple(lengths.shape)}, {kind}.")
+    if visible(lengths) and (wrong := lengths[(lengths < 0) | (lengths > steps)]).numel():
+        raise ValueError(f"Expected lengths of a source between 0 and {steps} (its steps); got {int(wrong[0])}.")
+    present = torch.arange(steps, device=values.device) < lengths.unsqueeze(1)
+    allowed = present | (lengths == 0).unsqueeze(1)
+    return torch.where(present.unsqueeze(2), values, 0.0), allowed.unsqueeze(1)
 
 
 def covariates(context: Tensor, first: int, sites: int) -> Tensor:

@@ -7,9 +7,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Site, Steps, check_context
-from .encoding import SiteEncoder, check_chunk, check_counts, check_sites, context_width, joined, small_linear
+from ..base import Conditioner, Padded, Site, Source, Steps, check_context
+from ..base import _rows as rows_of
+from .encoding import (
+    SiteEncoder,
+    check_chunk,
+    check_counts,
+    check_rate,
+    check_sites,
+    context_width,
+    joined,
+    small_linear,
+    source_steps,
+)
 
 # The functions behind torch's modules: these take the weights of the call, where the modules keep a list of their own.
 _CELLS: dict[str, tuple[Any, Any]] = {
@@ -28,6 +40,8 @@ class RecurrentState(NamedTuple):
         hidden: h, and the cell of an LSTM, each (layers, B, H).
         context: (B, C), (B, T, C) or None.
         weights: of all layers, as they were at the start.
+        source: (B, S, H), the source as it is attended to, or None.
+        allowed: (B, 1, S), which of its steps a row attends to, or None for all.
     """
 
     position: int
@@ -35,6 +49,8 @@ class RecurrentState(NamedTuple):
     hidden: tuple[Tensor, ...]
     context: Tensor | None
     weights: list[Tensor]
+    source: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 class Recurrent(Conditioner):
@@ -43,7 +59,12 @@ class Recurrent(Conditioner):
         h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
 
     The first step reads a learned start vector in place of y_0, so that its parameters too are a non-linear function
-    of the context x. With ``context=Steps(C)`` step t reads the covariates x_t in place of x.
+    of the context x. With ``context=Steps(C)`` step t reads the covariates x_t in place of x. With ``context=Source(C)``
+    step t attends to all steps x_s of the source, and phi_t is read from
+
+        h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)),
+
+    whose sum is zero for a source of length 0.
 
     Cost: ``forward`` is one fused call over T steps; extending by S sites one over S. A state holds h alone (and the
     context), so that sampling is linear in T and a step costs the same at every site. As with torch's own modules,
@@ -59,7 +80,8 @@ class Recurrent(Conditioner):
         layers: how many recurrent layers.
         dropout: in training mode, the rate of dropout after every layer, the last one too.
         context: C, features of a context vector joined to every step's input; ``Steps(C)`` for covariates: the
-            parameters of site t read those of the sites up to t.
+            parameters of site t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to,
+            :class:`~pyro_genexact.base.Padded` where rows have lengths.
         width: of the embedding of categories; by default H.
 
     Raises:
@@ -67,7 +89,9 @@ class Recurrent(Conditioner):
             categories that there are not, a context of another width, and more sites than covariates.
 
     References: Elman, "Finding structure in time", 1990; Hochreiter, Schmidhuber, "Long short-term memory", 1997;
-    Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014.
+    Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014; Bahdanau, Cho, Bengio, "Neural
+    machine translation by jointly learning to align and translate", ICLR 2015, and Luong, Pham, Manning, "Effective
+    approaches to attention-based neural machine translation", EMNLP 2015 (attention to a source).
 
     Example:
         >>> from pyro_genexact.base import Steps
@@ -89,22 +113,25 @@ class Recurrent(Conditioner):
         cell: str = "gru",
         layers: int = 1,
         dropout: float = 0.0,
-        context: int | Steps = 0,
+        context: int | Steps | Source = 0,
         width: int | None = None,
     ) -> None:
         super().__init__()
         check_counts(1, num_params=num_params, hidden=hidden, layers=layers)
         if cell not in _CELLS:
             raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"Expected 0 <= dropout < 1; got {dropout}.")
+        check_rate(dropout)
         self.site, self.num_params, self.context = site, num_params, context
         self.hidden, self.cell, self.depth, self.dropout = hidden, cell, layers, float(dropout)
         self.encoder = SiteEncoder(site, hidden if width is None else width)
         self.begin = nn.Parameter(torch.randn(self.encoder.features))
         module, _ = _CELLS[cell]
         # its weights, in its initial values and, on CUDA, in one piece of memory
-        self.rnn = module(self.encoder.features + context_width(context), hidden, layers, batch_first=True)
+        features = 0 if isinstance(context, Source) else context_width(context)
+        self.rnn = module(self.encoder.features + features, hidden, layers, batch_first=True)
+        if isinstance(context, Source):  # without a bias, so that zeros add zero
+            self.read_source = nn.Linear(context.features, hidden, bias=False)
+            self.join = nn.Linear(2 * hidden, hidden)
         self.last = small_linear(hidden, num_params)
 
     def extra_repr(self) -> str:
@@ -113,18 +140,18 @@ class Recurrent(Conditioner):
             f"dropout={self.dropout}, context={self.context}"
         )
 
-    def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T, *site_shape), and (B, C) or (B, at least T, C), to (B, T, P) in one fused call."""
+    def forward(self, y: Tensor, context: Tensor | Padded | None = None) -> Tensor:
+        """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P) in one fused call."""
         check_sites(self, y)
         state = self._before(context, len(y))
         begin = self.begin.expand(len(y), 1, -1)
         inputs = torch.cat([begin, self.encoder(y[:, :-1], begin)], 1)
-        return self._run(joined(inputs, context, 0), state)[0]
+        return self._run(joined(inputs, state.context, 0), state)[0]
 
-    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
+    def start(self, context: Tensor | Padded | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
         """The first site's parameters (B, P), and the state after the start vector."""
         state = self._before(context, batch_size)
-        phi, state = self._run(joined(self.begin.expand(batch_size, 1, -1), context, 0), state)
+        phi, state = self._run(joined(self.begin.expand(batch_size, 1, -1), state.context, 0), state)
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
@@ -137,14 +164,18 @@ class Recurrent(Conditioner):
         """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
         self.advance(state, 0)
         hidden = tuple(h.index_select(1, index) for h in state.hidden)
-        context = None if state.context is None else state.context.index_select(0, index)
-        return state._replace(clock=list(state.clock), hidden=hidden, context=context)
+        parts = {name: rows_of(getattr(state, name), index) for name in ("context", "source", "allowed")}
+        return state._replace(clock=list(state.clock), hidden=hidden, **parts)
 
-    def _before(self, context: Tensor | None, batch_size: int) -> RecurrentState:
+    def _before(self, context: Any, batch_size: int) -> RecurrentState:
         check_context(self, context)
         weights: list[Tensor] = [weight for layer in self.rnn.all_weights for weight in layer]
         zeros = weights[0].new_zeros(self.depth, batch_size, self.hidden)
-        return RecurrentState(0, self.clock(), (zeros,) * (2 if self.cell == "lstm" else 1), context, weights)
+        hidden = (zeros,) * (2 if self.cell == "lstm" else 1)
+        if not isinstance(self.context, Source):
+            return RecurrentState(0, self.clock(), hidden, context, weights)
+        steps, allowed = source_steps(context, batch_size)
+        return RecurrentState(0, self.clock(), hidden, None, weights, self.read_source(steps), allowed)
 
     def _run(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """phi (B, S, P) of S steps, which read the inputs (B, S, features + C)."""
@@ -156,4 +187,7 @@ class Recurrent(Conditioner):
         out, *hidden = call(inputs, hidden, state.weights, True, self.depth, rate, training, False, True)
         if rate:
             out = drop(out, rate)
+        if state.source is not None:
+            found = attention(out, state.source, state.source, state.allowed)
+            out = torch.tanh(self.join(torch.cat([out, found], -1)))
         return self.last(out), state._replace(hidden=tuple(hidden))

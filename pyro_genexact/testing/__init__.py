@@ -14,6 +14,7 @@ from .distributions import agreement, extremes, freshness, gradients, mass, pers
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .lines import line_mass
+from .sequences import sequence
 from .transforms import cache, copies, derivatives, inverse, log_det
 
 __all__ = [  # noqa: RUF022 - the order of the reference page
@@ -46,6 +47,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "mass",
     "line_mass",
     "chain",
+    "sequence",
     "agreement",
     "gradients",
     "extremes",

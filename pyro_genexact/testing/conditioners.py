@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..base import Conditioner, Head, Steps
-from .helpers import _broken, _close, _gradients, _noise_like, _raises, conditioner_inputs, redraw
+from ..base import Conditioner, Head, Padded, Source, Steps
+from .helpers import _broken, _close, _gradients, _noise_like, _raises, _tensors, conditioner_inputs, redraw
 
 
 def causality(
@@ -20,6 +20,7 @@ def causality(
     must_read: Tensor | None = None,
     sites: int = 5,
     seed: int = 0,
+    padded: bool = False,
 ) -> None:
     """A site's parameters change with the earlier sites that it may read, and with no other: for any weights.
 
@@ -29,8 +30,9 @@ def causality(
         must_read: the sites that it does read; by default ``reads``.
         sites: T where the conditioner takes any.
         seed: of the inputs and the noise.
+        padded: whether the steps of a source come with lengths, as in the other laws.
     """
-    y, context = conditioner_inputs(conditioner, 16, sites, seed)
+    y, context = conditioner_inputs(conditioner, 16, sites, seed, padded)
     noisy = redraw(copy.deepcopy(conditioner), seed + 1)
     noise = {name: p.detach() for name, p in noisy.named_parameters()}
     variants: dict[str, Callable[..., Tensor]] = {
@@ -62,11 +64,11 @@ def causality(
                         )
 
 
-def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9) -> None:
+def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9, padded: bool = False) -> None:
     """``forward`` equals ``start`` followed by ``extend``, however y is cut, without grad and with; so do the gradients."""
-    y, context = conditioner_inputs(conditioner, 6, sites, seed)
+    y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
-    leaves = [v.requires_grad_() for v in (y, context) if v is not None and v.is_floating_point()]
+    leaves = [v.requires_grad_() for v in (y, *_tensors(context)) if v.is_floating_point()]
     leaves += [p for p in conditioner.parameters() if p.requires_grad]
     expected = conditioner(y, context)
     cotangent = _noise_like(expected, seed)
@@ -83,9 +85,9 @@ def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float =
             _close("chunks", f"cut {cut}, gradient of input or parameter {i}", got, grad, tol)
 
 
-def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9) -> None:
+def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9, padded: bool = False) -> None:
     """``reorder`` copies batch rows: branches go their own ways, and the state that they came from goes on too."""
-    y, context = conditioner_inputs(conditioner, 6, sites, seed)
+    y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
     index = torch.tensor([4, 0, 4, 2], device=y.device)
     other = _with_other_site(conditioner, y, T - 2) if T > 1 else y
@@ -106,11 +108,11 @@ def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float 
                 _close("reorder", f"{name} after {read} sites, grad {grad}", phi, value, tol)
 
 
-def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None:
+def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
     """A state that was extended raises a RuntimeError when it is used again; sites beyond the last (or beyond the
     covariates) are a ValueError.
     """
-    y, context = conditioner_inputs(conditioner, 6, sites, seed)
+    y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
@@ -126,37 +128,48 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None
                     conditioner.reorder(old, torch.arange(2, device=y.device))
 
 
-def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0) -> None:
+def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
     """Every site's parameters, the first one's too, are a non-linear function of every feature of the context.
 
-    Of covariates (``context=Steps(C)``), every site reads its own.
+    Of covariates (``context=Steps(C)``), every site reads its own; of a source (``Source(C)``), every step but the padding,
+    which changes nothing, be it NaN.
     """
-    y, context = conditioner_inputs(conditioner, 16, sites, seed)
+    y, context = conditioner_inputs(conditioner, 16, sites, seed, padded)
     if context is None:
         return
+    lengths = context.lengths if isinstance(context, Padded) else None
+    values = (context if lengths is None else context.values).nan_to_num()
+
+    def phi_of(values: Tensor) -> Tensor:
+        return conditioner(y, values if lengths is None else Padded(values, lengths))  # type: ignore[arg-type]
+
     with torch.no_grad():
-        phi, zero = conditioner(y, context), conditioner(y, torch.zeros_like(context))
-        for feature in range(context.shape[-1]):
-            step = torch.zeros_like(context)
-            step[..., feature] = 1.5
-            by = _own_change(conditioner, y, context, step, phi)
-            if not (by > 1e-9).all():
-                _broken(
-                    "context use",
-                    f"feature {feature}",
-                    f"changes site {int(by.argmin())} by {by.min():.3g}, not by more",
-                )
-        bend = (conditioner(y, -context) + phi - 2 * zero).abs().amax((0, 2))
+        phi, zero = phi_of(values), phi_of(torch.zeros_like(values))
+        _close("context use", "padding", conditioner(y, context), phi, 0.0)
+        for feature in range(values.shape[-1]):
+            for s in range(values.shape[1]) if isinstance(conditioner.context, Source) else [None]:
+                step = torch.zeros_like(values)
+                (step if s is None else step[:, s])[..., feature] = 1.5
+                case = f"feature {feature}" + ("" if s is None else f" of step {s}")
+                by = _own_change(conditioner, phi_of, values, step, phi)
+                if not (by > 1e-9).all():
+                    _broken("context use", case, f"changes site {int(by.argmin())} by {by.min():.3g}, not by more")
+                if lengths is not None and s is not None:
+                    beyond = lengths <= s
+                    _close("context use", f"{case}, padding", phi_of(values + step)[beyond], phi[beyond], 0.0)
+        bend = (phi_of(-values) + phi - 2 * zero).abs().amax((0, 2))
     if not (bend > 1e-6).all():
         _broken("context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, not by more")
 
 
-def _own_change(conditioner: Conditioner, y: Tensor, context: Tensor, step: Tensor, phi: Tensor) -> Tensor:
+def _own_change(
+    conditioner: Conditioner, phi_of: Callable[[Tensor], Tensor], context: Tensor, step: Tensor, phi: Tensor
+) -> Tensor:
     """(T,): by how much each site's parameters change with the context; with its own covariates, where it has such."""
-    if context.dim() == 2:
-        return (conditioner(y, context + step) - phi).abs().amax((0, 2))
-    sites = torch.eye(y.shape[1], dtype=context.dtype, device=context.device).unsqueeze(-1)
-    changes = [conditioner(y, context + own * step) - phi for own in sites]
+    if not isinstance(conditioner.context, Steps):
+        return (phi_of(context + step) - phi).abs().amax((0, 2))
+    sites = torch.eye(phi.shape[1], dtype=context.dtype, device=context.device).unsqueeze(-1)
+    changes = [phi_of(context + own * step) - phi for own in sites]
     return torch.stack([change[:, t].abs().amax() for t, change in enumerate(changes)])
 
 

@@ -21,6 +21,9 @@ def distribution_head(
     that in float64 is within the range of float32. Both are the same after a sample of the same object. Where samples are
     reparameterised, their gradient agrees with the score function's estimate within 5 standard errors.
 
+    A head that ``truncates``, or holds one that does (see :class:`~pyro_genexact.heads.Filter`), may rule values out: there
+    log_prob is finite at samples of the same phi, and those that are not ruled out have all the mass.
+
     Args:
         head: with parameters or buffers in float64, if it has any: theirs is the dtype of the inputs.
         sites: S, how many; a head of a fixed number of sites needs that.
@@ -106,6 +109,8 @@ def _pathwise(head: Head, phi: torch.Tensor, seed: int, rows: int = 1000) -> Non
 
 def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
     d = head(phi)
+    if any(getattr(part, "truncates", False) for part in head.modules()):
+        y = _not_ruled_out(head, y, phi, case)
     lp = d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi)
     for what, value in (("log_prob", lp), ("gradient", grad)):
@@ -118,6 +123,20 @@ def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
         if wrong.any():
             _broken("head", f"log_prob at phi = {case}", f"{lp[wrong][0]}, not {exact[wrong][0]:.6g}")
     _unmoved_by_samples(head(phi), y, phi, case)
+
+
+def _not_ruled_out(head: Head, y: Any, phi: torch.Tensor, case: str) -> Any:
+    """Samples, after a look at those of another phi."""
+    d = head(phi)
+    lp = d.log_prob(y)
+    (grad,) = torch.autograd.grad(lp.sum(), phi)
+    if lp.isnan().any() or (lp == torch.inf).any() or not grad.isfinite().all():
+        _broken("head", f"log_prob and gradient at phi = {case}", "not finite, nor -inf and 0")
+    if d.has_enumerate_support:
+        total = d.log_prob(d.enumerate_support()).logsumexp(0)
+        _close("head", f"log of the total mass at phi = {case}", total, torch.zeros_like(total), 1e-5)
+    with _seeded(0):
+        return d.sample()
 
 
 def _unmoved_by_samples(d: Any, y: Any, phi: torch.Tensor, case: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from ..base import Conditioner, Head, Steps
+from ..base import Conditioner, Head, Padded, Source, Steps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -45,9 +45,12 @@ def _scale_to(conditioner: Conditioner, spread: float) -> None:
 
 
 def conditioner_inputs(
-    conditioner: Conditioner, rows: int = 6, sites: int = 5, seed: int = 0
-) -> tuple[Tensor, Tensor | None]:
-    """Random sites (rows, T, *site_shape) and context (rows, C), (rows, T, C) or None, as the conditioner reads them."""
+    conditioner: Conditioner, rows: int = 6, sites: int = 5, seed: int = 0, padded: bool = False
+) -> tuple[Tensor, Any]:
+    """Random sites (rows, T, *site_shape) and context (rows, C), (rows, T, C) or None, as the conditioner reads them.
+
+    A source is (rows, 3, C); ``padded``, of lengths 0, 1, 2, 3, 0, ... with NaN after them.
+    """
     generator, like = torch.Generator().manual_seed(seed), next(conditioner.parameters())
     sites = conditioner.num_sites or sites
     kinds = conditioner.site if isinstance(conditioner.site, list) else [conditioner.site]
@@ -64,6 +67,11 @@ def conditioner_inputs(
     y = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
     if isinstance(conditioner.context, Steps):
         return y, draw(rows, sites, conditioner.context.features)
+    if isinstance(conditioner.context, Source):
+        values = draw(rows, 3, conditioner.context.features)
+        lengths = torch.arange(rows, device=values.device) % 4
+        beyond = torch.arange(3, device=values.device) >= lengths.unsqueeze(1)
+        return y, Padded(values.masked_fill(beyond.unsqueeze(2), torch.nan), lengths) if padded else values
     return y, draw(rows, conditioner.context) if conditioner.context else None
 
 

@@ -8,24 +8,30 @@ from registry import MADE, RunningSum, built
 from pyro_genexact import heads, testing
 
 
-def test_causality(conditioner, conditioner_name):
-    testing.causality(conditioner, registry.READS.get(conditioner_name), registry.MUST_READ.get(conditioner_name))
+@pytest.fixture
+def padded(conditioner_name):
+    return "padded" in conditioner_name
 
 
-def test_chunks(conditioner):
-    testing.chunks(conditioner)
+def test_causality(conditioner, conditioner_name, padded):
+    reads, must_read = registry.READS.get(conditioner_name), registry.MUST_READ.get(conditioner_name)
+    testing.causality(conditioner, reads, must_read, padded=padded)
 
 
-def test_reorder(conditioner):
-    testing.reorder(conditioner)
+def test_chunks(conditioner, padded):
+    testing.chunks(conditioner, padded=padded)
 
 
-def test_consumption(conditioner):
-    testing.consumption(conditioner)
+def test_reorder(conditioner, padded):
+    testing.reorder(conditioner, padded=padded)
 
 
-def test_context_use(conditioner):
-    testing.context_use(conditioner)
+def test_consumption(conditioner, padded):
+    testing.consumption(conditioner, padded=padded)
+
+
+def test_context_use(conditioner, padded):
+    testing.context_use(conditioner, padded=padded)
 
 
 @pytest.mark.parametrize("conditioner_name", registry.REAL_SITES)

@@ -1,0 +1,378 @@
+"""Transformer: causal self-attention over the sites, with a cache of keys and values."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import gelu, linear
+from torch.nn.functional import scaled_dot_product_attention as attention
+
+from ..base import Conditioner, Padded, Site, Source, Steps, check_context, transformed
+from ..base import _rows as rows_of
+from .encoding import (
+    SiteEncoder,
+    check_chunk,
+    check_counts,
+    check_rate,
+    check_rows,
+    check_sites,
+    context_width,
+    covariates,
+    small_linear,
+    source_steps,
+)
+
+Weights = dict[str, tuple[Tensor, Tensor]]  # and biases, of the parts of a layer
+
+
+class TransformerState(NamedTuple):
+    """What a :class:`Transformer` remembers.
+
+    Attributes:
+        position: sites read so far.
+        clock: sites read by any successor of this state.
+        used: places of the cache that are filled, the start vector's among them.
+        cache: (depth, 2, B, heads, capacity, width / heads) the buffer of keys, rotated to their places, and values.
+        speed: (3, 1, pairs of a head) the angle by which queries, keys and values turn from one place to the next.
+        weights: of each layer, as they were at the start: to look them up at every site would cost as much as small products.
+        context: (B, 1, width) or (B, T, width), what inputs get of a context or of covariates; or None.
+        source: of each layer, keys and values (B, heads, S, width / heads) of the source.
+        allowed: (B, 1, 1, S), which steps of the source a row attends to, or None for all.
+    """
+
+    position: int
+    clock: list[int]
+    used: int
+    cache: Tensor
+    speed: Tensor
+    weights: list[Weights]
+    context: Tensor | None
+    source: tuple[tuple[Tensor, Tensor], ...]
+    allowed: Tensor | None
+
+
+class Transformer(Conditioner):
+    r"""A pre-norm Transformer decoder over sites: each one reads all earlier ones by causal self-attention.
+
+        h_t = in(y_{t-1}) + in'(x),     h = h + attention(norm(h)),     h = h + mlp(norm(h)),     phi_t = W norm(h_t) + b
+
+    with the two middle steps ``depth`` times. A learned start vector stands for in(y_0), so that the first site's
+    parameters too are a non-linear function of the context x. Queries and keys are rotated to their places, so that attention
+    depends on distances alone and no length is built in. With a source each layer attends to it between its two steps; a
+    source of length 0 adds exactly zero. The order of a source counts as far as its features tell it, as an encoder's do.
+
+    Cost: ``forward`` runs all T sites at once, in O(T^2) operations, without a mask unless there is a window. Extending by S
+    sites runs those S alone against the cached keys and values of earlier ones, 2 * depth * width numbers a site and row, or
+    those of the last w - 1 sites with a window w. Without grad these are written into a preallocated buffer that grows by an
+    eighth, at least 32 sites, when it is full; with grad they are concatenated. Keys and values of a source are computed
+    once, in ``start``. There the layers' weights are looked up too: hooks on a layer's parts are not run. torch's attention on
+    CPUs has neither a second nor a forward-mode derivative; both need
+    ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
+
+    Args:
+        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, both read by one linear layer, or an
+            integer V, one of the categories 0 ... V-1, embedded.
+        num_params: P, parameters a site.
+        context: C, features of a context vector that every step reads; ``Steps(C)`` for covariates: the parameters of site
+            t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to (encoder-decoder),
+            :class:`~pyro_genexact.base.Padded` where rows have lengths.
+        width: of the residual stream; hidden layers have 4 * width.
+        depth: how many layers.
+        num_heads: of every attention; divides width / 2.
+        max_len: the largest number of sites; by default there is none.
+        window: w, the places that one attends to, its own among them: with depth d, site t reads the last d * (w - 1) + 1
+            sites before it. By default all.
+        dropout: in training mode, the rate of dropout after the inputs and after every attention and MLP.
+
+    Raises:
+        ValueError: for sizes that are no positive integers, a width that is no multiple of 2 * num_heads, a dropout outside
+            [0, 1); in calls for categories that there are not, a context of another width, other rows than those of the
+            state, more sites than covariates or than ``max_len``.
+
+    References: Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the
+    Transformer architecture", ICML 2020 (pre-norm); Su et al., "RoFormer: enhanced Transformer with rotary position
+    embedding", 2021; Beltagy, Peters, Cohan, "Longformer", 2020 (window).
+
+    Example:
+        >>> from pyro_genexact.base import Padded, Source
+        >>> net = Transformer(5, 3, width=16, depth=2, num_heads=2, context=Source(4))
+        >>> source = Padded(torch.zeros(7, 6, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
+        >>> net(torch.zeros(7, 9, dtype=torch.long), source).shape
+        torch.Size([7, 9, 3])
+        >>> phi, state = net.start(source, batch_size=7)
+        >>> phi, state = net.extend(torch.zeros(7, 4, dtype=torch.long), state)
+        >>> phi.shape
+        torch.Size([7, 4, 3])
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        num_params: int,
+        *,
+        context: int | Steps | Source = 0,
+        width: int = 256,
+        depth: int = 4,
+        num_heads: int = 8,
+        max_len: int | None = None,
+        window: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        given = {name: n for name, n in (("max_len", max_len), ("window", window)) if n is not None}
+        check_counts(1, num_params=num_params, width=width, depth=depth, num_heads=num_heads, **given)
+        check_rate(dropout)
+        if width % (2 * num_heads):
+            raise ValueError(
+                f"Expected width divisible by 2 * num_heads == {2 * num_heads} (heads rotate pairs); got {width}."
+            )
+        self.site, self.num_params, self.context = site, num_params, context
+        self.width, self.depth, self.num_heads = width, depth, num_heads
+        self.max_len, self.window, self.dropout = max_len, window, float(dropout)
+        self.encoder = SiteEncoder(site, width)
+        self.read = nn.Identity() if isinstance(site, int) else nn.Linear(self.encoder.features, width)
+        self.begin = nn.Parameter(torch.randn(width))
+        source = context.features if isinstance(context, Source) else 0
+        features = 0 if isinstance(context, Source) else context_width(context)
+        self.read_context = nn.Linear(features, width) if features else None
+        self.layers: Any = nn.ModuleList(Layer(width, num_heads, source, depth, self.dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.last = small_linear(width, num_params)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.site}, {self.num_params}, context={self.context}, width={self.width}, depth={self.depth}, "
+            f"num_heads={self.num_heads}, max_len={self.max_len}, window={self.window}, dropout={self.dropout}"
+        )
+
+    def forward(self, y: Tensor, context: Tensor | Padded | None = None) -> Tensor:
+        """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P), all sites at once."""
+        check_sites(self, y)
+        self._check_length(y, 0, y.shape[1])
+        state = self._before(context, len(y))
+        begin = self.begin.expand(len(y), 1, -1)
+        inputs = torch.cat([begin, self.read(self.encoder(y[:, :-1], self.begin))], 1)
+        return self._run(self._joined(inputs, state, 0), state, 0)
+
+    def start(self, context: Tensor | Padded | None, batch_size: int) -> tuple[Tensor, TransformerState]:
+        """The first site's parameters (B, P), and the state after the start vector."""
+        state = self._before(context, batch_size)
+        phi, state = self._read(self._joined(self.begin.expand(batch_size, 1, -1), state, 0), state, 0)
+        return phi.squeeze(1), state
+
+    def extend(self, y: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        """Reads y (B, S, *site_shape) at once, any S: the parameters (B, S, P) of the sites after them."""
+        first = state.position + 1
+        check_chunk(self, y, state.position)
+        check_rows("y", y, state.cache.shape[2], "the state")
+        self._check_length(y, first, y.shape[1])
+        inputs = self._joined(self.read(self.encoder(y, self.begin)), state, first)
+        return self._read(inputs, self.advance(state, y.shape[1]), first)
+
+    def reorder(self, state: TransformerState, index: Tensor) -> TransformerState:
+        """A copy of the batch rows ``index`` (B',) of a state, to branch from it; of the buffers, what is in use."""
+        self.advance(state, 0)
+        seen = self._seen(state.used)
+        old = state.cache[..., state.used - seen : state.used, :]
+        if _concatenates():
+            cache = old.index_select(2, index)
+        else:
+            cache = _empty(old, self.depth, len(index), self._capacity(seen + 1))
+            torch.index_select(old, 2, index, out=cache[..., :seen, :])
+        return state._replace(
+            clock=list(state.clock),
+            used=seen,
+            cache=cache,
+            context=rows_of(state.context, index),
+            source=rows_of(state.source, index),
+            allowed=rows_of(state.allowed, index),
+        )
+
+    def _check_length(self, y: Tensor, first: int, sites: int) -> None:
+        """Raises a ValueError if parameters of ``sites`` sites from ``first`` on are too many."""
+        if self.max_len is not None and first + sites > self.max_len:
+            raise ValueError(
+                f"Expected y.shape[1] <= {self.max_len - first} (parameters of at most max_len == {self.max_len} sites); "
+                f"got {tuple(y.shape)}."
+            )
+
+    def _before(self, context: Any, batch_size: int) -> TransformerState:
+        """The state before the start vector."""
+        check_context(self, context)
+        size = self.width // self.num_heads
+        cache = self.begin.new_empty(self.depth, 2, batch_size, self.num_heads, 0, size)
+        kind = torch.promote_types(self.begin.dtype, torch.float32)
+        speed = 1e4 ** (torch.arange(0, size, 2, dtype=kind, device=cache.device) / -size)
+        speed = torch.stack([speed, speed, torch.zeros_like(speed)]).unsqueeze(1)
+        state = TransformerState(
+            0, self.clock(), 0, cache, speed, [layer.weights() for layer in self.layers], None, (), None
+        )
+        if isinstance(self.context, Source):
+            steps, allowed = source_steps(context, batch_size)
+            return state._replace(
+                source=tuple(layer.of_source(steps, w) for layer, w in zip(self.layers, state.weights, strict=True)),
+                allowed=None if allowed is None else allowed.unsqueeze(1),
+            )
+        if self.read_context is None:
+            return state
+        check_rows("context", context, batch_size, "the batch")
+        inputs = self.read_context(context)
+        return state._replace(context=inputs.unsqueeze(1) if inputs.dim() == 2 else inputs)
+
+    def _joined(self, inputs: Tensor, state: TransformerState, first: int) -> Tensor:
+        if state.context is not None:
+            steps = isinstance(self.context, Steps)
+            inputs = inputs + (covariates(state.context, first, inputs.shape[1]) if steps else state.context)
+        return _dropped(inputs, self)
+
+    def _run(self, x: Tensor, state: TransformerState, first: int, cache: _Cache | None = None) -> Tensor:
+        """phi (B, S, P) of S places from ``first`` on, whose inputs are x (B, S, width)."""
+        mask, causal = self._mask(x, self._seen(state.used))
+        places = torch.arange(first, first + x.shape[1], dtype=state.speed.dtype, device=x.device)
+        turn = torch.polar(state.speed.new_ones(()), places[:, None, None, None] * state.speed)
+        source = state.source or [None] * self.depth
+        for i, (layer, w, of_source) in enumerate(zip(self.layers, state.weights, source, strict=True)):
+            turned = layer.project(x, w, turn)
+            query, key, value = turned.unbind(0) if cache is None else (turned[0], *cache.append(i, turned[1:]))
+            x = layer.after(x, w, attention(query, key, value, mask, is_causal=causal), of_source, state.allowed)
+        return self.last(self.norm(x))
+
+    def _read(self, x: Tensor, state: TransformerState, first: int) -> tuple[Tensor, TransformerState]:
+        """The same, and the state after these places."""
+        seen, sites = self._seen(state.used), x.shape[1]
+        cache = _Cache(state.cache, state.used, seen, sites, self._capacity(seen + sites))
+        phi = self._run(x, state, first, cache)
+        buffer, used = cache.end()
+        return phi, state._replace(cache=buffer, used=used)
+
+    def _seen(self, used: int) -> int:
+        """How many earlier places the next one attends to."""
+        return used if self.window is None else min(used, self.window - 1)
+
+    def _capacity(self, needed: int) -> int:
+        room = needed + max(needed // 8, 32)  # processors read what lies together faster
+        return room if self.max_len is None else max(needed, min(room, self.max_len))
+
+    def _mask(self, x: Tensor, seen: int) -> tuple[Tensor | None, bool]:
+        """What S new places attend to, of ``seen`` earlier ones and themselves: a mask, or None; whether just causally."""
+        sites = x.shape[1]
+        if sites == 1:
+            return None, False
+        if not seen and (self.window is None or sites <= self.window):
+            return None, True
+        mask = torch.ones(sites, seen + sites, dtype=torch.bool, device=x.device).tril(seen)
+        return mask if self.window is None else mask.triu(seen - self.window + 1), False
+
+
+class Layer(nn.Module):
+    """One layer of a :class:`Transformer`: attention over sites, over the source if there is one, and an MLP."""
+
+    def __init__(self, width: int, num_heads: int, source: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        shares = 3 * depth if source else 2 * depth  # of the residual stream
+        self.norm, self.qkv, self.mix = nn.LayerNorm(width), nn.Linear(width, 3 * width), _share(width, width, shares)
+        self.norm_mlp, self.up = nn.LayerNorm(width), nn.Linear(width, 4 * width)
+        self.down = _share(4 * width, width, shares)
+        if source:  # without biases, so that zeros add zero
+            self.norm_source, self.query = nn.LayerNorm(width), nn.Linear(width, width)
+            self.source = nn.Linear(source, 2 * width, bias=False)
+            self.mix_source = _share(width, width, shares, bias=False)
+
+    def weights(self) -> Weights:
+        """What the methods compute with."""
+        return {name: (part.weight, part.bias) for name, part in self.named_children()}  # type: ignore[misc]
+
+    def project(self, x: Tensor, w: Weights, turn: Tensor) -> Tensor:
+        """Queries, keys and values (3, B, heads, S, width / heads), turned."""
+        qkv = linear(_normed(x, w["norm"]), *w["qkv"])
+        pairs = torch.view_as_complex(qkv.to(turn.real.dtype).unflatten(2, (3, self.num_heads, -1, 2)))
+        return torch.view_as_real(pairs * turn).flatten(4).to(qkv.dtype).permute(2, 0, 3, 1, 4)
+
+    def of_source(self, steps: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, S, width / heads) of a source (B, S, C)."""
+        both = linear(steps, *w["source"]).unflatten(2, (2, self.num_heads, -1))
+        key, value = both.transpose(1, 3).unbind(2)
+        return key, value
+
+    def after(self, x: Tensor, w: Weights, found: Tensor, source: Any, allowed: Tensor | None) -> Tensor:
+        """x plus what attention found (B, heads, S, width / heads), then what the source and the MLP add."""
+        x = x + _dropped(linear(_merged(found), *w["mix"]), self)
+        if source is not None:
+            query = linear(_normed(x, w["norm_source"]), *w["query"])
+            query = query.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            found = attention(query, source[0], source[1], allowed)
+            x = x + _dropped(linear(_merged(found), *w["mix_source"]), self)
+        hidden = gelu(linear(_normed(x, w["norm_mlp"]), *w["up"]))
+        return x + _dropped(linear(hidden, *w["down"]), self)
+
+
+class _Cache:
+    """The buffer of a state while S places are added to the last ``seen`` of its ``used`` ones, layer by layer.
+
+    Without grad it is written in place, or moved to one of ``capacity`` places where there is no room.
+    """
+
+    def __init__(self, buffer: Tensor, used: int, seen: int, sites: int, capacity: int) -> None:
+        self.buffer, self.kept, self.sites, self.capacity = buffer, slice(used - seen, used), sites, capacity
+        self.made: list[Tensor] | None = [] if _concatenates() else None
+
+    def append(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, seen + S, width / heads) that the new places of a layer attend to; theirs are both."""
+        if self.made is not None:
+            self.made.append(torch.cat([self.buffer[layer, ..., self.kept, :], both], 3))
+            return self.made[-1][0], self.made[-1][1]
+        if not layer:
+            self._make_room(both)
+        self.places[layer].copy_(both)
+        return self.keys[layer], self.values[layer]
+
+    def end(self) -> tuple[Tensor, int]:
+        """The buffer after all layers, and how many of its places are in use."""
+        if self.made is not None:
+            self.buffer, self.kept = torch.stack(self.made), slice(0, self.kept.stop - self.kept.start)
+        return self.buffer, self.kept.stop + self.sites
+
+    def _make_room(self, both: Tensor) -> None:
+        leave = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if leave or self.kept.stop + self.sites > self.buffer.shape[4]:
+            old = self.buffer[..., self.kept, :]
+            self.buffer = _empty(both, len(old), both.shape[1], self.capacity)
+            self.buffer[..., : old.shape[4], :] = old
+            self.kept = slice(0, old.shape[4])
+        end = self.kept.stop + self.sites
+        self.places = self.buffer[..., self.kept.stop : end, :].unbind(0)
+        self.keys, self.values = (part.unbind(0) for part in self.buffer[..., self.kept.start : end, :].unbind(1))
+
+
+def _empty(like: Tensor, depth: int, rows: int, capacity: int) -> Tensor:
+    """A buffer (depth, 2, B, heads, capacity, width / heads), a head's keys and values next to each other in memory."""
+    return like.new_empty(depth, rows, like.shape[-3], 2, capacity, like.shape[-1]).movedim(3, 1)
+
+
+def _concatenates() -> bool:
+    """Whether buffers may not be written in place."""
+    return torch.is_grad_enabled() or transformed()
+
+
+def _normed(x: Tensor, w: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.layer_norm(x, w[0].shape, *w)
+
+
+def _merged(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def _dropped(x: Tensor, module: Any) -> Tensor:
+    return drop(x, module.dropout) if module.dropout and module.training else x
+
+
+def _share(inputs: int, outputs: int, shares: int, bias: bool = True) -> nn.Linear:
+    """A linear layer whose start is so small that ``shares`` of its kind add up to a usual one's variance."""
+    layer = nn.Linear(inputs, outputs, bias)
+    with torch.no_grad():
+        layer.weight.mul_(shares**-0.5)
+    return layer

@@ -1,0 +1,180 @@
+"""Pretrained: a causal language model of Hugging Face's transformers as a conditioner."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base import Conditioner, _rows, check_context
+from ..distributions.checks import check_kind
+from .encoding import check_chunk, check_rows, check_sites, labels_of
+
+_CACHES = ("cache", "past_key_values", "cache_params", "state")  # names of it among versions and models
+_GROWING = ("DynamicLayer", "DynamicSlidingWindowLayer")  # layers of caches that never write into their tensors
+
+
+class PretrainedState(NamedTuple):
+    """What a :class:`Pretrained` model remembers.
+
+    Attributes:
+        position: sites read so far.
+        clock: sites read by any successor of this state.
+        rows: B.
+        cache: the model's, of ``bos`` and these sites, under the name of its argument.
+        picked: (B,) which rows of the cache these are, to be gathered when it is read; or None for all.
+    """
+
+    position: int
+    clock: list[int]
+    rows: int
+    cache: dict[str, Any]
+    picked: Tensor | None = None
+
+
+class Pretrained(Conditioner):
+    r"""A causal language model of Hugging Face's ``transformers``, its tokens the sites and its logits phi.
+
+        phi_t = logits(bos, y_1, ..., y_{t-1})
+
+    Under ``heads.Categorical(V)`` its probabilities are those of the model. The module ``model`` is part of this one: its weights are
+    trained, its dropout is that of its mode.
+
+    Cost: ``forward`` is one call of the model on T tokens. ``extend`` is one call on the tokens of the chunk and the model's
+    cache; where that is a recurrent state (Mamba), one call a token, which autograd may refuse.
+
+    Args:
+        model: an instance of ``AutoModelForCausalLM`` or of a class of its kind, with V tokens.
+        bos: the token before the first site, which is no site.
+
+    Raises:
+        ImportError: where ``transformers`` is not installed.
+        TypeError: for what is no model of it.
+        ValueError: for a model that is no causal language model, and a ``bos`` outside 0 ... V-1; in calls for tokens that there are not,
+            for more sites than the ``max_position_embeddings`` of its configuration (``max_len``), and for a model that
+            returns no cache, as under gradient checkpointing.
+
+    Reference: Wolf et al., "Transformers: state-of-the-art natural language processing", EMNLP 2020.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(vocab_size=9, n_positions=32, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+        >>> net = Pretrained(GPT2LMHeadModel(config).eval(), bos=0)
+        >>> net(torch.zeros(7, 5, dtype=torch.long)).shape
+        torch.Size([7, 5, 9])
+    """
+
+    def __init__(self, model: Any, bos: int) -> None:
+        super().__init__()
+        try:
+            from transformers import PreTrainedModel
+        except ImportError as error:
+            raise ImportError(
+                "Expected transformers for a Pretrained conditioner; pip install 'pyro-genexact[transformers]'."
+            ) from error
+        check_kind("model", model, PreTrainedModel)
+        if model.config.is_encoder_decoder or not model.can_generate():
+            raise ValueError(f"Expected a causal language model (AutoModelForCausalLM); got {type(model).__name__}.")
+        config = model.config.get_text_config()
+        self.site = self.num_params = config.vocab_size
+        self.max_len: int | None = getattr(config, "max_position_embeddings", None)
+        check_kind("bos", bos, int)
+        if not 0 <= bos < config.vocab_size:
+            raise ValueError(f"Expected bos between 0 and {config.vocab_size - 1} (tokens of the model); got {bos}.")
+        self.model, self.bos = model, bos
+
+    def extra_repr(self) -> str:
+        return f"bos={self.bos}"
+
+    def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, T) tokens to (B, T, V) by one call of the model."""
+        check_sites(self, y)
+        check_context(self, context)
+        self._check_length(y, 0)
+        tokens = torch.cat([self._begin(len(y)), labels_of(y[:, :-1], self.num_params)], 1)
+        return _numbers(self.model(tokens, use_cache=False, return_dict=True).logits)
+
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, PretrainedState]:
+        """The first site's parameters (B, V), and the state after ``bos``."""
+        check_context(self, context)
+        phi, cache = self._read(self._begin(batch_size), {})
+        return phi.squeeze(1), PretrainedState(0, self.clock(), batch_size, cache)
+
+    def extend(self, y: Tensor, state: PretrainedState) -> tuple[Tensor, PretrainedState]:
+        """Reads y (B, S): the parameters (B, S, V) of the sites after them."""
+        check_chunk(self, y, state.position)
+        check_rows("y", y, state.rows, "the state")
+        self._check_length(y, state.position + 1)
+        tokens = labels_of(y, self.num_params)
+        state, cache, phis = self.advance(state, y.shape[1]), _gathered(state), []
+        # from a state that is recurrent, some models read one token right and several wrong
+        for chunk in tokens.split(1 if getattr(self.model, "_is_stateful", False) else y.shape[1], 1):
+            phi, cache = self._read(chunk, cache)
+            phis.append(phi)
+        return torch.cat(phis, 1), state._replace(cache=cache, picked=None)
+
+    def reorder(self, state: PretrainedState, index: Tensor) -> PretrainedState:
+        """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
+        self.advance(state, 0)
+        index = index.clone() if state.picked is None else state.picked.index_select(0, index)
+        cache = {name: _copied(part) for name, part in state.cache.items()}
+        state = state._replace(clock=list(state.clock), rows=len(index), cache=cache, picked=index)
+        # layer by layer in extend, where the state that this came from may be gone: half the memory, and faster
+        waits = all(
+            type(layer).__name__ in _GROWING for part in cache.values() for layer in getattr(part, "layers", [part])
+        )
+        return state if waits else state._replace(cache=_gathered(state), picked=None)
+
+    def _begin(self, rows: int) -> Tensor:
+        return torch.full((rows, 1), self.bos, device=self.model.device)
+
+    def _read(self, tokens: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        out = self.model(tokens, use_cache=True, return_dict=True, **cache)
+        name = next((name for name in _CACHES if name in out), None)
+        if name is None:
+            raise ValueError(
+                f"Expected a model that returns its cache (as without gradient checkpointing); got {', '.join(out)} of "
+                f"{type(self.model).__name__}."
+            )
+        return _numbers(out.logits), {name: out[name]}
+
+    def _check_length(self, y: Tensor, first: int) -> None:
+        if self.max_len is not None and first + y.shape[1] > self.max_len:
+            raise ValueError(
+                f"Expected y.shape[1] <= {self.max_len - first} (parameters of at most max_len == {self.max_len} sites); "
+                f"got {tuple(y.shape)}."
+            )
+
+
+def _numbers(logits: Tensor) -> Tensor:
+    """In single precision at least, for sums of logarithms."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _gathered(state: PretrainedState) -> dict[str, Any]:
+    """The cache of a state, which is consumed, with the state's rows."""
+    if state.picked is None:
+        return state.cache
+    return {name: _select(part, state.picked) for name, part in state.cache.items()}
+
+
+def _select(cache: Any, index: Tensor) -> Any:
+    if not hasattr(cache, "reorder_cache"):
+        return _rows(cache, index)
+    cache.reorder_cache(index)
+    return cache
+
+
+def _copied(cache: Any) -> Any:
+    """A copy of a cache, its layers and their containers. Tensors are not copied: ``reorder_cache`` puts others in their place."""
+    if isinstance(cache, dict):
+        return type(cache)((key, _copied(part)) for key, part in cache.items())
+    if isinstance(cache, list):
+        return [_copied(part) for part in cache]
+    if not hasattr(cache, "reorder_cache"):
+        return cache
+    new = copy.copy(cache)
+    new.__dict__.update({name: _copied(part) for name, part in cache.__dict__.items()})
+    return new

@@ -1,10 +1,10 @@
 """Exact autoregressive models and normalising flows as ordinary Pyro distributions."""
 
-from . import conditioners, distributions, flows, heads, numerics, semirings, transforms
-from .base import Conditioner, Constant, DistributionModule, Head, Steps
+from . import conditioners, decoding, distributions, flows, heads, numerics, semirings, transforms
+from .base import Conditioner, Constant, DistributionModule, Head, Padded, Source, Steps
 from .distributions import HiddenMarkov, LinearChainCRF
 from .flows import Flow
-from .models import CRF, Autoregressive, Conditional, OrderEnsemble
+from .models import CRF, Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics import ConvergenceError
 from .training import FitResult, fit
 
@@ -24,9 +24,13 @@ __all__ = [
     "HiddenMarkov",
     "LinearChainCRF",
     "OrderEnsemble",
+    "Padded",
+    "Sequence",
+    "Source",
     "Steps",
     "__version__",
     "conditioners",
+    "decoding",
     "distributions",
     "fit",
     "flows",

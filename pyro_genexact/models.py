@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections.abc
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from .base import Conditioner, DistributionModule, Head, Steps, check_context, check_sizes
 from .distributions.autoregressive import AutoregressiveDistribution
-from .distributions.checks import check_distribution_head, check_kind, permutation, shape_of, sites_of
+from .distributions.checks import (
+    check_distribution_head,
+    check_ends,
+    check_kind,
+    permutation,
+    shape_of,
+    sites_of,
+)
 from .distributions.crf import LinearChainCRF
 from .distributions.guard import guarded
 from .distributions.mixture import Mixture
+from .distributions.sequence import SequenceDistribution
 
 
 class Autoregressive(DistributionModule):
@@ -47,8 +55,8 @@ class Autoregressive(DistributionModule):
         self,
         conditioner: Conditioner,
         head: Head,
-        event_shape: Sequence[int],
-        order: Tensor | Sequence[int] | None = None,
+        event_shape: collections.abc.Sequence[int],
+        order: Tensor | collections.abc.Sequence[int] | None = None,
         limit: int = 2**16,
     ) -> None:
         super().__init__()
@@ -59,8 +67,10 @@ class Autoregressive(DistributionModule):
         sites = prod(sites_of(conditioner, head, self.event_shape, 0))
         self.register_buffer("order", None if order is None else permutation(order, sites))
 
-    def forward(self, context: Tensor | None = None, lengths: Tensor | None = None) -> AutoregressiveDistribution:
-        """The distribution given the context (*batch, C) and the lengths (*batch) of its rows."""
+    def forward(
+        self, context: Tensor | None = None, lengths: Tensor | None = None, source_lengths: Tensor | None = None
+    ) -> AutoregressiveDistribution:
+        """The distribution given the context (*batch, C), and the lengths (*batch) of its rows and of its sources."""
         return AutoregressiveDistribution(
             self.conditioner,
             self.head,
@@ -68,12 +78,74 @@ class Autoregressive(DistributionModule):
             context,
             order=self.order,
             lengths=lengths,
+            source_lengths=source_lengths,
             limit=self.limit,
         )
 
-    def condition(self, context: Tensor | None = None, lengths: Tensor | None = None) -> AutoregressiveDistribution:
+    def condition(
+        self, context: Tensor | None = None, lengths: Tensor | None = None, source_lengths: Tensor | None = None
+    ) -> AutoregressiveDistribution:
         """The same as calling the module, under Pyro's name."""
-        return self(context, lengths)
+        return self(context, lengths, source_lengths)
+
+
+class Sequence(DistributionModule):
+    """A model of sequences whose length is random: its call returns a :class:`SequenceDistribution`.
+
+    Args:
+        conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
+        head: makes the distribution of a site of them.
+        eos: the symbol that ends a sequence; None where the head tells the end (:class:`~pyro_genexact.heads.Stopped`).
+        max_len: sites of the arrays, where a call says nothing else.
+        limit: the largest support that is enumerated.
+
+    Raises:
+        TypeError, ValueError: as :class:`SequenceDistribution`.
+
+    Reference: Bengio et al., "A neural probabilistic language model", JMLR 2003.
+
+    Example:
+        >>> from pyro_genexact import conditioners, heads
+        >>> head = heads.Categorical(28)
+        >>> model = Sequence(conditioners.Recurrent(28, head.num_params, hidden=16), head, eos=0, max_len=12)
+        >>> words = model().sample((5,))
+        >>> model().log_prob(words).shape, model(max_len=3).sample().shape
+        (torch.Size([5]), torch.Size([3]))
+    """
+
+    def __init__(self, conditioner: Conditioner, head: Head, eos: int | None, max_len: int, limit: int = 2**16) -> None:
+        super().__init__()
+        check_kind("conditioner", conditioner, Conditioner)
+        check_distribution_head(head)
+        check_sizes(1, max_len=max_len)
+        check_ends(head, eos)
+        sites_of(conditioner, head, shape_of((max_len, *head.site_shape)), 0)
+        self.conditioner, self.head, self.eos, self.max_len, self.limit = conditioner, head, eos, max_len, limit
+        self.context = conditioner.context
+
+    def forward(
+        self, context: Tensor | None = None, max_len: int | None = None, source_lengths: Tensor | None = None
+    ) -> SequenceDistribution:
+        """The distribution given the context, over arrays of ``max_len`` sites."""
+        return SequenceDistribution(
+            self.conditioner,
+            self.head,
+            self.eos,
+            self.max_len if max_len is None else max_len,
+            context,
+            source_lengths=source_lengths,
+            limit=self.limit,
+        )
+
+    def condition(
+        self, context: Tensor | None = None, max_len: int | None = None, source_lengths: Tensor | None = None
+    ) -> SequenceDistribution:
+        """The same as calling the module, under Pyro's name."""
+        return self(context, max_len, source_lengths)
+
+    def with_head(self, head: Head) -> Sequence:
+        """The same conditioner, weights and all, under another head, such as a filter of this one's."""
+        return Sequence(self.conditioner, head, self.eos, self.max_len, self.limit)
 
 
 class OrderEnsemble(DistributionModule):

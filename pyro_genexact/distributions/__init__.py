@@ -11,7 +11,9 @@ from .hidden_markov import HiddenMarkov
 from .labels import LabelStrings
 from .mixture import Mixture, UnionConstraint
 from .per_site import PerSite, PerSiteConstraint
+from .sequence import SequenceDistribution, TerminationCurve
 from .stable import Stable
+from .stopped import Stopped, StoppedConstraint
 
 __all__ = [
     "AutoregressiveDistribution",
@@ -23,7 +25,11 @@ __all__ = [
     "Mixture",
     "PerSite",
     "PerSiteConstraint",
+    "SequenceDistribution",
     "Stable",
+    "Stopped",
+    "StoppedConstraint",
+    "TerminationCurve",
     "TransformedDistribution",
     "UnionConstraint",
     "divergences",

@@ -12,9 +12,18 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Steps, bind, broadcast_shapes, check_context, check_like
+from ..base import Conditioner, Head, Padded, Source, Steps, bind, broadcast_shapes, check_context, check_like
 from .cdf import icdf, probability_integral
-from .checks import check_kind, checked_lengths, permutation, shape_of, sites_of, sites_of_prefix, steps_in_order
+from .checks import (
+    check_kind,
+    checked_lengths,
+    checked_source,
+    permutation,
+    shape_of,
+    sites_of,
+    sites_of_prefix,
+    steps_in_order,
+)
 from .enumeration import ByEnumeration
 from .guard import anchor, contains, surely_inside
 from .per_site import PerSite, PerSiteConstraint
@@ -34,9 +43,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         conditioner: reads the sites; the weights that it has now are used from here on.
         head: makes the distribution of each site.
         event_shape: sites, then ``head.site_shape``.
-        context: (*batch, C), with ``Steps`` (*batch, T, C) in the order of the event, or None where the conditioner takes none.
+        context: (*batch, C), with ``Steps`` (*batch, T, C) in the order of the event, with ``Source`` (*batch, S, C)
+            or a ``Padded`` of it and its lengths, or None where the conditioner takes none.
         order: (T,) integers, ``order[i]`` the site visited as number i; by default raster order.
         lengths: (*batch) integers 0 ... T, how many sites (in visiting order) a row has.
+        source_lengths: (*batch) integers 0 ... S, how long a row's ``Source`` is; by default S.
         prefix: (*batch, k, *site_shape), values of k sites before those of the event.
         limit: the largest support that is enumerated.
         validate_args: whether values are checked; without, those outside the support have log_prob -inf.
@@ -68,15 +79,20 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         *,
         order: Tensor | None = None,
         lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
         prefix: Tensor | None = None,
         limit: int = 2**16,
         validate_args: bool | None = None,
     ) -> None:
         event_shape, site_shape = shape_of(event_shape), tuple(head.site_shape)
+        if isinstance(context, Padded):
+            if source_lengths is not None:
+                raise ValueError("Expected no source_lengths beside a Padded context, which has them; got some.")
+            context, source_lengths = context
         self._given = 0 if prefix is None else sites_of_prefix(prefix, site_shape)
         self._sites = sites_of(conditioner, head, event_shape, self._given)
         check_context(conditioner, context)
-        self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
+        self._context_dims = 2 if isinstance(conditioner.context, (Steps, Source)) else 1
         self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
         self.head, of_head = bind(head, one_draw=True)
         self._bound = of_conditioner + of_head
@@ -84,14 +100,16 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         self._like = next(numbers, torch.empty(0, device="cpu"))
         total = self._given + prod(self._sites)
         self.order = None if order is None else permutation(order, prod(self._sites)).to(self._like.device)
-        self.lengths = None if lengths is None else checked_lengths(lengths, total)
-        if context is not None and self._context_dims == 2:
+        self._lengths = None if lengths is None else checked_lengths(lengths, total)
+        if context is not None and isinstance(conditioner.context, Steps):
             context = steps_in_order(context, self.order, self._given, total)
         self.context, self.limit = context, limit
+        self.source_lengths = checked_source(conditioner, context, source_lengths)
         self.prefix = None if prefix is None else self._typed(prefix, "prefix")
         batch_shape = broadcast_shapes(
             () if context is None else context.shape[: -self._context_dims],
             () if lengths is None else lengths.shape,
+            () if source_lengths is None else source_lengths.shape,
             () if prefix is None else prefix.shape[: prefix.dim() - 1 - len(site_shape)],
         )
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
@@ -106,11 +124,16 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Of the event; with lengths it looks at no padding."""
         site: Any = self.head.support
-        if self.lengths is None and not isinstance(site, PerSiteConstraint):
+        if self._lengths is None and not isinstance(site, PerSiteConstraint):
             return constraints.independent(site, len(self.event_shape) - site.event_dim)
-        if self.lengths is None and len(self._sites) == 1:
+        if self._lengths is None and len(self._sites) == 1:
             return PerSiteConstraint(site.parts[self._given :]).joint(self.order)
         return _Events(self)
+
+    @property
+    def lengths(self) -> Any:
+        """How many sites a row has, (*batch), or None where all have all."""
+        return self._lengths
 
     @cached_property
     def _tensors(self) -> list[Tensor]:
@@ -130,11 +153,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
         """Whether the head's family has a finite support."""
-        return self.lengths is None and bool(self._probe.has_enumerate_support)
+        return self._lengths is None and bool(self._probe.has_enumerate_support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveDistribution:
         """The same with another batch shape; rows are drawn independently."""
-        new = self._get_checked_instance(AutoregressiveDistribution, _instance)
+        new = self._get_checked_instance(type(self), _instance)
         new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
         shape = torch.Size(batch_shape)
         if len(shape) < len(self.batch_shape) or any(
@@ -160,7 +183,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Values (*sample_shape, *batch, *event), site by site from one state of the conditioner."""
         with torch.no_grad():
-            return self._sequence(torch.Size(sample_shape), lambda d, t: d.sample())
+            return self._sequence(torch.Size(sample_shape), lambda d, *_: d.sample())
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """The same with gradients through the whole history, where the head's family is reparameterised."""
@@ -169,7 +192,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         if self.prefix is None and can_sweep(self.conditioner):
             shape = self._extended_shape(sample_shape)[: len(sample_shape) + len(self.batch_shape)]
             return self._event(sweep(self, self._batch(shape)[0], prod(shape)), shape)
-        return self._sequence(torch.Size(sample_shape), lambda d, t: d.rsample())
+        return self._sequence(torch.Size(sample_shape), lambda d, *_: d.rsample())
 
     def conditional_on_prefix(self, prefix: Tensor) -> AutoregressiveDistribution:
         """The exact distribution of the remaining sites given the first ones.
@@ -198,7 +221,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             self.head,
             (sites - given, *self.head.site_shape),
             self.context,
-            lengths=self.lengths,
+            lengths=self._lengths,
+            source_lengths=self.source_lengths,
             prefix=prefix,
             limit=self.limit,
             validate_args=self._validate_args,
@@ -211,7 +235,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             ValueError: if the head's support is not finite, with lengths, or if N exceeds ``limit``.
         """
         if not self.has_enumerate_support:
-            got = "lengths" if self.lengths is not None else self._family
+            got = "lengths" if self._lengths is not None else self._family
             raise ValueError(f"Expected a head that enumerates a finite support, and no lengths; got {got}.")
         zero = self._like.new_zeros(1, 1, self.head.num_params)
         sites = range(self._given, self._given + prod(self._sites))
@@ -246,7 +270,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         u = d.each(probability_integral, y) if isinstance(d, PerSite) else probability_integral(d, y)
         for mask in (inside, present):
             u = u if mask is None else torch.where(_wide(mask, u), u, torch.nan)
-        return self._to_event(u[:, self._given :]).reshape(shape + self.event_shape)
+        return self._to_event(self._of_event(u, shape)).reshape(shape + self.event_shape)
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """The inverse of :meth:`to_uniform`: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
@@ -265,8 +289,10 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         if not ((rows >= 0) & (rows <= 1)).all():
             raise ValueError("Expected u between 0 and 1; got values outside.")
 
-        def quantile(d: Any, t: int) -> Tensor:
-            y = icdf(d, rows[:, t - self._given, None])
+        rows = torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1)  # for what is no site
+
+        def quantile(d: Any, t: Any, kept: Any) -> Tensor:
+            y = icdf(d, rows[kept, t].unsqueeze(1))
             if not y.isfinite().all():
                 raise ValueError(
                     f"Expected u with finite quantiles; got 0 or 1, or next to them, at site {t} (in visiting order)."
@@ -283,8 +309,12 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _layout(self) -> tuple[int, ...]:
         return (prod(self._sites), *self.head.site_shape)
 
-    def _sequence(self, sample_shape: torch.Size, draw: Callable[[Any, int], Tensor]) -> Tensor:
-        """Values (*sample_shape, *batch, *event), each site drawn from its distribution given those before it."""
+    def _sequence(self, sample_shape: torch.Size, draw: Callable[[Any, Any, Any], Tensor]) -> Tensor:
+        """Values (*sample_shape, *batch, *event), each site drawn from its distribution given those before it.
+
+        ``draw`` is also told which site of the event it is, and of which rows.
+        """
+        every = slice(None)
         count = prod(sample_shape)
         context, _, prefix = self._batch(self.batch_shape)
         with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
@@ -297,7 +327,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
                 index = torch.arange(len(phi), device=phi.device).repeat(count)
                 phi, state = phi.index_select(0, index), self.conditioner.reorder(state, index)
             # a call of the head as a module would cost as much as an operation
-            ys, _ = self._walk(phi, state, lambda phi, t: draw(self.head.forward(phi, t), t))
+            ys, _ = self._walk(phi, state, lambda phi, t: draw(self.head.forward(phi, t), t - self._given, every))
         return self._event(torch.cat(ys, 1), sample_shape + self.batch_shape)
 
     def _walk(self, phi: Tensor, state: Any, draw: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Any]:
@@ -320,11 +350,15 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         """log p of the event's sites in visiting order, (B, T), and the batch shape that B rows have."""
         d, y, inside, present, shape = self._evaluate(value)
         log_prob = d.log_prob(y)
-        if inside is not None:
-            log_prob = torch.where(inside.cummin(1)[0], log_prob, -torch.inf)
         if present is not None:
             log_prob = torch.where(present, log_prob, 0.0)
-        return log_prob[:, self._given :] if self._given else log_prob, shape
+        if inside is not None:
+            log_prob = torch.where(inside.cummin(1)[0], log_prob, -torch.inf)
+        return self._of_event(log_prob, shape), shape
+
+    def _of_event(self, sites: Tensor, shape: torch.Size) -> Tensor:
+        """Of what belongs to all sites (B, sites, ...) that of the event's, of B rows of a batch of this shape."""
+        return sites[:, self._given :] if self._given else sites
 
     def _evaluate(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:
         """The distributions of all sites given the earlier ones, by one parallel pass.
@@ -398,9 +432,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             event = tensor.shape[tensor.dim() - dims :]
             return tensor.expand(shape + event).reshape(prod(shape), *event)
 
-        context, lengths = rows(self.context, self._context_dims), rows(self.lengths, 0)
-        if lengths is not None and self._context_dims == 2:
+        context, lengths = rows(self.context, self._context_dims), rows(self._lengths, 0)
+        if lengths is not None and isinstance(self.conditioner.context, Steps):
             context = torch.where(self._present(lengths).unsqueeze(2), context, 0.0)
+        if self.source_lengths is not None:
+            context = Padded(context, rows(self.source_lengths, 0))
         return context, lengths, rows(self.prefix, 1 + len(self.head.site_shape))
 
     def _present(self, lengths: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import Conditioner, Head, check_sizes, visible
+from ..base import Conditioner, Head, Source, check_sizes, visible
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
@@ -32,6 +32,9 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
             f"Expected event_shape of {conditioner.num_sites} sites (conditioner.num_sites); got {tuple(event_shape)}, "
             f"which has {sites}."
         )
+    most = getattr(conditioner, "max_len", None)
+    if most is not None and sites > most:
+        raise ValueError(f"Expected at most {most} sites (conditioner.max_len); got {sites}.")
     of_head = getattr(head, "num_sites", None)
     if of_head not in (None, sites):
         raise ValueError(f"Expected a head of {sites} sites (those of the event); got one of {of_head}.")
@@ -70,15 +73,46 @@ def permutation(order: Any, sites: int) -> Tensor:
     return order.long()
 
 
-def checked_lengths(lengths: Tensor, sites: int) -> Tensor:
+def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str = "sites of the event") -> Tensor:
     """The lengths; a TypeError unless they are integers, a ValueError unless each is between 0 and the sites."""
     kind = getattr(lengths, "dtype", torch.bool)
     if not isinstance(lengths, Tensor) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
-        raise TypeError(f"Expected lengths to be a tensor of integers; got {getattr(lengths, 'dtype', type(lengths))}.")
+        hint = (
+            " A mask of prefixes has the lengths mask.sum(-1)."
+            if isinstance(lengths, Tensor) and kind == torch.bool
+            else ""
+        )
+        got = getattr(lengths, "dtype", type(lengths))
+        raise TypeError(f"Expected {name} to be a tensor of integers; got {got}.{hint}")
     if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]
-        raise ValueError(f"Expected lengths between 0 and {sites} (sites of the event); got {int(wrong)}.")
+        raise ValueError(f"Expected {name} between 0 and {sites} ({of}); got {int(wrong)}.")
     return lengths
+
+
+def checked_source(conditioner: Conditioner, context: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The lengths of sources (*batch, S, C); a ValueError where the conditioner reads none, or outside 0 ... S."""
+    if lengths is None:
+        return None
+    if not isinstance(conditioner.context, Source) or context is None:
+        raise ValueError(
+            f"Expected no source_lengths ({type(conditioner).__name__} built with context={conditioner.context}); got some."
+        )
+    return checked_lengths(lengths, context.shape[-2], "source_lengths", "steps of the source")
+
+
+def check_ends(head: Head, eos: int | None) -> None:
+    """Raises a TypeError or ValueError unless the head can end a sequence."""
+    name, support = type(head).__name__, head.support
+    if hasattr(head, "num_sites"):
+        raise ValueError(f"Expected a head that treats all sites alike; got a {name}.")
+    if hasattr(head, "ends"):
+        if eos is not None:
+            raise ValueError(f"Expected eos=None ({name} tells the ends); got {eos}.")
+    elif not isinstance(eos, int) or isinstance(eos, bool):
+        raise TypeError(f"Expected eos to be an integer ({name} tells no ends); got {eos!r}.")
+    elif support.event_dim or not support.is_discrete or not support.check(torch.tensor(eos, device="cpu")):  # type: ignore[no-untyped-call]
+        raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
 
 
 def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from .bijections import Affine, Shift
 from .composite import ConditionalHead, PerSite
+from .filters import Filter, Forbid, MinLength, MinP, Tempered, TopK, TopP
 from .mixture import DiscretizedLogistic, Mixture
 from .networks import IntegratedPositive, MonotoneNetwork
 from .parametric import (
@@ -29,6 +30,7 @@ from .polynomial import Bernstein, SumOfSquares
 from .sigmoidal import DeepSigmoid, LogisticMixtureCDF
 from .simplex import ContinuousCategorical
 from .spline import CircularSpline, RationalQuadraticSpline
+from .stopped import Stopped
 
 __all__ = [
     "Affine",
@@ -44,12 +46,16 @@ __all__ = [
     "Dirichlet",
     "DiscretizedLogistic",
     "Exponential",
+    "Filter",
+    "Forbid",
     "Gamma",
     "Geometric",
     "IntegratedPositive",
     "Laplace",
     "LogNormal",
     "LogisticMixtureCDF",
+    "MinLength",
+    "MinP",
     "Mixture",
     "MonotoneNetwork",
     "MultivariateNormal",
@@ -61,8 +67,12 @@ __all__ = [
     "Poisson",
     "RationalQuadraticSpline",
     "Shift",
+    "Stopped",
     "StudentT",
     "SumOfSquares",
+    "Tempered",
+    "TopK",
+    "TopP",
     "VonMises",
     "ZeroInflatedPoisson",
 ]

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from ..base import Head
 from ..distributions.per_site import PerSite as PerSiteDistribution
 from ..distributions.per_site import PerSiteConstraint
+from .filters import MinLength
 from .mixture import listed
 
 
@@ -35,7 +36,7 @@ class PerSite(Head):
 
     Raises:
         TypeError: for what is no sequence of heads of distributions.
-        ValueError: for no heads, heads of different site shapes, or a ``PerSite`` among them.
+        ValueError: for no heads, heads of different site shapes, or a ``PerSite`` or ``MinLength`` among them.
 
     Example:
         >>> from pyro_genexact.heads.mixture import DiscretizedLogistic
@@ -51,6 +52,10 @@ class PerSite(Head):
         heads = listed("heads", heads)
         if any(isinstance(head, PerSite) for head in heads):
             raise ValueError("Expected heads of single sites; got a PerSite among them.")
+        if any(isinstance(part, MinLength) for head in heads for part in head.modules()):
+            raise ValueError(
+                "Expected heads that are alike at all sites; got a MinLength among them: put it around the PerSite's."
+            )
         settings = {head: _settings(head) for head in dict.fromkeys(heads)}
         distinct: dict[Hashable, Head] = {}
         for head, setting in settings.items():

@@ -1,0 +1,410 @@
+"""Sequences of random length, against tables of probabilities written out by hand."""
+
+import copy
+
+import pytest
+import torch
+from registry import DISTRIBUTIONS, SEQUENCES, built, sized, small_transformer
+from small_heads import goodness
+from torch.func import functional_call, grad, vmap
+
+import pyro_genexact as gx
+from pyro_genexact import conditioners, heads, testing
+from pyro_genexact.distributions import SequenceDistribution, TerminationCurve
+
+F64 = torch.float64
+
+
+def close(got, expected, tol=1e-10):
+    torch.testing.assert_close(got, expected, rtol=tol, atol=tol)
+
+
+def of_table(logits, eos=0):
+    """Sites that do not depend on each other, log p = log_softmax(logits) (T, V)."""
+    T, V = logits.shape
+    net = conditioners.Independent(T, V, site=V).double()
+    with torch.no_grad():
+        net.phi.copy_(logits)
+    return gx.Sequence(net, heads.Categorical(V), eos, T)
+
+
+class Bigram(gx.Conditioner):
+    """logits[y_{t-1}], of a table whose last row is for the first site; counts what it reads."""
+
+    class State(gx.conditioners.IndependentState):
+        pass
+
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.num_params, self.site = torch.nn.Parameter(table), table.shape[1], table.shape[1]
+        self.work = []
+
+    def start(self, context, batch_size):
+        return self.table[-1].expand(batch_size, -1), self.State(0, self.clock(), self.table.new_zeros(batch_size))
+
+    def extend(self, y, state):
+        self.work.append(y.numel())
+        return self.table[y.long()], self.advance(state, y.shape[1])
+
+
+def bigram(V=3, eos=0, max_len=6, table=None):
+    return gx.Sequence(Bigram(sized(V + 1, V) if table is None else table), heads.Categorical(V), eos, max_len)
+
+
+def by_hand(table, string, eos=0):
+    """log p of a list of symbols."""
+    log_p, before, total = table.log_softmax(-1), -1, 0.0
+    for symbol in string:
+        total += log_p[before, symbol].item()
+        if symbol == eos:
+            break
+        before = symbol
+    return total
+
+
+@pytest.mark.parametrize(
+    ("string", "length"),
+    [
+        ([0, 0, 0, 0, 0, 0], 0),
+        ([1, 0, 0, 0, 0, 0], 1),
+        ([1, 2, 2, 1, 2, 0], 5),
+        ([1, 2, 2, 1, 2, 1], 6),
+    ],
+)
+def test_one_string(string, length):
+    """None at all, one symbol, one less than the array holds, and as many: there the end is to come."""
+    model = bigram()
+    d, y = model(), torch.tensor(string)
+    assert d.log_prob(y).item() == pytest.approx(by_hand(model.conditioner.table, string), abs=1e-12)
+    assert d.lengths(y) == length and d.support.check(y)
+    sites = d.log_prob_sites(y)
+    assert (sites[length + 1 :] == 0).all() and (sites[: length + 1] < 0).all()
+
+
+def test_mass_of_longer_strings():
+    """What an array without an end stands for: all strings that begin with it."""
+    model = bigram()
+    short, long_ = model(max_len=2), model(max_len=7)
+    every = long_.enumerate_support()
+    for beginning in ([1, 1], [1, 2], [2, 1]):
+        begins = (every[:, :2] == torch.tensor(beginning)).all(1)
+        close(long_.log_prob(every[begins]).logsumexp(0), short.log_prob(torch.tensor(beginning)))
+
+
+def test_module_and_distribution_agree():
+    model = bigram()
+    d = SequenceDistribution(model.conditioner, model.head, 0, 6)
+    y = d.sample((20,))
+    close(model().log_prob(y), d.log_prob(y))
+    close(model.condition(None, 6).log_prob(y), d.log_prob(y))
+    assert "SequenceDistribution(Bigram, Parametric, (), (6,))" in repr(d)
+    assert not d.has_rsample and d.support.is_discrete and d.support.event_dim == 1
+
+
+def test_gradient_only_of_what_was_read():
+    """Symbols that occur only as the end, or not at all, have rows of the embedding without gradient."""
+    net = small_transformer(4, site=4).double()
+    model = testing.redraw(gx.Sequence(net, heads.Categorical(4), 0, 6))
+    y = torch.tensor([[1, 2, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0]])
+    model().log_prob(y).sum().backward()
+    embedding = next(p for p in net.encoder.parameters() if p.shape[0] == 4)
+    assert embedding.grad.abs().amax(1).gt(0).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_early_stopping(prefix):
+    """Geometric lengths of mean 10: hardly more rows times steps than symbols are drawn."""
+    table = torch.tensor([[1 / 11, 5 / 11, 5 / 11]]).log().expand(4, 3).clone()
+    d = bigram(max_len=512, table=table)().expand((1024,))
+    given = 0
+    if prefix:
+        starts = torch.arange(1024) % 4
+        d = d.conditional_on_prefix(torch.ones(1024, 3, dtype=torch.long), starts, max_len=512)
+        given = 3 * 1024 - int(starts.sum())  # of rows that wait for those with longer prefixes
+    work = d.conditioner.work
+    work.clear()
+    lengths = d.lengths(d.sample())
+    tokens = int((lengths + 1).sum())
+    assert 9 < lengths.double().mean() < 11
+    rows = sum(work) + 1024  # the first site's parameters are those of ``start``
+    assert tokens <= rows <= 1.3 * tokens + given
+    assert goodness(lengths.clamp(max=60), geometric(61)) > 1e-4
+
+
+def geometric(cells, p=1 / 11):
+    mass = p * (1 - p) ** torch.arange(cells, dtype=F64)
+    mass[-1] = (1 - p) ** (cells - 1)
+    return mass
+
+
+def test_all_rows_end_at_once():
+    table = torch.tensor([[0.0, -torch.inf, -torch.inf]], dtype=F64).expand(4, 3).clone()
+    d = bigram(max_len=50, table=table)()
+    d.conditioner.work.clear()
+    assert not d.sample((100,)).any() and not d.conditioner.work
+
+
+def test_termination_of_independent_sites_is_exact():
+    d = of_table(sized(6, 3))()
+    curve = d.termination_curve(num_samples=2)
+    assert isinstance(curve, TerminationCurve) and (curve.standard_error == 0).all()
+    y = d.enumerate_support()
+    p, lengths = d.log_prob(y).exp(), d.lengths(y)
+    close(curve.probability, torch.stack([p[lengths <= t].sum() for t in range(6)]))
+    close(d.termination_curve(num_samples=7).probability, curve.probability)
+
+
+def log_survival(table, T):
+    """log P(length > t), t = 0 ... T - 1, by the forward recursion over the last symbol (0 ends)."""
+    p = table.log_softmax(-1).exp()
+    going, survival = p[-1, 1:], []
+    for _ in range(T):
+        survival.append(going.sum())
+        going = going @ p[1:-1, 1:]
+    return torch.stack(survival).log()
+
+
+def test_termination_of_a_bigram_is_unbiased_with_calibrated_errors():
+    model = bigram()
+    truth = -log_survival(model.conditioner.table, 12).expm1().detach()
+    d = model(max_len=12)
+    y = model().enumerate_support()
+    p, lengths = model().log_prob(y).exp(), model().lengths(y)
+    close(truth[:6], torch.stack([p[lengths <= t].sum() for t in range(6)]).detach())
+    curve = d.expand((400,)).termination_curve(num_samples=100)
+    assert curve.probability.shape == (400, 12)
+    close(curve.probability[:, 0], truth[0].expand(400)), close(curve.standard_error[:, 0], torch.zeros(400).double())
+    z = (curve.probability - truth)[:, 1:] / curve.standard_error[:, 1:]
+    assert (z.mean(0).abs() < 5 / 20).all()
+    assert ((z.var(0) - 1).abs() < 5 * (2 / 400) ** 0.5 + 0.1).all()
+
+
+def test_termination_with_small_survival():
+    """The error is relative to the tail: 1e-12 is no rounding."""
+    table = torch.tensor([[4.0, 0, 0], [4.0, 0, 0], [14.0, 0, 0], [4.0, 0, 0]], dtype=F64)
+    curve = bigram(table=table)(max_len=12).termination_curve()
+    assert (curve.standard_error[1:] > 0).all() and (1 - curve.probability[-1]) < 1e-10
+
+
+def test_termination_without_tightness():
+    """p(end at site t) = 1 / (t + 2)^2: half of the mass is lost to sequences that never end."""
+    t = torch.arange(300, dtype=F64)
+    end = 1 / (t + 2) ** 2
+    d = of_table(torch.stack([end, (1 - end) / 2, (1 - end) / 2], 1).log())()
+    curve = d.termination_curve(num_samples=3)
+    close(curve.probability, 1 - (t + 3) / (2 * (t + 2)))
+    assert (curve.standard_error == 0).all() and abs(curve.probability[-1] - 0.5) < 2e-3
+    never = of_table(torch.stack([torch.full_like(end, -torch.inf), end.log()], 1)[:9])()
+    assert (never.termination_curve().probability == 0).all() and never.lengths(never.sample()) == 9
+
+
+def test_termination_after_prefixes():
+    """Ragged ones, one of which has ended; and more sites than the distribution has."""
+    model = bigram()
+    table = model.conditioner.table
+    prefix, lengths = (
+        torch.tensor([[1, 2, -100], [2, -100, -100], [2, 1, 1], [1, 0, 0], [-1, -1, -1]]),
+        torch.tensor([2, 1, 3, 2, 0]),
+    )
+    c = model().conditional_on_prefix(prefix, lengths)
+    curve = c.termination_curve(max_len=8, num_samples=4000)
+    assert curve.probability.shape == (5, 8)
+    truth = []
+    for row, n in zip(prefix.tolist(), lengths.tolist(), strict=True):
+        after = table if n == 0 else torch.cat([table[:-1], table[row[n - 1]][None]])
+        truth.append(torch.ones(8) if 0 in row[:n] else -log_survival(after, 8).expm1())
+    truth = torch.stack([row.double() for row in truth]).detach()
+    assert ((curve.probability - truth).abs() <= 5 * curve.standard_error + 1e-12).all()
+    assert (curve.probability[3] == 1).all() and (curve.standard_error[3] == 0).all()
+
+
+def test_termination_of_stopped_numbers():
+    """The end is an element: t + 1 of them."""
+    head = heads.Stopped(heads.Normal())
+    net = conditioners.Independent(5, 3, site=(2,))
+    d = built(gx.Sequence(net, head, None, 5))()
+    curve = d.termination_curve(num_samples=2)
+    going_on = torch.sigmoid(-d.conditioner.phi[:, -1]).cumprod(0)
+    close(curve.probability, (1 - going_on).detach())
+    lengths = d.lengths(d.sample((20000,)))
+    assert lengths.min() == 1 and goodness(lengths - 1, law_of(going_on)) > 1e-4
+
+
+def law_of(going_on):
+    """Of lengths 1 ... T, the last one with all longer ones."""
+    before = torch.cat([torch.ones(1), going_on[:-1]])
+    return torch.cat([before[:-1] - going_on[:-1], before[-1:]]).detach()
+
+
+def test_values_of_other_batch_dims():
+    net = conditioners.Recurrent(3, 3, hidden=5, context=2)
+    d = built(gx.Sequence(net, heads.Categorical(3), 0, 4))(sized(2, 2))
+    y = d.sample((5,))
+    assert y.shape == (5, 2, 4) and d.sample(()).shape == (2, 4) and d.sample(torch.Size((2, 3))).shape == (2, 3, 2, 4)
+    every = torch.stack([torch.stack([d.log_prob(y[i, j])[j] for j in range(2)]) for i in range(5)])
+    close(d.log_prob(y), every)
+    close(d.log_prob(y[:, :1]), torch.stack([d.log_prob(row[0]) for row in y]))
+    assert d.log_prob(y[0, 0]).shape == (2,) and d.lengths(y[0, 0]).shape == () and d.lengths(y).shape == (5, 2)
+    wide = d.expand((3, 2))
+    assert wide.sample().shape == (3, 2, 4) and wide.log_prob(y[0]).shape == (3, 2)
+    assert wide.conditional_on_prefix(y[0, :, :1]).batch_shape == (3, 2)
+
+
+def test_dtypes():
+    model = bigram()
+    y = model().sample((4,))
+    assert y.dtype == torch.long
+    for dtype in (torch.uint8, torch.int32, torch.float32, F64):
+        close(model().log_prob(y.to(dtype)), model().log_prob(y))
+        c = model().conditional_on_prefix(y[:, :2].to(dtype))
+        assert c.sample().dtype == torch.long
+        close(c.log_prob(y[:, 2:]), model().log_prob_sites(y)[:, 2:].sum(1))
+    bits = built(gx.Sequence(conditioners.Markov((), 1, order=1), heads.Bernoulli(), 1, 4))()
+    for dtype in (torch.bool, torch.uint8, F64):
+        c = bits.conditional_on_prefix(torch.tensor([[1, 1], [0, 0], [0, 1]]).to(dtype), torch.tensor([2, 2, 0]))
+        assert c.sample().dtype == F64 and (c.sample()[0] == 1).all()
+    single = bigram(table=sized(4, 3).float())
+    assert single().log_prob(y).dtype == torch.float32
+    close(single().log_prob(y).double(), model().log_prob(y), 1e-5)
+
+
+def test_no_rows():
+    net = conditioners.Recurrent(3, 3, hidden=5, context=2)
+    d = built(gx.Sequence(net, heads.Categorical(3), 0, 4))(sized(0, 2))
+    assert d.sample((3,)).shape == (3, 0, 4) and d.sample().dtype == torch.long and d.log_prob(d.sample()).shape == (0,)
+    assert bigram()().sample((0,)).shape == (0, 6)
+    assert d.conditional_on_prefix(torch.zeros(0, 2).long(), torch.zeros(0).long()).sample().shape == (0, 2)
+
+
+def test_prefixes_that_have_ended():
+    d = bigram()().conditional_on_prefix(torch.tensor([[1, 0], [0, 0]]))
+    assert not d.sample((3,)).any() and d.sample().dtype == torch.long
+    assert (d.log_prob(torch.zeros(4).long()) == 0).all() and (d.lengths(torch.zeros(4).long()) == 0).all()
+    assert not d.has_enumerate_support
+    stopped = built(gx.Sequence(conditioners.Recurrent((2,), 3, hidden=4), heads.Stopped(heads.Normal()), None, 4))()
+    c = stopped.conditional_on_prefix(torch.tensor([[[0.3, 1.0], [0.0, 0.0]]], dtype=F64))
+    assert not c.sample((3,)).any() and (c.lengths(c.sample((3,))) == 0).all() and c.log_prob(c.sample()) == 0
+
+
+def test_rows_whose_prefixes_are_shorter_are_full_earlier():
+    """And wait for the others, whose prefixes are read in one chunk as far as all have them."""
+    never = torch.tensor([[-torch.inf, 0.0, 0.0]], dtype=F64).expand(4, 3).clone()
+    starts = torch.tensor([2] + [6] * 9)
+    d = bigram(table=never, max_len=9)().conditional_on_prefix(torch.ones(10, 6).long(), starts)
+    work = d.conditioner.work
+    work.clear()
+    assert (d.sample() > 0).all() and work[0] == 20 and len(work) == 1 + 6
+
+
+def test_prefix_and_min_length():
+    """A filter that counts sites counts those of the prefix, too."""
+    model = bigram()
+    filtered = model.with_head(heads.MinLength(model.head, 3, eos=0))
+    assert filtered.conditioner is model.conditioner and filtered().lengths(filtered().sample((200,))).min() == 3
+    d = filtered().conditional_on_prefix(torch.ones(3, 2).long(), torch.tensor([0, 1, 2]))
+    least = d.lengths(d.sample((400,))).amin(0)
+    assert least.tolist() == [3, 2, 1]
+    first = d.log_prob(torch.zeros(4).long())
+    assert (first == -torch.inf).all()
+
+
+def test_more_sites_after_a_prefix():
+    model = bigram()
+    y = model(max_len=9).sample((50,))
+    c = model().conditional_on_prefix(y[:, :3], max_len=6)
+    close(c.log_prob(y[:, 3:]), model(max_len=9).log_prob_sites(y)[:, 3:].sum(1))
+    assert c.event_shape == (6,)
+
+
+def test_to_uniform_and_back():
+    d = bigram()()
+    y = d.sample((300,))
+    u = d.to_uniform(y)
+    gone = torch.arange(6) > d.lengths(y).unsqueeze(1)
+    assert torch.equal(u.isnan(), gone) and torch.equal(d.from_uniform(u), y)
+    p = u[~gone].sort()[0]
+    assert (p - (torch.arange(len(p)) + 0.5) / len(p)).abs().max() * len(p) ** 0.5 < 2.2
+    prefix, starts = torch.tensor([[1, 2], [2, -9], [0, 0], [-9, -9]]), torch.tensor([2, 1, 2, 0])
+    c = d.conditional_on_prefix(prefix, starts)
+    rest = c.sample((30,))
+    assert torch.equal(c.from_uniform(c.to_uniform(rest)), rest)
+    with pytest.raises(ValueError, match=r"Expected u between 0 and 1 up to the end of a sequence; got NaN."):
+        d.from_uniform(torch.full((6,), torch.nan, dtype=F64))
+    with pytest.raises(ValueError, match="Expected u between 0 and 1; got values outside"):
+        d.from_uniform(torch.full((6,), 2.0, dtype=F64))
+
+
+@pytest.mark.parametrize("name", ["Sequence transformer", "Sequence markov", "Sequence independent"])
+def test_function_transforms(name):
+    """Per-row gradients by vmap of grad."""
+    model, context = DISTRIBUTIONS[name]()
+    args = () if context is None else (context[0],)
+    with torch.no_grad():
+        y = model(*args).sample((5,))
+    params = dict(model.named_parameters())
+
+    def log_p(params, y):
+        return functional_call(model, params, args).log_prob(y)
+
+    found = vmap(grad(log_p), (None, 0))(params, y)
+    for i in range(5):
+        model.zero_grad()
+        model(*args).log_prob(y[i]).backward()
+        for key, p in params.items():
+            close(found[key][i], torch.zeros_like(p) if p.grad is None else p.grad)
+    close(vmap(lambda v: model(*args).log_prob(v))(y), model(*args).log_prob(y))
+
+
+def test_copies_follow_their_own_weights():
+    model = bigram()
+    d, y = model(), torch.tensor([1, 2, 0, 0, 0, 0])
+    before, other = d.log_prob(y), copy.deepcopy(model)
+    with torch.no_grad():
+        model.conditioner.table.mul_(2)
+    close(d.log_prob(y), model().log_prob(y))  # the same parameter
+    close(other().log_prob(y), before)
+
+
+@pytest.mark.parametrize("name", [n for n in SEQUENCES if "source" not in n])
+def test_mode(name):
+    model, context = DISTRIBUTIONS[name]()
+    d = testing.made(model, context)
+    support = d.enumerate_support()
+    best = d.log_prob(support).max(0).values
+    close(d.log_prob(d.mode), best)
+
+
+def test_padded_context():
+    """The values and lengths of a source in one, as conditioners take them."""
+    model = built(gx.Sequence(small_transformer(3, context=gx.Source(2)), heads.Categorical(3), 0, 4))
+    source, lengths = sized(3, 5, 2), torch.tensor([5, 2, 0])
+    y = model(source).sample()
+    close(model(gx.Padded(source, lengths)).log_prob(y), model(source, source_lengths=lengths).log_prob(y))
+    close(model(source[1:2, :2]).log_prob(y[1:2]), model(source, source_lengths=lengths).log_prob(y)[1:2])
+    nothing = model(source[:, :0]).log_prob(y)
+    close(nothing[2], model(source, source_lengths=lengths).log_prob(y)[2])
+    assert model(source, source_lengths=torch.tensor([[1], [2]])).batch_shape == (2, 3)
+    before = model(source, source_lengths=lengths).log_prob(y).sum().item()
+    context = {"context": source, "source_lengths": lengths}
+    gx.fit(model, y, context, epochs=5, batch_size=3, lr=0.01, progress=False)
+    assert model(**context).log_prob(y).sum() > before
+
+
+def test_fit_reaches_the_counts():
+    """A Markov network of order 1 without hidden layers is a table: its optimum is that of the counts."""
+    truth = bigram(V=4, max_len=8)
+    y = truth().sample((200,))
+    net = conditioners.Markov(4, 4, order=1, hidden=())
+    model = gx.Sequence(net, heads.Categorical(4), 0, 8).double()
+    gx.fit(model, y, epochs=150, batch_size=200, lr=0.2, progress=False)
+    counts = torch.zeros(5, 4, dtype=F64)
+    for row in y.tolist():
+        before = -1
+        for symbol in row:
+            counts[before, symbol] += 1
+            if symbol == 0:
+                break
+            before = symbol
+    best = torch.special.xlogy(counts, counts / counts.sum(1, keepdim=True).clamp(min=1)).sum() / 200
+    found = model().log_prob(y).mean().item()
+    assert best - 2e-3 < found <= best + 1e-9

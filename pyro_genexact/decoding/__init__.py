@@ -1,0 +1,18 @@
+"""Decisions from a distribution over strings, with the exact log-probability of what they choose."""
+
+from . import utilities
+from .risk import BayesDecision, minimum_bayes_risk
+from .search import Decoded, Mode, StochasticBeam, beam_search, exact_mode, greedy, stochastic_beam_search
+
+__all__ = [
+    "BayesDecision",
+    "Decoded",
+    "Mode",
+    "StochasticBeam",
+    "beam_search",
+    "exact_mode",
+    "greedy",
+    "minimum_bayes_risk",
+    "stochastic_beam_search",
+    "utilities",
+]

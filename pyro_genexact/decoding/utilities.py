@@ -1,0 +1,187 @@
+"""Utilities u(h, y) of choosing h where y is true: callables for :func:`~pyro_genexact.decoding.minimum_bayes_risk`.
+
+A utility takes candidates (N, *batch, T) and references (M, *batch, T) and returns numbers (N, M, *batch), higher is better. Any
+callable of this signature is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..distributions.checks import check_kind
+
+__all__ = ["Text", "edit_distance", "edit_similarity", "exact_match"]
+
+
+def exact_match(candidates: Tensor, references: Tensor) -> Tensor:
+    """1 where the arrays are equal and 0 elsewhere, (N, M, *batch): its best choice is the most frequent reference.
+
+    Raises:
+        ValueError: if the shapes after the first dim differ.
+
+    Example:
+        >>> exact_match(torch.tensor([[1, 2], [2, 2]]), torch.tensor([[2, 2]]))
+        tensor([[0.],
+                [1.]])
+    """
+    _check_pairs(candidates, references)
+    if candidates.shape[-1] != references.shape[-1]:
+        raise ValueError(
+            f"Expected references.shape[-1] == {candidates.shape[-1]} (that of the candidates); got {references.shape[-1]}."
+        )
+    return (candidates.unsqueeze(1) == references).all(-1).to(torch.get_default_dtype())
+
+
+def edit_distance(candidates: Tensor, references: Tensor, eos: int | None = None) -> Tensor:
+    r"""Levenshtein's distance: the fewest insertions, deletions and substitutions, (N, M, *batch) integers.
+
+    .. math:: D_{ij} = \min(D_{i-1,j} + 1,\; D_{i,j-1} + 1,\; D_{i-1,j-1} + [h_i \ne y_j])
+
+    All pairs at once. The only loop is over the positions of h: with Q_ij = D_ij + i - j the middle term is Q_{i,j-1}, so that
+    a row is a cumulative minimum over j.
+
+    Cost: time N M T^2, memory N M T, for the longest T before ``eos``.
+
+    Args:
+        candidates: (N, *batch, T).
+        references: (M, *batch, S).
+        eos: the symbol that ends a string, which is not part of it; by default arrays are strings as they are.
+
+    Raises:
+        ValueError: if the batch shapes differ.
+
+    Reference: Levenshtein, "Binary codes capable of correcting deletions, insertions, and reversals", 1966.
+
+    Example:
+        >>> edit_distance(torch.tensor([[1, 2, 3, 0], [0, 0, 0, 0]]), torch.tensor([[1, 3, 0, 0]]), eos=0)
+        tensor([[1],
+                [2]])
+    """
+    _check_pairs(candidates, references)
+    ours, theirs = _lengths(candidates, eos).unsqueeze(1), _lengths(references, eos)
+    candidates, references = candidates.unsqueeze(1), references[..., : int(theirs.max())]
+    shape = (len(candidates), *theirs.shape)
+    last = theirs.expand(shape).unsqueeze(-1)
+    row = candidates.new_zeros(*shape, references.shape[-1] + 1, dtype=torch.int32)
+    distance = last[..., 0]
+    for i in range(1, int(ours.max()) + 1):
+        differs = candidates[..., i - 1, None] != references
+        steps = torch.minimum(row[..., 1:] + 2, row[..., :-1] + differs)
+        row = torch.cat([torch.full_like(row[..., :1], 2 * i), steps], -1).cummin(-1).values
+        distance = torch.where(ours == i, row.gather(-1, last)[..., 0] + theirs - i, distance)
+    return distance
+
+
+def edit_similarity(eos: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The utility 1 - :func:`edit_distance` / length of the longer string: 1 for equal strings (two empty ones too), else less, 0 at least.
+
+    Args:
+        eos: the symbol that ends a string, which is not part of it; by default arrays are strings as they are.
+
+    Example:
+        >>> edit_similarity(eos=0)(torch.tensor([[1, 2, 3, 0], [0, 0, 0, 0]]), torch.tensor([[1, 2, 0, 0], [0, 0, 0, 0]]))
+        tensor([[0.6667, 0.0000],
+                [0.0000, 1.0000]])
+    """
+    return partial(_edit_similarity, eos=eos)
+
+
+def _edit_similarity(candidates: Tensor, references: Tensor, eos: int | None) -> Tensor:
+    distance = edit_distance(candidates, references, eos)
+    longer = torch.maximum(_lengths(candidates, eos).unsqueeze(1), _lengths(references, eos))
+    return 1 - distance / longer.clamp(min=1)
+
+
+class Text:
+    """A metric of texts as a utility: each string is decoded, and each distinct pair of texts of a call scored once.
+
+    Args:
+        metric: "chrf" or "bleu", the sentence scores of ``sacrebleu`` from 0 to 100 with its defaults (BLEU with effective order), or
+            a callable (hypothesis, reference) -> number.
+        decode: turns a string, a tensor (length,) on the CPU, into a ``str``.
+        eos: the symbol that ends a string; ``decode`` gets what is before it. By default it gets whole arrays.
+
+    Raises:
+        ImportError: for "chrf" and "bleu" where ``sacrebleu`` is not installed.
+        TypeError: where ``decode`` returns no ``str``.
+        ValueError: for another metric, and if batch shapes differ.
+
+    Two empty texts have a chrF and BLEU of 0.
+
+    References: Popović, "chrF: character n-gram F-score for automatic MT evaluation", 2015; Papineni et al., "BLEU", 2002; Post, "A call
+    for clarity in reporting BLEU scores", 2018.
+
+    Example:
+        >>> def overlap(hypothesis, reference):
+        ...     return len(set(hypothesis) & set(reference)) / len(set(hypothesis) | set(reference))
+        >>> utility = Text(overlap, lambda y: "".join(".abc"[i] for i in y), eos=0)
+        >>> utility(torch.tensor([[1, 2, 0], [3, 3, 0]]), torch.tensor([[1, 1, 2], [1, 2, 3]]))
+        tensor([[1.0000, 0.6667],
+                [0.0000, 0.3333]])
+    """
+
+    def __init__(
+        self, metric: str | Callable[[str, str], float], decode: Callable[[Tensor], str], eos: int | None = None
+    ) -> None:
+        self.metric = metric if callable(metric) else _sentence_score(metric)
+        self.decode, self.eos = decode, eos
+
+    def __call__(self, candidates: Tensor, references: Tensor) -> Tensor:
+        """The scores (N, M, *batch) of candidates (N, *batch, T) for references (M, *batch, S)."""
+        _check_pairs(candidates, references)
+        ours, theirs = self._texts(candidates), self._texts(references)
+        pairs = [pair for h in ours for y in theirs for pair in zip(h, y, strict=True)]
+        scores = {pair: float(self.metric(*pair)) for pair in dict.fromkeys(pairs)}
+        shape = (len(candidates), *references.shape[:-1])
+        dtype, device = torch.get_default_dtype(), candidates.device
+        return torch.tensor([scores[pair] for pair in pairs], dtype=dtype, device=device).reshape(shape)
+
+    def _texts(self, strings: Tensor) -> list[list[str]]:
+        """The texts of strings (N, *batch, T), one list for each of N."""
+        strings = strings.reshape(len(strings), -1, strings.shape[-1]).cpu()
+        lengths = _lengths(strings, self.eos).tolist()
+        return [[self._text(y[:n]) for y, n in zip(*row, strict=True)] for row in zip(strings, lengths, strict=True)]
+
+    def _text(self, string: Tensor) -> str:
+        text = self.decode(string)
+        check_kind("what decode returns", text, str)
+        return text
+
+
+def _sentence_score(metric: str) -> Callable[[str, str], float]:
+    if metric not in ("chrf", "bleu"):
+        raise ValueError(f"Expected metric 'chrf', 'bleu' or a callable (hypothesis, reference); got {metric!r}.")
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise ImportError(
+            f"Expected sacrebleu for the metric {metric!r}; pip install 'pyro-genexact[sacrebleu]'."
+        ) from error
+    scorer = CHRF() if metric == "chrf" else BLEU(effective_order=True)
+    return lambda hypothesis, reference: scorer.sentence_score(hypothesis, [reference]).score
+
+
+def _lengths(strings: Tensor, eos: int | None) -> Tensor:
+    """How many symbols (N, *batch) are before the first ``eos``."""
+    if eos is None:
+        return strings.new_full(strings.shape[:-1], strings.shape[-1], dtype=torch.long)
+    return (strings == eos).cumsum(-1).eq(0).sum(-1)
+
+
+def _check_pairs(candidates: Tensor, references: Tensor) -> None:
+    for name, strings in (("candidates", candidates), ("references", references)):
+        check_kind(name, strings, Tensor)
+        if strings.dim() < 2 or not len(strings):
+            raise ValueError(
+                f"Expected {name} of one or more strings (N, *batch, T); got shape {tuple(strings.shape)}."
+            )
+    if candidates.shape[1:-1] != references.shape[1:-1]:
+        raise ValueError(
+            f"Expected references of batch shape {tuple(candidates.shape[1:-1])} (that of the candidates); "
+            f"got {tuple(references.shape[1:-1])}."
+        )

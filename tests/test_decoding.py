@@ -1,0 +1,268 @@
+"""Searches, against enumeration."""
+
+import pytest
+import torch
+from registry import built, sized
+
+import pyro_genexact as gx
+from pyro_genexact import decoding
+from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent
+
+NETS = {
+    "MADE": lambda: MADE(5, 3, site=3, context=2, hidden=(8,)),
+    "NADE": lambda: NADE(5, 3, site=3, context=2, hidden=6),
+    "Recurrent": lambda: Recurrent(3, 3, context=2, hidden=6),
+    "Markov": lambda: Markov(3, 3, order=2, context=2, hidden=(6,)),
+    "Independent": lambda: Independent(5, 3, site=3, context=2, hidden=(6,)),
+}
+ROWS, ALL = 4, 3**5
+
+
+def sequences(net, **options):
+    head = gx.heads.Categorical(3)
+    return built(gx.Sequence(NETS[net](), head, eos=0, max_len=5))(sized(ROWS, 2, seed=1), **options)
+
+
+def enumerated(d):
+    """All strings (S, T), their log_prob (S, *batch), and that of complete ones alone."""
+    strings = d.enumerate_support()
+    log_prob = d.log_prob(strings)
+    complete = (strings == 0).any(-1)
+    return strings[:, 0], log_prob, torch.where(complete, log_prob, -torch.inf)
+
+
+@pytest.fixture(params=NETS)
+def d(request):
+    return sequences(request.param)
+
+
+def test_wide_beams_are_enumeration(d):
+    strings, log_prob, complete = enumerated(d)
+    best, index = complete.max(0)
+    found = decoding.beam_search(d, ALL)
+    torch.testing.assert_close(found.log_prob, best)
+    assert torch.equal(found.sequences, strings[index])
+    for unfinished, truth in ((False, complete), (True, log_prob)):
+        found = decoding.beam_search(d, ALL, k=30, unfinished=unfinished)
+        torch.testing.assert_close(found.log_prob, truth.sort(0, descending=True).values[:30])
+        torch.testing.assert_close(d.log_prob(found.sequences), found.log_prob)
+    for penalty in (1.0, 2.0, -0.5):
+        sites = (d.lengths(strings) + 1).clamp(max=5).unsqueeze(1) ** penalty
+        found = decoding.beam_search(d, ALL, penalty, k=10)
+        got = found.log_prob / (d.lengths(found.sequences) + 1).clamp(max=5) ** penalty
+        torch.testing.assert_close(got, (complete / sites).sort(0, descending=True).values[:10])
+
+
+def by_hand(d, row, width):
+    """A beam search of one row, string by string, as Hugging Face's: ended ones among the first ``width`` leave."""
+    one = gx.distributions.SequenceDistribution(d.conditioner, d.head, 0, 5, d.context[row])
+    going, pool = [((), 0.0)], []
+    for t in range(5):
+        candidates = []
+        for string, _ in going:
+            for value in range(3):
+                array = torch.tensor([*string, value] + [0] * (4 - t))
+                candidates.append(((*string, value), one.log_prob_sites(array)[: t + 1].sum().item()))
+        candidates.sort(key=lambda c: -c[1])
+        pool += [c for c in candidates[:width] if c[0][-1] == 0]
+        going = [c for c in candidates[: 2 * width] if c[0][-1] != 0][:width]
+    return max(pool, key=lambda c: c[1], default=None)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_narrow_beams(width):
+    d = sequences("Recurrent")
+    truths = [by_hand(d, row, width) for row in range(ROWS)]
+    rows = torch.tensor([row for row, truth in enumerate(truths) if truth is not None])
+    some = sequences("Recurrent")
+    some = gx.distributions.SequenceDistribution(some.conditioner, some.head, 0, 5, some.context[rows])
+    found = decoding.beam_search(some, width)
+    for i, row in enumerate(rows.tolist()):
+        string, log_prob = truths[row]
+        assert found.sequences[i].tolist() == [*string] + [0] * (5 - len(string))
+        assert found.log_prob[i].item() == pytest.approx(log_prob)
+
+
+def test_greedy_takes_the_best_of_each_site(d):
+    found = decoding.greedy(d)
+    torch.testing.assert_close(found.log_prob, d.log_prob(found.sequences))
+    for row in range(ROWS):
+        for t in range(int(d.lengths(found.sequences)[row])):
+            others = found.sequences[row].repeat(3, 1)
+            others[:, t] = torch.arange(3)
+            others[:, t + 1 :] = 0
+            sites = d.log_prob_sites(others.unsqueeze(1).expand(-1, ROWS, -1))[:, row, t]
+            assert sites.argmax() == found.sequences[row, t]
+
+
+def test_exact_mode(d):
+    strings, _, complete = enumerated(d)
+    best, index = complete.max(0)
+    for block in (2, 256):
+        found = decoding.exact_mode(d, width=1 if block == 256 else 2, block=block)
+        torch.testing.assert_close(found.log_prob, best)
+        assert torch.equal(found.sequences, strings[index])
+        assert (found.gap == 0).all()
+
+
+def test_exact_mode_says_how_far_it_may_be_off():
+    gaps = []
+    for net in NETS:
+        d = sequences(net)
+        best = enumerated(d)[2].amax(0)
+        for budget in (1, 3, 10):
+            found = decoding.exact_mode(d, budget, width=1, block=2)
+            assert (best - found.log_prob <= found.gap + 1e-12).all()
+            gaps.append(found.gap)
+    gaps = torch.stack(gaps)
+    assert (gaps > 0).any()
+    assert (gaps == 0).any()
+
+
+def test_exact_mode_extends_no_more_than_its_budget(monkeypatch):
+    d = sequences("Markov")
+    beams, rows = [], []
+    extend = type(d.conditioner).extend
+    monkeypatch.setattr(
+        type(d.conditioner), "extend", lambda net, y, state: (rows.append(len(y)), extend(net, y, state))[1]
+    )
+    decoding.beam_search(d, 2)
+    beams, rows[:] = sum(rows), []
+    decoding.exact_mode(d, budget=3, width=2)
+    assert sum(rows) - beams <= 3 * ROWS
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A distribution, its strings and log_prob, and 3000 stochastic beams of five."""
+    d = sequences("Recurrent")
+    strings, log_prob, _ = enumerated(d)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        beams = decoding.stochastic_beam_search(d.expand((3000, ROWS)), 5)
+    return d, strings, log_prob, beams
+
+
+def test_stochastic_beams_are_samples_without_replacement(drawn):
+    d, strings, log_prob, beams = drawn
+    torch.testing.assert_close(d.log_prob(beams.sequences), beams.log_prob)
+    place = 3 ** torch.arange(5)
+    numbers = (beams.sequences * place).sum(-1)
+    assert (numbers.sort(0).values.diff(dim=0) != 0).all()
+    assert (beams.gumbels.diff(dim=0) <= 0).all()
+    assert (beams.gumbels[-1] >= beams.threshold).all()
+    torch.manual_seed(1)
+    gumbels = log_prob - torch.empty(3000, *log_prob.shape, dtype=torch.float64).exponential_().log()
+    top = gumbels.topk(6, 1)
+    each = (strings * place).sum(-1)
+    for rank in range(5):  # as often in this place as by direct Gumbel top-k
+        got = (numbers[rank].unsqueeze(-1) == each).double().mean(0)
+        direct = (each[top.indices[:, rank]].unsqueeze(-1) == each).double().mean(0)
+        error = ((got * (1 - got) + direct * (1 - direct)) / 3000).sqrt() + 5e-4
+        assert ((got - direct).abs() / error).max() < 5
+    for mine, direct in ((beams.gumbels[0], top.values[:, 0]), (beams.threshold, top.values[:, 5])):
+        gap = (mine.mean(0) - direct.mean(0)) / ((mine.var(0) + direct.var(0)) / 3000).sqrt()
+        assert gap.abs().max() < 4.5
+
+
+def test_stochastic_beams_estimate_without_bias(drawn):
+    d, strings, log_prob, beams = drawn
+    weights = (beams.log_prob - beams.log_inclusion).exp()
+    for f in (torch.ones_like, d.lengths, lambda y: (y == 2).any(-1).double()):
+        truth = (log_prob.exp() * f(strings if f is not torch.ones_like else log_prob[:, 0]).unsqueeze(1)).sum(0)
+        estimates = (weights * f(beams.sequences if f is not torch.ones_like else weights)).sum(0)
+        z = (estimates.mean(0) - truth) / estimates.std(0) * 3000**0.5
+        assert z.abs().max() < 4.5
+
+
+def test_stochastic_beams_beyond_the_support():
+    d = sequences("NADE")
+    strings, log_prob, _ = enumerated(d)
+    beams = decoding.stochastic_beam_search(d, 100)
+    torch.testing.assert_close(beams.log_prob[: len(strings)].sort(0).values, log_prob.sort(0).values)
+    assert (beams.log_prob[len(strings) :] == -torch.inf).all()
+    assert (beams.threshold == -torch.inf).all()
+    assert (beams.log_inclusion[: len(strings)] == 0).all()
+
+
+@pytest.mark.parametrize("net", ["Recurrent", "Markov"])
+def test_prefixes_of_several_lengths(net):
+    d = sequences(net)
+    prefix, lengths = torch.tensor([[1, 2], [2, 0], [1, 1], [2, 2]]), torch.tensor([2, 2, 1, 0])
+    after = d.conditional_on_prefix(prefix, lengths, max_len=3)
+    found = [decoding.exact_mode(after), decoding.beam_search(after, 27)]
+    beams, greedy = decoding.stochastic_beam_search(after, 3), decoding.greedy(after)
+    for row in range(ROWS):
+        given = {"prefix": prefix[row, : lengths[row]]} if lengths[row] else {}
+        one = gx.distributions.SequenceDistribution(
+            d.conditioner, d.head, 0, 3, d.context[row], **given, validate_args=False
+        )
+        strings = gx.distributions.SequenceDistribution(d.conditioner, d.head, 0, 3, d.context[row]).enumerate_support()
+        log_prob = torch.where((strings == 0).any(-1), one.log_prob(strings), -torch.inf)
+        best, index = log_prob.max(0)
+        for it in found:
+            assert it.sequences[row].tolist() == strings[index].tolist()
+            assert it.log_prob[row].item() == pytest.approx(best.item())
+        there = beams.log_prob[:, row] > -torch.inf
+        torch.testing.assert_close(one.log_prob(beams.sequences[:, row])[there], beams.log_prob[:, row][there])
+        torch.testing.assert_close(greedy.log_prob[row], one.log_prob(greedy.sequences[row]))
+
+
+def test_values_of_fixed_length():
+    d = built(gx.Autoregressive(MADE(4, 1), gx.heads.Bernoulli(), (4,), order=[3, 1, 0, 2]))()
+    strings = d.enumerate_support()
+    log_prob = d.log_prob(strings)
+    found = decoding.beam_search(d, 16, k=16)
+    torch.testing.assert_close(found.log_prob, log_prob.sort(descending=True).values)
+    torch.testing.assert_close(d.log_prob(found.sequences), found.log_prob)
+    assert torch.equal(decoding.exact_mode(d).sequences, strings[log_prob.argmax()])
+    head = gx.heads.Categorical(3)
+    net = built(Recurrent(3, 3, hidden=5))
+    ragged = gx.distributions.AutoregressiveDistribution(net, head, (4,), lengths=torch.tensor([0, 2, 4]))
+    found = decoding.beam_search(ragged, 81)
+    for row, n in enumerate((0, 2, 4)):
+        best = 0.0
+        if n:
+            short = gx.distributions.AutoregressiveDistribution(net, head, (n,))
+            best = short.log_prob(short.enumerate_support()).max().item()
+        assert found.log_prob[row].item() == pytest.approx(best)
+        assert (found.sequences[row, n:] == 0).all()
+
+
+def test_no_site_is_visited_twice(monkeypatch):
+    d = sequences("Recurrent")
+    sites = []
+    extend = Recurrent.extend
+    monkeypatch.setattr(Recurrent, "extend", lambda net, y, state: (sites.append(y.shape[1]), extend(net, y, state))[1])
+    decoding.beam_search(d, 3, unfinished=True)
+    assert len(sites) <= 4
+    assert set(sites) == {1}
+
+
+@pytest.mark.parametrize(
+    "search",
+    [decoding.greedy, decoding.beam_search, decoding.exact_mode, lambda d: decoding.stochastic_beam_search(d, 2)],
+)
+def test_other_distributions_are_refused(search):
+    with pytest.raises(TypeError, match=r"Expected d to be of class AutoregressiveDistribution; got Normal"):
+        search(torch.distributions.Normal(0.0, 1.0))
+    real = gx.Autoregressive(MADE(3, 2), gx.heads.Normal(), (3,))()
+    with pytest.raises(TypeError, match=r"Expected a head of numbers of a finite support; got Parametric \(Normal\)"):
+        search(real)
+
+
+def test_errors():
+    d = sequences("Recurrent")
+    for call, message in (
+        (lambda: decoding.beam_search(d, 0), r"Expected width to be integers >= 1; got 0"),
+        (lambda: decoding.beam_search(d, 2, k=3), r"Expected k <= width \(2\); got 3"),
+        (lambda: decoding.exact_mode(d, 0), r"Expected budget to be integers >= 1; got 0"),
+        (lambda: decoding.stochastic_beam_search(d, 0), r"Expected k to be integers >= 1; got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    never = d.with_head(gx.heads.Forbid(d.head, [0]))
+    with pytest.raises(ValueError, match=r"Expected complete sequences among 5 beams of 5 sites; got none for row 0"):
+        decoding.beam_search(never)
+    found = decoding.beam_search(never, unfinished=True)
+    assert (never.lengths(found.sequences) == 5).all()

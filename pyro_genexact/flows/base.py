@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Distribution, Independent, Transform, constraints
 
 from ..base import Constant, DistributionModule, check_context
+from ..distributions.checks import checked_lengths
 from ..transforms import Chain
 from ..transforms.base import transform_of
+from ..transforms.prefixes import Prefixes
 
 
 class Flow(DistributionModule):
@@ -20,7 +23,11 @@ class Flow(DistributionModule):
     Its call returns a stock ``pyro.distributions.TransformedDistribution`` over vectors, whose single transform is the
     :class:`~pyro_genexact.transforms.Chain` of them all: sampling and scoring the sample runs each network once.
     End with :class:`~pyro_genexact.transforms.ToSupport`, as the recipes do, for a support that refuses infinite values.
-    Batch shape: the base's, broadcast with the context's; each context row gets noise of its own.
+    Batch shape: the base's, broadcast with the context's and the lengths'; each of their rows gets noise of its own.
+
+    With ``lengths`` in the call a row of length n has the density of its first n sites, that of a flow of n features with the
+    same weights. The sites after them are padding: no value there matters, none gets a gradient, and samples hold zeros. All
+    transforms must leave the first sites to themselves, see :class:`~pyro_genexact.transforms.Prefixes`.
 
     Args:
         transforms: from the base to the data: transforms, modules that are, or modules whose call returns one.
@@ -28,7 +35,8 @@ class Flow(DistributionModule):
             device and dtype; what shall be learned or saved belongs in a :class:`DistributionModule`.
 
     Raises:
-        ValueError: if there is no transform, or parts expect contexts of different widths.
+        ValueError: if there is no transform, or parts expect contexts of different widths; in calls for lengths outside of
+            0 ... T, with transforms that mix all sites, or with a base that is not elementwise over the reals.
 
     Example:
         >>> import torch
@@ -36,6 +44,8 @@ class Flow(DistributionModule):
         >>> flow = Flow([Reverse()], dist.Normal(torch.zeros(3), 1.0).to_event(1))
         >>> flow().sample((2,)).shape
         torch.Size([2, 3])
+        >>> flow(lengths=torch.tensor([3, 1])).log_prob(torch.tensor([0.0, 0.0, 9.0]))
+        tensor([-43.2568,  -0.9189])
     """
 
     def __init__(self, transforms: Sequence[Transform | nn.Module], base: Distribution | nn.Module) -> None:
@@ -48,14 +58,25 @@ class Flow(DistributionModule):
         self.base = _module("base", base, Distribution, "a distribution or a module")
         widths = {width for part in (*self.transforms, self.base) if (width := getattr(part, "context", 0))}
         if len(widths) > 1:
-            raise ValueError(f"Expected transforms and base with contexts of one width; got {sorted(widths)}.")
+            raise ValueError(f"Expected transforms and base with contexts of one width; got {sorted(widths, key=str)}.")
         self.context = max(widths, default=0)
 
-    def forward(self, context: Tensor | None = None) -> dist.TransformedDistribution:
-        """The distribution given the context (*batch, C)."""
+    def forward(self, context: Tensor | None = None, lengths: Tensor | None = None) -> dist.TransformedDistribution:
+        """The distribution given the context (*batch, C), and the lengths (*batch) of its rows."""
         check_context(self, context)
         base = self.base(context) if getattr(self.base, "context", 0) else self.base()
-        return dist.TransformedDistribution(base, [Chain([transform_of(t, context) for t in self.transforms])])
+        parts = [transform_of(t, context) for t in self.transforms]
+        if lengths is None:
+            return dist.TransformedDistribution(base, [Chain(parts)])
+        elements = _elements(base)
+        lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()  # as they are now, for base and transforms
+        sites = torch.arange(elements.batch_shape[-1], device=lengths.device)
+        masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
+        return dist.TransformedDistribution(masked, [Prefixes(parts, lengths)])
+
+    def condition(self, context: Tensor | None = None, lengths: Tensor | None = None) -> dist.TransformedDistribution:
+        """The same as calling the module, under Pyro's name."""
+        return self(context) if lengths is None else self(context, lengths)
 
 
 def support_of_numbers(d: Distribution) -> Any:
@@ -69,6 +90,20 @@ def support_of_numbers(d: Distribution) -> Any:
 def over_reals(d: Distribution) -> bool:
     """Whether the support of a distribution is all real numbers, or vectors of such."""
     return isinstance(support_of_numbers(d), type(constraints.real))
+
+
+def _elements(base: Distribution) -> Distribution:
+    """The distribution (*batch, T) of the numbers of a vector; a ValueError unless they are independent and over the reals."""
+    elements: Any = base
+    while isinstance(elements, Independent):
+        elements = elements.base_dist
+    if elements.event_shape or not elements.batch_shape or len(base.event_shape) > 1 or not over_reals(base):
+        name = type(elements).__name__
+        raise ValueError(
+            f"Expected a base of independent real numbers, with lengths; got {name} of event_shape {tuple(base.event_shape)} "
+            f"over {base.support}."
+        )
+    return elements  # type: ignore[no-any-return]
 
 
 def _module(name: str, part: Any, kind: Any, kinds: str) -> nn.Module:

@@ -50,7 +50,9 @@ def maf(
         hidden: widths of the hidden layers of each MADE.
         activation: of the hidden layers, elementwise.
         conditioner: another network in place of MADE: a callable (num_params, context) to a
-            :class:`~pyro_genexact.Conditioner`, called once a transform.
+            :class:`~pyro_genexact.Conditioner`, called once a transform. One of any length, such as ``Recurrent``, ``Markov`` or
+            ``Transformer``, makes a flow over sequences, and also takes covariates, ``context=Steps(C)``. Rows of several
+            lengths are padded to D features, and the call is told their ``lengths``, see :class:`Flow`.
         base: a distribution or module over the flow's real vectors; by default standard normal.
         support: a constraint (positive, an interval, simplex), or a list of one a feature; by default the reals.
         standardize: rows (N, D) of data from which shift and scale a feature are taken, in unconstrained space.
@@ -72,6 +74,8 @@ def maf(
 
         >>> from pyro_genexact import Autoregressive, conditioners
         >>> flow = maf(3, conditioner=lambda P, C: conditioners.Recurrent((), P, context=C, hidden=16))
+        >>> flow(lengths=torch.tensor([3, 2, 0])).log_prob(torch.zeros(3, 3)).shape  # of sequences
+        torch.Size([3])
 
         MAF-MoG: a base that is itself autoregressive, with mixtures of five normals. And Student's distribution with
         learned degrees of freedom, for heavy tails:

@@ -78,8 +78,10 @@ class UnivariateFlow(Flow):
     def __init__(self, flow: Flow, base: Distribution | nn.Module) -> None:
         super().__init__(list(flow.transforms), base)
 
-    def forward(self, context: Tensor | None = None) -> UnivariateDistribution:
+    def forward(self, context: Tensor | None = None, lengths: Tensor | None = None) -> UnivariateDistribution:
         """The univariate distribution given the context (*batch, C)."""
+        if lengths is not None:
+            raise ValueError("Expected no lengths (of one feature); got some.")
         check_context(self, context)
         base = _checked(self.base(context) if getattr(self.base, "context", 0) else self.base())
         parts = [transform_of(t, context) for t in self.transforms]

@@ -8,6 +8,7 @@ from .coupling import ConditionedCoupling, Coupling
 from .linear import Permute, Reverse, Standardize
 from .matrices import Householder, LULinear, Rotation
 from .monotone import Monotone
+from .prefixes import Prefixes
 from .residual import ConditionedResidual, Planar, Radial, Sylvester
 from .spline import CircularRationalQuadratic, RationalQuadratic
 from .support import HalfLine, Interval, Simplex, ToSupport
@@ -32,6 +33,7 @@ __all__ = [
     "Permute",
     "PlainTransform",
     "Planar",
+    "Prefixes",
     "Radial",
     "RationalQuadratic",
     "RememberingTransform",

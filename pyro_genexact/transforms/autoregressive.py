@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Steps, bind, check_context, check_like, transformed, vjp
+from ..base import Conditioner, Head, Source, Steps, bind, broadcast_shapes, check_context, check_like, transformed, vjp
 from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
+from .padding import after, present, zero_padding
 
 
 class ConditionedAutoregressive(RememberingTransform):
@@ -46,46 +49,59 @@ class ConditionedAutoregressive(RememberingTransform):
         self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
         self.head, of_head = bind(head, one_draw=True)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
-        self._context_dims = 2 if isinstance(conditioner.context, Steps) else 1
+        self._context_dims = 2 if isinstance(conditioner.context, (Steps, Source)) else 1
+        self._lengths: Tensor | None = None
         self._domain = constraints.independent(head.domain, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self._domain
+        if self._lengths is None:
+            return self._domain
+        fill = partial(zero_padding, lengths=self._lengths, dim=-self._domain.event_dim)
+        return after(fill, self._domain)  # type: ignore[no-any-return]
 
     codomain = domain  # type: ignore[assignment]
 
+    def on_prefixes(self, lengths: Tensor) -> ConditionedAutoregressive:
+        """The transform of the first sites of each row, as many as its length (*batch) says, that leaves zeros after them."""
+        new = copy.copy(self)
+        new._lengths = lengths
+        return new
+
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows, context, shape = self._flatten(x)
+        rows, context, mask, shape = self._flatten(x)
         y, ladj = call_with_ladj(self.head(self.conditioner(rows, context)), rows)
-        return _shaped(y, shape), _shaped(ladj.sum(-1), shape[: -self.domain.event_dim])
+        y, ladj = _masked(y, mask), _masked(ladj, mask).sum(-1)
+        return _shaped(y, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        rows, context, shape = self._flatten(y)
+        rows, context, mask, shape = self._flatten(y)
         inputs = [rows, *([] if context is None else [context]), *self._tensors]
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         if tracked and not functorch and hasattr(self.conditioner, "adjoint"):
-            x, ladj = _Solve.apply(self, rows, context, *self._tensors)
+            x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
-                x, ladj = _solve(self.conditioner, self.head, rows, context)[:2]
-        return _shaped(x, shape), -_shaped(ladj, shape[: -self.domain.event_dim])
+                x, ladj = _solve(self.conditioner, self.head, rows, context, mask)[:2]
+        return _shaped(x, shape), -_shaped(ladj, shape[: -self._domain.event_dim])
 
     def watched(self) -> Sequence[Tensor]:
-        return self._tensors if self.context is None else [self.context, *self._tensors]
+        return [*(t for t in (self.context, self._lengths) if t is not None), *self._tensors]
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        if self.context is None:
+        if self.context is None and self._lengths is None:
             return shape
-        cut = len(shape) - self.domain.event_dim
-        return torch.broadcast_shapes(shape[:cut], self.context.shape[: -self._context_dims]) + shape[cut:]
+        cut = len(shape) - self._domain.event_dim
+        of_context = () if self.context is None else self.context.shape[: -self._context_dims]
+        of_lengths = () if self._lengths is None else self._lengths.shape
+        return broadcast_shapes(shape[:cut], of_context, of_lengths) + shape[cut:]
 
     inverse_shape = forward_shape
 
-    def _flatten(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """The rows (B, T, *site_shape), the context's rows (B, C), and the shape of the broadcast value."""
-        dims = self.domain.event_dim
+    def _flatten(self, value: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, torch.Size]:
+        """The rows (B, T, *site_shape), the context's rows (B, C), which sites are present, the shape of the broadcast value."""
+        dims = self._domain.event_dim
         sites, site_shape = self.conditioner.num_sites, tuple(self.head.site_shape)
         event = tuple(value.shape[-dims:])
         if value.dim() < dims or event[1:] != site_shape or (sites is not None and event[0] != sites):
@@ -96,10 +112,16 @@ class ConditionedAutoregressive(RememberingTransform):
         check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
         shape = self.forward_shape(value.shape)
         rows = _shaped(value.expand(shape) if shape != value.shape else value, (-1, *event))
-        if self.context is None:
-            return rows, None, shape
-        features = self.context.shape[-self._context_dims :]
-        return rows, _shaped(self.context.expand(*shape[:-dims], *features), (len(rows), *features)), shape
+        context, mask = self.context, None
+        if context is not None:
+            features = context.shape[-self._context_dims :]
+            context = _shaped(context.expand(*shape[:-dims], *features), (len(rows), *features))
+        if self._lengths is not None:
+            mask = present(self._lengths.expand(shape[:-dims]).reshape(-1), rows, -dims).flatten(1)
+            rows = _masked(rows, mask)
+            if context is not None and isinstance(self.conditioner.context, Steps):
+                context = _masked(context, mask)
+        return rows, context, mask, shape
 
 
 @ConditionalTransformModule.register
@@ -157,10 +179,18 @@ def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x if len(shape) == x.dim() and tuple(shape[1:]) == x.shape[1:] else x.reshape(shape)
 
 
+def _masked(value: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, ...) with zeros where the mask (B, T) is False."""
+    return value if mask is None else torch.where(mask.reshape(*mask.shape, *[1] * (value.dim() - 2)), value, 0.0)
+
+
 def _solve(
-    conditioner: Conditioner, head: Head, y: Tensor, context: Tensor | None
+    conditioner: Conditioner, head: Head, y: Tensor, context: Tensor | None, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """x (B, T, ...) site by site, log|dx/dy| (B,), phi (B, T, P), and the conditioner's last state."""
+    """x (B, T, ...) site by site, log|dx/dy| (B,), phi (B, T, P), and the conditioner's last state.
+
+    Where the mask (B, T) is False x is 0.
+    """
     xs: list[Tensor] = []
     phis: list[Tensor] = []
     with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
@@ -169,12 +199,11 @@ def _solve(
         for t, y_t in enumerate(y.split(1, 1)):
             if t:
                 phi, state = conditioner.extend(xs[-1], state)
-            xs.append(
-                inverse_of(head.forward(phi, t), y_t)
-            )  # a call of the module would cost as much as two operations
+            x_t = inverse_of(head.forward(phi, t), y_t)  # a call of the module would cost as much as two operations
+            xs.append(x_t if mask is None else _masked(x_t, mask[:, t : t + 1]))
             phis.append(phi)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
-    return x, -head(phi).log_abs_det_jacobian(x, y).sum(1), phi, state
+    return x, -_masked(head(phi).log_abs_det_jacobian(x, y), mask).sum(1), phi, state
 
 
 class _Solve(torch.autograd.Function):
@@ -185,28 +214,33 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, transform: ConditionedAutoregressive, y: Tensor, context: Tensor | None, *tensors: Tensor
+        ctx: Any,
+        transform: ConditionedAutoregressive,
+        mask: Tensor | None,
+        y: Tensor,
+        context: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x, ladj, phi, ctx.state = _solve(transform.conditioner, transform.head, y, context)
-        ctx.conditioner, ctx.head, ctx.tensors = transform.conditioner, transform.head, tensors
+        x, ladj, phi, ctx.state = _solve(transform.conditioner, transform.head, y, context, mask)
+        ctx.conditioner, ctx.head, ctx.mask, ctx.tensors = transform.conditioner, transform.head, mask, tensors
         ctx.save_for_backward(y, context, phi, x, *tensors)
         return x, ladj
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, context, phi, x, *_ = ctx.saved_tensors  # all are unpacked, so that autograd sees a parameter changed since
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             grads = _graph_gradients(ctx, gx, gl, y, context, needed)
         else:
             grads = _sweep_gradients(ctx, gx, gl, y, context, phi, x.detach())
-        return None, *(grad if need else None for grad, need in zip(grads, needed, strict=True))
+        return None, None, *(grad if need else None for grad, need in zip(grads, needed, strict=True))
 
 
 def _graph_gradients(
     ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    x, ladj = _solve(ctx.conditioner, ctx.head, y, context)[:2]
+    x, ladj = _solve(ctx.conditioner, ctx.head, y, context, ctx.mask)[:2]
     wanted = [t for t, need in zip((y, context, *ctx.tensors), needed, strict=True) if need]
     found = iter(torch.autograd.grad((x, ladj), wanted, (gx, gl), create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
@@ -220,11 +254,12 @@ def _sweep_gradients(
         phi, y = phi.detach().requires_grad_(), y.detach().requires_grad_()
         transform = ctx.head(phi)
         x = inverse_of(transform, y, known)
-        ladj = -transform.log_abs_det_jacobian(x, y).sum(1)
+        ladj = -_masked(transform.log_abs_det_jacobian(x, y), ctx.mask).sum(1)
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)
     (drive,) = vjp([ladj], [phi], [gl])
-    a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx.reshape(flat), gain, drive, context)
+    gx = _masked(gx, ctx.mask).reshape(flat)
+    a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx, gain, drive, context)
     # In one call, so that the shares of a tensor add up: of tied weights, or one that head and conditioner have both.
     outputs, grads = zip((x, a.reshape(x.shape)), (ladj, gl), *pairs, strict=True)
     wanted = [t for t in ctx.tensors if t.requires_grad]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..base import broadcast_shapes
 from .base import PlainTransform
+from .padding import after, zero_padding
 
 
 class _Reordering(PlainTransform, TransformModule):
@@ -69,6 +73,7 @@ class Reverse(_Reordering):
 
     Args:
         dim: the dim of the sites, -1 for vectors, -2 for series of vectors.
+        lengths: (*batch) integers 0 ... T; each row's first n sites are reversed, and y[..., i] = 0 for i >= n.
 
     Raises:
         ValueError: if ``dim`` is not negative.
@@ -76,15 +81,48 @@ class Reverse(_Reordering):
     Example:
         >>> Reverse()(torch.tensor([1.0, 2.0, 3.0]))
         tensor([3., 2., 1.])
+        >>> Reverse(lengths=torch.tensor(2))(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([2., 1., 0.])
     """
 
-    def __init__(self, dim: int = -1) -> None:
+    lengths: Tensor | None
+
+    def __init__(self, dim: int = -1, lengths: Tensor | None = None) -> None:
         super().__init__(dim)
+        self.register_buffer("lengths", lengths, persistent=False)
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        if self.lengths is None:
+            return self._domain
+        return after(partial(zero_padding, lengths=self.lengths, dim=self.dim), self._domain)  # type: ignore[no-any-return]
+
+    codomain = domain  # type: ignore[assignment]
+
+    def on_prefixes(self, lengths: Tensor) -> Reverse:
+        """The transform of the first sites of each row, as many as its length (*batch) says, that leaves zeros after them."""
+        return Reverse(self.dim, lengths)
 
     def _call(self, x: Tensor) -> Tensor:
-        return x.flip(self.dim)
+        if self.lengths is None:
+            return x.flip(self.dim)
+        x, sites = zero_padding(x, self.lengths, self.dim), x.shape[self.dim]
+        places = torch.arange(1, sites + 1, device=self.lengths.device)
+        index = (self.lengths.long().unsqueeze(-1) - places) % sites  # padding reads padding
+        return x.gather(self.dim, index.reshape(*index.shape, *[1] * (-1 - self.dim)).expand_as(x))
 
     _inverse = _call
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zeros of the batch shape."""
+        return x.new_zeros(self.forward_shape(x.shape)[: self.dim])
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        if self.lengths is None:
+            return shape
+        return broadcast_shapes(shape[: self.dim], self.lengths.shape) + shape[self.dim :]
+
+    inverse_shape = forward_shape
 
 
 class Standardize(PlainTransform, TransformModule):

@@ -1,0 +1,34 @@
+"""Sequences of varying length, padded to T sites: what stands in the padding is never read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
+    """Which sites of a value, its dim ``dim``, are no padding: (*lengths, T), then 1 for each later dim of the value."""
+    mask = torch.arange(value.shape[dim], device=lengths.device) < lengths.unsqueeze(-1)
+    return mask.reshape(*mask.shape, *[1] * (-1 - dim))
+
+
+def zero_padding(value: Tensor, lengths: Tensor, dim: int = -1) -> Tensor:
+    """The value, broadcast with the lengths, with zeros for padding."""
+    return torch.where(present(lengths, value, dim), value, 0.0)
+
+
+def after(fill: Callable[[Tensor], Tensor], constraint: Any) -> Any:
+    """The constraint of filled values, of its very class, so that Pyro's bijections know it."""
+    of_filled = copy.copy(constraint)
+    of_filled.check = partial(_check, fill, constraint)
+    return of_filled
+
+
+def _check(fill: Callable[[Tensor], Tensor], constraint: Any, value: Tensor) -> Tensor:
+    inside: Tensor = constraint.check(fill(value))
+    return inside

@@ -1,0 +1,147 @@
+"""Transforms of sequences of varying length: those of each row's first sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import AffineTransform, ComposeTransform, IndependentTransform, Transform, constraints
+from torch.distributions.transforms import _InverseTransform
+
+from ..base import broadcast_shapes
+from ..distributions.checks import checked_lengths
+from .affine import Affine
+from .base import Chain, RememberingTransform, call_with_ladj, sum_rightmost
+from .linear import Standardize
+from .padding import after, present, zero_padding
+from .support import ToSupport
+
+
+class Prefixes(Chain):
+    r"""The composition of transforms, first to last, of the first n sites of each row: as if T were n.
+
+    Sites from a row's length on are padding in both directions: no value there matters, none gets a gradient, images hold
+    zeros, and log|dy/dx| is that of the first n sites.
+
+    Every part must leave the first n sites to themselves: autoregressive ones do, the elementwise ones and supports of numbers
+    too, and :class:`Reverse`, which here reverses each row's own prefix. Another one of your own says how by a method
+    ``on_prefixes(lengths)``, which returns the transform of prefixes.
+
+    Args:
+        parts: transforms of vectors (*batch, T), at least one.
+        lengths: (*batch) integers 0 ... T; values broadcast with them.
+
+    Raises:
+        ValueError: for a part that mixes all sites (linear maps, couplings, permutations, a simplex), and for lengths
+            outside of 0 ... T in calls.
+        TypeError: for lengths that are no tensor of integers.
+
+    Example:
+        >>> from pyro_genexact.transforms import Reverse
+        >>> Prefixes([Reverse()], torch.tensor([3, 2]))(torch.tensor([10.0, 11.0, 12.0]))
+        tensor([[12., 11., 10.],
+                [11., 10.,  0.]])
+    """
+
+    def __init__(self, parts: Sequence[Transform], lengths: Tensor, cache_size: int = 1) -> None:
+        super().__init__([on_prefixes(part, lengths) for part in parts], cache_size=cache_size)
+        self.lengths = lengths
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().evaluate(self._zeroed(x))
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return super().solve(self._zeroed(y))
+
+    def _zeroed(self, value: Tensor) -> Tensor:
+        return zero_padding(value, checked_lengths(self.lengths, value.shape[-1]))
+
+
+def on_prefixes(transform: Transform, lengths: Tensor) -> Transform:
+    """The transform of the first sites of each row; ValueError if it mixes all sites."""
+    if isinstance(transform, _InverseTransform):
+        return on_prefixes(transform.inv, lengths).inv
+    if isinstance(transform, (Chain, ComposeTransform)) and transform.parts:
+        return Prefixes(transform.parts, lengths)
+    if hasattr(transform, "on_prefixes"):
+        made: Transform = transform.on_prefixes(lengths)
+        return made
+    of_sites = _of_sites(transform)
+    if of_sites is None:
+        raise ValueError(
+            "Expected transforms that leave the first sites to themselves, with lengths (autoregressive or elementwise ones, "
+            f"Reverse, ToSupport of numbers); got {type(getattr(transform, 'bijection', transform)).__name__}."
+        )
+    return _Elementwise(transform, of_sites, lengths)
+
+
+class _Elementwise(RememberingTransform):
+    """A transform of each site, ``of_sites`` the same of numbers, whose log-derivatives are those of the sites."""
+
+    def __init__(self, transform: Transform, of_sites: Transform, lengths: Tensor, cache_size: int = 1) -> None:
+        super().__init__(cache_size=cache_size)
+        self.transform, self.of_sites, self.lengths = transform, of_sites, lengths
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return after(self._zeroed, constraints.real_vector)  # type: ignore[no-any-return]
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        codomain: Any = self.transform.codomain
+        return after(self._filled, codomain if codomain.event_dim else constraints.independent(codomain, 1))  # type: ignore[no-any-return]
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._zeroed(x)
+        y, total = call_with_ladj(self.transform, x)
+        return self._zeroed(y), self._ladj(x, y, total)
+
+    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = self._filled(y)
+        x, total = call_with_ladj(self.transform.inv, y)
+        return self._zeroed(x), self._ladj(x, y, -total)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        shape = self.transform.forward_shape(shape)
+        return broadcast_shapes(shape[:-1], self.lengths.shape) + shape[-1:]
+
+    inverse_shape = forward_shape
+
+    def _zeroed(self, value: Tensor) -> Tensor:
+        return zero_padding(value, self.lengths)
+
+    def _filled(self, y: Tensor) -> Tensor:
+        """With images of 0 for padding."""
+        with torch.no_grad():
+            filler = call_with_ladj(self.transform, y.new_zeros(y.shape[-1:]))[0]
+        return torch.where(present(self.lengths, y), y, filler)
+
+    def _ladj(self, x: Tensor, y: Tensor, total: Tensor) -> Tensor:
+        """log|dy/dx| of the sites, unless the ``total`` is not finite, as that of values outside the support."""
+        ladj = self._zeroed(self.of_sites.log_abs_det_jacobian(x, y)).sum(-1)
+        total = sum_rightmost(total, 1 - self.transform.domain.event_dim)
+        return torch.where(total.isfinite(), ladj, total)
+
+
+def _of_sites(transform: Any) -> Transform | None:
+    """What an elementwise transform of real vectors does to numbers; None for others."""
+    of_sites: Any = transform
+    if isinstance(transform, ToSupport):
+        of_sites = transform.bijection
+    elif isinstance(transform, IndependentTransform):
+        of_sites = transform.base_transform
+    elif isinstance(transform, Affine):
+        of_sites = Affine(transform.shift, transform.log_scale)
+    elif isinstance(transform, AffineTransform):
+        of_sites = AffineTransform(transform.loc, transform.scale)
+    elif isinstance(transform, Standardize):
+        of_sites = Affine(-transform.shift / transform.scale, -transform.scale.log())
+    dims = transform.domain.event_dim, of_sites.domain.event_dim, of_sites.codomain.event_dim
+    return of_sites if dims in ((0, 0, 0), (1, 0, 0)) and _is_real(of_sites.domain) else None
+
+
+def _is_real(domain: Any) -> bool:
+    """Whether a domain of numbers is all of them, also one a feature."""
+    return all(part is constraints.real for part in getattr(domain, "cseq", [domain]))

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent
+from pyro_genexact.base import Source
+from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent, Transformer
 from pyro_genexact.testing import redraw
+from pyro_genexact.transforms.base import transform_of
 
 
 class RunningSum(gx.Conditioner):
@@ -71,6 +73,10 @@ def factory(kind, *sizes, **options):
     return lambda: built(kind(*sizes, **options))
 
 
+def transformer(site=(), params=2, width=8, num_heads=2, depth=2, **options):
+    return factory(Transformer, site, params, width=width, num_heads=num_heads, depth=depth, **options)
+
+
 NONE = torch.zeros(5, 5, dtype=torch.bool)
 BAND = torch.ones(6, 6, dtype=torch.bool).tril(-1).triu(-2)
 
@@ -99,6 +105,16 @@ CONDITIONERS = {
     "Recurrent lstm": factory(Recurrent, (2,), 4, hidden=6, cell="lstm", layers=2, context=1),
     "Recurrent lstm steps": factory(Recurrent, (), 2, hidden=6, cell="lstm", context=gx.Steps(3)),
     "Recurrent elman": factory(Recurrent, 4, 4, hidden=6, cell="elman", width=3),
+    "Recurrent gru source": factory(Recurrent, (), 2, hidden=6, context=Source(2)),
+    "Recurrent lstm categories, source padded": factory(Recurrent, 3, 3, hidden=6, cell="lstm", context=Source(2)),
+    "Transformer": transformer(),
+    "Transformer context": transformer((2,), 4, context=3),
+    "Transformer steps": transformer(context=gx.Steps(2), depth=1),
+    "Transformer categories": transformer(3, 3),
+    "Transformer source": transformer(context=Source(2)),
+    "Transformer categories, source padded": transformer(3, 3, context=Source(2)),
+    "Transformer window": transformer(window=2),
+    "Transformer categories, window": transformer(4, 3, window=2, depth=1, max_len=6),
     "Independent": factory(Independent, 5, 2),
     "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
     "Independent steps": factory(Independent, 5, 2, context=gx.Steps(2), hidden=(6,), activation=torch.tanh),
@@ -126,6 +142,8 @@ READS = {
     "Markov": BAND[:5, :5],
     "Markov context": BAND[:5, :5],
     "Markov steps": BAND[:5, :5],
+    "Transformer window": torch.ones(5, 5, dtype=torch.bool).tril(-1).triu(-3),  # depth * (window - 1) + 1 sites
+    "Transformer categories, window": BAND[:5, :5],
 }
 MUST_READ = {  # narrow hidden layers reach fewer sites
     "MADE narrow": torch.zeros(6, 6, dtype=torch.bool),
@@ -193,6 +211,16 @@ DISTRIBUTION_HEADS = {
     "PerSite": per_site,
     "ConditionalHead": nested,
     "ConditionalHead flow": flow_head,
+    "Tempered": lambda: h.Tempered(h.Categorical(3), 0.7),
+    "TopK": lambda: h.TopK(h.Categorical(3), 2),
+    "TopP": lambda: h.TopP(h.Tempered(h.Categorical(3), 0.7), 0.9),
+    "MinP": lambda: h.MinP(h.Categorical(3), 0.3),
+    "Forbid": lambda: h.Forbid(h.Mixture(h.Categorical(3), 2), [1]),
+    "MinLength": lambda: h.MinLength(h.Categorical(3), 2, eos=0),
+    "Stopped": lambda: h.Stopped(h.Normal()),
+    "Stopped angles": lambda: h.Stopped(h.VonMises()),
+    "Stopped vectors": lambda: h.Stopped(h.MultivariateNormal(2)),
+    "Stopped categories": lambda: h.Stopped(h.Categorical(3)),
 }
 PAIRED = {  # a conditioner of any kind for a head, over four sites
     "MADE": lambda site, P: MADE(4, P, site=site, hidden=(12,), activation=torch.tanh),
@@ -206,11 +234,7 @@ PAIRED = {  # a conditioner of any kind for a head, over four sites
 def paired(head, net):
     """An autoregressive model of four sites."""
     head = DISTRIBUTION_HEADS[head]()
-    site = (
-        3
-        if isinstance(head.support, type(constraints.integer_interval(0, 2))) and head.num_params == 3
-        else head.site_shape
-    )
+    site = 3 if getattr(head.support, "upper_bound", None) == 2 else head.site_shape
     return built(gx.Autoregressive(PAIRED[net](site, head.num_params), head, (4, *head.site_shape)))
 
 
@@ -261,6 +285,28 @@ class Chained(nn.Module):
     def forward(self, context):
         step = self.affine(context)
         return gx.transforms.Chain([step, gx.transforms.Reverse(), step.inv, self.onto()])
+
+
+class OfPrefixes(nn.Module):
+    """Transforms, or modules of such, of the first sites of each row."""
+
+    def __init__(self, parts, lengths):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.context = next((part.context for part in parts if getattr(part, "context", 0)), 0)
+        self.register_buffer("lengths", lengths)
+
+    def forward(self, context=None):
+        return gx.transforms.Prefixes([transform_of(part, context) for part in self.parts], self.lengths)
+
+
+def prefixes():
+    """Of full length, which the laws of determinants are about."""
+    net = MADE(3, 2, hidden=(8,), context=2, activation=torch.tanh)
+    affine = gx.transforms.AutoregressiveTransform(net, gx.heads.Affine())
+    onto = gx.Constant(gx.transforms.ToSupport(constraints.positive, 3))
+    module = OfPrefixes([affine, gx.transforms.Reverse(), affine.inv, onto], torch.tensor([3, 3, 3]))
+    return built(module), sized(3, 3), sized(3, 2, seed=1)
 
 
 def chain():
@@ -394,9 +440,11 @@ TRANSFORMS = {
     "Householder": lambda: (built(gx.transforms.Householder(4, 3)), sized(3, 4), None),
     "Householder inverse": lambda: (gx.transforms.Inverse(built(gx.transforms.Householder(3))), sized(3, 3), None),
     "Chain": chain,
+    "Prefixes": prefixes,
     "Permute": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 3, 1])), 3, 4),
     "Permute sites": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 1]), dim=-2), 2, 3, 2),
     "Reverse": fixed(gx.transforms.Reverse, 3, 4),
+    "Reverse lengths": fixed(lambda: gx.transforms.Reverse(lengths=torch.tensor([4, 4, 4])), 3, 4),
     "Reverse sites": fixed(lambda: gx.transforms.Reverse(-2), 3, 2, 2),
     "Standardize": fixed(lambda: gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1), 3, 4),
     "Inverse": fixed(
@@ -558,6 +606,21 @@ def reader():
     return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
+def small_transformer(num_params, site=3, **options):
+    return gx.conditioners.Transformer(site, num_params, width=8, depth=1, num_heads=2, **options)
+
+
+def strings(net, head=lambda: h.Categorical(3), eos=0, max_len=6, context=None):
+    """A model of strings, and a context of the shape (*batch, ...)."""
+
+    def factory():
+        it = head()
+        module = gx.Sequence(net(it.num_params), it, eos, max_len)
+        return built(module), None if context is None else sized(*context, seed=1)
+
+    return factory
+
+
 inf = float("inf")
 f = gx.flows
 maf, iaf = f.maf, f.iaf
@@ -647,7 +710,21 @@ DISTRIBUTIONS = {
         allowed_initial=torch.tensor([True, False, True]),
         allowed_final=torch.tensor([True, True, False]),
     ),
+    "Sequence made": strings(lambda P: MADE(6, P, site=3, hidden=(8,), activation=torch.tanh)),
+    "Sequence nade": strings(lambda P: NADE(6, P, site=3, hidden=6, context=2), context=(2, 2)),
+    "Sequence recurrent": strings(lambda P: Recurrent(3, P, hidden=5, context=2), eos=2, context=(2, 2)),
+    "Sequence steps": strings(lambda P: Recurrent(3, P, hidden=5, context=gx.Steps(2)), context=(2, 6, 2)),
+    "Sequence markov": strings(lambda P: Markov(3, P, order=2, hidden=(6,), activation=torch.tanh), eos=1),
+    "Sequence independent": strings(lambda P: Independent(6, P, site=3)),
+    "Sequence transformer": strings(small_transformer),
+    "Sequence source": strings(partial(small_transformer, context=gx.Source(2)), context=(2, 3, 2)),
+    "Sequence binary": strings(lambda P: Markov((), P, order=1, hidden=(6,), activation=torch.tanh), h.Bernoulli, 1),
+    "Sequence filtered": strings(
+        lambda P: Recurrent(3, P, hidden=5), lambda: h.TopK(h.MinLength(h.Tempered(h.Categorical(3), 0.7), 1, eos=0), 2)
+    ),
+    "Sequence stopped": strings(lambda P: Recurrent((2,), P, hidden=6), lambda: h.Stopped(h.Bernoulli()), None, 4),
 }
+SEQUENCES = [name for name in DISTRIBUTIONS if name.startswith("Sequence")]
 CHAINS = [name for name in DISTRIBUTIONS if "CRF" in name]
 OUTSIDE = {  # values outside the support
     "Conditional positive": [-1.0, 0.0],
@@ -678,6 +755,14 @@ OUTSIDE = {  # values outside the support
     "iaf simplex": [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.5, 0.6, 0.2]],
     "HiddenMarkov categories": [[0.0, 3.0, 1.0, 1.0], [0.0, 0.5, 1.0, 1.0], [-1.0, 0.0, 1.0, 1.0]],
     "HiddenMarkov positive": [[1.0, -1.0], [0.0, -1.0]],
+    "Sequence made": [[1.0, 0.0, 2.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 0.0, 0.0, 0.0], [-1.0, 0.5, 0.0, 0.0, 0.0, 0.0]],
+    "Sequence recurrent": [[0.0, 1.0, 2.0, 2.0, 2.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0, 3.0]],
+    "Sequence binary": [[0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]],
+    "Sequence stopped": [
+        [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]],
+        [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]],
+        [[1.0, 0.0], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0]],
+    ],
     "LinearChainCRF": [[0.0, 3.0, 1.0, 1.0], [0.0, 0.5, 1.0, 1.0], [-1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, -100.0]],
     "LinearChainCRF lengths": [[0.0, 0.0, 3.0, 0.0], [0.0, 0.0, -100.0, 0.0], [0.5, 0.0, 0.0, -100.0]],
     "CRF": [[0.0, 1.0, 3.0], [-1.0, 0.0, 0.0]],

@@ -96,7 +96,7 @@ class Sequence(DistributionModule):
         conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
         head: makes the distribution of a site of them.
         eos: the symbol that ends a sequence; None where the head tells the end (:class:`~pyro_genexact.heads.Stopped`).
-        max_len: sites of the arrays, where a call says nothing else.
+        max_len: sites of the arrays, where a call says nothing else; those of a conditioner that has a number of sites (MADE).
         limit: the largest support that is enumerated.
 
     Raises:

@@ -54,7 +54,8 @@ def minimum_bayes_risk(
     .. math:: h^* = \arg\max_h E_{y \sim p}[u(h, y)] \approx \arg\max_h \sum_m w_m u(h, y_m)
 
     Exact where samples are ``d.enumerate_support()`` and weights their probabilities. N-by-N: candidates are the samples. Two stages, coarse
-    to fine: ``coarse`` ranks all candidates, ``utility`` decides between the ``keep`` best.
+    to fine: ``coarse`` ranks all candidates, ``utility`` decides between the ``keep`` best: hand each candidate in once (``unique(dim=0)``), or
+    copies of one fill the places.
 
     Cost: N M utilities (with ``coarse``: N M coarse ones and keep M), in memory at once, and one ``log_prob``.
 

@@ -1,8 +1,8 @@
 """Test log-likelihoods (nats a row) of flows on data sets with published figures.
 
-    python tests/benchmarks/published.py --data DIR [--only bsds300,red_wine,digits,conll2000] [--recipe naf] [--minutes 9]
+    python tests/benchmarks/published.py --data DIR [--only bsds300,red_wine,digits,conll2000,tinyshakespeare] [--recipe naf] [--minutes 9]
 
-DIR holds bsds300_patches/, uci_red_wine/ and conll2000/; the README.md of each tells format, recipe, published figures.
+DIR holds bsds300_patches/, uci_red_wine/, conll2000/ and tinyshakespeare/; the README.md of each tells format, recipe, published figures.
 
 * bsds300: 8x8 image patches, 63 features; one model trained for about --minutes; nats of the validation part
   with two standard errors. The dequantising noise is drawn once, from a fixed seed. The validation part takes
@@ -15,6 +15,7 @@ DIR holds bsds300_patches/, uci_red_wine/ and conll2000/; the README.md of each 
   bits per dimension of the test rows.
 
 * conll2000: a linear-chain CRF of text chunks, published_crf.py.
+* tinyshakespeare: a Transformer of characters, published_sequences.py.
 
 A full-covariance Gaussian, in closed form, stands beside each density: it shows that the data is made as published.
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import published_crf
+import published_sequences
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -182,7 +184,7 @@ def digits(recipe: str, progress: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", default="bsds300,red_wine,digits,conll2000")
+    parser.add_argument("--only", default="bsds300,red_wine,digits,conll2000,tinyshakespeare")
     parser.add_argument("--recipe", default="naf", choices=SIZES["bsds300"])
     parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock aim of bsds300's training")
     parser.add_argument("--progress", action="store_true")
@@ -195,6 +197,8 @@ def main() -> None:
         red_wine(args.data, args.recipe, args.progress)
     if "conll2000" in args.only.split(","):
         published_crf.conll2000(args.data, args.progress)
+    if "tinyshakespeare" in args.only.split(","):
+        published_sequences.tinyshakespeare(args.data, progress=args.progress)
 
 
 if __name__ == "__main__":

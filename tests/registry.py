@@ -37,6 +37,8 @@ class RunningSum(gx.Conditioner):
         return self._phi(total, context).squeeze(1), self.State(0, self.clock(), total, context)
 
     def extend(self, y, state):
+        if len(y) != len(state.total):
+            raise ValueError(f"Expected y.shape[0] == {len(state.total)} (rows of the state); got {tuple(y.shape)}.")
         features = torch.tanh(self.read(y if y.dim() == 3 else y.unsqueeze(-1)))
         total = state.total + features.cumsum(1)
         return self._phi(total, state.context), self.advance(state, y.shape[1])._replace(total=total[:, -1:])
@@ -723,6 +725,18 @@ DISTRIBUTIONS = {
         lambda P: Recurrent(3, P, hidden=5), lambda: h.TopK(h.MinLength(h.Tempered(h.Categorical(3), 0.7), 1, eos=0), 2)
     ),
     "Sequence stopped": strings(lambda P: Recurrent((2,), P, hidden=6), lambda: h.Stopped(h.Bernoulli()), None, 4),
+}
+FILTERED = {  # every filter, over other conditioners
+    "Sequence Tempered": strings(small_transformer, lambda: h.Tempered(h.Categorical(3), 1.5)),
+    "Sequence TopK": strings(lambda P: Markov(3, P, order=2, hidden=(6,)), lambda: h.TopK(h.Categorical(3), 2), 1),
+    "Sequence TopP": strings(
+        lambda P: Recurrent(3, P, hidden=5, context=2), lambda: h.TopP(h.Categorical(3), 0.8), context=(2, 2)
+    ),
+    "Sequence MinP": strings(lambda P: NADE(6, P, site=3, hidden=6), lambda: h.MinP(h.Categorical(3), 0.5)),
+    "Sequence Forbid": strings(lambda P: Recurrent(3, P, hidden=5), lambda: h.Forbid(h.Categorical(3), [1])),
+    "Sequence MinLength": strings(
+        lambda P: MADE(6, P, site=3, hidden=(8,)), lambda: h.MinLength(h.Categorical(3), 2, eos=2), 2
+    ),
 }
 SEQUENCES = [name for name in DISTRIBUTIONS if name.startswith("Sequence")]
 CHAINS = [name for name in DISTRIBUTIONS if "CRF" in name]

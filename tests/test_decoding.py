@@ -3,37 +3,58 @@
 import pytest
 import torch
 from registry import built, sized
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import pyro_genexact as gx
 from pyro_genexact import decoding
-from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent
+from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Pretrained, Recurrent, Transformer
+from pyro_genexact.heads import Categorical, MinLength, Tempered, TopP
+
+T = 6
+ROWS, ALL, DRAWS = 4, 3**T, 2000
+
+
+def pretrained():
+    config = GPT2Config(vocab_size=3, n_positions=T, n_embd=8, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=0)
+    return Pretrained(GPT2LMHeadModel(config).eval(), bos=2)
+
 
 NETS = {
-    "MADE": lambda: MADE(5, 3, site=3, context=2, hidden=(8,)),
-    "NADE": lambda: NADE(5, 3, site=3, context=2, hidden=6),
+    "MADE": lambda: MADE(T, 3, site=3, context=2, hidden=(8,)),
+    "NADE": lambda: NADE(T, 3, site=3, context=2, hidden=6),
     "Recurrent": lambda: Recurrent(3, 3, context=2, hidden=6),
     "Markov": lambda: Markov(3, 3, order=2, context=2, hidden=(6,)),
-    "Independent": lambda: Independent(5, 3, site=3, context=2, hidden=(6,)),
+    "Independent": lambda: Independent(T, 3, site=3, context=2, hidden=(6,)),
+    "Transformer": lambda: Transformer(3, 3, context=2, width=8, depth=1, num_heads=2),
+    "Pretrained": pretrained,
 }
-ROWS, ALL = 4, 3**5
+HEADS = {
+    "": lambda: Categorical(3),
+    ", filtered": lambda: TopP(MinLength(Tempered(Categorical(3), 2.0), 1, eos=0), 0.7),
+}
+MODELS = {net + name: (net, head) for net in NETS for name, head in HEADS.items() if not name or net == "Markov"}
 
 
-def sequences(net, **options):
-    head = gx.heads.Categorical(3)
-    return built(gx.Sequence(NETS[net](), head, eos=0, max_len=5))(sized(ROWS, 2, seed=1), **options)
+def sequences(net, head=HEADS[""]):
+    model = built(gx.Sequence(NETS[net](), head(), eos=0, max_len=T))
+    return model(sized(ROWS, 2, seed=1)) if model.context else model().expand((ROWS,))
 
 
 def enumerated(d):
     """All strings (S, T), their log_prob (S, *batch), and that of complete ones alone."""
     strings = d.enumerate_support()
-    log_prob = d.log_prob(strings)
+    log_prob = d.log_prob(strings).detach()
     complete = (strings == 0).any(-1)
     return strings[:, 0], log_prob, torch.where(complete, log_prob, -torch.inf)
 
 
-@pytest.fixture(params=NETS)
+@pytest.fixture(params=MODELS)
 def d(request):
-    return sequences(request.param)
+    return sequences(*MODELS[request.param])
+
+
+def test_mass_is_1(d):
+    assert (enumerated(d)[1].logsumexp(0).abs() < 1e-10).all()
 
 
 def test_wide_beams_are_enumeration(d):
@@ -45,23 +66,24 @@ def test_wide_beams_are_enumeration(d):
     for unfinished, truth in ((False, complete), (True, log_prob)):
         found = decoding.beam_search(d, ALL, k=30, unfinished=unfinished)
         torch.testing.assert_close(found.log_prob, truth.sort(0, descending=True).values[:30])
-        torch.testing.assert_close(d.log_prob(found.sequences), found.log_prob)
+        there = found.log_prob > -torch.inf
+        torch.testing.assert_close(d.log_prob(found.sequences)[there], found.log_prob[there])
     for penalty in (1.0, 2.0, -0.5):
-        sites = (d.lengths(strings) + 1).clamp(max=5).unsqueeze(1) ** penalty
+        sites = (d.lengths(strings) + 1).clamp(max=T).unsqueeze(1) ** penalty
         found = decoding.beam_search(d, ALL, penalty, k=10)
-        got = found.log_prob / (d.lengths(found.sequences) + 1).clamp(max=5) ** penalty
+        got = found.log_prob / (d.lengths(found.sequences) + 1).clamp(max=T) ** penalty
         torch.testing.assert_close(got, (complete / sites).sort(0, descending=True).values[:10])
 
 
 def by_hand(d, row, width):
     """A beam search of one row, string by string, as Hugging Face's: ended ones among the first ``width`` leave."""
-    one = gx.distributions.SequenceDistribution(d.conditioner, d.head, 0, 5, d.context[row])
+    one = gx.distributions.SequenceDistribution(d.conditioner, d.head, 0, T, d.context[row])
     going, pool = [((), 0.0)], []
-    for t in range(5):
+    for t in range(T):
         candidates = []
         for string, _ in going:
             for value in range(3):
-                array = torch.tensor([*string, value] + [0] * (4 - t))
+                array = torch.tensor([*string, value] + [0] * (T - 1 - t))
                 candidates.append(((*string, value), one.log_prob_sites(array)[: t + 1].sum().item()))
         candidates.sort(key=lambda c: -c[1])
         pool += [c for c in candidates[:width] if c[0][-1] == 0]
@@ -75,11 +97,11 @@ def test_narrow_beams(width):
     truths = [by_hand(d, row, width) for row in range(ROWS)]
     rows = torch.tensor([row for row, truth in enumerate(truths) if truth is not None])
     some = sequences("Recurrent")
-    some = gx.distributions.SequenceDistribution(some.conditioner, some.head, 0, 5, some.context[rows])
+    some = gx.distributions.SequenceDistribution(some.conditioner, some.head, 0, T, some.context[rows])
     found = decoding.beam_search(some, width)
     for i, row in enumerate(rows.tolist()):
         string, log_prob = truths[row]
-        assert found.sequences[i].tolist() == [*string] + [0] * (5 - len(string))
+        assert found.sequences[i].tolist() == [*string] + [0] * (T - len(string))
         assert found.log_prob[i].item() == pytest.approx(log_prob)
 
 
@@ -132,36 +154,36 @@ def test_exact_mode_extends_no_more_than_its_budget(monkeypatch):
     assert sum(rows) - beams <= 3 * ROWS
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    """A distribution, its strings and log_prob, and 3000 stochastic beams of five."""
-    d = sequences("Recurrent")
+@pytest.fixture(scope="module", params=["Recurrent", "NADE", "Transformer", "Markov, filtered"])
+def drawn(request):
+    """A distribution, its strings and log_prob, and many stochastic beams of five."""
+    d = sequences(*MODELS[request.param])
     strings, log_prob, _ = enumerated(d)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        beams = decoding.stochastic_beam_search(d.expand((3000, ROWS)), 5)
+        beams = decoding.stochastic_beam_search(d.expand((DRAWS, ROWS)), 5)
     return d, strings, log_prob, beams
 
 
 def test_stochastic_beams_are_samples_without_replacement(drawn):
     d, strings, log_prob, beams = drawn
     torch.testing.assert_close(d.log_prob(beams.sequences), beams.log_prob)
-    place = 3 ** torch.arange(5)
+    place = 3 ** torch.arange(T)
     numbers = (beams.sequences * place).sum(-1)
     assert (numbers.sort(0).values.diff(dim=0) != 0).all()
     assert (beams.gumbels.diff(dim=0) <= 0).all()
     assert (beams.gumbels[-1] >= beams.threshold).all()
     torch.manual_seed(1)
-    gumbels = log_prob - torch.empty(3000, *log_prob.shape, dtype=torch.float64).exponential_().log()
+    gumbels = log_prob - torch.empty(DRAWS, *log_prob.shape, dtype=torch.float64).exponential_().log()
     top = gumbels.topk(6, 1)
     each = (strings * place).sum(-1)
     for rank in range(5):  # as often in this place as by direct Gumbel top-k
         got = (numbers[rank].unsqueeze(-1) == each).double().mean(0)
         direct = (each[top.indices[:, rank]].unsqueeze(-1) == each).double().mean(0)
-        error = ((got * (1 - got) + direct * (1 - direct)) / 3000).sqrt() + 5e-4
+        error = ((got * (1 - got) + direct * (1 - direct)) / DRAWS).sqrt() + 5e-4
         assert ((got - direct).abs() / error).max() < 5
     for mine, direct in ((beams.gumbels[0], top.values[:, 0]), (beams.threshold, top.values[:, 5])):
-        gap = (mine.mean(0) - direct.mean(0)) / ((mine.var(0) + direct.var(0)) / 3000).sqrt()
+        gap = (mine.mean(0) - direct.mean(0)) / ((mine.var(0) + direct.var(0)) / DRAWS).sqrt()
         assert gap.abs().max() < 4.5
 
 
@@ -171,14 +193,14 @@ def test_stochastic_beams_estimate_without_bias(drawn):
     for f in (torch.ones_like, d.lengths, lambda y: (y == 2).any(-1).double()):
         truth = (log_prob.exp() * f(strings if f is not torch.ones_like else log_prob[:, 0]).unsqueeze(1)).sum(0)
         estimates = (weights * f(beams.sequences if f is not torch.ones_like else weights)).sum(0)
-        z = (estimates.mean(0) - truth) / estimates.std(0) * 3000**0.5
+        z = (estimates.mean(0) - truth) / estimates.std(0) * DRAWS**0.5
         assert z.abs().max() < 4.5
 
 
 def test_stochastic_beams_beyond_the_support():
     d = sequences("NADE")
     strings, log_prob, _ = enumerated(d)
-    beams = decoding.stochastic_beam_search(d, 100)
+    beams = decoding.stochastic_beam_search(d, 200)
     torch.testing.assert_close(beams.log_prob[: len(strings)].sort(0).values, log_prob.sort(0).values)
     assert (beams.log_prob[len(strings) :] == -torch.inf).all()
     assert (beams.threshold == -torch.inf).all()
@@ -216,7 +238,7 @@ def test_values_of_fixed_length():
     torch.testing.assert_close(found.log_prob, log_prob.sort(descending=True).values)
     torch.testing.assert_close(d.log_prob(found.sequences), found.log_prob)
     assert torch.equal(decoding.exact_mode(d).sequences, strings[log_prob.argmax()])
-    head = gx.heads.Categorical(3)
+    head = Categorical(3)
     net = built(Recurrent(3, 3, hidden=5))
     ragged = gx.distributions.AutoregressiveDistribution(net, head, (4,), lengths=torch.tensor([0, 2, 4]))
     found = decoding.beam_search(ragged, 81)
@@ -235,7 +257,7 @@ def test_no_site_is_visited_twice(monkeypatch):
     extend = Recurrent.extend
     monkeypatch.setattr(Recurrent, "extend", lambda net, y, state: (sites.append(y.shape[1]), extend(net, y, state))[1])
     decoding.beam_search(d, 3, unfinished=True)
-    assert len(sites) <= 4
+    assert len(sites) <= T - 1
     assert set(sites) == {1}
 
 
@@ -261,8 +283,55 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match=r"Expected length_penalty to be a number; got '1'"):
+        decoding.beam_search(d, 3, "1")
+    for penalty in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=rf"Expected length_penalty to be finite; got {penalty}"):
+            decoding.beam_search(d, 3, penalty)
     never = d.with_head(gx.heads.Forbid(d.head, [0]))
-    with pytest.raises(ValueError, match=r"Expected complete sequences among 5 beams of 5 sites; got none for row 0"):
+    with pytest.raises(ValueError, match=r"Expected complete sequences among 5 beams of 6 sites; got none for row 0"):
         decoding.beam_search(never)
+    with pytest.raises(
+        ValueError, match=r"Expected complete .* of 6 sites with positive probability; got none for row 0"
+    ):
+        decoding.exact_mode(never)
+    assert (decoding.exact_mode(never, budget=1).gap == torch.inf).all()
     found = decoding.beam_search(never, unfinished=True)
-    assert (never.lengths(found.sequences) == 5).all()
+    assert (never.lengths(found.sequences) == T).all()
+
+
+def test_columns_of_several_kinds():
+    """Integers and floats, in one dtype."""
+    head = gx.heads.PerSite([Categorical(3), gx.heads.Bernoulli(), Categorical(3)])
+    d = built(gx.Autoregressive(MADE(3, 3, site=[3, (), 3], hidden=(8,)), head, (3,)))()
+    strings = d.enumerate_support()
+    log_prob, order = d.log_prob(strings).sort(descending=True)
+    found, mode = decoding.beam_search(d, 18, k=18), decoding.exact_mode(d)
+    torch.testing.assert_close(found.log_prob, log_prob)
+    assert torch.equal(found.sequences, strings[order])
+    assert torch.equal(mode.sequences, strings[order[0]])
+    drawn = decoding.stochastic_beam_search(d, 18)
+    torch.testing.assert_close(d.log_prob(drawn.sequences), drawn.log_prob)
+    torch.testing.assert_close(drawn.log_prob.sort(descending=True).values, log_prob)
+    assert {x.dtype for x in (found.sequences, mode.sequences, drawn.sequences)} == {d.sample().dtype}
+
+
+def test_values_of_a_filter_are_integers():
+    d = built(gx.Autoregressive(MADE(3, 1), Tempered(gx.heads.Bernoulli(), 0.5), (3,)))()
+    searches = (decoding.greedy, decoding.beam_search, decoding.exact_mode)
+    found = [*(search(d) for search in searches), decoding.stochastic_beam_search(d, 4)]
+    assert {it.sequences.dtype for it in found} == {torch.long}
+
+
+@pytest.mark.parametrize("net", [net for net in NETS if net != "Pretrained"])
+def test_no_rows(net):
+    model = built(gx.Sequence(NETS[net](), Categorical(3), eos=0, max_len=T))
+    d, none = model(torch.zeros(0, 2).double()), torch.ones(0, 2).long()
+    ragged = [] if d.conditioner.num_sites else [d.conditional_on_prefix(none, none[:, 0], max_len=T)]
+    for it in [d, *ragged]:
+        assert decoding.greedy(it).sequences.shape == decoding.beam_search(it).sequences.shape == (0, T)
+        assert decoding.beam_search(it, 3, k=2).sequences.shape == (2, 0, T)
+        beams = decoding.stochastic_beam_search(it, 2)
+        assert (beams.sequences.shape, beams.gumbels.shape, beams.threshold.shape) == ((2, 0, T), (2, 0), (0,))
+        mode = decoding.exact_mode(it)
+        assert (mode.sequences.shape, mode.log_prob.shape, mode.gap.shape) == ((0, T), (0,), (0,))

@@ -329,15 +329,35 @@ def test_errors_of_the_decision():
 
     fails(ValueError, "Expected coarse and keep together; got coarse=None and keep=2.", risk, keep=2)
     fails(ValueError, "Expected coarse and keep together", risk, coarse=exact_match)
-    for keep in (0, 6):
-        text = f"Expected keep between 1 and 5 (the candidates); got {keep}."
-        fails(ValueError, text, risk, coarse=exact_match, keep=keep)
+    text = "Expected keep between 1 and 5 (the candidates); got 6."
+    fails(ValueError, text, risk, coarse=exact_match, keep=6)
+    for keep in (0, 2.5, True):
+        fails(ValueError, f"Expected keep to be integers >= 1; got {keep}.", risk, coarse=exact_match, keep=keep)
     for wrong in ((5, 6, 2), (5, 0, 2), (4, 5, 2), (5,)):
         text = f"Expected coarse to return shape (5, 5, 2) (candidates, samples, *batch); got {wrong}."
         fails(ValueError, text, risk, coarse=lambda h, r, wrong=wrong: torch.zeros(wrong), keep=2)
     weights = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]).unsqueeze(1).expand(5, 2)
     text = "Expected weights with a positive sum over the samples that coarse reads; got zeros."
     fails(ValueError, text, risk, coarse=lambda h, r: exact_match(h, r[:2]), keep=2, weights=weights)
+
+
+@pytest.mark.parametrize("utility", [exact_match, edit_distance, edit_similarity(0), Text(similarity, as_text, eos=0)])
+def test_no_rows(utility):
+    d = model((3,))
+    none = type(d)(d.conditioner, d.head, (3,), torch.zeros(0, 1).double())
+    y = none.sample((5,))
+    assert utility(y, y[:2]).shape == (5, 2, 0)
+    choice = minimum_bayes_risk(none, y, y[:2], utility, coarse=utility, keep=2)
+    assert (choice.sequences.shape, choice.log_prob.shape, choice.utilities.shape) == ((0, 3), (0,), (5, 0))
+
+
+def test_strings_of_no_symbol():
+    none = torch.zeros(2, 4, 0)
+    assert (
+        edit_similarity()(none, none).tolist()
+        == Text(similarity, as_text)(none, none).tolist()
+        == [[[1.0] * 4] * 2] * 2
+    )
 
 
 def test_a_candidate_outside_the_support():

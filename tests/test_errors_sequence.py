@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from registry import built, sized, small_transformer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads
@@ -230,6 +231,47 @@ def test_prefix_lengths():
         prefix_lengths=tokens(1),
     )
     fails(TypeError, "Expected prefix to be of class Tensor; got list.", d.conditional_on_prefix, [1])
+
+
+def test_batches_that_do_not_fit():
+    d = model(context=2)(sized(2, 2))
+    text = "Expected batch shapes that broadcast; got distribution (2,), prefix (2,), lengths (3,)."
+    fails(ValueError, text, d.conditional_on_prefix, tokens([1, 2], [1, 1]), tokens(0, 1, 2))
+    text = "Expected batch shapes that broadcast; got distribution (2,), prefix (3,)."
+    fails(ValueError, text, d.conditional_on_prefix, tokens([1, 2], [1, 1], [1, 1]))
+    text = "Expected batch shapes that broadcast; got prefix (2,), prefix_lengths (3,)."
+    fails(
+        ValueError, text, SequenceDistribution, d.conditioner, d.head, 0, 4, d.context,
+        prefix=tokens([1, 2], [1, 1]), prefix_lengths=tokens(0, 1, 2),
+    )  # fmt: skip
+    source = model(net=small_transformer(3, context=gx.Source(2)))
+    text = "Expected batch shapes that broadcast; got context (3,), lengths (), source_lengths (4,), prefix ()."
+    fails(ValueError, text, source, gx.Padded(sized(3, 5, 2), tokens(1, 2, 3, 4)))
+    fails(ValueError, text, source, sized(3, 5, 2), source_lengths=tokens(1, 2, 3, 4))
+    made = built(gx.Autoregressive(conditioners.MADE(4, 3, site=3, context=2), heads.Categorical(3), (4,)))(sized(2, 2))
+    text = "Expected batch shapes that broadcast; got context (2,), lengths (), source_lengths (), prefix (3,)."
+    fails(ValueError, text, made.conditional_on_prefix, tokens([1], [1], [1]))
+    text = "Expected batch shapes that broadcast; got distribution (2,), prefix (3,)."
+    two = made.conditional_on_prefix(tokens([1], [2]))
+    fails(ValueError, text, two.conditional_on_prefix, tokens([1], [1], [1]))
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most numbers of any tensor that is made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.most = max(self.most, out.numel() if isinstance(out, torch.Tensor) else 0)
+        return out
+
+
+def test_the_limit_comes_before_the_arrays():
+    d = SequenceDistribution(conditioners.Markov(50, 50, order=1, hidden=()), heads.Categorical(50), 0, 3, limit=100)
+    with LargestTensor() as largest:
+        fails(ValueError, "Expected a support of at most 100 values (limit); got 2451 or more.", d.enumerate_support)
+    assert 50 <= largest.most <= 200
 
 
 def test_sources():

@@ -198,6 +198,28 @@ def test_temperature_near_0_is_greedy():
     assert torch.equal(d.probs, torch.nn.functional.one_hot(phi.argmax(-1), V).float()) and (d.entropy() == 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-46, 1e-300])
+def test_temperatures_that_underflow(temperature):
+    phi = sized(7, V).float().requires_grad_()
+    d = Tempered(categorical(), temperature)(phi)
+    assert torch.equal(d.probs, torch.nn.functional.one_hot(phi.argmax(-1), V).float())
+    for f in (d.entropy(), d.log_prob(phi.argmax(-1))):
+        assert (f == 0).all() and not torch.autograd.grad(f.sum(), phi, retain_graph=True)[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_filtered_in_single(dtype):
+    phi = torch.tensor([0.0, 0.25, 1.0]).to(dtype).expand(4, 3)
+    for head, truth in (
+        (Tempered(categorical(3), 1e-3), [0.0, 0.0, 1.0]),
+        (Tempered(categorical(3), 100), tempered(phi[0].double().softmax(-1), 100)),
+        (TopK(categorical(3), 2), top_k(phi[0].double().softmax(-1), 2)),
+    ):
+        d = head(phi)
+        assert d.logits.dtype == torch.float32
+        torch.testing.assert_close(d.probs[0], torch.tensor(truth), rtol=0, atol=4e-3)
+
+
 def test_min_length_by_site():
     head = MinLength(categorical(3), 2, eos=1)
     phi = sized(2, 4, 3)
@@ -256,6 +278,28 @@ def test_strings_have_mass_1(make):
     assert all(g.isfinite().all() for g in grads if g is not None)
 
 
+SHORT = {
+    "Tempered": lambda head: Tempered(head, 0.5),
+    "TopK": lambda head: TopK(head, 2),
+    "TopP": lambda head: TopP(head, 0.7),
+    "MinP": lambda head: MinP(head, 0.6),
+    "Forbid": lambda head: Forbid(head, [1]),
+    "MinLength": lambda head: MinLength(head, 2, eos=0),
+    "all": lambda head: Forbid(MinP(TopP(MinLength(Tempered(head, 2.0), 1, eos=0), 0.9), 0.2), []),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_sequences_have_mass_1(name):
+    """Of three tokens and random length, whose draws have their own probabilities."""
+    net = testing.redraw(gx.conditioners.Recurrent(3, 3, hidden=4).double())
+    d = gx.Sequence(net, categorical(3), eos=0, max_len=6)().with_head(SHORT[name](categorical(3)))
+    strings, place = d.enumerate_support(), 3 ** torch.arange(6)
+    p = torch.zeros(3**6).double().index_put(((strings * place).sum(-1),), d.log_prob(strings).exp().detach())
+    assert len(strings) == 127 and abs(p.sum().item() - 1) < 1e-10 and ((p > 0).sum() == 127) == (name == "Tempered")
+    assert p.max() < 0.8 and goodness((d.sample((3000,)) * place).sum(-1), p) > 1e-4
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -280,7 +324,18 @@ def test_strings_have_mass_1(make):
         (lambda: Tempered(categorical(), INF), ValueError, "Expected 0 < temperature < inf; got inf."),
         (lambda: Tempered(categorical(), torch.nan), ValueError, "Expected 0 < temperature < inf; got nan."),
         (lambda: Forbid(categorical(), [5]), ValueError, "Expected tokens among 0 ... 4 .those of the head.; got 5."),
-        (lambda: Forbid(categorical(), torch.tensor([-1])), ValueError, "Expected tokens to be integers >= 0; got -1."),
+        (
+            lambda: Forbid(categorical(), torch.tensor([-1])),
+            ValueError,
+            "Expected tokens to be integers >= 0; got .-1..",
+        ),
+        (lambda: Forbid(categorical(), [[1, 2]]), ValueError, "Expected tokens to be integers >= 0; got ..1, 2..."),
+        (lambda: Forbid(categorical(), 1), TypeError, "Expected tokens to be a collection of integers; got 1."),
+        (
+            lambda: Forbid(categorical(), torch.tensor(1)),
+            TypeError,
+            "Expected tokens to be a collection of integers; got 1.",
+        ),
         (lambda: Forbid(categorical(), range(5)), ValueError, "Expected tokens to leave one of 5; got"),
         (lambda: MinLength(categorical(), -1, 0), ValueError, "Expected n to be integers >= 0; got -1."),
         (lambda: MinLength(categorical(), 2, 5), ValueError, "Expected eos among 0 ... 4 .those of the head.; got 5."),
@@ -303,8 +358,30 @@ def test_no_token_left(outer):
     with pytest.raises(ValueError, match=message):
         head(phi)
     assert TopK(outer(categorical()), 1)(phi).sample()[1, 1] == 0
-    lp = torch.func.vmap(lambda phi: head(phi).logits)(phi)  # where nobody sees it
-    torch.testing.assert_close(lp[1, 1], torch.full((V,), 1 / V).double().log())
+    p = torch.func.vmap(lambda phi: head(phi).probs)(phi)  # where nobody sees it
+    torch.testing.assert_close(p[1, 1], torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0]).double() / 4)
+
+
+@pytest.mark.parametrize("outer", [lambda head: Forbid(head, [0]), lambda head: MinLength(head, 2, 0)])
+def test_what_a_head_makes_is_no_matter_of_ties(outer):
+    """At phi = 0 the first token alone is kept, which is forbidden; no reason to refuse the head."""
+    head = TopP(outer(TopK(categorical(3), 1)), 0.9)
+    phi = torch.tensor([[[0.0, 1.0, 0.0]]]).double()
+    assert head.num_tokens == 3 and head(phi).probs.tolist() == [[[0.0, 1.0, 0.0]]]
+    assert outer(TopK(categorical(3), 1))(0 * phi).probs.tolist() == [[[0.0, 0.5, 0.5]]]
+    net = gx.conditioners.Recurrent(3, 3, hidden=4)
+    for d in (gx.Autoregressive(net, head, (4,))(), gx.Sequence(net, head, eos=0, max_len=4)()):
+        assert d.has_enumerate_support
+
+
+def test_filters_beside_another_end():
+    head = TopK(MinLength(categorical(3), 2, eos=1), 2)
+    net = gx.conditioners.Recurrent(3, 3, hidden=4)
+    with pytest.raises(ValueError, match=r"Expected MinLength of eos == 0 \(that of the sequence\); got 1."):
+        gx.Sequence(net, head, eos=0, max_len=4)
+    with pytest.raises(ValueError, match="Expected MinLength of eos == 0"):
+        gx.Sequence(net, categorical(3), eos=0, max_len=4)().with_head(head)
+    assert gx.Sequence(net, head, eos=1, max_len=4)().log_prob(torch.tensor([0, 1, 1, 1])) == -INF
 
 
 def test_permuted_passes_to_the_wrapped_head():

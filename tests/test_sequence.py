@@ -1,6 +1,7 @@
 """Sequences of random length, against tables of probabilities written out by hand."""
 
 import copy
+from math import log
 
 import pytest
 import torch
@@ -179,6 +180,36 @@ def test_termination_of_a_bigram_is_unbiased_with_calibrated_errors():
     assert ((z.var(0) - 1).abs() < 5 * (2 / 400) ** 0.5 + 0.1).all()
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_termination_of_few_rows_that_have_ended(ragged):
+    """One of ten rows: too few to leave the work."""
+    model = bigram()
+    prefix, lengths = torch.tensor([[2, 0], *[[1, 2]] * 9]), torch.tensor([2, *[1, 2] * 4, 2]) if ragged else None
+    curve = model().conditional_on_prefix(prefix, lengths).termination_curve(max_len=8, num_samples=4000)
+    table = model.conditioner.table
+    truth = torch.stack([-log_survival(torch.cat([table[:-1], table[[last]]]), 8).expm1() for last in (1, 2)]).detach()
+    last = torch.full((9,), 2) if lengths is None else lengths[1:]
+    assert (curve.probability[0] == 1).all() and (curve.standard_error[0] == 0).all()
+    assert ((curve.probability[1:] - truth[last - 1]).abs() <= 5 * curve.standard_error[1:] + 1e-12).all()
+    stopped = built(gx.Sequence(conditioners.Recurrent((2,), 3, hidden=4), heads.Stopped(heads.Normal()), None, 5))()
+    prefix = torch.tensor([[[0.3, 1.0], [0.0, 0.0]], *[[[0.3, 0.0], [0.2, 0.0]]] * 9], dtype=F64)
+    curve = stopped.conditional_on_prefix(prefix, lengths).termination_curve(num_samples=50)
+    assert (curve.probability[0] == 1).all() and (curve.standard_error[0] == 0).all()
+    assert (curve.probability[1:, :-1] < 1).all() and (curve.probability[1:] > 0).all()
+
+
+def test_termination_that_is_improbable():
+    """1 - 1e-20 is 1, and yet the curve tells 1e-20, twice that after two sites, and how sure it is."""
+    table = torch.tensor([[1e-20, 0.5, 0.5]] * 4, dtype=F64).log()
+    curve = bigram(table=table)(max_len=3).termination_curve(num_samples=5)
+    close(curve.probability / 1e-20, torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    assert (curve.standard_error == 0).all()
+    table[1, 0] = log(3e-20)
+    curve = bigram(table=table)(max_len=2).termination_curve(num_samples=4000)
+    assert abs(curve.probability[1] / 3e-20 - 1) < 0.1  # 1e-20, then 1e-20 or 3e-20
+    assert curve.standard_error[1].item() == pytest.approx(1e-20 / 4000**0.5, rel=0.1)
+
+
 def test_termination_with_small_survival():
     """The error is relative to the tail: 1e-12 is no rounding."""
     table = torch.tensor([[4.0, 0, 0], [4.0, 0, 0], [14.0, 0, 0], [4.0, 0, 0]], dtype=F64)
@@ -353,6 +384,97 @@ def test_function_transforms(name):
         for key, p in params.items():
             close(found[key][i], torch.zeros_like(p) if p.grad is None else p.grad)
     close(vmap(lambda v: model(*args).log_prob(v))(y), model(*args).log_prob(y))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_adds_up_in_single(dtype):
+    net = testing.redraw(conditioners.Recurrent(3, 3, hidden=5)).to(dtype)
+    d = gx.Sequence(net, heads.Categorical(3), 0, 6)()
+    y = d.enumerate_support()
+    log_prob = d.log_prob(y)
+    assert log_prob.dtype == d.log_prob_sites(y).dtype == torch.float32
+    close(log_prob.logsumexp(0), torch.zeros(()), 1e-3)  # a pass over more rows may round phi otherwise
+    sites = net(torch.where(d.lengths(y).unsqueeze(1) > torch.arange(6), y, 0)).float().log_softmax(-1)
+    sites = sites.gather(2, y.unsqueeze(2)).squeeze(2)
+    present = torch.arange(6) <= d.lengths(y).unsqueeze(1)
+    close(log_prob, torch.where(present, sites, 0.0).sum(1), 1e-5)
+    curve = d.termination_curve(num_samples=500)
+    assert curve.probability.dtype == curve.standard_error.dtype == torch.float32
+
+
+def test_half_precision_tells_large_tokens_and_long_sums():
+    """In bfloat16 301 is 300, and 200 + 0.4 is 200."""
+    logits = torch.full((1000, 302), -20.0)
+    logits[:, 301] = 0.7
+    net = conditioners.Independent(1000, 302, site=302)
+    with torch.no_grad():
+        net.phi.copy_(logits)
+    d, y = gx.Sequence(net.bfloat16(), heads.Categorical(302), 0, 1000)(), torch.full((1000,), 301)
+    logits[:, 301], logits[:, 1] = net.phi[0, 301].float(), 0.0
+    with torch.no_grad():
+        net.phi[:, 1] = 0.0
+    close(d.log_prob(y), 1000 * logits[0].log_softmax(0)[301], 1e-5)
+    stopped = heads.Stopped(heads.Categorical(302))
+    net = conditioners.Independent(2, 303, site=(2,))
+    with torch.no_grad():
+        net.phi.copy_(torch.where(torch.arange(303) == 301, 20.0, -20.0))
+    d = gx.Sequence(net.bfloat16(), stopped, None, 2)()
+    y = d.sample()
+    assert y.tolist() == [[301, 0], [301, 0]] and d.log_prob(y) > -0.01
+    c = d.conditional_on_prefix(y[:1])
+    assert c.sample().tolist() == [[301, 0]] and c.log_prob(y[1:]) > -0.01
+
+
+def test_numbers_of_half_precision():
+    net = testing.redraw(conditioners.MADE(4, 2, hidden=(8,))).bfloat16()
+    d = gx.Autoregressive(net, heads.Normal(), (4,))()
+    y = d.sample((3,))
+    phi = net(y.bfloat16()).float()
+    assert y.dtype == d.rsample((3,)).dtype == d.log_prob(y).dtype == torch.float32
+    close(d.log_prob(y), d.head(phi).log_prob(y).sum(1), 1e-6)
+    close(d.log_prob(y.bfloat16()), d.head(phi).log_prob(y.bfloat16()).sum(1), 1e-6)
+    with pytest.raises(ValueError, match=r"Expected value\.dtype == torch\.bfloat16"):
+        d.log_prob(y.double())
+    inner = gx.Autoregressive(conditioners.MADE(2, 1, context=3, hidden=(4,)), heads.Bernoulli(), (2,))
+    head = heads.ConditionalHead(inner)  # whose weights are in half precision, too
+    d = gx.Autoregressive(conditioners.MADE(3, 3, site=(2,), hidden=(6,)), head, (3, 2)).bfloat16()()
+    assert d.log_prob(d.sample((5,))).dtype == torch.float32
+
+
+def test_autocast_adds_up_in_single():
+    model = built(gx.Sequence(small_transformer(3), heads.Categorical(3), 0, 6)).float()
+    numbers = built(gx.Sequence(conditioners.Markov((2,), 3, order=1), heads.Stopped(heads.Normal()), None, 3)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        d = model()
+        close(d.log_prob(d.enumerate_support()).logsumexp(0), torch.zeros(()), 1e-3)
+        y = numbers().sample((4,))
+        assert y.dtype == numbers().log_prob(y).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda **of: small_transformer(3, **of),
+        lambda **of: conditioners.Recurrent(3, 3, hidden=4, **of),
+        lambda **of: conditioners.Markov(3, 3, order=2, hidden=(4,), **of),
+        lambda **of: conditioners.Independent(4, 3, site=3, hidden=(4,), **of),
+    ],
+)
+def test_covariates_after_the_end_do_not_matter(net):
+    model = built(gx.Sequence(net(context=gx.Steps(2)), heads.Categorical(3), 0, 4))
+    y, x = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [2, 1, 2, 0]]), sized(3, 4, 2)
+    gone = torch.arange(4) > torch.tensor([[1], [0], [3]])
+    found = []
+    for value in (0.0, torch.nan, torch.inf, 1e30):
+        model.zero_grad()
+        context = x.masked_fill(gone.unsqueeze(2), value).requires_grad_()
+        log_prob = model(context).log_prob(y)
+        log_prob.sum().backward()
+        found.append([log_prob.detach(), context.grad, *(p.grad.clone() for p in model.parameters())])
+        assert (context.grad[gone] == 0).all() and (context.grad[~gone] != 0).any()
+    for other in found[1:]:
+        for got, expected in zip(other, found[0], strict=True):
+            close(got, expected)
 
 
 def test_copies_follow_their_own_weights():

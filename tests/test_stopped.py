@@ -52,13 +52,9 @@ def test_samples():
     assert goodness(2 * y[:, 0] + y[:, 1], p) > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["tokens", "bits"])
-def test_enumeration(kind):
-    head = heads.Stopped(INNER[kind]())
+def test_enumeration():
+    head = heads.Stopped(INNER["tokens"]())
     d = head(sized(2, 3, head.num_params))
-    if kind == "bits":
-        assert d.has_enumerate_support == d.inner.has_enumerate_support
-        return
     values = d.enumerate_support()
     assert values.shape == (6, 2, 3, 2) and d.enumerate_support(expand=False).shape == (6, 1, 1, 2)
     assert values[:, 0, 0].tolist() == [[v, f] for v in range(3) for f in (0, 1)]
@@ -66,6 +62,35 @@ def test_enumeration(kind):
     torch.testing.assert_close(lp.logsumexp(0), torch.zeros(2, 3).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(d.entropy(), -(lp.exp() * lp).sum(0), rtol=1e-12, atol=1e-12)
     assert torch.equal(d.mode, values.take_along_dim(lp.argmax(0)[None, ..., None], 0)[0])
+
+
+@pytest.mark.parametrize("kind", ["bits", "real"])
+def test_no_enumeration(kind):
+    head = heads.Stopped(INNER[kind]())
+    d = head(sized(2, 3, head.num_params))
+    assert not d.has_enumerate_support
+    with pytest.raises(NotImplementedError):
+        d.enumerate_support()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 256), (torch.float16, 2048)])
+def test_tokens_that_a_dtype_does_not_tell_apart(dtype, most):
+    phi = torch.zeros(1, 1, most + 3)
+    phi[..., most + 1] = 50.0
+    values = heads.Stopped(heads.Categorical(most + 1))(phi[..., 1:].to(dtype)).enumerate_support()
+    assert torch.equal(values[::2, 0, 0, 0].long(), torch.arange(most + 1))
+    head = heads.Stopped(heads.Categorical(most + 2))
+    assert head(phi).sample()[..., 0] == most + 1
+    message = (
+        rf"Expected values up to {most}, between which {dtype} .of the flag. holds all integers; got IntegerInterval"
+    )
+    with pytest.raises(ValueError, match=message):
+        head(phi.to(dtype))
+    counts = torch.tensor([3.0, most + 1])
+    for inner in (dist.Binomial(counts, 0.5 * torch.ones(2)), dist.Binomial(counts, 0.5 * torch.ones(2)).to_event(1)):
+        Stopped(inner, torch.zeros(()))
+        with pytest.raises(ValueError, match=f"Expected values up to {most}"):
+            Stopped(inner, torch.zeros((), dtype=dtype))
 
 
 def test_moments():

@@ -16,11 +16,13 @@ from .encoding import (
     SiteEncoder,
     check_chunk,
     check_counts,
+    check_length,
     check_rate,
     check_rows,
     check_sites,
     context_width,
     covariates,
+    resumed,
     small_linear,
     source_steps,
 )
@@ -151,7 +153,7 @@ class Transformer(Conditioner):
     def forward(self, y: Tensor, context: Tensor | Padded | None = None) -> Tensor:
         """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P), all sites at once."""
         check_sites(self, y)
-        self._check_length(y, 0, y.shape[1])
+        check_length(self, y, 0)
         state = self._before(context, len(y))
         begin = self.begin.expand(len(y), 1, -1)
         inputs = torch.cat([begin, self.read(self.encoder(y[:, :-1], self.begin))], 1)
@@ -168,7 +170,8 @@ class Transformer(Conditioner):
         first = state.position + 1
         check_chunk(self, y, state.position)
         check_rows("y", y, state.cache.shape[2], "the state")
-        self._check_length(y, first, y.shape[1])
+        check_length(self, y, first)
+        state = resumed(state)
         inputs = self._joined(self.read(self.encoder(y, self.begin)), state, first)
         return self._read(inputs, self.advance(state, y.shape[1]), first)
 
@@ -190,14 +193,6 @@ class Transformer(Conditioner):
             source=rows_of(state.source, index),
             allowed=rows_of(state.allowed, index),
         )
-
-    def _check_length(self, y: Tensor, first: int, sites: int) -> None:
-        """Raises a ValueError if parameters of ``sites`` sites from ``first`` on are too many."""
-        if self.max_len is not None and first + sites > self.max_len:
-            raise ValueError(
-                f"Expected y.shape[1] <= {self.max_len - first} (parameters of at most max_len == {self.max_len} sites); "
-                f"got {tuple(y.shape)}."
-            )
 
     def _before(self, context: Any, batch_size: int) -> TransformerState:
         """The state before the start vector."""

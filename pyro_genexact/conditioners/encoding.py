@@ -209,6 +209,26 @@ def check_rows(name: str, value: Tensor, rows: int, of: str) -> None:
         raise ValueError(f"Expected {name}.shape[0] == {rows} (rows of {of}); got {tuple(value.shape)}.")
 
 
+def check_length(conditioner: Any, y: Tensor, first: int) -> None:
+    """Raises a ValueError if parameters of the sites of y, from ``first`` on, are more than ``conditioner.max_len``."""
+    most = conditioner.max_len
+    if most is not None and first + y.shape[1] > most:
+        raise ValueError(
+            f"Expected y.shape[1] <= {most - first} (parameters of at most max_len == {most} sites); got {tuple(y.shape)}."
+        )
+
+
+def resumed(state: Any) -> Any:
+    """The state; where grad is on, with copies of its tensors from inference mode, which autograd refuses to keep."""
+    return type(state)(*map(_copied_out, state)) if torch.is_grad_enabled() else state
+
+
+def _copied_out(field: Any) -> Any:
+    if isinstance(field, Tensor):
+        return field.clone() if field.is_inference() else field
+    return tuple(map(_copied_out, field)) if type(field) is tuple else field
+
+
 def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | None]:
     """A source's steps (B, S, C), S >= 1, with zeros for padding, and which of them a row attends to (B, 1, S).
 

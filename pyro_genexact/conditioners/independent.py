@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Conditioner, Site, Steps, bind, check_context
-from .encoding import Dense, check_chunk, check_counts, check_sites, context_width, site_kinds, visits, with_tensors
+from .encoding import (
+    Dense,
+    check_chunk,
+    check_counts,
+    check_rows,
+    check_sites,
+    context_width,
+    resumed,
+    site_kinds,
+    visits,
+    with_tensors,
+)
 
 
 class IndependentState(NamedTuple):
@@ -43,7 +54,8 @@ class Independent(Conditioner):
         activation: of the hidden layers.
 
     Raises:
-        ValueError: for sizes that are no positive integers; in calls for another number of sites or covariates.
+        ValueError: for sizes that are no positive integers; in calls for another number of sites or covariates, and other
+            rows than those of the state.
 
     Example:
         >>> Independent(5, 2, context=3)(torch.zeros(7, 5), torch.zeros(7, 3)).shape
@@ -90,7 +102,8 @@ class Independent(Conditioner):
     def extend(self, y: Tensor, state: IndependentState) -> tuple[Tensor, IndependentState]:
         """Is shown y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
         check_chunk(self, y, state.position)
-        state = self.advance(state, y.shape[1])
+        check_rows("y", y, len(state.phi), "the state")
+        state = self.advance(resumed(state), y.shape[1])
         return state.phi[:, state.position - y.shape[1] + 1 : state.position + 1], state
 
     def permuted(self, order: Tensor) -> Independent:

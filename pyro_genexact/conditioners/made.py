@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..base import Conditioner, Site, bind, check_context
-from .encoding import check_chunk, check_counts, check_hidden, check_sites, encode, site_widths, visits, with_tensors
+from .encoding import (
+    check_chunk,
+    check_counts,
+    check_hidden,
+    check_rows,
+    check_sites,
+    encode,
+    site_widths,
+    visits,
+    with_tensors,
+)
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -185,6 +195,7 @@ class MADE(Conditioner):
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
         first, sites = state.position, y.shape[1]
         check_chunk(self, y, first)
+        check_rows("y", y, state.units[0].shape[1], "the state")
         if state.in_place and torch.is_grad_enabled():
             raise RuntimeError(
                 "Expected extend in the grad mode of start; got a state begun under no_grad, with grad on."

@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..base import Conditioner, Site, Steps, check_context
-from .encoding import Dense, SiteEncoder, check_chunk, check_counts, check_hidden, check_sites, context_width, joined
+from .encoding import (
+    Dense,
+    SiteEncoder,
+    check_chunk,
+    check_counts,
+    check_hidden,
+    check_rows,
+    check_sites,
+    context_width,
+    joined,
+)
 
 
 class MarkovState(NamedTuple):
@@ -51,7 +61,7 @@ class Markov(Conditioner):
 
     Raises:
         ValueError: for sizes that are no positive integers; in calls for categories that there are not, a context of
-            another width, and more sites than covariates.
+            another width, other rows than those of the state, and more sites than covariates.
 
     Reference (for categories): Bengio et al., "A neural probabilistic language model", JMLR 2003.
 
@@ -100,6 +110,7 @@ class Markov(Conditioner):
     def extend(self, y: Tensor, state: MarkovState) -> tuple[Tensor, MarkovState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them."""
         check_chunk(self, y, state.position)
+        check_rows("y", y, len(state.window), "the state")
         sites = torch.cat([state.window[:, 1:], self._flagged(y, state.window)], 1)
         phi = self._phi(sites, state.context, state.position + 1)
         return phi, self.advance(state, y.shape[1])._replace(window=sites[:, -self.order :])

@@ -15,9 +15,11 @@ from .encoding import (
     check_callable,
     check_chunk,
     check_counts,
+    check_rows,
     check_sites,
     labels_of,
     readable,
+    resumed,
     site_kinds,
     site_widths,
     visits,
@@ -63,7 +65,7 @@ class NADE(Conditioner):
 
     Raises:
         ValueError: for sizes that are no positive integers; in calls for categories that there are not, another number
-            of sites, and a context of another width.
+            of sites, other rows than those of the state, and a context of another width.
 
     References: Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011; Uria, Côté, Gregor,
     Murray, Larochelle, "Neural Autoregressive Distribution Estimation", JMLR 2016.
@@ -138,6 +140,8 @@ class NADE(Conditioner):
     def extend(self, y: Tensor, state: NADEState) -> tuple[Tensor, NADEState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
         check_chunk(self, y, state.position)
+        check_rows("y", y, len(state.total), "the state")
+        state = resumed(state)
         phis, total = self._sweep(y, state.position, state.total, state.context)
         phi = phis[0] if len(phis) == 1 else torch.cat(phis, 1)  # each call counts where sites come one by one
         return phi, self.advance(state, y.shape[1])._replace(total=total)

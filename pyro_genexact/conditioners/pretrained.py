@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..base import Conditioner, _rows, check_context
 from ..distributions.checks import check_kind
-from .encoding import check_chunk, check_rows, check_sites, labels_of
+from .encoding import check_chunk, check_length, check_rows, check_sites, labels_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")  # names of it among versions and models
 _GROWING = ("DynamicLayer", "DynamicSlidingWindowLayer")  # layers of caches that never write into their tensors
@@ -92,7 +92,7 @@ class Pretrained(Conditioner):
         """(B, T) tokens to (B, T, V) by one call of the model."""
         check_sites(self, y)
         check_context(self, context)
-        self._check_length(y, 0)
+        check_length(self, y, 0)
         tokens = torch.cat([self._begin(len(y)), labels_of(y[:, :-1], self.num_params)], 1)
         return _numbers(self.model(tokens, use_cache=False, return_dict=True).logits)
 
@@ -106,7 +106,7 @@ class Pretrained(Conditioner):
         """Reads y (B, S): the parameters (B, S, V) of the sites after them."""
         check_chunk(self, y, state.position)
         check_rows("y", y, state.rows, "the state")
-        self._check_length(y, state.position + 1)
+        check_length(self, y, state.position + 1)
         tokens = labels_of(y, self.num_params)
         state, cache, phis = self.advance(state, y.shape[1]), _gathered(state), []
         # from a state that is recurrent, some models read one token right and several wrong
@@ -139,13 +139,6 @@ class Pretrained(Conditioner):
                 f"{type(self.model).__name__}."
             )
         return _numbers(out.logits), {name: out[name]}
-
-    def _check_length(self, y: Tensor, first: int) -> None:
-        if self.max_len is not None and first + y.shape[1] > self.max_len:
-            raise ValueError(
-                f"Expected y.shape[1] <= {self.max_len - first} (parameters of at most max_len == {self.max_len} sites); "
-                f"got {tuple(y.shape)}."
-            )
 
 
 def _numbers(logits: Tensor) -> Tensor:

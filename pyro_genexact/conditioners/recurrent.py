@@ -16,9 +16,11 @@ from .encoding import (
     check_chunk,
     check_counts,
     check_rate,
+    check_rows,
     check_sites,
     context_width,
     joined,
+    resumed,
     small_linear,
     source_steps,
 )
@@ -86,7 +88,8 @@ class Recurrent(Conditioner):
 
     Raises:
         ValueError: for sizes that are no positive integers, another cell, a dropout outside [0, 1); in calls for
-            categories that there are not, a context of another width, and more sites than covariates.
+            categories that there are not, a context of another width, other rows than those of the state, and more sites
+            than covariates.
 
     References: Elman, "Finding structure in time", 1990; Hochreiter, Schmidhuber, "Long short-term memory", 1997;
     Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014; Bahdanau, Cho, Bengio, "Neural
@@ -157,6 +160,8 @@ class Recurrent(Conditioner):
     def extend(self, y: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Reads y (B, S, *site_shape) in one fused call: the parameters (B, S, P) of the sites after them."""
         check_chunk(self, y, state.position)
+        check_rows("y", y, state.hidden[0].shape[1], "the state")
+        state = resumed(state)
         inputs = joined(self.encoder(y, state.hidden[0]), state.context, state.position + 1)
         return self._run(inputs, self.advance(state, y.shape[1]))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ..base import check_sizes
 from ..distributions.checks import check_kind
 
 __all__ = ["BayesDecision", "minimum_bayes_risk"]
@@ -72,7 +73,7 @@ def minimum_bayes_risk(
 
     Raises:
         ValueError: for shapes that do not fit d, weights that are negative, not finite or all zero, utilities of another shape or not
-            finite, ``coarse`` without ``keep`` or the other way round, and keep outside 1 ... N.
+            finite, ``coarse`` without ``keep`` or the other way round, and a keep that is no integer 1 ... N.
 
     References: Eikema, Aziz, "Is MAP decoding all you need? The inadequacy of the mode in neural machine translation", 2020; Eikema,
     Aziz, "Sampling-based approximations to minimum Bayes risk decoding for neural machine translation", 2022.
@@ -119,7 +120,8 @@ def _kept(candidates: Tensor, samples: Tensor, weights: Tensor, coarse: Utility 
         return every.expand(-1, *batch_shape)
     if coarse is None or keep is None:
         raise ValueError(f"Expected coarse and keep together; got coarse={coarse} and keep={keep}.")
-    if not 1 <= keep <= count:
+    check_sizes(1, keep=keep)
+    if keep > count:
         raise ValueError(f"Expected keep between 1 and {count} (the candidates); got {keep}.")
     means, _ = _expected(coarse, candidates, samples, weights, "coarse")
     return means.argsort(stable=True, dim=0, descending=True)[:keep].sort(0).values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -84,11 +85,12 @@ def beam_search(
 
     Returns:
         Values, the best first, with their log_prob under the model, whatever they are ranked by. Where there are fewer than
-        k, the rest have log_prob -inf.
+        k, the rest are fillers of log_prob -inf.
 
     Raises:
-        TypeError: for another distribution.
-        ValueError: for sizes that are no positive integers, k beyond the width, and where no beam of a row ended.
+        TypeError: for another distribution, and a length_penalty that is no number.
+        ValueError: for sizes that are no positive integers, a length_penalty that is not finite, k beyond the width, and where
+            no beam of a row ended.
 
     Cost: a sample of W rows, whose states are gathered at each site, and a selection of 2 W of W K candidates.
 
@@ -103,6 +105,10 @@ def beam_search(
         torch.Size([2])
     """
     check_sizes(1, width=width, k=1 if k is None else k)
+    if not isinstance(length_penalty, (int, float)):
+        raise TypeError(f"Expected length_penalty to be a number; got {length_penalty!r}.")
+    if not isfinite(length_penalty):
+        raise ValueError(f"Expected length_penalty to be finite; got {length_penalty}.")
     if k is not None and k > width:
         raise ValueError(f"Expected k <= width ({width}); got {k}.")
     pool = _beams(Walk(d), width, length_penalty, unfinished)
@@ -165,12 +171,12 @@ class _Pool:
         """Strings (n, M, L) of these rows, with -inf for those that are none."""
         walk = self.walk
         if self.strings is None:
-            self.strings = walk.filler(*self.log_p.shape, walk.stop - walk.first, like=strings)
+            self.strings = walk.filler(*self.log_p.shape, walk.stop - walk.first)
         score = log_p / sizes.clamp(min=1).to(log_p).unsqueeze(-1) ** self.penalty
         score, best = torch.cat([self.score[rows], score], 1).topk(self.score.shape[1], 1)
         if torch.equal(score, self.score[rows]):
             return
-        room = walk.filler(*strings.shape[:2], walk.stop - walk.first - strings.shape[2], like=strings)
+        room = walk.filler(*strings.shape[:2], walk.stop - walk.first - strings.shape[2])
         both = torch.cat([self.strings[rows], torch.cat([strings, room], -1)], 1)
         self.strings[rows] = both.take_along_dim(best.unsqueeze(-1), 1)
         self.log_p[rows] = torch.cat([self.log_p[rows], log_p], 1).take_along_dim(best, 1)
@@ -193,10 +199,10 @@ class _Pool:
         return walk.event(found[:, :k].transpose(0, 1), (k,)), self.log_p[:, :k].T.reshape(shape)
 
     def found(self) -> Tensor:
-        """(B, W, sites from the first one on)."""
+        """(B, W, sites from the first one on), fillers where there is none."""
         if self.strings is None:  # all prefixes had ended
-            return self.walk.filler(*self.log_p.shape, self.walk.stop - self.walk.first, like=self.walk.prefix)
-        return self.strings
+            return self.walk.filler(*self.log_p.shape, self.walk.stop - self.walk.first)
+        return torch.where((self.score == -torch.inf).unsqueeze(-1), self.walk.filler(), self.strings)
 
 
 def _wide_like(d: Any) -> Tensor:
@@ -255,28 +261,28 @@ def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
     log_p = _wide_like(d).new_zeros(walk.rows, 1)
     noisy = -torch.empty_like(log_p).exponential_().log()  # the largest of all
     done = ~walk.open().unsqueeze(-1)
-    strings = walk.filler(walk.rows, 1, 0, like=phi.long() if isinstance(d.conditioner.site, int) else phi)
+    strings = walk.filler(walk.rows, 1, 0)
     for t in range(walk.first, walk.stop):
         beams = log_p.shape[1]
         values, factors = walk.factors(phi, t, rows.repeat_interleave(beams))
-        factors = factors.reshape(walk.rows, beams, -1)
+        factors = factors.reshape(walk.rows, beams, len(values))
         # an ended prefix has one successor, itself
         stays = torch.full_like(factors, -torch.inf)
         stays[..., 0] = 0.0
         ahead = log_p.unsqueeze(-1) + torch.where(done.unsqueeze(-1), stays, factors)
         perturbed = torch.where(done.unsqueeze(-1), noisy.unsqueeze(-1) + stays, _below(noisy, ahead))
-        noisy, index = perturbed.flatten(1).topk(min(k + 1, perturbed[0].numel()), 1)
+        noisy, index = perturbed.flatten(1).topk(min(k + 1, beams * len(values)), 1)
         log_p, parent = ahead.flatten(1).take_along_dim(index, 1), index // len(values)
         done = done.take_along_dim(parent, 1)
-        value = torch.where(done, walk.filler(like=values), values[index % len(values)])
-        strings = torch.cat([strings.take_along_dim(parent.unsqueeze(-1), 1), value.unsqueeze(-1).to(strings)], -1)
+        value = torch.where(done, walk.filler(), values[index % len(values)])
+        strings = torch.cat([strings.take_along_dim(parent.unsqueeze(-1), 1), value.unsqueeze(-1)], -1)
         done = done | (log_p == -torch.inf) | walk.ends(value, t, rows) | walk.last(t, rows).unsqueeze(-1)
         if t == walk.stop - 1 or done.all():
             break
         offset = torch.arange(0, walk.rows * beams, beams, device=rows.device).unsqueeze(-1)
         state = d.conditioner.reorder(state, (parent + offset).flatten())
         phi, state = walk.extend(value.flatten(), state)
-    room = walk.filler(*strings.shape[:2], walk.stop - walk.first - strings.shape[2], like=strings)
+    room = walk.filler(*strings.shape[:2], walk.stop - walk.first - strings.shape[2])
     strings = torch.cat([strings, room], -1)
     missing = max(k + 1 - log_p.shape[1], 0)
     if missing:
@@ -309,7 +315,7 @@ class Mode(NamedTuple):
 
     Attributes:
         sequences: (*batch, *event), the best complete value found.
-        log_prob: (*batch) its log-probability under the model, in nats.
+        log_prob: (*batch) its log-probability under the model, in nats; -inf where the budget ran out before any was found.
         gap: (*batch) by how many nats a better one can still be ahead: 0 where the value is proven to be the mode.
     """
 
@@ -334,7 +340,7 @@ def exact_mode(d: Any, budget: int = 10_000, width: int = 5, block: int = 256) -
 
     Raises:
         TypeError: for another distribution.
-        ValueError: for sizes that are no positive integers, and where no beam of a row ended.
+        ValueError: for sizes that are no positive integers, and where no complete value of a row has a positive probability.
 
     Cost: one row of the conditioner for each prefix; at most T states of ``block`` rows are held.
 
@@ -369,6 +375,11 @@ def exact_mode(d: Any, budget: int = 10_000, width: int = 5, block: int = 256) -
             state = d.conditioner.reorder(node.state, node.parents)
             phi, state = walk.extend(node.strings[:, -1], state)
             stack += _branches(walk, node, phi, state, strings, best, block)
+    if (none := torch.maximum(best, missed) == -torch.inf).any():
+        raise ValueError(
+            f"Expected complete sequences of {walk.sites} sites with positive probability; got none for row "
+            f"{int(none.nonzero()[0])}."
+        )
     gap = torch.where(missed > best, missed - best, 0.0)
     shape = d.batch_shape
     return Mode(walk.event(strings), best.reshape(shape), gap.reshape(shape))
@@ -404,7 +415,7 @@ def _branches(
     for row in (top > best).nonzero().flatten().tolist():
         at = int(((rows == row) & (log_p == top[row])).nonzero()[0])
         string = torch.cat([node.strings[at], values[value[at]].unsqueeze(0)])
-        strings[row] = walk.filler(strings.shape[1], like=strings)
+        strings[row] = walk.filler(strings.shape[1])
         strings[row, : len(string)], best[row] = string, top[row]
     going = torch.where(ends | last, -torch.inf, total)
     parent, value = (going > best[rows].unsqueeze(-1)).nonzero().unbind(1)

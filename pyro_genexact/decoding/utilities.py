@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -63,12 +64,12 @@ def edit_distance(candidates: Tensor, references: Tensor, eos: int | None = None
     """
     _check_pairs(candidates, references)
     ours, theirs = _lengths(candidates, eos).unsqueeze(1), _lengths(references, eos)
-    candidates, references = candidates.unsqueeze(1), references[..., : int(theirs.max())]
+    candidates, references = candidates.unsqueeze(1), references[..., : _longest(theirs)]
     shape = (len(candidates), *theirs.shape)
     last = theirs.expand(shape).unsqueeze(-1)
     row = candidates.new_zeros(*shape, references.shape[-1] + 1, dtype=torch.int32)
     distance = last[..., 0]
-    for i in range(1, int(ours.max()) + 1):
+    for i in range(1, _longest(ours) + 1):
         differs = candidates[..., i - 1, None] != references
         steps = torch.minimum(row[..., 1:] + 2, row[..., :-1] + differs)
         row = torch.cat([torch.full_like(row[..., :1], 2 * i), steps], -1).cummin(-1).values
@@ -142,7 +143,7 @@ class Text:
 
     def _texts(self, strings: Tensor) -> list[list[str]]:
         """The texts of strings (N, *batch, T), one list for each of N."""
-        strings = strings.reshape(len(strings), -1, strings.shape[-1]).cpu()
+        strings = strings.reshape(len(strings), prod(strings.shape[1:-1]), strings.shape[-1]).cpu()
         lengths = _lengths(strings, self.eos).tolist()
         return [[self._text(y[:n]) for y, n in zip(*row, strict=True)] for row in zip(strings, lengths, strict=True)]
 
@@ -171,6 +172,10 @@ def _lengths(strings: Tensor, eos: int | None) -> Tensor:
     if eos is None:
         return strings.new_full(strings.shape[:-1], strings.shape[-1], dtype=torch.long)
     return (strings == eos).cumsum(-1).eq(0).sum(-1)
+
+
+def _longest(lengths: Tensor) -> int:
+    return int(lengths.max()) if lengths.numel() else 0
 
 
 def _check_pairs(candidates: Tensor, references: Tensor) -> None:

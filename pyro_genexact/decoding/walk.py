@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -26,6 +27,7 @@ class Walk:
         d: the distribution.
         rows: B.
         first, stop: the first site that is visited, and the end of the last row.
+        dtype: of values, one for all sites.
     """
 
     def __init__(self, d: Any) -> None:
@@ -39,8 +41,12 @@ class Walk:
         self.starts: Tensor | None = d._starts(d.batch_shape) if isinstance(d, SequenceDistribution) else None
         self.first = self.stop = d._given
         if self.starts is not None:
-            self.first, self.stop = (int(bound) for bound in self.starts.aminmax())
+            bounds = self.starts if self.rows else self.starts.new_zeros(1)
+            self.first, self.stop = (int(bound) for bound in bounds.aminmax())
         self.stop += self.sites
+        zero = d._like.new_zeros(1, 1, d.head.num_params)
+        kinds = range(self.first, self.stop) if hasattr(d.head, "num_sites") else [self.first]
+        self.dtype = reduce(torch.promote_types, (_values(d._site(zero, t)).dtype for t in kinds))
 
     def start(self) -> tuple[Tensor, Any]:
         """The first site's parameters (B, 1, P), and the state before it."""
@@ -62,13 +68,14 @@ class Walk:
 
     def factors(self, phi: Tensor, t: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The values (K) of site t, and their log-probabilities (n, K) given histories of these rows (n)."""
-        site = self.d.head.forward(phi, t)
-        if isinstance(site, Categorical):
-            log_p: Tensor = site.logits.squeeze(1)
-            values = torch.arange(log_p.shape[-1], device=log_p.device)
-        else:
-            values = site.enumerate_support(expand=False).flatten()
-            log_p = site.log_prob(values.reshape(-1, 1, 1)).squeeze(-1).T
+        site = self.d._site(phi, t)
+        values = _values(site)
+        log_p = (
+            site.logits.squeeze(1)
+            if isinstance(site, Categorical)
+            else site.log_prob(values.reshape(-1, 1, 1)).squeeze(-1).T
+        )
+        values = values.to(self.dtype)
         if self.starts is not None and t < self.d._given:  # a longer prefix tells the value
             log_p = _known(log_p, values, t < self.starts[rows], self.prefix[rows, t])
         if self.lengths is not None:
@@ -100,8 +107,15 @@ class Walk:
         batch = torch.Size(shape) + self.d.batch_shape
         return self.d._event(values.reshape(prod(batch), self.sites), batch)
 
-    def filler(self, *shape: int, like: Tensor) -> Tensor:
-        return like.new_full(shape, getattr(self.d, "eos", None) or 0)
+    def filler(self, *shape: int) -> Tensor:
+        return self.d._like.new_full(shape, getattr(self.d, "eos", None) or 0, dtype=self.dtype)
+
+
+def _values(site: Any) -> Tensor:
+    """Those (K) of a site's support."""
+    if isinstance(site, Categorical):
+        return torch.arange(site.logits.shape[-1], device=site.logits.device)
+    return site.enumerate_support(expand=False).flatten()  # type: ignore[no-any-return]
 
 
 def _known(log_p: Tensor, values: Tensor, known: Tensor, value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .checks import (
     check_kind,
     checked_lengths,
     checked_source,
+    joint_batch,
     permutation,
     shape_of,
     sites_of,
@@ -38,6 +39,9 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     none gets a gradient, samples hold zeros. With a ``prefix`` the event is what follows it.
 
     Cost: ``log_prob`` is one parallel pass of the conditioner; ``sample`` extends one state site by site.
+
+    A conditioner in half precision, or under autocast, predicts parameters that the head reads in single precision:
+    log-probabilities and samples are in float32, and values may be of either dtype.
 
     Args:
         conditioner: reads the sites; the weights that it has now are used from here on.
@@ -106,11 +110,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         self.context, self.limit = context, limit
         self.source_lengths = checked_source(conditioner, context, source_lengths)
         self.prefix = None if prefix is None else self._typed(prefix, "prefix")
-        batch_shape = broadcast_shapes(
-            () if context is None else context.shape[: -self._context_dims],
-            () if lengths is None else lengths.shape,
-            () if source_lengths is None else source_lengths.shape,
-            () if prefix is None else prefix.shape[: prefix.dim() - 1 - len(site_shape)],
+        batch_shape = joint_batch(
+            context=() if context is None else context.shape[: -self._context_dims],
+            lengths=() if lengths is None else lengths.shape,
+            source_lengths=() if source_lengths is None else source_lengths.shape,
+            prefix=() if prefix is None else prefix.shape[: prefix.dim() - 1 - len(site_shape)],
         )
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
         if prefix is not None and self._validate_args:
@@ -143,7 +147,17 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     @cached_property
     def _probe(self) -> Any:
         """The distribution of all sites at phi = 0: what family it is does not depend on phi."""
-        return self.head(self._like.new_zeros(1, self._given + prod(self._sites), self.head.num_params))
+        return self._site(self._like.new_zeros(1, self._given + prod(self._sites), self.head.num_params))
+
+    @cached_property
+    def _half_head(self) -> bool:
+        """Whether the head's own weights are in half precision, so that its parameters must be."""
+        return any(p.dtype.itemsize < 4 for p in self.head.parameters())
+
+    def _site(self, phi: Tensor, first: int = 0) -> Any:
+        """The distributions of S sites from ``first`` on, of parameters in single precision at least."""
+        # a call of the head as a module would cost as much as an operation
+        return self.head.forward(phi if phi.dtype.itemsize >= 4 or self._half_head else phi.float(), first)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -191,7 +205,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             raise ValueError(f"Expected a head whose family is reparameterised; got {self._family}.")
         if self.prefix is None and can_sweep(self.conditioner):
             shape = self._extended_shape(sample_shape)[: len(sample_shape) + len(self.batch_shape)]
-            return self._event(sweep(self, self._batch(shape)[0], prod(shape)), shape)
+            return self._event(_at_least_single(sweep(self, self._batch(shape)[0], prod(shape))), shape)
         return self._sequence(torch.Size(sample_shape), lambda d, *_: d.rsample())
 
     def conditional_on_prefix(self, prefix: Tensor) -> AutoregressiveDistribution:
@@ -212,7 +226,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             raise ValueError(f"Expected a prefix of 1 to {sites - 1} sites (of {sites}); got {given}.")
         if self.prefix is not None:
             dim = prefix.dim() - 1 - site_dims
-            batch = broadcast_shapes(prefix.shape[:dim], self.prefix.shape[: self.prefix.dim() - 1 - site_dims])
+            before = self.prefix.shape[: self.prefix.dim() - 1 - site_dims]
+            batch = joint_batch(distribution=before, prefix=prefix.shape[:dim])
             prefix = torch.cat(
                 [p.expand(*batch, *p.shape[-1 - site_dims :]) for p in (self.prefix, prefix)], len(batch)
             )
@@ -226,7 +241,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             prefix=prefix,
             limit=self.limit,
             validate_args=self._validate_args,
-        ).expand(broadcast_shapes(self.batch_shape, prefix.shape[: prefix.dim() - 1 - site_dims]))
+        ).expand(joint_batch(distribution=self.batch_shape, prefix=prefix.shape[: prefix.dim() - 1 - site_dims]))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
@@ -241,7 +256,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         sites = range(self._given, self._given + prod(self._sites))
         values, count = [], 1
         for t in sites:
-            values.append(self.head(zero, t).enumerate_support()[:, 0, 0])
+            values.append(self._site(zero, t).enumerate_support()[:, 0, 0])
             count *= len(values[-1])
             if count > self.limit:
                 raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count} or more.")
@@ -326,8 +341,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             if count != 1:
                 index = torch.arange(len(phi), device=phi.device).repeat(count)
                 phi, state = phi.index_select(0, index), self.conditioner.reorder(state, index)
-            # a call of the head as a module would cost as much as an operation
-            ys, _ = self._walk(phi, state, lambda phi, t: draw(self.head.forward(phi, t), t - self._given, every))
+            ys, _ = self._walk(phi, state, lambda phi, t: draw(self._site(phi, t), t - self._given, every))
         return self._event(torch.cat(ys, 1), sample_shape + self.batch_shape)
 
     def _walk(self, phi: Tensor, state: Any, draw: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Any]:
@@ -349,7 +363,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _factors(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """log p of the event's sites in visiting order, (B, T), and the batch shape that B rows have."""
         d, y, inside, present, shape = self._evaluate(value)
-        log_prob = d.log_prob(y)
+        log_prob = _at_least_single(d.log_prob(y))
         if present is not None:
             log_prob = torch.where(present, log_prob, 0.0)
         if inside is not None:
@@ -377,8 +391,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         if good is not None:
             good = _wide(good, y)
             read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, anchor(self.head.support, y))
-        phi = self.conditioner(self._read(read), self._batch(shape)[0])
-        return self.head.forward(phi), y, mask, present, shape
+        phi = self.conditioner(self._read(read), self._covariates(self._batch(shape)[0], present))
+        return self._site(phi), y, mask, present, shape
 
     def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
@@ -397,10 +411,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         return y, None if lengths is None else self._present(lengths), shape
 
     def _typed(self, value: Tensor, name: str) -> Tensor:
-        """Values in the dtype of the conditioner; integers, bytes and Booleans for numbers of the same value."""
+        """Values in the dtype of the conditioner, or single for half precision; integers, bytes and Booleans for numbers of the same value."""
         if value.is_floating_point():
             if isinstance(self.conditioner.site, tuple):
-                check_like(name, value, self._like)
+                single = value.dtype == torch.float32 and self._like.dtype.itemsize < 4
+                check_like(name, value, self._like.float() if single else self._like)
             return value
         return value.long() if isinstance(self.conditioner.site, int) else value.to(self._like.dtype)
 
@@ -433,11 +448,16 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             return tensor.expand(shape + event).reshape(prod(shape), *event)
 
         context, lengths = rows(self.context, self._context_dims), rows(self._lengths, 0)
-        if lengths is not None and isinstance(self.conditioner.context, Steps):
-            context = torch.where(self._present(lengths).unsqueeze(2), context, 0.0)
+        context = self._covariates(context, None if lengths is None else self._present(lengths))
         if self.source_lengths is not None:
             context = Padded(context, rows(self.source_lengths, 0))
         return context, lengths, rows(self.prefix, 1 + len(self.head.site_shape))
+
+    def _covariates(self, context: Any, present: Tensor | None) -> Any:
+        """The context, with zeros for the covariates of sites (B, T) that are not present."""
+        if present is None or not isinstance(self.conditioner.context, Steps):
+            return context
+        return torch.where(present.unsqueeze(2), context, 0.0)
 
     def _present(self, lengths: Tensor) -> Tensor:
         return torch.arange(self._given + self._layout[0], device=lengths.device) < lengths.unsqueeze(1)
@@ -462,6 +482,11 @@ class _Events(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         y, present, shape = self.d._rows(value)
         return self.d._inside(y, present).all(1).reshape(shape)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """Half precision as single, which is enough for sums over sites."""
+    return x if x.dtype.itemsize >= 4 or not x.is_floating_point() else x.float()
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import Conditioner, Head, Source, check_sizes, visible
+from ..base import Conditioner, Head, Source, broadcast_shapes, check_sizes, visible
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
@@ -90,15 +91,24 @@ def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str 
     return lengths
 
 
-def checked_source(conditioner: Conditioner, context: Tensor | None, lengths: Tensor | None) -> Tensor | None:
-    """The lengths of sources (*batch, S, C); a ValueError where the conditioner reads none, or outside 0 ... S."""
+def checked_source(module: Any, context: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The lengths of sources (*batch, S, C); a ValueError where the module reads none, or outside 0 ... S."""
     if lengths is None:
         return None
-    if not isinstance(conditioner.context, Source) or context is None:
+    if not isinstance(module.context, Source) or context is None:
         raise ValueError(
-            f"Expected no source_lengths ({type(conditioner).__name__} built with context={conditioner.context}); got some."
+            f"Expected no source_lengths ({type(module).__name__} built with context={module.context}); got some."
         )
     return checked_lengths(lengths, context.shape[-2], "source_lengths", "steps of the source")
+
+
+def joint_batch(**shapes: Sequence[int]) -> torch.Size:
+    """What batch shapes broadcast to; a ValueError that names them if they do not."""
+    try:
+        return broadcast_shapes(*shapes.values())
+    except RuntimeError as error:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"Expected batch shapes that broadcast; got {got}.") from error
 
 
 def check_ends(head: Head, eos: int | None) -> None:
@@ -113,6 +123,10 @@ def check_ends(head: Head, eos: int | None) -> None:
         raise TypeError(f"Expected eos to be an integer ({name} tells no ends); got {eos!r}.")
     elif support.event_dim or not support.is_discrete or not support.check(torch.tensor(eos, device="cpu")):  # type: ignore[no-untyped-call]
         raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
+    else:
+        for part in head.modules():
+            if (other := getattr(part, "eos", eos)) != eos:  # a filter's
+                raise ValueError(f"Expected {type(part).__name__} of eos == {eos} (that of the sequence); got {other}.")
 
 
 def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:

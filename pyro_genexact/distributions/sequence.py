@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head, broadcast_shapes, check_sizes, visible
-from .autoregressive import AutoregressiveDistribution, _wide
+from .autoregressive import AutoregressiveDistribution, _Events, _wide
 from .categorical import continuing
-from .checks import check_ends, checked_lengths, sites_of_prefix
+from .checks import check_ends, checked_lengths, joint_batch, sites_of_prefix
 from .guard import contains
 
 DROPPED = 0.8
@@ -26,7 +26,7 @@ class TerminationCurve(NamedTuple):
     Attributes:
         probability: (*batch, T), [t] that one of the sites 0 ... t is an end: of a length of at most t (of t + 1 with
             ``eos=None``, where the end counts).
-        standard_error: (*batch, T), 0 where the probability is exact.
+        standard_error: (*batch, T), 0 where all samples agree to rounding, as they do where the probability is exact.
     """
 
     probability: Tensor
@@ -99,7 +99,8 @@ class SequenceDistribution(AutoregressiveDistribution):
                 raise ValueError("Expected no prefix_lengths without a prefix; got some.")
             given, dim = sites_of_prefix(prefix, tuple(head.site_shape)), prefix.dim() - 1 - len(head.site_shape)
             self.prefix_lengths = checked_lengths(prefix_lengths, given, "prefix_lengths", "sites of the prefix")
-            prefix = prefix.expand(*broadcast_shapes(prefix.shape[:dim], prefix_lengths.shape), *prefix.shape[dim:])
+            batch = joint_batch(prefix=prefix.shape[:dim], prefix_lengths=prefix_lengths.shape)
+            prefix = prefix.expand(*batch, *prefix.shape[dim:])
         super().__init__(
             conditioner,
             head,
@@ -152,7 +153,7 @@ class SequenceDistribution(AutoregressiveDistribution):
             The distribution over (max_len, *site_shape); its batch shape is broadcast with the prefix's.
 
         Raises:
-            ValueError: for a prefix that is no sequence, or that leaves no site.
+            ValueError: for a prefix that is no sequence, that leaves no site, or of another batch.
         """
         site_dims = len(self.head.site_shape)
         given = sites_of_prefix(prefix, tuple(self.head.site_shape))
@@ -160,8 +161,12 @@ class SequenceDistribution(AutoregressiveDistribution):
             raise ValueError(f"Expected a prefix of 1 to {self.max_len - 1} sites (of {self.max_len}); got {given}.")
         if lengths is not None:
             lengths = checked_lengths(lengths, given, "lengths", "sites of the prefix")
+        batch = joint_batch(
+            distribution=self.batch_shape,
+            prefix=self._batch_of(prefix),
+            **({} if lengths is None else {"lengths": lengths.shape}),
+        )
         if self.prefix is not None:
-            batch = broadcast_shapes(self._batch_of(self.prefix), self._batch_of(prefix), self.batch_shape)
             old, new = (p.expand(*batch, *p.shape[-1 - site_dims :]) for p in (self.prefix, prefix))
             before = (
                 old.new_tensor(self._given, dtype=torch.long) if self.prefix_lengths is None else self.prefix_lengths
@@ -178,8 +183,8 @@ class SequenceDistribution(AutoregressiveDistribution):
             P(length > t) = E[prod_{s <= t} (1 - p(end | x, y_{<s}))],
 
         the mean over sequences that are drawn as if none ended. Where the probability of an end ignores the history all
-        summands are equal and the curve is exact; else it is unbiased, with the standard error of the mean. A limit below
-        1 means that mass is lost to sequences that never end: the model is not tight.
+        summands are equal and the curve is exact; else it is unbiased, with the standard error of the mean, which is 0 where
+        all samples agree to rounding, be it by chance. A limit below 1 means that mass is lost to sequences that never end: the model is not tight.
 
         Args:
             max_len: T of the curve; by default that of the distribution.
@@ -205,7 +210,8 @@ class SequenceDistribution(AutoregressiveDistribution):
             raise ValueError(f"Expected a head that enumerates a finite support; got {self._family}.")
         d = self if max_len is None else self._like_this(max_len=max_len)
         shape = (num_samples, *d.batch_shape)
-        going_on = d._like.new_full((prod(shape), d.max_len + 1), -torch.inf)  # -inf where the prefix has ended
+        dtype = torch.promote_types(d._like.dtype, torch.float32)
+        going_on = d._like.new_full((prod(shape), d.max_len + 1), -torch.inf, dtype=dtype)
 
         def draw(site: Any, t: Any, rows: Tensor) -> Tensor:
             rest, log_p = site.continuing() if d.eos is None else continuing(site, d.eos)
@@ -214,10 +220,14 @@ class SequenceDistribution(AutoregressiveDistribution):
 
         with torch.no_grad():
             d._sequence(torch.Size([num_samples]), draw)
-            survival = going_on[:, : d.max_len].cumsum(1).exp().reshape(*shape, d.max_len)
-            spread, mean = survival.std(0), survival.mean(0)
-            rounding = 64 * torch.finfo(spread.dtype).eps * (mean + torch.special.entr(mean))
-            return TerminationCurve(1 - mean, torch.where(spread <= rounding, 0.0, spread / num_samples**0.5))
+            log_survival = going_on[:, : d.max_len].cumsum(1).reshape(*shape, d.max_len)
+            if d.prefix is not None:
+                log_survival = torch.where(d._over().unsqueeze(-1), -torch.inf, log_survival)
+            both = torch.stack([log_survival.exp(), -log_survival.expm1()])
+            mean, (of_survival, of_end) = both.mean(1), both.std(1)
+            spread = torch.where(mean[0] < mean[1], of_survival, of_end)  # the same, but for rounding
+            rounding = 64 * torch.finfo(spread.dtype).eps * torch.special.entr(mean).sum(0)
+            return TerminationCurve(mean[1], torch.where(spread <= rounding, 0.0, spread / num_samples**0.5))
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """The inverse of :meth:`to_uniform`, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
@@ -241,19 +251,18 @@ class SequenceDistribution(AutoregressiveDistribution):
         if not self.has_enumerate_support:
             got = "a prefix that has ended" if self._any_over() else self._family
             raise ValueError(f"Expected a head that enumerates a finite support, and prefixes that go on; got {got}.")
-        values = self.head(self._like.new_zeros(1, 1, self.head.num_params)).enumerate_support()[
-            :, 0
-        ]  # (K, 1, *site_shape)
-        going, ended = values[:1, :0], []
+        zero = self._like.new_zeros(1, 1, self.head.num_params)
+        values = self._site(zero).enumerate_support()[:, 0]  # (K, 1, *site_shape)
+        going, ended = values[:1, :0], list[Tensor]()
         for t in range(self.max_len):
+            if (count := sum(map(len, ended)) + len(going) * len(values)) > self.limit:
+                raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count} or more.")
             grown = [going.repeat_interleave(len(values), 0), values.repeat(len(going), *[1] * (values.dim() - 1))]
             all_ = torch.cat(grown, 1)
             ends = self._ends(all_[:, -1:]).squeeze(1)
             stopped = all_[ends]
             ended.append(torch.cat([stopped, self._filler(len(stopped), self.max_len - t - 1, stopped)], 1))
             going = all_[~ends]
-            if (count := sum(map(len, ended)) + len(going)) > self.limit:
-                raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count} or more.")
         support = torch.cat([*ended, going])
         support = support.reshape(len(support), *[1] * len(self.batch_shape), *self.event_shape)
         return support.expand(len(support), *self.batch_shape, *self.event_shape) if expand else support
@@ -329,7 +338,7 @@ class SequenceDistribution(AutoregressiveDistribution):
                 phi, state = phi.index_select(0, of), self.conditioner.reorder(state, of)
             for t in range(first, last + 1):
                 site = t - self._given if starts is None else self._site_of(t, starts[of])
-                y = draw(self.head.forward(phi, t), site, at)
+                y = draw(self._site(phi, t), site, at)
                 if starts is not None and t < self._given:
                     y = torch.where(_wide((t < starts[of]).unsqueeze(1), y), prefix[of, t].unsqueeze(1).to(y), y)
                 if t == first:  # one column more, for what is drawn beyond a row's own sites
@@ -390,15 +399,8 @@ class SequenceDistribution(AutoregressiveDistribution):
         super()._check_inside(y, inside, name)
 
 
-class Sequences(constraints.Constraint):
+class Sequences(_Events):
     """Arrays of sites in the support of their head, with nothing but fillers after the first end."""
-
-    def __init__(self, d: SequenceDistribution) -> None:
-        self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
-
-    def check(self, value: Tensor) -> Tensor:
-        y, present, shape = self.d._rows(value)
-        return self.d._inside(y, present).all(1).reshape(shape)
 
 
 def after(first: Tensor, starts: Tensor, second: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
-from ..base import broadcast_shapes
+from ..base import broadcast_shapes, visible
 from .guard import anchor, contains, guarded_log_prob
 
 
@@ -25,7 +25,8 @@ class Stopped(TorchDistribution):
 
     Raises:
         TypeError: for an ``inner`` that is no distribution.
-        ValueError: for one whose values are neither scalars nor vectors, and values outside the support when validating.
+        ValueError: for one whose values are neither scalars nor vectors, for integers that the dtype of the flag does not
+            tell apart, and values outside the support when validating.
 
     Example:
         >>> import pyro.distributions as dist
@@ -43,6 +44,7 @@ class Stopped(TorchDistribution):
             raise TypeError(f"Expected inner to be a distribution; got {type(inner).__name__}.")
         if len(inner.event_shape) > 1:
             raise ValueError(f"Expected inner.event_shape to be () or (k,); got {tuple(inner.event_shape)}.")
+        _check_range(inner.support if inner_support is None else inner_support, stop_logits.dtype)
         batch = broadcast_shapes(inner.batch_shape, stop_logits.shape)
         self.inner = inner if inner.batch_shape == batch else inner.expand(batch)
         self.stop_logits, self.inner_support = stop_logits.expand(batch), inner_support
@@ -153,6 +155,19 @@ class StoppedConstraint(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"StoppedConstraint({self.inner})"
+
+
+def _check_range(support: Any, dtype: torch.dtype) -> None:
+    """Raises a ValueError unless all integers of a bounded support are numbers of the dtype."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    most = int(2 / torch.finfo(dtype).eps)
+    for name in ("lower_bound", "upper_bound") if support.is_discrete else ():
+        beyond = abs(getattr(support, name, 0)) > most
+        if (visible(beyond) and beyond.any()) if isinstance(beyond, Tensor) else beyond:
+            raise ValueError(
+                f"Expected values up to {most}, between which {dtype} (of the flag) holds all integers; got {support}."
+            )
 
 
 def _parts(value: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:

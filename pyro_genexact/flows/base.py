@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
-from ..base import Constant, DistributionModule, check_context
-from ..distributions.checks import checked_lengths
+from ..base import Constant, DistributionModule, Padded, check_context
+from ..distributions.checks import checked_lengths, checked_source
 from ..transforms import Chain
 from ..transforms.base import transform_of
 from ..transforms.prefixes import Prefixes
@@ -23,7 +23,8 @@ class Flow(DistributionModule):
     Its call returns a stock ``pyro.distributions.TransformedDistribution`` over vectors, whose single transform is the
     :class:`~pyro_genexact.transforms.Chain` of them all: sampling and scoring the sample runs each network once.
     End with :class:`~pyro_genexact.transforms.ToSupport`, as the recipes do, for a support that refuses infinite values.
-    Batch shape: the base's, broadcast with the context's and the lengths'; each of their rows gets noise of its own.
+    Batch shape: the base's, broadcast with the context's and the lengths'; each of their rows gets noise of its own. With
+    ``source_lengths`` in the call a row's ``Source`` has as many steps; a ``Padded`` of both as context is the same.
 
     With ``lengths`` in the call a row of length n has the density of its first n sites, that of a flow of n features with the
     same weights. The sites after them are padding: no value there matters, none gets a gradient, and samples hold zeros. All
@@ -36,7 +37,8 @@ class Flow(DistributionModule):
 
     Raises:
         ValueError: if there is no transform, or parts expect contexts of different widths; in calls for lengths outside of
-            0 ... T, with transforms that mix all sites, or with a base that is not elementwise over the reals.
+            0 ... T, with transforms that mix all sites, or with a base that is not elementwise over the reals, and for
+            source_lengths outside of 0 ... S, or without a source.
 
     Example:
         >>> import torch
@@ -61,11 +63,16 @@ class Flow(DistributionModule):
             raise ValueError(f"Expected transforms and base with contexts of one width; got {sorted(widths, key=str)}.")
         self.context = max(widths, default=0)
 
-    def forward(self, context: Tensor | None = None, lengths: Tensor | None = None) -> dist.TransformedDistribution:
-        """The distribution given the context (*batch, C), and the lengths (*batch) of its rows."""
-        check_context(self, context)
-        base = self.base(context) if getattr(self.base, "context", 0) else self.base()
-        parts = [transform_of(t, context) for t in self.transforms]
+    def forward(
+        self,
+        context: Tensor | Padded | None = None,
+        lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+    ) -> dist.TransformedDistribution:
+        """The distribution given the context (*batch, C), the lengths (*batch) of its rows and those of their sources."""
+        given = checked(self, context, source_lengths)
+        base = self.base(given) if getattr(self.base, "context", 0) else self.base()
+        parts = [transform_of(t, given) for t in self.transforms]
         if lengths is None:
             return dist.TransformedDistribution(base, [Chain(parts)])
         elements = _elements(base)
@@ -74,9 +81,24 @@ class Flow(DistributionModule):
         masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
         return dist.TransformedDistribution(masked, [Prefixes(parts, lengths)])
 
-    def condition(self, context: Tensor | None = None, lengths: Tensor | None = None) -> dist.TransformedDistribution:
+    def condition(
+        self,
+        context: Tensor | Padded | None = None,
+        lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+    ) -> dist.TransformedDistribution:
         """The same as calling the module, under Pyro's name."""
-        return self(context) if lengths is None else self(context, lengths)
+        given = {"lengths": lengths, "source_lengths": source_lengths}
+        return self(context, **{name: value for name, value in given.items() if value is not None})
+
+
+def checked(flow: Flow, context: Any, source_lengths: Tensor | None) -> Any:
+    """The context, a ``Padded`` where there are lengths of sources; a ValueError unless the flow was built for them."""
+    if source_lengths is not None and isinstance(context, Padded):
+        raise ValueError("Expected no source_lengths beside a Padded context, which has them; got some.")
+    check_context(flow, context)
+    lengths = checked_source(flow, context, source_lengths)
+    return context if lengths is None else Padded(context, lengths)
 
 
 def support_of_numbers(d: Distribution) -> Any:

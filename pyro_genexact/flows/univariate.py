@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..base import check_context
+from ..base import Padded
 from ..distributions.cdf import cdf, icdf
 from ..transforms import Chain, RememberingTransform, ToSupport
 from ..transforms.base import transform_of
-from .base import Flow, over_reals
+from .base import Flow, checked, over_reals
 
 
 def univariate(
@@ -78,13 +78,18 @@ class UnivariateFlow(Flow):
     def __init__(self, flow: Flow, base: Distribution | nn.Module) -> None:
         super().__init__(list(flow.transforms), base)
 
-    def forward(self, context: Tensor | None = None, lengths: Tensor | None = None) -> UnivariateDistribution:
-        """The univariate distribution given the context (*batch, C)."""
+    def forward(
+        self,
+        context: Tensor | Padded | None = None,
+        lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+    ) -> UnivariateDistribution:
+        """The univariate distribution given the context (*batch, C), and the lengths (*batch) of its sources."""
         if lengths is not None:
             raise ValueError("Expected no lengths (of one feature); got some.")
-        check_context(self, context)
-        base = _checked(self.base(context) if getattr(self.base, "context", 0) else self.base())
-        parts = [transform_of(t, context) for t in self.transforms]
+        given = checked(self, context, source_lengths)
+        base = _checked(self.base(given) if getattr(self.base, "context", 0) else self.base())
+        parts = [transform_of(t, given) for t in self.transforms]
         turned = [dist.transforms.AffineTransform(0.0, -1.0)] if parts[-1].bijection.sign < 0 else []  # type: ignore[attr-defined]
         return UnivariateDistribution(base, [OnOneAxis(Chain([*turned, *parts]))])
 

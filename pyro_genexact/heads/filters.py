@@ -58,7 +58,12 @@ class Filter(Head):
 
     def forward(self, phi: Tensor, first: int = 0) -> Categorical:
         """phi (*batch, S, P) to the Categorical of batch shape (*batch, S)."""
-        return normalised(self.filtered(log_probs(self.head(phi, first)), first))
+        return normalised(self.filtered(self._unfiltered(phi, first), first))
+
+    def _unfiltered(self, phi: Tensor, first: int) -> Tensor:
+        """Log-probabilities (*batch, S, V) of the wrapped head, in float32 at least."""
+        logits = log_probs(self.head(phi, first))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def filtered(self, logits: Tensor, first: int) -> Tensor:
         """Logits (*batch, S, V) from log-probabilities, -inf for tokens that are filtered out."""
@@ -93,7 +98,9 @@ class Tempered(Filter):
         self.temperature = _number("temperature", temperature, inf)
 
     def filtered(self, logits: Tensor, first: int) -> Tensor:
-        return (logits - logits.detach().amax(-1, keepdim=True)) / self.temperature
+        # which underflows to 0 in fewer bits
+        temperature = max(self.temperature, torch.finfo(logits.dtype).tiny)
+        return (logits - logits.detach().amax(-1, keepdim=True)) / temperature
 
 
 class TopK(Filter):
@@ -194,18 +201,25 @@ class MinP(Filter):
 
 
 class _Without(Filter):
-    """The tokens that are not forbidden. Without values to look at (torch.func), uniform where none is left."""
+    """The tokens that are not forbidden.
 
-    def filtered(self, logits: Tensor, first: int) -> Tensor:
-        logits = torch.where(self.forbidden(logits, first), -inf, logits)
-        some = logits.detach().amax(-1) > -inf
-        if visible(some) and not some.all():
+    Where none of them has mass, a ValueError; but uniform on them without values to look at (torch.func), and at phi = 0,
+    which models try to learn what a head makes.
+    """
+
+    def forward(self, phi: Tensor, first: int = 0) -> Categorical:
+        logits = self._unfiltered(phi, first)
+        some = torch.where(self.forbidden(logits, first), -inf, logits.detach()).amax(-1) > -inf
+        if visible(some) and not some.all() and phi.any():
             row = (~some).nonzero()[0].tolist()
             raise ValueError(
                 f"Expected {type(self).__name__} to leave tokens with mass; got none at {row} (batch, site): let it come "
                 "first, as in TopK(Forbid(head, tokens), k)."
             )
-        return logits
+        return normalised(self.filtered(torch.where(some.unsqueeze(-1), logits, 0.0), first))
+
+    def filtered(self, logits: Tensor, first: int) -> Tensor:
+        return torch.where(self.forbidden(logits, first), -inf, logits)
 
     def forbidden(self, logits: Tensor, first: int) -> Tensor:
         """Which tokens are, of a shape that broadcasts with the logits (*batch, S, V)."""
@@ -220,6 +234,7 @@ class Forbid(_Without):
         tokens: those without mass.
 
     Raises:
+        TypeError: for tokens that are no collection.
         ValueError: for tokens that are no integers 0 ... V - 1, or all of these. When called, where all other tokens have no
             mass either.
 
@@ -231,7 +246,11 @@ class Forbid(_Without):
 
     def __init__(self, head: Head, tokens: Iterable[int] | Tensor) -> None:
         super().__init__(head)
-        tokens = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+        tokens = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+        if not isinstance(tokens, Iterable):
+            raise TypeError(f"Expected tokens to be a collection of integers; got {tokens!r}.")
+        tokens = list(tokens)
+        check_sizes(0, tokens=tokens)
         for token in tokens:
             _check_token("tokens", token, self.num_tokens)
         mask = [v in tokens for v in range(self.num_tokens)]

@@ -110,7 +110,7 @@ def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float 
 
 def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
     """A state that was extended raises a RuntimeError when it is used again; sites beyond the last (or beyond the
-    covariates) are a ValueError.
+    covariates) and other rows than those of the state are a ValueError.
     """
     y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
@@ -121,6 +121,9 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
                 with _raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
                     conditioner.extend(y, old)
             if T > 1:
+                for rows in (y[:1], y[:4], torch.cat([y, y[:1]])):
+                    with _raises("consumption", f"{len(rows)} rows after {len(y)}, grad {grad}", ValueError):
+                        conditioner.extend(rows[:, :1], old)
                 conditioner.extend(y[:, :1], old)
                 with _raises("consumption", f"extend again, grad {grad}", RuntimeError):
                     conditioner.extend(y[:, :1], old)

@@ -27,9 +27,10 @@ def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, dr
     - ``lengths``, ``entropy``, and how often a string is drawn, by ``sample`` and from ``expand``, by chi-square;
     - ``conditional_on_prefix`` of every number of sites, the same in all rows or not (from 0, whatever stands behind them), at once
       or in two steps, of prefixes that have ended, too: its log_prob, lengths and draws;
-    - ``with_head``, ``termination_curve``, and the log_prob of ended strings under any other ``max_len``.
+    - ``with_head``, ``termination_curve`` (of what follows a prefix, too), and the log_prob of ended strings under any other
+      ``max_len``.
 
-    Neither the values nor the gradients depend on what a conditioner reads or predicts after the end.
+    Neither the values nor the gradients depend on what a conditioner reads or predicts after the end, nor on covariates there.
 
     Args:
         subject: a distribution with the constructor, the attributes and the queries of
@@ -57,10 +58,12 @@ def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, dr
     _illegal(d, truth, arrays)
     _values(d, truth, tol)
     _padding(d, truth, tol)
+    _covariates(d, truth, tol)
     _prefixes(d, truth, tol)
     _other_lengths(d, truth, tol)
     _other_head(d, truth, tol)
     _draws(d, truth, arrays is not None, draws, tol)
+    _curve_after_prefixes(d, truth, arrays is not None, draws, tol)
 
 
 class ByChainRule(NamedTuple):
@@ -227,6 +230,22 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
             _close("sequence", f"gradient of {name} after the end", after, torch.zeros_like(after), 0.0)
 
 
+def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
+    """No covariates are read after the end, be they NaN."""
+    if not isinstance(d.conditioner.context, Steps):
+        return
+    shape = (*truth.present.shape, d.context.shape[-1])
+    context = d.context.expand(shape).masked_fill(~truth.present.unsqueeze(-1), torch.nan).requires_grad_()
+    log_prob = _again(d.expand(shape[:-2]), context=context).log_prob(truth.strings)
+    _close("sequence", "log_prob, covariates NaN after the end", log_prob, truth.sites.sum(-1), tol)
+    leaves = [context, *(p for p in d.conditioner.parameters() if p.requires_grad)]
+    grads = _gradients(log_prob[log_prob > -inf].sum(), leaves)
+    after = grads[0][~truth.present]
+    _close("sequence", "gradient of covariates after the end", after, torch.zeros_like(after), 0.0)
+    if not all(grad.isfinite().all() for grad in grads):
+        _broken("sequence", "gradient, covariates NaN after the end", "not finite")
+
+
 def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
     """What follows a prefix has the probability of both over that of the prefix."""
     strings, T, dim = truth.strings, d.max_len, truth.ends.dim() - 1
@@ -326,6 +345,33 @@ def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> 
         rest = arrays[legal].reshape(-1, *[1] * starts.dim(), *c.event_shape)
         with _seeded(1):
             _frequencies("sample after a prefix", c.sample((draws,)), rest, _log_prob(c, rest))
+
+
+def _curve_after_prefixes(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> None:
+    """The curve of ten rows, of whose prefixes one has ended, as long as the others or not."""
+    k, dim, samples = min(2, d.max_len - 1), truth.ends.dim() - 1, max(draws // 4, 2)
+    over = truth.ends[..., :k].any(-1)
+    whole, none = (part.flatten(1).all(1) if dim > 1 else part for part in (over, ~over))
+    rows = torch.cat([whole.nonzero()[:1], none.nonzero()[:9]]).flatten()
+    if not k or len(rows) < 2:
+        return
+    prefix, over = truth.strings[rows].narrow(dim, 0, k), over[rows]
+    starts = torch.where(over, k, torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * (dim - 1)) % (k + 1))
+    for case, lengths in (("", None), (", ragged", starts)):
+        c = d.conditional_on_prefix(prefix, lengths)
+        with _seeded(2):
+            curve = c.termination_curve(num_samples=samples)
+        name = f"termination_curve after a prefix{case}"
+        _close("sequence", f"{name}, ended", curve.probability[over], torch.ones_like(curve.probability[over]), 0.0)
+        if finite:
+            arrays, legal = _all_arrays(d, c.max_len)
+            rest = arrays[legal].reshape(-1, *[1] * dim, *c.event_shape)
+            ended = _where(d, rest)[0].cumsum(-1) > 0
+            p = torch.where(ended, _log_prob(c, rest).exp().unsqueeze(-1), 0.0).sum(0)
+            # no history of a probability above 10 / samples is likely to be missed
+            off = (curve.probability - p).abs() - 5 * curve.standard_error - 10 / samples
+            if not (off[~over] <= tol).all():
+                _broken("sequence", name, f"off by {off[~over].max():.3g} more than 5 standard errors")
 
 
 def _frequencies(case: str, many: Tensor, strings: Tensor, log_prob: Tensor) -> None:

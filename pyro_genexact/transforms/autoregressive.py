@@ -12,7 +12,20 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Source, Steps, bind, broadcast_shapes, check_context, check_like, transformed, vjp
+from ..base import (
+    Conditioner,
+    Head,
+    Padded,
+    Source,
+    Steps,
+    bind,
+    broadcast_shapes,
+    check_context,
+    check_like,
+    transformed,
+    vjp,
+)
+from ..distributions.checks import checked_source
 from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
 from .padding import after, present, zero_padding
 
@@ -28,7 +41,8 @@ class ConditionedAutoregressive(RememberingTransform):
     Args:
         conditioner: reads x; the weights it has now are used from here on.
         head: makes the bijection of each site.
-        context: (*batch, C), with ``Steps`` (*batch, T, C), or None where the conditioner takes none.
+        context: (*batch, C), with ``Steps`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``Padded`` of it and its
+            lengths, or None where the conditioner takes none.
 
     Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
 
@@ -42,10 +56,12 @@ class ConditionedAutoregressive(RememberingTransform):
     """
 
     def __init__(
-        self, conditioner: Conditioner, head: Head, context: Tensor | None = None, cache_size: int = 1
+        self, conditioner: Conditioner, head: Head, context: Tensor | Padded | None = None, cache_size: int = 1
     ) -> None:
         super().__init__(cache_size=cache_size)
         check_context(conditioner, context)
+        context, lengths = context if isinstance(context, Padded) else (context, None)
+        self.source_lengths = checked_source(conditioner, context, lengths)
         self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
         self.head, of_head = bind(head, one_draw=True)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
@@ -76,10 +92,10 @@ class ConditionedAutoregressive(RememberingTransform):
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, mask, shape = self._flatten(y)
-        inputs = [rows, *([] if context is None else [context]), *self._tensors]
+        inputs = [rows, *([] if self.context is None else [self.context]), *self._tensors]
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
-        if tracked and not functorch and hasattr(self.conditioner, "adjoint"):
+        if tracked and not functorch and hasattr(self.conditioner, "adjoint") and not isinstance(context, Padded):
             x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
@@ -87,19 +103,20 @@ class ConditionedAutoregressive(RememberingTransform):
         return _shaped(x, shape), -_shaped(ladj, shape[: -self._domain.event_dim])
 
     def watched(self) -> Sequence[Tensor]:
-        return [*(t for t in (self.context, self._lengths) if t is not None), *self._tensors]
+        given = self.context, self.source_lengths, self._lengths
+        return [*(t for t in given if t is not None), *self._tensors]
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         if self.context is None and self._lengths is None:
             return shape
         cut = len(shape) - self._domain.event_dim
         of_context = () if self.context is None else self.context.shape[: -self._context_dims]
-        of_lengths = () if self._lengths is None else self._lengths.shape
-        return broadcast_shapes(shape[:cut], of_context, of_lengths) + shape[cut:]
+        of_lengths = [lengths.shape for lengths in (self.source_lengths, self._lengths) if lengths is not None]
+        return broadcast_shapes(shape[:cut], of_context, *of_lengths) + shape[cut:]
 
     inverse_shape = forward_shape
 
-    def _flatten(self, value: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, torch.Size]:
+    def _flatten(self, value: Tensor) -> tuple[Tensor, Any, Tensor | None, torch.Size]:
         """The rows (B, T, *site_shape), the context's rows (B, C), which sites are present, the shape of the broadcast value."""
         dims = self._domain.event_dim
         sites, site_shape = self.conditioner.num_sites, tuple(self.head.site_shape)
@@ -112,7 +129,8 @@ class ConditionedAutoregressive(RememberingTransform):
         check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
         shape = self.forward_shape(value.shape)
         rows = _shaped(value.expand(shape) if shape != value.shape else value, (-1, *event))
-        context, mask = self.context, None
+        context: Any = self.context
+        mask = None
         if context is not None:
             features = context.shape[-self._context_dims :]
             context = _shaped(context.expand(*shape[:-dims], *features), (len(rows), *features))
@@ -121,6 +139,8 @@ class ConditionedAutoregressive(RememberingTransform):
             rows = _masked(rows, mask)
             if context is not None and isinstance(self.conditioner.context, Steps):
                 context = _masked(context, mask)
+        if self.source_lengths is not None:
+            context = Padded(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))
         return rows, context, mask, shape
 
 
@@ -160,11 +180,11 @@ class AutoregressiveTransform(nn.Module):
             )
         self.conditioner, self.head, self.context = conditioner, head, conditioner.context
 
-    def forward(self, context: Tensor | None = None) -> ConditionedAutoregressive:
+    def forward(self, context: Tensor | Padded | None = None) -> ConditionedAutoregressive:
         """The transform given the context (*batch, C)."""
         return ConditionedAutoregressive(self.conditioner, self.head, context)
 
-    def condition(self, context: Tensor | None = None) -> ConditionedAutoregressive:
+    def condition(self, context: Tensor | Padded | None = None) -> ConditionedAutoregressive:
         """The same as calling the module, under Pyro's name."""
         return self(context)
 
@@ -185,7 +205,7 @@ def _masked(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _solve(
-    conditioner: Conditioner, head: Head, y: Tensor, context: Tensor | None, mask: Tensor | None = None
+    conditioner: Conditioner, head: Head, y: Tensor, context: Any, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     """x (B, T, ...) site by site, log|dx/dy| (B,), phi (B, T, P), and the conditioner's last state.
 

@@ -30,6 +30,33 @@ def test_consumption(conditioner, padded):
     testing.consumption(conditioner, padded=padded)
 
 
+def test_from_inference_mode_to_grad(conditioner, conditioner_name, padded):
+    """A state that was begun in inference mode, and may be extended there, goes on with gradients."""
+    y, context = testing.conditioner_inputs(conditioner, padded=padded)
+    read = y.shape[1] - 1
+    if not read:
+        return
+    for first in (0, 1) if read > 1 else (0,):
+        with torch.inference_mode():
+            _, state = conditioner.start(context, len(y))
+            if first:
+                _, state = conditioner.extend(y[:, :first], state)
+            state = conditioner.reorder(state, torch.arange(len(y), device=y.device))
+        if "MADE" in conditioner_name or conditioner_name == "Angles":
+            with pytest.raises(RuntimeError, match="Expected extend in the grad mode of start"):
+                conditioner.extend(y[:, first:-1], state)
+            continue
+        phi, _ = conditioner.extend(y[:, first:-1], state)
+        torch.testing.assert_close(phi, conditioner(y, context)[:, first + 1 :], rtol=1e-9, atol=1e-9)
+        scale = torch.ones((), dtype=phi.dtype, device=phi.device, requires_grad=True)
+        conditioner.zero_grad()
+        (scale * phi).sum().backward()
+        assert torch.isclose(scale.grad, phi.detach().sum())
+        assert conditioner_name.startswith("Independent") or any(
+            p.grad is not None and p.grad.abs().max() > 1e-9 for p in conditioner.parameters()
+        )
+
+
 def test_context_use(conditioner, padded):
     testing.context_use(conditioner, padded=padded)
 
@@ -126,6 +153,11 @@ class Endless(RunningSum):
         return state._replace(position=state.position + sites)
 
 
+class Broadcasts(RunningSum):
+    def extend(self, y, state):
+        return super().extend(y.expand(len(state.total), -1), state)
+
+
 def test_states_have_power():
     with pytest.raises(AssertionError, match=r"reorder broken \[first branch after 1 sites, grad False\]"):
         testing.reorder(built(OtherRows(2)))
@@ -133,6 +165,10 @@ def test_states_have_power():
         AssertionError, match=r"consumption broken \[extend again, grad False\]: no error, not a RuntimeError"
     ):
         testing.consumption(built(Endless(2)))
+    with pytest.raises(
+        AssertionError, match=r"consumption broken \[1 rows after 6, grad False\]: no error, not a Value"
+    ):
+        testing.consumption(built(Broadcasts(2)))
 
 
 class ContextLater(RunningSum):

@@ -60,6 +60,17 @@ def test_sequence_of(case):
     testing.sequence(*MORE[case]())
 
 
+@pytest.mark.parametrize("name", registry.FILTERED)
+def test_sequence_under_every_filter(name):
+    testing.sequence(*registry.FILTERED[name]())
+
+
+def test_every_filter_is_in_the_registry():
+    filters = {kind for kind in vars(heads).values() if isinstance(kind, type) and issubclass(kind, heads.Filter)}
+    used = {type(factory()[0].head) for factory in registry.FILTERED.values()}
+    assert used == filters - {heads.Filter}
+
+
 @pytest.mark.parametrize("case", ["stopped numbers", "stopped vectors", "counts"])
 def test_laws_of_distributions(case):
     """Those that do not need all values, or coordinates of them."""
@@ -239,6 +250,29 @@ class CurveOfLater(SequenceDistribution):
         return curve._replace(probability=curve.probability.roll(1, -1))
 
 
+class CurveForgetsTheEnd(SequenceDistribution):
+    """Of prefixes."""
+
+    def _over(self):
+        return torch.zeros_like(super()._over())
+
+
+class CurveWithoutPrefix(SequenceDistribution):
+    def termination_curve(self, max_len=None, num_samples=1000):
+        if self.prefix is None:
+            return super().termination_curve(max_len, num_samples)
+        curve = self._like_this(prefix=None, prefix_lengths=None).termination_curve(max_len, num_samples)
+        over = self._over().unsqueeze(-1)
+        return curve._replace(probability=torch.where(over, 1.0, curve.probability))
+
+
+class ReadsCovariates(SequenceDistribution):
+    """After the end."""
+
+    def _covariates(self, context, present):
+        return context
+
+
 class TooSure(SequenceDistribution):
     def termination_curve(self, max_len=None, num_samples=1000):
         curve = super().termination_curve(max_len, num_samples)
@@ -286,6 +320,8 @@ def double(kind):
         (KnowsItsSize, "log_prob, max_len=|log_prob, two more sites"),
         (CurveOfLater, "termination_curve"),
         (TooSure, "termination_curve"),
+        (CurveForgetsTheEnd, "termination_curve after a prefix, ended"),
+        (CurveWithoutPrefix, r"termination_curve after a prefix\]: off by"),
         (WrongAfterPrefix, r"sample after a prefix\]"),
         (OtherHistory, r"sample\]: chi-square|termination_curve"),
     ],
@@ -293,6 +329,12 @@ def double(kind):
 def test_sequence_has_power(kind, message):
     with pytest.raises(AssertionError, match=f"sequence broken .({message})"):
         testing.sequence(double(kind))
+
+
+def test_covariates_have_power():
+    net = built(conditioners.Markov(3, 3, order=1, hidden=(5,), context=gx.Steps(2)))
+    with pytest.raises(AssertionError, match=r"sequence broken .(gradient of covariates|log_prob, covariates NaN)"):
+        testing.sequence(ReadsCovariates(net, heads.Categorical(3), 0, 4, sized(2, 4, 2, seed=1)))
 
 
 def test_the_double_is_lawful():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from ..base import Conditioner, Padded, Site, Source, Steps, check_context, transformed
@@ -39,7 +39,7 @@ class TransformerState(NamedTuple):
         used: places of the cache that are filled, the start vector's among them.
         cache: (depth, 2, B, heads, capacity, width / heads) the buffer of keys, rotated to their places, and values.
         speed: (3, 1, pairs of a head) the angle by which queries, keys and values turn from one place to the next.
-        weights: of each layer, as they were at the start: to look them up at every site would cost as much as small products.
+        weights: without grad, those of each layer at the start, copied in the layout that is fastest for single steps.
         context: (B, 1, width) or (B, T, width), what inputs get of a context or of covariates; or None.
         source: of each layer, keys and values (B, heads, S, width / heads) of the source.
         allowed: (B, 1, 1, S), which steps of the source a row attends to, or None for all.
@@ -162,6 +162,8 @@ class Transformer(Conditioner):
     def start(self, context: Tensor | Padded | None, batch_size: int) -> tuple[Tensor, TransformerState]:
         """The first site's parameters (B, P), and the state after the start vector."""
         state = self._before(context, batch_size)
+        if not _concatenates():
+            state = state._replace(weights=[_for_steps(layer.weights(), batch_size) for layer in self.layers])
         phi, state = self._read(self._joined(self.begin.expand(batch_size, 1, -1), state, 0), state, 0)
         return phi.squeeze(1), state
 
@@ -202,13 +204,11 @@ class Transformer(Conditioner):
         kind = torch.promote_types(self.begin.dtype, torch.float32)
         speed = 1e4 ** (torch.arange(0, size, 2, dtype=kind, device=cache.device) / -size)
         speed = torch.stack([speed, speed, torch.zeros_like(speed)]).unsqueeze(1)
-        state = TransformerState(
-            0, self.clock(), 0, cache, speed, [layer.weights() for layer in self.layers], None, (), None
-        )
+        state = TransformerState(0, self.clock(), 0, cache, speed, [], None, (), None)
         if isinstance(self.context, Source):
             steps, allowed = source_steps(context, batch_size)
             return state._replace(
-                source=tuple(layer.of_source(steps, w) for layer, w in zip(self.layers, state.weights, strict=True)),
+                source=tuple(layer.of_source(steps, layer.weights()) for layer in self.layers),
                 allowed=None if allowed is None else allowed.unsqueeze(1),
             )
         if self.read_context is None:
@@ -229,7 +229,9 @@ class Transformer(Conditioner):
         places = torch.arange(first, first + x.shape[1], dtype=state.speed.dtype, device=x.device)
         turn = torch.polar(state.speed.new_ones(()), places[:, None, None, None] * state.speed)
         source = state.source or [None] * self.depth
-        for i, (layer, w, of_source) in enumerate(zip(self.layers, state.weights, source, strict=True)):
+        weights = [] if _concatenates() else state.weights
+        weights = weights or [layer.weights() for layer in self.layers]
+        for i, (layer, w, of_source) in enumerate(zip(self.layers, weights, source, strict=True)):
             turned = layer.project(x, w, turn)
             query, key, value = turned.unbind(0) if cache is None else (turned[0], *cache.append(i, turned[1:]))
             x = layer.after(x, w, attention(query, key, value, mask, is_causal=causal), of_source, state.allowed)
@@ -278,31 +280,31 @@ class Layer(nn.Module):
             self.mix_source = _share(width, width, shares, bias=False)
 
     def weights(self) -> Weights:
-        """What the methods compute with."""
-        return {name: (part.weight, part.bias) for name, part in self.named_children()}  # type: ignore[misc]
+        """What the methods compute with: (inputs, outputs) and biases."""
+        return {name: (part.weight.t(), part.bias) for name, part in self.named_children()}  # type: ignore[operator,misc]
 
     def project(self, x: Tensor, w: Weights, turn: Tensor) -> Tensor:
         """Queries, keys and values (3, B, heads, S, width / heads), turned."""
-        qkv = linear(_normed(x, w["norm"]), *w["qkv"])
+        qkv = _linear(_normed(x, w["norm"]), w["qkv"])
         pairs = torch.view_as_complex(qkv.to(turn.real.dtype).unflatten(2, (3, self.num_heads, -1, 2)))
         return torch.view_as_real(pairs * turn).flatten(4).to(qkv.dtype).permute(2, 0, 3, 1, 4)
 
     def of_source(self, steps: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
         """Keys and values (B, heads, S, width / heads) of a source (B, S, C)."""
-        both = linear(steps, *w["source"]).unflatten(2, (2, self.num_heads, -1))
+        both = _linear(steps, w["source"]).unflatten(2, (2, self.num_heads, -1))
         key, value = both.transpose(1, 3).unbind(2)
         return key, value
 
     def after(self, x: Tensor, w: Weights, found: Tensor, source: Any, allowed: Tensor | None) -> Tensor:
         """x plus what attention found (B, heads, S, width / heads), then what the source and the MLP add."""
-        x = x + _dropped(linear(_merged(found), *w["mix"]), self)
+        x = x + _dropped(_linear(_merged(found), w["mix"]), self)
         if source is not None:
-            query = linear(_normed(x, w["norm_source"]), *w["query"])
+            query = _linear(_normed(x, w["norm_source"]), w["query"])
             query = query.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             found = attention(query, source[0], source[1], allowed)
-            x = x + _dropped(linear(_merged(found), *w["mix_source"]), self)
-        hidden = gelu(linear(_normed(x, w["norm_mlp"]), *w["up"]))
-        return x + _dropped(linear(hidden, *w["down"]), self)
+            x = x + _dropped(_linear(_merged(found), w["mix_source"]), self)
+        hidden = gelu(_linear(_normed(x, w["norm_mlp"]), w["up"]))
+        return x + _dropped(_linear(hidden, w["down"]), self)
 
 
 class _Cache:
@@ -351,6 +353,16 @@ def _empty(like: Tensor, depth: int, rows: int, capacity: int) -> Tensor:
 def _concatenates() -> bool:
     """Whether buffers may not be written in place."""
     return torch.is_grad_enabled() or transformed()
+
+
+def _for_steps(weights: Weights, rows: int) -> Weights:
+    """Copies laid out as is fastest for one site a row."""
+    return {n: (w.contiguous() if rows > 1 or w.shape[0] <= w.shape[-1] else w, b) for n, (w, b) in weights.items()}
+
+
+def _linear(x: Tensor, w: tuple[Tensor, Tensor | None]) -> Tensor:
+    rows = x.flatten(0, -2)
+    return (rows @ w[0] if w[1] is None else torch.addmm(w[1], rows, w[0])).unflatten(0, x.shape[:-1])
 
 
 def _normed(x: Tensor, w: tuple[Tensor, Tensor]) -> Tensor:

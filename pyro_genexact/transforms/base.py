@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..base import bind, tensors_in, transformed
+from ..base import Padded, bind, tensors_in, transformed
 
 
 class PlainTransform(Transform):
@@ -255,15 +255,15 @@ class Inverse(nn.Module):
         """The module that this one inverts."""
         return self.transform
 
-    def forward(self, context: Tensor | None = None) -> Transform:
+    def forward(self, context: Tensor | Padded | None = None) -> Transform:
         return transform_of(self.transform, context).inv
 
-    def condition(self, context: Tensor | None = None) -> Transform:
+    def condition(self, context: Tensor | Padded | None = None) -> Transform:
         """The same as calling the module, under Pyro's name."""
         return self(context)
 
 
-def transform_of(module: nn.Module, context: Tensor | None) -> Transform:
+def transform_of(module: nn.Module, context: Tensor | Padded | None) -> Transform:
     """What a module contributes to a chain: itself as it is now if it is a transform, else what its call returns."""
     if isinstance(module, Transform):
         bound, _ = bind(module)

@@ -1,11 +1,12 @@
 """Exact autoregressive models and normalising flows as ordinary Pyro distributions."""
 
-from . import conditioners, decoding, distributions, flows, heads, numerics, semirings, transforms
+from . import conditioners, decoding, diagnostics, distributions, flows, guides, heads, numerics, semirings, transforms
 from .base import Conditioner, Constant, DistributionModule, Head, Padded, Source, Steps
 from .distributions import HiddenMarkov, LinearChainCRF
 from .flows import Flow
 from .models import CRF, Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics import ConvergenceError
+from .svi import GuideResult, fit_guide
 from .training import FitResult, fit
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "DistributionModule",
     "FitResult",
     "Flow",
+    "GuideResult",
     "Head",
     "HiddenMarkov",
     "LinearChainCRF",
@@ -31,9 +33,12 @@ __all__ = [
     "__version__",
     "conditioners",
     "decoding",
+    "diagnostics",
     "distributions",
     "fit",
+    "fit_guide",
     "flows",
+    "guides",
     "heads",
     "numerics",
     "semirings",

@@ -1,0 +1,23 @@
+"""Numbers that say whether to believe a fit, and the bridge to ArviZ (0.x and 1.x), which is imported when first needed.
+
+Of a posterior: :func:`psis` weighs a guide's draws, :func:`inference_data` hands them to ArviZ, :func:`sbc_ranks` checks
+them on simulated data. Of a density: :func:`held_out` and :func:`compare` score rows kept aside, :func:`pit` calibrates.
+"""
+
+from .calibration import pit, plot_uniformity, sbc_ranks
+from .data import inference_data
+from .importance import Importance, psis
+from .scores import Comparison, HeldOut, compare, held_out
+
+__all__ = [
+    "Comparison",
+    "HeldOut",
+    "Importance",
+    "compare",
+    "held_out",
+    "inference_data",
+    "pit",
+    "plot_uniformity",
+    "psis",
+    "sbc_ranks",
+]

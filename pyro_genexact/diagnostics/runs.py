@@ -1,0 +1,300 @@
+"""Draws of a guide with the model run on them: in one vectorised pass where the programs allow it, else one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+Site = dict[str, Any]
+CHECKED = 1e-3  # how far, relative to 1 + |log p|, a draw's log-probability may differ between the two ways
+
+
+@dataclass
+class Runs:
+    """S draws: S leads every tensor but those of ``observed``.
+
+    Attributes:
+        draws: the model's latents by name, (S, *plates, *event).
+        deterministic: the same of ``pyro.deterministic`` sites.
+        log_p, log_q: joint log-probability of model and guide, (S,).
+        log_likelihood: of each observed value, (S, *plates).
+        predictive: new values of the observed sites.
+        observed: the observed values.
+        points: latents of which the guide has one value, no density.
+        dims: names of the dims of each site between S and those of the event; None for one of size 1 without a plate.
+    """
+
+    draws: dict[str, Tensor]
+    deterministic: dict[str, Tensor]
+    log_p: Tensor
+    log_q: Tensor
+    log_likelihood: dict[str, Tensor]
+    predictive: dict[str, Tensor]
+    observed: dict[str, Tensor] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
+    dims: dict[str, list[str | None]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def run(
+    model: Callable[..., Any],
+    posterior: Callable[..., Any] | Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    predict: bool = False,
+) -> Runs:
+    """The model on S draws of the guide, or on given draws (S, ...).
+
+    The vectorised pass puts both into a plate outside of all others, and counts only if its first and last draw have the
+    log-probabilities that the programs give them one at a time.
+    """
+    pair = _Pair(model, posterior, args, kwargs, predict)
+    try:
+        runs = pair.vectorised(num_samples)
+    except (
+        Exception
+    ):  # whatever a program does that was not written for a plate around it; what is wrong anyway recurs below
+        runs = None
+    return pair.described(_joined([pair.one(i) for i in range(num_samples)]) if runs is None else runs)
+
+
+class _Pair:
+    """A model and its posterior, with one run of both that tells the shapes."""
+
+    def __init__(self, model: Any, posterior: Any, args: Any, kwargs: Any, predict: bool) -> None:
+        self.model, self.posterior, self.args, self.kwargs, self.predict = model, posterior, args, kwargs, predict
+        self.guide = self._proposal(0)
+        self.trace = self._replay(self.guide)
+        self.latents = list(latents(self.trace))
+        self.enumerated = [] if predict else [name for name in self.latents if self._is_summed_out(name)]
+        self.latents = [name for name in self.latents if name not in self.enumerated]
+        _check(self.guide, self.trace, self.latents)
+        sites = [s for t in (self.trace, self.guide) for _, s in _samples(t)]
+        depths = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
+        self.depth = max([0, *depths, *(len(s["fn"].batch_shape) for s in sites if s["fn"] is not None)])
+
+    def one(self, i: int) -> Runs:
+        guide = self._proposal(i)
+        runs = self._read(guide, self._replay(guide), 1)
+        return replace(runs, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else runs
+
+    def vectorised(self, size: int) -> Runs | None:
+        if self.enumerated:  # their sum runs over all plates, that of the draws too
+            return None
+        wrap = self._vectorise(size)
+        guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(wrap(self.posterior))
+        runs = self._read(guide, self._replay(guide, wrap), size, wrap)
+        for i in {0, size - 1}:
+            row = self._row(guide, i, size)
+            replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, model=self.posterior)
+            model = self._replay(replayed)
+            alone = torch.stack([_total(model, 1)[0], _total(replayed, 1)[0]])
+            if not _close(alone, torch.stack([runs.log_p[i], runs.log_q[i]])):
+                return None
+            for name, value in runs.deterministic.items():
+                if not _close(model.nodes[name]["value"].double(), value[i].double()):
+                    return None
+        return runs
+
+    def described(self, runs: Runs) -> Runs:
+        runs.observed = {name: site["value"] for name, site in observations(self.trace)}
+        fixed = [name for name, x in runs.draws.items() if (x == x[:1]).all()]
+        runs.points = [n for n in fixed if self.guide.nodes[n]["fn"] is not None and _is_delta(self.guide.nodes[n])]
+        runs.dims = {name: _dims(name, site) for name, site in _samples(self.trace)}
+        return runs
+
+    def _vectorise(self, size: int) -> Callable[[Any], Any]:
+        def wrap(program: Any) -> Any:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                with pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1):
+                    return program(*args, **kwargs)
+
+            return wrapped
+
+        return wrap
+
+    def _traced(self, program: Any) -> Any:
+        return poutine.trace(program).get_trace(*self.args, **self.kwargs)
+
+    def _replay(self, guide: Any, wrap: Any = lambda program: program, model: Any = None) -> Any:
+        return self._traced(poutine.replay(wrap(self.model if model is None else model), trace=guide))
+
+    def _proposal(self, i: int) -> Any:
+        if not isinstance(self.posterior, Mapping):
+            return self._traced(self.posterior)
+        return _given({name: value[i] for name, value in self.posterior.items()})
+
+    def _all(self, size: int) -> Any:
+        """All given draws, each with the dims between the outer plate and its own."""
+        values = {}
+        for name, value in self.posterior.items():
+            gap = self.depth - len(self.trace.nodes[name]["fn"].batch_shape)
+            values[name] = value.reshape(size, *[1] * gap, *value.shape[1:])
+        return _given(values)
+
+    def _row(self, guide: Any, i: int, size: int) -> Any:
+        """What draw i was drawn from noise; what the guide computes from it is computed anew, with rounding of its own."""
+        random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
+        return _given({name: _rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
+
+    def _read(self, guide: Any, model: Any, size: int, wrap: Any = lambda program: program) -> Runs:
+        if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
+            raise ValueError(
+                f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some only."
+            )
+        value = {name: _rows(site["value"], self._shape(name), size) for name, site in _samples(model)}
+        likelihood = {}
+        for name, site in observations(model):
+            log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+            likelihood[name] = _rows(log_p, self.trace.nodes[name]["fn"].batch_shape, size)
+        predictive = {}
+        if self.predict:
+            new = self._replay(guide, lambda program: wrap(poutine.uncondition(program)))
+            predictive = {name: _rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
+        return Runs(
+            {name: value[name] for name in self.latents},
+            {name: value[name] for name, site in _samples(model) if site["infer"].get("_deterministic")},
+            _total(model, size),
+            _total(guide, size),
+            likelihood,
+            predictive,
+        )
+
+    def _is_summed_out(self, name: str) -> bool:
+        return name not in self.guide.nodes and self.trace.nodes[name]["infer"].get("enumerate") == "parallel"
+
+    def _marginal(self, guide: Any) -> Tensor:
+        """log p with the enumerated latents summed out, (1,)."""
+        replayed = poutine.replay(self.model, trace=guide)
+        trace = self._traced(poutine.enum(replayed, first_available_dim=-1 - self.depth))
+        log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
+        return log_p.reshape(1)
+
+    def _shape(self, name: str) -> torch.Size:
+        shape: torch.Size = self.trace.nodes[name]["value"].shape
+        return shape
+
+
+def latents(trace: Any) -> Iterator[str]:
+    """Names of the sites that are neither observed nor helpers."""
+    for name, site in _samples(trace):
+        if (
+            not site["is_observed"]
+            and not site["infer"].get("is_auxiliary")
+            and not site["infer"].get("_deterministic")
+        ):
+            yield name
+
+
+def observations(trace: Any) -> Iterator[tuple[str, Site]]:
+    """Observed sites: neither deterministic ones nor factors, which observe nothing."""
+    for name, site in _samples(trace):
+        if site["is_observed"] and not site["infer"].get("_deterministic") and site["value"].numel():
+            yield name, site
+
+
+def _samples(trace: Any) -> Iterator[tuple[str, Site]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            yield name, site
+
+
+def _is_delta(site: Site) -> bool:
+    fn = site["fn"]
+    while not isinstance(fn, Delta) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def _given(values: Mapping[str, Tensor]) -> Any:
+    """A trace to replay: the values alone."""
+    trace = poutine.Trace()
+    for name, value in values.items():
+        given: dict[str, Any] = {"fn": None, "infer": {}, "cond_indep_stack": (), "is_observed": False, "mask": None}
+        trace.add_node(name, name=name, type="sample", value=value, **given)
+    return trace
+
+
+def _check(guide: Any, model: Any, of_model: list[str]) -> None:
+    """ValueErrors for pairs without exact ratios log p - log q."""
+    for trace in (guide, model):
+        for _, site in _samples(trace):
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size not in (None, frame.size):
+                    raise ValueError(
+                        f"Expected plates without subsampling (log p would be an estimate); got {frame.size} of "
+                        f"{frame.full_size} in plate {frame.name!r}."
+                    )
+    if missing := [name for name in of_model if name not in guide.nodes]:
+        raise ValueError(f"Expected posterior to have all latents of the model; got none for {missing}.")
+    helper = ("is_auxiliary", "_deterministic")
+    extra = [
+        name
+        for name, site in _samples(guide)
+        if name not in of_model and not any(site["infer"].get(kind) for kind in helper)
+    ]
+    if extra:
+        raise ValueError(
+            f"Expected posterior to have latents of the model, {of_model}, and sites with infer={{'is_auxiliary': True}}; "
+            f"got {extra}."
+        )
+
+
+def _total(trace: Any, size: int) -> Tensor:
+    """Joint log-probability of each draw (S,)."""
+    if any(site["fn"] is None for _, site in _samples(trace)):
+        return torch.zeros(size)  # given draws have no density
+    trace.compute_log_prob()
+    parts = [site["log_prob"] for _, site in _samples(trace)]
+    sums = [p.reshape(size, -1).sum(1) if len(p.shape[:1]) and len(p) == size else p.sum().expand(size) for p in parts]
+    return torch.stack(sums).sum(0) if sums else torch.zeros(size)
+
+
+def _rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:
+    """(S, *shape) from a value with whatever dims stand between; the same value for all where it has no S."""
+    if value.numel() == size * shape.numel():
+        return value.reshape(size, *shape)
+    return value.expand(size, *shape)
+
+
+def _dims(name: str, site: Site) -> list[str | None]:
+    """Names of the batch dims of a site's value: plates; None for one of size 1 without a plate."""
+    shape: torch.Size = site["value"].shape
+    plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    batch = shape[: len(shape) - site["fn"].event_dim]
+    if not batch and plates and site["infer"].get("_deterministic"):  # whose dims all count as event unless told apart
+        batch = shape if all(-d <= len(shape) and shape[d] == frame.size for d, frame in plates.items()) else batch
+    names: list[str | None] = [None if size == 1 else f"{name}_dim_{i}" for i, size in enumerate(batch)]
+    for dim, frame in plates.items():
+        if -dim <= len(batch):
+            names[dim] = frame.name
+    return names
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b.to(a), rtol=CHECKED, atol=CHECKED, equal_nan=True)
+
+
+def _joined(runs: list[Runs]) -> Runs:
+    def joined(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([v[name] for v in values]) for name in values[0]}
+
+    return Runs(
+        joined([r.draws for r in runs]),
+        joined([r.deterministic for r in runs]),
+        torch.cat([r.log_p for r in runs]),
+        torch.cat([r.log_q for r in runs]),
+        joined([r.log_likelihood for r in runs]),
+        joined([r.predictive for r in runs]),
+    )

@@ -1,0 +1,145 @@
+"""Held-out log density: the number by which densities of the same data are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..base import check_sizes
+from ..training import Context, _log_prob, _rows
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Log-probabilities (nats) of N rows that the model was not fitted to; rows are taken for independent of each other.
+
+    Args:
+        log_prob: (N,), N at least 2.
+
+    Attributes:
+        mean: the expected log density of a new row, estimated.
+        standard_error: of the mean, over rows: what other rows would change; not what another fit would.
+
+    Raises:
+        ValueError: for log_prob of another shape, or NaN.
+
+    Example:
+        >>> a, b = HeldOut(torch.tensor([-1.0, -3.0, -5.0])), HeldOut(torch.tensor([-2.0, -4.0, -6.0]))
+        >>> a, a - b
+        (HeldOut(-3.0000 ± 1.1547 nats, 3 rows), HeldOut(1.0000 ± 0.0000 nats, 3 rows))
+    """
+
+    log_prob: Tensor
+
+    def __post_init__(self) -> None:
+        if self.log_prob.dim() != 1 or len(self.log_prob) < 2:
+            raise ValueError(f"Expected log_prob of shape (N,), N >= 2; got {tuple(self.log_prob.shape)}.")
+        if bad := self.log_prob.isnan().nonzero().flatten().tolist():
+            raise ValueError(f"Expected log_prob without NaN; got NaN, first in rows {bad[:10]}.")
+
+    def __repr__(self) -> str:
+        return f"HeldOut({self.mean:.4f} ± {self.standard_error:.4f} nats, {len(self.log_prob)} rows)"
+
+    def __sub__(self, other: HeldOut) -> HeldOut:
+        """Differences row by row: their mean has the error of the paired comparison, mostly far below those of the two.
+
+        Raises:
+            ValueError: for scores of another number of rows.
+        """
+        if self.log_prob.shape != other.log_prob.shape:
+            raise ValueError(f"Expected scores of the same {len(self.log_prob)} rows; got {len(other.log_prob)} rows.")
+        return HeldOut(self.log_prob.double() - other.log_prob.to(self.log_prob.device).double())
+
+    @property
+    def mean(self) -> float:
+        return self.log_prob.double().mean().item()
+
+    @property
+    def standard_error(self) -> float:
+        return self.log_prob.double().std().item() / math.sqrt(len(self.log_prob))
+
+
+@torch.no_grad()
+def held_out(
+    module: nn.Module, data: Tensor | Dataset[Any], context: Context = None, *, batch_size: int = 1024
+) -> HeldOut:
+    """Scores rows kept aside by a fitted module, in eval mode; arguments as those of :func:`~pyro_genexact.fit`.
+
+    This, not leave-one-out by importance sampling, judges a single maximum-likelihood fit: its parameters have no posterior
+    draws to reweigh.
+
+    Args:
+        module: called as ``module()``, ``module(context)`` or, with a dict, ``module(**context)``.
+        data: (N, *event_shape), or a map-style Dataset of rows or (row, context) pairs.
+        context: (N, ...) or a dict of such tensors.
+        batch_size: rows scored at once.
+
+    Raises:
+        ValueError, TypeError: as :func:`~pyro_genexact.fit`; fewer than two rows.
+
+    Example:
+        >>> import pyro_genexact as gx
+        >>> from pyro.distributions import Normal
+        >>> held_out(gx.Constant(Normal(0.0, 1.0)), torch.tensor([-1.0, 0.0, 1.0]))
+        HeldOut(-1.2523 ± 0.1667 nats, 3 rows)
+    """
+    check_sizes(1, batch_size=batch_size)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"Expected module to be a torch.nn.Module; got {type(module).__name__}.")
+    like = next(iter((*module.parameters(), *module.buffers())), None)
+    device = like.device if like is not None else data.device if isinstance(data, Tensor) else torch.device("cpu")
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        batches = _rows(data, context, "data").batches(batch_size, device)
+        return HeldOut(torch.cat([_log_prob(module, batch, "held-out rows") for batch in batches]))
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model among others, scored on the same rows (nats a row).
+
+    Attributes:
+        name: of the model.
+        score: its scores.
+        difference: how far it is below the best, row by row; zeros for the best itself.
+    """
+
+    name: str
+    score: HeldOut
+    difference: HeldOut
+
+    def __str__(self) -> str:
+        mean, error = self.difference.mean, self.difference.standard_error
+        return f"{self.name}: {self.score.mean:.4f} ± {self.score.standard_error:.4f}, to the best {mean:.4f} ± {error:.4f}"
+
+
+def compare(scores: Mapping[str, HeldOut | Tensor]) -> list[Comparison]:
+    """Models from the best to the worst by mean held-out log density, each with its paired difference to the best.
+
+    Args:
+        scores: by name, of the same rows in the same order; tensors are log-probabilities (N,).
+
+    Raises:
+        ValueError: for no scores, or scores of different numbers of rows.
+
+    Example:
+        >>> for row in compare({"a": torch.tensor([-2.0, -4.0]), "b": torch.tensor([-1.0, -3.5])}):
+        ...     print(row)
+        b: -2.2500 ± 1.2500, to the best 0.0000 ± 0.0000
+        a: -3.0000 ± 1.0000, to the best -0.7500 ± 0.2500
+    """
+    if not scores:
+        raise ValueError("Expected scores of at least one model; got none.")
+    known = {name: s if isinstance(s, HeldOut) else HeldOut(s) for name, s in scores.items()}
+    names = sorted(known, key=lambda name: -known[name].mean)
+    return [Comparison(name, known[name], known[name] - known[names[0]]) for name in names]

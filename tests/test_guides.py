@@ -1,0 +1,418 @@
+"""``AutoFlow``: posteriors known in closed form, every kind of support, and the conventions of Pyro's automatic guides."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
+from pyro.infer.reparam import NeuTraReparam
+from torch import nn
+from torch.distributions import biject_to, constraints
+
+import pyro_genexact as gx
+from pyro_genexact.guides import AutoFlow
+
+DOUBLE = {"dtype": torch.float64}
+TRIL = torch.tensor([[1.0, 0, 0], [0.5, 0.8, 0], [-0.5, 0.3, 0.6]], **DOUBLE)
+MEAN = torch.tensor([1.0, -2, 3], **DOUBLE)
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+def gaussian():
+    pyro.sample("z", dist.MultivariateNormal(MEAN, scale_tril=TRIL))
+
+
+def plated():
+    scale = pyro.sample("scale", dist.Gamma(torch.tensor(2.0, **DOUBLE), 1.0))
+    with pyro.plate("rows", 3):
+        pyro.sample("z", dist.Normal(torch.zeros((), **DOUBLE), scale))
+
+
+def numbers(*shape):
+    return torch.zeros(shape, **DOUBLE)
+
+
+def constrained():
+    pyro.sample("positive", dist.Gamma(numbers() + 2.0, 1.0))
+    pyro.sample("interval", dist.Uniform(numbers() - 1.0, 3.0))
+    pyro.sample("simplex", dist.Dirichlet(numbers(3) + 1))
+    pyro.sample("chol", dist.LKJCholesky(3, numbers() + 1.0))
+    normal = dist.Normal(numbers(3), 1.0).to_event(1)
+    pyro.sample("ordered", dist.TransformedDistribution(normal, [dist.transforms.OrderedTransform()]))
+    with pyro.plate("outer", 2, dim=-2), pyro.plate("inner", 4, dim=-1):
+        pyro.sample("plated", dist.HalfNormal(numbers(2) + 1.0).to_event(1))
+    with pyro.plate("data", 10, subsample_size=5) as index:
+        pyro.sample("y", dist.Normal(numbers(), 1.0), obs=torch.arange(10.0, **DOUBLE)[index])
+
+
+def test_an_exact_gaussian_at_the_posterior_has_no_error():
+    """loc and L of the posterior under a flow that is the identity: log q = log p of every draw."""
+    guide = AutoFlow(gaussian, lambda D: gx.Flow([gx.transforms.Reverse()], dist.Normal(numbers(D), 1.0).to_event(1)))
+    guide()
+    last = guide.flow.transforms[-1]
+    with torch.no_grad():
+        last.loc.copy_(MEAN)
+        last.log_scale.copy_(TRIL.diagonal().log())
+        last.lower.copy_(TRIL / TRIL.diagonal()[:, None])
+    for _ in range(3):
+        assert Trace_ELBO().loss(gaussian, guide) == pytest.approx(0.0, abs=1e-10)
+    posterior, truth = guide.get_posterior(), dist.MultivariateNormal(MEAN, scale_tril=TRIL)
+    z = posterior.sample((5,))
+    torch.testing.assert_close(posterior.log_prob(z + 1), truth.log_prob(z + 1))
+
+
+def test_an_exact_gaussian_is_recovered():
+    guide = AutoFlow(gaussian, hidden=(8,), transforms=1, warm_start=200)
+    guide()
+    result = gx.fit_guide(gaussian, guide, steps=120, progress=False)
+    assert -0.15 < result.final < 0.02  # log p(y) = 0
+    with torch.no_grad():
+        z = guide.get_posterior().sample((20_000,))
+    torch.testing.assert_close(z.mean(0), MEAN, atol=0.2, rtol=0)
+    torch.testing.assert_close(torch.cov(z.T), TRIL @ TRIL.T, atol=0.25, rtol=0)
+
+
+def test_a_funnel_is_fitted_better_than_by_a_gaussian():
+    def funnel():
+        v = pyro.sample("v", dist.Normal(0.0, 3.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
+
+    flow = gx.fit_guide(funnel, AutoFlow(funnel, transforms=2, hidden=(16,)), steps=200, progress=False)
+    normal = gx.fit_guide(funnel, AutoMultivariateNormal(funnel), steps=200, progress=False)
+    assert normal.final + 0.5 < flow.final < 0.1  # log p(y) = 0
+
+
+def test_start_is_that_of_pyros_gaussian():
+    values = {"scale": torch.tensor(1.7, **DOUBLE), "z": torch.arange(3.0, **DOUBLE)}
+    guide = AutoFlow(plated, init_loc_fn=init_to_value(values=values), init_scale=0.2)
+    guide()
+    z = guide.get_posterior().sample((4000,)).detach()
+    expected = torch.cat([values["scale"].log()[None], values["z"]])
+    torch.testing.assert_close(z.mean(0), expected, atol=0.06, rtol=0)
+    assert (z.std(0) / 0.2 - 1).abs().max() < 0.2
+
+
+def test_laplace_of_a_gaussian_is_that_gaussian():
+    guide = AutoFlow(gaussian, hidden=(8,), warm_start="laplace")
+    guide()
+    affine = guide.flow.transforms[-1]
+    torch.testing.assert_close(affine.loc, MEAN, check_dtype=False)
+    tril = affine.log_scale.exp()[:, None] * (affine.lower.tril(-1) + torch.eye(3, **DOUBLE))
+    torch.testing.assert_close(tril, TRIL, check_dtype=False)
+
+
+def test_laplace_of_a_positive_latent_is_that_of_its_logarithm():
+    """Of u = log x, x ~ Gamma(4, 2): the mode is log 2 and the curvature there 4."""
+
+    def model():
+        pyro.sample("x", dist.Gamma(numbers() + 4.0, 2.0))
+
+    guide = AutoFlow(model, hidden=(8,))
+    guide.fit_laplace()
+    affine = guide.flow.transforms[-1]
+    assert affine.loc.item() == pytest.approx(math.log(2), abs=1e-4)
+    assert affine.log_scale.exp().item() == pytest.approx(0.5, abs=1e-4)
+
+
+def test_laplace_at_a_spike_leaves_the_start():
+    """A thousandth of the mass in a spike: its ELBO is log 0.001, that of the start about log 0.1."""
+
+    def model():
+        spiked = dist.Categorical(torch.tensor([0.999, 0.001], **DOUBLE))
+        parts = dist.Normal(torch.tensor([0.0, 0.05], **DOUBLE), torch.tensor([1.0, 1e-4], **DOUBLE))
+        z = pyro.sample("z", dist.ImproperUniform(constraints.real, (), ()))
+        pyro.factor("density", dist.MixtureSameFamily(spiked, parts).log_prob(z))
+
+    start = numbers() + 0.05
+    guide = AutoFlow(model, hidden=(8,), warm_start="laplace", init_loc_fn=init_to_value(values={"z": start}))
+    guide()
+    affine = guide.flow.transforms[-1]
+    assert affine.loc.item() == 0.05 and affine.log_scale.exp().item() == pytest.approx(0.1)
+
+
+def test_flat_priors_start_at_zero():
+    def model():
+        pyro.sample("z", dist.ImproperUniform(constraints.positive, (), (2,)))
+
+    guide = AutoFlow(model, hidden=(8,))
+    assert guide()["z"].shape == (2,) and torch.equal(guide.flow.transforms[-1].loc, torch.zeros(2))
+
+
+@pytest.mark.parametrize("recipe", [gx.flows.iaf, gx.flows.realnvp, gx.flows.bnaf])
+def test_the_density_is_that_of_the_unconstrained_latents(recipe):
+    """log q of each site's Delta and of the flow add up to the density by change of variables."""
+    guide = AutoFlow(constrained, recipe)
+    trace = poutine.trace(guide).get_trace()
+    assert guide.latent_dim == 1 + 1 + 2 + 3 + 3 + 16
+    latent = trace.nodes["_AutoFlow_latent"]["value"]
+    total = guide.get_posterior().log_prob(latent)
+    for name, site in guide.prototype_trace.iter_stochastic_nodes():
+        support, value = site["fn"].support, trace.nodes[name]["value"]
+        assert value.shape == site["value"].shape and support.check(value).all()
+        onto = biject_to(support)
+        total = total - onto.log_abs_det_jacobian(onto.inv(value), value).sum()
+    torch.testing.assert_close(trace.log_prob_sum(), total)
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, RenyiELBO])
+@pytest.mark.parametrize("together", [False, True])
+def test_losses(elbo, together):
+    guide = AutoFlow(constrained, hidden=(8,))
+    objective = elbo(num_particles=2, vectorize_particles=together, max_plate_nesting=2)
+    assert math.isfinite(objective.loss_and_grads(constrained, guide))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in guide.parameters())
+
+
+def test_particles_at_once_are_particles_one_by_one():
+    guide = AutoFlow(plated, hidden=(8,))
+    guide()
+    with torch.no_grad():
+        one, many = (
+            Trace_ELBO(num_particles=200, vectorize_particles=together, max_plate_nesting=1).loss(plated, guide)
+            for together in (False, True)
+        )
+    assert one == pytest.approx(many, abs=1.5)
+
+
+def test_one_latent_and_latents_without_numbers():
+    def model():
+        pyro.sample("nothing", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        pyro.sample("z", dist.Normal(2.0, 3.0))
+
+    guide = AutoFlow(model, hidden=(8,))
+    assert guide()["nothing"].shape == (0,) and guide.latent_dim == 1
+    assert gx.fit_guide(model, guide, steps=120, lr=0.1, num_particles=2, progress=False).final == pytest.approx(
+        0.0, abs=0.1
+    )
+
+
+def test_quantiles_and_median():
+    guide = AutoFlow(
+        constrained, lambda D: gx.Flow([gx.transforms.Reverse()], dist.Normal(numbers(D), 1.0).to_event(1))
+    )
+    guide()
+    last, q = guide.flow.transforms[-1], torch.tensor([0.1, 0.5, 0.9], **DOUBLE)
+    found, middle = guide.quantiles(q, num_samples=40_000), guide.median(num_samples=5000)
+    normal = last.loc[:, None] + last.log_scale.exp()[:, None] * dist.Normal(numbers(), 1.0).icdf(q)
+    torch.testing.assert_close(found["positive"], normal[0].exp().detach(), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found["interval"], (normal[1].sigmoid() * 4 - 1).detach(), rtol=0.01, atol=0.01)
+    simplex = biject_to(constraints.simplex)(normal[2:4].mT)
+    torch.testing.assert_close(found["simplex"], simplex.detach(), rtol=0.01, atol=0.01)
+    for name, site in guide.prototype_trace.iter_stochastic_nodes():
+        assert found[name].shape == (3, *site["value"].shape) and middle[name].shape == site["value"].shape
+        assert site["fn"].support.check(found[name]).all()
+
+
+def test_quantiles_of_a_decreasing_map_are_in_order():
+    def model():
+        pyro.sample(
+            "z", dist.TransformedDistribution(dist.Exponential(1.0), dist.transforms.AffineTransform(0.0, -1.0))
+        )
+
+    guide = AutoFlow(model, hidden=(8,))
+    guide()
+    low, high = guide.quantiles([0.05, 0.95])["z"]
+    assert low < high < 0
+
+
+def test_copies_and_state():
+    guide = AutoFlow(plated, hidden=(8,))
+    guide()
+    copies = [copy.deepcopy(guide), pickle.loads(pickle.dumps(guide)), AutoFlow(plated, hidden=(8,))]
+    copies[2]()
+    copies[2].load_state_dict(guide.state_dict())
+    z = guide.get_posterior().sample()
+    for other in copies:
+        torch.testing.assert_close(other.get_posterior().log_prob(z), guide.get_posterior().log_prob(z))
+        assert other()["z"].shape == (3,)
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in guide.parameters()}
+    assert guide.model is not None and copies[0].model is guide.model
+
+
+def test_neutra():
+    """The transported model has the density of the unconstrained latents times the Jacobian."""
+    guide = AutoFlow(plated, hidden=(8,))
+    guide()
+    neutra = NeuTraReparam(guide)
+    moved = poutine.reparam(plated, config=lambda _: neutra)
+    trace = poutine.trace(moved).get_trace()
+    noise = trace.nodes["scale_shared_latent"]["value"]
+    z = guide.get_transform()(noise)
+    values = {"scale": z[0].exp(), "z": z[1:]}
+    truth = poutine.trace(poutine.condition(plated, values)).get_trace().log_prob_sum() + z[0]
+    ladj = torch.autograd.functional.jacobian(guide.get_transform(), noise).slogdet()[1]
+    torch.testing.assert_close(trace.log_prob_sum(), truth + ladj)
+    mcmc = MCMC(NUTS(moved, max_tree_depth=2), num_samples=3, warmup_steps=3, disable_progbar=True)
+    mcmc.run()
+    draws = mcmc.get_samples()["scale_shared_latent"]
+    assert neutra.transform_sample(draws[:, None])["z"].shape == (3, 3)  # draws left of the plate
+
+
+def test_predictive():
+    guide = AutoFlow(constrained, hidden=(8,))
+    guide()
+    draws = Predictive(constrained, guide=guide, num_samples=6, parallel=True)()
+    assert draws["plated"].shape == (6, 2, 4, 2) and (draws["plated"] > 0).all()
+
+
+def test_enumerated_latents_are_left_to_the_model():
+    @config_enumerate
+    def model(y):
+        with pyro.plate("components", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2))
+            pyro.sample("y", dist.Normal(loc[k], 1.0), obs=y)
+
+    y = torch.tensor([-4.0, -3.0, 3.0, 4.0])
+    guide = AutoFlow(
+        model,
+        hidden=(8,),
+        transforms=1,
+        init_scale=0.7,
+        init_loc_fn=init_to_value(values={"loc": torch.tensor([-3.0, 3.0])}),
+    )
+    assert set(guide(y)) == {"loc"}
+    result = gx.fit_guide(model, guide, y, steps=30, num_particles=1, progress=False)
+    grid = torch.linspace(-9, 9, 181)
+    a, b = torch.meshgrid(grid, grid, indexing="ij")
+    log_y = torch.logsumexp(torch.stack([dist.Normal(m[..., None], 1.0).log_prob(y) for m in (a, b)]), 0) - math.log(2)
+    prior = dist.Normal(0.0, 3.0).log_prob(a) + dist.Normal(0.0, 3.0).log_prob(b)
+    evidence = (log_y.sum(-1) + prior).logsumexp((0, 1)).item() + 2 * math.log(0.1)
+    assert evidence - 2 < result.final < evidence - 0.5  # one of two modes: log 2 below at best
+
+
+# amortised
+
+
+def rows_model(y, total=None):
+    with pyro.plate("data", total or len(y), subsample_size=len(y)):
+        z = pyro.sample("z", dist.Normal(numbers(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("total", [None, 100])
+@pytest.mark.parametrize("together", [False, True])
+def test_amortised_rows_have_their_own_latents_and_scale(total, together):
+    """The ELBO by hand of a linear Gaussian guide without noise of its own: each row's q is N(context, 0.01)."""
+    y = torch.randn(6, 2, **DOUBLE)
+    guide = AutoFlow(rows_model, gx.flows.iaf, context=2, hidden=(8,))
+    call = lambda y, total=None: guide(y, total, context=2 * y)  # noqa: E731
+    assert call(y, total)["z"].shape == (6, 2)
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=together, max_plate_nesting=1)
+    seen = []
+    loss = elbo.loss(rows_model, lambda *a: seen.append(call(*a)) or seen[-1], y, total)
+    z = torch.cat([s["z"].reshape(-1, 6, 2) for s in seen])
+    assert z.shape == (3, 6, 2)
+    log_q = guide.get_posterior(context=2 * y).log_prob(z)
+    log_p = (dist.Normal(numbers(2), 1.0).log_prob(z) + dist.Normal(z, 0.5).log_prob(y)).sum(-1)
+    weight = 1.0 if total is None else total / 6
+    assert loss == pytest.approx(weight * (log_q - log_p).sum(-1).mean().item(), rel=1e-6)
+    assert call(y[:4], total)["z"].shape == (4, 2)  # batches of another size
+    assert guide.quantiles([0.5, 0.9], context=2 * y)["z"].shape == (2, 6, 2)
+
+
+def test_amortised_guide_learns_the_posterior():
+    y = torch.randn(32, 2, **DOUBLE)
+    encoder = nn.Linear(2, 3, **DOUBLE)
+    guide = AutoFlow(rows_model, context=3, transforms=1, hidden=())
+
+    def call(y):
+        pyro.module("encoder", encoder)
+        return guide(y, context=encoder(y))
+
+    result = gx.fit_guide(rows_model, call, y, steps=250, lr=0.05, num_particles=1, progress=False)
+    evidence = dist.Normal(0.0, 1.25**0.5).log_prob(y).sum().item()
+    assert evidence - 1 < result.final < evidence + 0.1
+    with torch.no_grad():
+        z = guide.get_posterior(context=encoder(y)).sample((2000,))
+    torch.testing.assert_close(z.mean(0), 0.8 * y, atol=0.2, rtol=0)
+    assert (z.std(0) / 0.2**0.5 - 1).abs().max() < 0.25
+
+
+def test_one_context_for_all_latents():
+    guide = AutoFlow(plated, context=2, hidden=(8,))
+    assert guide(context=numbers(2))["z"].shape == (3,)
+
+
+# errors
+
+
+def subsampled():
+    with pyro.plate("batches", 5, subsample_size=2):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def unbounded():
+    with pyro.plate("endless"):
+        pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+
+
+def discrete():
+    pyro.sample("k", dist.Categorical(torch.ones(3)))
+
+
+@pytest.mark.parametrize(
+    "model, options, call, text",
+    [
+        (lambda: None, {}, {}, "Expected model to have continuous latents"),
+        (config_enumerate(discrete), {}, {}, "Expected model to have continuous latents"),
+        (discrete, {}, {}, "discrete sample site 'k'"),
+        (subsampled, {}, {}, "got 'z' in plate 'batches', of which 2 of 5 are taken"),
+        (unbounded, {}, {}, "got 'z' in plate 'endless'"),
+        (plated, {"recipe": lambda D: gx.flows.iaf(D + 1)}, {}, r"over 4 real numbers .* got event_shape \(5,\)"),
+        (plated, {"support": constraints.positive}, {}, "over 4 real numbers"),
+        (
+            plated,
+            {"recipe": lambda D, context: gx.flows.iaf(D), "context": 2},
+            {"context": numbers(2)},
+            "with context=2",
+        ),
+        (plated, {"context": 2}, {}, "built with context=2"),
+        (plated, {"context": 2}, {"context": numbers(3)}, r"context.shape\[-1\] == 2"),
+        (plated, {"context": 2}, {"context": numbers(4, 2)}, r"Expected context.shape\[:-1\] .*\('rows', 3\)"),
+        (plated, {"context": 2}, {"context": numbers(3, 2)}, "all latents in plate 'rows' .* got 'scale' outside"),
+        (plated, {}, {"context": numbers(2)}, "Expected no context"),
+    ],
+)
+def test_errors(model, options, call, text):
+    guide = AutoFlow(model, **options)
+    for _ in range(2):  # a failed call leaves nothing behind
+        with pytest.raises(ValueError, match=text):
+            guide(**call)
+
+
+def test_errors_of_arguments():
+    with pytest.raises(ValueError, match="Expected init_scale > 0; got 0"):
+        AutoFlow(plated, init_scale=0)
+    with pytest.raises(ValueError, match="Expected no Laplace warm start of a guide with a context; got context=2"):
+        AutoFlow(plated, context=2, warm_start="laplace")
+    with pytest.raises(ValueError, match="warm_start"):
+        AutoFlow(plated, warm_start=0)
+    with pytest.raises(TypeError, match="Expected recipe to return a Flow; got Linear"):
+        AutoFlow(plated, lambda D: nn.Linear(D, D))()
+    with pytest.raises(RuntimeError, match="called once before"):
+        AutoFlow(plated).median()

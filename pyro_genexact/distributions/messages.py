@@ -141,7 +141,8 @@ class Scaled:
         return at_sites(self.nodes(), self.last, values) + (into * self.backward[:, 1:]).sum((-2, -1))
 
     def sample(self, count: int) -> Tensor:
-        if count < 2 * self.forward.shape[-1]:  # as measured
+        few = count < 2 * self.forward.shape[-1]  # as measured
+        if few or self.forward.dtype != torch.float64:  # in which tables count their rows
             return trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
         return draw_by_tables(self.forward, self.weights, count)
 

@@ -54,7 +54,7 @@ def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, dr
     strings, arrays = _strings(d)
     truth = _by_chain_rule(d, d.head, strings)
     if arrays is not None:
-        _enumeration(d, truth, arrays, tol)
+        _enumeration(d, truth, tol)
     _illegal(d, truth, arrays)
     _values(d, truth, tol)
     _padding(d, truth, tol)
@@ -142,7 +142,7 @@ def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
     return ByChainRule(strings, ends, present, sites.reshape(ends.shape))
 
 
-def _enumeration(d: Any, truth: ByChainRule, illegal: Tensor, tol: float) -> None:
+def _enumeration(d: Any, truth: ByChainRule, tol: float) -> None:
     """The mass is on the strings, all of them and each once."""
     log_prob = truth.sites.sum(-1)
     _close(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,15 +14,15 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from torch import Tensor, nn
-from torch.distributions import Transform, biject_to, constraints
+from torch import Tensor
+from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
 from .base import check_context, check_sizes
 from .flows import Flow, iaf
 from .flows.base import over_reals
+from .gaussian import Gaussian, laplace
 from .svi import default_loss, fit_guide
-from .transforms.base import PlainTransform
 
 __all__ = ["AutoFlow"]
 
@@ -33,9 +32,9 @@ class AutoFlow(AutoContinuous):
 
     Latents of every support are mapped to the reals by ``biject_to`` and concatenated to one vector of D numbers, as in Pyro's
     other automatic guides, whose methods it has (``get_posterior``, ``get_base_dist``, ``get_transform`` for
-    ``NeuTraReparam``, ...). It starts as a Gaussian at the values of ``init_loc_fn`` with standard deviations
-    ``init_scale``, as ``AutoMultivariateNormal`` does, up to the small start of the recipe's networks; loc and the lower
-    triangular L are learned beside the flow, so that every Gaussian is within reach. Discrete latents that the model marks
+    ``NeuTraReparam``, ...). loc and the lower triangular L are learned beside the flow, so that every Gaussian is within reach;
+    it starts as one, up to the small start of the recipe's networks: at the values of ``init_loc_fn`` with standard deviations
+    ``init_scale``, as ``AutoMultivariateNormal`` does, and then, where that has a higher ELBO, as Laplace's approximation. Discrete latents that the model marks
     for parallel enumeration (``config_enumerate``) are left to it. Parameters are made in the first call, which runs the model once;
     call the guide before ``load_state_dict``.
 
@@ -51,8 +50,8 @@ class AutoFlow(AutoContinuous):
             prior has none (``ImproperUniform``), at unconstrained 0.
         init_scale: standard deviation of each unconstrained latent at the start.
         context: C, features of the context; 0 for none.
-        warm_start: what the first call does first: "laplace" for :meth:`fit_laplace`, the choice where scales of latents are far
-            from 1, or the steps of :meth:`fit_gaussian`; nothing by default.
+        warm_start: what the first call does first: "laplace", :meth:`fit_laplace`, or the steps of :meth:`fit_gaussian`, 0 for
+            nothing. By default "laplace" without a context, 0 with one.
         options: of the recipe.
 
     Raises:
@@ -92,8 +91,10 @@ class AutoFlow(AutoContinuous):
         check_sizes(0, context=context)
         if warm_start == "laplace" and context:
             raise ValueError(f"Expected no Laplace warm start of a guide with a context; got context={context}.")
-        if warm_start is not None and warm_start != "laplace":
-            check_sizes(1, warm_start=warm_start)  # type: ignore[arg-type]
+        if warm_start is None:
+            warm_start = 0 if context else "laplace"
+        if warm_start != "laplace":
+            check_sizes(0, warm_start=warm_start)  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=partial(_init, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the start
         self._point: Tensor | None = None  # where the posterior is looked at by Laplace's approximation
@@ -117,7 +118,7 @@ class AutoFlow(AutoContinuous):
             raise
         if self._warm_start == "laplace":
             self.fit_laplace(*args, **kwargs)
-        elif isinstance(self._warm_start, int):
+        elif self._warm_start:
             self.fit_gaussian(self._warm_start, *args, **({} if context is None else {"context": context}), **kwargs)
 
     def _build(self, rows: torch.Size) -> None:
@@ -167,7 +168,7 @@ class AutoFlow(AutoContinuous):
     def fit_gaussian(self, steps: int = 500, /, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
         """Fits loc and L alone, by :func:`~pyro_genexact.fit_guide` with the model's arguments; returns its result."""
         if self.prototype_trace is None:
-            self._warm_start = None
+            self._warm_start = 0
             self._setup_prototype(*args, context=context, **kwargs)
         guide = self if context is None else partial(self, context=context)
         parameters = list(self.flow.transforms[-1].parameters())
@@ -176,17 +177,20 @@ class AutoFlow(AutoContinuous):
                 self._bare_model[0], guide, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
             )
 
-    def fit_laplace(self, *args: Any, **kwargs: Any) -> None:
+    def fit_laplace(self, *args: Any, **kwargs: Any) -> bool:
         """Moves loc to the mode of the unconstrained posterior, by L-BFGS, and L to its curvature there.
 
-        Unless that has a lower ELBO than before, as where there is no mode. For guides without context.
+        Unless that has a lower ELBO than before, or none, as where there is no mode. For guides without context.
+
+        Returns:
+            Whether it moved.
         """
         if self.context:
             raise ValueError(
                 f"Expected a guide without context, for Laplace's approximation; got context={self.context}."
             )
         if self.prototype_trace is None:
-            self._warm_start = None
+            self._warm_start = 0
             self._setup_prototype(*args, **kwargs)
         model: Any = self._bare_model[0]
         affine: Any = self.flow.transforms[-1]
@@ -195,7 +199,7 @@ class AutoFlow(AutoContinuous):
 
             def energy(z: Tensor) -> Tensor:
                 torch.default_generator.manual_seed(0)  # the same subsample each time
-                self._point = z
+                self._point = z if z.requires_grad else z.detach().requires_grad_()  # TraceEnum_ELBO wants it
                 try:
                     return loss.differentiable_loss(model, self, *args, **kwargs)
                 finally:
@@ -206,10 +210,14 @@ class AutoFlow(AutoContinuous):
                     return -sum(loss.loss(model, self, *args, **kwargs) for _ in range(32))
 
             before, old = elbo(), copy.deepcopy(affine.state_dict())
-            mode = _minimum(energy, affine.loc.detach())
-            affine.put(mode, _inverse_root(torch.autograd.functional.hessian(energy, mode)))
-            if not elbo() > before:
+            try:
+                affine.put(*laplace(energy, affine().loc.detach()))
+                better = elbo() > before
+            except (ValueError, RuntimeError):  # the model has no value on the way, or no second derivative
+                better = False
+            if not better:
                 affine.load_state_dict(old)
+            return better
 
     @torch.no_grad()
     def median(  # type: ignore[override]
@@ -332,88 +340,6 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model, new._bare_model = self._model, self._bare_model
         return new
-
-
-class Gaussian(nn.Module):
-    """The affine map x -> loc + L x, L lower triangular with the diagonal exp(log_scale), as a module: its call returns it.
-
-    Args:
-        loc: (D,), where it starts.
-        scale: the diagonal of L at the start, elsewhere 0.
-    """
-
-    context = 0
-
-    def __init__(self, loc: Tensor, scale: float) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(loc.detach().clone())
-        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
-        self.lower = nn.Parameter(loc.new_zeros(len(loc), len(loc)))
-
-    @torch.no_grad()
-    def put(self, loc: Tensor, tril: Tensor) -> None:
-        """Sets loc (D,) and L (D, D)."""
-        self.loc.copy_(loc)
-        self.log_scale.copy_(tril.diagonal().log())
-        self.lower.copy_(tril / tril.diagonal().unsqueeze(-1))
-
-    def forward(self) -> Transform:
-        unit = self.lower.tril(-1) + torch.eye(len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
-        return CholeskyAffine(self.loc, self.log_scale, unit)
-
-
-class CholeskyAffine(PlainTransform):
-    """y = loc + exp(log_scale) (U x), with U lower triangular and 1 on its diagonal."""
-
-    domain = codomain = constraints.real_vector
-    sign = 1
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, unit: Tensor) -> None:
-        super().__init__()
-        self.loc, self.log_scale, self.unit = loc, log_scale, unit
-
-    def _call(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.loc, x @ self.unit.mT, self.log_scale.exp())
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        z = ((y - self.loc) / self.log_scale.exp()).unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.unit, z, upper=False, unitriangular=True).squeeze(-1)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sum of log_scale."""
-        return self.log_scale.sum().expand(y.shape[:-1])
-
-
-def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """A local minimum: L-BFGS, then Newton's steps while they help."""
-    z = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([z], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = function(z)
-        value.backward()
-        return value
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    best, z = function(z).item(), z.detach()
-    for _ in range(20):
-        gradient = torch.autograd.functional.jacobian(function, z)
-        root = _inverse_root(torch.autograd.functional.hessian(function, z))
-        new = z - root @ (root.mT @ gradient)
-        value = function(new).item()
-        if not value < best:
-            break
-        best, z = value, new
-    return z
-
-
-def _inverse_root(hessian: Tensor) -> Tensor:
-    """L with L L' the inverse of a symmetric matrix, of which negative curvature counts as positive."""
-    values, vectors = torch.linalg.eigh(hessian.double().nan_to_num())
-    values = values.abs().clamp(min=1e-10 * values.abs().max().clamp(min=1e-300))
-    r = torch.linalg.qr((vectors / values.sqrt()).mT).R
-    return (r.mT * r.diagonal().sign()).to(hessian)
 
 
 def _enumerated(site: Any) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GuideResult", "fit_guide"]
 
+WARM = 100  # first steps, over which the learning rate rises; at most a tenth of them
 WINDOW = 250  # steps over which ELBOs and weights are averaged
 PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
 DROPS = (1.0, 0.3, 0.1, 0.03)  # of the learning rate; after the last the ELBO is flat
@@ -148,6 +149,7 @@ def _loop(run: _Run, steps: int | None, ratio: float, bar: tqdm[Any], progress: 
     try:
         for step in range(total):
             factor = DROPS[drop] if steps is None else 0.5 * (1 + math.cos(math.pi * step / steps))
+            factor *= min(1.0, (step + 1) / min(WARM, total / 10))
             run.step(factor, ratio, WINDOW if steps is None else max(1, min(WINDOW, steps // 10)))
             if progress:
                 _report(bar, run.elbo, step + 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, silu
 
 from ..base import Conditioner, Site, bind, check_context
 from .encoding import (
@@ -29,6 +30,7 @@ _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
     torch.relu: torch.relu_,
     torch.tanh: torch.tanh_,
     torch.sigmoid: torch.sigmoid_,
+    silu: partial(silu, inplace=True),
 }
 PANEL = 16  # sites between two products with the whole finished prefix; 8 to 32 measure alike
 
@@ -178,8 +180,7 @@ class MADE(Conditioner):
                 "(torch.nn.utils.parametrizations work)."
             )
         weights = tuple(link.masked() for link in links)
-        offsets = [layer.offset(context) for layer in links[: len(self.layers)]]
-        offsets = [o[:, None].expand(-1, batch_size) if context is None else o.t() for o in offsets]
+        offsets = [layer.columns(context, batch_size) for layer in links[: len(self.layers)]]
         functorch = torch._C._are_functorch_transforms_active()  # whose tensors can't be written into others
         in_place = not (torch.is_grad_enabled() or functorch)
         if in_place:

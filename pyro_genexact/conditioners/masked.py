@@ -57,6 +57,11 @@ class MaskedLinear(nn.Module):
         """What does not depend on x: (B, out) from a context (B, C), else the bias (out,) or None."""
         return self.bias if context is None else linear(context, self.context_weight, self.bias)
 
+    def columns(self, context: Tensor | None, batch_size: int) -> Tensor:
+        """:meth:`offset`, feature-major: (out, B)."""
+        bias = self.bias.unsqueeze(1)
+        return bias.expand(-1, batch_size) if context is None else torch.addmm(bias, self.context_weight, context.t())
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, in) and (B, C) to (B, out)."""
         if context is None:

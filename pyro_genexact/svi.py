@@ -6,11 +6,14 @@ import math
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
@@ -33,7 +36,8 @@ WINDOW = 250  # steps over which ELBOs and weights are averaged
 PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
 DROPS = (1.0, 0.3, 0.1, 0.03)  # of the learning rate; after the last the ELBO is flat
 LONGEST = 20_000  # steps, unless the user says how many
-SKIPPED = 10  # steps in a row that may be non-finite
+SKIPPED = 10  # non-finite steps in a row after which the fit goes back and on, more slowly,
+BACK = 3  # so many times
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def fit_guide(
     guide: Callable[..., Any],
     *args: Any,
     steps: int | None = None,
-    lr: float = 0.03,
+    lr: float = 0.01,
     num_particles: int = 8,
     loss: Any = None,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
@@ -93,7 +97,7 @@ def fit_guide(
     With ``steps`` the learning rate goes to 0 along a cosine. Without, it drops whenever the ELBO is flat, three times, and
     then the fit ends, or after 20 000 steps. Weights are averaged over the last steps, and of the
     averages and the last weights those with the best ELBO on fresh draws are kept. A step whose loss or gradient is not
-    finite changes nothing. Torch's global random state and the modes of modules are left as they were.
+    finite changes nothing; after ten in a row the fit goes back to the averages, and on with 0.3 times the learning rate. Torch's global random state and the modes of modules are left as they were.
 
     Args:
         model, guide: called as ``model(*args, **kwargs)``; their parameters are those of Pyro's SVI.
@@ -113,9 +117,10 @@ def fit_guide(
         The history; after a KeyboardInterrupt too.
 
     Raises:
-        ValueError, TypeError: for an argument that does not fit, or no parameters.
-        FloatingPointError: for a loss or gradient that is not finite in the first step or in ten in a row, with the step and the
-            sites; the weights stay those before.
+        ValueError, TypeError: for an argument that does not fit, no parameters, or latents that only one of model and guide has,
+            or that appear in some runs only.
+        FloatingPointError: for a loss or gradient that is not finite in the first step, or again after going back three times,
+            with the step and the sites; the weights stay those before.
 
     Example:
         >>> import pyro, pyro_genexact as gx
@@ -131,7 +136,12 @@ def fit_guide(
     _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio)
     start = time.perf_counter()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
-    with _state_kept(modules, seed, _device(modules, args, kwargs)), poutine.block(), torch.enable_grad():
+    with (
+        _state_kept(modules, seed, _device(modules, args, kwargs)),
+        poutine.block(),
+        torch.enable_grad(),
+        _same_latents(),
+    ):
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             guide(*args, **kwargs)
         loss = default_loss(model, guide, args, kwargs, num_particles) if loss is None else loss
@@ -141,6 +151,17 @@ def fit_guide(
             stopped = _loop(run, steps, max_grad_ratio, bar, progress)
         final = run.keep_best()
     return GuideResult(run.elbo, final, time.perf_counter() - start, len(run.elbo), stopped, run.skipped)
+
+
+@contextmanager
+def _same_latents() -> Iterator[None]:
+    """Makes errors of Pyro's warnings of latents that only one of model and guide has: the ELBO would be wrong."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found (non-auxiliary )?vars in (model|guide) but not")
+        try:
+            yield
+        except UserWarning as error:
+            raise ValueError(f"Expected the same latents in every run of model and guide; {error}.") from error
 
 
 def _loop(run: _Run, steps: int | None, ratio: float, bar: tqdm[Any], progress: bool) -> str:
@@ -192,6 +213,7 @@ class _Run:
         self.usual_norm = math.nan
         self.elbo: list[float] = []
         self.skipped: dict[int, list[str]] = {}
+        self.in_a_row = self.went_back = 0
 
     def step(self, factor: float, ratio: float, window: int) -> None:
         number, state = len(self.elbo), torch.get_rng_state()
@@ -204,11 +226,17 @@ class _Run:
             raise ValueError(f"{error}\nMet at step {number}.") from error
         self._find(capture.trace)
         params = [p for p in self.names if p.grad is not None]
+        if not number and not params:
+            raise ValueError(
+                f"Expected parameters that the loss depends on; got none of {[*self.names.values()]}. Does Pyro's store have "
+                "others of these names? pyro.clear_param_store() empties it."
+            )
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]).item()
         self.elbo.append(-value)
         if not math.isfinite(value + norm):
             self._skip(number, state, value, norm)
             return
+        self.in_a_row = 0
         if norm > ratio * self.usual_norm:
             nn.utils.clip_grads_with_norm_(params, ratio * self.usual_norm, torch.as_tensor(norm))
             norm = ratio * self.usual_norm
@@ -246,7 +274,9 @@ class _Run:
 
     def _find(self, trace: Any) -> None:
         """Adds the parameters not met before."""
-        found = {site["value"].unconstrained(): name for name, site in trace.nodes.items() if site["type"] == "param"}
+        store = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
+        values = {n: site["value"].unconstrained() for n, site in trace.nodes.items() if site["type"] == "param"}
+        found = {p: n for n, p in values.items() if n not in store or store[n].unconstrained() is p}
         for part in (self.model, self.guide):
             # of two modules with the same name Pyro's store knows one
             found |= {p: found.get(p, name) for name, p in _named_parameters(part) if p.requires_grad}
@@ -261,20 +291,30 @@ class _Run:
 
     def _update(self, factor: float, weight: float) -> None:
         for group in self.optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+            group["lr"] = factor * 0.3**self.went_back * group.setdefault("initial_lr", group["lr"])
         self.optimizer.step()  # type: ignore[union-attr]
         with torch.no_grad():
             for p in self.names:
                 self.average.setdefault(p, p.detach().clone()).lerp_(p, weight)
 
     def _skip(self, number: int, state: Tensor, value: float, norm: float) -> None:
-        """Notes where a step was not finite; a FloatingPointError if that is all there is."""
+        """Notes where a step was not finite; goes back, or raises a FloatingPointError, if that is all there is."""
         what, got = ("gradient", norm) if math.isfinite(value) else ("loss", value)
         where = self._sites(state) if what == "loss" else []
         where = where or [n for p, n in self.names.items() if p.grad is not None and not p.grad.isfinite().all()]
         self.skipped[number] = where
-        if number == 0 or all(number - i in self.skipped for i in range(SKIPPED)):
+        self.in_a_row += 1
+        lost = self.in_a_row == SKIPPED
+        if number == 0 or (lost and self.went_back == BACK):
             raise FloatingPointError(f"Expected a finite {what}; got {got} at step {number}, at {where}.")
+        if lost:
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """To the best or average weights, with a lower learning rate."""
+        _load(self.best or self.average)
+        self.optimizer.state.clear()  # type: ignore[union-attr]
+        self.in_a_row, self.went_back = 0, self.went_back + 1
 
     @torch.no_grad()
     def _sites(self, state: Tensor) -> list[str]:
@@ -361,8 +401,8 @@ def _load(state: dict[Tensor, Tensor]) -> None:
 
 
 def _number(loss: Any) -> float:
-    """A loss, or the sum of several, as a number."""
-    return float(sum(float(x) for x in loss)) if isinstance(loss, tuple) else float(loss)
+    """A loss as a number; of two, as ``ReweightedWakeSleep`` has, the model's: minus the importance-weighted bound."""
+    return float(loss[0] if isinstance(loss, tuple) else loss)
 
 
 def _middle(values: list[float]) -> tuple[float, float]:

@@ -37,7 +37,7 @@ def guide(y=2.0):
     pyro.sample("z", dist.Normal(loc, scale))
 
 
-fit = partial(fit_guide, model, guide, progress=False)
+fit = partial(fit_guide, model, guide, lr=0.03, progress=False)
 
 
 def test_exact_posterior():
@@ -77,7 +77,7 @@ def test_same_seed_same_weights_and_random_state_given_back():
 def test_two_guides_of_one_name_are_both_fitted():
     for _ in range(2):
         q = AutoNormal(model)
-        fit_guide(model, q, steps=150, progress=False)
+        fit_guide(model, q, steps=150, lr=0.03, progress=False)
         assert q.median()["z"].item() == pytest.approx(1.0, abs=0.1)
 
 
@@ -154,10 +154,22 @@ def test_steps_that_are_not_finite_are_skipped_and_reported():
     assert pyro.param("loc").isfinite()
 
 
-def test_ten_in_a_row_raise():
-    with pytest.raises(FloatingPointError, match="at step 2"):
-        fit_guide(non_finite(lambda n: n > 15), guide, steps=40, num_particles=1, progress=False)
+def test_steps_that_stay_non_finite_raise():
+    with pytest.raises(FloatingPointError, match="at step 5[0-9]"):
+        fit_guide(non_finite(lambda n: n > 15), guide, steps=80, num_particles=1, progress=False)
     assert pyro.param("loc").isfinite()
+
+
+def test_behind_a_wall_the_fit_goes_back():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.95, 0.01))
+        pyro.factor("wall", torch.where(z > 1, -torch.inf, 0.0))
+
+    def narrow():
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.001))
+
+    result = fit_guide(model, narrow, steps=400, lr=0.1, num_particles=1, progress=False)
+    assert 10 <= len(result.skipped) < 40 and 0.93 < pyro.param("loc").item() < 0.97
 
 
 def test_interrupt():
@@ -241,3 +253,33 @@ def test_errors_of_model_and_guide():
         fit_guide(model, 3)
     with pytest.raises(ValueError, match="Expected model or guide to have parameters; got none"):
         fit_guide(model, lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), steps=3, progress=False)
+
+
+def test_latents_of_some_runs_only_raise():
+    def sometimes():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if z > 0.5:
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    guide = gx.guides.AutoFlow(sometimes, hidden=(8,))
+    with pytest.raises(ValueError, match=r"(?s)same latents in every run of model and guide; Found vars in model but not guide: \{'w'\}"):
+        fit_guide(sometimes, guide, steps=50, progress=False)
+    with pytest.raises(ValueError, match=r"(?s)same latents in every run.*z"):
+        fit_guide(lambda: pyro.factor("nothing", torch.zeros(())), guide, steps=5, progress=False)
+
+
+def test_parameters_under_a_name_that_is_taken_raise():
+    def twin():
+        pyro.module("q", q, update_module_params=False)
+        z = pyro.sample("z", q())
+        return z
+
+    def model_():
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.factor("y", -(z**2).sum())
+
+    q = gx.flows.iaf(1, hidden=(4,))
+    fit_guide(model_, twin, steps=2, progress=False)
+    q = gx.flows.iaf(1, hidden=(4,))
+    with pytest.raises(ValueError, match="parameters that the loss depends on; got none of"):
+        fit_guide(model_, twin, steps=2, progress=False)

@@ -1,4 +1,4 @@
-"""The Gaussian that the flow of a guide starts from, and Laplace's approximation, which places it."""
+"""The Gaussian that the flow of a guide starts from, its tails, and Laplace's approximation, which places it."""
 
 from __future__ import annotations
 
@@ -68,6 +68,45 @@ class CholeskyAffine(PlainTransform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The sum of the logarithms of L's diagonal."""
         return self.scale_tril.diagonal().log().sum().expand(y.shape[:-1])
+
+
+class Tails(nn.Module):
+    """:class:`SinhArcsinh` of D numbers, the identity at the start, as a module: its call returns it."""
+
+    context = 0
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.skewness = nn.Parameter(torch.zeros_like(like))
+        self.log_tail = nn.Parameter(torch.zeros_like(like))
+
+    def forward(self) -> Transform:
+        return SinhArcsinh(self.skewness, self.log_tail)
+
+
+class SinhArcsinh(PlainTransform):
+    """y = sinh(exp(log_tail) arcsinh(x) + skewness) of each number: a normal's tails become heavier, lighter or skew.
+
+    Reference: Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
+    """
+
+    domain = codomain = constraints.real_vector
+    sign = 1
+
+    def __init__(self, skewness: Tensor, log_tail: Tensor) -> None:
+        super().__init__()
+        self.skewness, self.log_tail = skewness, log_tail
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.sinh(self.log_tail.exp() * torch.asinh(x) + self.skewness)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.sinh((torch.asinh(y) - self.skewness) / self.log_tail.exp())
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum of log_tail + log cosh(arcsinh y) - log cosh(arcsinh x)."""
+        one = torch.ones((), dtype=x.dtype, device=x.device)
+        return (self.log_tail + torch.hypot(y, one).log() - torch.hypot(x, one).log()).sum(-1)
 
 
 def laplace(energy: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,22 +21,22 @@ from torch.distributions.transforms import IndependentTransform
 from .base import check_context, check_sizes
 from .flows import Flow, iaf
 from .flows.base import over_reals
-from .gaussian import Gaussian, laplace
+from .gaussian import Gaussian, Tails, laplace
 from .svi import default_loss, fit_guide
 
 __all__ = ["AutoFlow"]
 
 
 class AutoFlow(AutoContinuous):
-    """A flow as the guide of all continuous latents of a model: unconstrained, they are loc + L flow(noise).
+    """A flow as the guide of all continuous latents of a model: unconstrained, they are loc + L tails(flow(noise)).
 
     Latents of every support are mapped to the reals by ``biject_to`` and concatenated to one vector of D numbers, as in Pyro's
     other automatic guides, whose methods it has (``get_posterior``, ``get_base_dist``, ``get_transform`` for
-    ``NeuTraReparam``, ...). loc and the lower triangular L are learned beside the flow, so that every Gaussian is within reach;
-    it starts as one, up to the small start of the recipe's networks: at the values of ``init_loc_fn`` with standard deviations
-    ``init_scale``, as ``AutoMultivariateNormal`` does, and then, where that has a higher ELBO, as Laplace's approximation. Discrete latents that the model marks
-    for parallel enumeration (``config_enumerate``) are left to it. Parameters are made in the first call, which runs the model once;
-    call the guide before ``load_state_dict``.
+    ``NeuTraReparam``, ...). Loc, the lower triangular L, skewness and weight of the tails are learned beside the flow, so that
+    every Gaussian is within reach, and it starts as one, up to the small start of the recipe's networks: at the values of
+    ``init_loc_fn`` with standard deviations ``init_scale``, as ``AutoMultivariateNormal`` does, and then, where that has a
+    higher ELBO, as Laplace's approximation. Discrete latents that the model marks for parallel enumeration
+    (``config_enumerate``) are left to it. Parameters are made in the first call; call the guide before ``load_state_dict``.
 
     **Amortised**, with ``context=C``, the guide is called with the model's arguments and ``context=`` (*batch, C), an encoder's
     output. The leftmost plates of the model, one a batch dim, are then the rows, each with a flow of its own latents given its own
@@ -60,7 +60,7 @@ class AutoFlow(AutoContinuous):
             not fit.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
-    Differentiation Variational Inference", JMLR 2017.
+    Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
 
     Example:
         >>> import pyro.distributions as dist
@@ -118,7 +118,7 @@ class AutoFlow(AutoContinuous):
             raise
         if self._warm_start == "laplace":
             self.fit_laplace(*args, **kwargs)
-        elif self._warm_start:
+        elif isinstance(self._warm_start, int) and self._warm_start:
             self.fit_gaussian(self._warm_start, *args, **({} if context is None else {"context": context}), **kwargs)
 
     def _build(self, rows: torch.Size) -> None:
@@ -132,7 +132,7 @@ class AutoFlow(AutoContinuous):
         self.latent_dim = len(loc)
         flow = self._recipe(self.latent_dim, **self._options)
         self._check_flow(flow, loc)
-        self.flow = Flow([*flow.transforms, Gaussian(loc, self._init_scale)], flow.base).to(loc)
+        self.flow = Flow([*flow.transforms, Tails(loc), Gaussian(loc, self._init_scale)], flow.base).to(loc)
 
     def get_base_dist(self) -> Any:
         """The noise, where no context is needed."""

@@ -267,14 +267,14 @@ class _Run:
     def _score(self, seed: int) -> float:
         """The mean of estimates by some hundred draws, -inf if it is not finite."""
         torch.default_generator.manual_seed(seed)
-        repeats = min(64, max(8, 256 // getattr(self.loss, "num_particles", 1)))
+        repeats = max(8, min(64, 256 // getattr(self.loss, "num_particles", 1), len(self.elbo) // 10))
         values = [_number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)]
         mean = -sum(values) / repeats
         return mean if math.isfinite(mean) else -math.inf
 
     def _find(self, trace: Any) -> None:
         """Adds the parameters not met before."""
-        store = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
+        store: Any = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
         values = {n: site["value"].unconstrained() for n, site in trace.nodes.items() if site["type"] == "param"}
         found = {p: n for n, p in values.items() if n not in store or store[n].unconstrained() is p}
         for part in (self.model, self.guide):

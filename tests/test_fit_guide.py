@@ -155,7 +155,7 @@ def test_steps_that_are_not_finite_are_skipped_and_reported():
 
 
 def test_steps_that_stay_non_finite_raise():
-    with pytest.raises(FloatingPointError, match="at step 5[0-9]"):
+    with pytest.raises(FloatingPointError, match=r"at step 5[0-9]"):
         fit_guide(non_finite(lambda n: n > 15), guide, steps=80, num_particles=1, progress=False)
     assert pyro.param("loc").isfinite()
 

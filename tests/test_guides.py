@@ -27,6 +27,7 @@ from torch import nn
 from torch.distributions import biject_to, constraints
 
 import pyro_genexact as gx
+from pyro_genexact import gaussian as parts
 from pyro_genexact.guides import AutoFlow
 
 DOUBLE = {"dtype": torch.float64}
@@ -86,6 +87,22 @@ def test_an_exact_gaussian_at_the_posterior_has_no_error():
     posterior, truth = guide.get_posterior(), dist.MultivariateNormal(MEAN, scale_tril=TRIL)
     z = posterior.sample((5,))
     torch.testing.assert_close(posterior.log_prob(z + 1), truth.log_prob(z + 1))
+
+
+@pytest.mark.parametrize("module", [parts.Tails(numbers(3)), parts.Gaussian(numbers(3), 0.7)])
+def test_tails_and_gaussian_are_bijections(module):
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight += 0.5 * torch.randn_like(weight)
+        if isinstance(module, parts.Gaussian):
+            module.root.add_(0.5 * torch.randn(3, 3, **DOUBLE).tril(-1))
+    x = 3 * torch.randn(5, 3, **DOUBLE)
+    t = module()
+    y = t(x)
+    jacobians = torch.func.vmap(torch.func.jacrev(t))(x)
+    torch.testing.assert_close(t.log_abs_det_jacobian(x, y), torch.linalg.slogdet(jacobians).logabsdet)
+    torch.testing.assert_close(t.inv(y), x)
+    assert t(torch.full((3,), 1e4, **DOUBLE)).isfinite().all()
 
 
 def test_an_exact_gaussian_is_recovered():
@@ -169,7 +186,11 @@ def test_flat_priors_start_at_zero():
 @pytest.mark.parametrize("recipe", [gx.flows.iaf, gx.flows.realnvp, gx.flows.bnaf])
 def test_the_density_is_that_of_the_unconstrained_latents(recipe):
     """log q of each site's Delta and of the flow add up to the density by change of variables."""
-    guide = AutoFlow(constrained, recipe)
+    guide = AutoFlow(constrained, recipe, warm_start=0)
+    guide()
+    with torch.no_grad():
+        for weight in guide.flow.parameters():
+            weight += 0.1 * torch.randn_like(weight)
     trace = poutine.trace(guide).get_trace()
     assert guide.latent_dim == 1 + 1 + 2 + 3 + 3 + 16
     latent = trace.nodes["_AutoFlow_latent"]["value"]

@@ -182,7 +182,7 @@ class MADE(Conditioner):
         weights = tuple(link.masked() for link in links)
         offsets = [layer.columns(context, batch_size) for layer in links[: len(self.layers)]]
         functorch = torch._C._are_functorch_transforms_active()  # whose tensors can't be written into others
-        in_place = not (torch.is_grad_enabled() or functorch or torch.jit.is_tracing())
+        in_place = not (torch.is_grad_enabled() or functorch or torch.jit.is_tracing())  # type: ignore[attr-defined]
         if in_place:
             inputs = weights[0].new_zeros(weights[0].shape[1], batch_size)
             units = [inputs, *(o.clone(memory_format=torch.contiguous_format) for o in offsets)]

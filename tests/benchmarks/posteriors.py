@@ -1,15 +1,18 @@
 """Reference posteriors of posteriordb: automatic guides of this library, of Pyro and of NumPyro beside long runs of NUTS.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/posteriors.py --data DIR [--only NAME ...] [--guides NAME ...] [--markdown]
+    OMP_NUM_THREADS=1 python tests/benchmarks/posteriors.py --data DIR [--only NAME ...] [--guides NAME ...]
 
 DIR holds ``NAME.data.json`` and ``NAME.npz`` (means and standard deviations of reference draws) of stan-dev/posteriordb. Guides
-of this library are fitted by ``fit_guide`` with default settings; Pyro's by the same function for the same wall time, of
-two learning rates the better; NumPyro's by its own SVI for the same number of steps and draws a step, of two learning
-rates the better. Needs the extra ``bench`` for the last.
+of this library are fitted by ``fit_guide`` with default settings; Pyro's by the same function in the wall time of the first, of
+two learning rates the better; NumPyro's by its SVI with as many steps and draws a step, of two learning rates the
+better. Columns: ELBO (nats), Pareto k-hat and effective sample size of 10 000 draws, and, over the coordinates, the largest
+error of a mean in reference standard deviations and the worst ratio of standard deviations, plain and PSIS-corrected.
+NumPyro's guides need the extra ``bench``.
 """
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -19,7 +22,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from torch.distributions import constraints
-from torch.nn.functional import pad
+from torch.nn.functional import pad, silu
 
 import pyro_genexact as gx
 
@@ -55,7 +58,7 @@ def garch(y, sigma1):
     shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))  # flat where alpha1 + beta1 < 1
     alpha1, beta1 = shares[..., 0], shares[..., 1]
     news = alpha0 + alpha1 * (y[:-1] - mu) ** 2
-    variance = torch.cat([(sigma1**2).expand(news.shape[:-1] + (1,)), news], -1)
+    variance = torch.cat([(sigma1**2).expand((*news.shape[:-1], 1)), news], -1)
     lag = 1
     while lag < len(y):  # s_t^2 = news_t + beta1 s_(t-1)^2, summed by doubling
         variance = variance + beta1**lag * pad(variance[..., :-lag], (lag, 0))
@@ -100,13 +103,17 @@ POSTERIORS = {
 
 OURS = {
     "AutoFlow(iaf)": lambda model: gx.guides.AutoFlow(model),
-    "AutoFlow(nsf)": lambda model: gx.guides.AutoFlow(model, gx.flows.nsf),
+    "AutoFlow(nsf)": lambda model: gx.guides.AutoFlow(model, gx.flows.nsf, inverse=True, activation=silu),
+    "AutoFlow(iaf, relu)": lambda model: gx.guides.AutoFlow(model, activation=torch.relu),
 }
 PYRO = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64], num_transforms=2),
+    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64, 64], num_transforms=3),
 }
+NUMPYRO = ("numpyro AutoIAFNormal", "numpyro AutoBNAFNormal")
+DEFAULT = [name for name in (*OURS, *PYRO, *NUMPYRO) if "relu" not in name]
+PARTICLES = 8
 
 
 def moments(draws, weights=None):
@@ -116,46 +123,112 @@ def moments(draws, weights=None):
     return mean, (w * (x - mean) ** 2).sum(0).sqrt()
 
 
-def score(name, model, data, guide, coordinates, reference, seconds, steps):
+def score(name, ratios, draws, coordinates, reference, seconds, steps):
     """A row of the table: errors in units of the reference's standard deviations, plain and PSIS-corrected."""
-    torch.manual_seed(1)
-    result = gx.diagnostics.psis(model, guide, *data, num_samples=SAMPLES)
-    row = {"guide": name, "elbo": result.elbo, "khat": result.khat, "ess": result.ess / SAMPLES, "seconds": seconds, "steps": steps}
+    result = gx.diagnostics.Importance(ratios, draws)
+    row = {"guide": name, "elbo": result.elbo, "khat": result.khat, "ess": result.ess / len(ratios)}
     mean, sd = (torch.tensor(reference[k]).double() for k in ("mean", "sd"))
     x = coordinates(result.draws)
     for label, weights in (("", None), (" psis", result.log_weights.exp())):
         m, s = moments(x, weights)
-        row["mean" + label] = ((m - mean) / sd).abs().max().item()
-        row["sd" + label] = (s / sd).log().abs().max().exp().item()
-    return row
+        worst = (s / sd).log().abs().argmax()
+        row |= {"mean" + label: ((m - mean) / sd).abs().max().item(), "sd" + label: (s / sd)[worst].item()}
+    return {**row, "seconds": seconds, "steps": steps}
 
 
-def show(row):
-    print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+def fit_torch(name, model, data, coordinates, reference, **options):
+    """Fits one guide of this library or of Pyro; a row of the table."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    guide = {**OURS, **PYRO}[name](model)
+    start = time.perf_counter()
+    result = gx.fit_guide(model, guide, *data, num_particles=PARTICLES, progress=False, **options)
+    seconds = time.perf_counter() - start
+    torch.manual_seed(1)
+    found = gx.diagnostics.psis(model, guide, *data, num_samples=SAMPLES)
+    return score(name, found.log_ratios, found.draws, coordinates, reference, seconds, result.steps)
+
+
+def steps_in(seconds, name, model, data):
+    """How many steps a guide of Pyro makes in a time."""
+    guide = PYRO[name](model)
+    gx.fit_guide(model, guide, *data, steps=5, num_particles=PARTICLES, progress=False)
+    start = time.perf_counter()
+    gx.fit_guide(model, guide, *data, steps=50, num_particles=PARTICLES, progress=False)
+    return max(100, int(seconds / (time.perf_counter() - start) * 50))
+
+
+def fit_numpyro(name, posterior, data, coordinates, reference, steps, lr):
+    """The same for a guide of NumPyro, with Adam and a cosine as learning rate."""
+    import jax
+    import numpyro
+    from numpyro.infer import SVI, Trace_ELBO, autoguide
+    from numpyro.infer.util import log_density
+    from posteriors_numpyro import MODELS
+
+    model, data = MODELS[posterior], [jax.numpy.asarray(x.numpy()) for x in data]
+    guide = getattr(autoguide, name.split()[1])(model)
+    adam = numpyro.optim.Adam(lambda step: lr * 0.5 * (1 + jax.numpy.cos(jax.numpy.pi * step / steps)))
+    start = time.perf_counter()
+    svi = SVI(model, guide, adam, Trace_ELBO(num_particles=PARTICLES))
+    params = svi.run(jax.random.PRNGKey(0), steps, *data, progress_bar=False, stable_update=True).params
+    seconds = time.perf_counter() - start
+
+    def draw(key):
+        log_q, trace = log_density(numpyro.handlers.seed(guide, key), data, {}, params)
+        latents = {n: site["value"] for n, site in trace.items() if site["type"] == "sample"}
+        log_p, _ = log_density(numpyro.handlers.seed(model, key), data, {}, latents)
+        return log_p - log_q, latents
+
+    ratios, latents = jax.vmap(draw)(jax.random.split(jax.random.PRNGKey(1), SAMPLES))
+    draws = {n: torch.tensor(np.asarray(x)) for n, x in latents.items()}
+    return score(name, torch.tensor(np.asarray(ratios)), draws, coordinates, reference, seconds, steps)
+
+
+def better(*rows):
+    return max(rows, key=lambda row: row["elbo"] if math.isfinite(row["elbo"]) else -math.inf)
+
+
+def table(posterior, names, folder):
+    """The rows of one posterior."""
+    model, load, coordinates = POSTERIORS[posterior]
+    data = load(json.loads((folder / f"{posterior}.data.json").read_text()))
+    reference = np.load(folder / f"{posterior}.npz")
+    seconds, steps = 60.0, 5000  # unless a flow says otherwise
+    for name in names:
+        common = model, data, coordinates, reference
+        if name in OURS:
+            row = fit_torch(name, *common)
+            if name == "AutoFlow(iaf)":
+                seconds, steps = row["seconds"], row["steps"]
+        elif name in PYRO:
+            count = steps_in(seconds, name, model, data)
+            row = better(*(fit_torch(name, *common, steps=count, lr=lr) for lr in (0.03, 0.01)))
+        else:
+            row = better(*(fit_numpyro(name, posterior, *common[1:], steps, lr) for lr in (0.01, 0.003)))
+        yield row
+
+
+def line(cells):
+    return f"| {' | '.join(cells)} |"
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(POSTERIORS))
-    parser.add_argument("--guides", nargs="*")
+    parser.add_argument("--guides", nargs="*", default=DEFAULT, choices=[*OURS, *PYRO, *NUMPYRO])
     args = parser.parse_args()
     for name in args.only:
-        name = next(n for n in POSTERIORS if name in n)
-        model, load, coordinates = POSTERIORS[name]
-        data = load(json.loads((args.data / f"{name}.data.json").read_text()))
-        reference = np.load(args.data / f"{name}.npz")
-        print(name)
-        for label, make in {**OURS, **PYRO}.items():
-            if args.guides and label not in args.guides:
-                continue
-            pyro.set_rng_seed(0)
-            pyro.clear_param_store()
-            guide = make(model)
-            start = time.perf_counter()
-            result = gx.fit_guide(model, guide, *data, progress=False)
-            seconds = time.perf_counter() - start
-            show(score(label, model, data, guide, coordinates, reference, seconds, result.steps))
+        posterior = next(n for n in POSTERIORS if name in n)
+        print(f"\n{posterior}\n")
+        for i, row in enumerate(table(posterior, args.guides, args.data)):
+            if not i:
+                print(line(row), line("---" for _ in row), sep="\n")
+            print(
+                line(f"{x:.{1 if k == 'seconds' else 3}f}" if isinstance(x, float) else str(x) for k, x in row.items()),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

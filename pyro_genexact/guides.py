@@ -213,7 +213,7 @@ class AutoFlow(AutoContinuous):
             try:
                 affine.put(*laplace(energy, affine().loc.detach()))
                 better = elbo() > before
-            except (ValueError, RuntimeError):  # the model has no value on the way, or no second derivative
+            except (ValueError, RuntimeError, IndexError):  # the model has no value on the way, or no second derivative
                 better = False
             if not better:
                 affine.load_state_dict(old)

@@ -83,7 +83,7 @@ def fit_guide(
     *args: Any,
     steps: int | None = None,
     lr: float = 0.01,
-    num_particles: int = 8,
+    num_particles: int = 16,
     loss: Any = None,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     max_grad_ratio: float = 10.0,

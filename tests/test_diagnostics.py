@@ -496,7 +496,7 @@ def test_plot_of_ranks_and_uniforms(exact_ranks):
 
     axes = dg.plot_uniformity(exact_ranks, num_samples=99)
     assert [ax.get_title() for ax in axes] == ["mu", "side"]
-    assert all(ax.lines for ax in axes)
+    assert all(ax.lines and ax.collections for ax in axes)  # the curve and its band
     u = torch.rand(50)
     u[3] = torch.nan
     assert len(dg.plot_uniformity(u)) == 1

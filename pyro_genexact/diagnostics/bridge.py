@@ -49,7 +49,7 @@ def plot_uniformity(uniforms: Mapping[str, Tensor], **options: Any) -> Any:
         "eval_points": np.linspace(0, 1, 101),
         "cdf": lambda x: np.clip(x, 0, 1),
         "difference": True,
-        "confidence_bands": True,
+        "confidence_bands": "optimized",
     }
 
     axes = plt.subplots(1, len(arrays), figsize=(4 * len(arrays), 3), squeeze=False)[1][0]

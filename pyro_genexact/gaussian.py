@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from .transforms.base import PlainTransform
+from .transforms.base import Chain, PlainTransform
 
 
 class Gaussian(nn.Module):
@@ -45,7 +45,7 @@ class Gaussian(nn.Module):
 
     def forward(self) -> Transform:
         scale = self.log_scale.exp().diag_embed() + self.lower.tril(-1)
-        return CholeskyAffine(self.center + self.root @ self.loc, self.root @ scale)
+        return Chain([CholeskyAffine(self.loc, scale), CholeskyAffine(self.center, self.root)])
 
 
 class CholeskyAffine(PlainTransform):
@@ -121,9 +121,8 @@ def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     optimizer = torch.optim.LBFGS([z], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
         value = function(z)
-        value.backward()
+        (z.grad,) = torch.autograd.grad(value, z)  # of nothing else that the model reads
         return value
 
     optimizer.step(closure)  # type: ignore[arg-type]

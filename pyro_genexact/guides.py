@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
@@ -86,13 +89,17 @@ class AutoFlow(AutoContinuous):
         warm_start: int | str | None = None,
         **options: Any,
     ) -> None:
-        if not init_scale > 0:
-            raise ValueError(f"Expected init_scale > 0; got {init_scale}.")
+        if not 0 < init_scale < math.inf:
+            raise ValueError(f"Expected init_scale > 0 and finite; got {init_scale}.")
+        if not callable(recipe):
+            raise TypeError(f"Expected recipe to be callable; got {type(recipe).__name__}.")
         check_sizes(0, context=context)
         if warm_start == "laplace" and context:
             raise ValueError(f"Expected no Laplace warm start of a guide with a context; got context={context}.")
         if warm_start is None:
             warm_start = 0 if context else "laplace"
+        if isinstance(warm_start, str) and warm_start != "laplace":
+            raise ValueError(f"Expected warm_start == 'laplace' or a number of steps; got {warm_start!r}.")
         if warm_start != "laplace":
             check_sizes(0, warm_start=warm_start)  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=partial(_init, init_loc_fn))
@@ -111,15 +118,17 @@ class AutoFlow(AutoContinuous):
             with torch.no_grad():  # what the trace keeps can be copied
                 super()._setup_prototype(*args, **kwargs)
                 self._build(self._rows(context))
+            if self._warm_start == "laplace":
+                self.fit_laplace(*args, **kwargs)
+            elif isinstance(self._warm_start, int) and self._warm_start:
+                self.fit_gaussian(
+                    self._warm_start, *args, **({} if context is None else {"context": context}), **kwargs
+                )
         except BaseException as error:
             self.prototype_trace = None  # the next call tries again
             if "found no latent variables" in str(error):
                 raise ValueError("Expected model to have continuous latents, for AutoFlow; got none.") from error
             raise
-        if self._warm_start == "laplace":
-            self.fit_laplace(*args, **kwargs)
-        elif isinstance(self._warm_start, int) and self._warm_start:
-            self.fit_gaussian(self._warm_start, *args, **({} if context is None else {"context": context}), **kwargs)
 
     def _build(self, rows: torch.Size) -> None:
         """Makes the flow, which starts at the latents of the prototype."""
@@ -155,10 +164,7 @@ class AutoFlow(AutoContinuous):
             return super().sample_latent(context=context)
         ones = (1,) * (self._plate_dims - len(rows))
         posterior = self.get_posterior(context=context.reshape(*rows, *ones, self.context))  # type: ignore[union-attr]
-        self._prototype_frames |= {
-            name: frame._replace(size=size, full_size=frame.full_size if _subsampled(frame) else size)
-            for size, (name, frame) in zip(rows, self._row_frames(), strict=True)
-        }
+        self._prototype_frames |= self._frames_now(rows, *args, **kwargs)
         plates = super()._create_plates()
         with ExitStack() as stack:
             for name in self._row_names:
@@ -170,7 +176,7 @@ class AutoFlow(AutoContinuous):
         if self.prototype_trace is None:
             self._warm_start = 0
             self._setup_prototype(*args, context=context, **kwargs)
-        guide = self if context is None else partial(self, context=context)
+        guide = self if context is None else partial(self, context=context.detach())
         parameters = list(self.flow.transforms[-1].parameters())
         with poutine.block(), torch.enable_grad():
             return fit_guide(
@@ -209,14 +215,16 @@ class AutoFlow(AutoContinuous):
                 with torch.no_grad():
                     return -sum(loss.loss(model, self, *args, **kwargs) for _ in range(32))
 
-            before, old = elbo(), copy.deepcopy(affine.state_dict())
+            old, better = copy.deepcopy(affine.state_dict()), False
             try:
-                affine.put(*laplace(energy, affine().loc.detach()))
+                before = elbo()
+                affine.put(*laplace(energy, affine()(torch.zeros_like(affine.loc)).detach()))
                 better = elbo() > before
             except (ValueError, RuntimeError, IndexError):  # the model has no value on the way, or no second derivative
-                better = False
-            if not better:
-                affine.load_state_dict(old)
+                pass
+            finally:
+                if not better:
+                    affine.load_state_dict(old)
             return better
 
     @torch.no_grad()
@@ -255,6 +263,8 @@ class AutoFlow(AutoContinuous):
         ones = (1,) * (self._plate_dims - len(rows))
         latent = self.get_posterior(context=context).sample((num_samples,)).reshape(num_samples, *rows, *ones, -1)
         q = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
+        if q.dim() != 1 or not ((q >= 0) & (q <= 1)).all():
+            raise ValueError(f"Expected quantiles to be a list of probabilities; got {quantiles}.")
         result = {}
         for site, value in self._unpack_latent(latent):
             onto, shape = biject_to(site["fn"].support), self._unconstrained_shapes[site["name"]]
@@ -282,13 +292,28 @@ class AutoFlow(AutoContinuous):
     def _latents(self) -> list[tuple[str, Any]]:
         return list(self.prototype_trace.iter_stochastic_nodes())  # type: ignore[union-attr]
 
-    def _row_frames(self) -> list[tuple[str, Any]]:
-        return [(name, self._prototype_frames[name]) for name in self._row_names]
+    def _frames_now(self, rows: torch.Size, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The plates of the rows in this call of the model, which is run up to its first latent in them."""
+        found = _UpToPlates(self._row_names)
+        with torch.no_grad(), torch.random.fork_rng([]), poutine.block(), suppress(_Reached), found:
+            self._bare_model[0](*args, **kwargs)
+        got = tuple(found.frames[name].size for name in self._row_names)
+        if got != tuple(rows):
+            raise ValueError(
+                f"Expected context.shape[:-1] == {got}, the sizes of the plates {self._row_names}; got {tuple(rows)}."
+            )
+        return found.frames
 
     def _rows(self, context: Tensor | None) -> torch.Size:
         """The batch shape of the context; an error unless it fits."""
         check_context(self, context)
-        return torch.Size() if context is None else context.shape[:-1]
+        rows = torch.Size() if context is None else context.shape[:-1]
+        names = getattr(self, "_row_names", None)
+        if names is not None and len(rows) != len(names):
+            raise ValueError(
+                f"Expected context.shape[:-1] of {len(names)} sizes, as in the first call; got {tuple(rows)}."
+            )
+        return rows
 
     def _check_plates(self, frames: Sequence[Any], rows: torch.Size) -> None:
         """Raises a ValueError unless all latents are in the plates of the rows, and in no other subsampled plate."""
@@ -340,6 +365,24 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model, new._bare_model = self._model, self._bare_model
         return new
+
+
+class _Reached(Exception):
+    """Ends a run of a model."""
+
+
+class _UpToPlates(Messenger):
+    """Runs a model up to the first latent in all of some plates, and keeps these plates' frames by name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names, self.frames = names, {}  # type: ignore[var-annotated]
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frames = {frame.name: frame for frame in msg["cond_indep_stack"]}
+        if not msg["is_observed"] and not site_is_subsample(msg) and all(name in frames for name in self.names):
+            self.frames = {name: frames[name] for name in self.names}
+            raise _Reached
 
 
 def _enumerated(site: Any) -> bool:

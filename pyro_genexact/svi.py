@@ -96,8 +96,8 @@ def fit_guide(
 
     With ``steps`` the learning rate goes to 0 along a cosine. Without, it drops whenever the ELBO is flat, three times, and
     then the fit ends, or after 20 000 steps. Weights are averaged over the last steps, and of the
-    averages and the last weights those with the best ELBO on fresh draws are kept. A step whose loss or gradient is not
-    finite changes nothing; after ten in a row the fit goes back to the averages, and on with 0.3 times the learning rate. Torch's global random state and the modes of modules are left as they were.
+    averages, the last and the first weights those with the best ELBO on fresh draws are kept. A step whose loss or gradient is
+    not finite changes nothing; after ten in a row the fit goes back to the averages, and on with 0.3 times the learning rate. Torch's global random state and the modes of modules are left as they were.
 
     Args:
         model, guide: called as ``model(*args, **kwargs)``; their parameters are those of Pyro's SVI.
@@ -118,7 +118,7 @@ def fit_guide(
 
     Raises:
         ValueError, TypeError: for an argument that does not fit, no parameters, or latents that only one of model and guide has,
-            or that appear in some runs only.
+            or that appear in some runs only (where Pyro's validation is on).
         FloatingPointError: for a loss or gradient that is not finite in the first step, or again after going back three times,
             with the step and the sites; the weights stay those before.
 
@@ -161,6 +161,8 @@ def _same_latents() -> Iterator[None]:
         try:
             yield
         except UserWarning as error:
+            if not str(error).startswith("Found "):
+                raise
             raise ValueError(f"Expected the same latents in every run of model and guide; {error}.") from error
 
 
@@ -208,6 +210,7 @@ class _Run:
         self.make_optimizer = optimizer
         self.optimizer: Optimizer | None = None
         self.names: dict[Tensor, str] = {}
+        self.start: dict[Tensor, Tensor] = {}
         self.average: dict[Tensor, Tensor] = {}
         self.best: dict[Tensor, Tensor] = {}
         self.usual_norm = math.nan
@@ -248,29 +251,35 @@ class _Run:
         self.best = {p: value.clone() for p, value in self.average.items()}
 
     def keep_best(self) -> float:
-        """Loads the weights, of the averages, the remembered and the last ones, that have the best ELBO; returns it."""
-        seed = int(torch.randint(2**31, (), device="cpu"))
-        scores = []
-        for state in ({p: p.detach().clone() for p in self.average}, self.average, self.best):
-            if state:
-                _load(state)
-                scores.append((self._score(seed), state))
-        if not scores:
+        """Loads the weights, of the averages, the remembered and the last ones, with the best ELBO; returns it.
+
+        Those of the start if they are better by more than chance: losses need not tell of each improvement.
+        """
+        if not self.average:
             return -math.inf
-        score, state = max(scores, key=lambda pair: pair[0])
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        states = [{p: p.detach().clone() for p in self.average}, self.average, self.best, self.start]
+        scores = []
+        for state in filter(None, states):
+            _load(state)
+            scores.append((*self._score(seed), state))
+        *others, (first, error, _) = scores
+        score, _, state = max(others, key=lambda one: one[0])
+        if first - 2 * error > score:
+            score, state = first, self.start
         _load(state)
         for p in self.names:
             p.grad = None
         return score
 
     @torch.no_grad()
-    def _score(self, seed: int) -> float:
-        """The mean of estimates by some hundred draws, -inf if it is not finite."""
+    def _score(self, seed: int) -> tuple[float, float]:
+        """The mean of estimates by some hundred draws, -inf if it is not finite, and its standard error."""
         torch.default_generator.manual_seed(seed)
         repeats = max(8, min(64, 256 // getattr(self.loss, "num_particles", 1), len(self.elbo) // 10))
         values = [_number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)]
-        mean = -sum(values) / repeats
-        return mean if math.isfinite(mean) else -math.inf
+        mean = -statistics.fmean(values)
+        return (mean, statistics.stdev(values) / math.sqrt(repeats)) if math.isfinite(mean) else (-math.inf, 0.0)
 
     def _find(self, trace: Any) -> None:
         """Adds the parameters not met before."""
@@ -284,6 +293,9 @@ class _Run:
         if not new and not self.names:
             raise ValueError("Expected model or guide to have parameters; got none.")
         self.names |= {p: found[p] for p in new}
+        self.start |= {p: p.detach().clone() for p in new}
+        for p in found.keys() - self.names.keys():
+            p.grad = None
         if new and self.optimizer is None:
             self.optimizer = self.make_optimizer(new)
         elif new:

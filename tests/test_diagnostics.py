@@ -328,6 +328,22 @@ def test_enumerated_latents_are_summed_out():
         dg.inference_data(mixture, g)
 
 
+def test_a_latent_given_an_enumerated_one():
+    """z ~ N(2k - 1, 1), k summed out."""
+
+    @config_enumerate
+    def model_():
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7], dtype=F64)))
+        z = pyro.sample("z", dist.Normal(torch.tensor([-1.0, 1.0], dtype=F64)[k], 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(0.5, dtype=F64))
+
+    result = dg.psis(model_, lambda: pyro.sample("z", dist.Normal(torch.tensor(0.2, dtype=F64), 1.5)), num_samples=30)
+    z = result.draws["z"].numpy()
+    prior = 0.3 * st.norm.pdf(z, -1) + 0.7 * st.norm.pdf(z, 1)
+    truth = np.log(prior) + st.norm.logpdf(0.5, z) - st.norm.logpdf(z, 0.2, 1.5)
+    np.testing.assert_allclose(result.log_ratios.numpy(), truth, atol=1e-9)
+
+
 def test_point_guide_goes_to_arviz():
     guide = AutoDelta(model, init_loc_fn=pyro.infer.autoguide.init_to_value(values={"mu": torch.tensor(0.5)}))
     guide(DATA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 
 import pyro
@@ -88,7 +89,7 @@ def test_the_best_weights_are_kept():
 
 
 def test_only_the_given_parameters_move():
-    q = gx.guides.AutoFlow(model, hidden=(4,))
+    q = gx.guides.AutoFlow(model, hidden=(4,), warm_start=0)
     q()
     before = {name: p.detach().clone() for name, p in q.named_parameters()}
     fit_guide(model, q, steps=5, parameters=list(q.flow.transforms[-1].parameters()), progress=False)
@@ -262,10 +263,38 @@ def test_latents_of_some_runs_only_raise():
             pyro.sample("w", dist.Normal(0.0, 1.0))
 
     guide = gx.guides.AutoFlow(sometimes, hidden=(8,))
-    with pytest.raises(ValueError, match=r"(?s)same latents in every run of model and guide; Found vars in model but not guide: \{'w'\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)same latents in every run of model and guide; Found vars in model but not guide: \{'w'\}",
+    ):
         fit_guide(sometimes, guide, steps=50, progress=False)
-    with pytest.raises(ValueError, match=r"(?s)same latents in every run.*z"):
+    guide = gx.guides.AutoFlow(model, hidden=(8,))
+    with pytest.raises(ValueError, match=r"same latents in every run.*\n.*z"):
         fit_guide(lambda: pyro.factor("nothing", torch.zeros(())), guide, steps=5, progress=False)
+
+
+def test_warnings_of_the_model_stay_warnings():
+    def warns():
+        warnings.warn("hello", stacklevel=1)
+        model()
+
+    with pytest.warns(UserWarning, match="hello"):
+        fit_guide(warns, guide, steps=2, progress=False)
+
+
+def test_the_first_weights_are_kept_if_none_are_better():
+    q = gx.guides.AutoFlow(model, hidden=(4,))
+    q()
+    start = {name: value.clone() for name, value in q.state_dict().items()}
+    result = fit_guide(model, q, steps=3, lr=0.5, progress=False)
+    assert result.final > EVIDENCE - 0.1
+    assert all(torch.equal(value, start[name]) for name, value in q.state_dict().items())
+
+
+def test_gradients_of_other_parameters_are_left_empty():
+    q = gx.guides.AutoFlow(model, hidden=(4,), warm_start=5)
+    q()
+    assert all(p.grad is None for p in q.parameters())
 
 
 def test_parameters_under_a_name_that_is_taken_raise():

@@ -68,6 +68,13 @@ def constrained():
         pyro.sample("y", dist.Normal(numbers(), 1.0), obs=torch.arange(10.0, **DOUBLE)[index])
 
 
+def gaussian_of(guide):
+    """loc (D,) and L (D, D) of the guide's last transform."""
+    affine = guide.flow.transforms[-1]()
+    zero = torch.zeros_like(guide.flow.transforms[-1].loc)
+    return affine(zero).detach(), torch.func.jacrev(affine)(zero).detach()
+
+
 def still(D):
     """A flow whose transform has no parameters."""
     return gx.Flow([gx.transforms.Reverse()], dist.Normal(numbers(D), 1.0).to_event(1))
@@ -140,9 +147,8 @@ def test_start_is_that_of_pyros_gaussian():
 def test_laplace_of_a_gaussian_is_that_gaussian():
     guide = AutoFlow(gaussian, hidden=(8,))
     guide()
-    affine = guide.flow.transforms[-1]
-    torch.testing.assert_close(affine().loc, MEAN, check_dtype=False)
-    tril = affine().scale_tril
+    loc, tril = gaussian_of(guide)
+    torch.testing.assert_close(loc, MEAN, check_dtype=False)
     torch.testing.assert_close(tril, TRIL, check_dtype=False)
 
 
@@ -154,9 +160,9 @@ def test_laplace_of_a_positive_latent_is_that_of_its_logarithm():
 
     guide = AutoFlow(model, hidden=(8,))
     guide.fit_laplace()
-    affine = guide.flow.transforms[-1]
-    assert affine().loc.item() == pytest.approx(math.log(2), abs=1e-4)
-    assert affine().scale_tril.item() == pytest.approx(0.5, abs=1e-4)
+    loc, tril = gaussian_of(guide)
+    assert loc.item() == pytest.approx(math.log(2), abs=1e-4)
+    assert tril.item() == pytest.approx(0.5, abs=1e-4)
 
 
 def test_laplace_at_a_spike_leaves_the_start():
@@ -171,8 +177,49 @@ def test_laplace_at_a_spike_leaves_the_start():
     start = numbers() + 0.05
     guide = AutoFlow(model, hidden=(8,), warm_start="laplace", init_loc_fn=init_to_value(values={"z": start}))
     guide()
-    affine = guide.flow.transforms[-1]
-    assert affine().loc.item() == pytest.approx(0.05) and affine().scale_tril.item() == pytest.approx(0.1)
+    loc, tril = gaussian_of(guide)
+    assert loc.item() == pytest.approx(0.05) and tril.item() == pytest.approx(0.1)
+    assert not guide.fit_laplace()
+
+
+def test_laplace_leaves_gradients_of_the_model_and_random_numbers_alone():
+    weight = torch.tensor(0.5, **DOUBLE, requires_grad=True)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(weight, 1.0))
+        with pyro.plate("rows", 10, subsample_size=3) as rows:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.arange(10.0, **DOUBLE)[rows])
+
+    guide = AutoFlow(model, still, warm_start=0)
+    guide()
+    before = torch.get_rng_state()
+    assert guide.fit_laplace() and weight.grad is None
+    assert torch.equal(torch.get_rng_state(), before)
+    loc, tril = gaussian_of(guide)
+    assert tril.item() == pytest.approx(11**-0.5, rel=1e-6)  # whatever the rows, as long as they stay the same
+    assert 0 < loc.item() < 9
+
+
+def test_latents_without_a_density_are_named_by_the_fit():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("never", torch.tensor(-torch.inf))
+
+    with pytest.raises(FloatingPointError, match=r"at step 0, at \['never \(model\)'\]"):
+        gx.fit_guide(model, AutoFlow(model, hidden=(4,)), steps=5, progress=False)
+
+
+def test_skew_and_heavy_tails_are_learned():
+    """A posterior of independent sinh-arcsinh normals is within reach of a flow that does nothing."""
+    tails = parts.SinhArcsinh(torch.tensor([0.8, -0.3], **DOUBLE), torch.tensor([0.0, 0.4], **DOUBLE))
+
+    def model():
+        normal = dist.Normal(numbers(2), 1.0).to_event(1)
+        z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+        pyro.factor("density", dist.TransformedDistribution(normal, [tails]).log_prob(z))
+
+    result = gx.fit_guide(model, AutoFlow(model, still), steps=400, lr=0.03, num_particles=32, progress=False)
+    assert abs(result.final) < 0.01  # log p(y) = 0
 
 
 def test_flat_priors_start_at_zero():
@@ -180,7 +227,7 @@ def test_flat_priors_start_at_zero():
         pyro.sample("z", dist.ImproperUniform(constraints.positive, (), (2,)))
 
     guide = AutoFlow(model, hidden=(8,))
-    assert guide()["z"].shape == (2,) and torch.equal(guide.flow.transforms[-1]().loc, torch.zeros(2))
+    assert guide()["z"].shape == (2,) and torch.equal(gaussian_of(guide)[0], torch.zeros(2))
 
 
 @pytest.mark.parametrize("recipe", [gx.flows.iaf, gx.flows.realnvp, gx.flows.bnaf])
@@ -238,9 +285,10 @@ def test_one_latent_and_latents_without_numbers():
 def test_quantiles_and_median():
     guide = AutoFlow(constrained, still, warm_start=0)
     guide()
-    last, q = guide.flow.transforms[-1], torch.tensor([0.1, 0.5, 0.9], **DOUBLE)
+    q = torch.tensor([0.1, 0.5, 0.9], **DOUBLE)
     found, middle = guide.quantiles(q, num_samples=40_000), guide.median(num_samples=5000)
-    normal = last().loc[:, None] + last.log_scale.exp()[:, None] * dist.Normal(numbers(), 1.0).icdf(q)
+    loc, tril = gaussian_of(guide)
+    normal = loc[:, None] + tril.diagonal()[:, None] * dist.Normal(numbers(), 1.0).icdf(q)
     torch.testing.assert_close(found["positive"], normal[0].exp().detach(), rtol=0.01, atol=0.01)
     torch.testing.assert_close(found["interval"], (normal[1].sigmoid() * 4 - 1).detach(), rtol=0.01, atol=0.01)
     simplex = biject_to(constraints.simplex)(normal[2:4].mT)
@@ -376,6 +424,28 @@ def test_amortised_guide_learns_the_posterior():
     assert (z.std(0) / 0.2**0.5 - 1).abs().max() < 0.25
 
 
+@pytest.mark.parametrize("sizes", [[(6, None), (3, 30)], [(3, 30), (6, None)], [(3, 30), (3, 60)]])
+def test_amortised_plates_are_those_of_each_call(sizes):
+    """Whatever the first call was: latents count as often in the guide as in the model."""
+    guide = AutoFlow(rows_model, context=2, hidden=(8,))
+    for size, total in sizes:
+        y = numbers(size, 2)
+        trace = poutine.trace(guide).get_trace(y, total, context=y)
+        model = poutine.trace(poutine.replay(rows_model, trace=trace)).get_trace(y, total)
+        assert trace.nodes["z"]["scale"] == model.nodes["z"]["scale"] == (total or size) / size
+    with pytest.raises(ValueError, match=r"context.shape\[:-1\] == \(3,\), the sizes of the plates .*; got \(4,\)"):
+        guide(numbers(3, 2), context=numbers(4, 2))
+    with pytest.raises(ValueError, match=r"Expected context.shape\[:-1\] of 1 sizes, as in the first call; got \(\)"):
+        guide(numbers(3, 2), context=numbers(2))
+
+
+def test_an_encoder_is_not_warmed_up():
+    encoder = nn.Linear(2, 3, **DOUBLE)
+    y = numbers(4, 2)
+    AutoFlow(rows_model, context=3, hidden=(8,), warm_start=5)(y, context=encoder(y))
+    assert encoder.weight.grad is None
+
+
 def test_one_context_for_all_latents():
     guide = AutoFlow(plated, context=2, hidden=(8,))
     assert guide(context=numbers(2))["z"].shape == (3,)
@@ -429,13 +499,21 @@ def test_errors(model, options, call, text):
 
 
 def test_errors_of_arguments():
-    with pytest.raises(ValueError, match="Expected init_scale > 0; got 0"):
+    with pytest.raises(ValueError, match="Expected init_scale > 0 and finite; got 0"):
         AutoFlow(plated, init_scale=0)
     with pytest.raises(ValueError, match="Expected no Laplace warm start of a guide with a context; got context=2"):
         AutoFlow(plated, context=2, warm_start="laplace")
-    with pytest.raises(ValueError, match="warm_start"):
-        AutoFlow(plated, warm_start=-1)
+    for warm_start in (-1, "newton"):
+        with pytest.raises(ValueError, match="warm_start"):
+            AutoFlow(plated, warm_start=warm_start)
+    with pytest.raises(TypeError, match="Expected recipe to be callable; got int"):
+        AutoFlow(plated, 3)
     with pytest.raises(TypeError, match="Expected recipe to return a Flow; got Linear"):
         AutoFlow(plated, lambda D: nn.Linear(D, D))()
     with pytest.raises(RuntimeError, match="called once before"):
         AutoFlow(plated).median()
+    guide = AutoFlow(gaussian, still)
+    guide()
+    for q in (0.5, [-0.1], [1.1]):
+        with pytest.raises(ValueError, match="quantiles to be a list of probabilities"):
+            guide.quantiles(q)

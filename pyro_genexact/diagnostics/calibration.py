@@ -172,8 +172,9 @@ def _draws(
     parameters = _parameters(posterior)
     given, named = _with_data(parameters, args, kwargs, data)
     if "num_samples" in parameters:
-        draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
-        return draws
+        with torch.enable_grad():  # for samplers that follow gradients
+            draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
+        return {name: value.detach() for name, value in draws.items()}
     conditioned = poutine.condition(poutine.uncondition(model), data=data)
 
     def program(*_: Any, **__: Any) -> Any:

@@ -176,8 +176,8 @@ class _Pair:
 
     def _marginal(self, guide: Any) -> Tensor:
         """log p with the enumerated latents summed out, (1,)."""
-        replayed = poutine.replay(self.model, trace=guide)
-        trace = self._traced(poutine.enum(replayed, first_available_dim=-1 - self.depth))
+        enumerated = poutine.enum(self.model, first_available_dim=-1 - self.depth)
+        trace = self._traced(poutine.replay(enumerated, trace=guide))
         log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
         return log_p.reshape(1)
 
@@ -254,11 +254,16 @@ def _check(guide: Any, model: Any, of_model: list[str]) -> None:
 def _total(trace: Any, size: int) -> Tensor:
     """Joint log-probability of each draw (S,)."""
     if any(site["fn"] is None for _, site in _samples(trace)):
-        return torch.zeros(size)  # given draws have no density
+        return torch.zeros(size, device=_device(trace))  # given draws have no density
     trace.compute_log_prob()
     parts = [site["log_prob"] for _, site in _samples(trace)]
     sums = [p.reshape(size, -1).sum(1) if len(p.shape[:1]) and len(p) == size else p.sum().expand(size) for p in parts]
-    return torch.stack(sums).sum(0) if sums else torch.zeros(size)
+    return torch.stack(sums).sum(0) if sums else torch.zeros(size, device=_device(trace))
+
+
+def _device(trace: Any) -> torch.device:
+    """That of the values of the first site."""
+    return next((site["value"].device for _, site in _samples(trace)), torch.get_default_device())
 
 
 def _rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:

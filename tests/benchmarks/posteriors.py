@@ -21,7 +21,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal, init_to_median
 from torch.distributions import constraints
 from torch.nn.functional import pad, silu
 
@@ -102,15 +102,24 @@ POSTERIORS = {
     "garch-garch11": (garch, garch_data, lambda d: columns(d["mu"], d["alpha0"], d["shares"].flatten(1)[:, :2])),
 }
 
+
+def start(site):
+    """Medians of the priors, where Pyro's own raises for the flat ones, at 0 there, or at 1 for positive numbers."""
+    try:
+        return init_to_median(site)
+    except NotImplementedError:
+        return torch.distributions.biject_to(site["fn"].support)(torch.zeros(site["fn"].shape()))
+
+
 OURS = {
     "AutoFlow(iaf)": lambda model: gx.guides.AutoFlow(model),
     "AutoFlow(nsf)": lambda model: gx.guides.AutoFlow(model, gx.flows.nsf, inverse=True, activation=silu),
     "AutoFlow(iaf, relu)": lambda model: gx.guides.AutoFlow(model, activation=torch.relu),
 }
 PYRO = {
-    "AutoNormal": AutoNormal,
-    "AutoMultivariateNormal": AutoMultivariateNormal,
-    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64, 64], num_transforms=3),
+    "AutoNormal": lambda model: AutoNormal(model, init_loc_fn=start),
+    "AutoMultivariateNormal": lambda model: AutoMultivariateNormal(model, init_loc_fn=start),
+    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64, 64], num_transforms=3, init_loc_fn=start),
 }
 NUMPYRO = ("numpyro AutoIAFNormal", "numpyro AutoBNAFNormal")
 DEFAULT = [name for name in (*OURS, *PYRO, *NUMPYRO) if name not in ("AutoFlow(iaf, relu)", "AutoNormal")]

@@ -106,7 +106,7 @@ def iaf(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
     """Inverse autoregressive flow: :func:`maf` with ``inverse=True``, and networks with a smooth activation.
 
     ``sample``, and the score of a sample, is one parallel pass a transform; ``log_prob`` of other values goes feature by
-    feature. The choice for guides, where kinks of ``relu`` would cost nats: posteriors are smooth.
+    feature. The choice for guides, whose densities should be as smooth as posteriors are.
 
     Args:
         features, context, options: those of :func:`maf`, but ``activation`` is ``silu`` by default.

@@ -146,7 +146,7 @@ def centred(y):
         level = pyro.sample("level", NORMAL)
         with pyro.plate("school", y.shape[-1], dim=-1):
             theta = pyro.sample("theta", dist.Normal(mu + level, tau))
-            pyro.deterministic("effect", theta - mu)
+            pyro.deterministic("effect", theta - mu)  # in a plate, and without event_dim
             pyro.sample("y", dist.Normal(theta + corr[..., 0], 1.0), obs=y)
 
 
@@ -342,6 +342,23 @@ def test_a_latent_given_an_enumerated_one():
     prior = 0.3 * st.norm.pdf(z, -1) + 0.7 * st.norm.pdf(z, 1)
     truth = np.log(prior) + st.norm.logpdf(0.5, z) - st.norm.logpdf(z, 0.2, 1.5)
     np.testing.assert_allclose(result.log_ratios.numpy(), truth, atol=1e-9)
+
+
+def test_deterministic_sites_in_plates_are_not_drawn_anew():
+    def model_(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            total = pyro.deterministic("total", mu + z)
+            pyro.sample("y", dist.Normal(total, 0.01), obs=y)
+
+    y = torch.arange(5, dtype=F64)
+    guide = AutoDiagonalNormal(model_)
+    guide(y)
+    data = dg.inference_data(model_, guide, y, num_samples=30)
+    posterior = data.posterior
+    np.testing.assert_allclose(posterior["total"], posterior["mu"].values[..., None] + posterior["z"], atol=1e-12)
+    np.testing.assert_allclose(data.posterior_predictive["y"], posterior["total"], atol=0.06)
 
 
 def test_point_guide_goes_to_arviz():

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, TransformedDistributi
 from ..base import check_sizes
 from ..distributions.cdf import probability_integral
 from . import bridge
-from .runs import latents, run
+from .runs import Unconditioned, latents, run
 
 
 def pit(d: Distribution, value: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def sbc_ranks(
     data_names = [observed] if isinstance(observed, str) else list(observed)
     ranks: dict[str, list[Tensor]] = {}
     for _ in range(num_simulations):
-        trace: Any = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        trace: Any = poutine.trace(Unconditioned()(model)).get_trace(*args, **kwargs)
         truth = _truth(trace, data_names)
         data = {name: trace.nodes[name]["value"] for name in data_names}
         draws = _draws(model, posterior, args, kwargs, data, num_samples, len(truth))
@@ -175,7 +175,7 @@ def _draws(
         with torch.enable_grad():  # for samplers that follow gradients
             draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
         return {name: value.detach() for name, value in draws.items()}
-    conditioned = poutine.condition(poutine.uncondition(model), data=data)
+    conditioned = poutine.condition(Unconditioned()(model), data=data)
 
     def program(*_: Any, **__: Any) -> Any:
         return conditioned(*args, **kwargs)

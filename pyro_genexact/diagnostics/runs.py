@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -160,7 +161,7 @@ class _Pair:
             likelihood[name] = _rows(log_p, self.trace.nodes[name]["fn"].batch_shape, size)
         predictive = {}
         if self.predict:
-            new = self._replay(guide, lambda program: wrap(poutine.uncondition(program)))
+            new = self._replay(guide, lambda program: wrap(Unconditioned()(program)))
             predictive = {name: _rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
         return Runs(
             {name: value[name] for name in self.latents},
@@ -184,6 +185,14 @@ class _Pair:
     def _shape(self, name: str) -> torch.Size:
         shape: torch.Size = self.trace.nodes[name]["value"].shape
         return shape
+
+
+class Unconditioned(UnconditionMessenger):
+    """Draws observed sites anew, but for the deterministic ones, which follow from the others."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def latents(trace: Any) -> Iterator[str]:

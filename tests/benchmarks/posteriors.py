@@ -22,6 +22,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal, init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch.distributions import constraints
 from torch.nn.functional import pad, silu
 
@@ -119,7 +120,8 @@ OURS = {
 PYRO = {
     "AutoNormal": lambda model: AutoNormal(model, init_loc_fn=start),
     "AutoMultivariateNormal": lambda model: AutoMultivariateNormal(model, init_loc_fn=start),
-    "AutoIAFNormal": lambda model: AutoIAFNormal(model, hidden_dim=[64, 64], num_transforms=3, init_loc_fn=start),
+    # which has no start to be set
+    "AutoIAFNormal": lambda model: AutoIAFNormal(InitMessenger(start)(model), hidden_dim=[64, 64], num_transforms=3),
 }
 NUMPYRO = ("numpyro AutoIAFNormal", "numpyro AutoBNAFNormal")
 DEFAULT = [name for name in (*OURS, *PYRO, *NUMPYRO) if name not in ("AutoFlow(iaf, relu)", "AutoNormal")]

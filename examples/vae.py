@@ -313,6 +313,7 @@ def main() -> None:
     if args.smoke_test:
         test, label = test[:40], label[:40]
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # the networks are small
 
     vaes = {"Gaussian, normal": VAE(8), "IAF, normal": VAE(8, "IAF"), "IAF, MAF": VAE(8, "IAF", "MAF")}
     results = report_models(vaes, train, test, steps, draws)

@@ -470,7 +470,7 @@ def test_global_flow_beside_local_flows(kind, size):
     assert found > evidence - cost_of_independence() + 0.3
     mean, cov = posterior_of_w()
     assert ((w.mean(0) - mean).abs() < 0.2 * cov.diagonal().sqrt()).all()
-    assert (w.std(0) / cov.diagonal().sqrt() - 1).abs().max() < 0.15
+    assert (w.std(0) / cov.diagonal().sqrt() - 1).abs().max() < (0.15 if size is None else 0.25)
 
 
 def test_auto_guide_list_with_a_flow():

@@ -22,10 +22,11 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
 from .base import check_context, check_sizes
+from .elbo import default_loss
 from .flows import Flow, iaf
 from .flows.base import over_reals
 from .gaussian import Gaussian, Tails, laplace
-from .svi import default_loss, fit_guide
+from .svi import fit_guide
 
 __all__ = ["AutoFlow"]
 
@@ -40,6 +41,7 @@ class AutoFlow(AutoContinuous):
     ``init_loc_fn`` with standard deviations ``init_scale``, as ``AutoMultivariateNormal`` does, and then, where that has a
     higher ELBO, as Laplace's approximation. Discrete latents that the model marks for parallel enumeration
     (``config_enumerate``) are left to it. Parameters are made in the first call; call the guide before ``load_state_dict``.
+    Two guides of one class share their names in Pyro's parameter store, where SVI knows one of them; ``fit_guide`` knows both.
 
     **Amortised**, with ``context=C``, the guide is called with the model's arguments and ``context=`` (*batch, C), an encoder's
     output. The leftmost plates of the model, one a batch dim, are then the rows, each with a flow of its own latents given its own
@@ -104,6 +106,7 @@ class AutoFlow(AutoContinuous):
             check_sizes(0, warm_start=warm_start)  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=partial(_init, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the start
+        self._row_names: Any = None  # a list after the first call
         self._point: Tensor | None = None  # where the posterior is looked at by Laplace's approximation
         self._recipe, self._init_scale, self._warm_start = recipe, init_scale, warm_start
         self._options = {**options, **({"context": context} if context else {})}
@@ -125,7 +128,7 @@ class AutoFlow(AutoContinuous):
                     self._warm_start, *args, **({} if context is None else {"context": context}), **kwargs
                 )
         except BaseException as error:
-            self.prototype_trace = None  # the next call tries again
+            self.prototype_trace = self._row_names = None  # the next call tries again
             if "found no latent variables" in str(error):
                 raise ValueError("Expected model to have continuous latents, for AutoFlow; got none.") from error
             raise
@@ -145,17 +148,17 @@ class AutoFlow(AutoContinuous):
 
     def get_base_dist(self) -> Any:
         """The noise, where no context is needed."""
-        return self.flow.base()
+        return self._made().base()
 
     def get_transform(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Transform:
         """From the noise to the unconstrained latents, given the context (*batch, C)."""
-        return self.flow(context).transforms[0]
+        return self._made()(context).transforms[0]
 
     def get_posterior(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
         """The distribution (*batch) of the D unconstrained latents, given the context (*batch, C)."""
         if self._point is not None:
             return dist.Delta(self._point, event_dim=1)
-        return self.flow(context)
+        return self._made()(context)
 
     def sample_latent(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Draws the unconstrained latents, those of the rows of a context in the plates of the rows."""
@@ -180,13 +183,14 @@ class AutoFlow(AutoContinuous):
         parameters = list(self.flow.transforms[-1].parameters())
         with poutine.block(), torch.enable_grad():
             return fit_guide(
-                self._bare_model[0], guide, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
+                self._program(), guide, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
             )
 
     def fit_laplace(self, *args: Any, **kwargs: Any) -> bool:
         """Moves loc to the mode of the unconstrained posterior, by L-BFGS, and L to its curvature there.
 
-        Unless that has a lower ELBO than before, or none, as where there is no mode. For guides without context.
+        Unless that has a lower ELBO than before, or none, as where there is no mode. For guides without context. Cost: some hundred
+        gradients of the model, and D more for the Hessian.
 
         Returns:
             Whether it moved.
@@ -198,7 +202,7 @@ class AutoFlow(AutoContinuous):
         if self.prototype_trace is None:
             self._warm_start = 0
             self._setup_prototype(*args, **kwargs)
-        model: Any = self._bare_model[0]
+        model = self._program()
         affine: Any = self.flow.transforms[-1]
         with poutine.block(), torch.enable_grad(), torch.random.fork_rng([]):
             loss = default_loss(model, self, args, kwargs, 1)
@@ -257,8 +261,7 @@ class AutoFlow(AutoContinuous):
         Returns:
             For each latent's name values of shape (Q, *latent shape).
         """
-        if self.prototype_trace is None:
-            raise RuntimeError("Expected the guide to have been called once before quantiles; it was not.")
+        self._made()
         rows = self._rows(context)
         ones = (1,) * (self._plate_dims - len(rows))
         latent = self.get_posterior(context=context).sample((num_samples,)).reshape(num_samples, *rows, *ones, -1)
@@ -289,6 +292,18 @@ class AutoFlow(AutoContinuous):
         for (_, site), shape, part in zip(sites, shapes, latent.split([s.numel() for s in shapes], -1), strict=True):
             yield site, part.reshape(latent.shape[:end] + shape)
 
+    def _made(self) -> Flow:
+        """The flow; an error before the first call."""
+        if self._row_names is None:
+            raise RuntimeError("Expected the guide to have been called once before, to know the latents; it was not.")
+        return self.flow
+
+    def _program(self) -> Any:
+        """The model."""
+        if self._bare_model is None:
+            raise RuntimeError("Expected a guide that has its model; got one from a pickle, which leaves it out.")
+        return self._bare_model[0]
+
     def _latents(self) -> list[tuple[str, Any]]:
         return list(self.prototype_trace.iter_stochastic_nodes())  # type: ignore[union-attr]
 
@@ -296,7 +311,7 @@ class AutoFlow(AutoContinuous):
         """The plates of the rows in this call of the model, which is run up to its first latent in them."""
         found = _UpToPlates(self._row_names)
         with torch.no_grad(), torch.random.fork_rng([]), poutine.block(), suppress(_Reached), found:
-            self._bare_model[0](*args, **kwargs)
+            self._program()(*args, **kwargs)
         got = tuple(found.frames[name].size for name in self._row_names)
         if got != tuple(rows):
             raise ValueError(
@@ -308,10 +323,9 @@ class AutoFlow(AutoContinuous):
         """The batch shape of the context; an error unless it fits."""
         check_context(self, context)
         rows = torch.Size() if context is None else context.shape[:-1]
-        names = getattr(self, "_row_names", None)
-        if names is not None and len(rows) != len(names):
+        if self._row_names is not None and len(rows) != len(self._row_names):
             raise ValueError(
-                f"Expected context.shape[:-1] of {len(names)} sizes, as in the first call; got {tuple(rows)}."
+                f"Expected context.shape[:-1] of {len(self._row_names)} sizes, as in the first call; got {tuple(rows)}."
             )
         return rows
 

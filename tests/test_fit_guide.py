@@ -15,7 +15,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
 from pyro_genexact import svi
-from pyro_genexact.svi import _vectorizes, fit_guide
+from pyro_genexact.elbo import _vectorizes
+from pyro_genexact.svi import fit_guide
 
 EVIDENCE = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()
 
@@ -159,6 +160,12 @@ def test_steps_that_stay_non_finite_raise():
     with pytest.raises(FloatingPointError, match=r"at step 5[0-9]"):
         fit_guide(non_finite(lambda n: n > 15), guide, steps=80, num_particles=1, progress=False)
     assert pyro.param("loc").isfinite()
+
+
+def test_steps_that_are_not_finite_now_and_then_do_no_harm():
+    model_ = non_finite(lambda n: n > 15 and n % 2)
+    result = fit_guide(model_, guide, steps=150, num_particles=1, progress=False)
+    assert 50 < len(result.skipped) < 80 and result.stopped == "steps"
 
 
 def test_behind_a_wall_the_fit_goes_back():

@@ -209,6 +209,11 @@ def test_latents_without_a_density_are_named_by_the_fit():
         gx.fit_guide(model, AutoFlow(model, hidden=(4,)), steps=5, progress=False)
 
 
+def test_negative_curvature_counts_as_positive():
+    hessian = torch.tensor([[4.0, 0.0], [0.0, -9.0]], **DOUBLE)
+    torch.testing.assert_close(parts._inverse_root(hessian), torch.tensor([[0.5, 0.0], [0.0, 1 / 3]], **DOUBLE))
+
+
 def test_skew_and_heavy_tails_are_learned():
     """A posterior of independent sinh-arcsinh normals is within reach of a flow that does nothing."""
     tails = parts.SinhArcsinh(torch.tensor([0.8, -0.3], **DOUBLE), torch.tensor([0.0, 0.4], **DOUBLE))
@@ -510,8 +515,15 @@ def test_errors_of_arguments():
         AutoFlow(plated, 3)
     with pytest.raises(TypeError, match="Expected recipe to return a Flow; got Linear"):
         AutoFlow(plated, lambda D: nn.Linear(D, D))()
-    with pytest.raises(RuntimeError, match="called once before"):
-        AutoFlow(plated).median()
+    for method in ("median", "get_posterior", "get_transform", "get_base_dist"):
+        with pytest.raises(RuntimeError, match="called once before"):
+            getattr(AutoFlow(plated), method)()
+    unpickled = AutoFlow(plated, still)
+    unpickled()
+    unpickled = pickle.loads(pickle.dumps(unpickled))
+    assert unpickled.get_posterior().sample().shape == (4,)
+    with pytest.raises(RuntimeError, match="got one from a pickle"):
+        unpickled.fit_laplace()
     guide = AutoFlow(gaussian, still)
     guide()
     for q in (0.5, [-0.1], [1.1]):

@@ -1,0 +1,71 @@
+"""Which of Pyro's ELBOs suits a model and its guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+
+def default_loss(
+    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, num_particles: int
+) -> Any:
+    """Pyro's ELBO that suits: with enumeration if the model asks for it, of all draws at once where that is right."""
+    with torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        sites = [*_sample_sites(guide_trace), *_sample_sites(model_trace)]
+        dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        nesting = -min(dims, default=0)
+        if any(site["infer"].get("enumerate") == "parallel" for site in sites):
+            return TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=nesting)
+        at_once = num_particles > 1 and _vectorizes(model, guide, args, kwargs, nesting)
+    return Trace_ELBO(num_particles=num_particles, vectorize_particles=at_once, max_plate_nesting=nesting)
+
+
+def _vectorizes(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, nesting: int) -> bool:
+    """Whether two draws at once have the same log_prob as one by one."""
+    at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
+    try:
+        guide_trace = poutine.trace(at_once(guide)).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(at_once(poutine.replay(model, trace=guide_trace))).get_trace(*args, **kwargs)
+        for function, trace in ((guide, guide_trace), (model, model_trace)):
+            trace.compute_log_prob()
+            together: Any = sum(_of_rows(site["log_prob"], -1 - nesting) for site in _sample_sites(trace))
+            for row in range(2):
+                one = poutine.trace(poutine.replay(function, trace=_row(trace, -1 - nesting, row))).get_trace(
+                    *args, **kwargs
+                )
+                alone = torch.as_tensor(one.log_prob_sum()).to(together)
+                if not torch.allclose(alone, together[row], rtol=1e-3, atol=1e-3, equal_nan=True):
+                    return False
+    except Exception:  # whatever a model that expects one draw does with two; one by one it says what is wrong
+        return False
+    return True
+
+
+def _sample_sites(trace: Any) -> Iterator[Any]:
+    return (site for site in trace.nodes.values() if site["type"] == "sample")
+
+
+def _of_rows(log_prob: Tensor, dim: int) -> Tensor:
+    """The sums (2,) of log_prob for each of two draws."""
+    if log_prob.dim() < -dim or log_prob.shape[dim] != 2:
+        return log_prob.sum().expand(2)
+    return log_prob.movedim(dim, 0).reshape(2, -1).sum(1)
+
+
+def _row(trace: Any, dim: int, row: int) -> Any:
+    """The trace of one of two draws."""
+    one = trace.copy()
+    for name, site in one.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site):
+            value, at = site["value"], dim - site["fn"].event_dim
+            if value.dim() >= -at and value.shape[at] == 2:
+                one.nodes[name] = {**site, "value": value.select(at, row)}
+    return one

@@ -45,7 +45,7 @@ class AutoFlow(AutoContinuous):
 
     **Amortised**, with ``context=C``, the guide is called with the model's arguments and ``context=`` (*batch, C), an encoder's
     output. The leftmost plates of the model, one a batch dim, are then the rows, each with a flow of its own latents given its own
-    context; they may be subsampled, and of another size in each call. As SVI gives the same arguments to model and
+    context; they may be subsampled, and of another size in each call, for which the model is run up to its first latent. As SVI gives the same arguments to model and
     guide, wrap the call: ``lambda x: guide(x, context=encoder(x))``, with ``pyro.module("encoder", encoder)`` in it.
 
     Args:

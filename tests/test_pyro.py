@@ -55,7 +55,8 @@ def rows(kind, n=ROWS):
 def affine_by_hand(flow, index, params, x, context=None):
     """Shift and log-scale of transform ``index``, by plain matrix products with ``params``."""
     part = flow.transforms[index]
-    path = f"transforms.{index}." + ("transform." if isinstance(part, gx.transforms.Inverse) else "")
+    maf = isinstance(part, gx.transforms.Inverse)
+    path = f"transforms.{index}." + ("transform." if maf else "")
     layers = getattr(part, "transform", part).conditioner.layers
     h = x
     for i, layer in enumerate(layers):
@@ -66,7 +67,8 @@ def affine_by_hand(flow, index, params, x, context=None):
         h = h[..., : weight.shape[1]] @ weight.mT + bias
         if context is not None:
             h = h + context @ params[f"{path}conditioner.layers.{i}.context_weight"].mT
-        h = h.relu() if i + 1 < len(layers) else h
+        if i + 1 < len(layers):
+            h = h.relu() if maf else h * h.sigmoid()
     shift, raw = h.unflatten(-1, (-1, 2)).unbind(-1)
     return shift, 7 * torch.tanh(raw / 7)
 

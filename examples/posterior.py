@@ -89,6 +89,7 @@ class Sizes(NamedTuple):
     draws: int = 10_000  # of a guide
     warmup: int = 200
     chain: int = 400
+    depth: int = 10  # of NUTS's trees
 
 
 class Row(NamedTuple):
@@ -171,7 +172,8 @@ def transported(model: Callable[..., None], guide: gx.guides.AutoFlow, sizes: Si
 
 def nuts(model: Callable[..., None], latents: Callable[[dict[str, Tensor]], dict[str, Tensor]], sizes: Sizes) -> Row:
     start = time.perf_counter()
-    kernel = NUTS(model, target_accept_prob=0.9, jit_compile=True, ignore_jit_warnings=True)
+    options = {"jit_compile": True, "ignore_jit_warnings": True, "max_tree_depth": sizes.depth}
+    kernel = NUTS(model, target_accept_prob=0.9, **options)
     mcmc = MCMC(kernel, sizes.chain, warmup_steps=sizes.warmup, disable_progbar=True)
     mcmc.run(Y, SIGMA)
     draws = coordinates(latents(mcmc.get_samples()))
@@ -259,7 +261,7 @@ def main() -> None:
     parser.add_argument("--smoke-test", action="store_true", help="few steps and draws, to see that everything runs")
     args = parser.parse_args()
     start = time.perf_counter()
-    sizes = Sizes(20, 1000, 5, 10) if args.smoke_test else Sizes()
+    sizes = Sizes(20, 1000, 5, 10, 3) if args.smoke_test else Sizes()
     truth, tasks = exact(), [(model, name, sizes) for name in JOBS for model in MODELS]
     rows: dict[tuple[str, str], Row] = {}
     with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -459,7 +459,8 @@ def shared_flow(kind):
 @pytest.mark.parametrize("kind, size", [("auto", None), ("auto", 6), ("flow", None)])
 def test_global_flow_beside_local_flows(kind, size):
     guide = Guide(shared_flow(kind))
-    gx.fit_guide(factors, guide, DATA, size, steps=150, lr=0.05, num_particles=16, progress=False)
+    steps = 150 if size is None else 400  # rows add noise
+    gx.fit_guide(factors, guide, DATA, size, steps=steps, lr=0.05, num_particles=16, progress=False)
     evidence = evidence_of_factors()
     with torch.no_grad():
         many = vectorised(Trace_ELBO, 2000)
@@ -470,7 +471,7 @@ def test_global_flow_beside_local_flows(kind, size):
     assert found > evidence - cost_of_independence() + 0.3
     mean, cov = posterior_of_w()
     assert ((w.mean(0) - mean).abs() < 0.2 * cov.diagonal().sqrt()).all()
-    assert (w.std(0) / cov.diagonal().sqrt() - 1).abs().max() < (0.15 if size is None else 0.25)
+    assert (w.std(0) / cov.diagonal().sqrt() - 1).abs().max() < 0.15
 
 
 def test_auto_guide_list_with_a_flow():

@@ -45,8 +45,9 @@ class AutoFlow(AutoContinuous):
 
     **Amortised**, with ``context=C``, the guide is called with the model's arguments and ``context=`` (*batch, C), an encoder's
     output. The leftmost plates of the model, one a batch dim, are then the rows, each with a flow of its own latents given its own
-    context; they may be subsampled, and of another size in each call, for which the model is run up to its first latent. As SVI gives the same arguments to model and
-    guide, wrap the call: ``lambda x: guide(x, context=encoder(x))``, with ``pyro.module("encoder", encoder)`` in it.
+    context; they may be subsampled, and of another size in each call, for which the model is run up to its first latent in
+    them. As SVI gives the same arguments to model and guide, wrap the call: ``lambda x: guide(x, context=encoder(x))``, with
+    ``pyro.module("encoder", encoder)`` in it.
 
     Args:
         model: the model.
@@ -124,9 +125,7 @@ class AutoFlow(AutoContinuous):
             if self._warm_start == "laplace":
                 self.fit_laplace(*args, **kwargs)
             elif isinstance(self._warm_start, int) and self._warm_start:
-                self.fit_gaussian(
-                    self._warm_start, *args, **({} if context is None else {"context": context}), **kwargs
-                )
+                self.fit_gaussian(self._warm_start, *args, context=context, **kwargs)
         except BaseException as error:
             self.prototype_trace = self._row_names = None  # the next call tries again
             if "found no latent variables" in str(error):

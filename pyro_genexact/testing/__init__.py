@@ -15,6 +15,7 @@ from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .lines import line_mass
 from .sequences import sequence
+from .threads import threads
 from .transforms import cache, copies, derivatives, inverse, log_det
 
 __all__ = [  # noqa: RUF022 - the order of the reference page
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "extremes",
     "persistence",
     "freshness",
+    "threads",
     "device",
     "meta",
 ]

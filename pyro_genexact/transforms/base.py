@@ -62,23 +62,23 @@ class RememberingTransform(Transform):
         return self._watched
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self._remembers(0, x):
-            y, ladj = self.evaluate(x)
-            self._remember(x, y, ladj)
-            return y
-        return self._last[1]  # type: ignore[index]
+        if last := self._recall(x=x):
+            return last[1]
+        y, ladj = self.evaluate(x)
+        self._remember(x, y, ladj)
+        return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        if not self._remembers(1, y):
-            x, ladj = self.solve(y)
-            self._remember(x, y, ladj)
-            return x
-        return self._last[0]  # type: ignore[index]
+        if last := self._recall(y=y):
+            return last[0]
+        x, ladj = self.solve(y)
+        self._remember(x, y, ladj)
+        return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log|dy/dx| at x, of the batch shape."""
-        if self._remembers(0, x) and self._remembers(1, y):
-            return self._last[2]  # type: ignore[index]
+        if last := self._recall(x, y):
+            return last[2]
         return self.evaluate(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> RememberingTransform:
@@ -101,9 +101,15 @@ class RememberingTransform(Transform):
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
         self._last = (x, y, ladj, self._stamp(x, y)) if self._cache_size else None
 
-    def _remembers(self, which: int, value: Tensor) -> bool:
+    def _recall(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Any] | None:
+        """The last call, if it was of this x and this y (as far as they are given) and nothing changed since.
+
+        The record is read once: another thread may replace it at any time.
+        """
         last = self._last
-        return last is not None and last[which] is value and last[3] == self._stamp(last[0], last[1])
+        if last is None or (x is not None and last[0] is not x) or (y is not None and last[1] is not y):
+            return None
+        return last if last[3] == self._stamp(last[0], last[1]) else None
 
     def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
         """What must not have changed."""

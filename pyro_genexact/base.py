@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-_KEPT_ASIDE = ("_inv", "_last", "_watched", "_cached_x_y")  # what transforms remember
+from .core.buffers import register_derived
+
+_FORGOTTEN: dict[str, Any] = {"_inv": None, "_last": None, "_watched": None, "_cached_x_y": (None, None)}
+"""What transforms remember, and what stands there in one that remembers nothing."""
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 Site = int | tuple[int, ...]
@@ -189,26 +193,54 @@ class DistributionModule(nn.Module):
 
 
 class Constant(nn.Module):
-    """A module whose call returns a fixed distribution or transform, which follows the module's device and dtype.
+    """A module whose call returns a fixed distribution or transform; its tensors are buffers of the module.
+
+    So they follow the module's device and dtype, and belong to its ``state_dict``.
+
+    Args:
+        value: a distribution or transform, or a collection with such.
+        persistent: False for a value that follows from sizes: it is not saved, but rebuilt when a state is loaded.
 
     Example:
         >>> import torch, pyro.distributions as dist
-        >>> Constant(dist.Normal(torch.zeros(2), 1.0)).double()().loc.dtype
-        torch.float64
+        >>> base = Constant(dist.Normal(torch.zeros(2), 1.0)).double()
+        >>> base().loc.dtype, list(base.state_dict())
+        (torch.float64, ['value_0', 'value_1'])
     """
 
     context = 0
 
-    def __init__(self, value: Distribution | Transform) -> None:
+    def __init__(self, value: Any, persistent: bool = True) -> None:
         super().__init__()
-        self.value = value
+
+        slots: dict[int, _Slot] = {}
+
+        def keep(tensor: Tensor) -> _Slot:
+            if id(tensor) not in slots:
+                slots[id(tensor)] = _Slot(f"value_{len(slots)}")
+                register = self.register_buffer if persistent else partial(register_derived, self)
+                register(slots[id(tensor)].name, tensor.contiguous())  # no state goes into an expanded one
+            return slots[id(tensor)]
+
+        self._template = map_leaves(keep, value)
+
+    @property
+    def value(self) -> Any:
+        """The distribution or transform, with the tensors that the module has now."""
+        return self()
 
     def forward(self) -> Any:
-        return self.value
+        return (
+            map_leaves(lambda slot: self._buffers[slot.name], self._template, _Slot)
+            if self._buffers
+            else self._template
+        )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Constant:
-        self.value = _map_tensors(fn, self.value)
-        return super()._apply(fn, recurse)
+
+class _Slot(NamedTuple):
+    """Where a tensor of a template goes."""
+
+    name: str
 
 
 def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]]:
@@ -326,7 +358,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         plain = [part for part in value.__dict__.values() if isinstance(part, Tensor)]
         value = [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *plain]
     elif isinstance(value, (Distribution, Transform, constraints.Constraint)):
-        value = {name: part for name, part in value.__dict__.items() if name not in _KEPT_ASIDE}
+        value = {name: part for name, part in value.__dict__.items() if name not in _FORGOTTEN}
     if isinstance(value, dict):
         value = list(value.values())
     return [t for part in value for t in tensors_in(part)] if isinstance(value, (list, tuple)) else []
@@ -340,17 +372,23 @@ def _rows(field: Any, index: Tensor) -> Any:
     return type(field)(_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
 
 
-def _map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A copy of a distribution, transform or constraint whose tensors went through fn."""
-    if isinstance(value, Tensor):
+def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
+    """A copy of a distribution, transform or constraint, or a collection of such, whose tensors went through fn.
+
+    With another ``kind`` its instances did instead. What transforms remember is left out.
+    """
+    if isinstance(value, kind):
         return fn(value)
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)(_map_tensors(fn, part) for part in value)
+        return type(value)(map_leaves(fn, part, kind) for part in value)
+    if isinstance(value, dict):
+        return {name: map_leaves(fn, part, kind) for name, part in value.items()}
     if isinstance(value, _InverseTransform):
-        return _map_tensors(fn, value.inv).inv
+        return map_leaves(fn, value.inv, kind).inv
     if isinstance(value, (Distribution, Transform, constraints.Constraint)):
         value = copy.copy(value)
+        parts = value.__dict__
         if isinstance(value, Transform):
-            value._inv = None  # made anew when asked for
-        value.__dict__.update({name: _map_tensors(fn, part) for name, part in value.__dict__.items()})
+            parts.update({name: forgotten for name, forgotten in _FORGOTTEN.items() if name in parts})
+        parts.update({name: map_leaves(fn, part, kind) for name, part in parts.items()})
     return value

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..core.buffers import register_derived
+
 
 class MaskedLinear(nn.Module):
     """A linear layer whose weight is masked wherever it is used, with a linear term in the context beside it.
@@ -37,13 +39,12 @@ class MaskedLinear(nn.Module):
 
     def __init__(self, mask: Tensor, context: int = 0, bias: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        mask = mask.to(torch.empty(()))
-        bound = scale * (mask.sum(1, keepdim=True) + context).clamp(min=1).rsqrt()
+        register_derived(self, "mask", mask, torch.get_default_dtype())
+        bound = scale * (self.mask.sum(1, keepdim=True) + context).clamp(min=1).rsqrt()
 
         def uniform(columns: int) -> Tensor:
             return (2 * torch.rand(len(mask), columns) - 1) * bound
 
-        self.register_buffer("mask", mask, persistent=False)
         # entries that the mask forbids too: another order of the sites may use them
         self.weight = nn.Parameter(uniform(mask.shape[1]))
         self.bias = nn.Parameter(uniform(1).squeeze(1)) if bias else None

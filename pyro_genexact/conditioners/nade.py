@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from ..base import Conditioner, Site, bind, check_context, check_like
+from ..core.buffers import register_derived
 from .encoding import (
     check_callable,
     check_chunk,
@@ -105,7 +106,7 @@ class NADE(Conditioner):
         self._ends = [0, *accumulate(widths)]  # the rows of W that belong to site t are _ends[t] ... _ends[t + 1] - 1
         counts = [kind if isinstance(kind, int) else 0 for kind in self._kinds]
         for name, values in (("_firsts", self._ends[:-1]), ("_counts", counts)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
+            register_derived(self, name, torch.tensor(values, dtype=torch.long, device="cpu"))
         reads = sum(1 if count else width for count, width in zip(counts, widths, strict=True))
 
         def uniform(*shape: int, fan: int) -> nn.Parameter:

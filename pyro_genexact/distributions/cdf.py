@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
 
-from ..base import _map_tensors, broadcast_shapes
+from ..base import broadcast_shapes, map_leaves
 from ..numerics import bisect, find, implicit
 from .guard import anchor, contains, guarded_log_prob
 from .special import CDFS, QUANTILES, of_family
@@ -366,11 +366,11 @@ def _tensors(d: Distribution) -> list[Tensor]:
         found.append(t)
         return t
 
-    _map_tensors(find, d)
+    map_leaves(find, d)
     return found
 
 
 def _with_tensors(d: Distribution, tensors: list[Tensor]) -> Distribution:
     values = iter(tensors)
-    copy: Distribution = _map_tensors(lambda t: next(values), d)
+    copy: Distribution = map_leaves(lambda t: next(values), d)
     return copy

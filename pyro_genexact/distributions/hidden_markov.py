@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import _map_tensors, broadcast_shapes, check_like, check_sizes, tensors_in, visible
+from ..base import broadcast_shapes, check_like, check_sizes, map_leaves, tensors_in, visible
 from ..semirings import Chain, LogSumExp, Max, fold
 from . import chain_checks as check
 from .checks import check_kind
@@ -261,7 +261,7 @@ class HiddenMarkov(TorchDistribution):
             dim = self._state_dim
             return lambda bound: bound.select(dim, k if bound.shape[dim] > 1 else 0) if bound.dim() >= -dim else bound
 
-        return union([_map_tensors(of_state(k), support) for k in range(self.num_states)])
+        return union([map_leaves(of_state(k), support) for k in range(self.num_states)])
 
 
 def _evidence(chain: Chain) -> Tensor:

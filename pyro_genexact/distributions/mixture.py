@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import _map_tensors, tensors_in
+from ..base import map_leaves, tensors_in
 from .cdf import cdf
 from .enumeration import ByEnumeration
 from .guard import anchor, guarded_log_prob
@@ -231,7 +231,7 @@ def _is_real(constraint: Any) -> bool:
 
 
 def _component(support: Any, k: int, inner: int) -> Any:
-    return _map_tensors(lambda bound: bound[k] if bound.dim() > inner else bound, support)
+    return map_leaves(lambda bound: bound[k] if bound.dim() > inner else bound, support)
 
 
 def _component_shapes(logits: Tensor, components: Any) -> tuple[list[Size], Size]:

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import _map_tensors, tensors_in
+from ..base import map_leaves, tensors_in
 from .cdf import cdf, icdf
 from .guard import anchor, guarded_log_prob
 from .mixture import same_constraint
@@ -269,4 +269,4 @@ def _ordered(sites: list[list[int]]) -> bool:
 
 def _site_of(support: Any, i: int, batch_dims: int) -> Any:
     """The constraint of site i alone, where bounds are tensors (*batch, S)."""
-    return _map_tensors(lambda b: b.narrow(batch_dims - 1, i, 1) if b.dim() >= batch_dims else b, support)
+    return map_leaves(lambda b: b.narrow(batch_dims - 1, i, 1) if b.dim() >= batch_dims else b, support)

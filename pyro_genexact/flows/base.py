@@ -33,7 +33,7 @@ class Flow(DistributionModule):
     Args:
         transforms: from the base to the data: transforms, modules that are, or modules whose call returns one.
         base: a distribution over vectors, or a module whose call returns one. A distribution's tensors follow the module's
-            device and dtype; what shall be learned or saved belongs in a :class:`DistributionModule`.
+            device and dtype and are saved with it; learned parameters belong in a :class:`DistributionModule`.
 
     Raises:
         ValueError: if there is no transform, or parts expect contexts of different widths; in calls for lengths outside of
@@ -90,6 +90,12 @@ class Flow(DistributionModule):
         """The same as calling the module, under Pyro's name."""
         given = {"lengths": lengths, "source_lengths": source_lengths}
         return self(context, **{name: value for name, value in given.items() if value is not None})
+
+
+def standard_normal(*shape: int) -> Constant:
+    """The base that recipes have by default, of events of this shape; it follows from sizes, so it is not saved."""
+    zeros = torch.zeros(shape, device="cpu")
+    return Constant(dist.Normal(zeros, zeros + 1).to_event(len(shape)), persistent=False)
 
 
 def checked(flow: Flow, context: Any, source_lengths: Tensor | None) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypedDict, Unpack
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
@@ -15,7 +14,7 @@ from ..base import Conditioner, Head, check_sizes
 from ..conditioners import MADE
 from ..transforms import AutoregressiveTransform, Coupling, Inverse, Reverse, Standardize, ToSupport
 from ..transforms.coupling import check_bijection
-from .base import Flow, over_reals
+from .base import Flow, over_reals, standard_normal
 
 Support = constraints.Constraint | Sequence[constraints.Constraint]
 MakeHead = Callable[[], Head]
@@ -152,8 +151,7 @@ def assemble(
         )
     if isinstance(base, Distribution) and not over_reals(base):
         raise ValueError(f"Expected base.support to be all real vectors; got {base.support} of {type(base).__name__}.")
-    normal = dist.Normal(torch.zeros(size), torch.ones(size)).to_event(1)
-    return Flow([*chain, onto], normal if base is None else base)
+    return Flow([*chain, onto], standard_normal(size) if base is None else base)
 
 
 def new_head(make: MakeHead) -> Head:

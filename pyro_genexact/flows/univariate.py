@@ -15,7 +15,7 @@ from ..base import Padded
 from ..distributions.cdf import cdf, icdf
 from ..transforms import Chain, RememberingTransform, ToSupport
 from ..transforms.base import transform_of
-from .base import Flow, checked, over_reals
+from .base import Flow, checked, over_reals, standard_normal
 
 
 def univariate(
@@ -57,7 +57,7 @@ def univariate(
     last = getattr(flow.transforms[-1], "value", None) if isinstance(flow, Flow) else flow
     if not isinstance(last, ToSupport):
         raise TypeError(f"Expected recipe to make a Flow that ends with ToSupport; got {type(last).__name__}.")
-    return UnivariateFlow(flow, dist.Normal(torch.zeros(()), torch.ones(())) if base is None else base)
+    return UnivariateFlow(flow, standard_normal() if base is None else base)
 
 
 class UnivariateFlow(Flow):
@@ -123,7 +123,7 @@ class UnivariateDistribution(dist.TransformedDistribution):
         _check_tensor(value)
         t = self.transforms[0]
         below = cdf(self.base_dist, t.inv(value))
-        outside = torch.where(value.isnan(), value, (value > t.within.to(value)).to(value))
+        outside = torch.where(value.isnan(), value, (value > t.interior(value)).to(value))
         return torch.where(t.codomain.check(value), below, outside)
 
     def icdf(self, value: Tensor) -> Tensor:
@@ -168,10 +168,9 @@ class OnOneAxis(RememberingTransform):
         interior.check = self._contains
         return interior
 
-    @property
-    def within(self) -> Tensor:
+    def interior(self, like: Tensor) -> Tensor:
         """A value inside the support."""
-        return self._onto._interior[0]
+        return self._onto.interior(like)[0]  # type: ignore[no-any-return]
 
     @property
     def _onto(self) -> Any:

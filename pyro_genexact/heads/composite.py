@@ -123,8 +123,8 @@ class _Settings(pickle.Pickler):
 
 
 def _settings(head: Head) -> Hashable:
-    """What a head without state was made with, equal for heads made alike; any other head itself."""
-    if head.state_dict():
+    """What a head without parameters was made with, equal for heads made alike; any other head itself."""
+    if next(head.parameters(), None) is not None:
         return head
     try:
         _Settings(buffer := io.BytesIO()).dump(head)

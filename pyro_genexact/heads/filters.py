@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.nn.functional import pad
 
 from ..base import Head, check_sizes, visible
+from ..core.buffers import register_derived
 from ..distributions.categorical import Categorical, log_probs, normalised
 from ..distributions.checks import check_distribution_head
 
@@ -257,7 +258,7 @@ class Forbid(_Without):
         if all(mask):
             raise ValueError(f"Expected tokens to leave one of {self.num_tokens}; got {tokens}.")
         self._forbidden: Tensor
-        self.register_buffer("_forbidden", torch.tensor(mask, device="cpu"), persistent=False)
+        register_derived(self, "_forbidden", torch.tensor(mask, device="cpu"))
 
     def forbidden(self, logits: Tensor, first: int) -> Tensor:
         return self._forbidden.to(logits.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Head, check_sizes
+from ..core.buffers import register_derived
 from ..distributions.checks import check_distribution_head
 from ..distributions.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
 from ..distributions.mixture import Mixture as MixtureDistribution
@@ -64,7 +65,7 @@ class Mixture(Head):
         self._sizes = [h.num_params for h in heads] if K is None else [K * heads[0].num_params]
         self.num_params = self.num_components + sum(self._sizes)
         offsets = None if K is None else _offsets(K, heads[0].num_params)
-        self.register_buffer("offsets", offsets, persistent=False)
+        register_derived(self, "offsets", offsets)
 
     def forward(self, phi: Tensor, first: int = 0) -> MixtureDistribution:
         """phi (*batch, S, P) to the mixture of batch shape (*batch, S)."""

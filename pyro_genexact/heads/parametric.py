@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..base import Head, _map_tensors, check_sizes, tensors_in
+from ..base import Constant, Head, check_sizes, tensors_in
 from . import table
 from .parameters import Cholesky, Link, Part, brief, citizen, fixed_value
 from .repaired import REPAIRED
@@ -124,8 +124,8 @@ class Parametric(Head):
         self._fix(fixed, parameters, shape[-1] if shape else 0)
         self._plan = self._lay_out(parameters, {**fixed, "k": shape[-1] if shape else 0})
         self._sizes = [prod(part.raw) for part in self._plan]
-        self._sizes += [int(head.num_params) for head in self.children()]  # type: ignore[arg-type]
-        self._scalars = all(part.raw == () for part in self._plan) and not self._modules and self._sizes != [1]
+        self._sizes += [int(head.num_params) for head in self._heads.values()]  # type: ignore[arg-type]
+        self._scalars = all(part.raw == () for part in self._plan) and not self._heads and self._sizes != [1]
         self.num_params = sum(self._sizes)
         self.parameters_of = {part.name: part.shape for part in self._plan}
         self._probe()
@@ -140,7 +140,7 @@ class Parametric(Head):
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
         parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
-        values = dict(self._options)
+        values = dict(self._options())
         for name, _, raw, link in self._plan:
             part = next(parts)
             if not self._scalars and len(raw) != 1:
@@ -149,8 +149,8 @@ class Parametric(Head):
         for tensors in (self._buffers, self._parameters):
             for name, fixed in tensors.items():
                 values[name] = fixed.to(phi if fixed.is_floating_point() else phi.device)  # type: ignore[union-attr]
-        for name, head in self._modules.items():
-            values[name] = head(next(parts))  # type: ignore[misc]
+        for name, head in self._heads.items():
+            values[name] = head(next(parts))
         d: Any = self.family(**values)
         if not self._sizes:
             d = d.expand(phi.shape[:-1] + self._lead)
@@ -194,14 +194,15 @@ class Parametric(Head):
 
     def _fix(self, fixed: dict[str, Any], parameters: dict[str, table.Parameter], k: int) -> None:
         """Heads become modules, numbers and tensors buffers (parameters, if they are that), the rest options of the call."""
-        self._options: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        self._heads = nn.ModuleDict()
         arguments, sizes = inspect.signature(self.family.__init__).parameters, {**fixed, "k": k}
         constraint = inspect.getattr_static(self.family, "arg_constraints")
         for name, value in fixed.items():
             if name not in arguments:
                 continue  # a size
             if isinstance(value, Head):
-                self.add_module(name, value)
+                self._heads[name] = value
                 continue
             if isinstance(value, Distribution):
                 raise TypeError(f"Expected {name} to be a head; got a distribution {type(value).__name__}.")
@@ -209,21 +210,18 @@ class Parametric(Head):
                 shape = self._lead + tuple(sizes[size] for size in parameters[name].shape)
                 value = fixed_value(name, value, shape, constraint.get(name, parameters[name].constraint))
                 if parameters[name].shape and not isinstance(value, nn.Parameter):
-                    value = value.expand(shape)  # as families want vectors whole
+                    value = value.expand(shape).contiguous()  # as families want vectors whole
             elif isinstance(value, float):
                 value = torch.tensor(value, dtype=torch.float64, device="cpu")
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor):
-                self.register_buffer(name, value, persistent=False)
+                self.register_buffer(name, value)
             else:
-                self._options[name] = value
+                options[name] = value
         if "validate_args" in arguments:
-            self._options.setdefault("validate_args", False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Parametric:
-        self._options = {name: _map_tensors(fn, value) for name, value in self._options.items()}
-        return super()._apply(fn, recurse)
+            options.setdefault("validate_args", False)
+        self._options = Constant(options)
 
     def _lay_out(self, parameters: dict[str, table.Parameter], sizes: dict[str, Any]) -> list[Part]:
         plan = []

@@ -15,6 +15,7 @@ from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .lines import line_mass
 from .sequences import sequence
+from .states import reloading
 from .threads import threads
 from .transforms import cache, copies, derivatives, inverse, log_det
 
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "gradients",
     "extremes",
     "persistence",
+    "reloading",
     "freshness",
     "threads",
     "device",

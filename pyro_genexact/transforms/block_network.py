@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from .. import numerics
+from ..core.buffers import register_derived
 
 if TYPE_CHECKING:
     from .block_autoregressive import BlockAutoregressive
@@ -49,9 +50,10 @@ class BlockLinear(nn.Module):
 
     def __init__(self, num_sites: int, below: int, above: int, context: int, start: Start) -> None:
         super().__init__()
-        mask = torch.ones(num_sites, num_sites).tril(-1).repeat_interleave(above, 0).repeat_interleave(below, 1)
-        self.register_buffer("mask", mask, persistent=False)
-        self.weight = nn.Parameter(start.noise * torch.randn(mask.shape) * mask / num_sites**0.5)
+        mask = torch.ones(num_sites, num_sites, dtype=torch.bool, device="cpu").tril(-1)
+        mask = mask.repeat_interleave(above, 0).repeat_interleave(below, 1)
+        register_derived(self, "mask", mask, torch.get_default_dtype())
+        self.weight = nn.Parameter(start.noise * torch.randn(mask.shape) * self.mask / num_sites**0.5)
         self.log_diagonal = nn.Parameter(0.1 * torch.randn(num_sites, above, below))
         self.log_scale = nn.Parameter(torch.full((num_sites * above,), _BOUND * atanh(log(start.scale) / _BOUND)))
         # each site's units bend at different places, and balance each other

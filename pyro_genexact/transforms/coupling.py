@@ -14,6 +14,7 @@ from torch.distributions import Transform, constraints
 from ..base import Conditioner, Head, bind, broadcast_shapes, check_context, check_like
 from ..conditioners import Independent
 from ..conditioners.encoding import Dense, check_counts
+from ..core.buffers import register_derived
 from .base import Inverse, RememberingTransform, call_with_ladj
 
 
@@ -150,8 +151,8 @@ class Coupling(nn.Module):
         check_bijection(head, num_sites - int(mask.sum()), int(mask.sum()))
         order = torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]])
         sorted_already = bool((order.diff() > 0).all())
-        self.register_buffer("order", None if sorted_already else order, persistent=False)
-        self.register_buffer("restore", None if sorted_already else order.argsort(), persistent=False)
+        register_derived(self, "order", None if sorted_already else order)
+        register_derived(self, "restore", None if sorted_already else order.argsort())
         self.num_sites, self.head, self.context, self.passing = num_sites, head, context, int(mask.sum())
         self.reads = self.passing * prod(head.site_shape)
         sizes = (num_sites - self.passing) * head.num_params, self.reads + context

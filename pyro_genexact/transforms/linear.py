@@ -89,7 +89,7 @@ class Reverse(_Reordering):
 
     def __init__(self, dim: int = -1, lengths: Tensor | None = None) -> None:
         super().__init__(dim)
-        self.register_buffer("lengths", lengths, persistent=False)
+        self.register_buffer("lengths", lengths)
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]

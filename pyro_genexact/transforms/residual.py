@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from ..base import bind, broadcast_shapes, check_context, check_like
 from ..conditioners.encoding import Dense, check_counts
+from ..core.buffers import register_derived
 from ..numerics import find, implicit
 from .base import Inverse, RememberingTransform
 from .matrices import reflected
@@ -295,8 +296,8 @@ class Sylvester(_Residual):
         super().__init__(features, torch.cat([*parts, torch.zeros(rank)]), context, hidden, activation)
         self.rank, self.reflections = rank, reflections
         # a reflection begins along an axis, so that phi = 0 is one too
-        axes = torch.eye(features).repeat(-(-reflections // features), 1)[:reflections]
-        self.register_buffer("axes", axes, persistent=False)
+        axes = torch.eye(features, device="cpu").repeat(-(-reflections // features), 1)[:reflections]
+        register_derived(self, "axes", axes)
 
     def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         q, r, s, b, slope = self._read(phi)

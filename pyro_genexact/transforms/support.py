@@ -162,8 +162,6 @@ class ToSupport(RememberingTransform):
         self.bijection, self.support = _bijection_onto(support, features)
         self.features = features
         self._real = support is constraints.real
-        with torch.no_grad():
-            self._interior = self.bijection(torch.zeros(self.inverse_shape(torch.Size([features]))))
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -190,9 +188,15 @@ class ToSupport(RememberingTransform):
             )
         inside = self.contains(y)
         none = y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
-        y = torch.where(inside.unsqueeze(-1), y, self._interior.to(y.device))  # so that gradients are finite
+        y = torch.where(inside.unsqueeze(-1), y, self.interior(y))  # so that gradients are finite
         x = self.bijection.inv(y)
         return x, torch.where(inside, self._ladj(x, y), none)
+
+    def interior(self, like: Tensor) -> Tensor:
+        """Some point inside."""
+        with torch.no_grad():
+            zeros = like.new_zeros(self.inverse_shape(torch.Size([self.features])))
+            return zeros if self._real else self.bijection(zeros)
 
     def _ladj(self, x: Tensor, y: Tensor) -> Tensor:
         return sum_rightmost(self.bijection.log_abs_det_jacobian(x, y), 1 - self.bijection.domain.event_dim)

@@ -1,0 +1,50 @@
+"""The law that a module emptied of its numbers is whole again once its state is loaded."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .helpers import _close
+
+
+def reloading(module: nn.Module, run: Callable[[Any], Tensor]) -> None:
+    """After ``to("meta")`` and ``to_empty`` the module's ``state_dict`` brings back all that ``run`` depends on.
+
+    Large models are made so: on ``meta``, then on a device without numbers, then from a checkpoint. The state goes through
+    ``torch.load(weights_only=True)``, and once more by ``assign``, into a module still on ``meta``.
+
+    Args:
+        module: any module.
+        run: what to compute with it, for instance ``lambda flow: flow().log_prob(y)``.
+    """
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    expected = run(module)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    for case, assign in (("to_empty and load_state_dict", False), ("load_state_dict by assign", True)):
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+        other = copy.deepcopy(module).to("meta")
+        if not assign:
+            with _filled():
+                other.to_empty(device=device)
+        other.load_state_dict(state, assign=assign)
+        _close("reloading", case, run(other), expected, 1e-12)
+
+
+@contextmanager
+def _filled() -> Iterator[None]:
+    """Fills empty tensors with NaN or the largest integer, so that what was not loaded cannot be right by luck."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -10,7 +10,7 @@ from .chains import chain
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
 from .conventions import as_distribution, conventions
 from .devices import device, meta
-from .distributions import agreement, extremes, freshness, gradients, mass, persistence, shapes, support
+from .distributions import agreement, extremes, freshness, gradients, mass, persistence, saturation, shapes, support
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .lines import line_mass
@@ -53,6 +53,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "agreement",
     "gradients",
     "extremes",
+    "saturation",
     "persistence",
     "reloading",
     "freshness",

@@ -10,10 +10,12 @@ from itertools import combinations_with_replacement
 from math import inf, log, prod
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from ..base import Constant
 from .helpers import _broken, _close, _gradients, _noise_like, _raises, _same, _seeded, made, redraw
 from .transforms import copies
 
@@ -244,6 +246,27 @@ def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
             for i, value in enumerate((lp, *_gradients(lp.sum(), list(module.parameters())))):
                 if not value.isfinite().all():
                     _broken("extremes", f"log_prob or gradient {i} at {far:g}", f"{value.flatten()[0]}, not finite")
+
+
+def saturation(module: nn.Module, context: Tensor | None = None) -> None:
+    """Gradients of a flow's draws are finite, in float32, also where draws of an extreme base saturate the support.
+
+    A base of standard deviation 60, or 1000, takes the place of the module's own.
+    """
+    module = copy.deepcopy(module).float()
+    context = None if context is None or not context.is_floating_point() else context.float()
+    shape = made(module, context).base_dist.event_shape
+    for spread in (60.0, 1e3):
+        like = next(module.parameters(), torch.empty(0, device="cpu"))
+        module.base = Constant(dist.Normal(like.new_zeros(shape), spread).to_event(len(shape)))
+        with _seeded(0):
+            d = made(module, context)
+            y = d.rsample((64,))
+            for case, value in (("log(1 + |draws|)", y.abs().log1p()), ("log_prob of draws", d.log_prob(y))):
+                for i, found in enumerate((value, *_gradients(value.sum(), [*module.parameters()], keep_graph=True))):
+                    if not found.isfinite().all():
+                        what = f"gradient {i - 1} of {case}" if i else case
+                        _broken("saturation", f"{what}, base of deviation {spread:g}", "not finite")
 
 
 def persistence(module: nn.Module, context: Tensor | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import groupby
-from math import inf
+from math import inf, log
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ _independent = type(constraints.independent(constraints.real, 1))
 class HalfLine(PlainTransform):
     """y = bound + sign exp(x), onto the open half line above (sign 1) or below (sign -1) the bound; log|dy/dx| = x.
 
-    A value that would round onto the bound or to infinity is the last number before it.
+    A value that would round onto the bound is the last number before it; one that would overflow is the image of the
+    largest x that does not, with gradient 0.
 
     Args:
         bound: the end of the half line, a number or a tensor that broadcasts.
@@ -49,7 +50,9 @@ class HalfLine(PlainTransform):
         return self._sign
 
     def _call(self, x: Tensor) -> Tensor:
-        y = self.bound + self._sign * x.exp()
+        number = torch.finfo(x.dtype)
+        largest = (1 - number.eps) * log(number.max)  # exp of more would overflow, and its gradient be NaN
+        y = self.bound + self._sign * x.clamp(max=largest).exp()
         return _inside(y, self.bound, inf) if self._sign > 0 else _inside(y, -inf, self.bound)
 
     def _inverse(self, y: Tensor) -> Tensor:

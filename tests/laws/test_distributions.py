@@ -6,9 +6,11 @@ import registry
 import torch
 from registry import sized
 from torch import nn
-from torch.distributions import constraints
+from torch.distributions import ExpTransform, constraints
 
-from pyro_genexact import DistributionModule, testing
+from pyro_genexact import Constant, DistributionModule, flows, testing
+from pyro_genexact.testing import made
+from pyro_genexact.transforms import ToSupport
 
 
 def test_shapes(distribution):
@@ -38,6 +40,20 @@ def test_gradients(distribution, distribution_name):
 
 def test_extremes(distribution):
     testing.extremes(*distribution)
+
+
+FLOWS = [name for name in registry.DISTRIBUTIONS if name.split()[0] in dir(flows)]
+SUPPORTS = [constraints.real, constraints.positive, constraints.less_than(1.0), constraints.unit_interval]
+
+
+@pytest.mark.parametrize("distribution_name", FLOWS)
+def test_saturation(distribution):
+    module, context = distribution
+    testing.saturation(*distribution)
+    size = made(module, context).base_dist.event_shape.numel()
+    for support in SUPPORTS:
+        module.transforms[-1] = Constant(ToSupport(support, size))
+        testing.saturation(*distribution)
 
 
 def test_freshness(distribution):
@@ -152,3 +168,17 @@ def test_gradients_and_freshness_have_power():
         testing.gradients(DropsGradient(Normal))
     with pytest.raises(AssertionError, match=r"freshness broken \[parameters changed, "):
         testing.freshness(Stale(Normal))
+
+
+class Overflowing(ExpTransform):
+    """Whose values are finite, but not their gradients."""
+
+    def _call(self, x):
+        return x.exp().clamp(torch.finfo(x.dtype).tiny, torch.finfo(x.dtype).max)
+
+
+def test_saturation_has_power():
+    module, _ = registry.DISTRIBUTIONS["maf"]()
+    module.transforms[-1] = Constant(Overflowing())
+    with pytest.raises(AssertionError, match=r"saturation broken \[gradient 0 of log\(1 \+ \|draws\|\), base of devia"):
+        testing.saturation(module)

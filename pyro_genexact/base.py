@@ -191,6 +191,10 @@ class DistributionModule(nn.Module):
         """The same as calling the module, under Pyro's name."""
         return self(context)
 
+    def for_validation(self) -> DistributionModule:
+        """What :func:`~pyro_genexact.fit` scores validation rows with: the module itself, unless that would cost too much."""
+        return self
+
 
 class Constant(nn.Module):
     """A module whose call returns a fixed distribution or transform; its tensors are buffers of the module.

@@ -47,6 +47,9 @@ class Autoregressive(DistributionModule):
         >>> model = Autoregressive(conditioners.MADE(784, head.num_params, hidden=(500,)), head, (28, 28))
         >>> model().log_prob(torch.ones(5, 28, 28)).shape
         torch.Size([5])
+        >>> music = Autoregressive(conditioners.Recurrent((88,), 88), heads.Bernoulli((88,)), (100, 88))
+        >>> music(num_sites=64).sample((5,)).shape
+        torch.Size([5, 64, 88])
     """
 
     order: Tensor | None
@@ -68,13 +71,21 @@ class Autoregressive(DistributionModule):
         self.register_buffer("order", None if order is None else permutation(order, sites))
 
     def forward(
-        self, context: Tensor | None = None, lengths: Tensor | None = None, source_lengths: Tensor | None = None
+        self,
+        context: Tensor | None = None,
+        lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+        num_sites: int | None = None,
     ) -> AutoregressiveDistribution:
-        """The distribution given the context (*batch, C), and the lengths (*batch) of its rows and of its sources."""
+        """The distribution given the context (*batch, C), and the lengths (*batch) of its rows and of its sources.
+
+        With ``num_sites`` its events have as many sites as this, where those of the model are a series and its conditioner
+        takes any number. A batch of series then needs no padding beyond its longest one.
+        """
         return AutoregressiveDistribution(
             self.conditioner,
             self.head,
-            self.event_shape,
+            self.event_shape if num_sites is None else self._event_of(num_sites),
             context,
             order=self.order,
             lengths=lengths,
@@ -83,10 +94,23 @@ class Autoregressive(DistributionModule):
         )
 
     def condition(
-        self, context: Tensor | None = None, lengths: Tensor | None = None, source_lengths: Tensor | None = None
+        self,
+        context: Tensor | None = None,
+        lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
+        num_sites: int | None = None,
     ) -> AutoregressiveDistribution:
         """The same as calling the module, under Pyro's name."""
-        return self(context, lengths, source_lengths)
+        return self(context, lengths, source_lengths, num_sites)
+
+    def _event_of(self, num_sites: int) -> torch.Size:
+        check_sizes(1, num_sites=num_sites)
+        if self.order is not None or len(self.event_shape) != 1 + len(self.head.site_shape):
+            raise ValueError(
+                f"Expected num_sites=None for a model of images or with an order; got {num_sites} for event_shape "
+                f"{tuple(self.event_shape)}."
+            )
+        return torch.Size((num_sites, *self.head.site_shape))
 
 
 class Sequence(DistributionModule):
@@ -153,7 +177,8 @@ class OrderEnsemble(DistributionModule):
 
     The weights are tied: those of a variable go with it to wherever an order puts it. In train mode the call returns the
     model under one order, drawn anew: maximising its log_prob is the training objective of EoNADE, a bound on that of the
-    mixture. In eval mode it returns the exact mixture.
+    mixture. In eval mode it returns the exact mixture. While :func:`~pyro_genexact.fit` trains it, validation rows are scored by
+    the mixture over the first ``validation`` orders, so that early stopping costs as many passes instead of K.
 
     Cost: K passes in eval mode, for ``log_prob`` and for ``sample``; one in train mode. Each pass first copies the weights that
     an order moves; ``rsample`` keeps a graph of T steps.
@@ -161,6 +186,7 @@ class OrderEnsemble(DistributionModule):
     Args:
         autoregressive: an :class:`Autoregressive` in raster order, over a conditioner with ``permuted`` (MADE, NADE).
         orders: (K, T) integers, each row a permutation of the sites; or K, for K random ones.
+        validation: how many of the orders score validation rows in :func:`~pyro_genexact.fit`.
 
     Raises:
         ValueError: for orders that are no permutations, a model that has an order, or a conditioner whose weights belong to
@@ -179,12 +205,13 @@ class OrderEnsemble(DistributionModule):
 
     orders: Tensor
 
-    def __init__(self, autoregressive: Autoregressive, orders: int | Tensor) -> None:
+    def __init__(self, autoregressive: Autoregressive, orders: int | Tensor, validation: int = 4) -> None:
         super().__init__()
+        check_sizes(1, validation=validation)
         check_kind("autoregressive", autoregressive, Autoregressive)
         if autoregressive.order is not None:
             raise ValueError("Expected autoregressive.order == None (the ensemble brings its orders); got one.")
-        self.autoregressive, self.context = autoregressive, autoregressive.context
+        self.autoregressive, self.context, self.validation = autoregressive, autoregressive.context, validation
         sites = prod(
             autoregressive.event_shape[: len(autoregressive.event_shape) - len(autoregressive.head.site_shape)]
         )
@@ -202,6 +229,10 @@ class OrderEnsemble(DistributionModule):
         components = [self._under(order, context) for order in self.orders]
         logits = components[0]._like.new_zeros(*components[0].batch_shape, len(components))
         return Mixture(logits, components)
+
+    def for_validation(self) -> OrderEnsemble:
+        """The ensemble over the first ``validation`` orders, of the same weights."""
+        return OrderEnsemble(self.autoregressive, self.orders[: self.validation], self.validation)
 
     def _under(self, order: Tensor, context: Tensor | None) -> AutoregressiveDistribution:
         model = self.autoregressive

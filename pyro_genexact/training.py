@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+from .base import DistributionModule
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -34,7 +36,8 @@ class FitResult:
 
     Attributes:
         train: mean log_prob of a row in each epoch (nats; in train mode, while the weights moved).
-        validation: the same for the validation rows after each epoch; empty without validation.
+        validation: the same for the validation rows after each epoch, in eval mode, under ``module.for_validation()`` where
+            the module has that; empty without validation.
         best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or the last
             full one without validation (after an interrupt the weights are those of its last step); -1 if no epoch was completed or none had a finite validation.
         seconds: wall-clock time.
@@ -139,6 +142,7 @@ def fit(
     opt = torch.optim.Adam(params, lr or 1e-3) if optimizer is None else optimizer(params)
     scheduler = (schedule or CosineAnnealingLR)(opt, epochs * math.ceil(len(train.index) / batch_size))
 
+    scorer = module.for_validation() if isinstance(module, DistributionModule) else module
     history: tuple[list[float], list[float]] = ([], [])
     best_epoch, best_nats, best_state, interrupted = -1, -math.inf, None, False
     start = time.perf_counter()
@@ -152,7 +156,7 @@ def fit(
                 if held_out is None:
                     best_epoch = epoch
                 else:
-                    nats.append(_evaluate(module.eval(), held_out.batches(batch_size, device), epoch))
+                    nats.append(_evaluate(scorer.eval(), held_out.batches(batch_size, device), epoch))
                     if nats[1] > best_nats:
                         best_epoch, best_nats, best_state = epoch, nats[1], copy.deepcopy(module.state_dict())
                 for values, value in zip(history, nats, strict=False):

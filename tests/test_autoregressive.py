@@ -485,6 +485,35 @@ def test_an_ensemble_in_use_follows_its_weights():
     assert (d.log_prob(y) - before).abs() > 0.01 and all(p.grad is not None for p in ensemble.parameters())
 
 
+def test_validation_is_scored_under_the_first_orders():
+    orders = torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 4, 1, 5, 3]])
+    model = binary(context=0)
+    ensemble = gx.OrderEnsemble(model, orders, validation=2)
+    x = torch.bernoulli(torch.full((64, 6), 0.3, dtype=torch.float64))
+    result = gx.fit(ensemble, x, validation=x, epochs=2, progress=False)
+    first = gx.OrderEnsemble(model, orders[:2]).eval()().log_prob(x).mean()
+    assert result.best_epoch == 1 and result.validation[-1] == pytest.approx(first.item(), abs=1e-9)
+    assert len(ensemble.eval()().components) == 3 and len(ensemble.for_validation().eval()().components) == 2
+
+
+def test_the_number_of_sites_at_the_call():
+    net, head = conditioners.Recurrent((2,), 4, hidden=5, context=gx.Steps(3)), heads.Normal((2,))
+    model = built(gx.Autoregressive(net, head, (6, 2)))
+    context = torch.randn(5, 4, 3, dtype=torch.float64)
+    d = model(context, lengths=torch.tensor([4, 2, 0, 1, 3]), num_sites=4)
+    y = d.sample()
+    other = gx.Autoregressive(net, head, (4, 2))(context, lengths=torch.tensor([4, 2, 0, 1, 3]))
+    assert d.event_shape == (4, 2) and torch.equal(d.log_prob(y), other.log_prob(y))
+    assert model.condition(context, num_sites=4).event_shape == (4, 2)
+    for wrong, number, message in (
+        (model, 0, "num_sites to be"),
+        (binary(ORDER), 4, "num_sites=None for a model of images or with an order; got 4"),
+        (binary(), 4, "event_shape of 6 sites"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong(context if wrong is model else CONTEXT, num_sites=number)
+
+
 def test_order_ensemble_refuses():
     model = gx.Autoregressive(conditioners.Recurrent((), 1), heads.Bernoulli(), (6,))
     with pytest.raises(ValueError, match=r"weights belong to variables; got Recurrent"):

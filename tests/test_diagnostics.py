@@ -108,6 +108,27 @@ def test_heavy_tailed_posterior():
     assert dg.psis(normal, heavy, num_samples=2000).khat < 0.6
 
 
+def test_khat_of_a_function_is_its_tail_index():
+    """Of exact draws of Student's t, |x|^m has a tail of shape m / df; the ratios have none."""
+    torch.manual_seed(1)
+    x = dist.StudentT(torch.tensor(1.5, dtype=F64)).sample((20000,))
+    result = dg.Importance(torch.zeros(20000, dtype=F64), {"x": x})
+    functions = {"square": lambda d: d["x"] ** 2, "value": lambda d: d["x"], "bounded": lambda d: d["x"].cos()}
+    found = result.khat_of(lambda d: torch.stack([f(d) for f in functions.values()], -1))
+    assert found.shape == (3,) and result.khat == -math.inf
+    for k, shape in zip(found.tolist(), (2 / 1.5, 1 / 1.5), strict=False):
+        assert abs(k - shape) < 3 * (1 + shape) / math.sqrt(3 * math.sqrt(20000))  # errors of a fit to 3 sqrt(S) draws
+    assert found[2] < 0 and result.khat_of(lambda d: d["x"] - 1e9).item() < 0.7
+    assert result.khat_of(lambda d: torch.ones(20000)) == -math.inf
+
+
+def test_khat_of_a_function_is_at_least_that_of_the_ratios():
+    ratios = 3 * torch.randn(1000, dtype=F64)
+    result = dg.Importance(ratios, {"x": torch.randn(1000, dtype=F64)})
+    assert result.khat_of(lambda d: torch.ones(1000)).item() == pytest.approx(result.khat)
+    assert result.khat_of(lambda d: d["x"]).item() >= result.khat
+
+
 def test_threshold():
     ratios = torch.randn(100, dtype=F64)
     assert dg.Importance(ratios).threshold == pytest.approx(0.5)
@@ -598,6 +619,7 @@ ERRORS = {
     "nan": (lambda: dg.Importance(torch.full((30,), torch.nan)), "got NaN or infinity for 30 of 30 draws"),
     "nowhere": (lambda: dg.Importance(torch.full((30,), -torch.inf)), "draws of positive density"),
     "draws": (lambda: dg.Importance(torch.zeros(30), {"x": torch.zeros(3)}), r"draws of shape \(30, ...\)"),
+    "values": (lambda: dg.Importance(torch.zeros(30)).khat_of(lambda d: torch.full((30,), torch.inf)), "finite values"),
     "expectation": (
         lambda: dg.Importance(torch.zeros(30)).expectation(lambda d: torch.zeros(3)),
         r"function\(draws\).shape\[0\] == 30; got \(3,\)",

@@ -45,6 +45,8 @@ class Importance:
         >>> exact = Importance(torch.full((1000,), -2.0), {"x": x})
         >>> exact.khat, round(exact.ess), round(exact.log_evidence, 6), round(exact.expectation(lambda d: d["x"] ** 2).item(), 3)
         (-inf, 1000, -2.0, 3.006)
+        >>> bool(exact.khat_of(lambda d: d["x"] ** 2) < exact.threshold)
+        True
     """
 
     log_ratios: Tensor
@@ -65,8 +67,7 @@ class Importance:
             raise ValueError("Expected draws of positive density under the model; got log_ratios of -inf alone.")
         if wrong := {name: tuple(x.shape) for name, x in self.draws.items() if x.shape[:1] != ratios.shape}:
             raise ValueError(f"Expected draws of shape ({len(ratios)}, ...), one for each ratio; got {wrong}.")
-        flat = ratios.max() - ratios.min() <= FLAT
-        weights, khat = (ratios.double().log_softmax(0), -math.inf) if flat else bridge.psislw(ratios)
+        weights, khat = (ratios.double().log_softmax(0), -math.inf) if is_flat(ratios) else bridge.psislw(ratios)
         ess = (-(2 * weights).logsumexp(0)).exp().item()
         for name, value in (("log_weights", weights), ("khat", khat), ("ess", ess)):
             object.__setattr__(self, name, value)
@@ -78,6 +79,26 @@ class Importance:
     def threshold(self) -> float:
         """The k-hat up to which S draws suffice, min(1 - 1 / log10(S), 0.7)."""
         return min(1 - 1 / math.log10(len(self.log_ratios)), 0.7)
+
+    def khat_of(self, function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        """k-hat of the estimate of E[function(draws)], elementwise: (...) in float64 for values (S, ...).
+
+        It is the largest of :attr:`khat` and of the shapes of both tails of the values times the ratios. :attr:`khat` alone
+        warrants the evidence and expectations of bounded functions; a second moment of heavy tails may need more.
+
+        Raises:
+            ValueError: if the function's result has another leading dim than S, or is not finite.
+        """
+        values = self._values(function)
+        if not values.isfinite().all():
+            raise ValueError("Expected finite values of function(draws); got NaN or infinity.")
+        ratios = self.log_ratios.double().to(values.device)
+        found = [self._khat_of(column, ratios) for column in values.double().reshape(len(values), -1).unbind(1)]
+        return torch.tensor(found, dtype=torch.float64, device=values.device).reshape(values.shape[1:])
+
+    def _khat_of(self, values: Tensor, ratios: Tensor) -> float:
+        tails = [torch.where(side > 0, side.abs().log() + ratios, -torch.inf) for side in (values, -values)]
+        return max(self.khat, *(tail_shape(tail) for tail in tails))
 
     @property
     def elbo(self) -> float:
@@ -99,13 +120,17 @@ class Importance:
         Raises:
             ValueError: if the function's result has another leading dim than S.
         """
+        values = self._values(function)
+        weights = self.log_weights.exp().to(values.device)
+        return torch.tensordot(weights, values.to(weights.dtype), 1)
+
+    def _values(self, function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         values = function(self.draws)
         if values.shape[:1] != self.log_weights.shape:
             raise ValueError(
                 f"Expected function(draws).shape[0] == {len(self.log_weights)}; got {tuple(values.shape)}."
             )
-        weights = self.log_weights.exp().to(values.device)
-        return torch.tensordot(weights, values.to(weights.dtype), 1)
+        return values
 
     def resample(self, num_samples: int | None = None) -> dict[str, Tensor]:
         """Draws (num_samples, ...) of the smoothed weights, with replacement, S by default: for :func:`inference_data`.
@@ -119,6 +144,19 @@ class Importance:
         index = torch.searchsorted(cumulative, points.to(cumulative)).clamp(max=len(cumulative) - 1)
         index = index[torch.randperm(size, device=index.device)]
         return {name: value[index] for name, value in self.draws.items()}
+
+
+def is_flat(log_ratios: Tensor) -> bool:
+    """Whether ratios are equal, so that they have no tail."""
+    return bool(log_ratios.max() - log_ratios.min() <= FLAT)
+
+
+def tail_shape(log_terms: Tensor) -> float:
+    """The shape of the upper tail of positive terms, given by their logarithms; -inf where there is none."""
+    positive = log_terms > -torch.inf
+    if not positive.any() or is_flat(log_terms[positive]):
+        return -math.inf
+    return bridge.psislw(log_terms.where(positive, log_terms[positive].min() - 1))[1]
 
 
 def psis(

@@ -87,7 +87,8 @@ class Conditioner(nn.Module):
     ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the parameters
     of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (sites read so far)
     and ``clock`` (from :meth:`clock`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
-    A conditioner may also offer ``adjoint``, the reverse sweep (see :meth:`pyro_genexact.conditioners.MADE.adjoint`).
+    A conditioner may also offer ``adjoint``, the reverse sweep (see :meth:`pyro_genexact.conditioners.MADE.adjoint`), and says so
+    by ``has_adjoint``.
 
     Attributes:
         num_params: P, the numbers predicted for each site.
@@ -101,6 +102,11 @@ class Conditioner(nn.Module):
     site: Site | Sequence[Site] = ()
     context: int | Steps | Source = 0
     num_sites: int | None = None
+
+    @property
+    def has_adjoint(self) -> bool:
+        """Whether gradients through a sequential evaluation in the present mode come from ``adjoint``."""
+        return False
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
         """The parameters (B, P) of the first site, from the context (B, C) alone, and the state before any site."""

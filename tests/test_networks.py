@@ -14,7 +14,7 @@ from registry import CONDITIONERS, factory
 from torch import nn
 from torch.func import functional_call, vmap
 
-from pyro_genexact import heads, testing
+from pyro_genexact import Autoregressive, heads, testing
 from pyro_genexact.base import Steps, bind
 from pyro_genexact.conditioners import nade
 from pyro_genexact.conditioners.independent import Independent
@@ -23,7 +23,7 @@ from pyro_genexact.conditioners.markov import Markov
 from pyro_genexact.conditioners.nade import NADE
 from pyro_genexact.conditioners.recurrent import Recurrent
 from pyro_genexact.testing import conditioner_inputs, redraw
-from pyro_genexact.transforms import ConditionedAutoregressive
+from pyro_genexact.transforms import AutoregressiveTransform, ConditionedAutoregressive
 
 ORDER = torch.tensor([3, 0, 4, 1, 2])
 PERMUTED = {
@@ -219,6 +219,51 @@ def test_priors_on_weights(name):
     assert torch.equal(bound(y, context), expected)
     _, state = bound.start(context, len(y))
     torch.testing.assert_close(bound.extend(y[:, :-1], state)[0], expected[:, 1:], rtol=0, atol=1e-12)
+
+
+def test_made_dropout_is_that_of_the_same_network_in_eval():
+    net = factory(MADE, 4, 2, hidden=(64,), context=1, activation=torch.tanh, dropout=0.5)()
+    same = factory(MADE, 4, 2, hidden=(64,), context=1, activation=torch.tanh)()
+    same.load_state_dict(net.state_dict())
+    y, context = conditioner_inputs(net)
+    assert torch.equal(net.eval()(y, context), same(y, context)) and net.has_adjoint
+    assert not net.train().has_adjoint and "dropout=0.5" in repr(net)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_made_drops_the_same_way_in_both_views(grad):
+    """Many rows alike: the mean is that of the whole network, which is linear in what is dropped; deviations agree."""
+    net = factory(MADE, 4, 2, hidden=(64,), activation=torch.tanh, dropout=0.5)()
+    y, _ = conditioner_inputs(net, rows=1)
+    many, whole = y.expand(8000, -1), net.eval()(y)[0]
+    net.train()
+    with torch.set_grad_enabled(grad):
+        phi, state = net.start(None, 8000)
+        stepped = torch.cat([phi.unsqueeze(1), net.extend(many[:, :1], state)[0]], 1)
+        phi, state = net.extend(many[:, 1:3], net.extend(many[:, :1], net.start(None, 8000)[1])[1])
+    draws = {"parallel": net(many), "one site": stepped, "two sites": phi}
+    sites = {"parallel": slice(None), "one site": slice(0, 2), "two sites": slice(2, 4)}
+    spread = draws["parallel"].std(0)
+    for name, values in draws.items():
+        at = sites[name]
+        errors = spread[at] / 8000**0.5
+        read = spread[at] > 0  # the first site reads nothing
+        assert ((values.mean(0) - whole[at]).abs()[read] < 4.5 * errors[read]).all(), name
+        assert ((values.std(0) / spread[at] - 1).abs()[read] < 0.05).all(), name
+
+
+def test_gradients_of_the_inverse_while_units_are_dropped():
+    net, head = factory(MADE, 4, 2, hidden=(16,), activation=torch.tanh, dropout=0.5)(), heads.Affine()
+    t = AutoregressiveTransform(net, head)()
+    y, _ = conditioner_inputs(net, rows=3)
+
+    def of_seed(y):
+        torch.manual_seed(3)
+        return t.inv(y.clone())
+
+    assert torch.autograd.gradcheck(of_seed, y.requires_grad_(), fast_mode=True)
+    model = Autoregressive(net, heads.Normal(), (4,))
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(model().rsample((5,)).sum(), [*net.parameters()]))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -511,6 +556,7 @@ def test_permuted_with_computed_weights():
     [
         (lambda: Recurrent((), 2, cell="rnn"), r"Expected cell in \['elman', 'gru', 'lstm'\]; got 'rnn'\."),
         (lambda: Recurrent((), 2, dropout=1.0), r"Expected 0 <= dropout < 1; got 1\.0\."),
+        (lambda: MADE(3, 2, dropout=1.0), r"Expected 0 <= dropout < 1; got 1\.0\."),
         (lambda: Recurrent(3, 2, hidden=(4,)), r"Expected hidden to be one integer >= 1; got \(4,\)\."),
         (lambda: Recurrent(3, 2, width=(4,)), r"Expected width to be one integer >= 1; got \(4,\)\."),
         (lambda: Recurrent((), (2,)), r"Expected num_params to be one integer >= 1; got \(2,\)\."),

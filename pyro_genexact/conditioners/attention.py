@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 from torch.nn.functional import gelu
 from torch.nn.functional import scaled_dot_product_attention as attention
 
@@ -22,6 +21,7 @@ from .encoding import (
     check_sites,
     context_width,
     covariates,
+    dropped,
     resumed,
     small_linear,
     source_steps,
@@ -221,7 +221,7 @@ class Transformer(Conditioner):
         if state.context is not None:
             steps = isinstance(self.context, Steps)
             inputs = inputs + (covariates(state.context, first, inputs.shape[1]) if steps else state.context)
-        return _dropped(inputs, self)
+        return dropped(inputs, self)
 
     def _run(self, x: Tensor, state: TransformerState, first: int, cache: _Cache | None = None) -> Tensor:
         """phi (B, S, P) of S places from ``first`` on, whose inputs are x (B, S, width)."""
@@ -297,14 +297,14 @@ class Layer(nn.Module):
 
     def after(self, x: Tensor, w: Weights, found: Tensor, source: Any, allowed: Tensor | None) -> Tensor:
         """x plus what attention found (B, heads, S, width / heads), then what the source and the MLP add."""
-        x = x + _dropped(_linear(_merged(found), w["mix"]), self)
+        x = x + dropped(_linear(_merged(found), w["mix"]), self)
         if source is not None:
             query = _linear(_normed(x, w["norm_source"]), w["query"])
             query = query.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             found = attention(query, source[0], source[1], allowed)
-            x = x + _dropped(_linear(_merged(found), w["mix_source"]), self)
+            x = x + dropped(_linear(_merged(found), w["mix_source"]), self)
         hidden = gelu(_linear(_normed(x, w["norm_mlp"]), w["up"]))
-        return x + _dropped(_linear(hidden, w["down"]), self)
+        return x + dropped(_linear(hidden, w["down"]), self)
 
 
 class _Cache:
@@ -371,10 +371,6 @@ def _normed(x: Tensor, w: tuple[Tensor, Tensor]) -> Tensor:
 
 def _merged(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
-
-
-def _dropped(x: Tensor, module: Any) -> Tensor:
-    return drop(x, module.dropout) if module.dropout and module.training else x
 
 
 def _share(inputs: int, outputs: int, shares: int, bias: bool = True) -> nn.Linear:

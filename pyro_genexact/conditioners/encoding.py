@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, one_hot
+from torch.nn.functional import dropout, embedding, one_hot
 
 from ..base import Conditioner, ModuleT, Padded, Site, Steps, bind, check_like, check_sizes, visible
 
@@ -160,10 +160,15 @@ def check_callable(activation: Any) -> None:
         raise ValueError(f"Expected activation to be a function; got {activation}.")
 
 
-def check_rate(dropout: float) -> None:
-    """Raises a ValueError unless the dropout is in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"Expected 0 <= dropout < 1; got {dropout}.")
+def check_rate(rate: float) -> None:
+    """Raises a ValueError unless the rate of dropout is in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"Expected 0 <= dropout < 1; got {rate}.")
+
+
+def dropped(x: Tensor, module: Any) -> Tensor:
+    """x with each number dropped at the rate ``module.dropout``, in training mode."""
+    return dropout(x, module.dropout) if module.dropout and module.training else x
 
 
 def context_width(context: Any) -> int:

@@ -17,8 +17,10 @@ from .encoding import (
     check_chunk,
     check_counts,
     check_hidden,
+    check_rate,
     check_rows,
     check_sites,
+    dropped,
     encode,
     site_widths,
     visits,
@@ -77,7 +79,8 @@ class MADE(Conditioner):
     function of it.
 
     Cost: ``forward`` is one dense pass. ``start`` and T - 1 times ``extend`` have the arithmetic of half a pass: under
-    ``no_grad`` in place, in panels of sites; with grad in a graph of T steps, which :meth:`adjoint` makes unnecessary.
+    ``no_grad`` in place, in panels of sites; with grad in a graph of T steps, which :meth:`adjoint` makes unnecessary but
+    while units are dropped.
 
     Weights that the masks forbid keep random values, which matter in :meth:`permuted` copies only; L2 penalties, weight
     decay and priors count them all the same, so weigh ``layer.masked()`` where that matters.
@@ -93,6 +96,7 @@ class MADE(Conditioner):
         adjacency: (T, T) Boolean, strictly lower triangular: ``adjacency[t, s]`` lets site t read site s. By default
             all earlier sites. A band of width k is the order-k Markov model.
         direct: adds a masked linear link from the sites to the outputs.
+        dropout: in training mode, the rate of dropout after the activation of every hidden layer.
 
     Raises:
         ValueError: for sizes that are no positive integers, an adjacency of another shape or not strictly lower
@@ -123,13 +127,15 @@ class MADE(Conditioner):
         activation: Callable[[Tensor], Tensor] = torch.relu,
         adjacency: Tensor | None = None,
         direct: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_rate(dropout)
         check_hidden(hidden)
         check_counts(1, num_sites=num_sites, num_params=num_params)
         check_counts(0, context=context)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
-        self.hidden, self.activation = tuple(hidden), _check_activation(activation)
+        self.hidden, self.activation, self.dropout = tuple(hidden), _check_activation(activation), float(dropout)
         widths = site_widths(site, num_sites)
         reads = reads_of(adjacency, num_sites)
         self._reads_all = adjacency is None
@@ -155,7 +161,8 @@ class MADE(Conditioner):
             self._links.append((len(masks), 0, len(masks)))
 
     def extra_repr(self) -> str:
-        return f"{self.num_sites}, {self.num_params}, site={self.site}, context={self.context}, hidden={self.hidden}"
+        sizes = f"{self.num_sites}, {self.num_params}, site={self.site}, context={self.context}, hidden={self.hidden}"
+        return sizes + (f", dropout={self.dropout}" if self.dropout else "")
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, T, *site_shape) and (B, C) to (B, T, P) by one masked dense pass; the last site is never read."""
@@ -164,7 +171,7 @@ class MADE(Conditioner):
         inputs = below = pad(encode(y[:, :-1], self.site, 0, self.layers[0].weight), (0, self._unread))
         *hidden, last = self.layers
         for layer in hidden:
-            below = self.activation(layer(below, context))
+            below = dropped(self.activation(layer(below, context)), self)
         phi = last(below, context)
         if self.direct is not None:
             phi = phi + self.direct(inputs)
@@ -211,6 +218,11 @@ class MADE(Conditioner):
             tuple(part.index_select(1, index) for part in parts) for parts in (state.offsets, state.units)
         )
         return state._replace(clock=list(state.clock), offsets=offsets, units=units, panel=None)
+
+    @property
+    def has_adjoint(self) -> bool:
+        """True, but while units are dropped."""
+        return not (self.dropout and self.training)
 
     def adjoint(
         self, state: MADEState, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
@@ -347,12 +359,14 @@ class MADE(Conditioner):
             for level, source, weight in self._links:
                 if level == top:
                     total = total + state.weights[weight][rows, : len(units[source])] @ units[source]
-            units[top] = torch.cat([units[top], self.activation(total) if top < len(state.offsets) else total])
+            new = dropped(self.activation(total), self) if top < len(state.offsets) else total
+            units[top] = torch.cat([units[top], new])
         return self._by_batch(total), state._replace(units=tuple(units))
 
     def _finish_in_place(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
         phis = []
-        activate = _IN_PLACE.get(self.activation) or (lambda z: z.copy_(self.activation(z)))
+        in_place = None if self.dropout and self.training else _IN_PLACE.get(self.activation)
+        activate = in_place or (lambda z: z.copy_(dropped(self.activation(z), self)))
         news = [inputs] if high - low == 1 else inputs.split(self._sizes[0][low:high], 1)
         for degree, new in enumerate(news, start=low):
             start = degree - degree % PANEL

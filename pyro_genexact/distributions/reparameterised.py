@@ -14,7 +14,7 @@ from ..base import transformed, vjp
 def can_sweep(conditioner: Any) -> bool:
     """Whether gradients are asked for that the conditioner's ``adjoint`` gives."""
     functorch = transformed()  # which differentiates by transforming plain operations
-    return torch.is_grad_enabled() and not functorch and hasattr(conditioner, "adjoint")
+    return torch.is_grad_enabled() and not functorch and bool(conditioner.has_adjoint)
 
 
 def sweep(d: Any, context: Tensor | None, rows: int) -> Tensor:

@@ -95,7 +95,7 @@ class ConditionedAutoregressive(RememberingTransform):
         inputs = [rows, *([] if self.context is None else [self.context]), *self._tensors]
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
-        if tracked and not functorch and hasattr(self.conditioner, "adjoint") and not isinstance(context, Padded):
+        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, Padded):
             x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):

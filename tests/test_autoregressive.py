@@ -69,9 +69,9 @@ def test_limit():
     for use in (lambda d: d.enumerate_support(), lambda d: d.entropy(), lambda d: d.mean, lambda d: d.mode):
         with pytest.raises(ValueError, match=r"at most 1000 values \(limit\); got 1024 or more"):
             use(model())
-    with pytest.raises(ValueError, match=r"enumerates a finite support, and no lengths; got Normal"):
+    with pytest.raises(NotImplementedError, match=r"enumerates a finite support, and no lengths; got Normal"):
         real()().enumerate_support()
-    with pytest.raises(ValueError, match=r"and no lengths; got Poisson"):
+    with pytest.raises(NotImplementedError, match=r"and no lengths; got Poisson"):
         real(head=heads.Poisson())().entropy()
 
 
@@ -355,7 +355,7 @@ def test_a_parameter_changed_before_backward_is_found():
 
 
 def test_rsample_needs_a_reparameterised_family():
-    with pytest.raises(ValueError, match=r"family is reparameterised; got Bernoulli"):
+    with pytest.raises(NotImplementedError, match=r"family is reparameterised; got Bernoulli"):
         binary()(CONTEXT).rsample()
 
 
@@ -412,9 +412,9 @@ def test_rosenblatt_of_a_prefix_and_of_padding():
 
 def test_rosenblatt_names_the_family_that_has_none():
     d = real(sites=2, head=heads.MultivariateNormal(2), net=conditioners.MADE(2, 5, site=(2,)))()
-    with pytest.raises((TypeError, ValueError), match=r"cdf; got MultivariateNormal"):
+    with pytest.raises(NotImplementedError, match=r"cdf; got MultivariateNormal"):
         d.to_uniform(d.sample())
-    with pytest.raises((TypeError, ValueError), match=r"cdf; got MultivariateNormal"):
+    with pytest.raises(NotImplementedError, match=r"cdf; got MultivariateNormal"):
         d.from_uniform(torch.rand(2, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="between 0 and 1"):
         real()().from_uniform(torch.full((4,), 1.5, dtype=torch.float64))

@@ -428,7 +428,7 @@ def test_enumerate_support():
         crf(zeros(21, 2), zeros(2, 2)).enumerate_support,
     )
     fails(
-        ValueError,
+        NotImplementedError,
         "Expected rows of one length to be enumerated; got lengths [2, 4].",
         crf(lengths=RAGGED).enumerate_support,
     )

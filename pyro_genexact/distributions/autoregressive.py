@@ -201,8 +201,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """The same with gradients through the whole history, where the head's family is reparameterised."""
-        if not self.has_rsample:
-            raise ValueError(f"Expected a head whose family is reparameterised; got {self._family}.")
+        if not self._probe.has_rsample:
+            raise NotImplementedError(f"Expected a head whose family is reparameterised; got {self._family}.")
         if self.prefix is None and can_sweep(self.conditioner):
             shape = self._extended_shape(sample_shape)[: len(sample_shape) + len(self.batch_shape)]
             return self._event(_at_least_single(sweep(self, self._batch(shape)[0], prod(shape))), shape)
@@ -247,11 +247,12 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
 
         Raises:
-            ValueError: if the head's support is not finite, with lengths, or if N exceeds ``limit``.
+            NotImplementedError: if the head's support is not finite, and with lengths.
+            ValueError: if N exceeds ``limit``.
         """
         if not self.has_enumerate_support:
             got = "lengths" if self._lengths is not None else self._family
-            raise ValueError(f"Expected a head that enumerates a finite support, and no lengths; got {got}.")
+            raise NotImplementedError(f"Expected a head that enumerates a finite support, and no lengths; got {got}.")
         zero = self._like.new_zeros(1, 1, self.head.num_params)
         sites = range(self._given, self._given + prod(self._sites))
         values, count = [], 1
@@ -276,7 +277,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         has NaN.
 
         Raises:
-            ValueError: if the head's family has no cdf.
+            NotImplementedError: if the head's family has no cdf.
 
         Reference: Rosenblatt, "Remarks on a multivariate transformation", 1952; Smith, "Diagnostic checks of
         non-standard time series models", 1985.
@@ -291,7 +292,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         """The inverse of :meth:`to_uniform`: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
 
         Raises:
-            ValueError: if the head's family has no icdf, for u outside [0, 1], and where a quantile is infinite.
+            NotImplementedError: if the head's family has no icdf.
+            ValueError: for u outside [0, 1], and where a quantile is infinite.
         """
         dims = len(self.event_shape)
         if u.shape[u.dim() - dims :] != self.event_shape or u.dim() < dims:

@@ -34,7 +34,7 @@ def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
         support: that of d, where the caller knows a static one.
 
     Raises:
-        ValueError: for a vector family, and for a family without a cdf, e.g. VonMises, whose values lie on a circle.
+        NotImplementedError: for a vector family, and for a family without a cdf, e.g. VonMises, whose values lie on a circle.
         ConvergenceError: where the continued fraction of Student's or the beta family has not converged.
 
     Example:
@@ -94,7 +94,8 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
     Gradients of any order by u and the tensors that d holds, implicit where the value was searched for.
 
     Raises:
-        ValueError: as :func:`cdf`, and for u outside of [0, 1].
+        NotImplementedError: as :func:`cdf`.
+        ValueError: for u outside of [0, 1].
         ConvergenceError: where the cdf does not reach u, as for NaN parameters.
 
     Example:
@@ -142,8 +143,8 @@ def _univariate(d: Distribution) -> Distribution:
     return d
 
 
-def _no_cdf(d: Distribution) -> ValueError:
-    return ValueError(f"Expected a family with a cdf; got {type(d).__name__}.")
+def _no_cdf(d: Distribution) -> NotImplementedError:
+    return NotImplementedError(f"Expected a family with a cdf; got {type(d).__name__}.")
 
 
 def _support(d: Distribution) -> Any:

@@ -286,13 +286,14 @@ class LinearChainCRF(TorchDistribution):
         """All V^N label strings, (V^N, *batch, N), the last label fastest; padding is 0. Batch dims of 1 without ``expand``.
 
         Raises:
-            ValueError: for rows of several lengths, or for more than 2^20 strings.
+            NotImplementedError: for rows of several lengths.
+            ValueError: for more than 2^20 strings.
         """
         sites, used = self.event_shape[0], self.event_shape[0]
         if self.lengths is not None and self.lengths.numel():
             used = int(self.lengths.max())
             if bool((self.lengths != used).any()):
-                raise ValueError(
+                raise NotImplementedError(
                     f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
                 )
         count = self.num_labels**used

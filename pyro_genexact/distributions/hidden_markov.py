@@ -185,17 +185,18 @@ class HiddenMarkov(TorchDistribution):
         Batch dims are 1 without ``expand``.
 
         Raises:
-            ValueError: where observations have no finite support, for rows of several lengths, or more than 2^20 sequences.
+            NotImplementedError: where observations have no finite support, and for rows of several lengths.
+            ValueError: for more than 2^20 sequences.
         """
         if not self.observation_dist.has_enumerate_support:
             got = type(self.observation_dist).__name__
-            raise ValueError(f"Expected observations that enumerate a finite support; got {got}.")
+            raise NotImplementedError(f"Expected observations that enumerate a finite support; got {got}.")
         sites, *event = self.event_shape
         used = sites
         if self.lengths is not None and self.lengths.numel():
             used = int(self.lengths.max())
             if not self.has_enumerate_support:
-                raise ValueError(
+                raise NotImplementedError(
                     f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
                 )
         values = self.observation_dist.enumerate_support(expand=False).reshape(-1, *event)

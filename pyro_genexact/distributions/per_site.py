@@ -124,11 +124,12 @@ class PerSite(TorchDistribution):
         """The values of each site, (N, *batch, S, *event), or (N, 1, ..., S, *event) without ``expand``.
 
         Raises:
-            ValueError: for sites whose supports are not of one size N.
+            NotImplementedError: for sites whose supports are not of one size N.
         """
         found = [part.enumerate_support() for part in self.parts]
         if len({len(values) for values in found}) > 1:
-            raise ValueError(f"Expected supports of one size to enumerate them; got sizes {[len(v) for v in found]}.")
+            sizes = [len(values) for values in found]
+            raise NotImplementedError(f"Expected supports of one size to enumerate them; got sizes {sizes}.")
         values = _in_order(found, self.sites, -1 - len(self.event_shape)).to(dtype=self.dtype)
         if expand:
             return values

@@ -191,7 +191,7 @@ class SequenceDistribution(AutoregressiveDistribution):
             num_samples: how many sequences are drawn for a row.
 
         Raises:
-            ValueError: for an ``eos`` among infinitely many symbols.
+            NotImplementedError: for an ``eos`` among infinitely many symbols.
 
         Cost: one sample of num_samples rows, to the last site.
 
@@ -207,7 +207,7 @@ class SequenceDistribution(AutoregressiveDistribution):
         """
         check_sizes(2, num_samples=num_samples)
         if self.eos is not None and not self._probe.has_enumerate_support:
-            raise ValueError(f"Expected a head that enumerates a finite support; got {self._family}.")
+            raise NotImplementedError(f"Expected a head that enumerates a finite support; got {self._family}.")
         d = self if max_len is None else self._like_this(max_len=max_len)
         shape = (num_samples, *d.batch_shape)
         dtype = torch.promote_types(d._like.dtype, torch.float32)
@@ -233,7 +233,7 @@ class SequenceDistribution(AutoregressiveDistribution):
         """The inverse of :meth:`to_uniform`, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
 
         Raises:
-            ValueError: as that of :class:`AutoregressiveDistribution`.
+            NotImplementedError, ValueError: as that of :class:`AutoregressiveDistribution`.
         """
         missing = u.isnan()
         y = super().from_uniform(torch.where(missing, 0.5, u))
@@ -246,11 +246,14 @@ class SequenceDistribution(AutoregressiveDistribution):
         """All N arrays that are sequences, (N, *batch, *event); batch dims of 1 without ``expand``.
 
         Raises:
-            ValueError: if the head's support is not finite, if a prefix has ended, or if N exceeds ``limit``.
+            NotImplementedError: if the head's support is not finite, or if a prefix has ended.
+            ValueError: if N exceeds ``limit``.
         """
         if not self.has_enumerate_support:
             got = "a prefix that has ended" if self._any_over() else self._family
-            raise ValueError(f"Expected a head that enumerates a finite support, and prefixes that go on; got {got}.")
+            raise NotImplementedError(
+                f"Expected a head that enumerates a finite support, and prefixes that go on; got {got}."
+            )
         zero = self._like.new_zeros(1, 1, self.head.num_params)
         values = self._site(zero).enumerate_support()[:, 0]  # (K, 1, *site_shape)
         going, ended = values[:1, :0], list[Tensor]()

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid, normalize, softplus
 
-from ..distributions.special import _skew_logistic_quantile
+from ..distributions.special import _generalized_pareto, _generalized_pareto_quantile, _skew_logistic_quantile
 from ..distributions.stable import Stable
 from .continuous_bernoulli import ContinuousBernoulli
 from .supports import ANGLE, UNIT, open_simplex
@@ -423,6 +423,8 @@ if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
 
     class GeneralizedPareto(_Repaired, dist.GeneralizedPareto):  # type: ignore[name-defined]
         """With positive concentration, without overflow, in every dtype."""
+
+        cdf, icdf = _generalized_pareto, _generalized_pareto_quantile
 
         arg_constraints = {
             "loc": constraints.real,

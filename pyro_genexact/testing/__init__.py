@@ -14,6 +14,7 @@ from .distributions import agreement, extremes, freshness, gradients, mass, pers
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .lines import line_mass
+from .protocol import quantities
 from .sequences import sequence
 from .states import reloading
 from .threads import threads
@@ -58,6 +59,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "reloading",
     "freshness",
     "threads",
+    "quantities",
     "device",
     "meta",
 ]

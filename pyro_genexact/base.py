@@ -291,6 +291,16 @@ def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]
     return bound, found
 
 
+class Settable:
+    """A property of a class, of which an instance may be given another value, as Pyro's ``has_rsample_`` does."""
+
+    def __init__(self, get: Callable[[Any], Any]) -> None:
+        self.get, self.__doc__ = get, get.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else self.get(instance)
+
+
 def check_context(module: Any, context: Any) -> None:
     """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
     name, width, sites = type(module).__name__, module.context, ""

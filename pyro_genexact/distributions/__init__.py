@@ -1,7 +1,5 @@
 """Distributions that a call returns, as ordinary Pyro distributions."""
 
-from pyro.distributions import TransformedDistribution
-
 from . import divergences
 from .autoregressive import AutoregressiveDistribution
 from .continuous_categorical import ContinuousCategorical
@@ -14,6 +12,7 @@ from .per_site import PerSite, PerSiteConstraint
 from .sequence import SequenceDistribution, TerminationCurve
 from .stable import Stable
 from .stopped import Stopped, StoppedConstraint
+from .transformed import TransformedDistribution
 
 __all__ = [
     "AutoregressiveDistribution",

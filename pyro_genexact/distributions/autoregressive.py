@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Padded, Source, Steps, bind, broadcast_shapes, check_context, check_like
+from ..base import Conditioner, Head, Padded, Settable, Source, Steps, bind, broadcast_shapes, check_context, check_like
 from .cdf import icdf, probability_integral
 from .checks import (
     check_kind,
@@ -159,8 +159,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         # a call of the head as a module would cost as much as an operation
         return self.head.forward(phi if phi.dtype.itemsize >= 4 or self._half_head else phi.float(), first)
 
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    @Settable
+    def has_rsample(self) -> bool:
         """Whether the head's family is reparameterised."""
         return bool(self._probe.has_rsample)
 

@@ -13,13 +13,14 @@ from torch.autograd import Function
 from torch.distributions import constraints
 
 from .guard import contains
+from .vectors import OfVectors
 
 # Seven reach the last bit for every uniform number of 53 bits, the first one costs nothing. No call of numerics.root: a
 # convex function needs no bracket, and its rounding, up to that of the largest logit, leaves nothing to test x by.
 _NEWTON_STEPS = 9
 
 
-class ContinuousCategorical(TorchDistribution):
+class ContinuousCategorical(OfVectors, TorchDistribution):
     r"""A density on the simplex that is log-linear in the value x (k,), with natural parameters ``logits`` (k,).
 
         p(x) = exp(logits · x) / Z,    Z = exp[logits_1, ..., logits_k],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..base import transformed
+from ..base import Settable, transformed
 
 
 def guarded_log_prob(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
@@ -42,16 +43,26 @@ def guarded(d: Any, support: Any) -> Any:
 
 @cache
 def _guarded_class(family: Any) -> Any:
-    return type(family)(family.__name__, (_Guarded, family), {"__module__": family.__module__})
+    known = {}
+    for name in ("is_discrete", "event_dim"):  # the same for all of the family, where the class tells it
+        with suppress(NotImplementedError, AttributeError):
+            known[name] = getattr(family.support, name)
+
+    def support(self: Any) -> Any:
+        return super(guard, self).support if self._given is None else self._given[1]
+
+    fields = {"__module__": family.__module__, "support": constraints.dependent_property(support, **known)}
+    guard = type(family)(family.__name__, (_Guarded, family), fields)
+    return guard
 
 
 class _Guarded:
     _given: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
     _validate_args: bool
 
-    @property
-    def support(self) -> Any:
-        return super().support if self._given is None else self._given[1]  # type: ignore[misc]
+    @Settable
+    def has_rsample(self) -> bool:
+        return super().has_rsample  # type: ignore[misc, no-any-return]
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._given is None:
@@ -66,11 +77,15 @@ class _Guarded:
             return super().expand(batch_shape, _instance)  # type: ignore[misc]
         d, support = self._given
         new = guarded(d.expand(torch.Size(batch_shape)), support)
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name == "_validate_args"})
+        new.__dict__.update(self._settings())
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return super().__reduce_ex__(protocol) if self._given is None else (guarded, self._given)
+        return super().__reduce_ex__(protocol) if self._given is None else (guarded, self._given, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """What was set after :func:`guarded` made this."""
+        return {name: value for name, value in self.__dict__.items() if name in ("_validate_args", "has_rsample")}
 
 
 def contains(support: Any, value: Tensor) -> Tensor:

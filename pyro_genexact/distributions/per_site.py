@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import map_leaves, tensors_in
+from ..base import Settable, map_leaves, tensors_in
 from .cdf import cdf, icdf
 from .guard import anchor, guarded_log_prob
 from .mixture import same_constraint
@@ -78,8 +78,8 @@ class PerSite(TorchDistribution):
         """Where all parts have it."""
         return self._all(lambda part: part.rsample(Size(sample_shape))).to(dtype=self.dtype)
 
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    @Settable
+    def has_rsample(self) -> bool:
         return all(part.has_rsample for part in self.parts)
 
     def cdf(self, value: Tensor) -> Tensor:

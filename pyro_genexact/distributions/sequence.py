@@ -76,6 +76,8 @@ class SequenceDistribution(AutoregressiveDistribution):
         (31, True)
     """
 
+    has_rsample = False  # lengths are discrete
+
     def __init__(
         self,
         conditioner: Conditioner,
@@ -116,11 +118,6 @@ class SequenceDistribution(AutoregressiveDistribution):
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Arrays that are sequences: nothing but ends after the first."""
         return Sequences(self)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """False: lengths are discrete."""
-        return False
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]

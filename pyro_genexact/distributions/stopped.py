@@ -36,6 +36,7 @@ class Stopped(TorchDistribution):
     """
 
     arg_constraints = {"stop_logits": constraints.real}
+    has_rsample = False  # the flag is discrete
 
     def __init__(
         self, inner: Any, stop_logits: Tensor, inner_support: Any = None, validate_args: bool | None = None
@@ -58,11 +59,6 @@ class Stopped(TorchDistribution):
     @property
     def _support(self) -> Any:
         return self.inner.support if self.inner_support is None else self.inner_support
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        """False: the flag is discrete."""
-        return False
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]

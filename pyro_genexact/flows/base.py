@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 
 from ..base import Constant, DistributionModule, Padded, check_context
 from ..distributions.checks import checked_lengths, checked_source
+from ..distributions.transformed import TransformedDistribution
 from ..transforms import Chain
 from ..transforms.base import transform_of
 from ..transforms.prefixes import Prefixes
@@ -20,7 +21,7 @@ from ..transforms.prefixes import Prefixes
 class Flow(DistributionModule):
     """A base distribution pushed through transforms: log p(y) = log p_base(x) - log|dy/dx|, y the image of x.
 
-    Its call returns a stock ``pyro.distributions.TransformedDistribution`` over vectors, whose single transform is the
+    Its call returns a :class:`~pyro_genexact.distributions.TransformedDistribution` (Pyro's) over vectors, whose single transform is the
     :class:`~pyro_genexact.transforms.Chain` of them all: sampling and scoring the sample runs each network once.
     End with :class:`~pyro_genexact.transforms.ToSupport`, as the recipes do, for a support that refuses infinite values.
     Batch shape: the base's, broadcast with the context's and the lengths'; each of their rows gets noise of its own. With
@@ -68,25 +69,25 @@ class Flow(DistributionModule):
         context: Tensor | Padded | None = None,
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
-    ) -> dist.TransformedDistribution:
+    ) -> TransformedDistribution:
         """The distribution given the context (*batch, C), the lengths (*batch) of its rows and those of their sources."""
         given = checked(self, context, source_lengths)
         base = self.base(given) if getattr(self.base, "context", 0) else self.base()
         parts = [transform_of(t, given) for t in self.transforms]
         if lengths is None:
-            return dist.TransformedDistribution(base, [Chain(parts)])
+            return TransformedDistribution(base, [Chain(parts)])
         elements = _elements(base)
         lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()  # as they are now, for base and transforms
         sites = torch.arange(elements.batch_shape[-1], device=lengths.device)
         masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
-        return dist.TransformedDistribution(masked, [Prefixes(parts, lengths)])
+        return TransformedDistribution(masked, [Prefixes(parts, lengths)])
 
     def condition(
         self,
         context: Tensor | Padded | None = None,
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
-    ) -> dist.TransformedDistribution:
+    ) -> TransformedDistribution:
         """The same as calling the module, under Pyro's name."""
         given = {"lengths": lengths, "source_lengths": source_lengths}
         return self(context, **{name: value for name, value in given.items() if value is not None})

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from ..base import Padded
 from ..distributions.cdf import cdf, icdf
+from ..distributions.transformed import TransformedDistribution
 from ..transforms import Chain, RememberingTransform, ToSupport
 from ..transforms.base import transform_of
 from .base import Flow, checked, over_reals, standard_normal
@@ -102,7 +103,7 @@ def _checked(base: Any) -> Any:
     return base
 
 
-class UnivariateDistribution(dist.TransformedDistribution):
+class UnivariateDistribution(TransformedDistribution):
     """A univariate base under an increasing transform, with its exact distribution function and quantiles.
 
     ``cdf`` costs one inversion of the transform and a cdf of the base, ``icdf`` a quantile of the base and the transform:

@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ..distributions.special import _generalized_pareto, _generalized_pareto_quantile, _skew_logistic_quantile
 from ..distributions.stable import Stable
+from ..distributions.vectors import OfVectors
 from .continuous_bernoulli import ContinuousBernoulli
 from .supports import ANGLE, UNIT, open_simplex
 from .zero_inflated import ZeroInflatedDistribution, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
@@ -155,7 +156,7 @@ class LogisticNormal(_Rounded, dist.LogisticNormal):  # type: ignore[name-define
     support = open_simplex()
 
 
-class RelaxedOneHotCategorical(_Rounded, dist.RelaxedOneHotCategorical):  # type: ignore[name-defined]
+class RelaxedOneHotCategorical(OfVectors, _Rounded, dist.RelaxedOneHotCategorical):  # type: ignore[name-defined]
     support = open_simplex()
 
 
@@ -280,7 +281,7 @@ class StudentT(_Repaired, dist.StudentT):  # type: ignore[name-defined]
         return norm - self.scale.log() - (df + 1) / 2 * _log1p_square(t)
 
 
-class VonMises3D(_Repaired, dist.VonMises3D):  # type: ignore[name-defined]
+class VonMises3D(OfVectors, _Repaired, dist.VonMises3D):  # type: ignore[name-defined]
     """The von Mises-Fisher density kappa / (4 pi sinh kappa) exp(phi . x), kappa = |phi|, without overflow, and samples.
 
     A uniform point z of the sphere moves along its meridian to x: its cosine with the mean direction, uniform in (-1, 1),

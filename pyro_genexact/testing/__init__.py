@@ -14,7 +14,7 @@ from .distributions import agreement, extremes, freshness, gradients, mass, pers
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .lines import line_mass
-from .protocol import quantities
+from .protocol import inferred_shapes, quantities, settable
 from .sequences import sequence
 from .states import reloading
 from .threads import threads
@@ -60,6 +60,8 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "freshness",
     "threads",
     "quantities",
+    "settable",
+    "inferred_shapes",
     "device",
     "meta",
 ]

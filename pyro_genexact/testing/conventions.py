@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import _InverseTransform
 
 from .helpers import _broken, _close, _same, _seeded, made
 
@@ -19,6 +20,7 @@ def conventions(subject: Any, x: Tensor, context: Tensor | None = None, tol: flo
 
     - ``domain`` and ``codomain`` are constraints, on the class too, with the event dims of what goes in and comes out;
       ``bijective`` is True.
+    - ``_call`` and ``_inverse``, by which torch's own methods go, give the same values.
     - ``sign`` is defined for monotone transforms of scalars, for no others of scalars, and it, or that of the
       determinant, is right wherever it is defined.
     - ``with_cache`` gives the same bijection; ``inv.inv is t``, also of these.
@@ -37,6 +39,7 @@ def conventions(subject: Any, x: Tensor, context: Tensor | None = None, tol: flo
     with torch.no_grad():
         y = t(x).clone()
     _constraints(t, x, y)
+    _methods(t, x, y, tol)
     _sign(t, x, y)
     for name, u, value, image in (("t", t, x, y), ("t.inv", t.inv, y, x)):
         for size in (0, 1):
@@ -88,6 +91,20 @@ def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
             _broken("conventions", name, f"value outside {constraint}")
     for name, u in (("t", t), ("t.inv", t.inv)):
         _same("conventions", f"bijective, of {name}", u.bijective, True)
+
+
+def _methods(t: Transform, x: Tensor, y: Tensor, tol: float) -> None:
+    forward = not isinstance(t, _InverseTransform)  # which torch makes of the other one's
+    of: Any = t if forward else t.inv
+    for name, value, image in (
+        (("_call", x, y), ("_inverse", y, x)) if forward else (("_inverse", x, y), ("_call", y, x))
+    ):
+        try:
+            with torch.no_grad():
+                found = getattr(of, name)(value)
+        except NotImplementedError as error:
+            raise AssertionError(f"conventions broken [{name}]: not implemented") from error
+        _close("conventions", name, found, image, tol)
 
 
 def _sign(t: Transform, x: Tensor, y: Tensor) -> None:

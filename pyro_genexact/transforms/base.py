@@ -55,6 +55,14 @@ class RememberingTransform(Transform):
         """x alone from y; ``known`` is its value without gradient, where that was found before."""
         return self.solve(y)[0]
 
+    def _call(self, x: Tensor) -> Tensor:
+        """y from x, as torch has it of every transform; remembers nothing."""
+        return self.evaluate(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        """x from y, in the same way."""
+        return self.solve(y)[0]
+
     def watched(self) -> Sequence[Tensor]:
         """The tensors that the transform computes with beside its argument."""
         if self._watched is None:

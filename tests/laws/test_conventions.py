@@ -56,6 +56,22 @@ class NotBijective(Affine):
     bijective = False
 
 
+class OnlyCalled(Affine):
+    def __call__(self, x):
+        return super()._call(x)
+
+    def _call(self, x):
+        raise NotImplementedError
+
+
+class OtherInverseMethod(Affine):
+    def _inv_call(self, y):
+        return super()._inverse(y)
+
+    def _inverse(self, y):
+        return super()._inverse(y) + 1e-3
+
+
 class NoSign(Affine):
     @property
     def sign(self):
@@ -174,6 +190,8 @@ class WrongInverse(Affine):
         (testing.conventions, NoDomain, r"domain of the class\]: property, not a constraint"),
         (testing.conventions, WrongEventDim, r"t.inverse_shape, values of its batch\]"),
         (testing.conventions, NotBijective, r"bijective, of t\]: False"),
+        (testing.conventions, OnlyCalled, r"_call\]: not implemented"),
+        (testing.conventions, OtherInverseMethod, r"_inverse\]: "),
         (testing.conventions, NoSign, r"sign of t\]: not defined"),
         (testing.conventions, WrongSign, r"sign of t\]: -1, not 1"),
         (testing.conventions, SignOfRotation, r"sign of t\]: 1, though it is not monotone"),

@@ -7,7 +7,8 @@ Symbols in every docstring: B flattened batch rows, T sites, S sites of a chunk,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -289,6 +290,19 @@ def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]
             found += more
     bound.__dict__.update(fields)
     return bound, found
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draws on a device and on the CPU start from the seed; torch's random state is given back."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        # torch.manual_seed would reseed all GPUs, which nobody gives back
+        torch.default_generator.manual_seed(seed)
+        for cuda in devices:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 class Settable:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
-from .base import check_context, check_sizes
+from .base import check_context, check_sizes, seeded
 from .elbo import default_loss
 from .flows import Flow, iaf
 from .flows.base import over_reals
@@ -61,8 +61,8 @@ class AutoFlow(AutoContinuous):
         options: of the recipe.
 
     Raises:
-        ValueError: at the first call, for a model without continuous latents, a latent in a subsampled plate that is not
-            amortised, a discrete latent that is not enumerated, a recipe whose flow is not over D real numbers; for a context that does
+        RuntimeError: at the first call, for a model without continuous latents, as Pyro's guides do.
+        ValueError: at the first call, for a latent in a subsampled plate that is not amortised, a discrete latent that is not enumerated, a recipe whose flow is not over D real numbers; for a context that does
             not fit.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
@@ -126,10 +126,8 @@ class AutoFlow(AutoContinuous):
                 self.fit_laplace(*args, **kwargs)
             elif isinstance(self._warm_start, int) and self._warm_start:
                 self.fit_gaussian(self._warm_start, *args, context=context, **kwargs)
-        except BaseException as error:
+        except BaseException:
             self.prototype_trace = self._row_names = None  # the next call tries again
-            if "found no latent variables" in str(error):
-                raise ValueError("Expected model to have continuous latents, for AutoFlow; got none.") from error
             raise
 
     def _build(self, rows: torch.Size) -> None:
@@ -234,7 +232,7 @@ class AutoFlow(AutoContinuous):
     def median(  # type: ignore[override]
         self, *args: Any, num_samples: int = 10_000, context: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """The median of each latent: :meth:`quantiles` at 0.5."""
+        """The median of each latent: :meth:`quantiles` at 0.5, the same at each call."""
         return {
             name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples, context=context).items()
         }
@@ -248,7 +246,7 @@ class AutoFlow(AutoContinuous):
         context: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Quantiles of each latent, by draws: of each number where the support is a product of intervals.
+        """Quantiles of each latent, by draws that are the same at each call: of each number where the support is a product of intervals.
 
         Elsewhere (simplex, Cholesky factors, ...) those of the unconstrained numbers, mapped to the support.
 
@@ -263,7 +261,9 @@ class AutoFlow(AutoContinuous):
         self._made()
         rows = self._rows(context)
         ones = (1,) * (self._plate_dims - len(rows))
-        latent = self.get_posterior(context=context).sample((num_samples,)).reshape(num_samples, *rows, *ones, -1)
+        posterior = self.get_posterior(context=context)
+        with seeded(0, self.flow.transforms[-1].loc.device):  # type: ignore[arg-type]
+            latent = posterior.sample((num_samples,)).reshape(num_samples, *rows, *ones, -1)
         q = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
         if q.dim() != 1 or not ((q >= 0) & (q <= 1)).all():
             raise ValueError(f"Expected quantiles to be a list of probabilities; got {quantiles}.")

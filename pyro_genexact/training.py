@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from .base import DistributionModule
+from .base import DistributionModule, seeded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -270,13 +270,7 @@ def _is_finite(module: nn.Module, batch: _Batch) -> bool:
 def _state_kept(module: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """Draws start from the seed; torch's random state and the mode of each submodule are given back."""
     modes = [(part, part.training) for part in module.modules()]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        # torch.manual_seed would reseed all GPUs, which nobody gives back
-        torch.default_generator.manual_seed(seed)
-        for cuda in devices:
-            with torch.cuda.device(cuda):
-                torch.cuda.manual_seed(seed)
+    with seeded(seed, device):
         try:
             yield
         finally:

@@ -303,6 +303,22 @@ def test_quantiles_and_median():
         assert site["fn"].support.check(found[name]).all()
 
 
+@pytest.mark.parametrize("context", [None, numbers(3, 2)])
+def test_medians_are_the_same_at_each_call(context):
+    def model(context=None):
+        with pyro.plate("rows", 3):
+            pyro.sample("z", dist.Normal(numbers(), 1.0))
+
+    guide = AutoFlow(model, context=0 if context is None else 2, hidden=(8,), warm_start=0)
+    guide(context=context)
+    state = torch.get_rng_state()
+    first = guide.median(context=context)["z"]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert torch.equal(guide.median(context=context)["z"], first)
+    assert torch.equal(guide.quantiles([0.5], context=context)["z"][0], first)
+
+
 def test_quantiles_of_a_decreasing_map_are_in_order():
     def model():
         z = pyro.sample("z", dist.ImproperUniform(constraints.less_than(0.0), (), ()))
@@ -473,11 +489,17 @@ def discrete():
     pyro.sample("k", dist.Categorical(torch.ones(3)))
 
 
+@pytest.mark.parametrize("model", [lambda: None, config_enumerate(discrete)])
+def test_models_without_latents_raise_as_with_pyros_guides(model):
+    for guide in (AutoMultivariateNormal(poutine.block(model, hide=["k"])), AutoFlow(model)):
+        name = type(guide).__name__
+        with pytest.raises(RuntimeError, match=f"{name} found no latent variables; Use an empty guide instead"):
+            guide()
+
+
 @pytest.mark.parametrize(
     "model, options, call, text",
     [
-        (lambda: None, {}, {}, "Expected model to have continuous latents"),
-        (config_enumerate(discrete), {}, {}, "Expected model to have continuous latents"),
         (discrete, {}, {}, "discrete sample site 'k'"),
         (subsampled, {}, {}, "got 'z' in plate 'batches', of which 2 of 5 are taken"),
         (unbounded, {}, {}, "got 'z' in plate 'endless'"),

@@ -341,3 +341,23 @@ def test_errors_of_conditional_head():
         composite.ConditionalHead(Regression(shape=(2, 2)))
     with pytest.raises(TypeError, match="DistributionModule; got Linear"):
         composite.ConditionalHead(nn.Linear(3, 2))
+
+
+def test_ensembles_of_images_score_what_lies_outside_some_sites_support():
+    h = gx.heads
+    head = h.PerSite([h.LogNormal(), h.Normal(), h.Gamma(), h.Normal()])
+    model = gx.Autoregressive(gx.conditioners.MADE(4, 2, hidden=(8,)), head, (2, 2)).double()
+    d = gx.OrderEnsemble(model, torch.tensor([[0, 1, 2, 3], [2, 1, 0, 3]])).eval()()
+    y = d.sample((3,))
+    inside = d.support.check(y)
+    expected = torch.stack([part.log_prob(y) for part in d.components]).logsumexp(0) - torch.tensor(2.0).log()
+    assert inside.all()
+    torch.testing.assert_close(d.log_prob(y), expected)
+    with pyro.validation_enabled(False):
+        assert (d.log_prob(-y.abs()) == -torch.inf).all()
+
+
+def test_support_of_bounds_on_meta():
+    counts = [dist.Binomial(torch.tensor(n, device="meta"), torch.ones(1, device="meta") / 2) for n in (3.0, 4.0)]
+    d = PerSite(counts, [[1], [0]], validate_args=False)
+    assert d.support.check(torch.zeros(2, device="meta")).is_meta

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, embedding, one_hot
+from torch.nn.functional import dropout, embedding
 
 from ..base import Conditioner, ModuleT, Padded, Site, Steps, bind, check_like, check_sizes, visible
 
@@ -95,7 +95,9 @@ def encode(y: Tensor, site: Site | Sequence[Site], first: int, like: Any) -> Ten
 
 
 def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
-    return one_hot(labels_of(y, categories), categories).to(like.dtype)
+    # torch's one_hot looks at the values, which a GPU waits for and torch.func does not allow
+    labels = labels_of(y, categories).unsqueeze(-1)
+    return (labels == torch.arange(categories, device=labels.device)).to(like.dtype)
 
 
 def labels_of(y: Tensor, categories: int) -> Tensor:

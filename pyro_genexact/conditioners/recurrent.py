@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Padded, Site, Source, Steps, check_context
+from ..base import Conditioner, Padded, Site, Source, Steps, check_context, transformed
 from ..base import _rows as rows_of
 from .encoding import (
     SiteEncoder,
@@ -185,7 +185,10 @@ class Recurrent(Conditioner):
     def _run(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """phi (B, S, P) of S steps, which read the inputs (B, S, features + C)."""
         _, call = _CELLS[self.cell]
-        hidden = state.hidden if self.cell == "lstm" else state.hidden[0]
+        before = state.hidden
+        if transformed():  # a cell adds in place to what it makes of the state, which needs the inputs' dims of vmap
+            before = tuple(h + inputs.new_zeros(h.shape) for h in before)
+        hidden = before if self.cell == "lstm" else before[0]
         rate = self.dropout if self.training else 0.0
         # cudnn differentiates in training mode only, whose sole other effect is the dropout between layers
         training = self.training or torch.is_grad_enabled()

@@ -130,7 +130,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         site: Any = self.head.support
         if self._lengths is None and not isinstance(site, PerSiteConstraint):
             return constraints.independent(site, len(self.event_shape) - site.event_dim)
-        if self._lengths is None and len(self._sites) == 1:
+        if self._lengths is None and len(self._sites) == 1 and not (self.order is not None and self.order.is_meta):
             return PerSiteConstraint(site.parts[self._given :]).joint(self.order)
         return _Events(self)
 
@@ -484,6 +484,12 @@ class _Events(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         y, present, shape = self.d._rows(value)
         return self.d._inside(y, present).all(1).reshape(shape)
+
+    def anchor(self, like: Tensor) -> Tensor:
+        """Some value inside, of the shape of ``like`` broadcast with the batch."""
+        y, _, shape = self.d._rows(like)
+        y = self.d._of_event(anchor(self.d.head.support, y).expand_as(y), shape)
+        return self.d._to_event(y).reshape(shape + self.d.event_shape)
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import Conditioner, Head, Source, broadcast_shapes, check_sizes, visible
+from ..base import Conditioner, Head, Source, broadcast_shapes, check_sizes, tensors_in, visible
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
@@ -59,7 +59,12 @@ def _is_category(support: Any, categories: int) -> bool:
     if type(support) is type(constraints.boolean):
         return categories >= 2
     low, high = getattr(support, "lower_bound", -1), getattr(support, "upper_bound", categories)
-    return support.is_discrete and support.event_dim == 0 and bool(low >= 0) and bool(high < categories)
+    return support.is_discrete and support.event_dim == 0 and _holds(low >= 0) and _holds(high < categories)
+
+
+def _holds(condition: Any) -> bool:
+    """Whether a condition holds, as it may for bounds that are on ``meta``."""
+    return bool(getattr(condition, "is_meta", False) or condition)
 
 
 def permutation(order: Any, sites: int) -> Tensor:
@@ -121,12 +126,18 @@ def check_ends(head: Head, eos: int | None) -> None:
             raise ValueError(f"Expected eos=None ({name} tells the ends); got {eos}.")
     elif not isinstance(eos, int) or isinstance(eos, bool):
         raise TypeError(f"Expected eos to be an integer ({name} tells no ends); got {eos!r}.")
-    elif support.event_dim or not support.is_discrete or not support.check(torch.tensor(eos, device="cpu")):  # type: ignore[no-untyped-call]
+    elif support.event_dim or not support.is_discrete or not _holds(_within(support, eos)):
         raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
     else:
         for part in head.modules():
             if (other := getattr(part, "eos", eos)) != eos:  # a filter's
                 raise ValueError(f"Expected {type(part).__name__} of eos == {eos} (that of the sequence); got {other}.")
+
+
+def _within(support: Any, number: int) -> Tensor:
+    bounds = tensors_in(support)
+    inside: Tensor = support.check(torch.tensor(number, device=bounds[0].device if bounds else "cpu"))
+    return inside
 
 
 def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:

@@ -212,7 +212,7 @@ def same_constraint(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return a.shape == b.shape and bool((a == b).all())
+        return a.shape == b.shape and not (a.is_meta or b.is_meta) and bool((a == b).all())
     if isinstance(a, constraints.Constraint):
         return same_constraint(a.__dict__, b.__dict__)
     if isinstance(a, dict):

@@ -159,12 +159,12 @@ def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     log_f, gap = _integral(x, alpha, beta, _PANELS)
     for k in range(1, _DOUBLINGS + 1):
         coarse = gap >= _GAP
-        if not coarse.any():
+        if coarse.is_meta or not coarse.any():
             break
         finer, gap_there = _integral(x[coarse], alpha[coarse], beta[coarse], _PANELS * 2**k)
         log_f = log_f.masked_scatter(coarse, finer)
         gap = gap.masked_scatter(coarse, gap_there)
-    if (gap >= _GAP).any():
+    if not gap.is_meta and (gap >= _GAP).any():
         index, worst = worst_of(gap >= _GAP, gap)
         raise ConvergenceError(
             f"Expected rules of quadrature that differ by less than {_GAP} of the density; got {worst:.3g} at index {index}.",
@@ -357,7 +357,7 @@ def _expm1_ratio(eps: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     turn = safe * b
     re = (torch.expm1(safe * a) * turn.cos() - 2 * (turn / 2).sin().square()) / safe
     im = (safe * a).exp() * turn.sin() / safe
-    if not small.any():
+    if not small.is_meta and not small.any():
         return re, im
     z = torch.complex(a, b)
     step, series = torch.where(small, eps, 0) * z, torch.ones_like(z)

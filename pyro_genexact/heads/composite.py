@@ -96,7 +96,9 @@ class PerSite(Head):
 
     def permuted(self, order: Tensor) -> PerSite:
         """The head of sites visited in another order: each keeps its own. A shallow copy, with the same heads."""
-        sites, new = order.tolist(), object.__new__(type(self))
+        # on meta all orders are alike
+        sites = list(range(self.num_sites)) if order.is_meta else order.tolist()
+        new = object.__new__(type(self))
         new.__dict__.update(
             self.__dict__,
             _modules=dict(self._modules),

@@ -9,7 +9,7 @@ from .bijections import bijection_head, differentiability, learning, monotonicit
 from .chains import chain
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
 from .conventions import as_distribution, conventions
-from .devices import device, meta
+from .devices import constructed, device, meta, per_example
 from .distributions import agreement, extremes, freshness, gradients, mass, persistence, saturation, shapes, support
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
@@ -63,5 +63,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "settable",
     "inferred_shapes",
     "device",
+    "constructed",
     "meta",
+    "per_example",
 ]

@@ -1,4 +1,4 @@
-"""The laws of devices."""
+"""The laws of devices and of functional calls."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
-from .helpers import ModuleT, _close, _same, _seeded, _tensors
+from .helpers import ModuleT, _close, _gradients, _same, _seeded, _tensors
 
 
 def device(run: Callable[[], Any], seed: int = 0) -> None:
@@ -25,6 +27,17 @@ def device(run: Callable[[], Any], seed: int = 0) -> None:
         _close("device", "the default device is meta", got, value, 1e-12)
 
 
+def constructed(make: Callable[[], Any]) -> None:
+    """``make()`` looks at no values: without validation it runs while the default device is ``meta``."""
+    import pyro
+
+    try:
+        with torch.device("meta"), pyro.validation_enabled(False):
+            make()
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        raise AssertionError(f"device broken [made on meta]: {error}") from error
+
+
 def meta(module: ModuleT, run: Callable[[ModuleT], Any]) -> None:
     """``run`` of the module on ``meta``, without validation, makes every tensor there."""
     import pyro
@@ -36,3 +49,29 @@ def meta(module: ModuleT, run: Callable[[ModuleT], Any]) -> None:
         raise AssertionError(f"device broken [all on meta]: {error}") from error
     for value in values:
         _same("device", "all on meta", value.device.type, "meta")
+
+
+def per_example(module: nn.Module, score: Callable[..., Tensor], *rows: Tensor | None, tol: float = 1e-9) -> None:
+    """``vmap(grad(functional_call))`` gives the gradients of each row that autograd gives of it alone.
+
+    Args:
+        module: whose parameters they are of.
+        score: called as ``score(call, *row)``, where ``call`` is the module's; a scalar.
+        rows: tensors (B, ...), or None for what no row has.
+        tol: relative to 1 + |gradient|.
+    """
+
+    def of_row(values: dict[str, Tensor], *row: Tensor | None) -> Tensor:
+        return score(lambda *args: functional_call(module, values, args), *row)
+
+    given: dict[str, Tensor] = dict(module.named_parameters())
+    dims = (None, *(None if row is None else 0 for row in rows))
+    try:
+        found = vmap(grad(of_row), in_dims=dims)(given, *rows)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        raise AssertionError(f"per example broken [vmap of grad]: {error}") from error
+    for i in range(max(len(row) for row in rows if row is not None)):
+        row = [None if values is None else values[i] for values in rows]
+        expected = _gradients(score(module, *row), list(given.values()))
+        for name, gradient in zip(given, expected, strict=True):
+            _close("per example", f"gradient of {name}, row {i}", found[name][i], gradient, tol)

@@ -56,7 +56,7 @@ class Permute(_Reordering):
         if (
             permutation.is_floating_point()
             or permutation.dim() != 1
-            or permutation.sort()[0].tolist() != list(range(len(permutation)))
+            or (not permutation.is_meta and permutation.sort()[0].tolist() != list(range(len(permutation))))
         ):
             raise ValueError(f"Expected permutation to hold each of 0 ... T-1 once; got {permutation.tolist()}.")
         self.register_buffer("permutation", permutation)
@@ -172,7 +172,7 @@ class Standardize(PlainTransform, TransformModule):
             raise ValueError(
                 f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
             )
-        if (constant := (data == data[0]).all(0)).any():
+        if not data.is_meta and (constant := (data == data[0]).all(0)).any():
             raise ValueError(
                 f"Expected features that vary; got constant ones at features {constant.nonzero()[:, 0].tolist()}."
             )

@@ -461,7 +461,7 @@ def test_repaired_log_probs():
     assert torch.allclose(ours, a.log() + (a - 1) * x.log())
     for name in ("Kumaraswamy", "RelaxedBernoulli", "SoftAsymmetricLaplace", "Weibull"):
         head = HEADS[name]
-        phi, options = noise(head, 5, 3), head._options
+        phi, options = noise(head, 5, 3), head._options()
         ours = head(phi)
         values = {part.name: getattr(ours, part.name) for part in head._plan}
         fixed = {"temperature": 0.7 * one} if name == "RelaxedBernoulli" else {}

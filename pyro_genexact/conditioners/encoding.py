@@ -254,6 +254,7 @@ def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | 
     steps, kind = values.shape[1], lengths.dtype
     if lengths.shape != values.shape[:1] or kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise ValueError(f"Expected lengths of a source to be integers ({rows},); got {tuple(lengths.shape)}, {kind}.")
+    lengths = lengths.long()  # in the narrow kinds bounds overflow
     if visible(lengths) and (wrong := lengths[(lengths < 0) | (lengths > steps)]).numel():
         raise ValueError(f"Expected lengths of a source between 0 and {steps} (its steps); got {int(wrong[0])}.")
     present = torch.arange(steps, device=values.device) < lengths.unsqueeze(1)

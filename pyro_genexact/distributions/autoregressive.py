@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head, Padded, Settable, Source, Steps, bind, broadcast_shapes, check_context, check_like
+from ..core.values import numbers
 from .cdf import icdf, probability_integral
 from .checks import (
-    check_kind,
     checked_lengths,
     checked_source,
     joint_batch,
@@ -399,12 +399,11 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
         dims = len(self.event_shape)
-        check_kind("value", value, Tensor)
+        value = self._typed(value, "value")
         if value.shape[value.dim() - dims :] != self.event_shape or value.dim() < dims:
             raise ValueError(
                 f"Expected value.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
             )
-        value = self._typed(value, "value")
         shape = broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
         y = self._to_order(value.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
         _, lengths, prefix = self._batch(shape)
@@ -413,7 +412,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         return y, None if lengths is None else self._present(lengths), shape
 
     def _typed(self, value: Tensor, name: str) -> Tensor:
-        """Values in the dtype of the conditioner, or single for half precision; integers, bytes and Booleans for numbers of the same value."""
+        """Values in the dtype of the conditioner, or single for half precision; integers and Booleans for numbers of the same value."""
+        value = numbers(name, value)
         if value.is_floating_point():
             if isinstance(self.conditioner.site, tuple):
                 single = value.dtype == torch.float32 and self._like.dtype.itemsize < 4

@@ -18,7 +18,7 @@ def lengths_like(unary: Tensor, lengths: Tensor | None, name: str = "unary") -> 
         return None
     if isinstance(lengths, Tensor) and lengths.device != unary.device:
         raise ValueError(f"Expected lengths.device == {unary.device} (that of {name}); got {lengths.device}.")
-    return checked_lengths(lengths, unary.shape[-2]).long()
+    return checked_lengths(lengths, unary.shape[-2])
 
 
 def fits(name: str, values: Tensor, like: Tensor, batch: Sequence[int], event: Sequence[int], exact: int = 1) -> None:

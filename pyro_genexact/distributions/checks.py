@@ -90,6 +90,7 @@ def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str 
         )
         got = getattr(lengths, "dtype", type(lengths))
         raise TypeError(f"Expected {name} to be a tensor of integers; got {got}.{hint}")
+    lengths = lengths.long()  # in the narrow kinds bounds overflow
     if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]
         raise ValueError(f"Expected {name} between 0 and {sites} ({of}); got {int(wrong)}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import constraints
 
+from ..core.values import checked_value
 from .guard import contains
 from .vectors import OfVectors
 
@@ -78,8 +79,7 @@ class ContinuousCategorical(OfVectors, TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats; value (*sample, *batch, k)."""
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         k = self.logits.shape[-1]
         if value.dim() < 1 or value.shape[-1] != k:
             raise ValueError(f"Expected value.shape[-1] == {k} (the number of logits); got {tuple(value.shape)}.")

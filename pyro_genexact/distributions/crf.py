@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints, kl_divergence
 
 from ..base import broadcast_shapes, check_sizes
+from ..core.values import numbers
 from ..semirings import Chain, KMax, Max, fold, mean, trace, trace_k
 from ..transforms.base import _mark
 from . import chain_checks as check
@@ -109,6 +110,7 @@ class LinearChainCRF(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, of the batch shape broadcast with the value's."""
+        value = numbers("value", value)
         check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
@@ -122,6 +124,7 @@ class LinearChainCRF(TorchDistribution):
 
     def score(self, value: Tensor) -> Tensor:
         """The log-weight of a label string, log_prob + log_partition; -inf outside the support."""
+        value = numbers("value", value)
         check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
         shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return self._score(value).to(self.unary.dtype).expand(shape)

@@ -13,6 +13,7 @@ from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ..base import check_sizes
+from ..core.values import checked_value
 from .guard import contains
 
 
@@ -61,8 +62,7 @@ class DiscretizedLogistic(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log P(value) in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         inside = contains(self.support, value)
         value = torch.where(inside, value, 0)
         center, spread = self._in_levels()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..base import Settable, transformed
+from ..base import Settable, tensors_in, transformed
+from ..core.values import checked_value, floating
 
 
 def guarded_log_prob(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
@@ -67,9 +68,9 @@ class _Guarded:
     def log_prob(self, value: Tensor) -> Tensor:
         if self._given is None:
             return super().log_prob(value)  # type: ignore[misc]
-        if self._validate_args:
-            self._validate_sample(value)  # type: ignore[attr-defined]
         d, support = self._given
+        value = checked_value(self, value)
+        value = value if value.is_floating_point() else floating(value, tensors_in(d))
         return guarded_log_prob(d, value, support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:

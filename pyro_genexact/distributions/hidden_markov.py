@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..base import broadcast_shapes, check_like, check_sizes, map_leaves, tensors_in, visible
+from ..core.values import floating, numbers
 from ..semirings import Chain, LogSumExp, Max, fold
 from . import chain_checks as check
 from .checks import check_kind
@@ -215,6 +216,7 @@ class HiddenMarkov(TorchDistribution):
         return LinearChainCRF(unary, transition, initial=initial, lengths=self.lengths, validate_args=validate_args)
 
     def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
+        value = floating(numbers("value", value), [self.initial])
         check.fits("value", value, self.initial, self.batch_shape, self.event_shape, len(self.event_shape))
         if self._validate_args and visible(value):
             self._validate_sample(value)
@@ -292,9 +294,9 @@ def _shapes(
             f"Expected initial of floating-point numbers (*batch, V) with V >= 1; got {initial.dtype} {tuple(initial.shape)}."
         )
     check_like("transition", transition, initial)
-    for numbers in tensors_in(observation_dist):
-        if numbers.is_floating_point() and numbers.dim():  # those of dim 0 follow the others
-            check_like("observation_dist", numbers, initial)
+    for tensor in tensors_in(observation_dist):
+        if tensor.is_floating_point() and tensor.dim():  # those of dim 0 follow the others
+            check_like("observation_dist", tensor, initial)
     states = initial.shape[-1]
     if transition.shape[-2:] != (states, states):
         raise ValueError(

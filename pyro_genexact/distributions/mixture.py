@@ -13,6 +13,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..base import map_leaves, tensors_in
+from ..core.values import checked_value
 from .cdf import cdf
 from .enumeration import ByEnumeration
 from .guard import anchor, guarded_log_prob
@@ -67,8 +68,7 @@ class Mixture(ByEnumeration, TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log sum_k w_k p_k(value), of shape (*sample, *batch)."""
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         log_weights = self.logits.log_softmax(-1).movedim(-1, self._dim)
         terms = log_weights + self._at(guarded_log_prob, value)
         impossible = (terms == -torch.inf).all(self._dim, keepdim=True)

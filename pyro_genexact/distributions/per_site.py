@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..base import Settable, map_leaves, tensors_in
+from ..core.values import checked_value
 from .cdf import cdf, icdf
 from .guard import anchor, guarded_log_prob
 from .mixture import same_constraint
@@ -66,8 +67,7 @@ class PerSite(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Of each site, in nats: (*sample, *batch, S), -inf where a value is outside its site's support."""
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         return self.each(guarded_log_prob, value, *self._limits())
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
+from ..core.values import checked_value
 from ..numerics import ConvergenceError, bisect, kronrod_rule
 from ..numerics.errors import worst_of
 
@@ -101,8 +102,7 @@ class Stable(dist.Stable):  # type: ignore[name-defined]
 
         -inf at infinity and beyond the end of the support, which it has at |skew| 1, stability < 1.
         """
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         value, loc, scale = value.double(), self.loc.double(), self.scale.double()
         infinite = ((value - loc) / scale).isinf()
         x = (torch.where(infinite, loc, value) - loc) / scale  # no gradient meets infinity

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
 from ..base import broadcast_shapes, visible
+from ..core.values import checked_value
 from .guard import anchor, contains, guarded_log_prob
 
 
@@ -66,8 +67,7 @@ class Stopped(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Of value and flag, in nats: (*sample, *batch), -inf outside the support."""
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         inner, flag = _parts(value, len(self.inner.event_shape))
         log_prob = guarded_log_prob(self.inner, inner, self._support)
         of_flag = logsigmoid(torch.where(flag == 1, self.stop_logits, -self.stop_logits))

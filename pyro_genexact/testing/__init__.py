@@ -13,6 +13,7 @@ from .devices import constructed, device, meta, per_example
 from .distributions import agreement, extremes, freshness, gradients, mass, persistence, saturation, shapes, support
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
+from .kinds import kinds
 from .lines import line_mass
 from .protocol import inferred_shapes, quantities, settable
 from .sequences import sequence
@@ -58,6 +59,7 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "persistence",
     "reloading",
     "freshness",
+    "kinds",
     "threads",
     "quantities",
     "settable",

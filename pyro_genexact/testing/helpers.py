@@ -112,12 +112,12 @@ def _each_matters(grad: Tensor, of: str) -> None:
 
 
 @contextmanager
-def _raises(law: str, case: str, error: type[Exception]) -> Iterator[None]:
+def _raises(law: str, case: str, error: type[Exception] | tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except error:
         return
-    _broken(law, case, f"no error, not a {error.__name__}")
+    _broken(law, case, f"no error, not a {getattr(error, '__name__', error)}")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
 from ..base import check_sizes
+from ..core.values import numbers
 from .base import PlainTransform, RememberingTransform, sum_rightmost
 
 _independent = type(constraints.independent(constraints.real, 1))
@@ -174,7 +175,8 @@ class ToSupport(RememberingTransform):
         return interior
 
     def contains(self, y: Tensor) -> Tensor:
-        """Whether y (*batch, features) lies in the interior, (*batch,) Boolean."""
+        """Whether y (*batch, features) lies in the interior, (*batch,) Boolean; a TypeError for complex numbers."""
+        y = numbers("value", y)
         with torch.no_grad():
             x = self.bijection.inv(y)
             inside = (x - x).sum(-1) == 0  # all are finite

@@ -1,0 +1,35 @@
+"""The law of the dtypes that values come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .helpers import _broken, _close, _raises
+
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
+
+
+def kinds(distribution: Any, value: Tensor) -> None:
+    """Complex values raise a TypeError or ValueError; whole numbers score alike in every dtype of integers that holds them.
+
+    Args:
+        distribution: a distribution.
+        value: in its support.
+    """
+    for case, validate in (("validating", True), ("not validating", False)):
+        distribution._validate_args = validate
+        with _raises("kinds", f"complex values, {case}", (TypeError, ValueError)):
+            distribution.log_prob(value.to(torch.complex128 if value.dtype == torch.float64 else torch.complex64))
+        if not bool((value == value.long()).all()):
+            continue
+        expected = distribution.log_prob(value)
+        for dtype in INTEGERS:
+            if torch.equal(value.to(dtype).long(), value.long()):
+                try:
+                    got = distribution.log_prob(value.to(dtype))
+                except (TypeError, ValueError, RuntimeError) as error:
+                    _broken("kinds", f"{dtype}, {case}", f"{type(error).__name__}: {error}")
+                _close("kinds", f"{dtype}, {case}", got, expected, 1e-12)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
+from numbers import Real
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -337,12 +339,37 @@ def check_context(module: Any, context: Any) -> None:
     check_like("context", context, next((p for p in module.parameters() if p.is_floating_point()), context))
 
 
-def check_sizes(least: int, **sizes: int | Sequence[int]) -> None:
-    """Raises a ValueError unless every argument is an integer of at least ``least``, or a sequence of such."""
+def check_sizes(least: int, **sizes: Any) -> None:
+    """Raises a ValueError unless every argument is one integer of at least ``least``."""
     for name, size in sizes.items():
-        for value in size if isinstance(size, (tuple, list)) else [size]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"Expected {name} to be integers >= {least}; got {size}.")
+        if not _is_size(size, least):
+            raise ValueError(f"Expected {name} to be an integer >= {least}; got {size!r}.")
+
+
+def check_widths(least: int, **widths: Any) -> None:
+    """Raises a ValueError unless every argument is a sequence of integers of at least ``least``."""
+    for name, sizes in widths.items():
+        if not isinstance(sizes, (tuple, list)) or not all(_is_size(size, least) for size in sizes):
+            raise ValueError(f"Expected {name} to be a sequence of integers >= {least}; got {sizes!r}.")
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raises a TypeError unless every argument is a real number."""
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or isinstance(number, bool):
+            raise TypeError(f"Expected {name} to be a number; got {number!r}.")
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raises a TypeError unless every argument is a real number, a ValueError unless it is positive and finite."""
+    check_numbers(**numbers)
+    for name, number in numbers.items():
+        if not 0 < number < inf:
+            raise ValueError(f"Expected {name} to be positive and finite; got {number}.")
 
 
 def check_like(name: str, value: Tensor, like: Tensor) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
+from .independent import REAL_VECTOR
 from .transforms.base import Chain, PlainTransform
 
 
@@ -51,7 +52,7 @@ class Gaussian(nn.Module):
 class CholeskyAffine(PlainTransform):
     """y = loc + L x, with L lower triangular and its diagonal positive."""
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
     sign = 1
 
     def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
@@ -90,7 +91,7 @@ class SinhArcsinh(PlainTransform):
     Reference: Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
     """
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
     sign = 1
 
     def __init__(self, skewness: Tensor, log_tail: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
-from .base import check_context, check_sizes, seeded
+from .base import check_context, check_positive, check_sizes, seeded
 from .elbo import default_loss
 from .flows import Flow, iaf
 from .flows.base import over_reals
@@ -92,8 +91,7 @@ class AutoFlow(AutoContinuous):
         warm_start: int | str | None = None,
         **options: Any,
     ) -> None:
-        if not 0 < init_scale < math.inf:
-            raise ValueError(f"Expected init_scale > 0 and finite; got {init_scale}.")
+        check_positive(init_scale=init_scale)
         if not callable(recipe):
             raise TypeError(f"Expected recipe to be callable; got {type(recipe).__name__}.")
         check_sizes(0, context=context)

@@ -65,6 +65,7 @@ class Autoregressive(DistributionModule):
         super().__init__()
         check_kind("conditioner", conditioner, Conditioner)
         check_distribution_head(head)
+        check_sizes(1, limit=limit)
         self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, shape_of(event_shape), limit
         self.context = conditioner.context
         sites = prod(sites_of(conditioner, head, self.event_shape, 0))
@@ -141,7 +142,7 @@ class Sequence(DistributionModule):
         super().__init__()
         check_kind("conditioner", conditioner, Conditioner)
         check_distribution_head(head)
-        check_sizes(1, max_len=max_len)
+        check_sizes(1, max_len=max_len, limit=limit)
         check_ends(head, eos)
         sites_of(conditioner, head, shape_of((max_len, *head.site_shape)), 0)
         self.conditioner, self.head, self.eos, self.max_len, self.limit = conditioner, head, eos, max_len, limit
@@ -218,7 +219,14 @@ class OrderEnsemble(DistributionModule):
         if isinstance(orders, int):
             check_sizes(1, orders=orders)
             orders = torch.stack([torch.randperm(sites, device="cpu") for _ in range(orders)])
-        self.register_buffer("orders", torch.stack([permutation(order, sites) for order in orders]))
+        elif not isinstance(orders, (Tensor, list, tuple)):
+            raise TypeError(
+                f"Expected orders to be an integer, a tensor (K, {sites}) or a list of orders; got {orders!r}."
+            )
+        elif (isinstance(orders, Tensor) and orders.dim() != 2) or not len(orders):
+            got = tuple(orders.shape) if isinstance(orders, Tensor) else orders
+            raise ValueError(f"Expected orders of shape (K, {sites}) with K >= 1 (the sites); got {got}.")
+        self.register_buffer("orders", torch.stack([permutation(order, sites, "each of orders") for order in orders]))
         autoregressive.conditioner.permuted(self.orders[0]), autoregressive.head.permuted(self.orders[0])  # fail early
 
     def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution | Mixture:
@@ -291,6 +299,7 @@ class Conditional(DistributionModule):
         context: C; by default the ``in_features`` of a linear layer or of one that an ``nn.Sequential`` begins with.
 
     Raises:
+        TypeError: for a network that is no module, or whose outputs are no tensor of floating-point numbers (when called).
         ValueError: for a network whose outputs are not ``head.num_params`` (when called), or whose C is not known.
 
     Example:
@@ -304,6 +313,7 @@ class Conditional(DistributionModule):
 
     def __init__(self, network: nn.Module, head: Head, context: int | None = None) -> None:
         super().__init__()
+        check_kind("network", network, nn.Module)
         check_distribution_head(head)
         if hasattr(head, "num_sites"):
             raise ValueError(f"Expected a head of one site; got {type(head).__name__} of {head.num_sites}.")
@@ -320,7 +330,10 @@ class Conditional(DistributionModule):
         """The distribution given the context (*batch, C), of batch shape (*batch)."""
         check_context(self, context)
         phi = self.network(context)
-        if phi.shape[-1] != self.head.num_params:
+        if not isinstance(phi, Tensor) or not phi.is_floating_point():
+            got = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
+            raise TypeError(f"Expected the network's outputs to be a tensor of floating-point numbers; got {got}.")
+        if phi.shape[-1:] != (self.head.num_params,):
             raise ValueError(
                 f"Expected the network's outputs (*batch, {self.head.num_params}) (num_params of the head); "
                 f"got {tuple(phi.shape)}."

@@ -194,10 +194,10 @@ def test_errors_of_the_value():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_sites": 0}, r"Expected num_sites to be integers >= 1; got 0"),
-        ({"num_sites": 2, "hidden": (3, 0)}, r"Expected hidden to be integers >= 1; got \(3, 0\)"),
+        ({"num_sites": 0}, r"Expected num_sites to be an integer >= 1; got 0"),
+        ({"num_sites": 2, "hidden": (3, 0)}, r"Expected hidden to be a sequence of integers >= 1; got \(3, 0\)"),
         ({"num_sites": 2, "hidden": ()}, r"Expected hidden to hold at least one layer; got \(\)"),
-        ({"num_sites": 2, "context": -1}, r"Expected context to be integers >= 0; got -1"),
+        ({"num_sites": 2, "context": -1}, r"Expected context to be an integer >= 0; got -1"),
         ({"num_sites": 2, "residual": "tanh"}, r'Expected residual to be "gated", "normal" or None; got \'tanh\''),
     ],
 )

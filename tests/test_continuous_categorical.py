@@ -233,7 +233,7 @@ def test_head_starts_uniform():
     assert d.batch_shape == (7, 2) and d.event_shape == (4,)
     assert torch.allclose(d.log_prob(d.sample()), torch.full((7, 2), lgamma(4)))
     assert d.log_prob(torch.eye(4)[0]).exp()[0, 0].item() == pytest.approx(factorial(3))
-    with pytest.raises(ValueError, match="Expected k to be integers >= 2; got 1"):
+    with pytest.raises(ValueError, match="Expected k to be an integer >= 2; got 1"):
         Head(1)
     assert head(torch.tensor([[[0.0, 50.0, 0.0, 0.0]]])).mean[0, 0, 1].item() == pytest.approx(0.94, abs=1e-3)
 

@@ -184,7 +184,7 @@ def test_errors():
         r"Expected mask to be Boolean of shape \(3,\); got torch.bool of \(2,\)": {"mask": torch.tensor([True, False])},
         r"Expected mask to be Boolean of shape \(3,\); got torch.float32 of \(3,\)": {"mask": torch.zeros(3)},
         "Expected mask to leave a site that does not pass": {"mask": torch.ones(3, dtype=torch.bool)},
-        "Expected context to be integers >= 0; got -1": {"context": -1},
+        "Expected context to be an integer >= 0; got -1": {"context": -1},
         "Expected hidden to be a sequence of integers >= 1; got 5": {"hidden": 5},
         r"Expected a conditioner of \(num_params, context\) == \(4, 1\); got \(4, 0\)": {
             "conditioner": lambda P, C: conditioners.MADE(1, P)
@@ -192,7 +192,7 @@ def test_errors():
     }.items():
         with pytest.raises(ValueError, match=match):
             Coupling(3, head, **options)
-    with pytest.raises(ValueError, match="Expected num_sites to be integers >= 1; got 0"):
+    with pytest.raises(ValueError, match="Expected num_sites to be an integer >= 1; got 0"):
         Coupling(0, head)
     with pytest.raises(ValueError, match=r"Expected value.shape\[-1:\] == \(3,\) .*; got \(2, 4\)"):
         Coupling(3, head)()(torch.zeros(2, 4))
@@ -200,5 +200,5 @@ def test_errors():
         Coupling(3, head)().inv(torch.zeros(3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"Expected a context \(\*batch, 2\)"):
         Coupling(3, head, context=2)()
-    with pytest.raises(ValueError, match="Expected shape to be integers >= 1"):
+    with pytest.raises(ValueError, match="Expected shape to be a sequence of integers >= 1"):
         heads.Shift((0,))

@@ -276,10 +276,10 @@ def test_other_distributions_are_refused(search):
 def test_errors():
     d = sequences("Recurrent")
     for call, message in (
-        (lambda: decoding.beam_search(d, 0), r"Expected width to be integers >= 1; got 0"),
+        (lambda: decoding.beam_search(d, 0), r"Expected width to be an integer >= 1; got 0"),
         (lambda: decoding.beam_search(d, 2, k=3), r"Expected k <= width \(2\); got 3"),
-        (lambda: decoding.exact_mode(d, 0), r"Expected budget to be integers >= 1; got 0"),
-        (lambda: decoding.stochastic_beam_search(d, 0), r"Expected k to be integers >= 1; got 0"),
+        (lambda: decoding.exact_mode(d, 0), r"Expected budget to be an integer >= 1; got 0"),
+        (lambda: decoding.stochastic_beam_search(d, 0), r"Expected k to be an integer >= 1; got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

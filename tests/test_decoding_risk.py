@@ -332,7 +332,7 @@ def test_errors_of_the_decision():
     text = "Expected keep between 1 and 5 (the candidates); got 6."
     fails(ValueError, text, risk, coarse=exact_match, keep=6)
     for keep in (0, 2.5, True):
-        fails(ValueError, f"Expected keep to be integers >= 1; got {keep}.", risk, coarse=exact_match, keep=keep)
+        fails(ValueError, f"Expected keep to be an integer >= 1; got {keep}.", risk, coarse=exact_match, keep=keep)
     for wrong in ((5, 6, 2), (5, 0, 2), (4, 5, 2), (5,)):
         text = f"Expected coarse to return shape (5, 5, 2) (candidates, samples, *batch); got {wrong}."
         fails(ValueError, text, risk, coarse=lambda h, r, wrong=wrong: torch.zeros(wrong), keep=2)

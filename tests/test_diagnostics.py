@@ -614,7 +614,7 @@ def nothing(y):
 
 
 ERRORS = {
-    "too few draws": (lambda: dg.psis(model, guide_of(), DATA, num_samples=10), "num_samples to be integers >= 25"),
+    "too few draws": (lambda: dg.psis(model, guide_of(), DATA, num_samples=10), "num_samples to be an integer >= 25"),
     "matrix": (lambda: dg.Importance(torch.zeros(30, 2)), r"log_ratios of shape \(S,\), S >= 25; got \(30, 2\)"),
     "nan": (lambda: dg.Importance(torch.full((30,), torch.nan)), "got NaN or infinity for 30 of 30 draws"),
     "nowhere": (lambda: dg.Importance(torch.full((30,), -torch.inf)), "draws of positive density"),

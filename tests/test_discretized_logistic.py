@@ -84,7 +84,7 @@ def test_discretized_logistic_gradient_values_and_types():
         assert all((g == 0).all() for g in grads)
         with pytest.raises(ValueError, match="support"):
             DiscretizedLogistic(loc, scale, 6, validate_args=True).log_prob(torch.tensor(bad, dtype=F64))
-    with pytest.raises(ValueError, match="levels to be integers >= 2; got 1"):
+    with pytest.raises(ValueError, match="levels to be an integer >= 2; got 1"):
         DiscretizedLogistic(loc, scale, 1)
 
 

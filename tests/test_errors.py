@@ -99,8 +99,9 @@ def test_counts(recipe, name, value):
         value = -2
     options = {"features": 3, name: (8, value) if name == "hidden" else value}
     least = 0 if name == "context" else 1
-    message = fails(ValueError, f"Expected {name} to be integers >= {least}; got ", lambda: recipe(**options))
-    assert message.endswith("; got (8, " + repr(value) + ")." if name == "hidden" else f"; got {value}.")
+    kind = "a sequence of integers" if name == "hidden" else "an integer"
+    text = f"Expected {name} to be {kind} >= {least}; got {options[name]!r}."
+    fails(ValueError, text, lambda: recipe(**options))
 
 
 @recipes
@@ -111,12 +112,12 @@ def test_hidden_that_is_no_sequence(recipe):
 @pytest.mark.parametrize(
     "call, text",
     [
-        (lambda: MADE(0, 2), "Expected num_sites to be integers >= 1; got 0."),
-        (lambda: MADE(3, 0), "Expected num_params to be integers >= 1; got 0."),
-        (lambda: MADE(3, 2, context=-1), "Expected context to be integers >= 0; got -1."),
-        (lambda: MADE(3, 2, site=0), "Expected site to be integers >= 1; got 0."),
-        (lambda: MADE(3, 2, site=(0,)), "Expected site to be integers >= 1; got (0,)."),
-        (lambda: MADE(3, 2, site=True), "Expected site to be integers >= 1; got True."),
+        (lambda: MADE(0, 2), "Expected num_sites to be an integer >= 1; got 0."),
+        (lambda: MADE(3, 0), "Expected num_params to be an integer >= 1; got 0."),
+        (lambda: MADE(3, 2, context=-1), "Expected context to be an integer >= 0; got -1."),
+        (lambda: MADE(3, 2, site=0), "Expected site to be an integer >= 1; got 0."),
+        (lambda: MADE(3, 2, site=(0,)), "Expected site to be a sequence of integers >= 1; got (0,)."),
+        (lambda: MADE(3, 2, site=True), "Expected site to be an integer >= 1; got True."),
         (
             lambda: MADE(2, 1, site=[3]),
             "Expected site to be one kind or a list of 2 scalar kinds, () or an integer; got [3].",
@@ -125,10 +126,10 @@ def test_hidden_that_is_no_sequence(recipe):
             lambda: MADE(2, 1, site=[3, (2,)]),
             "Expected site to be one kind or a list of 2 scalar kinds, () or an integer; got [3, (2,)].",
         ),
-        (lambda: Affine(bound=0), "Expected bound > 0; got 0."),
-        (lambda: Affine(bound=-1.0), "Expected bound > 0; got -1.0."),
-        (lambda: Affine(bound=NAN), "Expected bound > 0; got nan."),
-        (lambda: Affine(shape=(0,)), "Expected shape to be integers >= 1; got (0,)."),
+        (lambda: Affine(bound=0), "Expected bound to be positive and finite; got 0."),
+        (lambda: Affine(bound=-1.0), "Expected bound to be positive and finite; got -1.0."),
+        (lambda: Affine(bound=NAN), "Expected bound to be positive and finite; got nan."),
+        (lambda: Affine(shape=(0,)), "Expected shape to be a sequence of integers >= 1; got (0,)."),
         (lambda: T.Reverse(1), "Expected dim to be a negative integer (counted from the right); got 1."),
         (lambda: T.Chain([]), "Expected parts to hold at least one transform; got none."),
     ],
@@ -301,7 +302,7 @@ def test_boundary_and_beyond(recipe, name, monkeypatch):
         (3, "positive", "Expected support to be a constraint or a list of constraints; got positive."),
         (2, [constraints.positive, "real"], "Expected support to list 2 scalar constraints, one a feature; got ["),
         (9, constraints.lower_cholesky, "Expected support to be continuous, of scalars or vectors; got "),
-        (1, constraints.simplex, "Expected features to be integers >= 2"),
+        (1, constraints.simplex, "Expected features to be an integer >= 2"),
     ],
     ids=[
         "boolean",

@@ -128,7 +128,9 @@ def test_parts_that_do_not_fit():
         "Expected a head of categories 0 ... 2 (conditioner.site == 3); got support",
         lambda: gx.Autoregressive(conditioners.MADE(4, 2, site=3), heads.Normal(), (4,)),
     )
-    fails(ValueError, "Expected event_shape to be integers >= 1", lambda: gx.Autoregressive(net, head, (0,)))
+    fails(
+        ValueError, "Expected event_shape to be a sequence of integers >= 1", lambda: gx.Autoregressive(net, head, (0,))
+    )
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 2], [1, 2, 3, 4], [0.0, 1.0, 2.0, 3.0]])
@@ -216,7 +218,11 @@ def test_heads_that_do_not_fit():
 
 def test_uniforms():
     d = model(heads.Normal())()
-    fails(ValueError, "Expected u.shape[-1:] == (4,); got (3,).", lambda: d.from_uniform(torch.rand(3).double()))
+    fails(
+        ValueError,
+        "Expected u.shape[-1:] == (4,) (event_shape); got (3,).",
+        lambda: d.from_uniform(torch.rand(3).double()),
+    )
     fails(
         ValueError, "Expected u between 0 and 1; got values outside.", lambda: d.from_uniform(row(0.1, 1.5, 0.2, 0.3))
     )

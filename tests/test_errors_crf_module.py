@@ -21,11 +21,11 @@ def ints(*shape):
 @pytest.mark.parametrize(
     ("arguments", "options", "kind", "text"),
     [
-        ((0, 4), {}, ValueError, "Expected num_labels to be integers >= 1; got 0."),
+        ((0, 4), {}, ValueError, "Expected num_labels to be an integer >= 1; got 0."),
         ((2.0, 4), {}, TypeError, "Expected num_labels to be of class int; got float."),
         (((3,), 4), {}, TypeError, "Expected num_labels to be of class int; got tuple."),
-        ((3, 0), {}, ValueError, "Expected context to be integers >= 1; got 0."),
-        ((3, True), {}, ValueError, "Expected context to be integers >= 1; got True."),
+        ((3, 0), {}, ValueError, "Expected context to be an integer >= 1; got 0."),
+        ((3, True), {}, ValueError, "Expected context to be an integer >= 1; got True."),
         ((3, None), {}, TypeError, "Expected context to be an integer or a module; got None."),
         ((3, 2.0), {}, TypeError, "Expected context to be an integer or a module; got 2.0."),
         ((3, (4,)), {}, TypeError, "Expected context to be an integer or a module; got (4,)."),

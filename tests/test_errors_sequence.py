@@ -143,7 +143,7 @@ def test_eos_must_be_given():
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, True])
 def test_max_len(wrong):
-    text = f"Expected max_len to be integers >= 1; got {wrong}."
+    text = f"Expected max_len to be an integer >= 1; got {wrong}."
     net, head = conditioners.Recurrent(3, 3), heads.Categorical(3)
     fails(ValueError, text, gx.Sequence, net, head, 0, wrong)
     fails(ValueError, text, model(), max_len=wrong)
@@ -377,7 +377,7 @@ def test_what_cannot_be_told():
         counts.termination_curve,
     )
     for wrong in (1, 2.5):
-        text = f"Expected num_samples to be integers >= 2; got {wrong}."
+        text = f"Expected num_samples to be an integer >= 2; got {wrong}."
         fails(ValueError, text, d.termination_curve, num_samples=wrong)
     fails(
         NotImplementedError, "Expected a family with a cdf; got Stopped.", stopped()().to_uniform, stopped()().sample()

@@ -526,7 +526,7 @@ def test_errors(model, options, call, text):
 
 
 def test_errors_of_arguments():
-    with pytest.raises(ValueError, match="Expected init_scale > 0 and finite; got 0"):
+    with pytest.raises(ValueError, match="Expected init_scale to be positive and finite; got 0"):
         AutoFlow(plated, init_scale=0)
     with pytest.raises(ValueError, match="Expected no Laplace warm start of a guide with a context; got context=2"):
         AutoFlow(plated, context=2, warm_start="laplace")

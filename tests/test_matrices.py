@@ -142,7 +142,7 @@ def test_in_a_flow_with_a_permutation():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors(kind):
-    with pytest.raises(ValueError, match=r"Expected features to be integers >= 1; got 0"):
+    with pytest.raises(ValueError, match=r"Expected features to be an integer >= 1; got 0"):
         kind(0)
     t = kind(3)
     for way in (t, t.inv):
@@ -155,7 +155,7 @@ def test_errors(kind):
 
 
 def test_errors_of_householder():
-    with pytest.raises(ValueError, match=r"Expected reflections to be integers >= 1; got 0"):
+    with pytest.raises(ValueError, match=r"Expected reflections to be an integer >= 1; got 0"):
         Householder(3, 0)
     t = Householder(3, 2)
     t.vectors.data[1] = 0

@@ -194,7 +194,7 @@ def test_errors_of_mixture_heads():
     for match, arguments in (
         ("Expected K with one head", (Normal(),)),
         ("no K with a list", ([Normal(), Gamma()], 2)),
-        ("K to be integers >= 1; got 0", (Normal(), 0)),
+        ("K to be an integer >= 1; got 0", (Normal(), 0)),
         (r"one site_shape; got \(\) and \(2,\)", ([Normal(), Vector()],)),
         ("all discrete or all continuous", ([Normal(), Poisson()],)),
         ("at least one head; got none", ([],)),
@@ -211,5 +211,5 @@ def test_errors_of_mixture_heads():
             heads.Mixture(*arguments)
     assert heads.Mixture(nn.ModuleList([Normal(), Gamma()])).num_params == 6
     for arguments in ((1,), (4, 0)):
-        with pytest.raises(ValueError, match="integers >="):
+        with pytest.raises(ValueError, match="an integer >="):
             heads.DiscretizedLogistic(*arguments)

@@ -277,12 +277,12 @@ def test_nan_stays_nan(kind):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: heads.MonotoneNetwork(0), "signal to be integers >= 1; got 0"),
-        (lambda: heads.MonotoneNetwork(4, hidden=(8, 0)), r"hidden to be integers >= 1; got \(8, 0\)"),
+        (lambda: heads.MonotoneNetwork(0), "signal to be an integer >= 1; got 0"),
+        (lambda: heads.MonotoneNetwork(4, hidden=(8, 0)), r"hidden to be a sequence of integers >= 1; got \(8, 0\)"),
         (lambda: heads.MonotoneNetwork(4, hidden=()), "hidden to hold at least one width; got none"),
-        (lambda: heads.IntegratedPositive(-1), "signal to be integers >= 1; got -1"),
+        (lambda: heads.IntegratedPositive(-1), "signal to be an integer >= 1; got -1"),
         (lambda: heads.IntegratedPositive(4, hidden=()), "hidden to hold at least one width; got none"),
-        (lambda: heads.IntegratedPositive(bound=0.0), "bound > 0; got 0.0"),
+        (lambda: heads.IntegratedPositive(bound=0.0), "bound to be positive and finite; got 0.0"),
     ],
 )
 def test_errors(make, message):

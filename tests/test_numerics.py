@@ -535,7 +535,7 @@ def test_arguments_of_root_and_integrate():
         (ValueError, "Expected low <= high", lambda: root(f, y, low=y, high=-y)),
         (TypeError, r"Expected parameters\[0\] to be a tensor; got float", lambda: root(f, y, 1.0)),
         (ValueError, r"Expected f\(x\).shape == \(2,\)", lambda: root(lambda x: (x[:, None], x[:, None]), y)),
-        (ValueError, "Expected panels to be integers >= 1; got 0", lambda: integrate(f, y, y, panels=0)),
+        (ValueError, "Expected panels to be an integer >= 1; got 0", lambda: integrate(f, y, y, panels=0)),
         (ValueError, "Expected doublings", lambda: integrate(f, y, y, doublings=-1)),
         (ValueError, "Expected tol > 0; got -1", lambda: integrate(f, y, y, tol=-1.0)),
         (TypeError, "Expected high to be a tensor of floating", lambda: integrate(f, y, 1.0)),

@@ -642,7 +642,7 @@ def test_fixed_parameters_broadcast():
             r"Expected shape to be (k,), the size of loc, scale_tril of MultivariateNormal",
         ),
         (dist.MultivariateNormal, (2, 3), {}, "its values have shape (2, 3), not () or (k,)."),
-        (dist.Normal, (0,), {}, "Expected shape to be integers >= 1; got (0,)."),
+        (dist.Normal, (0,), {}, "Expected shape to be a sequence of integers >= 1; got (0,)."),
         (dist.Normal, (), {"rate": 1.0}, "Expected arguments of Normal (loc, scale"),
         (dist.LowRankMultivariateNormal, (3,), {}, "got LowRankMultivariateNormal: it needs rank"),
         (dist.SineSkewed, (2,), {"base_dist": VonMises((2,))}, "Expected shape == (1,); got (2,)."),

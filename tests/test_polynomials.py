@@ -185,10 +185,10 @@ def test_under_functorch(head):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SumOfSquares(0), "Expected polynomials to be integers >= 1; got 0"),
-        (lambda: SumOfSquares(degree=-1), "Expected degree to be integers >= 0; got -1"),
+        (lambda: SumOfSquares(0), "Expected polynomials to be an integer >= 1; got 0"),
+        (lambda: SumOfSquares(degree=-1), "Expected degree to be an integer >= 0; got -1"),
         (lambda: SumOfSquares(bound=-1.0), "Expected bound to be positive and finite; got -1.0"),
-        (lambda: Bernstein(0), "Expected degree to be integers >= 1; got 0"),
+        (lambda: Bernstein(0), "Expected degree to be an integer >= 1; got 0"),
         (lambda: Bernstein(bound=nan), "Expected bound to be positive and finite; got nan"),
     ],
 )

@@ -102,7 +102,7 @@ Z = torch.zeros
         ((Z(2), Z(2, 2), normals()), {}, ValueError, "Expected observation_dist.batch_shape[-1] == 2"),
         ((Z(2), Z(2, 2), normals(2)), {}, ValueError, "Expected duration (N)"),
         ((Z(2), Z(1, 2, 2), normals(1, 2)), {}, ValueError, "Expected duration (N)"),
-        ((Z(2), Z(2, 2), normals(2)), {"duration": 0}, ValueError, "Expected duration to be integers >= 1; got 0."),
+        ((Z(2), Z(2, 2), normals(2)), {"duration": 0}, ValueError, "Expected duration to be an integer >= 1; got 0."),
         ((Z(2), Z(2, 2), normals(3, 2)), {"duration": 4}, ValueError, "got 4 by duration, 3 by observation_dist."),
         ((Z(2), Z(3, 2, 2), normals(3, 2)), {}, ValueError, "got 3 by observation_dist, 4 by transition."),
         ((Z(3, 2), Z(2, 2), normals(4, 5, 2)), {}, ValueError, "got initial (3,), observation_dist (4,)."),

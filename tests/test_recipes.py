@@ -306,9 +306,9 @@ def test_support_and_standardize(name):
 def test_options_of_sizes_and_names(name):
     with pytest.raises(TypeError, match="unexpected keyword argument 'hiden'"):
         RECIPES[name](3, hiden=(8,))
-    with pytest.raises(ValueError, match=r"Expected features to be integers >= 1; got 0\."):
+    with pytest.raises(ValueError, match=r"Expected features to be an integer >= 1; got 0\."):
         RECIPES[name](0)
-    with pytest.raises(ValueError, match=r"Expected transforms to be integers >= 1; got 0\."):
+    with pytest.raises(ValueError, match=r"Expected transforms to be an integer >= 1; got 0\."):
         RECIPES[name](3, transforms=0)
 
 

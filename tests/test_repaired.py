@@ -472,3 +472,13 @@ def test_pathwise_gradients_of_von_mises_in_three_dimensions(kappa):
     slope, ratio = (1 - a * a - 2 * a / kappa, a / kappa) if kappa > 1e-6 else (1 / 3, 1 / 3)
     exact = slope * torch.outer(mean, mean) + ratio * (torch.eye(3).double() - torch.outer(mean, mean))
     assert ((rows.mean(0) - exact).abs() < 4.5 * rows.std(0) / math.sqrt(20000) + 1e-9).all()
+
+
+if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
+
+    def test_generalized_pareto_has_a_cdf_in_float64():
+        """Torch's own has one in the default dtype alone."""
+        d = Parametric(dist.GeneralizedPareto, loc=0.5)(torch.zeros(3, 2, dtype=torch.float64))
+        value = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+        c = d.concentration
+        torch.testing.assert_close(d.cdf(value), 1 - (1 + c * (value - 0.5) / d.scale) ** (-1 / c))

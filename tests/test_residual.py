@@ -264,9 +264,9 @@ def test_the_mass_is_one(kind):
 
 def test_errors():
     for kind in (Planar, Radial, Sylvester):
-        with pytest.raises(ValueError, match="Expected features to be integers >= 1; got 0"):
+        with pytest.raises(ValueError, match="Expected features to be an integer >= 1; got 0"):
             kind(0)
-        with pytest.raises(ValueError, match="Expected context to be integers >= 0; got -1"):
+        with pytest.raises(ValueError, match="Expected context to be an integer >= 0; got -1"):
             kind(2, context=-1)
         with pytest.raises(ValueError, match=r"Expected value.shape\[-1\] == 2 \(features\); got \(4, 3\)"):
             kind(2)()(torch.zeros(4, 3))
@@ -282,7 +282,7 @@ def test_errors():
     module.phi.data[:2] = torch.tensor([-1.0, 0.0])
     with pytest.raises(ValueError, match="Expected vectors other than zero"):
         module()(torch.zeros(2))
-    with pytest.raises(ValueError, match="Expected reflections to be integers >= 1; got 0"):
+    with pytest.raises(ValueError, match="Expected reflections to be an integer >= 1; got 0"):
         Sylvester(2, reflections=0)
 
 

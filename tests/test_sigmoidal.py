@@ -167,11 +167,11 @@ def test_functions_broadcast_and_map():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: heads.DeepSigmoid(0), "units to be integers >= 1; got 0"),
-        (lambda: heads.DeepSigmoid(4, layers=0), "layers to be integers >= 1; got 0"),
-        (lambda: heads.DeepSigmoid(4, bound=0.0), "bound > 0; got 0.0"),
-        (lambda: heads.LogisticMixtureCDF(0), "components to be integers >= 1; got 0"),
-        (lambda: heads.LogisticMixtureCDF(bound=-1.0), "bound > 0; got -1.0"),
+        (lambda: heads.DeepSigmoid(0), "units to be an integer >= 1; got 0"),
+        (lambda: heads.DeepSigmoid(4, layers=0), "layers to be an integer >= 1; got 0"),
+        (lambda: heads.DeepSigmoid(4, bound=0.0), "bound to be positive and finite; got 0.0"),
+        (lambda: heads.LogisticMixtureCDF(0), "components to be an integer >= 1; got 0"),
+        (lambda: heads.LogisticMixtureCDF(bound=-1.0), "bound to be positive and finite; got -1.0"),
     ],
 )
 def test_errors(make, message):

@@ -143,7 +143,7 @@ def test_broadcasting():
             lambda: RationalQuadraticSpline(1),
             r"Expected bins >= 2; got 1 \(a single bin with unit slopes is the identity\)",
         ),
-        (lambda: RationalQuadraticSpline(2.5), r"Expected bins to be integers >= 1; got 2.5"),
+        (lambda: RationalQuadraticSpline(2.5), r"Expected bins to be an integer >= 1; got 2.5"),
         (lambda: RationalQuadraticSpline(bound=0.0), r"Expected bound to be positive and finite; got 0.0"),
         (lambda: RationalQuadraticSpline(bound=inf), r"Expected bound to be positive and finite; got inf"),
         (lambda: CircularSpline(1), r"Expected bins >= 2; got 1 \(a single bin has no width to choose\)"),

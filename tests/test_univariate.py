@@ -207,7 +207,7 @@ def test_errors():
         flows.univariate(lambda features, context: nn.Linear(1, 1))
     with pytest.raises(ValueError, match="Expected no context"):
         flows.univariate(flows.maf)(torch.zeros(2))
-    with pytest.raises(ValueError, match="Expected features to be integers >= 2"):
+    with pytest.raises(ValueError, match="Expected features to be an integer >= 2"):
         flows.univariate(flows.maf, support=constraints.simplex)
 
 

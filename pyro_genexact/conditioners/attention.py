@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Padded, Site, Source, Steps, check_context, transformed
+from ..base import Conditioner, Padded, Site, Source, Steps, check_context, check_sizes, transformed
 from ..base import _rows as rows_of
 from .encoding import (
     SiteEncoder,
     check_chunk,
-    check_counts,
     check_length,
     check_rate,
     check_rows,
@@ -125,7 +124,7 @@ class Transformer(Conditioner):
     ) -> None:
         super().__init__()
         given = {name: n for name, n in (("max_len", max_len), ("window", window)) if n is not None}
-        check_counts(1, num_params=num_params, width=width, depth=depth, num_heads=num_heads, **given)
+        check_sizes(1, num_params=num_params, width=width, depth=depth, num_heads=num_heads, **given)
         check_rate(dropout)
         if width % (2 * num_heads):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -10,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 
-from ..base import Conditioner, ModuleT, Padded, Site, Steps, bind, check_like, check_sizes, visible
+from ..base import (
+    Conditioner,
+    ModuleT,
+    Padded,
+    Site,
+    Steps,
+    bind,
+    check_like,
+    check_numbers,
+    check_sizes,
+    check_widths,
+    visible,
+)
 
 
 class SiteEncoder(nn.Module):
@@ -34,7 +47,7 @@ class SiteEncoder(nn.Module):
         if isinstance(site, list):
             raise ValueError(f"Expected site to be one kind, the same at every site; got {site}.")
         (numbers,) = site_widths(site, 1)
-        check_counts(1, width=width)
+        check_sizes(1, width=width)
         self.site, self.features = site, width if isinstance(site, int) else numbers
         self.weight = nn.Parameter(torch.randn(site, width)) if isinstance(site, int) else None
 
@@ -58,7 +71,7 @@ class Dense(nn.Module):
         self, inputs: int, outputs: int, hidden: Sequence[int], activation: Callable[[Tensor], Tensor]
     ) -> None:
         super().__init__()
-        check_hidden(hidden)
+        check_widths(1, hidden=hidden)
         check_callable(activation)
         widths = [inputs, *hidden]
         self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in zip(widths, hidden, strict=False))
@@ -132,28 +145,13 @@ def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
     for kind in kinds:
         if not isinstance(kind, (int, tuple)) or (isinstance(kind, tuple) and len(kind) > 1):
             raise ValueError(f"Expected site to be (), (k,) or an integer; got {kind}.")
-        check_sizes(1, site=kind)
+        (check_sizes if isinstance(kind, int) else check_widths)(1, site=kind)
     return kinds  # type: ignore[return-value]
 
 
 def site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
     """The number of network inputs of each site."""
     return [kind if isinstance(kind, int) else prod(kind) for kind in site_kinds(site, num_sites)]
-
-
-def check_counts(least: int, **counts: Any) -> None:
-    """Raises a ValueError unless every argument is one integer of at least ``least``."""
-    for name, count in counts.items():
-        if isinstance(count, (tuple, list)):
-            raise ValueError(f"Expected {name} to be one integer >= {least}; got {count}.")
-    check_sizes(least, **counts)
-
-
-def check_hidden(hidden: Any) -> None:
-    """Raises a ValueError unless hidden is a sequence of widths."""
-    if not isinstance(hidden, (tuple, list)):
-        raise ValueError(f"Expected hidden to be a sequence of integers >= 1; got {hidden}.")
-    check_sizes(1, hidden=hidden)
 
 
 def check_callable(activation: Any) -> None:
@@ -163,7 +161,8 @@ def check_callable(activation: Any) -> None:
 
 
 def check_rate(rate: float) -> None:
-    """Raises a ValueError unless the rate of dropout is in [0, 1)."""
+    """Raises a TypeError unless the rate of dropout is a number, a ValueError unless it is in [0, 1)."""
+    check_numbers(dropout=rate)
     if not 0 <= rate < 1:
         raise ValueError(f"Expected 0 <= dropout < 1; got {rate}.")
 
@@ -173,11 +172,31 @@ def dropped(x: Tensor, module: Any) -> Tensor:
     return dropout(x, module.dropout) if module.dropout and module.training else x
 
 
+def new_conditioner(make: Any, num_params: int, context: int) -> Conditioner:
+    """What the callable makes; a TypeError unless it is a conditioner, a ValueError unless of these sizes."""
+    expected = "Expected conditioner to be a callable (num_params, context) that makes one"
+    if isinstance(make, nn.Module) or not callable(make):  # a module would be called
+        raise TypeError(f"{expected}; got {type(make).__name__}.")
+    try:
+        inspect.signature(make).bind(num_params, context)
+    except ValueError:  # a builtin tells no signature
+        pass
+    except TypeError as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise TypeError(f"{expected}; got {name}{inspect.signature(make)}.") from error
+    net = make(num_params, context)
+    if not isinstance(net, Conditioner):
+        raise TypeError(f"Expected conditioner(num_params, context) to be a Conditioner; got {type(net).__name__}.")
+    if (found := (net.num_params, net.context)) != (num_params, context):
+        raise ValueError(f"Expected a conditioner of (num_params, context) == {num_params, context}; got {found}.")
+    return net
+
+
 def context_width(context: Any) -> int:
     """C of a context vector or of one a site; ValueError for a size that is not one."""
     if isinstance(context, Steps):
         return context.features
-    check_counts(0, context=context)
+    check_sizes(0, context=context)
     return context
 
 

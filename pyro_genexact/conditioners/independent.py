@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..base import Conditioner, Site, Steps, bind, check_context
+from ..base import Conditioner, Site, Steps, bind, check_context, check_sizes
 from .encoding import (
     Dense,
     check_chunk,
-    check_counts,
     check_rows,
     check_sites,
     context_width,
@@ -77,7 +76,7 @@ class Independent(Conditioner):
         activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
         super().__init__()
-        check_counts(1, num_sites=num_sites, num_params=num_params)
+        check_sizes(1, num_sites=num_sites, num_params=num_params)
         site_kinds(site, num_sites)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         width, each = context_width(context), isinstance(context, Steps)

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from ..base import Conditioner, Site, bind, check_context
+from ..base import Conditioner, Site, bind, check_context, check_sizes, check_widths
 from .encoding import (
     check_chunk,
-    check_counts,
-    check_hidden,
     check_rate,
     check_rows,
     check_sites,
@@ -131,9 +129,9 @@ class MADE(Conditioner):
     ) -> None:
         super().__init__()
         check_rate(dropout)
-        check_hidden(hidden)
-        check_counts(1, num_sites=num_sites, num_params=num_params)
-        check_counts(0, context=context)
+        check_widths(1, hidden=hidden)
+        check_sizes(1, num_sites=num_sites, num_params=num_params)
+        check_sizes(0, context=context)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation, self.dropout = tuple(hidden), _check_activation(activation), float(dropout)
         widths = site_widths(site, num_sites)
@@ -250,7 +248,7 @@ class MADE(Conditioner):
         # by level, from the inputs up: gradients of the units, and of what they are before their activation
         of_units = [_feature_major(g), *(torch.zeros_like(slope) for slope in slopes[1:])]
         of_pre = [g, *(torch.zeros_like(slope) for slope in slopes[1:]), _feature_major(drive)]
-        gains = gain.permute(2, 1, 3, 0).reshape(k, T * P, -1)
+        gains = gain.permute(2, 1, 3, 0).reshape(k, T * P, len(gain))
         of_sites = of_units[0].split(1)
         for start in range((T - 1) // PANEL * PANEL, -1, -PANEL):
             stop = min(start + PANEL, T)
@@ -278,7 +276,7 @@ class MADE(Conditioner):
                     if level:
                         slope, pre = hidden[level - 1]
                         torch.mul(units[level][i], slope[i], out=pre[i])
-        return of_units[0].view(T, k, -1).permute(2, 0, 1), *self._gradients(of_pre, state, context)
+        return of_units[0].view(T, k, len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def permuted(self, order: Tensor) -> MADE:
         """The same weights, tied per variable, for variables visited in another order: site i is variable ``order[i]``.

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..base import Conditioner, Site, Steps, check_context
-from .encoding import (
-    Dense,
-    SiteEncoder,
-    check_chunk,
-    check_counts,
-    check_hidden,
-    check_rows,
-    check_sites,
-    context_width,
-    joined,
-)
+from ..base import Conditioner, Site, Steps, check_context, check_sizes, check_widths
+from .encoding import Dense, SiteEncoder, check_chunk, check_rows, check_sites, context_width, joined
 
 
 class MarkovState(NamedTuple):
@@ -83,8 +73,8 @@ class Markov(Conditioner):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        check_hidden(hidden)
-        check_counts(1, num_params=num_params, order=order)
+        check_widths(1, hidden=hidden)
+        check_sizes(1, num_params=num_params, order=order)
         self.site, self.num_params, self.context, self.order = site, num_params, context, order
         widest = hidden[0] if hidden else site if isinstance(site, int) else 1
         self.encoder = SiteEncoder(site, widest if width is None else width)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from ..base import Conditioner, Site, bind, check_context, check_like
+from ..base import Conditioner, Site, bind, check_context, check_like, check_sizes
 from ..core.buffers import register_derived
 from .encoding import (
     check_callable,
     check_chunk,
-    check_counts,
     check_rows,
     check_sites,
     labels_of,
@@ -96,8 +95,8 @@ class NADE(Conditioner):
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
     ) -> None:
         super().__init__()
-        check_counts(1, num_sites=num_sites, num_params=num_params, hidden=hidden)
-        check_counts(0, context=context)
+        check_sizes(1, num_sites=num_sites, num_params=num_params, hidden=hidden)
+        check_sizes(0, context=context)
         check_callable(activation)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         self.hidden, self.activation = hidden, activation

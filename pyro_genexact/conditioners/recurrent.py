@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Padded, Site, Source, Steps, check_context, transformed
+from ..base import Conditioner, Padded, Site, Source, Steps, check_context, check_sizes, transformed
 from ..base import _rows as rows_of
 from .encoding import (
     SiteEncoder,
     check_chunk,
-    check_counts,
     check_rate,
     check_rows,
     check_sites,
@@ -120,7 +119,7 @@ class Recurrent(Conditioner):
         width: int | None = None,
     ) -> None:
         super().__init__()
-        check_counts(1, num_params=num_params, hidden=hidden, layers=layers)
+        check_sizes(1, num_params=num_params, hidden=hidden, layers=layers)
         if cell not in _CELLS:
             raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
         check_rate(dropout)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from ..base import check_sizes
+from ..base import check_numbers, check_sizes
 from ..distributions.categorical import log_probs
 from ..distributions.sequence import DROPPED
 from .walk import Walk
@@ -105,8 +105,7 @@ def beam_search(
         torch.Size([2])
     """
     check_sizes(1, width=width, k=1 if k is None else k)
-    if not isinstance(length_penalty, (int, float)):
-        raise TypeError(f"Expected length_penalty to be a number; got {length_penalty!r}.")
+    check_numbers(length_penalty=length_penalty)
     if not isfinite(length_penalty):
         raise ValueError(f"Expected length_penalty to be finite; got {length_penalty}.")
     if k is not None and k > width:

@@ -12,10 +12,25 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..base import Conditioner, Head, Padded, Settable, Source, Steps, bind, broadcast_shapes, check_context, check_like
+from ..base import (
+    Conditioner,
+    Head,
+    Padded,
+    Settable,
+    Source,
+    Steps,
+    bind,
+    broadcast_shapes,
+    check_context,
+    check_like,
+    check_sizes,
+)
 from ..core.values import numbers
+from ..independent import independent
 from .cdf import icdf, probability_integral
 from .checks import (
+    check_kind,
+    check_uniforms,
     checked_lengths,
     checked_source,
     joint_batch,
@@ -88,6 +103,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         limit: int = 2**16,
         validate_args: bool | None = None,
     ) -> None:
+        check_sizes(1, limit=limit)
         event_shape, site_shape = shape_of(event_shape), tuple(head.site_shape)
         if isinstance(context, Padded):
             if source_lengths is not None:
@@ -129,7 +145,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         """Of the event; with lengths it looks at no padding."""
         site: Any = self.head.support
         if self._lengths is None and not isinstance(site, PerSiteConstraint):
-            return constraints.independent(site, len(self.event_shape) - site.event_dim)
+            return independent(site, len(self.event_shape) - site.event_dim)
         if self._lengths is None and len(self._sites) == 1 and not (self.order is not None and self.order.is_meta):
             return PerSiteConstraint(site.parts[self._given :]).joint(self.order)
         return _Events(self)
@@ -293,12 +309,12 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
 
         Raises:
             NotImplementedError: if the head's family has no icdf.
-            ValueError: for u outside [0, 1], and where a quantile is infinite.
+            TypeError: for u that is no tensor of floating-point numbers.
+            ValueError: for u in half precision or outside [0, 1], and where a quantile is infinite.
         """
-        dims = len(self.event_shape)
-        if u.shape[u.dim() - dims :] != self.event_shape or u.dim() < dims:
-            raise ValueError(f"Expected u.shape[-{dims}:] == {tuple(self.event_shape)}; got {tuple(u.shape)}.")
-        shape = broadcast_shapes(u.shape[: u.dim() - dims], self.batch_shape)
+        check_uniforms(u)
+        self._check_event("u", u)
+        shape = broadcast_shapes(u.shape[: u.dim() - len(self.event_shape)], self.batch_shape)
         rows = self._to_order(u.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
         lengths = self._batch(shape)[1]
         if lengths is not None:
@@ -400,16 +416,21 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
         dims = len(self.event_shape)
         value = self._typed(value, "value")
-        if value.shape[value.dim() - dims :] != self.event_shape or value.dim() < dims:
-            raise ValueError(
-                f"Expected value.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
-            )
+        self._check_event("value", value)
         shape = broadcast_shapes(value.shape[: value.dim() - dims], self.batch_shape)
         y = self._to_order(value.expand(shape + self.event_shape).reshape(prod(shape), *self._layout))
         _, lengths, prefix = self._batch(shape)
         if prefix is not None:
             y = torch.cat([prefix, y], 1)
         return y, None if lengths is None else self._present(lengths), shape
+
+    def _check_event(self, name: str, value: Tensor) -> None:
+        check_kind(name, value, Tensor)
+        dims = len(self.event_shape)
+        if value.shape[value.dim() - dims :] != self.event_shape or value.dim() < dims:
+            raise ValueError(
+                f"Expected {name}.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
+            )
 
     def _typed(self, value: Tensor, name: str) -> Tensor:
         """Values in the dtype of the conditioner, or single for half precision; integers and Booleans for numbers of the same value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,7 +14,17 @@ from torch.nn.functional import logsigmoid
 from ..base import transformed
 
 
-class Categorical(dist.Categorical):
+class OfNoSamples:
+    """With samples of a shape without elements, which torch's sampler of categories refuses."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        if prod(sample_shape):
+            return super().sample(torch.Size(sample_shape))  # type: ignore[misc,no-any-return]
+        one = super().sample()  # type: ignore[misc]
+        return one.new_empty((*sample_shape, *one.shape))  # type: ignore[no-any-return]
+
+
+class Categorical(OfNoSamples, dist.Categorical):
     """With gradients of the entropy and of the divergence from another one where some log-probabilities are -inf."""
 
     def entropy(self) -> Tensor:

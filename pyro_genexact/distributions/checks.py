@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from ..base import Conditioner, Head, Source, broadcast_shapes, check_sizes, tensors_in, visible
+from ..base import Conditioner, Head, Source, broadcast_shapes, check_widths, tensors_in, visible
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
@@ -26,7 +26,6 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
             f"Expected event_shape == (*sites, {', '.join(map(str, site_shape))}) (the site shape of the head last); "
             f"got {tuple(event_shape)}."
         )
-    check_sizes(1, event_shape=tuple(event_shape))
     sites = given + prod(event_shape[:cut])
     if conditioner.num_sites not in (None, sites):
         raise ValueError(
@@ -67,29 +66,35 @@ def _holds(condition: Any) -> bool:
     return bool(getattr(condition, "is_meta", False) or condition)
 
 
-def permutation(order: Any, sites: int) -> Tensor:
+def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
     """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
     if not isinstance(order, (Tensor, list, tuple)):
-        raise TypeError(f"Expected order to be a tensor or a list of integers; got {order!r}.")
-    order = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
-    if order.is_meta:
+        raise TypeError(f"Expected {name} to be a tensor or a list of integers; got {order!r}.")
+    try:
+        given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # a list of other things than numbers
+        given = torch.empty((), device="cpu")
+    if given.is_meta and isinstance(order, Tensor):
         return order
-    if order.is_floating_point() or order.dim() != 1 or sorted(order.tolist()) != list(range(sites)):
-        raise ValueError(f"Expected order to be a permutation of 0 ... {sites - 1} (the sites); got {order.tolist()}.")
-    return order.long()
+    whole = not (given.is_floating_point() or given.dtype == torch.bool) and given.dim() == 1
+    if not whole or sorted(given.tolist()) != list(range(sites)):
+        got = order.tolist() if isinstance(order, Tensor) else order
+        raise ValueError(f"Expected {name} to be a permutation of 0 ... {sites - 1} (the sites); got {got}.")
+    return given.long()
+
+
+def check_integers(name: str, lengths: Any) -> None:
+    """Raises a TypeError unless the lengths are a tensor of integers."""
+    kind = getattr(lengths, "dtype", None)
+    if isinstance(lengths, Tensor) and not (kind.is_floating_point or kind.is_complex or kind == torch.bool):  # type: ignore[union-attr]
+        return
+    hint = " A mask of prefixes has the lengths mask.sum(-1)." if kind == torch.bool else ""
+    raise TypeError(f"Expected {name} to be a tensor of integers; got {kind or type(lengths).__name__}.{hint}")
 
 
 def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str = "sites of the event") -> Tensor:
     """The lengths; a TypeError unless they are integers, a ValueError unless each is between 0 and the sites."""
-    kind = getattr(lengths, "dtype", torch.bool)
-    if not isinstance(lengths, Tensor) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
-        hint = (
-            " A mask of prefixes has the lengths mask.sum(-1)."
-            if isinstance(lengths, Tensor) and kind == torch.bool
-            else ""
-        )
-        got = getattr(lengths, "dtype", type(lengths))
-        raise TypeError(f"Expected {name} to be a tensor of integers; got {got}.{hint}")
+    check_integers(name, lengths)
     lengths = lengths.long()  # in the narrow kinds bounds overflow
     if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]
@@ -115,6 +120,15 @@ def joint_batch(**shapes: Sequence[int]) -> torch.Size:
     except RuntimeError as error:
         got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"Expected batch shapes that broadcast; got {got}.") from error
+
+
+def check_uniforms(u: Any) -> None:
+    """Raises a TypeError or ValueError unless u is a tensor of single precision at least."""
+    check_kind("u", u, Tensor)
+    if not u.is_floating_point():
+        raise TypeError(f"Expected u to be a tensor of floating-point numbers; got {u.dtype}.")
+    if u.dtype.itemsize < 4:  # which rounds most of them away from where they were drawn
+        raise ValueError(f"Expected u.dtype to be torch.float32 or torch.float64; got {u.dtype}.")
 
 
 def check_ends(head: Head, eos: int | None) -> None:
@@ -169,6 +183,7 @@ def shape_of(event_shape: Any) -> torch.Size:
     """The event shape as a Size; a TypeError for what is no sequence."""
     if not isinstance(event_shape, (tuple, list)):
         raise TypeError(f"Expected event_shape to be a sequence of integers; got {event_shape!r}.")
+    check_widths(1, event_shape=event_shape)
     return torch.Size(event_shape)
 
 

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.distributions import constraints
 
 from ..core.values import checked_value
+from ..independent import REAL_VECTOR
 from .guard import contains
 from .vectors import OfVectors
 
@@ -53,7 +54,7 @@ class ContinuousCategorical(OfVectors, TorchDistribution):
         tensor([6., 6., 6.])
     """
 
-    arg_constraints = {"logits": constraints.real_vector}
+    arg_constraints = {"logits": REAL_VECTOR}
     support = constraints.simplex
     has_rsample = True
 

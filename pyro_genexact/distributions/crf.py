@@ -13,6 +13,7 @@ from torch.distributions import constraints, kl_divergence
 
 from ..base import broadcast_shapes, check_sizes
 from ..core.values import numbers
+from ..independent import independent
 from ..semirings import Chain, KMax, Max, fold, mean, trace, trace_k
 from ..transforms.base import _mark
 from . import chain_checks as check
@@ -96,7 +97,7 @@ class LinearChainCRF(TorchDistribution):
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Strings of labels 0 ... V - 1; padding may hold anything."""
         if self.lengths is None:
-            return constraints.independent(constraints.integer_interval(0, self.num_labels - 1), 1)
+            return independent(constraints.integer_interval(0, self.num_labels - 1), 1)
         return LabelStrings(self.num_labels, self.lengths)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LinearChainCRF:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from ..base import broadcast_shapes, check_like, check_sizes, map_leaves, tensors_in, visible
 from ..core.values import floating, numbers
+from ..independent import independent
 from ..semirings import Chain, LogSumExp, Max, fold
 from . import chain_checks as check
 from .checks import check_kind
@@ -107,7 +108,7 @@ class HiddenMarkov(TorchDistribution):
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """Sequences of values that some state can show; padding may hold anything."""
         one = self._observable()
-        return constraints.independent(one, 1) if self.lengths is None else PaddedSites(one, self.lengths)
+        return independent(one, 1) if self.lengths is None else PaddedSites(one, self.lengths)
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
@@ -218,6 +219,8 @@ class HiddenMarkov(TorchDistribution):
     def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
         value = floating(numbers("value", value), [self.initial])
         check.fits("value", value, self.initial, self.batch_shape, self.event_shape, len(self.event_shape))
+        if not (value.is_floating_point() or value.is_complex()):  # which families subtract and multiply
+            value = value.to(torch.promote_types(self.initial.dtype, torch.float32))
         if self._validate_args and visible(value):
             self._validate_sample(value)
         batch = value.shape[: value.dim() - len(self.event_shape)]

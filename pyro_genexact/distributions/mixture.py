@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 
 from ..base import map_leaves, tensors_in
 from ..core.values import checked_value
+from ..independent import REAL_VECTOR
 from .cdf import cdf
 from .enumeration import ByEnumeration
 from .guard import anchor, guarded_log_prob
@@ -45,7 +46,7 @@ class Mixture(ByEnumeration, TorchDistribution):
         torch.Size([3, 5])
     """
 
-    arg_constraints = {"logits": constraints.real_vector}
+    arg_constraints = {"logits": REAL_VECTOR}
     has_rsample = False
 
     def __init__(

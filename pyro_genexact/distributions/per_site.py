@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from ..base import Settable, map_leaves, tensors_in
 from ..core.values import checked_value
+from ..independent import independent
 from .cdf import cdf, icdf
 from .guard import anchor, guarded_log_prob
 from .mixture import same_constraint
@@ -209,7 +210,7 @@ class PerSiteConstraint(constraints.Constraint):
     def joint(self, order: Tensor | None = None) -> Any:
         """The constraint of the whole vector, whose ``order[i]``-th value is that of site i."""
         places = range(len(self.parts)) if order is None else order.argsort().tolist()
-        return constraints.independent(side_by_side([self.parts[i] for i in places]), 1)
+        return independent(side_by_side([self.parts[i] for i in places]), 1)
 
     def permuted(self, order: Sequence[int]) -> PerSiteConstraint:
         """The constraint whose i-th site is site ``order[i]`` here."""
@@ -237,7 +238,7 @@ def side_by_side(parts: Sequence[Any]) -> Any:
         same = runs and same_constraint(part, runs[-1][0])
         runs[-1:] = [(part, runs[-1][1] + 1)] if same else [*runs[-1:], (part, 1)]
     joined = constraints.cat([part for part, _ in runs], -1 - dims, [n for _, n in runs])
-    return constraints.independent(joined, dims) if dims else joined
+    return independent(joined, dims)
 
 
 def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from ..base import Conditioner, Head, broadcast_shapes, check_sizes, visible
 from .autoregressive import AutoregressiveDistribution, _Events, _wide
 from .categorical import continuing
-from .checks import check_ends, checked_lengths, joint_batch, sites_of_prefix
+from .checks import check_ends, check_uniforms, checked_lengths, joint_batch, sites_of_prefix
 from .guard import contains
 
 DROPPED = 0.8
@@ -126,6 +126,7 @@ class SequenceDistribution(AutoregressiveDistribution):
 
     def lengths(self, value: Tensor) -> Tensor:  # type: ignore[override]
         """How many sites (*) stand before the first ``eos``; with ``eos=None`` up to the end, which counts. At most max_len."""
+        self._check_event("value", value)
         before = (self._ends(value).cumsum(-1) == 0).sum(-1)
         if self.eos is not None:
             return before
@@ -221,7 +222,11 @@ class SequenceDistribution(AutoregressiveDistribution):
             if d.prefix is not None:
                 log_survival = torch.where(d._over().unsqueeze(-1), -torch.inf, log_survival)
             both = torch.stack([log_survival.exp(), -log_survival.expm1()])
-            mean, (of_survival, of_end) = both.mean(1), both.std(1)
+            mean = both.mean(1)
+            variance = (both - mean.unsqueeze(1)).square().sum(1) / (
+                num_samples - 1
+            )  # without a warning if there are no rows
+            of_survival, of_end = variance.sqrt()
             spread = torch.where(mean[0] < mean[1], of_survival, of_end)  # the same, but for rounding
             rounding = 64 * torch.finfo(spread.dtype).eps * torch.special.entr(mean).sum(0)
             return TerminationCurve(mean[1], torch.where(spread <= rounding, 0.0, spread / num_samples**0.5))
@@ -232,6 +237,7 @@ class SequenceDistribution(AutoregressiveDistribution):
         Raises:
             NotImplementedError, ValueError: as that of :class:`AutoregressiveDistribution`.
         """
+        check_uniforms(u)
         missing = u.isnan()
         y = super().from_uniform(torch.where(missing, 0.5, u))
         _, present, shape = self._rows(y)

@@ -19,5 +19,5 @@ class OfVectors:
         """The batch and the event shape, from the shape of each parameter by its name."""
         dims = {name: getattr(cls.arg_constraints.get(name), "event_dim", 0) for name in arg_shapes}
         batches = [shape[: len(shape) - dims[name]] for name, shape in arg_shapes.items()]
-        event = next(shape[-1:] for name, shape in arg_shapes.items() if dims[name])
+        event = next((shape[-1:] for name, shape in arg_shapes.items() if dims[name]), ())
         return broadcast_shapes(*batches), Size(event)

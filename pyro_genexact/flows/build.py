@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TypedDict, Unpack
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from ..base import Conditioner, Head, check_sizes
 from ..conditioners import MADE
+from ..conditioners.encoding import new_conditioner
 from ..transforms import AutoregressiveTransform, Coupling, Inverse, Reverse, Standardize, ToSupport
 from ..transforms.coupling import check_bijection
 from .base import Flow, over_reals, standard_normal
@@ -115,10 +115,11 @@ def coupling(
         torch.Size([2, 5])
     """
     check_options("coupling", ends)
-    net = None if conditioner is None else partial(new_conditioner, conditioner)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:
-        module = Coupling(size, new_head(head), context=context, hidden=hidden, activation=activation, conditioner=net)
+        module = Coupling(
+            size, new_head(head), context=context, hidden=hidden, activation=activation, conditioner=conditioner
+        )
         return [*([Reverse()] if number else []), module if inverse else module.inv]
 
     return assemble(step, features, **ends)
@@ -160,20 +161,6 @@ def new_head(make: MakeHead) -> Head:
     if isinstance(make, Head) or not isinstance(it, Head):
         raise TypeError(f"Expected head to be a callable that makes a head; got {type(it).__name__}.")
     return it
-
-
-def new_conditioner(make: MakeConditioner, num_params: int, context: int) -> Conditioner:
-    """What the callable makes; a TypeError unless it is a conditioner, a ValueError unless it reads the context."""
-    if isinstance(make, Conditioner):  # it would be called
-        raise TypeError(
-            f"Expected conditioner to be a callable (num_params, context) that makes one; got a {type(make).__name__}."
-        )
-    net = make(num_params, context)
-    if not isinstance(net, Conditioner):
-        raise TypeError(f"Expected conditioner(num_params, context) to be a Conditioner; got {type(net).__name__}.")
-    if net.context != context:
-        raise ValueError(f"Expected conditioner.context == {context}; got {net.context} of {type(net).__name__}.")
-    return net
 
 
 def check_options(recipe: str, ends: Ends) -> None:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform
 from torch.nn.functional import silu
 
 from .. import heads, transforms
-from ..conditioners.encoding import check_hidden
+from ..base import check_widths
 from .base import Flow
 from .build import (
     Ends,
@@ -23,7 +23,6 @@ from .build import (
     autoregressive,
     check_options,
     coupling,
-    new_conditioner,
 )
 
 
@@ -274,7 +273,7 @@ def bnaf(
         )
 
     check_options("bnaf", ends)
-    check_hidden(hidden)
+    check_widths(1, hidden=hidden)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:
         module = transforms.BlockAutoregressive(size, hidden=hidden, context=context, residual=residual)
@@ -366,11 +365,10 @@ def glow_vector(
         torch.Size([3, 5])
     """
     check_options("glow_vector", ends)
-    net = None if conditioner is None else partial(new_conditioner, conditioner)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:
         couple = transforms.Coupling(
-            size, heads.Affine(), context=context, hidden=hidden, activation=activation, conditioner=net
+            size, heads.Affine(), context=context, hidden=hidden, activation=activation, conditioner=conditioner
         )
         parts: list[nn.Module] = [Diagonal(size), transforms.LULinear(size), couple]
         directed = parts if inverse else [transforms.Inverse(part) for part in reversed(parts)]

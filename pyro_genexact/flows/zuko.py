@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, constraints
+from torch.distributions import Distribution, constraints
 
 from .. import numerics
 from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
+from ..independent import REAL_VECTOR, to_event
 from ..transforms import RememberingTransform, ToSupport
 from ..transforms.base import call_with_ladj
 from .base import Flow, over_reals, support_of_numbers
@@ -54,7 +55,7 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
         ...         return torch.distributions.AffineTransform(torch.ones(2), 1.0, event_dim=1)
         >>> class Normal(nn.Module):
         ...     def forward(self, c=None):
-        ...         return Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+        ...         return torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> module = nn.Module()
         >>> module.transform, module.base = Shift(), Normal()
         >>> from_zuko(module)().log_prob(-torch.ones(5, 2)).shape
@@ -115,7 +116,7 @@ class ConditionedZuko(RememberingTransform):
         ConvergenceError: in the forward direction, where zuko's inverse and Newton's method after it end elsewhere.
     """
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
 
     def __init__(self, module: nn.Module, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
@@ -186,7 +187,7 @@ class _Base(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         d: Distribution = self.base(context)
-        return d if d.event_shape else Independent(d, 1)
+        return to_event(d, 0 if d.event_shape else 1)
 
 
 def _check_modes(module: nn.Module) -> None:

@@ -6,10 +6,9 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.distributions import AffineTransform
 
 from .. import transforms
-from ..base import Head, check_sizes
+from ..base import Head, check_positive, check_widths
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -34,9 +33,8 @@ class Affine(Head):
 
     def __init__(self, shape: tuple[int, ...] = (), bound: float = 7.0) -> None:
         super().__init__()
-        check_sizes(1, shape=shape)
-        if not bound > 0:
-            raise ValueError(f"Expected bound > 0; got {bound}.")
+        check_widths(1, shape=shape)
+        check_positive(bound=bound)
         self.site_shape, self.num_params = tuple(shape), 2 * prod(shape)
         # as tensors, which cost half of what numbers do; those of the CPU go with every device
         self._bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
@@ -68,9 +66,10 @@ class Shift(Head):
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
-        check_sizes(1, shape=shape)
+        check_widths(1, shape=shape)
         self.site_shape, self.num_params = tuple(shape), prod(shape)
 
-    def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
+    def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
-        return AffineTransform(phi if self.site_shape else phi.squeeze(-1), 1.0, len(self.site_shape))
+        shift = phi if self.site_shape else phi.squeeze(-1)
+        return transforms.Affine(shift, phi.new_zeros(()), len(self.site_shape))

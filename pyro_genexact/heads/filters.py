@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
-from ..base import Head, check_sizes, visible
+from ..base import Head, check_numbers, check_sizes, check_widths, visible
 from ..core.buffers import register_derived
 from ..distributions.categorical import Categorical, log_probs, normalised
 from ..distributions.checks import check_distribution_head
@@ -251,7 +251,7 @@ class Forbid(_Without):
         if not isinstance(tokens, Iterable):
             raise TypeError(f"Expected tokens to be a collection of integers; got {tokens!r}.")
         tokens = list(tokens)
-        check_sizes(0, tokens=tokens)
+        check_widths(0, tokens=tokens)
         for token in tokens:
             _check_token("tokens", token, self.num_tokens)
         mask = [v in tokens for v in range(self.num_tokens)]
@@ -320,8 +320,7 @@ def _check_token(name: str, token: Any, num_tokens: int) -> None:
 
 
 def _number(name: str, value: Any, most: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"Expected {name} to be a number; got {value!r}.")
+    check_numbers(**{name: value})
     if not (0 < value <= most and value < inf):
         raise ValueError(f"Expected 0 < {name} {'< inf' if most == inf else f'<= {most:g}'}; got {value}.")
     return value

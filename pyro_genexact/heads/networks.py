@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from .. import numerics, transforms
-from ..base import Head, broadcast_shapes, check_sizes
+from ..base import Head, broadcast_shapes, check_positive, check_sizes, check_widths
 from ..numerics.errors import branching
-from .sigmoidal import bounded, check_bound
+from .sigmoidal import bounded
 
 _SCALE = 5.0  # bound of logarithms of scales
 _STEEP, _HEIGHT = 4.0, 3.0  # bounds of an integrand's weights in the first layer, and of the sum of those in the last
@@ -27,7 +27,8 @@ class _OwnNetwork(Head):
 
     def __init__(self, signal: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        check_sizes(1, signal=signal, hidden=hidden)
+        check_sizes(1, signal=signal)
+        check_widths(1, hidden=hidden)
         if not hidden:
             raise ValueError("Expected hidden to hold at least one width; got none.")
         self.signal, self.hidden, self.num_params = signal, tuple(hidden), signal + 3
@@ -130,7 +131,8 @@ class IntegratedPositive(_OwnNetwork):
 
     def __init__(self, signal: int = 16, hidden: Sequence[int] = (64, 64), bound: float = 12.0) -> None:
         super().__init__(signal, hidden)
-        self.bound = check_bound(bound)
+        check_positive(bound=bound)
+        self.bound = bound
         with torch.no_grad():
             for raw, deviation in zip(self.weights, (0.7, *(1.5 / n**0.5 for n in hidden)), strict=True):
                 raw.normal_(std=deviation)

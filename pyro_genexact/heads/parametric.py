@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..base import Constant, Head, check_sizes, tensors_in
+from ..base import Constant, Head, check_sizes, check_widths, tensors_in
+from ..independent import independent, to_event
 from . import table
 from .parameters import Cholesky, Link, Part, brief, citizen, fixed_value
 from .repaired import REPAIRED
@@ -99,7 +100,7 @@ class Parametric(Head):
             raise TypeError(f"Expected family to be a distribution class; got {family!r}.")
         if not isinstance(shape, (tuple, list)):
             raise TypeError(f"Expected shape to be a tuple; got {shape!r}.")
-        check_sizes(1, shape=tuple(shape))
+        check_widths(1, shape=tuple(shape))
         self._constant_support: Any = None
         self.name, shape = family.__name__, tuple(shape)
         self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={brief(v)}" for n, v in fixed.items()]
@@ -139,6 +140,9 @@ class Parametric(Head):
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
+        rows = phi.shape[:-1]
+        if not rows.numel():  # which families cannot check or reshape, though they can expand one row to none
+            return self.forward(phi.sum(tuple(range(len(rows))), keepdim=True), first).expand(rows)
         parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
         values = dict(self._options())
         for name, _, raw, link in self._plan:
@@ -153,8 +157,8 @@ class Parametric(Head):
             values[name] = head(next(parts))
         d: Any = self.family(**values)
         if not self._sizes:
-            d = d.expand(phi.shape[:-1] + self._lead)
-        return d.to_event(len(self._lead)) if self._lead else d
+            d = d.expand(rows + self._lead)
+        return to_event(d, len(self._lead))
 
     @property
     def support(self) -> Any:  # type: ignore[override]
@@ -248,7 +252,7 @@ class Parametric(Head):
         d, dims = self(phi), len(self._lead)
         base = d.base_dist if dims else d
         support = table.SUPPORTS[self._known](base) if self._known in table.SUPPORTS else base.support
-        return constraints.independent(support, dims) if dims else support
+        return independent(support, dims)
 
     def _probe(self) -> None:
         """Builds one, and refuses the family if it isn't what a head needs."""
@@ -303,11 +307,13 @@ def Categorical(categories: int) -> Parametric:
         >>> Categorical(5).num_params, Categorical(5).site_shape
         (5, ())
     """
+    check_sizes(1, categories=categories)
     return Parametric(dist.Categorical, (categories,))
 
 
 def Dirichlet(size: int) -> Parametric:
     """Points (k,) of the simplex, by concentrations."""
+    check_sizes(1, size=size)
     return Parametric(dist.Dirichlet, (size,))
 
 
@@ -343,6 +349,7 @@ def MultivariateNormal(size: int) -> Parametric:
         >>> MultivariateNormal(3).num_params
         9
     """
+    check_sizes(1, size=size)
     return Parametric(dist.MultivariateNormal, (size,))
 
 
@@ -363,6 +370,7 @@ def Normal(shape: tuple[int, ...] = ()) -> Parametric:
 
 def OneHotCategorical(size: int) -> Parametric:
     """One-hot vectors (k,), by logits."""
+    check_sizes(1, size=size)
     return Parametric(dist.OneHotCategorical, (size,))
 
 

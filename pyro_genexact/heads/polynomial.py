@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .. import transforms
-from ..base import Head, check_sizes
-from .spline import check_bound
+from ..base import Head, check_positive, check_sizes
 
 _FLATTEST = 1e-3  # the least slope of a sum of squares, as a share of that at phi = 0
 _STEEPEST = 5.0  # log-slopes of Bernstein polynomials stay within ±5
@@ -48,7 +47,7 @@ class SumOfSquares(Head):
         super().__init__()
         check_sizes(1, polynomials=polynomials)
         check_sizes(0, degree=degree)
-        check_bound(bound)
+        check_positive(bound=bound)
         self.polynomials, self.degree, self.bound = polynomials, degree, float(bound)
         self.num_params = 1 + polynomials * (degree + 1)
 
@@ -111,7 +110,7 @@ class Bernstein(Head):
     def __init__(self, degree: int = 16, bound: float = 5.0) -> None:
         super().__init__()
         check_sizes(1, degree=degree)
-        check_bound(bound)
+        check_positive(bound=bound)
         self.degree, self.bound, self.num_params = degree, float(bound), degree + 1
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:

@@ -13,11 +13,25 @@ from torch.autograd import Function
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid, normalize, softplus
 
+from ..distributions.categorical import Categorical
 from ..distributions.special import _generalized_pareto, _generalized_pareto_quantile, _skew_logistic_quantile
 from ..distributions.stable import Stable
 from ..distributions.vectors import OfVectors
+from ..independent import REAL_VECTOR, independent
 from .continuous_bernoulli import ContinuousBernoulli
 from .supports import ANGLE, UNIT, open_simplex
+from .without_rows import (
+    BetaBinomial,
+    Binomial,
+    DirichletMultinomial,
+    ExtendedBetaBinomial,
+    ExtendedBinomial,
+    LowRankMultivariateNormal,
+    Multinomial,
+    OneHotCategorical,
+    OrderedLogistic,
+    WithoutRows,
+)
 from .zero_inflated import ZeroInflatedDistribution, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 
 
@@ -152,16 +166,18 @@ class LogNormal(_Rounded, dist.LogNormal):  # type: ignore[name-defined]
     pass
 
 
-class LogisticNormal(_Rounded, dist.LogisticNormal):  # type: ignore[name-defined]
+class LogisticNormal(WithoutRows, _Rounded, dist.LogisticNormal):  # type: ignore[name-defined]
     support = open_simplex()
 
 
-class RelaxedOneHotCategorical(OfVectors, _Rounded, dist.RelaxedOneHotCategorical):  # type: ignore[name-defined]
+class RelaxedOneHotCategorical(OfVectors, WithoutRows, _Rounded, dist.RelaxedOneHotCategorical):  # type: ignore[name-defined]
     support = open_simplex()
 
 
 class MultivariateNormal(_Repaired, dist.MultivariateNormal):  # type: ignore[name-defined]
     """Computed in float64, as what the factor's inverse blows up leaves the range of float32."""
+
+    support = REAL_VECTOR
 
     def _log_density(self, value: Tensor) -> Tensor:
         y, log_det = _standardised(self, value)
@@ -170,6 +186,8 @@ class MultivariateNormal(_Repaired, dist.MultivariateNormal):  # type: ignore[na
 
 class MultivariateStudentT(_Repaired, dist.MultivariateStudentT):  # type: ignore[name-defined]
     """Computed in float64, as :class:`MultivariateNormal`."""
+
+    support = REAL_VECTOR
 
     def _log_density(self, value: Tensor) -> Tensor:
         y, log_det = _standardised(self, value)
@@ -289,7 +307,7 @@ class VonMises3D(OfVectors, _Repaired, dist.VonMises3D):  # type: ignore[name-de
     Jakob, Numerically stable sampling of the von Mises-Fisher distribution on S², 2012).
     """
 
-    arg_constraints = {"concentration": constraints.real_vector}
+    arg_constraints = {"concentration": REAL_VECTOR}
     has_rsample = True
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -351,6 +369,7 @@ class _DiagNormals(_Repaired):
 
     has_rsample = False
     rsample = Distribution.rsample
+    support = REAL_VECTOR
 
     def sample(self: Any, sample_shape: Any = ()) -> Tensor:
         wide = self.expand(torch.Size(sample_shape) + self.batch_shape)
@@ -358,11 +377,11 @@ class _DiagNormals(_Repaired):
             return super(_DiagNormals, wide).rsample()  # type: ignore[misc]
 
 
-class MixtureOfDiagNormals(_DiagNormals, dist.MixtureOfDiagNormals):  # type: ignore[name-defined]
+class MixtureOfDiagNormals(_DiagNormals, dist.MixtureOfDiagNormals):  # type: ignore[name-defined,misc]
     pass
 
 
-class MixtureOfDiagNormalsSharedCovariance(  # type: ignore[name-defined]
+class MixtureOfDiagNormalsSharedCovariance(  # type: ignore[name-defined,misc]
     _DiagNormals, dist.MixtureOfDiagNormalsSharedCovariance
 ):
     pass
@@ -371,14 +390,14 @@ class MixtureOfDiagNormalsSharedCovariance(  # type: ignore[name-defined]
 class _OfAngles(_Repaired):
     """With samples that carry no gradient, as they are not reparameterised, and the support that they have."""
 
-    support = constraints.independent(ANGLE, 1)
+    support = independent(ANGLE, 1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             return super().sample(torch.Size(sample_shape))  # type: ignore[misc]
 
 
-class SineBivariateVonMises(_OfAngles, dist.SineBivariateVonMises):  # type: ignore[name-defined]
+class SineBivariateVonMises(WithoutRows, _OfAngles, dist.SineBivariateVonMises):  # type: ignore[name-defined]
     pass
 
 
@@ -389,7 +408,13 @@ class SineSkewed(_OfAngles, dist.SineSkewed):  # type: ignore[name-defined]
 REPAIRED: dict[str, type[Distribution]] = {
     family.__name__: family
     for family in (
+        BetaBinomial,
+        Binomial,
+        Categorical,
         ContinuousBernoulli,
+        DirichletMultinomial,
+        ExtendedBetaBinomial,
+        ExtendedBinomial,
         FisherSnedecor,
         Gumbel,
         InverseGamma,
@@ -397,10 +422,14 @@ REPAIRED: dict[str, type[Distribution]] = {
         LogNormal,
         Logistic,
         LogisticNormal,
+        LowRankMultivariateNormal,
         MixtureOfDiagNormals,
         MixtureOfDiagNormalsSharedCovariance,
+        Multinomial,
         MultivariateNormal,
         MultivariateStudentT,
+        OneHotCategorical,
+        OrderedLogistic,
         Pareto,
         RelaxedBernoulli,
         RelaxedOneHotCategorical,

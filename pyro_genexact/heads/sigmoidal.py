@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import transforms
-from ..base import Head, check_sizes
+from ..base import Head, check_positive, check_sizes
 
 
 class DeepSigmoid(Head):
@@ -41,7 +41,8 @@ class DeepSigmoid(Head):
     def __init__(self, units: int = 8, layers: int = 1, bound: float = 5.0) -> None:
         super().__init__()
         check_sizes(1, units=units, layers=layers)
-        self.units, self.layers, self.bound = units, layers, check_bound(bound)
+        check_positive(bound=bound)
+        self.units, self.layers, self.bound = units, layers, bound
         self._sizes = [units, units, units * units] * (layers - 1) + [units] * 3
         self.num_params = sum(self._sizes)
 
@@ -84,7 +85,8 @@ class LogisticMixtureCDF(Head):
     def __init__(self, components: int = 8, bound: float = 5.0) -> None:
         super().__init__()
         check_sizes(1, components=components)
-        self.components, self.bound, self.num_params = components, check_bound(bound), 3 * components + 2
+        check_positive(bound=bound)
+        self.components, self.bound, self.num_params = components, bound, 3 * components + 2
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
@@ -129,13 +131,6 @@ def logistic_mixture(x: Tensor, shift: Tensor, log_scale: Tensor, *layer: Tensor
     h, slope = deep_sigmoid(x, *layer)
     s = log_scale.squeeze(-1)
     return torch.addcmul(shift.squeeze(-1), h, s.exp()), slope + s
-
-
-def check_bound(bound: float) -> float:
-    """The bound; ValueError unless it is positive."""
-    if not bound > 0:
-        raise ValueError(f"Expected bound > 0; got {bound}.")
-    return bound
 
 
 def bounded(raw: Tensor, bound: float) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import inf, pi
+from math import pi
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from .. import transforms
-from ..base import Head, check_sizes
+from ..base import Head, check_positive, check_sizes
 
 _SPREAD = 2.0  # of log-sizes of bins; steeper splines would lose a round trip in single precision
 
@@ -41,7 +41,7 @@ class RationalQuadraticSpline(Head):
     def __init__(self, bins: int = 8, bound: float = 5.0) -> None:
         super().__init__()
         _check_bins(bins, "a single bin with unit slopes is the identity")
-        check_bound(bound)
+        check_positive(bound=bound)
         self.bins, self.bound, self.num_params = bins, float(bound), 3 * bins - 1
 
     def forward(self, phi: Tensor, first: int = 0) -> transforms.RationalQuadratic:
@@ -88,12 +88,6 @@ class CircularSpline(Head):
         sizes, slopes = _positive(shape).split([2 * self.bins, self.bins], -1)
         slopes = torch.cat([slopes, slopes[..., :1]], -1).square()
         return transforms.CircularRationalQuadratic(_knots(sizes, slopes, pi), angle.squeeze(-1))
-
-
-def check_bound(bound: float) -> None:
-    """Raises a ValueError unless the bound of an interval is positive and finite."""
-    if not 0 < bound < inf:
-        raise ValueError(f"Expected bound to be positive and finite; got {bound}.")
 
 
 def _check_bins(bins: int, reason: str) -> None:

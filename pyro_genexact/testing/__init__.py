@@ -11,6 +11,7 @@ from .conditioners import causality, chunks, consumption, context_use, reorder, 
 from .conventions import as_distribution, conventions
 from .devices import constructed, device, meta, per_example
 from .distributions import agreement, extremes, freshness, gradients, mass, persistence, saturation, shapes, support
+from .empty_batches import empty, queries
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .kinds import kinds
@@ -68,4 +69,6 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "constructed",
     "meta",
     "per_example",
+    "empty",
+    "queries",
 ]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import PlainTransform, sum_rightmost
+from ..independent import independent, sum_rightmost
+from .base import PlainTransform
 
 
 class Affine(PlainTransform):
@@ -30,7 +31,7 @@ class Affine(PlainTransform):
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return constraints.independent(constraints.real, self._event_dim) if self._event_dim else constraints.real
+        return independent(constraints.real, self._event_dim)
 
     codomain = domain  # type: ignore[assignment]
 

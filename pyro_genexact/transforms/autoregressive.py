@@ -26,6 +26,7 @@ from ..base import (
     vjp,
 )
 from ..distributions.checks import checked_source
+from ..independent import independent
 from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
 from .padding import after, present, zero_padding
 
@@ -67,7 +68,7 @@ class ConditionedAutoregressive(RememberingTransform):
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
         self._context_dims = 2 if isinstance(conditioner.context, (Steps, Source)) else 1
         self._lengths: Tensor | None = None
-        self._domain = constraints.independent(head.domain, 1 + len(head.site_shape))
+        self._domain = independent(head.domain, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -269,12 +270,12 @@ def _graph_gradients(
 def _sweep_gradients(
     ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, phi: Tensor, known: Tensor
 ) -> list[Tensor | None]:
-    flat = (*phi.shape[:2], -1)
     with torch.enable_grad():  # the derivatives of x_t and log|dx/dy|_t in phi_t and y_t, all sites at once
         phi, y = phi.detach().requires_grad_(), y.detach().requires_grad_()
         transform = ctx.head(phi)
         x = inverse_of(transform, y, known)
         ladj = -_masked(transform.log_abs_det_jacobian(x, y), ctx.mask).sum(1)
+        flat = (*phi.shape[:2], x.shape[2:].numel())
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)
     (drive,) = vjp([ladj], [phi], [gl])

@@ -14,6 +14,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
 from ..base import Padded, bind, tensors_in, transformed
+from ..independent import independent, sum_rightmost
 
 
 class PlainTransform(Transform):
@@ -164,7 +165,7 @@ class Chain(RememberingTransform):
         super().__init__(cache_size=cache_size)
         self.parts = list(parts)
         compose = torch.distributions.ComposeTransform(self.parts)
-        self._domain, self._codomain = compose.domain, compose.codomain
+        self._domain, self._codomain = independent(compose.domain), independent(compose.codomain)
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -222,11 +223,6 @@ class Chain(RememberingTransform):
             total = total + sum_rightmost(ladj, event_dim - part.domain.event_dim)
             event_dim += part.codomain.event_dim - part.domain.event_dim
         return x, total
-
-
-def sum_rightmost(x: Tensor, dims: int) -> Tensor:
-    """The sum over the last dims, also of nothing."""
-    return x.sum(tuple(range(-dims, 0))) if dims else x
 
 
 def call_with_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:

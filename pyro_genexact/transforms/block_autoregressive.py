@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes, transformed
+from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes, check_widths, transformed
+from ..independent import REAL_VECTOR
 from .base import Inverse, RememberingTransform
 from .block_network import FORMS, BlockLinear, Solve, Start, bounded, parallel, site_by_site
 
@@ -43,7 +43,7 @@ class ConditionedBlockAutoregressive(RememberingTransform):
         True
     """
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
 
     def __init__(self, module: BlockAutoregressive, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
@@ -140,7 +140,8 @@ class BlockAutoregressive(nn.Module):
         residual: Literal["gated", "normal"] | None = "gated",
     ) -> None:
         super().__init__()
-        check_sizes(1, num_sites=num_sites, hidden=hidden)
+        check_sizes(1, num_sites=num_sites)
+        check_widths(1, hidden=hidden)
         check_sizes(0, context=context)
         if not hidden:
             raise ValueError(f"Expected hidden to hold at least one layer; got {hidden}.")

@@ -11,10 +11,11 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from ..base import Conditioner, Head, bind, broadcast_shapes, check_context, check_like
+from ..base import Conditioner, Head, bind, broadcast_shapes, check_context, check_like, check_sizes
 from ..conditioners import Independent
-from ..conditioners.encoding import Dense, check_counts
+from ..conditioners.encoding import Dense, new_conditioner
 from ..core.buffers import register_derived
+from ..independent import independent
 from .base import Inverse, RememberingTransform, call_with_ladj
 
 
@@ -46,7 +47,7 @@ class ConditionedCoupling(RememberingTransform):
         self.coupling, self._tensors = bind(coupling, one_draw=True)
         self.context, order = context, self.coupling.order
         self._head: Head = self.coupling.head if order is None else self.coupling.head.permuted(order)
-        self._domain = constraints.independent(self._head.domain, 1 + len(self._head.site_shape))
+        self._domain = independent(self._head.domain, 1 + len(self._head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -145,8 +146,8 @@ class Coupling(nn.Module):
         conditioner: Callable[[int, int], Conditioner] | None = None,
     ) -> None:
         super().__init__()
-        check_counts(1, num_sites=num_sites)
-        check_counts(0, context=context)
+        check_sizes(1, num_sites=num_sites)
+        check_sizes(0, context=context)
         mask = _checked(mask, num_sites)
         check_bijection(head, num_sites - int(mask.sum()), int(mask.sum()))
         order = torch.cat([mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]])
@@ -159,7 +160,7 @@ class Coupling(nn.Module):
         if conditioner is None and sizes[1]:
             self.network: nn.Module = Dense(sizes[1], sizes[0], hidden, activation)
         else:
-            self.network = _FirstSite((conditioner or _constants)(*sizes), *sizes)
+            self.network = _FirstSite(new_conditioner(conditioner or _constants, *sizes))
 
     def extra_repr(self) -> str:
         return f"{self.num_sites}, passing={self.passing}, context={self.context}"
@@ -187,11 +188,8 @@ class Coupling(nn.Module):
 class _FirstSite(nn.Module):
     """A conditioner as a network from its context (*batch, C) to the parameters (*batch, P) of its first site."""
 
-    def __init__(self, conditioner: Conditioner, num_params: int, context: int) -> None:
+    def __init__(self, conditioner: Conditioner) -> None:
         super().__init__()
-        found = conditioner.num_params, conditioner.context
-        if found != (num_params, context):
-            raise ValueError(f"Expected a conditioner of (num_params, context) == {num_params, context}; got {found}.")
         self.conditioner = conditioner
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import broadcast_shapes
+from ..distributions.checks import check_integers
+from ..independent import REAL_VECTOR, independent
 from .base import PlainTransform
 from .padding import after, zero_padding
 
@@ -21,7 +23,7 @@ class _Reordering(PlainTransform, TransformModule):
         super().__init__()
         if not isinstance(dim, int) or dim >= 0:
             raise ValueError(f"Expected dim to be a negative integer (counted from the right); got {dim}.")
-        self.dim, self._domain = dim, constraints.independent(constraints.real, -dim)
+        self.dim, self._domain = dim, independent(constraints.real, -dim)
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -76,6 +78,7 @@ class Reverse(_Reordering):
         lengths: (*batch) integers 0 ... T; each row's first n sites are reversed, and y[..., i] = 0 for i >= n.
 
     Raises:
+        TypeError: for lengths that are no tensor of integers.
         ValueError: if ``dim`` is not negative.
 
     Example:
@@ -89,6 +92,8 @@ class Reverse(_Reordering):
 
     def __init__(self, dim: int = -1, lengths: Tensor | None = None) -> None:
         super().__init__(dim)
+        if lengths is not None:
+            check_integers("lengths", lengths)
         self.register_buffer("lengths", lengths)
 
     @constraints.dependent_property(is_discrete=False)
@@ -143,7 +148,7 @@ class Standardize(PlainTransform, TransformModule):
         (tensor([1.]), tensor([2.]))
     """
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
     shift: Tensor
     scale: Tensor
 

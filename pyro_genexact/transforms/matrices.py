@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from pyro.distributions import TransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.linalg import solve_triangular
 from torch.nn.functional import linear
 
 from ..base import check_like, check_sizes
 from ..conditioners.encoding import readable
+from ..independent import REAL_VECTOR
 from .base import PlainTransform
 
 _BOUND = 7.0  # of log-scales, smoothly
@@ -48,7 +48,7 @@ class LULinear(PlainTransform, TransformModule):
         ([1.0, 2.0, 3.0], tensor([0., 0.], grad_fn=<ExpandBackward0>))
     """
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class LULinear(PlainTransform, TransformModule):
 class _Orthogonal(PlainTransform, TransformModule):
     """y = W x with W^T W = 1: the inverse is the transpose, volumes stay."""
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
     weight: Tensor
 
     def _call(self, x: Tensor) -> Tensor:

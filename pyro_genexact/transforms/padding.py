@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributions.checks import joint_batch
+
 
 def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
     """Which sites of a value, its dim ``dim``, are no padding: (*lengths, T), then 1 for each later dim of the value."""
@@ -18,7 +20,8 @@ def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
 
 
 def zero_padding(value: Tensor, lengths: Tensor, dim: int = -1) -> Tensor:
-    """The value, broadcast with the lengths, with zeros for padding."""
+    """The value, broadcast with the lengths, with zeros for padding; a ValueError where they do not broadcast."""
+    joint_batch(value=value.shape[:dim], lengths=lengths.shape)
     return torch.where(present(lengths, value, dim), value, 0.0)
 
 

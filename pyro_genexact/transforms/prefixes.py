@@ -11,9 +11,10 @@ from torch.distributions import AffineTransform, ComposeTransform, IndependentTr
 from torch.distributions.transforms import _InverseTransform
 
 from ..base import broadcast_shapes
-from ..distributions.checks import checked_lengths
+from ..distributions.checks import check_integers, checked_lengths
+from ..independent import REAL_VECTOR, independent, sum_rightmost
 from .affine import Affine
-from .base import Chain, RememberingTransform, call_with_ladj, sum_rightmost
+from .base import Chain, RememberingTransform, call_with_ladj
 from .linear import Standardize
 from .padding import after, present, zero_padding
 from .support import ToSupport
@@ -46,6 +47,7 @@ class Prefixes(Chain):
     """
 
     def __init__(self, parts: Sequence[Transform], lengths: Tensor, cache_size: int = 1) -> None:
+        check_integers("lengths", lengths)
         super().__init__([on_prefixes(part, lengths) for part in parts], cache_size=cache_size)
         self.lengths = lengths
 
@@ -86,12 +88,12 @@ class _Elementwise(RememberingTransform):
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return after(self._zeroed, constraints.real_vector)  # type: ignore[no-any-return]
+        return after(self._zeroed, REAL_VECTOR)  # type: ignore[no-any-return]
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         codomain: Any = self.transform.codomain
-        return after(self._filled, codomain if codomain.event_dim else constraints.independent(codomain, 1))  # type: ignore[no-any-return]
+        return after(self._filled, independent(codomain, 0 if codomain.event_dim else 1))  # type: ignore[no-any-return]
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._zeroed(x)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from ..base import bind, broadcast_shapes, check_context, check_like
-from ..conditioners.encoding import Dense, check_counts
+from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
+from ..conditioners.encoding import Dense
 from ..core.buffers import register_derived
+from ..independent import REAL_VECTOR
 from ..numerics import find, implicit
 from .base import Inverse, RememberingTransform
 from .matrices import reflected
@@ -35,7 +35,7 @@ class ConditionedResidual(RememberingTransform):
         (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
-    domain = codomain = constraints.real_vector
+    domain = codomain = REAL_VECTOR
 
     def __init__(self, module: _Residual, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
@@ -88,7 +88,7 @@ class _Residual(nn.Module):
         activation: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
-        check_counts(0, context=context)
+        check_sizes(0, context=context)
         self.features, self.context = features, context
         self.phi = None if context else nn.Parameter(start)
         self.net = Dense(context, len(start), hidden, activation) if context else None
@@ -154,7 +154,7 @@ class Planar(_Residual):
         hidden: Sequence[int] = (),
         activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
-        check_counts(1, features=features)
+        check_sizes(1, features=features)
         v, w = torch.randn(2, features) * features**-0.5
         super().__init__(features, torch.cat([0.1 * v, w, torch.zeros(1)]), context, hidden, activation)
 
@@ -208,7 +208,7 @@ class Radial(_Residual):
         hidden: Sequence[int] = (),
         activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
-        check_counts(1, features=features)
+        check_sizes(1, features=features)
         super().__init__(features, 0.1 * torch.randn(features + 2), context, hidden, activation)
 
     def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,7 +288,7 @@ class Sylvester(_Residual):
     ) -> None:
         rank = features if rank is None else rank
         reflections = rank if reflections is None else reflections
-        check_counts(1, features=features, rank=rank, reflections=reflections)
+        check_sizes(1, features=features, rank=rank, reflections=reflections)
         if rank > features:
             raise ValueError(f"Expected rank <= {features} (features); got {rank}.")
         scales = torch.ones(rank, rank + 1).tril() * (rank**-0.5 - 0.1) + 0.1  # R is small, S is not

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import groupby
-from math import inf, log
+from math import inf, isfinite, log
 from typing import Any
 
 import torch
@@ -14,11 +14,10 @@ from torch.distributions import CatTransform, Transform, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
-from ..base import check_sizes
+from ..base import check_numbers, check_sizes
 from ..core.values import numbers
-from .base import PlainTransform, RememberingTransform, sum_rightmost
-
-_independent = type(constraints.independent(constraints.real, 1))
+from ..independent import REAL_VECTOR, independent, sum_rightmost
+from .base import PlainTransform, RememberingTransform
 
 
 class HalfLine(PlainTransform):
@@ -40,6 +39,7 @@ class HalfLine(PlainTransform):
 
     def __init__(self, bound: float | Tensor = 0.0, sign: int = 1) -> None:
         super().__init__()
+        _check_ends(bound=bound)
         self.bound, self._sign = bound, sign
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
@@ -83,6 +83,7 @@ class Interval(PlainTransform):
 
     def __init__(self, low: float | Tensor, high: float | Tensor) -> None:
         super().__init__()
+        _check_ends(low=low, high=high)
         self.low, self.high = low, high
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
@@ -117,7 +118,7 @@ class Simplex(PlainTransform):
         tensor([0.5000, 0.5000])
     """
 
-    domain = constraints.real_vector
+    domain = REAL_VECTOR
     codomain = constraints.simplex
 
     def _call(self, x: Tensor) -> Tensor:
@@ -157,12 +158,13 @@ class ToSupport(RememberingTransform):
         tensor([ True, False])
     """
 
-    domain = constraints.real_vector
+    domain = REAL_VECTOR
 
     def __init__(
         self, support: constraints.Constraint | Sequence[constraints.Constraint], features: int, cache_size: int = 1
     ) -> None:
         super().__init__(cache_size=cache_size)
+        check_sizes(1, features=features)
         self.bijection, self.support = _bijection_onto(support, features)
         self.features = features
         self._real = support is constraints.real
@@ -215,7 +217,7 @@ class ToSupport(RememberingTransform):
 
 def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints.Constraint]:
     """A bijection from real vectors, elementwise or not, and the constraint of the vectors that it reaches."""
-    if type(support) is _independent and support.event_dim == 1:  # type: ignore[comparison-overlap]
+    if isinstance(support, constraints.independent) and support.event_dim == 1:
         support = support.base_constraint
     if type(support) is constraints.cat and not support.event_dim:
         support = [s for s, n in zip(support.cseq, support.lengths, strict=True) for _ in range(n)]
@@ -229,11 +231,11 @@ def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints
         groups = [(s, len(list(run))) for s, run in groupby(support, key=lambda s: s)]
         parts, lengths = [_scalar_bijection(s) for s, _ in groups], [n for _, n in groups]
         constraint = constraints.cat([s for s, _ in groups], -1, lengths)
-        return CatTransform(parts, -1, lengths), constraints.independent(constraint, 1)
+        return CatTransform(parts, -1, lengths), independent(constraint, 1)
     if support is constraints.simplex:
         check_sizes(2, features=features)
         return Simplex(), support
-    return _scalar_bijection(support), constraints.independent(support, 1)
+    return _scalar_bijection(support), independent(support, 1)
 
 
 def _scalar_bijection(support: Any) -> Transform:
@@ -255,6 +257,15 @@ def _scalar_bijection(support: Any) -> Transform:
         f"Expected support to be continuous, of scalars or vectors; got {support}, for which no exact bijection is known "
         "(those for the reals, half lines, intervals and the simplex are)."
     )
+
+
+def _check_ends(**ends: Any) -> None:
+    """Raises a TypeError unless every end is a number or a tensor, a ValueError for a number that is not finite."""
+    for name, end in ends.items():
+        if not isinstance(end, Tensor):
+            check_numbers(**{name: end})
+            if not isfinite(end):
+                raise ValueError(f"Expected {name} to be finite; got {end}.")
 
 
 def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""The law of empty batches: what is true of one row and of two is true of none."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from .. import decoding
+from ..diagnostics import pit
+from ..distributions.guard import contains
+from .helpers import _broken, _same, _seeded, _tensors
+
+Quantities = Mapping[str, Callable[[], Any]]
+
+OF_VALUES = ("log_prob", "log_prob_sites", "lengths", "cdf", "to_uniform", "score", "risk", "log_marginal_of", "filter")
+OF_UNIFORMS = ("icdf", "from_uniform")
+SEARCHES: dict[str, Callable[[Any], Any]] = {
+    "greedy": decoding.greedy,
+    "beam_search": partial(decoding.beam_search, width=2, k=2, unfinished=True),
+    "stochastic_beam_search": partial(decoding.stochastic_beam_search, k=2),
+    "exact_mode": decoding.exact_mode,
+}
+
+
+def empty(run: Callable[[int], Quantities], leaves: Sequence[Tensor] = ()) -> None:
+    """The quantities of no rows have the shapes, dtypes and gradients that those of one row and of two imply.
+
+    A dim that has a size of a for one row and of b for two has one of 2a - b for none. The sum over no rows has zeros for
+    gradients, of those leaves that the sum over one row has gradients of.
+
+    Args:
+        run: gives the quantities of n rows by name, each a function that returns tensors (and may return anything else);
+            those that raise for one row are left out.
+        leaves: of which gradients are taken.
+    """
+    with _seeded(0):
+        none, one, two = (run(rows) for rows in range(3))
+        for name in one:
+            try:
+                pair = [list(_tensors(of[name]())) for of in (one, two)]
+            except (AttributeError, NotImplementedError, TypeError, ValueError):
+                continue  # there is no such quantity
+            try:
+                found = list(_tensors(none[name]()))
+            except Exception as error:
+                raise AssertionError(f"empty broken [{name}]: {type(error).__name__}: {error}") from error
+            for got, first, second in zip(found, *pair, strict=True):
+                expected = tuple(2 * a - b for a, b in zip(first.shape, second.shape, strict=True))
+                _same("empty", f"{name}, shape", tuple(got.shape), expected)
+                _same("empty", f"{name}, dtype", got.dtype, first.dtype)
+                _vanishing(name, got, first, leaves)
+
+
+def queries(d: Distribution) -> Quantities:
+    """All that a distribution offers without further arguments, of values and by searches, for :func:`empty`."""
+    found: dict[str, Callable[[], Any]] = {
+        name: partial(_public, d, name) for name in dir(type(d)) if not name.startswith("_") and name != "reshape"
+    }
+    found |= {name: partial(search, d) for name, search in SEARCHES.items()}
+    found["enumerate_support, not expanded"] = lambda: d.enumerate_support(expand=False)
+    return {**found, **of_samples(d)}
+
+
+def of_samples(d: Distribution, sample_shape: tuple[int, ...] = ()) -> Quantities:
+    """All that a distribution offers of samples of this shape, and of as many uniforms, for :func:`empty`."""
+    value = d.sample(torch.Size(sample_shape))
+    u = torch.full_like(value, 0.4, dtype=None if value.is_floating_point() else torch.get_default_dtype())
+    return {
+        "sample": lambda: d.sample(torch.Size(sample_shape)),
+        "rsample": lambda: d.rsample(torch.Size(sample_shape)),
+        "support.check": lambda: contains(d.support, value),
+        "pit": lambda: pit(d, value),
+        **{f"{name} of values": partial(_public, d, name, value) for name in OF_VALUES},
+        **{f"{name} of uniforms": partial(_public, d, name, u) for name in OF_UNIFORMS},
+    }
+
+
+def _public(d: Distribution, name: str, *values: Tensor) -> Any:
+    attribute = getattr(d, name)
+    if callable(attribute):
+        required = inspect.signature(attribute).bind(*values)  # a TypeError where there are more
+        return attribute(*required.args)
+    return attribute
+
+
+def _vanishing(name: str, got: Tensor, like: Tensor, leaves: Sequence[Tensor]) -> None:
+    _same("empty", f"{name}, requires_grad", got.requires_grad, like.requires_grad)
+    if not (like.requires_grad and leaves):
+        return
+    pairs = [torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True) for value in (got, like)]
+    for i, (grad, full) in enumerate(zip(*pairs, strict=True)):
+        _same("empty", f"{name}, whether leaf {i} has a gradient", grad is None, full is None)
+        if grad is not None and grad.any():
+            _broken("empty", f"{name}, gradient of leaf {i}", f"{grad[grad != 0][0]}, not 0")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from math import inf
 from numbers import Real
@@ -436,7 +436,8 @@ def _rows(field: Any, index: Tensor) -> Any:
 def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
     """A copy of a distribution, transform or constraint, or a collection of such, whose tensors went through fn.
 
-    With another ``kind`` its instances did instead. What transforms remember is left out.
+    Those of a check that a constraint was given are among them. With another ``kind`` its instances went through fn
+    instead. What transforms remember is left out.
     """
     if isinstance(value, kind):
         return fn(value)
@@ -446,6 +447,8 @@ def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any
         return {name: map_leaves(fn, part, kind) for name, part in value.items()}
     if isinstance(value, _InverseTransform):
         return map_leaves(fn, value.inv, kind).inv
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_leaves(fn, getattr(value, f.name), kind) for f in fields(value)})
     if isinstance(value, (Distribution, Transform, constraints.Constraint)):
         value = copy.copy(value)
         parts = value.__dict__

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions.transforms import IndependentTransform
+from torch.distributions import constraints
 
 
 class Independent(dist.Independent):  # type: ignore[name-defined]
@@ -34,25 +35,18 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
         return independent(self.base_dist.support, self.reinterpreted_batch_ndims)
 
 
-class _IndependentConstraint(constraints.independent):  # type: ignore[misc,valid-type]
-    """Values all of whose parts satisfy a constraint."""
+@dataclass(frozen=True)
+class _All:
+    """The check of an independent constraint."""
 
-    def check(self, value: Tensor) -> Tensor:
-        """Whether all parts do."""
-        inside, dims = self.base_constraint.check(value), self.reinterpreted_batch_ndims
-        if inside.dim() < dims:
-            raise ValueError(f"Expected value.dim() >= {self.event_dim}; got {value.dim()}.")
-        return inside.flatten(-dims).all(-1)  # type: ignore[no-any-return]
+    constraint: Any
+    dims: int
 
-
-REAL_VECTOR = _IndependentConstraint(constraints.real, 1)
-"""As ``constraints.real_vector``."""
-
-for _registry in (biject_to, transform_to):
-    _registry.register(
-        _IndependentConstraint,
-        lambda c, to=_registry: IndependentTransform(to(c.base_constraint), c.reinterpreted_batch_ndims),
-    )
+    def __call__(self, value: Tensor) -> Tensor:
+        inside = self.constraint.check(value)
+        if inside.dim() < self.dims:
+            raise ValueError(f"Expected value.dim() >= {self.constraint.event_dim + self.dims}; got {value.dim()}.")
+        return inside.flatten(-self.dims).all(-1)  # type: ignore[no-any-return]
 
 
 def to_event(d: Any, dims: int = 0) -> Any:
@@ -68,12 +62,22 @@ def of_events(d: Any, dims: int = 0) -> Independent:
 
 
 def independent(constraint: Any, dims: int = 0) -> Any:
-    """The constraint of parts along the last dims, and with :class:`_IndependentConstraint` for torch's own."""
-    while isinstance(constraint, constraints.independent) and "check" not in vars(constraint):  # not one that differs
+    """The constraint of parts along the last dims, torch's own for ``biject_to``, with a check of no rows too."""
+    while isinstance(constraint, constraints.independent) and isinstance(
+        vars(constraint).get("check"), (NoneType, _All)
+    ):
         constraint, dims = constraint.base_constraint, dims + constraint.reinterpreted_batch_ndims
-    return _IndependentConstraint(constraint, dims) if dims else constraint
+    if not dims:
+        return constraint
+    joint: Any = constraints.independent(constraint, dims)
+    joint.check = _All(constraint, dims)
+    return joint
 
 
 def sum_rightmost(x: Tensor, dims: int) -> Tensor:
     """The sum over the last dims, also of nothing."""
     return x.sum(tuple(range(-dims, 0))) if dims else x
+
+
+REAL_VECTOR = independent(constraints.real_vector)
+"""As ``constraints.real_vector``."""

@@ -452,8 +452,8 @@ def test_dropout():
         (lambda: Transformer((), 2, context=-1), r"Expected context to be an integer >= 0; got -1\."),
         (lambda: Source(0), r"Expected features to be an integer >= 1; got 0\."),
         (lambda: MADE(3, 2, context=Source(2)), r"Expected context to be an integer >= 0; got Source\(features=2\)\."),
-        (lambda: Markov((), 2, order=1, context=Source(2)), r"Expected context to be .* got Source\(2\)\."),
-        (lambda: Independent(3, 2, context=Source(2)), r"Expected context to be .* got Source\(2\)\."),
+        (lambda: Markov((), 2, order=1, context=Source(2)), r"Expected context to be .* got Source\(features=2\)\."),
+        (lambda: Independent(3, 2, context=Source(2)), r"Expected context to be .* got Source\(features=2\)\."),
     ],
 )
 def test_errors_of_construction(run, message):

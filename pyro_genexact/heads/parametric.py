@@ -141,7 +141,7 @@ class Parametric(Head):
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
         rows = phi.shape[:-1]
-        if not rows.numel():  # which families cannot check or reshape, though they can expand one row to none
+        if not prod(rows):  # which families cannot check or reshape, though they can expand one row to none
             return self.forward(phi.sum(tuple(range(len(rows))), keepdim=True), first).expand(rows)
         parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
         values = dict(self._options())

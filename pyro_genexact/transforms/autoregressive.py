@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -275,7 +276,7 @@ def _sweep_gradients(
         transform = ctx.head(phi)
         x = inverse_of(transform, y, known)
         ladj = -_masked(transform.log_abs_det_jacobian(x, y), ctx.mask).sum(1)
-        flat = (*phi.shape[:2], x.shape[2:].numel())
+        flat = (*phi.shape[:2], prod(x.shape[2:]))
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)
     (drive,) = vjp([ladj], [phi], [gl])

@@ -8,11 +8,14 @@ import registry
 import torch
 from registry import MADE, Recurrent, built, h, sized, small_transformer
 from torch import nn
+from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact import testing
+from pyro_genexact.base import _map_tensors
 from pyro_genexact.distributions.guard import guarded
 from pyro_genexact.heads.table import families
+from pyro_genexact.independent import independent
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.empty_batches import of_samples, queries
 
@@ -152,6 +155,15 @@ RAGGED = {
 def test_ragged(case):
     torch.manual_seed(0)
     testing.empty(lambda rows: queries(RAGGED[case](rows)))
+
+
+def test_a_check_follows_its_bounds():
+    """Of constraints that a module moves or casts."""
+    bound = torch.tensor(0.0)
+    moved = _map_tensors(lambda t: t + 1, independent(constraints.greater_than(bound), 1))
+    assert independent(constraints.greater_than(bound), 1).check(torch.tensor([0.5])) and not moved.check(
+        torch.tensor([0.5])
+    )
 
 
 class Wrong(dist.Normal):

@@ -33,7 +33,7 @@ def pit(d: Distribution, value: Tensor) -> Tensor:
         value: (*sample, *batch, *event).
 
     Raises:
-        ValueError: for a family without a cdf, or a vector family that is none of these.
+        NotImplementedError: for a family without a cdf, or a vector family that is none of these.
 
     Reference: Rosenblatt, "Remarks on a multivariate transformation", 1952; Smith, "Diagnostic checks of non-standard time
     series models", 1985.

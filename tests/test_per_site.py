@@ -358,6 +358,7 @@ def test_ensembles_of_images_score_what_lies_outside_some_sites_support():
 
 
 def test_support_of_bounds_on_meta():
-    counts = [dist.Binomial(torch.tensor(n, device="meta"), torch.ones(1, device="meta") / 2) for n in (3.0, 4.0)]
-    d = PerSite(counts, [[1], [0]], validate_args=False)
+    half = torch.ones(1, device="meta") / 2
+    parts = [dist.Binomial(n * torch.ones(1, device="meta"), half, validate_args=False) for n in (3, 4)]
+    d = PerSite(parts, [[1], [0]], validate_args=False)
     assert d.support.check(torch.zeros(2, device="meta")).is_meta

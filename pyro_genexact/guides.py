@@ -61,8 +61,8 @@ class AutoFlow(AutoContinuous):
 
     Raises:
         RuntimeError: at the first call, for a model without continuous latents, as Pyro's guides do.
-        ValueError: at the first call, for a latent in a subsampled plate that is not amortised, a discrete latent that is not enumerated, a recipe whose flow is not over D real numbers; for a context that does
-            not fit.
+        ValueError: at the first call, for a latent in a subsampled plate that is not amortised, a discrete latent
+            that is not enumerated, a recipe whose flow is not over D real numbers; for a context that does not fit.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.

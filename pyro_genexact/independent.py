@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .base import Settable
+
 
 class Independent(dist.Independent):  # type: ignore[name-defined]
     """Batch dims of a distribution as event dims; none, where it is one of vectors already.
@@ -29,6 +31,10 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
 
     def entropy(self) -> Tensor:
         return sum_rightmost(self.base_dist.entropy(), self.reinterpreted_batch_ndims)
+
+    @Settable
+    def has_rsample(self) -> bool:
+        return self.base_dist.has_rsample  # type: ignore[no-any-return]
 
     @constraints.dependent_property
     def support(self) -> Any:

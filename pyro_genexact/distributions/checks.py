@@ -196,10 +196,16 @@ def check_kind(name: str, value: Any, kind: type) -> None:
 def check_distribution_head(head: Head) -> None:
     """Raises a TypeError for a head of something else than distributions."""
     check_kind("head", head, Head)
-    numbers = (t for t in (*head.parameters(), *head.buffers()) if t.is_floating_point())
-    like = next(numbers, torch.empty(0, device="cpu"))
-    made = head(like.new_zeros(1, getattr(head, "num_sites", None) or 1, head.num_params))
+    made = head(zeros_for(head, 1, getattr(head, "num_sites", None) or 1, head.num_params))
     if not isinstance(made, Distribution):
         raise TypeError(
             f"Expected a head of distributions; got {type(head).__name__}, which makes {type(made).__name__}."
         )
+
+
+def zeros_for(module: torch.nn.Module, *shape: int) -> Tensor:
+    """Zeros of the dtype and on the device of a module's tensors; on the CPU where it has none."""
+    tensors = [*module.parameters(), *module.buffers()]
+    like = next((t for t in tensors if t.is_floating_point()), None)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.zeros(shape, device=device) if like is None else like.new_zeros(shape)

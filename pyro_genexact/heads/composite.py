@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Head
+from ..distributions.checks import zeros_for
 from ..distributions.per_site import PerSite as PerSiteDistribution
 from ..distributions.per_site import PerSiteConstraint
 from .filters import MinLength
@@ -163,9 +164,8 @@ class ConditionalHead(Head):
         context: Any = module.context
         if not isinstance(context, int) or context < 1:
             raise ValueError(f"Expected module.context to be an integer >= 1; got {context}.")
-        like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # an OrderEnsemble draws an order in train mode
-            d = module(like.new_zeros(context))
+            d = module(zeros_for(module, context))
         if d.batch_shape != () or len(d.event_shape) > 1:
             raise ValueError(
                 "Expected module(context) of batch_shape context.shape[:-1] and event_shape () or (k,); "

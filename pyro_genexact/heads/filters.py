@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..base import Head, check_numbers, check_sizes, check_widths, visible
 from ..core.buffers import register_derived
 from ..distributions.categorical import Categorical, log_probs, normalised
-from ..distributions.checks import check_distribution_head
+from ..distributions.checks import check_distribution_head, zeros_for
 
 
 class Filter(Head):
@@ -304,8 +304,7 @@ def _tokens_of(head: Any) -> int:
     """V of a head of the integers 0 ... V - 1; TypeError for another one."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
         check_distribution_head(head)
-        numbers = (t for t in (*head.parameters(), *head.buffers()) if t.is_floating_point())
-        d = head(next(numbers, torch.empty(0, device="cpu")).new_zeros(1, 1, head.num_params))
+        d = head(zeros_for(head, 1, 1, head.num_params))
         if not d.event_shape and d.has_enumerate_support:
             values = d.enumerate_support(expand=False).flatten()
             if values.is_meta or values.tolist() == list(range(len(values))):

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact import testing
-from pyro_genexact.base import _map_tensors
+from pyro_genexact.base import map_leaves
 from pyro_genexact.distributions.guard import guarded
 from pyro_genexact.heads.table import families
 from pyro_genexact.independent import independent
@@ -160,7 +160,7 @@ def test_ragged(case):
 def test_a_check_follows_its_bounds():
     """Of constraints that a module moves or casts."""
     bound = torch.tensor(0.0)
-    moved = _map_tensors(lambda t: t + 1, independent(constraints.greater_than(bound), 1))
+    moved = map_leaves(lambda t: t + 1, independent(constraints.greater_than(bound), 1))
     assert independent(constraints.greater_than(bound), 1).check(torch.tensor([0.5])) and not moved.check(
         torch.tensor([0.5])
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 from collections.abc import Hashable, Sequence
@@ -12,12 +13,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import Head
+from ..base import Constant, Head
 from ..distributions.checks import zeros_for
 from ..distributions.per_site import PerSite as PerSiteDistribution
 from ..distributions.per_site import PerSiteConstraint
 from .filters import MinLength
 from .mixture import listed
+from .parametric import Parametric
 
 
 class PerSite(Head):
@@ -115,20 +117,25 @@ class PerSite(Head):
 
 
 class _Settings(pickle.Pickler):
-    """Pickles tensors by value (their own pickles hold addresses), and nothing that may be learned."""
+    """Pickles tensors by value (their own pickles hold addresses), no hooks, and nothing that may be learned or changed."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, PyroModule) or (isinstance(value, Tensor) and value.requires_grad):
             raise pickle.PicklingError("may be learned")
+        if isinstance(value, nn.Module):
+            saved = value._buffers.keys() - value._non_persistent_buffers_set
+            if isinstance(value, (Constant, Parametric)):
+                saved = set()  # what they were made with
+            if saved or any(p is not None for p in value._parameters.values()):
+                raise pickle.PicklingError("may change")
+            return copyreg.__newobj__, (type(value),), {n: v for n, v in vars(value).items() if "_hooks" not in n}  # type: ignore[attr-defined]
         if isinstance(value, Tensor):
             return torch.tensor, (value.tolist(), value.dtype, value.device)
         return NotImplemented
 
 
 def _settings(head: Head) -> Hashable:
-    """What a head without parameters was made with, equal for heads made alike; any other head itself."""
-    if next(head.parameters(), None) is not None:
-        return head
+    """What a head without state was made with, equal for heads made alike; any other head itself."""
     try:
         _Settings(buffer := io.BytesIO()).dump(head)
     except Exception:  # what can't be pickled, for whatever reason, is like nothing else

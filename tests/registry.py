@@ -649,6 +649,7 @@ DISTRIBUTIONS = {
     "Conditional positive": conditional(h.LogNormal),
     "Conditional interval": conditional(lambda: h.Parametric(dist.Kumaraswamy)),
     "Conditional discrete": conditional(lambda: h.Categorical(3)),
+    "Conditional nested": conditional(nested),
     "maf": flow(maf, 2),
     "maf one feature": flow(maf, 1, context=3),
     "maf one feature, no context": flow(maf, 1),

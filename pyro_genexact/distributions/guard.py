@@ -38,7 +38,7 @@ def guarded(d: Any, support: Any) -> Any:
         part.__dict__.pop("_validate_args", None)
     new.__dict__.pop("_validate_args", None)
     family: Any = type(d)
-    new.__class__, new._given = _guarded_class(family), (d, support)
+    new.__class__, new._unguarded = _guarded_class(family), (d, support)
     return new
 
 
@@ -50,7 +50,7 @@ def _guarded_class(family: Any) -> Any:
             known[name] = getattr(family.support, name)
 
     def support(self: Any) -> Any:
-        return super(guard, self).support if self._given is None else self._given[1]
+        return super(guard, self).support if self._unguarded is None else self._unguarded[1]
 
     fields = {"__module__": family.__module__, "support": constraints.dependent_property(support, **known)}
     guard = type(family)(family.__name__, (_Guarded, family), fields)
@@ -58,7 +58,7 @@ def _guarded_class(family: Any) -> Any:
 
 
 class _Guarded:
-    _given: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
+    _unguarded: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
     _validate_args: bool
 
     @Settable
@@ -66,23 +66,23 @@ class _Guarded:
         return super().has_rsample  # type: ignore[misc, no-any-return]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._given is None:
+        if self._unguarded is None:
             return super().log_prob(value)  # type: ignore[misc]
-        d, support = self._given
+        d, support = self._unguarded
         value = checked_value(self, value)
         value = value if value.is_floating_point() else floating(value, tensors_in(d))
         return guarded_log_prob(d, value, support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        if self._given is None:
+        if self._unguarded is None:
             return super().expand(batch_shape, _instance)  # type: ignore[misc]
-        d, support = self._given
+        d, support = self._unguarded
         new = guarded(d.expand(torch.Size(batch_shape)), support)
         new.__dict__.update(self._settings())
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return super().__reduce_ex__(protocol) if self._given is None else (guarded, self._given, self._settings())
+        return super().__reduce_ex__(protocol) if self._unguarded is None else (guarded, self._unguarded, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         """What was set after :func:`guarded` made this."""

@@ -67,8 +67,8 @@ def built(module):
     return redraw(module.double())
 
 
-def made(sites, params=2, hidden=(12, 10), **options):
-    return lambda: built(MADE(sites, params, hidden=hidden, **options))
+def made(sites, params=2, hidden=(12, 10), direct=False, **options):
+    return lambda: built(MADE(sites, params, hidden=hidden, direct=direct, **options))
 
 
 def factory(kind, *sizes, **options):

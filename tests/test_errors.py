@@ -375,8 +375,8 @@ def test_narrow_hidden_layers():
         "Expected hidden layers wide enough that every site reads an earlier one; got hidden=(2, 5), with which site 1 "
         "of 5 reads none (widen them, or direct=True)."
     )
-    fails(ValueError, text, lambda: MADE(5, 2, context=2, hidden=(2, 5)))
-    net = MADE(5, 2, context=2, hidden=(2, 5), direct=True).double()
+    fails(ValueError, text, lambda: MADE(5, 2, context=2, hidden=(2, 5), direct=False))
+    net = MADE(5, 2, context=2, hidden=(2, 5)).double()
     y, x = torch.randn(1, 5, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
     reads = torch.autograd.functional.jacobian(lambda y: net(y, x)[0], y)[:, :, 0].abs().sum(1) > 0
     assert (reads == ones(5, 5).tril(-1).bool()).all()

@@ -93,7 +93,8 @@ class MADE(Conditioner):
         activation: an elementwise function, or a module without parameters.
         adjacency: (T, T) Boolean, strictly lower triangular: ``adjacency[t, s]`` lets site t read site s. By default
             all earlier sites. A band of width k is the order-k Markov model.
-        direct: adds a masked linear link from the sites to the outputs.
+        direct: adds a masked linear link from the sites to the outputs. Density models of many sites gain from it at
+            up to half as much time again for a training step; the recipes of flows leave it out.
         dropout: in training mode, the rate of dropout after the activation of every hidden layer.
 
     Raises:
@@ -124,7 +125,7 @@ class MADE(Conditioner):
         hidden: Sequence[int] = (64, 64),
         activation: Callable[[Tensor], Tensor] = torch.relu,
         adjacency: Tensor | None = None,
-        direct: bool = False,
+        direct: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

@@ -82,7 +82,9 @@ class _Guarded:
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return super().__reduce_ex__(protocol) if self._unguarded is None else (guarded, self._unguarded, self._settings())
+        return (
+            super().__reduce_ex__(protocol) if self._unguarded is None else (guarded, self._unguarded, self._settings())
+        )
 
     def _settings(self) -> dict[str, Any]:
         """What was set after :func:`guarded` made this."""

@@ -76,7 +76,9 @@ def autoregressive(
         it = new_head(head)
         check_bijection(it)
         if conditioner is None:
-            net: Conditioner = MADE(size, it.num_params, context=context, hidden=hidden, activation=activation)
+            net: Conditioner = MADE(
+                size, it.num_params, context=context, hidden=hidden, activation=activation, direct=False
+            )
         else:
             net = new_conditioner(conditioner, it.num_params, context)
         module = AutoregressiveTransform(net, it)

@@ -174,7 +174,7 @@ def wine(name: str, data: Path, progress: bool) -> None:
         train, test = floats((train - loc) / scale), floats((test - loc) / scale)
         torch.manual_seed(k)
         head = gx.heads.Mixture(gx.heads.Laplace(), 10)
-        net = gx.conditioners.MADE(11, head.num_params, hidden=(100,), activation=torch.tanh)
+        net = gx.conditioners.MADE(11, head.num_params, hidden=(100,), activation=torch.tanh, direct=False)
         model = gx.Autoregressive(net, head, (11,))
         result = gx.fit(
             model,

@@ -29,7 +29,9 @@ SITES, HIDDEN, BATCH = 784, 500, 100
 
 def binary() -> gx.Autoregressive:
     head = gx.heads.Bernoulli()
-    return gx.Autoregressive(gx.conditioners.MADE(SITES, head.num_params, hidden=(HIDDEN,)), head, (SITES,))
+    return gx.Autoregressive(
+        gx.conditioners.MADE(SITES, head.num_params, hidden=(HIDDEN,), direct=False), head, (SITES,)
+    )
 
 
 @torch.no_grad()
@@ -121,7 +123,7 @@ def recurrent(rounds: int, markdown: bool) -> None:
 def rsample(rounds: int, markdown: bool) -> None:
     head, rows = gx.heads.Normal(), []
     for sites, hidden, batch in ((64, (512, 512), 256), (784, (1024,), 100)):
-        net = gx.conditioners.MADE(sites, head.num_params, hidden=hidden)
+        net = gx.conditioners.MADE(sites, head.num_params, hidden=hidden, direct=False)
         model = gx.Autoregressive(net, head, (sites,))
         calls = {
             "sample": lambda model=model, batch=batch: model().sample((batch,)),

@@ -270,6 +270,7 @@ def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]
     bound = object.__new__(type(module))
     fields = dict(module.__dict__)
     fields |= {kind: dict(fields[kind]) for kind in ("_parameters", "_buffers", "_modules")}
+    fields["_load_state_dict_pre_hooks"] = {}  # which hold the module itself, and could not be copied without it
     tensors: dict[str, Any] = {}
     if isinstance(module, PyroModule):  # whose attribute access has effects: params, samples, names
         for kind in ("_parameters", "_modules"):

@@ -203,6 +203,7 @@ def copies(subject: Any, run: Callable[[Any], Tensor]) -> None:
     for when in ("before", "after"):
         copied[f"deepcopy {when} use"] = copy.deepcopy(subject)
         copied[f"pickle {when} use"] = pickle.loads(pickle.dumps(subject))
+        copied[f"copy of a copy {when} use"] = copy.deepcopy(pickle.loads(pickle.dumps(subject)))
         expected = run(subject)
     for case, other in copied.items():
         _close("copies", case, run(other), expected, 1e-12)

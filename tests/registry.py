@@ -650,6 +650,7 @@ DISTRIBUTIONS = {
     "Conditional interval": conditional(lambda: h.Parametric(dist.Kumaraswamy)),
     "Conditional discrete": conditional(lambda: h.Categorical(3)),
     "Conditional nested": conditional(nested),
+    "Conditional twice": conditional(lambda: h.ConditionalHead(gx.Conditional(nn.Linear(4, 1), h.Bernoulli()))),
     "maf": flow(maf, 2),
     "maf one feature": flow(maf, 1, context=3),
     "maf one feature, no context": flow(maf, 1),

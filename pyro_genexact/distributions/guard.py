@@ -31,6 +31,8 @@ def guarded(d: Any, support: Any) -> Any:
 
     Validation is what it is elsewhere, on unless switched off, whatever d was made with.
     """
+    if getattr(d, "_unguarded", None) is not None:  # a model within a head has guarded it
+        d, _ = d._unguarded
     new = copy.copy(d)
     part = new
     while hasattr(part, "base_dist"):

@@ -619,3 +619,18 @@ def test_the_same_seed_gives_what_running_the_network_again_gives(head, net):
         for t in range(4):
             again[:, t : t + 1] = model.head(model.conditioner(again)[:, t : t + 1], t).sample()
     assert torch.equal(y, again) or torch.allclose(y, again, rtol=1e-12, atol=0)
+
+
+def test_copies_on_a_graph():
+    """A head that has weights makes tensors of a graph, which are not kept."""
+    inner = gx.Conditional(nn.Linear(3, 2), heads.Normal())
+    d = real(head=heads.ConditionalHead(inner), sites=2)()
+    y = d.rsample((3,))
+    assert torch.equal(copy.deepcopy(d).log_prob(y), d.log_prob(y))
+
+
+def test_prefixes_under_vmap():
+    model, y = binary(context=0), torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double()
+    rest = torch.ones(4, dtype=torch.float64)
+    rows = torch.func.vmap(lambda prefix: model().conditional_on_prefix(prefix).log_prob(rest))(y)
+    torch.testing.assert_close(rows, model().conditional_on_prefix(y).log_prob(rest))

@@ -163,7 +163,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     @cached_property
     def _probe(self) -> Any:
         """The distribution of all sites at phi = 0: what family it is does not depend on phi."""
-        return self._site(self._like.new_zeros(1, self._given + prod(self._sites), self.head.num_params))
+        with torch.no_grad():  # tensors on a graph could not be copied
+            return self._site(self._like.new_zeros(1, self._given + prod(self._sites), self.head.num_params))
 
     @cached_property
     def _half_head(self) -> bool:
@@ -457,8 +458,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _check_prefix(self) -> None:
         _, lengths, prefix = self._batch(self.batch_shape)
         y = prefix.new_zeros(len(prefix), self._given + self._layout[0], *self.head.site_shape)
-        y = anchor(self.head.support, y).expand(y.shape).to(prefix.dtype, copy=True)
-        y[:, : self._given] = prefix
+        y = anchor(self.head.support, y).expand(y.shape).to(prefix.dtype)
+        y = torch.cat([prefix, y[:, self._given :]], 1)
         self._check_inside(y, self._inside(y, None if lengths is None else self._present(lengths)), "prefix")
 
     def _batch(self, shape: torch.Size) -> tuple[Any, ...]:

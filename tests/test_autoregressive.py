@@ -634,3 +634,20 @@ def test_prefixes_under_vmap():
     rest = torch.ones(4, dtype=torch.float64)
     rows = torch.func.vmap(lambda prefix: model().conditional_on_prefix(prefix).log_prob(rest))(y)
     torch.testing.assert_close(rows, model().conditional_on_prefix(y).log_prob(rest))
+
+
+@pytest.mark.parametrize(
+    "net", [conditioners.MADE(5, 2, hidden=()), conditioners.Markov((), 2, order=1, hidden=())], ids=["sweep", "graph"]
+)
+def test_gradients_of_draws_beside_padding_that_would_grow(net):
+    """A site is about the exponential of thrice those before: the third is beyond all numbers."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()[::2] = 3.0 if p.dim() == 2 else 0.0
+    d = gx.Autoregressive(net, heads.LogNormal(), (5,))(lengths=torch.tensor([1, 0]))
+    torch.manual_seed(0)
+    y = d.rsample((20,))
+    assert (y[..., 1:] == 0).all() and (y[:, 0, 0] > 0).all()
+    for grad in torch.autograd.grad(y.log1p().sum(), list(net.parameters())):
+        assert grad.isfinite().all()

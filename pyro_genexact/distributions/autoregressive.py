@@ -364,12 +364,19 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         return self._event(torch.cat(ys, 1), sample_shape + self.batch_shape)
 
     def _walk(self, phi: Tensor, state: Any, draw: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Any]:
-        """The event's sites (B, 1, *site_shape) one by one, from the first one's parameters and state; the last state."""
+        """The event's sites (B, 1, *site_shape) one by one, from the first one's parameters and state; the last state.
+
+        Padding is 0 at once: draws that are made of other padding could grow beyond all numbers.
+        """
         ys: list[Tensor] = []
+        lengths = self._batch(self.batch_shape)[1]
+        if lengths is not None:
+            lengths = lengths.repeat(len(phi) // max(len(lengths), 1)).unsqueeze(1)
         for t in range(self._given, self._given + self._layout[0]):
             if ys:
                 phi, state = self.conditioner.extend(self._read(ys[-1]), state)
-            ys.append(draw(phi, t))
+            y = draw(phi, t)
+            ys.append(y if lengths is None else torch.where(_wide(t < lengths, y), y, y.new_zeros(())))
         return ys, state
 
     def _event(self, y: Tensor, shape: torch.Size) -> Tensor:

@@ -206,6 +206,23 @@ class MultivariateStudentT(_Repaired, dist.MultivariateStudentT):  # type: ignor
         return torch.where(far.squeeze(-1), log_square - df.log(), near.log1p())
 
 
+class LowRankMultivariateNormal(_Repaired, dist.LowRankMultivariateNormal):  # type: ignore[name-defined]
+    """Computed in float64, and as a sum of squares, where torch's difference of two cancels: y = W z + rest."""
+
+    def _log_density(self, value: Tensor) -> Tensor:
+        factor, diagonal = (_Double.apply(p) for p in (self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag))
+        y = (value.double() - _Double.apply(self.loc)).unsqueeze(-1)
+        scaled = (factor / diagonal.unsqueeze(-1)).mT
+        gram = scaled @ factor
+        tril = torch.linalg.cholesky(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        z = torch.linalg.solve_triangular(tril, scaled @ y, upper=False)
+        z = torch.linalg.solve_triangular(tril.mT, z, upper=True)
+        rest = (y - factor @ z).squeeze(-1)
+        square = (rest.square() / diagonal).sum(-1) + z.squeeze(-1).square().sum(-1)
+        log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + diagonal.log().sum(-1) / 2
+        return (-0.5 * (y.shape[-2] * math.log(2 * math.pi) + square) - log_det).to(self.loc)
+
+
 def _standardised(d: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     """L^-1 (value - loc) and log|L|."""
     factor = _Double.apply(d.scale_tril)
@@ -420,6 +437,7 @@ REPAIRED: dict[str, type[Distribution]] = {
         InverseGamma,
         Kumaraswamy,
         LogNormal,
+        LowRankMultivariateNormal,
         Logistic,
         LogisticNormal,
         LowRankMultivariateNormal,

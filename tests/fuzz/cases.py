@@ -149,13 +149,14 @@ def finite(draw, labels=None, eos=None):
     """Code of a head of the integers below V, and V."""
     V = labels or draw(st.integers(2, 4))
     head = draw(pick([*FINITE, *(["Bernoulli()"] if V == 2 else [])])).format(V=V, N=V - 1)
+    names: list[str] = []  # of the filters so far
     for _ in range(draw(st.integers(0, 2))):
-        # a Forbid around a filter may find no token left, see its docstring
-        some = [f for f in FILTERS if "Forbid" not in f or not head.startswith(("Top", "MinP", "Forbid"))]
-        if eos is not None:  # of a sequence, which must be able to go on
-            some = [f for f in some if "Forbid" not in f or eos != 1]
-            some += [] if head.startswith(("Top", "MinP", "Forbid", "MinL")) else [f"MinLength({{}}, 1, eos={eos})"]
+        # what two leave may be no token, see Forbid and MinLength; and a sequence of one symbol must not forbid it
+        taken = names and names[-1] != "Tempered"
+        some = [f for f in FILTERS if "Forbid" not in f or not (taken or eos == 1)]
+        some += [f"MinLength({{}}, 1, eos={eos})"] if eos is not None and not taken else []
         head = draw(pick(some)).format(head)
+        names.append(head[: head.index("(")])
     return head, V
 
 

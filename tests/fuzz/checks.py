@@ -117,8 +117,7 @@ def directions(s: Subject) -> None:
         return
     try:
         u = s.d.to_uniform(s.y)
-    except ValueError as error:  # documented: of families without a cdf
-        assert "cdf" in str(error), str(error)
+    except NotImplementedError:  # of a family without a cdf
         return
     inside = ((u > 1e-4) & (u < 1 - 1e-4)) | u.isnan()  # far out a quantile is not unique to rounding
     if inside.all():

@@ -366,17 +366,21 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _walk(self, phi: Tensor, state: Any, draw: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Any]:
         """The event's sites (B, 1, *site_shape) one by one, from the first one's parameters and state; the last state.
 
-        Padding is 0 at once: draws that are made of other padding could grow beyond all numbers.
+        Padding is 0 at once, drawn at phi = 0: draws that are made of other padding could grow beyond all numbers, and their
+        slopes too.
         """
         ys: list[Tensor] = []
         lengths = self._batch(self.batch_shape)[1]
         if lengths is not None:
-            lengths = lengths.repeat(len(phi) // max(len(lengths), 1)).unsqueeze(1)
+            lengths = lengths.repeat(len(phi) // max(len(lengths), 1)).reshape(-1, 1, 1)
         for t in range(self._given, self._given + self._layout[0]):
             if ys:
                 phi, state = self.conditioner.extend(self._read(ys[-1]), state)
-            y = draw(phi, t)
-            ys.append(y if lengths is None else torch.where(_wide(t < lengths, y), y, y.new_zeros(())))
+            if lengths is None:
+                ys.append(draw(phi, t))
+            else:
+                y = draw(torch.where(t < lengths, phi, phi.new_zeros(())), t)
+                ys.append(torch.where(_wide((t < lengths).squeeze(2), y), y, y.new_zeros(())))
         return ys, state
 
     def _event(self, y: Tensor, shape: torch.Size) -> Tensor:

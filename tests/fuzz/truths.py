@@ -24,6 +24,17 @@ def near(what: str, got: Tensor, expected: Tensor, tol: float | Tensor) -> None:
     assert not off.any(), f"{what}: {got[off][0].item():.10g}, not {expected[off][0].item():.10g}"
 
 
+def rounding(d: Any, y: Tensor) -> Tensor:
+    """To first order, by how much rounding of values changes their log_prob (*sample, *batch), a hundred times."""
+    y = y.detach().clone().requires_grad_(y.is_floating_point())
+    log_prob = d.log_prob(y)
+    if not (log_prob.requires_grad and y.requires_grad):
+        return torch.zeros_like(log_prob)
+    (slopes,) = torch.autograd.grad(log_prob.sum(), y, allow_unused=True, materialize_grads=True)
+    change = (slopes * y.detach()).abs().reshape(*log_prob.shape, -1).sum(-1)
+    return (100 * torch.finfo(y.dtype).eps * change).nan_to_num(torch.inf)
+
+
 class Subject:
     """The module of a case, what its call is given, the distribution that it returns, and values of that."""
 

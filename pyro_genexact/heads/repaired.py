@@ -26,7 +26,6 @@ from .without_rows import (
     DirichletMultinomial,
     ExtendedBetaBinomial,
     ExtendedBinomial,
-    LowRankMultivariateNormal,
     Multinomial,
     OneHotCategorical,
     OrderedLogistic,
@@ -206,8 +205,10 @@ class MultivariateStudentT(_Repaired, dist.MultivariateStudentT):  # type: ignor
         return torch.where(far.squeeze(-1), log_square - df.log(), near.log1p())
 
 
-class LowRankMultivariateNormal(_Repaired, dist.LowRankMultivariateNormal):  # type: ignore[name-defined]
+class LowRankMultivariateNormal(WithoutRows, _Repaired, dist.LowRankMultivariateNormal):  # type: ignore[name-defined]
     """Computed in float64, and as a sum of squares, where torch's difference of two cancels: y = W z + rest."""
+
+    support = REAL_VECTOR
 
     def _log_density(self, value: Tensor) -> Tensor:
         factor, diagonal = (_Double.apply(p) for p in (self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag))
@@ -437,7 +438,6 @@ REPAIRED: dict[str, type[Distribution]] = {
         InverseGamma,
         Kumaraswamy,
         LogNormal,
-        LowRankMultivariateNormal,
         Logistic,
         LogisticNormal,
         LowRankMultivariateNormal,

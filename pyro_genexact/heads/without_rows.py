@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.enumeration import ByEnumeration
-from ..independent import REAL_VECTOR, sum_rightmost
+from ..independent import sum_rightmost
 
 
 class WithoutRows:
@@ -67,10 +67,6 @@ class ExtendedBetaBinomial(WithoutRows, dist.ExtendedBetaBinomial):  # type: ign
 
 class ExtendedBinomial(WithoutRows, dist.ExtendedBinomial):  # type: ignore[name-defined]
     entropy = ByEnumeration.entropy
-
-
-class LowRankMultivariateNormal(WithoutRows, dist.LowRankMultivariateNormal):  # type: ignore[name-defined]
-    support = REAL_VECTOR
 
 
 class Multinomial(WithoutRows, dist.Multinomial):  # type: ignore[name-defined]

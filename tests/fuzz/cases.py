@@ -376,7 +376,8 @@ def chain(draw):
     if what == "Labels":
         ends = f"{draw(st.booleans())}, {draw(st.booleans())}"
         return Case("chain", f"Labels({batch}, {sites}, {V}, {steps}, {ends})", **given)
-    scalars = [*SCALARS[:9], *COUNTS[:4], "Bernoulli()", "Categorical(3)"]
+    # torch's own VonMises, which no head or model guards here, has its mass again in each turn
+    scalars = [*SCALARS[:8], *COUNTS[:4], "Bernoulli()", "Categorical(3)"]
     head = draw(st.one_of(pick(scalars), pick(VECTORS[:6]).map(lambda h: h.format(k=2))))
     return Case("chain", f"States({batch}, {sites}, {V}, head, {steps})", head, **given)
 

@@ -17,7 +17,7 @@ from pyro_genexact import conditioners, heads
 T, C, ROWS = 3, 2, 4
 NETS = {
     "made": lambda params, context=C: conditioners.MADE(
-        T, params, context=context, hidden=(8, 6), activation=torch.tanh
+        T, params, context=context, hidden=(8, 6), activation=torch.tanh, direct=False
     ),
     "nade": lambda params, context=C: conditioners.NADE(T, params, context=context, hidden=5),
     "recurrent": lambda params, context=C: conditioners.Recurrent((), params, context=context, hidden=5),

@@ -532,7 +532,9 @@ def chained(head, sites=2, net=None, context=0, order=None, event_shape=None):
     def factory():
         it = head()
         make = net or (
-            lambda P: MADE(sites, P, site=it.site_shape, hidden=(8,), context=context, activation=torch.tanh)
+            lambda P: MADE(
+                sites, P, site=it.site_shape, hidden=(8,), context=context, activation=torch.tanh, direct=False
+            )
         )
         module = gx.Autoregressive(make(it.num_params), it, event_shape or (sites, *it.site_shape), order)
         return built(module), sized(3, context, seed=1) if context else None

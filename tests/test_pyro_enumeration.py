@@ -119,7 +119,11 @@ def chain_of_two(a, b):
 def test_two_dependent_enumerated_sites():
     a = build("made")
     torch.manual_seed(2)
-    b = built(gx.Autoregressive(conditioners.MADE(2, 3, site=3, context=T, hidden=(7,)), heads.Categorical(3), (2,)))
+    b = built(
+        gx.Autoregressive(
+            conditioners.MADE(2, 3, site=3, context=T, hidden=(7,), direct=False), heads.Categorical(3), (2,)
+        )
+    )
     total = []
     for u in binaries():
         for v in torch.cartesian_prod(torch.arange(3), torch.arange(3)):

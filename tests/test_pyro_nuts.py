@@ -107,7 +107,7 @@ def test_nuts_over_sites_of_several_supports(order):
     """A real, a positive and a unit-interval site, through the joint constraint, visited in any order."""
     torch.manual_seed(1)
     head = heads.PerSite([heads.Normal(), heads.LogNormal(), heads.Beta()])
-    net = conditioners.MADE(T, 2, hidden=(8,), activation=torch.tanh)
+    net = conditioners.MADE(T, 2, hidden=(8,), activation=torch.tanh, direct=False)
     model = smooth(built(gx.Autoregressive(net, head, (T,), order)))
     where = torch.tensor(order or [0, 1, 2])
     y = torch.tensor([0.5, 0.2, 0.6], dtype=torch.float64)  # of the visited sites
@@ -145,7 +145,7 @@ def test_nuts_over_sites_of_several_supports(order):
 def test_nuts_over_points_of_a_simplex():
     """Two sites of three shares each: four free coordinates."""
     torch.manual_seed(1)
-    net = conditioners.MADE(2, 3, site=(3,), hidden=(8,), activation=torch.tanh)
+    net = conditioners.MADE(2, 3, site=(3,), hidden=(8,), activation=torch.tanh, direct=False)
     model = smooth(built(gx.Autoregressive(net, heads.ContinuousCategorical(3), (2, 3))))
     y = torch.tensor([0.2, 0.5, 0.3, 0.6, 0.3, 0.1], dtype=torch.float64)
 
@@ -177,10 +177,12 @@ def test_initial_values_of_chains(strategy, head):
     made = {
         "LogNormal": lambda: build("made", "LogNormal", context=0),
         "PerSite": lambda: built(
-            gx.Autoregressive(conditioners.MADE(2, 2), heads.PerSite([heads.Normal(), heads.Beta()]), (2,), [1, 0])
+            gx.Autoregressive(
+                conditioners.MADE(2, 2, direct=False), heads.PerSite([heads.Normal(), heads.Beta()]), (2,), [1, 0]
+            )
         ),
         "ContinuousCategorical": lambda: built(
-            gx.Autoregressive(conditioners.MADE(2, 3, site=(3,)), heads.ContinuousCategorical(3), (2, 3))
+            gx.Autoregressive(conditioners.MADE(2, 3, site=(3,), direct=False), heads.ContinuousCategorical(3), (2, 3))
         ),
     }
     model = made[head]().requires_grad_(False)

@@ -147,7 +147,7 @@ class MADE(Conditioner):
             check_connected(reads, masks, self.hidden)
         scales = [1.0] * len(degrees) + [0.1]  # a small last layer: heads start near the identity
         self.layers = nn.ModuleList(MaskedLinear(m, context, scale=s) for m, s in zip(masks, scales, strict=True))
-        skip = masks_of(reads, sites, [], outputs)[0] if direct and self.hidden else None
+        skip = masks_of(reads, sites, [], outputs)[0] if direct and self.hidden and num_sites > 1 else None
         self.direct = None if skip is None else MaskedLinear(skip, bias=False, scale=0.1)
 
         # The units of a level (inputs, hidden layers, outputs) with degree below d are its first _ends[level][d].

@@ -62,6 +62,8 @@ def to_event(d: Any, dims: int = 0) -> Any:
 
 def of_events(d: Any, dims: int = 0) -> Independent:
     """The same as :class:`Independent`, without one of torch's within."""
+    if isinstance(d, Independent) and not dims:
+        return d
     while isinstance(d, torch.distributions.Independent):
         d, dims = d.base_dist, dims + d.reinterpreted_batch_ndims
     return Independent(d, dims)

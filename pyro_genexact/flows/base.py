@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from ..base import Constant, DistributionModule, Padded, check_context
 from ..distributions.checks import checked_lengths, checked_source
 from ..distributions.transformed import TransformedDistribution
-from ..independent import of_events
+from ..independent import of_events, to_event
 from ..transforms import Chain
 from ..transforms.base import transform_of
 from ..transforms.prefixes import Prefixes
@@ -97,7 +97,7 @@ class Flow(DistributionModule):
 def standard_normal(*shape: int) -> Constant:
     """The base that recipes have by default, of events of this shape; it follows from sizes, so it is not saved."""
     zeros = torch.zeros(shape, device="cpu")
-    return Constant(dist.Normal(zeros, zeros + 1).to_event(len(shape)), persistent=False)
+    return Constant(to_event(dist.Normal(zeros, zeros + 1), len(shape)), persistent=False)
 
 
 def checked(flow: Flow, context: Any, source_lengths: Tensor | None) -> Any:

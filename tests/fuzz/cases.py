@@ -1,7 +1,7 @@
 """Descriptions of small models of every kind, drawn by hypothesis, and the models that they describe.
 
-A description is the code of a model and of its head, shapes and lengths of what its call is given, a dtype and a seed. Its repr
-is a call that makes it again. Drawn are valid models alone: each restriction below is one that the classes document.
+A description is code of a model and its head, what its call is given, a dtype and a seed; its repr makes it again. Only valid
+models are drawn: each restriction below is one that the classes document.
 """
 
 from __future__ import annotations
@@ -163,8 +163,7 @@ def finite(draw, labels=None, eos=None):
 @draws
 def any_head(draw):
     """Code of a head, and the site (code) of a conditioner for it."""
-    what = draw(pick(["scalar", "finite", "vector", "count", "stopped"]))
-    if what == "finite":
+    if (what := draw(pick(["scalar", "finite", "vector", "count", "stopped"]))) == "finite":
         head, V = draw(finite())
         return head, draw(pick([str(V), "()"]))
     if what == "vector":
@@ -376,7 +375,7 @@ def chain(draw):
     if what == "Labels":
         ends = f"{draw(st.booleans())}, {draw(st.booleans())}"
         return Case("chain", f"Labels({batch}, {sites}, {V}, {steps}, {ends})", **given)
-    # torch's own VonMises, which no head or model guards here, has its mass again in each turn
+    # no VonMises: nothing guards torch's own here, which has its mass again in each turn
     scalars = [*SCALARS[:8], *COUNTS[:4], "Bernoulli()", "Categorical(3)"]
     head = draw(st.one_of(pick(scalars), pick(VECTORS[:6]).map(lambda h: h.format(k=2))))
     return Case("chain", f"States({batch}, {sites}, {V}, head, {steps})", head, **given)

@@ -494,3 +494,11 @@ if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
         value = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
         c = d.concentration
         torch.testing.assert_close(d.cdf(value), 1 - (1 + c * (value - 0.5) / d.scale) ** (-1 / c))
+
+
+def test_gradients_of_large_draws_of_the_inverse_gamma():
+    concentration = torch.full((4000,), 0.02, requires_grad=True)
+    d = HEADS["InverseGamma"].family(concentration, torch.ones(4000))
+    x = d.rsample()
+    (grad,) = torch.autograd.grad(x.log().sum(), concentration)
+    assert (x > 1e30).any() and grad.isfinite().all() and (grad[x > 1e30] == 0).all() and (grad[x < 1e15] != 0).all()

@@ -138,11 +138,19 @@ class Gumbel(_Repaired, dist.Gumbel):  # type: ignore[name-defined]
 
 
 class InverseGamma(_Repaired, dist.InverseGamma):  # type: ignore[name-defined]
-    """With a log_prob that holds near 0 (torch's is +inf where the square of 1 / x overflows)."""
+    """With a log_prob that holds near 0 (torch's is +inf where the square of 1 / x overflows).
+
+    Draws whose square overflows have gradient 0, where torch's have infinity or NaN.
+    """
 
     def _log_density(self, value: Tensor) -> Tensor:
         a, b = self.concentration, self.rate
         return a * b.log() - torch.lgamma(a) - (a + 1) * value.log() - b / value
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        gamma = self.base_dist.rsample(torch.Size(sample_shape))
+        small = gamma < torch.finfo(gamma.dtype).tiny ** 0.5
+        return torch.where(small, gamma.detach(), gamma).reciprocal()
 
 
 class Kumaraswamy(_Rounded, dist.Kumaraswamy):  # type: ignore[name-defined]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
+from operator import index
 from typing import Any
 
 import torch
@@ -183,8 +185,16 @@ def shape_of(event_shape: Any) -> torch.Size:
     """The event shape as a Size; a TypeError for what is no sequence."""
     if not isinstance(event_shape, (tuple, list)):
         raise TypeError(f"Expected event_shape to be a sequence of integers; got {event_shape!r}.")
-    check_widths(1, event_shape=event_shape)
-    return torch.Size(event_shape)
+    sizes = tuple(_as_integer(size) for size in event_shape)
+    check_widths(1, event_shape=sizes)
+    return torch.Size(sizes)
+
+
+def _as_integer(size: Any) -> Any:
+    """An integer of numpy or torch as one of Python; anything else as it is."""
+    with suppress(TypeError):
+        return size if isinstance(size, bool) else index(size)
+    return size
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:

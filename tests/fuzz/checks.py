@@ -301,7 +301,7 @@ def functional(s: Subject) -> None:
     except RuntimeError as error:
         assert "Batching rule not implemented" in str(error), f"vmap: {error}"
         return
-    near("log_prob by vmap", rows, s.d.log_prob(s.y), s.tolerance)
+    near("log_prob by vmap", rows, s.d.log_prob(s.y), s.tolerance + rounding(s.d, s.y))
 
 
 @check

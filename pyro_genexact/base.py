@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from math import inf
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from .core.buffers import register_derived
+from .core.buffers import register_derived, register_given, restore_derived
 
 _FORGOTTEN: dict[str, Any] = {"_inv": None, "_last": None, "_watched": None, "_cached_x_y": (None, None)}
 """What transforms remember, and what stands there in one that remembers nothing."""
@@ -172,6 +171,10 @@ class Head(nn.Module):
     support: constraints.Constraint = constraints.real
     domain: constraints.Constraint = constraints.real
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(restore_derived)
+
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""
         raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
@@ -191,6 +194,10 @@ class DistributionModule(nn.Module):
     """
 
     context: int | Steps | Source = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(restore_derived)
 
     def forward(self, context: Tensor | None = None) -> Any:
         """The distribution given the context (*batch, C)."""
@@ -231,8 +238,8 @@ class Constant(nn.Module):
         def keep(tensor: Tensor) -> _Slot:
             if id(tensor) not in slots:
                 slots[id(tensor)] = _Slot(f"value_{len(slots)}")
-                register = self.register_buffer if persistent else partial(register_derived, self)
-                register(slots[id(tensor)].name, tensor.contiguous())  # no state goes into an expanded one
+                register = register_given if persistent else register_derived
+                register(self, slots[id(tensor)].name, tensor)
             return slots[id(tensor)]
 
         self._template = map_leaves(keep, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import copy
 from math import prod
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Conditioner, DistributionModule, Head, Steps, check_context, check_sizes
+from .core.buffers import register_given
 from .distributions.autoregressive import AutoregressiveDistribution
 from .distributions.checks import (
     check_distribution_head,
@@ -69,7 +71,7 @@ class Autoregressive(DistributionModule):
         self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, shape_of(event_shape), limit
         self.context = conditioner.context
         sites = prod(sites_of(conditioner, head, self.event_shape, 0))
-        self.register_buffer("order", None if order is None else permutation(order, sites))
+        register_given(self, "order", None if order is None else permutation(order, sites))
 
     def forward(
         self,
@@ -106,9 +108,11 @@ class Autoregressive(DistributionModule):
 
     def _event_of(self, num_sites: int) -> torch.Size:
         check_sizes(1, num_sites=num_sites)
-        if self.order is not None or len(self.event_shape) != 1 + len(self.head.site_shape):
+        if self.order is not None:
+            raise ValueError(f"Expected num_sites=None for a model with an order; got {num_sites}.")
+        if len(self.event_shape) != 1 + len(self.head.site_shape):
             raise ValueError(
-                f"Expected num_sites=None for a model of images or with an order; got {num_sites} for event_shape "
+                f"Expected num_sites=None for sites of several dims; got {num_sites} for event_shape "
                 f"{tuple(self.event_shape)}."
             )
         return torch.Size((num_sites, *self.head.site_shape))
@@ -240,7 +244,9 @@ class OrderEnsemble(DistributionModule):
 
     def for_validation(self) -> OrderEnsemble:
         """The ensemble over the first ``validation`` orders, of the same weights."""
-        return OrderEnsemble(self.autoregressive, self.orders[: self.validation], self.validation)
+        new = copy.copy(self)
+        new._buffers = {**self._buffers, "orders": self.orders[: self.validation]}
+        return new
 
     def _under(self, order: Tensor, context: Tensor | None) -> AutoregressiveDistribution:
         model = self.autoregressive
@@ -406,7 +412,7 @@ class CRF(DistributionModule):
                 )
             if constraint is not None and tuple(constraint.shape) != size:
                 raise ValueError(f"Expected {argument}.shape == {size} (labels); got {tuple(constraint.shape)}.")
-            self.register_buffer(argument, constraint)
+            register_given(self, argument, constraint)
 
     def forward(self, context: Any = None, lengths: Tensor | None = None) -> LinearChainCRF:
         """The CRF given the context (*batch, N, C) and the lengths (*batch) of its rows."""

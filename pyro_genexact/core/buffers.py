@@ -20,6 +20,18 @@ class _Packed(NamedTuple):
         return torch.from_numpy(flat.astype(np.bool_)).view(self.shape)
 
 
+def register_given(module: nn.Module, name: str, value: Tensor | None) -> None:
+    """Registers a copy of a tensor that the user gave: a state loaded into the module must not change the argument.
+
+    A tensor that needs gradients stays the same, so that they reach it.
+    """
+    if value is not None:
+        value = (
+            value.contiguous() if value.requires_grad else value.detach().clone(memory_format=torch.contiguous_format)
+        )
+    module.register_buffer(name, value)
+
+
 def register_derived(module: nn.Module, name: str, value: Tensor | None, dtype: torch.dtype | None = None) -> None:
     """Registers a buffer that is not saved, and restores it before each ``load_state_dict``.
 
@@ -36,18 +48,29 @@ def register_derived(module: nn.Module, name: str, value: Tensor | None, dtype: 
         return
     if "_derived" not in module.__dict__:
         module._derived = {}  # type: ignore[assignment]
-        module.register_load_state_dict_pre_hook(_restore)
+        module.register_load_state_dict_pre_hook(restore_derived)
     host = value.detach().cpu().clone()
     packed: Any = _Packed(np.packbits(host.numpy()), tuple(host.shape)) if host.dtype == torch.bool else host
     module._derived[name] = packed  # type: ignore[index, operator]
 
 
-def _restore(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-    """Fills the derived buffers, on the device where the module is; with ``assign``, where the state is."""
-    assigned = next((t.device for name, t in state.items() if name.startswith(prefix)), torch.device("cpu"))
-    derived: Any = module._derived
-    for name, kept in derived.items():
-        buffer: Any = module._buffers[name]
-        device = assigned if metadata.get("assign_to_params_buffers") else buffer.device
-        value = kept.tensor() if isinstance(kept, _Packed) else kept
-        module._buffers[name] = value.to(device=device, dtype=buffer.dtype, copy=True)
+def restore_derived(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any], *rest: Any
+) -> None:
+    """Fills the derived buffers of a module and its parts, where they are; with ``assign`` as the state is.
+
+    A hook of ``load_state_dict``. Parts without tensors of their own follow the modules above them that have it as a hook.
+    """
+    assigned: list[Tensor] = []
+    if metadata.get("assign_to_params_buffers"):
+        assigned = [t for name, t in state.items() if name.startswith(prefix)]
+    number = next((t.dtype for t in assigned if t.is_floating_point()), None)
+    for part in module.modules():
+        for name, kept in part.__dict__.get("_derived", {}).items():
+            buffer: Any = part._buffers[name]
+            device = assigned[0].device if assigned else buffer.device
+            if device.type == "meta" and metadata.get("assign_to_params_buffers") and not (assigned or prefix):
+                device = torch.device("cpu")  # a module without saved tensors that is loaded by itself
+            dtype = number if number is not None and buffer.is_floating_point() else buffer.dtype
+            value = kept.tensor() if isinstance(kept, _Packed) else kept
+            part._buffers[name] = value.to(device=device, dtype=dtype, copy=True)

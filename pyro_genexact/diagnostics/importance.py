@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import check_sizes
+from ..core.values import numbers
 from . import bridge
 from .runs import run
 
@@ -125,7 +126,7 @@ class Importance:
         return torch.tensordot(weights, values.to(weights.dtype), 1)
 
     def _values(self, function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        values = function(self.draws)
+        values = numbers("function(draws)", function(self.draws))
         if values.shape[:1] != self.log_weights.shape:
             raise ValueError(
                 f"Expected function(draws).shape[0] == {len(self.log_weights)}; got {tuple(values.shape)}."

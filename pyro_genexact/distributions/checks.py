@@ -85,19 +85,18 @@ def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
     return given.long()
 
 
-def check_integers(name: str, lengths: Any) -> None:
-    """Raises a TypeError unless the lengths are a tensor of integers."""
+def checked_integers(name: str, lengths: Any) -> Tensor:
+    """The lengths as int64, since bounds overflow in the narrow kinds; a TypeError unless they are a tensor of integers."""
     kind = getattr(lengths, "dtype", None)
     if isinstance(lengths, Tensor) and not (kind.is_floating_point or kind.is_complex or kind == torch.bool):  # type: ignore[union-attr]
-        return
+        return lengths.long()
     hint = " A mask of prefixes has the lengths mask.sum(-1)." if kind == torch.bool else ""
     raise TypeError(f"Expected {name} to be a tensor of integers; got {kind or type(lengths).__name__}.{hint}")
 
 
 def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str = "sites of the event") -> Tensor:
     """The lengths; a TypeError unless they are integers, a ValueError unless each is between 0 and the sites."""
-    check_integers(name, lengths)
-    lengths = lengths.long()  # in the narrow kinds bounds overflow
+    lengths = checked_integers(name, lengths)
     if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]
         raise ValueError(f"Expected {name} between 0 and {sites} ({of}); got {int(wrong)}.")

@@ -219,8 +219,6 @@ class HiddenMarkov(TorchDistribution):
     def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
         value = floating(numbers("value", value), [self.initial])
         check.fits("value", value, self.initial, self.batch_shape, self.event_shape, len(self.event_shape))
-        if not (value.is_floating_point() or value.is_complex()):  # which families subtract and multiply
-            value = value.to(torch.promote_types(self.initial.dtype, torch.float32))
         if self._validate_args and visible(value):
             self._validate_sample(value)
         batch = value.shape[: value.dim() - len(self.event_shape)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head, broadcast_shapes, check_sizes, visible
+from ..core.values import numbers
 from .autoregressive import AutoregressiveDistribution, _Events, _wide
 from .categorical import continuing
 from .checks import check_ends, check_uniforms, checked_lengths, joint_batch, sites_of_prefix
@@ -126,6 +127,7 @@ class SequenceDistribution(AutoregressiveDistribution):
 
     def lengths(self, value: Tensor) -> Tensor:  # type: ignore[override]
         """How many sites (*) stand before the first ``eos``; with ``eos=None`` up to the end, which counts. At most max_len."""
+        value = numbers("value", value)
         self._check_event("value", value)
         before = (self._ends(value).cumsum(-1) == 0).sum(-1)
         if self.eos is not None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pyro.distributions as dist
+from torch import Tensor
 
 from ..base import Settable
+from ..independent import of_events
 
 
 class TransformedDistribution(dist.TransformedDistribution):
@@ -16,6 +21,16 @@ class TransformedDistribution(dist.TransformedDistribution):
         >>> d.has_rsample, d.has_rsample_(False).has_rsample
         (True, False)
     """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, also of no rows, of which bases of vectors have none by themselves."""
+        if value.numel() and self.batch_shape.numel():
+            return super().log_prob(value)  # type: ignore[no-any-return]
+        new = copy.copy(self)
+        new.base_dist = of_events(self.base_dist)
+        return super(TransformedDistribution, new).log_prob(value)  # type: ignore[no-any-return]
+
+    base_dist: Any
 
     @Settable
     def has_rsample(self) -> bool:

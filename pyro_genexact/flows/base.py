@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from ..base import Constant, DistributionModule, Padded, check_context
 from ..distributions.checks import checked_lengths, checked_source
 from ..distributions.transformed import TransformedDistribution
-from ..independent import of_events, to_event
+from ..independent import to_event
 from ..transforms import Chain
 from ..transforms.base import transform_of
 from ..transforms.prefixes import Prefixes
@@ -76,12 +76,12 @@ class Flow(DistributionModule):
         base = self.base(given) if getattr(self.base, "context", 0) else self.base()
         parts = [transform_of(t, given) for t in self.transforms]
         if lengths is None:
-            return TransformedDistribution(of_events(base), [Chain(parts)])
+            return TransformedDistribution(to_event(base), [Chain(parts)])
         elements = _elements(base)
         lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()  # as they are now, for base and transforms
         sites = torch.arange(elements.batch_shape[-1], device=lengths.device)
         masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
-        return TransformedDistribution(of_events(masked), [Prefixes(parts, lengths)])
+        return TransformedDistribution(to_event(masked), [Prefixes(parts, lengths)])
 
     def condition(
         self,

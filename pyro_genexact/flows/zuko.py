@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -128,6 +130,8 @@ class ConditionedZuko(RememberingTransform):
         self.context, self._tensors = context, list({id(t): t for t in tensors}.values())
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not prod(self.forward_shape(x.shape)):
+            return self._of_no_rows(x, ConditionedZuko.evaluate)
         with _outside_inference_mode():
             x, context = _plain(self._broadcast(x)), _plain(self.context)
             transform = self.module(context)
@@ -138,6 +142,8 @@ class ConditionedZuko(RememberingTransform):
             return y, -_call_and_ladj(transform, y)[1]
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        if not prod(self.forward_shape(y.shape)):
+            return self._of_no_rows(y, ConditionedZuko.solve)
         with _outside_inference_mode():
             x, ladj = _call_and_ladj(self.module(_plain(self.context)), _plain(self._broadcast(y)))
             return x, -ladj
@@ -152,6 +158,13 @@ class ConditionedZuko(RememberingTransform):
 
     def _parameters(self) -> list[Tensor]:
         return [t for t in self._tensors if t.requires_grad]
+
+    def _of_no_rows(self, value: Tensor, direction: Any) -> tuple[Tensor, Tensor]:
+        """Images of no rows, which zuko cannot reshape, with the gradients of one."""
+        one, none = copy.copy(self), self._broadcast(value)
+        one.context = None if self.context is None else self.context.new_zeros(1, self.context.shape[-1])
+        image, ladj = direction(one, value.new_zeros(1, value.shape[-1]))
+        return none + image[0], none.sum(-1) + ladj[0]
 
     def _broadcast(self, value: Tensor) -> Tensor:
         check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from ..base import Constant, Head, check_sizes, check_widths, tensors_in
+from ..core.buffers import register_given
 from ..independent import independent, to_event
 from . import table
 from .parameters import Cholesky, Link, Part, brief, citizen, fixed_value
@@ -214,13 +215,13 @@ class Parametric(Head):
                 shape = self._lead + tuple(sizes[size] for size in parameters[name].shape)
                 value = fixed_value(name, value, shape, constraint.get(name, parameters[name].constraint))
                 if parameters[name].shape and not isinstance(value, nn.Parameter):
-                    value = value.expand(shape).contiguous()  # as families want vectors whole
+                    value = value.expand(shape)  # as families want vectors whole
             elif isinstance(value, float):
                 value = torch.tensor(value, dtype=torch.float64, device="cpu")
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor):
-                self.register_buffer(name, value)
+                register_given(self, name, value)
             else:
                 options[name] = value
         if "validate_args" in arguments:

@@ -262,7 +262,14 @@ def saturation(module: nn.Module, context: Tensor | None = None) -> None:
         with _seeded(0):
             d = made(module, context)
             y = d.rsample((64,))
-            for case, value in (("log(1 + |draws|)", y.abs().log1p()), ("log_prob of draws", d.log_prob(y))):
+            values = {
+                "draws": y,
+                "log(1 + |draws|)": y.abs().log1p(),
+                "log_prob of draws": d.log_prob(y),
+                # but for saturated draws of which the inverse grows beyond all numbers
+                "log_prob of draws, computed anew": (anew := made(module, context).log_prob(y))[anew > -1e6],
+            }
+            for case, value in values.items():
                 for i, found in enumerate((value, *_gradients(value.sum(), [*module.parameters()], keep_graph=True))):
                     if not found.isfinite().all():
                         what = f"gradient {i - 1} of {case}" if i else case

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .helpers import _broken, _close, _raises
 
-INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64, torch.int64)
 
 
 def kinds(distribution: Any, value: Tensor) -> None:

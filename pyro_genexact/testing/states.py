@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .helpers import _close
+from ..base import DistributionModule
+from .helpers import _close, _same
 
 
 def reloading(module: nn.Module, run: Callable[[Any], Tensor]) -> None:
     """After ``to("meta")`` and ``to_empty`` the module's ``state_dict`` brings back all that ``run`` depends on.
 
     Large models are made so: on ``meta``, then on a device without numbers, then from a checkpoint. The state goes through
-    ``torch.load(weights_only=True)``, and once more by ``assign``, into a module still on ``meta``.
+    ``torch.load(weights_only=True)``, and once more by ``assign``, into a module still on ``meta``. A
+    :class:`~pyro_genexact.DistributionModule` is wholly on the device and in the dtype of a state that is assigned to it.
 
     Args:
         module: any module.
@@ -37,6 +39,19 @@ def reloading(module: nn.Module, run: Callable[[Any], Tensor]) -> None:
                 other.to_empty(device=device)
         other.load_state_dict(state, assign=assign)
         _close("reloading", case, run(other), expected, 1e-12)
+    if isinstance(module, DistributionModule) and state:
+        _follows("another device", module, {name: t.to("meta") for name, t in state.items()})
+        _follows("another dtype", module, {n: t.float() if t.is_floating_point() else t for n, t in state.items()})
+
+
+def _follows(case: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+    other = copy.deepcopy(module)
+    other.load_state_dict(state, assign=True)
+    like = next(iter(state.values()))
+    for name, t in (*other.named_parameters(), *other.named_buffers()):
+        _same("reloading", f"{case} by assign: device of {name}", t.device, like.device)
+        if t.is_floating_point() and case == "another dtype":
+            _same("reloading", f"{case} by assign: dtype of {name}", t.dtype, torch.float32)
 
 
 @contextmanager

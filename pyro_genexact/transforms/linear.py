@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import broadcast_shapes
-from ..distributions.checks import check_integers
+from ..core.buffers import register_given
+from ..distributions.checks import checked_integers
 from ..independent import REAL_VECTOR, independent
 from .base import PlainTransform
 from .padding import after, zero_padding
@@ -61,7 +62,7 @@ class Permute(_Reordering):
             or (not permutation.is_meta and permutation.sort()[0].tolist() != list(range(len(permutation))))
         ):
             raise ValueError(f"Expected permutation to hold each of 0 ... T-1 once; got {permutation.tolist()}.")
-        self.register_buffer("permutation", permutation)
+        register_given(self, "permutation", permutation)
 
     def _call(self, x: Tensor) -> Tensor:
         return _sized(x, self.dim, len(self.permutation)).index_select(self.dim, self.permutation)
@@ -92,9 +93,7 @@ class Reverse(_Reordering):
 
     def __init__(self, dim: int = -1, lengths: Tensor | None = None) -> None:
         super().__init__(dim)
-        if lengths is not None:
-            check_integers("lengths", lengths)
-        self.register_buffer("lengths", lengths)
+        register_given(self, "lengths", None if lengths is None else checked_integers("lengths", lengths))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -163,8 +162,8 @@ class Standardize(PlainTransform, TransformModule):
             raise ValueError(
                 f"Expected finite shifts and positive finite scales; got others at features {bad.nonzero()[:, 0].tolist()}."
             )
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
+        register_given(self, "shift", shift)
+        register_given(self, "scale", scale)
 
     @classmethod
     def from_data(cls, data: Tensor) -> Standardize:

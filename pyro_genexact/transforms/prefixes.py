@@ -11,7 +11,7 @@ from torch.distributions import AffineTransform, ComposeTransform, IndependentTr
 from torch.distributions.transforms import _InverseTransform
 
 from ..base import broadcast_shapes
-from ..distributions.checks import check_integers, checked_lengths
+from ..distributions.checks import checked_integers, checked_lengths
 from ..independent import REAL_VECTOR, independent, sum_rightmost
 from .affine import Affine
 from .base import Chain, RememberingTransform, call_with_ladj
@@ -47,7 +47,7 @@ class Prefixes(Chain):
     """
 
     def __init__(self, parts: Sequence[Transform], lengths: Tensor, cache_size: int = 1) -> None:
-        check_integers("lengths", lengths)
+        lengths = checked_integers("lengths", lengths)
         super().__init__([on_prefixes(part, lengths) for part in parts], cache_size=cache_size)
         self.lengths = lengths
 

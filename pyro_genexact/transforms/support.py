@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import groupby
-from math import inf, isfinite, log
+from math import exp, inf, isfinite, log
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
 from ..base import check_numbers, check_sizes
-from ..core.values import numbers
+from ..core.values import floating, numbers
 from ..independent import REAL_VECTOR, independent, sum_rightmost
 from .base import PlainTransform, RememberingTransform
 
@@ -23,8 +23,8 @@ from .base import PlainTransform, RememberingTransform
 class HalfLine(PlainTransform):
     """y = bound + sign exp(x), onto the open half line above (sign 1) or below (sign -1) the bound; log|dy/dx| = x.
 
-    A value that would round onto the bound is the last number before it; one that would overflow is the image of the
-    largest x that does not, with gradient 0.
+    A value that would round onto the bound is the last number before it. From |x| = log(eps max) on, eps and max those of the
+    dtype, y is that of the largest such x, with gradient 0: beyond, products of gradients with y or 1 / y would overflow.
 
     Args:
         bound: the end of the half line, a number or a tensor that broadcasts.
@@ -51,9 +51,7 @@ class HalfLine(PlainTransform):
         return self._sign
 
     def _call(self, x: Tensor) -> Tensor:
-        number = torch.finfo(x.dtype)
-        largest = (1 - number.eps) * log(number.max)  # exp of more would overflow, and its gradient be NaN
-        y = self.bound + self._sign * x.clamp(max=largest).exp()
+        y = self.bound + self._sign * _bounded(x).exp()
         return _inside(y, self.bound, inf) if self._sign > 0 else _inside(y, -inf, self.bound)
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -68,7 +66,7 @@ class Interval(PlainTransform):
     """y = low + (high - low) sigmoid(x), onto the open interval; log|dy/dx| = log(high - low) + log sigmoid'(x).
 
     The inverse is log(y - low) - log(high - y), exact up to both ends. A value that would round onto an end is the last
-    number before it.
+    number before it, and |x| is bounded as by :class:`HalfLine`.
 
     Args:
         low, high: numbers or tensors that broadcast.
@@ -91,7 +89,10 @@ class Interval(PlainTransform):
         return constraints.interval(self.low, self.high)
 
     def _call(self, x: Tensor) -> Tensor:
-        width = self.high - self.low  # each half from its own end, so that small distances to either are exact
+        width, x = (
+            self.high - self.low,
+            _bounded(x),
+        )  # each half from its own end, so that small distances to either are exact
         y = torch.where(x < 0, self.low + width * torch.sigmoid(x), self.high - width * torch.sigmoid(-x))
         return _inside(y, self.low, self.high)
 
@@ -108,8 +109,8 @@ class Interval(PlainTransform):
 class Simplex(PlainTransform):
     """y = softmax(x_1 ... x_{k-1}, 0), onto the open simplex of k (additive log-ratio); log|dy/dx| = sum_i log y_i.
 
-    The density is that of the first k - 1 coordinates, as for the Dirichlet. A value that would round to 0 is the
-    smallest positive number.
+    The density is that of the first k - 1 coordinates, as for the Dirichlet. A value below 1 / (eps max),
+    eps and max those of the dtype, is that number, with gradient 0: products of gradients with its inverse would overflow.
 
     Reference: Aitchison, "The Statistical Analysis of Compositional Data", JRSS B 1982.
 
@@ -122,7 +123,7 @@ class Simplex(PlainTransform):
     codomain = constraints.simplex
 
     def _call(self, x: Tensor) -> Tensor:
-        return _inside(pad(x, (0, 1)).softmax(-1), 0.0, inf)
+        return pad(x, (0, 1)).softmax(-1).clamp(min=exp(-_largest(x)))
 
     def _inverse(self, y: Tensor) -> Tensor:
         return y[..., :-1].log() - y[..., -1:].log()
@@ -178,7 +179,7 @@ class ToSupport(RememberingTransform):
 
     def contains(self, y: Tensor) -> Tensor:
         """Whether y (*batch, features) lies in the interior, (*batch,) Boolean; a TypeError for complex numbers."""
-        y = numbers("value", y)
+        y = floating(numbers("value", y), ())
         with torch.no_grad():
             x = self.bijection.inv(y)
             inside = (x - x).sum(-1) == 0  # all are finite
@@ -193,6 +194,7 @@ class ToSupport(RememberingTransform):
             raise ValueError(
                 f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}."
             )
+        y = numbers("value", y)
         inside = self.contains(y)
         none = y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
         y = torch.where(inside.unsqueeze(-1), y, self.interior(y))  # so that gradients are finite
@@ -266,6 +268,17 @@ def _check_ends(**ends: Any) -> None:
             check_numbers(**{name: end})
             if not isfinite(end):
                 raise ValueError(f"Expected {name} to be finite; got {end}.")
+
+
+def _largest(x: Tensor) -> float:
+    """log(eps max) of the dtype: products of numbers up to eps max with gradients rarely overflow."""
+    number = torch.finfo(x.dtype)
+    return log(number.eps * number.max)
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """x between -log(eps max) and log(eps max), with gradient 0 beyond."""
+    return x.clamp(-_largest(x), _largest(x))
 
 
 def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

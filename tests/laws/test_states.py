@@ -5,11 +5,14 @@ import pytest
 import torch
 from registry import built, sized
 from torch import nn
+from torch.distributions import constraints
 
-from pyro_genexact import testing
+import pyro_genexact as gx
+from pyro_genexact import heads, testing
 from pyro_genexact.base import Constant
 from pyro_genexact.conditioners import MADE
 from pyro_genexact.testing import conditioner_inputs, made
+from pyro_genexact.transforms import Standardize
 
 
 def test_conditioner(conditioner):
@@ -55,6 +58,33 @@ def test_states_hold_no_masks_and_what_users_gave():
     one, other = (Constant(dist.Normal(torch.full((2,), loc), 1.0)) for loc in (1.0, 2.0))
     other.load_state_dict(one.state_dict())
     assert torch.equal(other().loc, one().loc)
+
+
+def by_base(tensor):
+    return gx.flows.maf(2, base=dist.Normal(tensor, 1.0).to_event(1))
+
+
+def by_support(tensor):
+    return gx.flows.maf(2, support=constraints.greater_than(tensor))
+
+
+GIVEN = {
+    "base": by_base,
+    "support": by_support,
+    "fixed parameter": lambda t: heads.Parametric(dist.Normal, (2,), loc=t),
+    "standardize": lambda t: Standardize(t, torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("make", GIVEN.values(), ids=GIVEN)
+def test_loading_changes_neither_arguments_nor_other_modules(make):
+    given = torch.zeros(2)
+    one, same, other = make(given), make(given), make(torch.full((2,), 9.0))
+    before = {name: t.clone() for name, t in same.state_dict().items()}
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(given, torch.zeros(2))
+    assert all(torch.equal(t, before[name]) for name, t in same.state_dict().items())
+    assert any((t == 9).any() for t in one.state_dict().values())
 
 
 class MaskNotRestored(MADE):

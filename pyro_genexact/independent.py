@@ -15,7 +15,9 @@ from .base import Settable
 
 
 class Independent(dist.Independent):  # type: ignore[name-defined]
-    """Batch dims of a distribution as event dims; none, where it is one of vectors already.
+    """Turns batch dims of a distribution into event dims, also of batches without rows.
+
+    With no dims it wraps a distribution of vectors, whose own log_prob may not handle batches without rows.
 
     Example:
         >>> to_event(dist.Normal(torch.zeros(0, 3), 1.0), 1).log_prob(torch.zeros(0, 3)).shape
@@ -61,7 +63,7 @@ def to_event(d: Any, dims: int = 0) -> Any:
 
 
 def of_events(d: Any, dims: int = 0) -> Independent:
-    """The same as :class:`Independent`, without one of torch's within."""
+    """The same as :class:`Independent`, in place of torch's own where the distribution is one."""
     if isinstance(d, Independent) and not dims:
         return d
     while isinstance(d, torch.distributions.Independent):

@@ -230,7 +230,9 @@ class OrderEnsemble(DistributionModule):
         elif (isinstance(orders, Tensor) and orders.dim() != 2) or not len(orders):
             got = tuple(orders.shape) if isinstance(orders, Tensor) else orders
             raise ValueError(f"Expected orders of shape (K, {sites}) with K >= 1 (the sites); got {got}.")
-        self.register_buffer("orders", torch.stack([permutation(order, sites, "each of orders") for order in orders]))
+        self.register_buffer(
+            "orders", torch.stack([permutation(order, sites, f"orders[{k}]") for k, order in enumerate(orders)])
+        )
         autoregressive.conditioner.permuted(self.orders[0]), autoregressive.head.permuted(self.orders[0])  # fail early
 
     def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution | Mixture:

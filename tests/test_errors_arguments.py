@@ -230,19 +230,19 @@ def test_lengths_of_another_batch():
         (Z(0, 3).long(), ValueError, "Expected orders of shape (K, 3) with K >= 1 (the sites); got (0, 3)."),
         (torch.arange(3), ValueError, "Expected orders of shape (K, 3) with K >= 1 (the sites); got (3,)."),
         (torch.tensor(3), ValueError, "Expected orders of shape (K, 3) with K >= 1 (the sites); got ()."),
-        ([0, 1, 2], TypeError, "Expected each of orders to be a tensor or a list of integers; got 0."),
-        (["abc"], TypeError, "Expected each of orders to be a tensor or a list of integers; got 'abc'."),
-        ([[0, 1]], ValueError, "Expected each of orders to be a permutation of 0 ... 2 (the sites); got [0, 1]."),
-        ([[0, 1, 1]], ValueError, "Expected each of orders to be a permutation of 0 ... 2 (the sites); got [0, 1, 1]."),
+        ([0, 1, 2], TypeError, "Expected orders[0] to be a tensor or a list of integers; got 0."),
+        (["abc"], TypeError, "Expected orders[0] to be a tensor or a list of integers; got 'abc'."),
+        ([[0, 1]], ValueError, "Expected orders[0] to be a permutation of 0 ... 2 (the sites); got [0, 1]."),
+        ([[0, 1, 1]], ValueError, "Expected orders[0] to be a permutation of 0 ... 2 (the sites); got [0, 1, 1]."),
         (
             [[0, 1, "2"]],
             ValueError,
-            "Expected each of orders to be a permutation of 0 ... 2 (the sites); got [0, 1, '2'].",
+            "Expected orders[0] to be a permutation of 0 ... 2 (the sites); got [0, 1, '2'].",
         ),
         (
             torch.tensor([[0.0, 1.0, 2.0]]),
             ValueError,
-            "Expected each of orders to be a permutation of 0 ... 2 (the sites); got [0.0, 1.0, 2.0].",
+            "Expected orders[0] to be a permutation of 0 ... 2 (the sites); got [0.0, 1.0, 2.0].",
         ),
     ],
 )
@@ -251,7 +251,7 @@ def test_orders(orders, kind, text):
 
 
 def test_orders_of_booleans():
-    text = "Expected each of orders to be a permutation of 0 ... 1 (the sites); got [False, True]."
+    text = "Expected orders[0] to be a permutation of 0 ... 1 (the sites); got [False, True]."
     fails(ValueError, text, lambda: gx.OrderEnsemble(numbers(2), torch.tensor([[False, True]])))
 
 

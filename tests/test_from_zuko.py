@@ -509,3 +509,16 @@ def test_context_of_layers_of_ones_own():
     close(flow(c).log_prob(y), expected, 1e-6)
     with torch.no_grad():
         close(flow(c).sample((4000,)).mean(0), -module.transform.linear(c) / 2, 0.05)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_empty_batches(name):
+    _, flow = make(name, 3, 2)
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    for context, shape, batch in ((torch.zeros(4, 2), (0,), (0, 4)), (torch.zeros(0, 2), (5,), (5, 0))):
+        d = flow(context.double())
+        y = d.rsample(shape)
+        lp = d.log_prob(y.detach())
+        assert y.shape == (*batch, 3) and lp.shape == batch
+        grads = torch.autograd.grad(lp.sum(), parameters, allow_unused=True)
+        assert all(g is None or not g.any() for g in grads) and any(g is not None for g in grads)

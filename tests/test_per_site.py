@@ -124,7 +124,7 @@ def test_per_site_groups_heads_made_alike():
     for make in makers:
         each = [make() for _ in range(3)]
         head = composite.PerSite(each)
-        assert len(head.heads) == 1 and head.heads[0] is each[0] and len(head.supports) == 3
+        assert head._which == [0, 0, 0] and list(head.heads) == each and len(head.supports) == 3
         phi = sized(4, 3, head.num_params)
         y = head(phi).sample()
         one_by_one = [h(phi[:, t : t + 1]).log_prob(y[:, t : t + 1]) for t, h in enumerate(each)]
@@ -362,3 +362,16 @@ def test_support_of_bounds_on_meta():
     parts = [dist.Binomial(n * torch.ones(1, device="meta"), half, validate_args=False) for n in (3, 4)]
     d = PerSite(parts, [[1], [0]], validate_args=False)
     assert d.support.check(torch.zeros(2, device="meta")).is_meta
+
+
+def test_a_state_brings_other_fixed_parameters():
+    """Sites that were alike are apart once their fixed parameters are."""
+    alike, apart = (composite.PerSite([gx.heads.Binomial(n) for n in counts]) for counts in ((2, 2), (4, 7)))
+    phi, y = sized(3, 2, 1), torch.tensor([4.0, 6.0], dtype=F64)
+    for head, other in ((alike, apart), (apart, alike)):
+        copied = copy.deepcopy(head)
+        copied.load_state_dict(other.state_dict())
+        assert head is apart or copied._which == [0, 1]
+        for n in (4.0, 7.0):
+            assert torch.equal(copied.support.check(n * torch.ones(2)), other.support.check(n * torch.ones(2)))
+        torch.testing.assert_close(copied(phi).log_prob(y), other(phi).log_prob(y))

@@ -179,7 +179,7 @@ def new_conditioner(make: Any, num_params: int, context: int) -> Conditioner:
         raise TypeError(f"{expected}; got {type(make).__name__}.")
     try:
         inspect.signature(make).bind(num_params, context)
-    except ValueError:  # a builtin tells no signature
+    except ValueError:  # a builtin has no signature
         pass
     except TypeError as error:
         name = getattr(make, "__name__", type(make).__name__)

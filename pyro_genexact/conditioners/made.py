@@ -77,8 +77,8 @@ class MADE(Conditioner):
     function of it.
 
     Cost: ``forward`` is one dense pass. ``start`` and T - 1 times ``extend`` have the arithmetic of half a pass: under
-    ``no_grad`` in place, in panels of sites; with grad in a graph of T steps, which :meth:`adjoint` makes unnecessary but
-    while units are dropped.
+    ``no_grad`` in place, in panels of sites; with grad in a graph of T steps, which :meth:`adjoint` makes unnecessary
+    unless dropout is active.
 
     Weights that the masks forbid keep random values, which matter in :meth:`permuted` copies only; L2 penalties, weight
     decay and priors count them all the same, so weigh ``layer.masked()`` where that matters.
@@ -220,7 +220,7 @@ class MADE(Conditioner):
 
     @property
     def has_adjoint(self) -> bool:
-        """True, but while units are dropped."""
+        """False while dropout is active."""
         return not (self.dropout and self.training)
 
     def adjoint(

@@ -64,7 +64,7 @@ def _is_category(support: Any, categories: int) -> bool:
 
 
 def _holds(condition: Any) -> bool:
-    """Whether a condition holds, as it may for bounds that are on ``meta``."""
+    """Whether a condition holds; True on ``meta``, where it cannot be seen."""
     return bool(getattr(condition, "is_meta", False) or condition)
 
 

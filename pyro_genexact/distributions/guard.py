@@ -47,7 +47,7 @@ def guarded(d: Any, support: Any) -> Any:
 @cache
 def _guarded_class(family: Any) -> Any:
     known = {}
-    for name in ("is_discrete", "event_dim"):  # the same for all of the family, where the class tells it
+    for name in ("is_discrete", "event_dim"):  # the same for all of the family, where the class has it
         with suppress(NotImplementedError, AttributeError):
             known[name] = getattr(family.support, name)
 

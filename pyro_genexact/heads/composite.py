@@ -48,7 +48,9 @@ class PerSite(Head):
         (6, torch.Size([5, 2]))
     """
 
+    supports: list[Any]
     support: PerSiteConstraint
+    _which: list[int]
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
@@ -59,17 +61,13 @@ class PerSite(Head):
             raise ValueError(
                 "Expected heads that are alike at all sites; got a MinLength among them: put it around the PerSite's."
             )
-        settings = {head: _settings(head) for head in dict.fromkeys(heads)}
-        distinct: dict[Hashable, Head] = {}
-        for head, setting in settings.items():
-            distinct.setdefault(setting, head)
-        place = {setting: i for i, setting in enumerate(distinct)}
-        self.heads = nn.ModuleList(distinct.values())
-        self._which = [place[settings[head]] for head in heads]
+        place = {head: i for i, head in enumerate(dict.fromkeys(heads))}
+        self.heads = nn.ModuleList(place)
+        self._places = [place[head] for head in heads]
         self.num_sites = len(heads)
         self.num_params, self.site_shape = max(head.num_params for head in heads), heads[0].site_shape
-        self.supports: list[Any] = [head.support for head in heads]
-        self.support = PerSiteConstraint(self.supports)
+        self.register_load_state_dict_post_hook(_group)
+        _group(self)
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """phi (*batch, S, P) of the sites first ... first + S - 1 to their distribution, of batch shape (*batch, S).
@@ -105,6 +103,7 @@ class PerSite(Head):
         new.__dict__.update(
             self.__dict__,
             _modules=dict(self._modules),
+            _places=[self._places[t] for t in sites],
             _which=[self._which[t] for t in sites],
             supports=[self.supports[t] for t in sites],
             support=self.support.permuted(sites),
@@ -114,6 +113,15 @@ class PerSite(Head):
     def _read(self, which: int, phi: Tensor) -> Any:
         head: Any = self.heads[which]
         return head(phi if head.num_params == self.num_params else phi[..., : head.num_params])
+
+
+def _group(head: PerSite, *_: Any) -> None:
+    """Finds sites whose heads are alike, by the fixed parameters that they have now; a hook of ``load_state_dict``."""
+    first: dict[Hashable, int] = {}
+    alike = [first.setdefault(_settings(one), i) for i, one in enumerate(head.heads)]  # type: ignore[arg-type]
+    head._which = [alike[place] for place in head._places]
+    head.supports = [head.heads[place].support for place in head._places]
+    head.support = PerSiteConstraint(head.supports)
 
 
 class _Settings(pickle.Pickler):

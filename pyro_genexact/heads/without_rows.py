@@ -14,7 +14,7 @@ from ..independent import sum_rightmost
 
 
 class WithoutRows:
-    """With what the batch has that it was expanded from, where there are no rows, and of one sample, where there are none."""
+    """Handles empty batches and empty samples by evaluating one row."""
 
     _wide: Any = None
 

@@ -202,6 +202,8 @@ def slope(what: str, f: Callable[..., Tensor], leaves: dict[str, Tensor], differ
         return
     way = {name: torch.randn_like(leaf) for name, leaf in leaves.items()}
     got = sum((grad * way[name]).sum() for name, grad in zip(leaves, grads, strict=True))
+    if 1e-6 * abs(got) > 1e-2 * (1 + abs(total)):  # f is no line over such a step
+        return
     with torch.no_grad():
         ends = [f({name: leaf + h * way[name] for name, leaf in leaves.items()}) for h in (1e-6, -1e-6, 1e-5, -1e-5)]
     fine, coarse = (ends[0] - ends[1]) / 2e-6, (ends[2] - ends[3]) / 2e-5

@@ -11,9 +11,11 @@ import torch
 from cases import Case, States, build
 from torch import Tensor
 from torch.autograd.functional import jacobian
+from torch.distributions import constraints
 
 import pyro_genexact as gx
 
+EXPLODED = {torch.float64: 1e100, torch.float32: 1e15}
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3}
 
 
@@ -32,6 +34,8 @@ def rounding(d: Any, y: Tensor) -> Tensor:
         return torch.zeros_like(log_prob)
     (slopes,) = torch.autograd.grad(log_prob.sum(), y, allow_unused=True, materialize_grads=True)
     change = (slopes * y.detach()).abs().reshape(*log_prob.shape, -1).sum(-1)
+    if isinstance(d.support, type(constraints.simplex)):  # the Jacobian of the truth has 1 - y on its diagonal
+        change = change + 1 / (1 - y.detach()).amin(-1)
     return (100 * torch.finfo(y.dtype).eps * change).nan_to_num(torch.inf)
 
 
@@ -70,6 +74,12 @@ class Subject:
         torch.manual_seed(self.case.seed)
         with torch.no_grad():
             return self.d.sample((2,)).clone()
+
+    @property
+    def exploded(self) -> bool:
+        """Whether a chain of heavy tails drew numbers of which a network makes infinite ones."""
+        drawn = [self.y, *([self.given["prefix"]] if "prefix" in self.given else [])]
+        return any(bool((t.abs() > EXPLODED[self.dtype]).any()) for t in drawn if t.is_floating_point())
 
     @cached_property
     def wide(self) -> dict[str, Tensor]:

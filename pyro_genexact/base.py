@@ -215,7 +215,9 @@ class DistributionModule(nn.Module):
 class Constant(nn.Module):
     """A module whose call returns a fixed distribution or transform; its tensors are buffers of the module.
 
-    So they follow the module's device and dtype, and belong to its ``state_dict``.
+    So they follow the module's device and dtype, and belong to its ``state_dict``. Plain numbers, such as the bound of
+    ``greater_than(0.0)``, are settings, which a state does not hold. Attributes that torch computes lazily (``covariance_matrix``)
+    are saved if they were computed before: give a distribution that was not used yet.
 
     Args:
         value: a distribution or transform, or a collection with such.

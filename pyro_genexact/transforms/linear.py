@@ -105,7 +105,9 @@ class Reverse(_Reordering):
 
     def on_prefixes(self, lengths: Tensor) -> Reverse:
         """The transform of the first sites of each row, as many as its length (*batch) says, that leaves zeros after them."""
-        return Reverse(self.dim, lengths)
+        new = Reverse(self.dim)
+        new.lengths = lengths  # those of the call, not copied
+        return new
 
     def _call(self, x: Tensor) -> Tensor:
         if self.lengths is None:

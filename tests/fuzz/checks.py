@@ -145,8 +145,10 @@ def mass(s: Subject) -> None:
             return None
         u = t.inv(y).reshape(MANY, rows, -1)
         inside = [bool(d.support.check(torch.full_like(y[0], v)).all()) for v in (1e6, 1e-9, -1e-9, -1e6)]
-        # next to another end than 0 numbers are too far apart
-        if u.shape[-1] == prod(d.event_shape) == 1 and inside in ([True] * 4, [True, True, False, False]):
+        # next to another end than 0 numbers are too far apart, and a pole at 0 has no finite density there
+        pole = bool((silent(d).log_prob(torch.zeros_like(y[0])) == torch.inf).any())
+        line = inside in ([True] * 4, [True, True, False, False]) and not pole
+        if u.shape[-1] == prod(d.event_shape) == 1 and line:
             testing.line_mass(d, factor=1.0, draws=100)
         bridge(d, t, u)
 

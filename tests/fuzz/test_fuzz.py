@@ -14,7 +14,7 @@ import pyro_genexact as gx
 from pyro_genexact.base import Head
 from pyro_genexact.conditioners import MADE
 
-EXAMPLES = {"autoregressive": 30, "sequence": 25, "flow": 20, "chain": 25, "other": 20}
+EXAMPLES = {"autoregressive": 20, "sequence": 15, "flow": 15, "chain": 15, "other": 15}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""What torch and Pyro expect of every distribution beside its density and its samples."""
+"""What torch and Pyro expect of every distribution in addition to its density and its samples."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def settable(subject: Any, context: Tensor | None = None) -> None:
 
 
 def inferred_shapes(subject: Any, context: Tensor | None = None) -> None:
-    """The class has a ``support`` and tells the shapes of its distributions from those of their parameters.
+    """The class has a ``support`` and infers the shapes of its distributions from those of their parameters.
 
-    ``infer_shapes`` may raise a NotImplementedError only where the class does not tell that events are scalars.
+    ``infer_shapes`` may raise a NotImplementedError only where the class does not say that events are scalars.
 
     Args:
         subject: a distribution, or a module whose call returns one.

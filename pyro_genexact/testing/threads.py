@@ -1,4 +1,4 @@
-"""The law that a call returns what is right for its own arguments, wherever a call from another thread falls."""
+"""The law that a call returns the right values for its own arguments, whenever another thread makes a call."""
 
 from __future__ import annotations
 

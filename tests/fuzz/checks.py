@@ -105,7 +105,7 @@ def directions(s: Subject) -> None:
     """What remembers, or works site by site, agrees with the parallel pass: rsample and log_prob, uniforms and back."""
     if s.d.has_rsample:
         y = s.d.rsample((2,))
-        # near a finite end a value tells less than what it was made from
+        # near a finite end a value holds less than what it was made from
         tol = 10 * s.tolerance + rounding(s.d, y)
         near("log_prob of rsample", s.d.log_prob(y), s.d.log_prob(y.detach().clone()), tol)
     if not hasattr(s.d, "to_uniform") or s.dtype == torch.float32:

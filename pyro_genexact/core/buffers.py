@@ -46,12 +46,11 @@ def register_derived(module: nn.Module, name: str, value: Tensor | None, dtype: 
     module.register_buffer(name, buffer, persistent=False)
     if value is None:
         return
-    if "_derived" not in module.__dict__:
-        module._derived = {}  # type: ignore[assignment]
+    derived = module.__dict__.setdefault("_derived", {})
+    if not derived:
         module.register_load_state_dict_pre_hook(restore_derived)
     host = value.detach().cpu().clone()
-    packed: Any = _Packed(np.packbits(host.numpy()), tuple(host.shape)) if host.dtype == torch.bool else host
-    module._derived[name] = packed  # type: ignore[index, operator]
+    derived[name] = _Packed(np.packbits(host.numpy()), tuple(host.shape)) if host.dtype == torch.bool else host
 
 
 def restore_derived(

@@ -29,7 +29,6 @@ from ..core.values import numbers
 from ..independent import independent
 from .cdf import icdf, probability_integral
 from .checks import (
-    check_kind,
     check_uniforms,
     checked_lengths,
     checked_source,
@@ -366,8 +365,8 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _walk(self, phi: Tensor, state: Any, draw: Callable[[Tensor, int], Tensor]) -> tuple[list[Tensor], Any]:
         """The event's sites (B, 1, *site_shape) one by one, from the first one's parameters and state; the last state.
 
-        Padding is 0 at once, drawn at phi = 0: draws that are made of other padding could grow beyond all numbers, and their
-        slopes too.
+        Padding is drawn at phi = 0 and set to 0 before the network reads it. Drawn like other sites it could overflow, and its
+        gradient would be NaN.
         """
         ys: list[Tensor] = []
         lengths = self._batch(self.batch_shape)[1]
@@ -437,7 +436,6 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         return y, None if lengths is None else self._present(lengths), shape
 
     def _check_event(self, name: str, value: Tensor) -> None:
-        check_kind(name, value, Tensor)
         dims = len(self.event_shape)
         if value.shape[value.dim() - dims :] != self.event_shape or value.dim() < dims:
             raise ValueError(

@@ -72,7 +72,8 @@ class _Guarded:
             return super().log_prob(value)  # type: ignore[misc]
         d, support = self._unguarded
         value = checked_value(self, value)
-        value = value if value.is_floating_point() else floating(value, tensors_in(d))
+        if not value.is_floating_point():  # else the tensors need not be searched for
+            value = floating(value, tensors_in(d))
         return guarded_log_prob(d, value, support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:

@@ -1,13 +1,27 @@
 """Exact autoregressive models and normalising flows as ordinary Pyro distributions."""
 
-from . import conditioners, decoding, diagnostics, distributions, flows, guides, heads, numerics, semirings, transforms
-from .base import Conditioner, Constant, DistributionModule, Head, Padded, Source, Steps
-from .distributions import HiddenMarkov, LinearChainCRF
-from .flows import Flow
+from . import (
+    conditioners,
+    decoding,
+    diagnostics,
+    distributions,
+    flows,
+    guides,
+    heads,
+    numerics,
+    semirings,
+    transforms,
+)
+from .base import Conditioner, Constant, DistributionModule, Head
+from .chains.crf import LinearChainCRF
+from .chains.hidden_markov import HiddenMarkov
+from .contexts import Padded, Source, Steps
+from .core.faces import publish
+from .flows.base import Flow
+from .inference.fit import FitResult, fit
+from .inference.fit_guide import GuideResult, fit_guide
 from .models import CRF, Autoregressive, Conditional, OrderEnsemble, Sequence
-from .numerics import ConvergenceError
-from .svi import GuideResult, fit_guide
-from .training import FitResult, fit
+from .numerics.errors import ConvergenceError
 
 __version__ = "0.1.0"
 
@@ -44,3 +58,5 @@ __all__ = [
     "semirings",
     "transforms",
 ]
+
+publish(globals())

@@ -10,21 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .base import Conditioner, DistributionModule, Head, Steps, check_context, check_sizes
+from .autoregressive.checks import check_ends, permutation, sites_of
+from .autoregressive.distribution import AutoregressiveDistribution
+from .autoregressive.sequence import SequenceDistribution
+from .base import Conditioner, DistributionModule, Head
+from .chains.crf import LinearChainCRF
+from .contexts import Steps, check_context
 from .core.buffers import register_given
-from .distributions.autoregressive import AutoregressiveDistribution
-from .distributions.checks import (
-    check_distribution_head,
-    check_ends,
-    check_kind,
-    permutation,
-    shape_of,
-    sites_of,
-)
-from .distributions.crf import LinearChainCRF
-from .distributions.guard import guarded
-from .distributions.mixture import Mixture
-from .distributions.sequence import SequenceDistribution
+from .core.checks import check_kind, check_sizes
+from .core.shapes import shape_of
+from .families.guard import guarded
+from .families.mixture import Mixture
+from .heads.checks import check_distribution_head
 
 
 class Autoregressive(DistributionModule):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact.base import Source
 from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent, Transformer
+from pyro_genexact.contexts import Source
 from pyro_genexact.testing import redraw
 from pyro_genexact.transforms.base import transform_of
 

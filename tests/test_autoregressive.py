@@ -332,7 +332,7 @@ def test_the_sweep_agrees_with_a_graph_of_all_steps(monkeypatch, order):
     model = real(order, head=Scaled(), context=2)
     found = []
     for sweeps in (True, False):
-        monkeypatch.setattr("pyro_genexact.distributions.autoregressive.can_sweep", lambda _, sweeps=sweeps: sweeps)
+        monkeypatch.setattr("pyro_genexact.autoregressive.distribution.can_sweep", lambda _, sweeps=sweeps: sweeps)
         torch.manual_seed(0)
         context = CONTEXT.clone().requires_grad_()
         d = model(context)

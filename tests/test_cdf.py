@@ -11,10 +11,10 @@ from mpmath import mp
 
 from pyro_genexact import Autoregressive
 from pyro_genexact.conditioners import MADE
-from pyro_genexact.distributions import special
-from pyro_genexact.distributions.cdf import cdf, icdf, probability_integral
-from pyro_genexact.distributions.mixture import Mixture
-from pyro_genexact.distributions.special import betainc
+from pyro_genexact.families import special
+from pyro_genexact.families.cdf import cdf, icdf, probability_integral
+from pyro_genexact.families.mixture import Mixture
+from pyro_genexact.families.special import betainc
 from pyro_genexact.heads import Mixture as MixtureHead
 from pyro_genexact.heads.parametric import Parametric
 from pyro_genexact.numerics import ConvergenceError
@@ -311,7 +311,7 @@ def test_the_slope_of_kumaraswamys_cdf_is_its_density():
 
 
 def test_betainc_that_does_not_converge_says_where(monkeypatch):
-    monkeypatch.setattr("pyro_genexact.distributions.special._FRACTION_STEPS", 20)
+    monkeypatch.setattr("pyro_genexact.families.special._FRACTION_STEPS", 20)
     with pytest.raises(
         ConvergenceError, match=r"Expected the continued fraction .* to converge in 20 steps; got .* a=1000"
     ):

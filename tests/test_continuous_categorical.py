@@ -12,7 +12,7 @@ import pytest
 import scipy.stats as st
 import torch
 
-from pyro_genexact.distributions.continuous_categorical import ContinuousCategorical, _Break, _log_mean_exp, _log_means
+from pyro_genexact.families.continuous_categorical import ContinuousCategorical, _Break, _log_mean_exp, _log_means
 from pyro_genexact.heads.simplex import ContinuousCategorical as Head
 
 F64 = torch.float64

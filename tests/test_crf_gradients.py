@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from label_chains import KINDS, Small, agree, all_sizes, near
+from pyro_genexact.semirings import Max, fold
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
@@ -18,9 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pyro_genexact as gx
-from pyro_genexact.distributions import messages as module
-from pyro_genexact.distributions.messages import Logs, Merged, Scaled, messages_of, rows
-from pyro_genexact.semirings import Max, fold
+from pyro_genexact.chains import messages as module
+from pyro_genexact.chains.messages import Logs, Merged, Scaled, messages_of, rows
 
 EACH = list(product(KINDS, (False, True)))
 PATHS = {"rescaled every 8": (8, 1), "rescaled every 1": (1,), "logs": ()}
@@ -278,7 +278,7 @@ def test_padding_gets_no_gradient_and_gives_none(query, fillers):
 @pytest.fixture
 def computed(monkeypatch):
     """How many rows messages were computed of, call by call."""
-    from pyro_genexact.distributions import crf
+    from pyro_genexact.chains import crf
 
     rows: list[int] = []
 
@@ -330,7 +330,7 @@ def test_a_change_in_place_is_seen(name, computed):
 
 
 def test_the_best_labels_are_found_once_until_potentials_change(monkeypatch):
-    from pyro_genexact.distributions import crf
+    from pyro_genexact.chains import crf
 
     folds = []
     monkeypatch.setattr(crf, "fold", lambda semiring, chain: folds.append(semiring) or fold(semiring, chain))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from pyro_genexact.semirings import Chain
 
 import pyro_genexact as gx
-from pyro_genexact.distributions.messages import Logs, Merged, Scaled, messages_of
-from pyro_genexact.distributions.messages import rows as rows_of
-from pyro_genexact.semirings import Chain
+from pyro_genexact.chains.messages import Logs, Merged, Scaled, messages_of
+from pyro_genexact.chains.messages import rows as rows_of
 
 INF = torch.inf
 

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from small_heads import F64, goodness, sized
 
-from pyro_genexact.distributions.discretized_logistic import DiscretizedLogistic
+from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
 
 
 @pytest.mark.parametrize("levels", [2, 5, 256])

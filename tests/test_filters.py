@@ -10,8 +10,8 @@ from torch.distributions import kl_divergence
 
 import pyro_genexact as gx
 from pyro_genexact import Head, heads, testing
-from pyro_genexact.distributions.categorical import continuing, log_probs, normalised
-from pyro_genexact.distributions.mixture import same_constraint
+from pyro_genexact.families.categorical import continuing, log_probs, normalised
+from pyro_genexact.families.mixture import same_constraint
 from pyro_genexact.heads import Forbid, MinLength, MinP, Tempered, TopK, TopP
 
 V, INF = 5, torch.inf

@@ -14,9 +14,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
-from pyro_genexact import svi
-from pyro_genexact.elbo import _vectorizes
-from pyro_genexact.svi import fit_guide
+from pyro_genexact.inference import fit_guide as svi
+from pyro_genexact.inference.elbo import _vectorizes
+from pyro_genexact.inference.fit_guide import fit_guide
 
 EVIDENCE = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()
 

@@ -10,7 +10,7 @@ import scipy.stats as st
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact.heads.repaired import REPAIRED
+from pyro_genexact.families.repaired import REPAIRED
 from pyro_genexact.heads.table import families
 
 ROWS, BINS, LEAST = 4000, 20, 0.01

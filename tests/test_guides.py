@@ -23,12 +23,12 @@ from pyro.infer import (
 )
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
 from pyro.infer.reparam import NeuTraReparam
+from pyro_genexact.guides import AutoFlow
 from torch import nn
 from torch.distributions import biject_to, constraints
 
 import pyro_genexact as gx
-from pyro_genexact import gaussian as parts
-from pyro_genexact.guides import AutoFlow
+from pyro_genexact.inference import gaussian as parts
 
 DOUBLE = {"dtype": torch.float64}
 TRIL = torch.tensor([[1.0, 0, 0], [0.5, 0.8, 0], [-0.5, 0.3, 0.6]], **DOUBLE)

@@ -16,10 +16,11 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact.base import Head, bind
-from pyro_genexact.distributions.discretized_logistic import DiscretizedLogistic
-from pyro_genexact.distributions.guard import contains
-from pyro_genexact.distributions.mixture import Mixture
+from pyro_genexact.base import Head
+from pyro_genexact.core.binding import bind
+from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
+from pyro_genexact.families.guard import contains
+from pyro_genexact.families.mixture import Mixture
 from pyro_genexact.heads import composite
 from pyro_genexact.heads import mixture as heads
 from pyro_genexact.testing.heads import distribution_head

@@ -12,11 +12,11 @@ from small_heads import F64, sized
 from torch.distributions import MixtureSameFamily, constraints
 
 import pyro_genexact as gx
-from pyro_genexact.distributions.cdf import cdf
-from pyro_genexact.distributions.discretized_logistic import DiscretizedLogistic
-from pyro_genexact.distributions.guard import anchor, contains, guarded_log_prob
-from pyro_genexact.distributions.mixture import Mixture, UnionConstraint, same_constraint, union
-from pyro_genexact.distributions.per_site import PerSite
+from pyro_genexact.families.cdf import cdf
+from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
+from pyro_genexact.families.guard import anchor, contains, guarded_log_prob
+from pyro_genexact.families.mixture import Mixture, UnionConstraint, same_constraint, union
+from pyro_genexact.families.per_site import PerSite
 
 
 def test_mixture_equals_torchs_and_a_hand_sum():

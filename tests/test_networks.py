@@ -15,13 +15,14 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from pyro_genexact import Autoregressive, heads, testing
-from pyro_genexact.base import Steps, bind
 from pyro_genexact.conditioners import nade
 from pyro_genexact.conditioners.independent import Independent
 from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
 from pyro_genexact.conditioners.nade import NADE
 from pyro_genexact.conditioners.recurrent import Recurrent
+from pyro_genexact.contexts import Steps
+from pyro_genexact.core.binding import bind
 from pyro_genexact.testing import conditioner_inputs, redraw
 from pyro_genexact.transforms import AutoregressiveTransform, ConditionedAutoregressive
 

@@ -16,7 +16,7 @@ import scipy.stats as st
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact.distributions.guard import contains, guarded_log_prob
+from pyro_genexact.families.guard import contains, guarded_log_prob
 from pyro_genexact.heads import parametric
 from pyro_genexact.heads.parametric import Normal, Parametric, VonMises
 from pyro_genexact.heads.table import families, markdown

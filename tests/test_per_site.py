@@ -16,9 +16,10 @@ from torch import nn
 from torch.distributions import biject_to, constraints
 
 import pyro_genexact as gx
-from pyro_genexact.base import DistributionModule, Head, bind
-from pyro_genexact.distributions.guard import anchor, contains, guarded_log_prob
-from pyro_genexact.distributions.per_site import PerSite, PerSiteConstraint
+from pyro_genexact.base import DistributionModule, Head
+from pyro_genexact.core.binding import bind
+from pyro_genexact.families.guard import anchor, contains, guarded_log_prob
+from pyro_genexact.families.per_site import PerSite, PerSiteConstraint
 from pyro_genexact.heads import composite
 from pyro_genexact.heads import mixture as heads
 

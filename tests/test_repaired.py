@@ -13,10 +13,10 @@ import scipy.stats as st
 import torch
 
 from pyro_genexact import Head
-from pyro_genexact.distributions.guard import contains
-from pyro_genexact.heads.continuous_bernoulli import ContinuousBernoulli
+from pyro_genexact.families.continuous_bernoulli import ContinuousBernoulli
+from pyro_genexact.families.guard import contains
+from pyro_genexact.families.repaired import REPAIRED
 from pyro_genexact.heads.parametric import Parametric
-from pyro_genexact.heads.repaired import REPAIRED
 from pyro_genexact.heads.table import families
 from pyro_genexact.testing import distribution_head
 

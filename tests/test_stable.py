@@ -13,8 +13,8 @@ import pytest
 import scipy.stats as st
 import torch
 
-from pyro_genexact.distributions import stable
-from pyro_genexact.distributions.stable import Stable
+from pyro_genexact.families import stable
+from pyro_genexact.families.stable import Stable
 from pyro_genexact.heads.parametric import Parametric
 from pyro_genexact.numerics import ConvergenceError
 

@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_genexact import heads, testing
 from pyro_genexact.distributions import Stopped, StoppedConstraint
-from pyro_genexact.distributions.guard import anchor
+from pyro_genexact.families.guard import anchor
 
 INNER = {
     "real": heads.Normal,

@@ -15,8 +15,8 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pyro_genexact as gx
-from pyro_genexact.base import Padded, Source, Steps
 from pyro_genexact.conditioners import MADE, Independent, Markov, Recurrent, Transformer, attention
+from pyro_genexact.contexts import Padded, Source, Steps
 from pyro_genexact.testing import conditioner_inputs, redraw
 
 F64 = torch.float64

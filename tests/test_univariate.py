@@ -19,7 +19,7 @@ from torch.distributions import constraints
 import pyro_genexact as gx
 from pyro_genexact import flows, heads
 from pyro_genexact.conditioners import Independent
-from pyro_genexact.distributions.cdf import cdf, icdf
+from pyro_genexact.families.cdf import cdf, icdf
 from pyro_genexact.testing import redraw
 
 F64 = torch.float64

@@ -1,5 +1,6 @@
 """Networks that encode the context and the history of a site."""
 
+from ..core.faces import publish
 from .angles import Angles
 from .attention import Transformer, TransformerState
 from .independent import Independent, IndependentState
@@ -28,3 +29,5 @@ __all__ = [
     "Transformer",
     "TransformerState",
 ]
+
+publish(globals())

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Padded, Site, Source, Steps, check_context, check_sizes, transformed
-from ..base import _rows as rows_of
+from ..base import Conditioner, Site
+from ..contexts import Padded, Source, Steps, check_context
+from ..core.checks import check_sizes
+from ..core.functional import transformed
+from ..core.leaves import take_rows
 from .encoding import (
     SiteEncoder,
     check_chunk,
@@ -190,9 +193,9 @@ class Transformer(Conditioner):
             clock=list(state.clock),
             used=seen,
             cache=cache,
-            context=rows_of(state.context, index),
-            source=rows_of(state.source, index),
-            allowed=rows_of(state.allowed, index),
+            context=take_rows(state.context, index),
+            source=take_rows(state.source, index),
+            allowed=take_rows(state.allowed, index),
         )
 
     def _before(self, context: Any, batch_size: int) -> TransformerState:

@@ -11,19 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 
-from ..base import (
-    Conditioner,
-    ModuleT,
-    Padded,
-    Site,
-    Steps,
-    bind,
-    check_like,
-    check_numbers,
-    check_sizes,
-    check_widths,
-    visible,
-)
+from ..base import Conditioner, Site
+from ..contexts import Padded, Steps
+from ..core.binding import ModuleT, bind
+from ..core.checks import check_like, check_numbers, check_sizes, check_widths
+from ..core.functional import visible
 
 
 class SiteEncoder(nn.Module):

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..base import Conditioner, Site, Steps, bind, check_context, check_sizes
+from ..base import Conditioner, Site
+from ..contexts import Steps, check_context
+from ..core.binding import bind
+from ..core.checks import check_sizes
 from .encoding import (
     Dense,
     check_chunk,

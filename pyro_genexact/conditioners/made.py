@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from ..base import Conditioner, Site, bind, check_context, check_sizes, check_widths
+from ..base import Conditioner, Site
+from ..contexts import check_context
+from ..core.binding import bind
+from ..core.checks import check_sizes, check_widths
 from .encoding import (
     check_chunk,
     check_rate,

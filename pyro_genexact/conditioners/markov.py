@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..base import Conditioner, Site, Steps, check_context, check_sizes, check_widths
+from ..base import Conditioner, Site
+from ..contexts import Steps, check_context
+from ..core.checks import check_sizes, check_widths
 from .encoding import Dense, SiteEncoder, check_chunk, check_rows, check_sites, context_width, joined
 
 

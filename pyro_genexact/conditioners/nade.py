@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from ..base import Conditioner, Site, bind, check_context, check_like, check_sizes
+from ..base import Conditioner, Site
+from ..contexts import check_context
+from ..core.binding import bind
 from ..core.buffers import register_derived
+from ..core.checks import check_like, check_sizes
 from .encoding import (
     check_callable,
     check_chunk,

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import Conditioner, _rows, check_context
-from ..distributions.checks import check_kind
+from ..base import Conditioner
+from ..contexts import check_context
+from ..core.checks import check_kind
+from ..core.leaves import take_rows
 from .encoding import check_chunk, check_length, check_rows, check_sites, labels_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")  # names of it among versions and models
@@ -155,7 +157,7 @@ def _gathered(state: PretrainedState) -> dict[str, Any]:
 
 def _select(cache: Any, index: Tensor) -> Any:
     if not hasattr(cache, "reorder_cache"):
-        return _rows(cache, index)
+        return take_rows(cache, index)
     cache.reorder_cache(index)
     return cache
 

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Padded, Site, Source, Steps, check_context, check_sizes, transformed
-from ..base import _rows as rows_of
+from ..base import Conditioner, Site
+from ..contexts import Padded, Source, Steps, check_context
+from ..core.checks import check_sizes
+from ..core.functional import transformed
+from ..core.leaves import take_rows
 from .encoding import (
     SiteEncoder,
     check_chunk,
@@ -168,7 +171,7 @@ class Recurrent(Conditioner):
         """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
         self.advance(state, 0)
         hidden = tuple(h.index_select(1, index) for h in state.hidden)
-        parts = {name: rows_of(getattr(state, name), index) for name in ("context", "source", "allowed")}
+        parts = {name: take_rows(getattr(state, name), index) for name in ("context", "source", "allowed")}
         return state._replace(clock=list(state.clock), hidden=hidden, **parts)
 
     def _before(self, context: Any, batch_size: int) -> RecurrentState:

@@ -1,5 +1,6 @@
 """Decisions from a distribution over strings, with the exact log-probability of what they choose."""
 
+from ..core.faces import publish
 from . import utilities
 from .risk import BayesDecision, minimum_bayes_risk
 from .search import Decoded, Mode, StochasticBeam, beam_search, exact_mode, greedy, stochastic_beam_search
@@ -16,3 +17,5 @@ __all__ = [
     "stochastic_beam_search",
     "utilities",
 ]
+
+publish(globals())

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..base import check_sizes
-from ..distributions.checks import check_kind
+from ..core.checks import check_kind, check_sizes
 
 __all__ = ["BayesDecision", "minimum_bayes_risk"]
 

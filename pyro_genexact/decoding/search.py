@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from ..base import check_numbers, check_sizes
-from ..distributions.categorical import log_probs
-from ..distributions.sequence import DROPPED
+from ..autoregressive.sequence import DROPPED
+from ..core.checks import check_numbers, check_sizes
+from ..families.categorical import log_probs
 from .walk import Walk
 
 

@@ -13,7 +13,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..distributions.checks import check_kind
+from ..core.checks import check_kind
 
 __all__ = ["Text", "edit_distance", "edit_similarity", "exact_match"]
 

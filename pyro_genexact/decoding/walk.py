@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from ..distributions import AutoregressiveDistribution, SequenceDistribution
-from ..distributions.checks import check_kind
+from ..autoregressive.distribution import AutoregressiveDistribution
+from ..autoregressive.sequence import SequenceDistribution
+from ..core.checks import check_kind
 
 
 class Walk:

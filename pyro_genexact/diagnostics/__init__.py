@@ -4,6 +4,7 @@ Of a posterior: :func:`psis` weighs a guide's draws, :func:`inference_data` hand
 them on simulated data. Of a density: :func:`held_out` and :func:`compare` score rows kept aside, :func:`pit` calibrates.
 """
 
+from ..core.faces import publish
 from .calibration import pit, plot_uniformity, sbc_ranks
 from .data import inference_data
 from .importance import Importance, psis
@@ -21,3 +22,5 @@ __all__ = [
     "psis",
     "sbc_ranks",
 ]
+
+publish(globals())

@@ -12,8 +12,8 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from ..base import check_sizes
-from ..distributions.cdf import probability_integral
+from ..core.checks import check_sizes
+from ..families.cdf import probability_integral
 from . import bridge
 from .runs import Unconditioned, latents, run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base import check_sizes
+from ..core.checks import check_sizes
 from . import bridge
 from .runs import Runs, run
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import check_sizes
+from ..core.checks import check_sizes
 from ..core.values import numbers
 from . import bridge
 from .runs import run

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..base import check_sizes
-from ..training import Context, _log_prob, _rows
+from ..core.checks import check_sizes
+from ..inference.fit import Context, _log_prob, _rows
 
 
 @dataclass(frozen=True)

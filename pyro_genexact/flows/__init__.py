@@ -1,5 +1,6 @@
 """Normalising flows: a base pushed through transforms, and the recipes that build them."""
 
+from ..core.faces import publish
 from .base import Flow
 from .build import autoregressive, coupling
 from .recipes import bnaf, bpf, coupling_nsf, glow_vector, iaf, maf, naf, nice, nsf, realnvp, sospf, umnn
@@ -28,3 +29,5 @@ __all__ = [
     "umnn",
     "univariate",
 ]
+
+publish(globals())

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
-from ..base import Constant, DistributionModule, Padded, check_context
-from ..distributions.checks import checked_lengths, checked_source
-from ..distributions.transformed import TransformedDistribution
-from ..independent import to_event
-from ..transforms import Chain
-from ..transforms.base import transform_of
+from ..base import Constant, DistributionModule
+from ..contexts import Padded, check_context, checked_source
+from ..core.independent import to_event
+from ..core.lengths import checked_lengths
+from ..transforms.base import Chain, transform_of
 from ..transforms.prefixes import Prefixes
+from .transformed import TransformedDistribution
 
 
 class Flow(DistributionModule):

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from ..base import Conditioner, Head, check_sizes
-from ..conditioners import MADE
+from ..base import Conditioner, Head
 from ..conditioners.encoding import new_conditioner
-from ..transforms import AutoregressiveTransform, Coupling, Inverse, Reverse, Standardize, ToSupport
-from ..transforms.coupling import check_bijection
+from ..conditioners.made import MADE
+from ..core.checks import check_sizes
+from ..transforms.autoregressive import AutoregressiveTransform
+from ..transforms.base import Inverse
+from ..transforms.coupling import Coupling, check_bijection
+from ..transforms.linear import Reverse, Standardize
+from ..transforms.support import ToSupport
 from .base import Flow, over_reals, standard_normal
 
 Support = constraints.Constraint | Sequence[constraints.Constraint]

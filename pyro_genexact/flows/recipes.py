@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.functional import silu
 
-from .. import heads, transforms
-from ..base import check_widths
+from ..core.checks import check_widths
+from ..heads.bijections import Affine, Shift
+from ..heads.networks import IntegratedPositive
+from ..heads.polynomial import Bernstein, SumOfSquares
+from ..heads.sigmoidal import DeepSigmoid
+from ..heads.spline import RationalQuadraticSpline
+from ..transforms.base import Inverse
+from ..transforms.block_autoregressive import BlockAutoregressive
+from ..transforms.coupling import Coupling
+from ..transforms.linear import Reverse
+from ..transforms.matrices import LULinear
 from .base import Flow
-from .build import (
-    Ends,
-    MakeConditioner,
-    Options,
-    Support,
-    assemble,
-    autoregressive,
-    check_options,
-    coupling,
-)
+from .build import Ends, MakeConditioner, Options, Support, assemble, autoregressive, check_options, coupling
 
 
 def maf(
@@ -87,7 +87,7 @@ def maf(
         torch.Size([2, 3])
     """
     return autoregressive(
-        heads.Affine,
+        Affine,
         features,
         context,
         transforms=transforms,
@@ -136,7 +136,7 @@ def nsf(features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, *
         >>> nsf(3, bins=4, hidden=(16,))().log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
-    return autoregressive(partial(heads.RationalQuadraticSpline, bins, bound), features, context, **options)
+    return autoregressive(partial(RationalQuadraticSpline, bins, bound), features, context, **options)
 
 
 def naf(features: int, context: int = 0, *, units: int = 8, layers: int = 1, **options: Unpack[Options]) -> Flow:
@@ -157,7 +157,7 @@ def naf(features: int, context: int = 0, *, units: int = 8, layers: int = 1, **o
         >>> naf(3, units=4, hidden=(16,))().sample((5,)).shape
         torch.Size([5, 3])
     """
-    return autoregressive(partial(heads.DeepSigmoid, units, layers), features, context, **options)
+    return autoregressive(partial(DeepSigmoid, units, layers), features, context, **options)
 
 
 def umnn(
@@ -184,7 +184,7 @@ def umnn(
         >>> umnn(2, signal=4, network=(16,), hidden=(16,))().log_prob(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
-    return autoregressive(partial(heads.IntegratedPositive, signal, network), features, context, **options)
+    return autoregressive(partial(IntegratedPositive, signal, network), features, context, **options)
 
 
 def sospf(
@@ -212,7 +212,7 @@ def sospf(
         >>> sospf(3, degree=2, hidden=(16,))().sample((5,)).shape
         torch.Size([5, 3])
     """
-    return autoregressive(partial(heads.SumOfSquares, polynomials, degree, bound), features, context, **options)
+    return autoregressive(partial(SumOfSquares, polynomials, degree, bound), features, context, **options)
 
 
 def bpf(features: int, context: int = 0, *, degree: int = 16, bound: float = 5.0, **options: Unpack[Options]) -> Flow:
@@ -232,7 +232,7 @@ def bpf(features: int, context: int = 0, *, degree: int = 16, bound: float = 5.0
         >>> bpf(3, degree=8, hidden=(16,))().sample((5,)).shape
         torch.Size([5, 3])
     """
-    return autoregressive(partial(heads.Bernstein, degree, bound), features, context, **options)
+    return autoregressive(partial(Bernstein, degree, bound), features, context, **options)
 
 
 def bnaf(
@@ -276,8 +276,8 @@ def bnaf(
     check_widths(1, hidden=hidden)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:
-        module = transforms.BlockAutoregressive(size, hidden=hidden, context=context, residual=residual)
-        return [*([transforms.Reverse()] if number else []), module if inverse else module.inv]
+        module = BlockAutoregressive(size, hidden=hidden, context=context, residual=residual)
+        return [*([Reverse()] if number else []), module if inverse else module.inv]
 
     return assemble(step, features, **ends)
 
@@ -296,7 +296,7 @@ def realnvp(features: int, context: int = 0, **options: Unpack[Options]) -> Flow
         >>> realnvp(5, context=2)(torch.zeros(3, 2)).rsample().shape
         torch.Size([3, 5])
     """
-    return coupling(heads.Affine, features, context, **options)
+    return coupling(Affine, features, context, **options)
 
 
 def coupling_nsf(
@@ -316,7 +316,7 @@ def coupling_nsf(
         >>> coupling_nsf(5, bins=4)().sample((3,)).shape
         torch.Size([3, 5])
     """
-    return coupling(partial(heads.RationalQuadraticSpline, bins, bound), features, context, **options)
+    return coupling(partial(RationalQuadraticSpline, bins, bound), features, context, **options)
 
 
 def nice(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
@@ -333,7 +333,7 @@ def nice(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
         >>> nice(5)().sample((3,)).shape
         torch.Size([3, 5])
     """
-    flow = coupling(heads.Shift, features, context, **options)
+    flow = coupling(Shift, features, context, **options)
     scale = Diagonal(flow.transforms[-1].value.inverse_shape(torch.Size([features]))[0])  # type: ignore[union-attr, operator]
     return Flow([scale, *flow.transforms], flow.base)
 
@@ -367,12 +367,12 @@ def glow_vector(
     check_options("glow_vector", ends)
 
     def step(size: int, number: int) -> list[Transform | nn.Module]:
-        couple = transforms.Coupling(
-            size, heads.Affine(), context=context, hidden=hidden, activation=activation, conditioner=conditioner
+        couple = Coupling(
+            size, Affine(), context=context, hidden=hidden, activation=activation, conditioner=conditioner
         )
-        parts: list[nn.Module] = [Diagonal(size), transforms.LULinear(size), couple]
-        directed = parts if inverse else [transforms.Inverse(part) for part in reversed(parts)]
-        return [*([transforms.Reverse()] if number else []), *directed]
+        parts: list[nn.Module] = [Diagonal(size), LULinear(size), couple]
+        directed = parts if inverse else [Inverse(part) for part in reversed(parts)]
+        return [*([Reverse()] if number else []), *directed]
 
     return assemble(step, features, **ends)
 
@@ -393,7 +393,7 @@ class Diagonal(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.shift, self.log_scale = (nn.Parameter(torch.zeros(features)) for _ in range(2))
-        self.head = heads.Affine()
+        self.head = Affine()
 
     def forward(self) -> Transform:
         return self.head(torch.stack([self.shift, self.log_scale], -1))

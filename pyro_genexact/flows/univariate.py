@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..base import Padded
-from ..distributions.cdf import cdf, icdf
-from ..distributions.transformed import TransformedDistribution
-from ..transforms import Chain, RememberingTransform, ToSupport
-from ..transforms.base import transform_of
+from ..contexts import Padded
+from ..families.cdf import cdf, icdf
+from ..transforms.base import Chain, RememberingTransform, transform_of
+from ..transforms.support import ToSupport
 from .base import Flow, checked, over_reals, standard_normal
+from .transformed import TransformedDistribution
 
 
 def univariate(
@@ -108,7 +108,7 @@ class UnivariateDistribution(TransformedDistribution):
 
     ``cdf`` costs one inversion of the transform and a cdf of the base, ``icdf`` a quantile of the base and the transform:
     one of them is a pass of the networks, the other one solves the heads. Both know every base that
-    :func:`pyro_genexact.distributions.cdf.cdf` does.
+    :func:`pyro_genexact.families.cdf.cdf` does.
 
     Example:
         >>> from pyro_genexact.flows import maf, univariate

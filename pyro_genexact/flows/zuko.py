@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from .. import numerics
-from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
-from ..independent import REAL_VECTOR, to_event
-from ..transforms import RememberingTransform, ToSupport
-from ..transforms.base import call_with_ladj
+from ..contexts import check_context
+from ..core.binding import bind
+from ..core.checks import check_like, check_sizes
+from ..core.independent import REAL_VECTOR, to_event
+from ..core.shapes import broadcast_shapes
+from ..numerics.derivatives import implicit
+from ..numerics.vectors import refine
+from ..transforms.base import RememberingTransform, call_with_ladj
+from ..transforms.support import ToSupport
 from .base import Flow, over_reals, support_of_numbers
 
 
@@ -136,9 +140,9 @@ class ConditionedZuko(RememberingTransform):
             x, context = _plain(self._broadcast(x)), _plain(self.context)
             transform = self.module(context)
             with torch.no_grad():
-                y = numerics.refine(transform, x, transform.inv(x))  # zuko's bisection may have been clamped
+                y = refine(transform, x, transform.inv(x))  # zuko's bisection may have been clamped
             inputs = [t for t in (context, *self._parameters()) if t is not None]
-            y = numerics.implicit(_Image(self.module, inputs, context is not None), y, x, *inputs, event_dim=1)
+            y = implicit(_Image(self.module, inputs, context is not None), y, x, *inputs, event_dim=1)
             return y, -_call_and_ladj(transform, y)[1]
 
     def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:

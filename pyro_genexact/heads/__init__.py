@@ -1,5 +1,6 @@
 """What the parameters of a site mean: a distribution or a strictly monotone bijection of its value."""
 
+from ..core.faces import publish
 from .bijections import Affine, Shift
 from .composite import ConditionalHead, PerSite
 from .filters import Filter, Forbid, MinLength, MinP, Tempered, TopK, TopP
@@ -76,3 +77,5 @@ __all__ = [
     "VonMises",
     "ZeroInflatedPoisson",
 ]
+
+publish(globals())

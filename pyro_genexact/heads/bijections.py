@@ -7,8 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .. import transforms
-from ..base import Head, check_positive, check_widths
+from ..base import Head
+from ..core.checks import check_positive, check_widths
+from ..transforms.affine import Affine as AffineTransform
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -39,13 +40,13 @@ class Affine(Head):
         # as tensors, which cost half of what numbers do; those of the CPU go with every device
         self._bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
+    def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
         if self.site_shape:
             phi = phi.unflatten(-1, (2, *self.site_shape))
         bound = self._bounds[phi.dtype]
         shift, raw = phi.unbind(-1 - len(self.site_shape))
-        return transforms.Affine(shift, torch.tanh(raw / bound) * bound, len(self.site_shape))
+        return AffineTransform(shift, torch.tanh(raw / bound) * bound, len(self.site_shape))
 
 
 class Shift(Head):
@@ -69,7 +70,7 @@ class Shift(Head):
         check_widths(1, shape=shape)
         self.site_shape, self.num_params = tuple(shape), prod(shape)
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Affine:
+    def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
         shift = phi if self.site_shape else phi.squeeze(-1)
-        return transforms.Affine(shift, phi.new_zeros(()), len(self.site_shape))
+        return AffineTransform(shift, phi.new_zeros(()), len(self.site_shape))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Constant, Head
-from ..distributions.checks import zeros_for
-from ..distributions.per_site import PerSite as PerSiteDistribution
-from ..distributions.per_site import PerSiteConstraint
+from ..core.leaves import zeros_for
+from ..families.per_site import PerSite as PerSiteDistribution
+from ..families.per_site import PerSiteConstraint
 from .filters import MinLength
 from .mixture import listed
 from .parametric import Parametric

@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
-from ..base import Head, check_numbers, check_sizes, check_widths, visible
+from ..base import Head
 from ..core.buffers import register_derived
-from ..distributions.categorical import Categorical, log_probs, normalised
-from ..distributions.checks import check_distribution_head, zeros_for
+from ..core.checks import check_numbers, check_sizes, check_widths
+from ..core.functional import visible
+from ..core.leaves import zeros_for
+from ..families.categorical import Categorical, log_probs, normalised
+from .checks import check_distribution_head
 
 
 class Filter(Head):

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import Head, check_sizes
+from ..base import Head
 from ..core.buffers import register_derived
-from ..distributions.checks import check_distribution_head
-from ..distributions.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
-from ..distributions.mixture import Mixture as MixtureDistribution
-from ..distributions.mixture import union
+from ..core.checks import check_sizes
+from ..families.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
+from ..families.mixture import Mixture as MixtureDistribution
+from ..families.mixture import union
+from .checks import check_distribution_head
 
 _BOUND = 10.0  # of the log-scale
 _GOLDEN = 0.6180339887498949

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from .. import numerics, transforms
-from ..base import Head, broadcast_shapes, check_positive, check_sizes, check_widths
+from ..base import Head
+from ..core.checks import check_positive, check_sizes, check_widths
+from ..core.shapes import broadcast_shapes
 from ..numerics.errors import branching
+from ..numerics.quadrature import integrate
+from ..transforms.monotone import Monotone
 from .sigmoidal import bounded
 
 _SCALE = 5.0  # bound of logarithms of scales
@@ -85,14 +88,14 @@ class MonotoneNetwork(_OwnNetwork):
             first = self.shares.bias[: hidden[0]]  # where the units of the first layer are steep
             first.copy_(softplus(self.weights[0][:, 0]) * torch.empty_like(first).uniform_(-2.5, 2.5))
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+    def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         shift, log_scale, log_amplitude, shares = self._split(phi)
         inner, *others, outer = self.weights
         weights = [softplus(inner)[:, 0], *(softplus(w) * (6 / w.shape[1]) for w in others)]
         weights.append(softplus(outer) / outer.shape[1])  # a mean of units, more or less
         parameters = [shift, log_scale.exp(), torch.exp(log_amplitude - 1), *shares]
-        return transforms.Monotone(monotone_network, parameters, weights)
+        return Monotone(monotone_network, parameters, weights)
 
 
 class IntegratedPositive(_OwnNetwork):
@@ -138,7 +141,7 @@ class IntegratedPositive(_OwnNetwork):
                 raw.normal_(std=deviation)
             self.shares.bias.uniform_(-3, 3)
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+    def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         shift, log_scale, amplitude, shares = self._split(phi)
         shares = [share.remainder(2 * pi) for share in shares]  # the same sines, less rounding
@@ -146,7 +149,7 @@ class IntegratedPositive(_OwnNetwork):
         limit = _SUM ** (1 / max(len(others), 1))
         weights = [bounded(inner[:, 0], _STEEP), *(_limited(w, limit) for w in others), _limited(outer, _HEIGHT)]
         unit = inner.new_full((), self.bound / _PANELS)
-        return transforms.Monotone(integrated_positive, [shift, log_scale, amplitude, *shares], [unit, *weights])
+        return Monotone(integrated_positive, [shift, log_scale, amplitude, *shares], [unit, *weights])
 
 
 def _limited(rows: Tensor, limit: float) -> Tensor:
@@ -209,7 +212,7 @@ def integrated_positive(
 
     double = x.dtype == torch.float64
     tol = _AMPLE * (1e-12 if double else 8 * torch.finfo(x.dtype).eps)
-    parts, _ = numerics.integrate(g, low, high, tol=tol, panels=2 if double else 1)
+    parts, _ = integrate(g, low, high, tol=tol, panels=2 if double else 1)
     area = parts.new_zeros(shape.numel()).index_add(0, rows, parts).view(shape)
     slope = ends.index_select(0, last).view(shape)
     return torch.addcmul(shift.squeeze(-1), unit, torch.addcmul(area, t - inside, slope.exp())), slope

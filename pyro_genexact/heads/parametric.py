@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..base import Constant, Head, check_sizes, check_widths, tensors_in
+from ..base import Constant, Head
 from ..core.buffers import register_given
-from ..independent import independent, to_event
+from ..core.checks import check_sizes, check_widths
+from ..core.independent import independent, to_event
+from ..core.leaves import tensors_in
+from ..families.repaired import REPAIRED
 from . import table
 from .parameters import Cholesky, Link, Part, brief, citizen, fixed_value
-from .repaired import REPAIRED
 from .table import families
 
 __all__ = [

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .. import transforms
-from ..base import Head, check_positive, check_sizes
+from ..base import Head
+from ..core.checks import check_positive, check_sizes
+from ..transforms.monotone import Monotone
+from ..transforms.spline import RationalQuadratic
 
 _FLATTEST = 1e-3  # the least slope of a sum of squares, as a share of that at phi = 0
 _STEEPEST = 5.0  # log-slopes of Bernstein polynomials stay within ±5
@@ -51,13 +53,13 @@ class SumOfSquares(Head):
         self.polynomials, self.degree, self.bound = polynomials, degree, float(bound)
         self.num_params = 1 + polynomials * (degree + 1)
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+    def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         identity, rules, _ = _gauss(self.polynomials, self.degree, phi.dtype, phi.device)
         shift, free = phi.contiguous().split([1, self.num_params - 1], -1)  # strided rows slow products down 60 times
         coefficients = torch.add(identity, free, alpha=((1 - _FLATTEST) / self.polynomials) ** 0.5)
         function, guess = partial(_sum_of_squares, bound=self.bound), partial(_sum_of_squares_guess, bound=self.bound)
-        return transforms.Monotone(function, [shift, coefficients], [rules], guess)
+        return Monotone(function, [shift, coefficients], [rules], guess)
 
 
 def _sum_of_squares(
@@ -113,7 +115,7 @@ class Bernstein(Head):
         check_positive(bound=bound)
         self.degree, self.bound, self.num_params = degree, float(bound), degree + 1
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+    def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         phi = phi.contiguous()  # strided rows slow products down 60 times
         slopes = (torch.tanh(phi / _STEEPEST) * _STEEPEST).exp()[..., 1:]
@@ -122,7 +124,7 @@ class Bernstein(Head):
         offsets = (total - excess - total[..., -1:] / 2) * (2 * self.bound / self.degree)
         choose, _ = _binomials(self.degree, phi.dtype, phi.device)
         function, guess = partial(_bernstein, bound=self.bound), partial(_bernstein_guess, bound=self.bound)
-        return transforms.Monotone(function, [phi[..., :1], slopes, offsets], [choose], guess)
+        return Monotone(function, [phi[..., :1], slopes, offsets], [choose], guess)
 
 
 def _bernstein(
@@ -154,7 +156,7 @@ def _bernstein_guess(y: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, 
 def _by_spline(y: Tensor, x: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     """Close to the root: the inverse of the spline through these points of the function; the nearer end beyond them."""
     knots = torch.stack([x.expand_as(values), values, slopes], -2)
-    return transforms.RationalQuadratic(knots).invert(y.clamp(values[..., 0], values[..., -1]))
+    return RationalQuadratic(knots).invert(y.clamp(values[..., 0], values[..., -1]))
 
 
 def _powers(x: Tensor, count: int) -> Tensor:

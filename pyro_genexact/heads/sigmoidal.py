@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .. import transforms
-from ..base import Head, check_positive, check_sizes
+from ..base import Head
+from ..core.checks import check_positive, check_sizes
+from ..transforms.monotone import Monotone
 
 
 class DeepSigmoid(Head):
@@ -46,7 +47,7 @@ class DeepSigmoid(Head):
         self._sizes = [units, units, units * units] * (layers - 1) + [units] * 3
         self.num_params = sum(self._sizes)
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+    def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         spread, parts = _spread(self.units, phi), phi.split(self._sizes, -1)
         tensors: list[Tensor] = []
@@ -54,7 +55,7 @@ class DeepSigmoid(Head):
             log_a = bounded(raw, self.bound)
             rows = w.unflatten(-1, (w.shape[-1] // self.units, self.units))
             tensors += [log_a.exp(), b + spread, log_a, (rows - rows.logsumexp(-1, keepdim=True)).flatten(-2)]
-        return transforms.Monotone(deep_sigmoid, tensors)
+        return Monotone(deep_sigmoid, tensors)
 
 
 class LogisticMixtureCDF(Head):
@@ -88,14 +89,14 @@ class LogisticMixtureCDF(Head):
         check_positive(bound=bound)
         self.components, self.bound, self.num_params = components, bound, 3 * components + 2
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.Monotone:
+    def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         K = self.components
         shift, raw, logits, mu = phi.split([1, K + 1, K, K], -1)
         log_scale, log_s = bounded(raw, self.bound).split([1, K], -1)
         a, log_pi = torch.exp(-log_s), logits - logits.logsumexp(-1, keepdim=True)
         b = -a * (mu + _spread(K, phi))
-        return transforms.Monotone(logistic_mixture, [shift, log_scale, a, b, -log_s, log_pi])
+        return Monotone(logistic_mixture, [shift, log_scale, a, b, -log_s, log_pi])
 
 
 def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..base import Head, check_sizes
-from ..distributions import continuous_categorical
+from ..base import Head
+from ..core.checks import check_sizes
+from ..families import continuous_categorical
 
 
 class ContinuousCategorical(Head):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .. import transforms
-from ..base import Head, check_positive, check_sizes
+from ..base import Head
+from ..core.checks import check_positive, check_sizes
+from ..transforms.spline import CircularRationalQuadratic, RationalQuadratic
 
 _SPREAD = 2.0  # of log-sizes of bins; steeper splines would lose a round trip in single precision
 
@@ -44,11 +45,11 @@ class RationalQuadraticSpline(Head):
         check_positive(bound=bound)
         self.bins, self.bound, self.num_params = bins, float(bound), 3 * bins - 1
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.RationalQuadratic:
+    def forward(self, phi: Tensor, first: int = 0) -> RationalQuadratic:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         sizes, slopes = _positive(phi).split([2 * self.bins, self.bins - 1], -1)
         slopes = torch.constant_pad_nd(slopes.square(), (1, 1), 1.0)
-        return transforms.RationalQuadratic(_knots(sizes, slopes, self.bound))
+        return RationalQuadratic(_knots(sizes, slopes, self.bound))
 
 
 class CircularSpline(Head):
@@ -82,12 +83,12 @@ class CircularSpline(Head):
         _check_bins(bins, "a single bin has no width to choose")
         self.bins, self.num_params = bins, 3 * bins + 1
 
-    def forward(self, phi: Tensor, first: int = 0) -> transforms.CircularRationalQuadratic:
+    def forward(self, phi: Tensor, first: int = 0) -> CircularRationalQuadratic:
         """phi (*batch, S, P) to the transform of angles (*batch, S)."""
         shape, angle = phi.split([3 * self.bins, 1], -1)
         sizes, slopes = _positive(shape).split([2 * self.bins, self.bins], -1)
         slopes = torch.cat([slopes, slopes[..., :1]], -1).square()
-        return transforms.CircularRationalQuadratic(_knots(sizes, slopes, pi), angle.squeeze(-1))
+        return CircularRationalQuadratic(_knots(sizes, slopes, pi), angle.squeeze(-1))
 
 
 def _check_bins(bins: int, reason: str) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..base import Head
-from ..distributions.checks import check_distribution_head
-from ..distributions.stopped import Stopped as StoppedDistribution
-from ..distributions.stopped import StoppedConstraint
+from ..families.stopped import Stopped as StoppedDistribution
+from ..families.stopped import StoppedConstraint
+from .checks import check_distribution_head
 
 
 class Stopped(Head):

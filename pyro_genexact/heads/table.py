@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyro.distributions as dist
 from torch.distributions import Distribution, constraints
 
-from .supports import ANGLE, UNIT, Counts, Sphere, open_interval, open_simplex
+from ..families.supports import ANGLE, UNIT, Counts, Sphere, open_interval, open_simplex
 
 if TYPE_CHECKING:
     from .parametric import Parametric

@@ -6,6 +6,7 @@ categorical distribution take Newton's steps on a convex function, and the stabl
 between bounds of its own.
 """
 
+from ..core.faces import publish
 from .derivatives import implicit
 from .errors import ConvergenceError
 from .quadrature import integrate, kronrod_rule
@@ -13,3 +14,5 @@ from .roots import bisect, find, root
 from .vectors import refine
 
 __all__ = ["ConvergenceError", "bisect", "find", "implicit", "integrate", "kronrod_rule", "refine", "root"]
+
+publish(globals())

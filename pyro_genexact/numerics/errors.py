@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import transformed
+from ..core.functional import transformed
 
 
 class ConvergenceError(RuntimeError):

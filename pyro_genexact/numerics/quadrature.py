@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..base import check_sizes
+from ..core.checks import check_sizes
 from .errors import ConvergenceError, branching, worst_of
 
 

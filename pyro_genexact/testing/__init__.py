@@ -5,6 +5,7 @@ subject is far from the identity and in float64: call ``redraw(module.double())`
 distribution, or a module whose call (with the context, where one is given) returns it. None changes its subject.
 """
 
+from ..core.faces import publish
 from .bijections import bijection_head, differentiability, learning, monotonicity, precision, round_trips, slopes
 from .chains import chain
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
@@ -72,3 +73,5 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "empty",
     "queries",
 ]
+
+publish(globals())

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from ..base import Head
-from ..numerics import ConvergenceError
+from ..numerics.errors import ConvergenceError
 from .helpers import _broken, _close, _each_matters, _gradients, _like, _noise_like, _same
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..base import Conditioner, Head, Padded, Source, Steps
+from ..base import Conditioner, Head
+from ..contexts import Padded, Source, Steps
 from .helpers import _broken, _close, _gradients, _noise_like, _raises, _tensors, conditioner_inputs, redraw
 
 
@@ -181,7 +182,7 @@ def sequential_gradient(conditioner: Conditioner, head: Head, seed: int = 0, sit
 
     It is the law of a conditioner's ``adjoint`` (the reverse sweep), in y, the context and every parameter.
     """
-    from ..transforms import ConditionedAutoregressive
+    from ..transforms.autoregressive import ConditionedAutoregressive
 
     y, context = conditioner_inputs(conditioner, 4, sites, seed)
     leaves = [v.requires_grad_() for v in (y, context) if v is not None]

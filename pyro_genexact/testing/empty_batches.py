@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .. import decoding
-from ..diagnostics import pit
-from ..distributions.guard import contains
+from ..decoding.search import beam_search, exact_mode, greedy, stochastic_beam_search
+from ..diagnostics.calibration import pit
+from ..families.guard import contains
 from .helpers import _broken, _same, _seeded, _tensors
 
 Quantities = Mapping[str, Callable[[], Any]]
@@ -21,10 +21,10 @@ Quantities = Mapping[str, Callable[[], Any]]
 OF_VALUES = ("log_prob", "log_prob_sites", "lengths", "cdf", "to_uniform", "score", "risk", "log_marginal_of", "filter")
 OF_UNIFORMS = ("icdf", "from_uniform")
 SEARCHES: dict[str, Callable[[Any], Any]] = {
-    "greedy": decoding.greedy,
-    "beam_search": partial(decoding.beam_search, width=2, k=2, unfinished=True),
-    "stochastic_beam_search": partial(decoding.stochastic_beam_search, k=2),
-    "exact_mode": decoding.exact_mode,
+    "greedy": greedy,
+    "beam_search": partial(beam_search, width=2, k=2, unfinished=True),
+    "stochastic_beam_search": partial(stochastic_beam_search, k=2),
+    "exact_mode": exact_mode,
 }
 
 

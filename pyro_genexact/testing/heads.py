@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..base import Head
-from ..distributions.guard import contains, guarded_log_prob
+from ..families.guard import contains, guarded_log_prob
 from .helpers import _broken, _close, _each_matters, _like, _noise_like, _same, _seeded
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from ..base import Conditioner, Head, Padded, Source, Steps
+from ..base import Conditioner, Head
+from ..contexts import Padded, Source, Steps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

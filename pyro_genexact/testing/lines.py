@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ..numerics import kronrod_rule
+from ..numerics.quadrature import kronrod_rule
 from .distributions import _log_density
 from .helpers import _broken, _seeded, made
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import Conditioner, Padded, Steps
-from ..heads import Tempered
+from ..base import Conditioner
+from ..contexts import Padded, Steps
+from ..heads.filters import Tempered
 from .distributions import _fit, _log_prob
 from .helpers import _broken, _close, _gradients, _raises, _same, _seeded, made
 

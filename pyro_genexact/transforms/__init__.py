@@ -1,5 +1,6 @@
 """Bijections with exact log-determinants, as Pyro transforms and as modules that return them."""
 
+from ..core.faces import publish
 from .affine import Affine
 from .autoregressive import AutoregressiveTransform, ConditionedAutoregressive
 from .base import Chain, Inverse, PlainTransform, RememberingTransform
@@ -44,3 +45,5 @@ __all__ = [
     "Sylvester",
     "ToSupport",
 ]
+
+publish(globals())

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..independent import independent, sum_rightmost
+from ..core.independent import independent
+from ..core.shapes import sum_rightmost
 from .base import PlainTransform
 
 

@@ -13,23 +13,15 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ..base import (
-    Conditioner,
-    Head,
-    Padded,
-    Source,
-    Steps,
-    bind,
-    broadcast_shapes,
-    check_context,
-    check_like,
-    transformed,
-    vjp,
-)
-from ..distributions.checks import checked_source
-from ..independent import independent
+from ..base import Conditioner, Head
+from ..contexts import Padded, Source, Steps, check_context, checked_source
+from ..core.binding import bind
+from ..core.checks import check_like
+from ..core.functional import transformed, vjp
+from ..core.independent import independent
+from ..core.lengths import after, present, zero_padding
+from ..core.shapes import broadcast_shapes
 from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
-from .padding import after, present, zero_padding
 
 
 class ConditionedAutoregressive(RememberingTransform):

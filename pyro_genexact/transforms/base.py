@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..base import Padded, bind, tensors_in, transformed
-from ..independent import independent, sum_rightmost
+from ..contexts import Padded
+from ..core.binding import bind
+from ..core.functional import transformed
+from ..core.independent import independent
+from ..core.leaves import tensors_in
+from ..core.shapes import sum_rightmost
 
 
 class PlainTransform(Transform):

@@ -10,8 +10,12 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
-from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes, check_widths, transformed
-from ..independent import REAL_VECTOR
+from ..contexts import check_context
+from ..core.binding import bind
+from ..core.checks import check_like, check_sizes, check_widths
+from ..core.functional import transformed
+from ..core.independent import REAL_VECTOR
+from ..core.shapes import broadcast_shapes
 from .base import Inverse, RememberingTransform
 from .block_network import FORMS, BlockLinear, Solve, Start, bounded, parallel, site_by_site
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .. import numerics
 from ..core.buffers import register_derived
+from ..numerics.derivatives import implicit
+from ..numerics.roots import find
 
 if TYPE_CHECKING:
     from .block_autoregressive import BlockAutoregressive
@@ -177,8 +178,8 @@ def site_by_site(module: BlockAutoregressive, y: Tensor, context: Tensor | None)
         ]
         rest = [*(block for _, block, _ in of_site), *gates]
         with torch.no_grad():
-            x = numerics.find(at_site, y_t, offsets, rest)
-        x = numerics.implicit(at_site, x, y_t, *offsets, *rest)
+            x = find(at_site, y_t, offsets, rest)
+        x = implicit(at_site, x, y_t, *offsets, *rest)
         _, ladj, units = _through(form, count, x, *offsets, *rest)
         below = [torch.cat([b, u.mT]) for b, u in zip(below, [x.unsqueeze(-1), *units], strict=True)]
         total = total + ladj

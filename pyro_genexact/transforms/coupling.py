@@ -11,11 +11,15 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from ..base import Conditioner, Head, bind, broadcast_shapes, check_context, check_like, check_sizes
-from ..conditioners import Independent
+from ..base import Conditioner, Head
 from ..conditioners.encoding import Dense, new_conditioner
+from ..conditioners.independent import Independent
+from ..contexts import check_context
+from ..core.binding import bind
 from ..core.buffers import register_derived
-from ..independent import independent
+from ..core.checks import check_like, check_sizes
+from ..core.independent import independent
+from ..core.shapes import broadcast_shapes
 from .base import Inverse, RememberingTransform, call_with_ladj
 
 

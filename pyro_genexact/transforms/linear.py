@@ -9,12 +9,11 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..base import broadcast_shapes
 from ..core.buffers import register_given
-from ..distributions.checks import checked_integers
-from ..independent import REAL_VECTOR, independent
+from ..core.independent import REAL_VECTOR, independent
+from ..core.lengths import after, checked_integers, zero_padding
+from ..core.shapes import broadcast_shapes
 from .base import PlainTransform
-from .padding import after, zero_padding
 
 
 class _Reordering(PlainTransform, TransformModule):

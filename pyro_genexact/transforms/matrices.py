@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 from torch.nn.functional import linear
 
-from ..base import check_like, check_sizes
 from ..conditioners.encoding import readable
-from ..independent import REAL_VECTOR
+from ..core.checks import check_like, check_sizes
+from ..core.independent import REAL_VECTOR
 from .base import PlainTransform
 
 _BOUND = 7.0  # of log-scales, smoothly

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .. import numerics
-from ..base import broadcast_shapes
+from ..core.shapes import broadcast_shapes
+from ..numerics.derivatives import implicit
+from ..numerics.roots import find
 from .base import RememberingTransform
 
 
@@ -68,8 +69,8 @@ class Monotone(RememberingTransform):
         if known is None:
             with torch.no_grad():
                 guess = None if self.guess is None else self.guess(y, *parameters, *self.shared)
-                known = numerics.find(self.function, y, parameters, self.shared, guess)
-        return numerics.implicit(self.function, known, y, *parameters, *self.shared)
+                known = find(self.function, y, parameters, self.shared, guess)
+        return implicit(self.function, known, y, *parameters, *self.shared)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return broadcast_shapes(shape, *(p.shape[:-1] for p in self.parameters))

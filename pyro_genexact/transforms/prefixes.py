@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, IndependentTransform, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..base import broadcast_shapes
-from ..distributions.checks import checked_integers, checked_lengths
-from ..independent import REAL_VECTOR, independent, sum_rightmost
+from ..core.independent import REAL_VECTOR, independent
+from ..core.lengths import after, checked_integers, checked_lengths, present, zero_padding
+from ..core.shapes import broadcast_shapes, sum_rightmost
 from .affine import Affine
 from .base import Chain, RememberingTransform, call_with_ladj
 from .linear import Standardize
-from .padding import after, present, zero_padding
 from .support import ToSupport
 
 

@@ -9,11 +9,15 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
-from ..base import bind, broadcast_shapes, check_context, check_like, check_sizes
 from ..conditioners.encoding import Dense
+from ..contexts import check_context
+from ..core.binding import bind
 from ..core.buffers import register_derived
-from ..independent import REAL_VECTOR
-from ..numerics import find, implicit
+from ..core.checks import check_like, check_sizes
+from ..core.independent import REAL_VECTOR
+from ..core.shapes import broadcast_shapes
+from ..numerics.derivatives import implicit
+from ..numerics.roots import find
 from .base import Inverse, RememberingTransform
 from .matrices import reflected
 

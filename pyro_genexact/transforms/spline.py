@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from ..base import broadcast_shapes
+from ..core.shapes import broadcast_shapes
 from .base import RememberingTransform
 
 

@@ -14,9 +14,10 @@ from torch.distributions import CatTransform, Transform, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
-from ..base import check_numbers, check_sizes
+from ..core.checks import check_numbers, check_sizes
+from ..core.independent import REAL_VECTOR, independent
+from ..core.shapes import sum_rightmost
 from ..core.values import floating, numbers
-from ..independent import REAL_VECTOR, independent, sum_rightmost
 from .base import PlainTransform, RememberingTransform
 
 

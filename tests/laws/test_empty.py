@@ -12,10 +12,10 @@ from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact import testing
-from pyro_genexact.base import map_leaves
-from pyro_genexact.distributions.guard import guarded
+from pyro_genexact.core.independent import independent
+from pyro_genexact.core.leaves import map_leaves
+from pyro_genexact.families.guard import guarded
 from pyro_genexact.heads.table import families
-from pyro_genexact.independent import independent
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.empty_batches import of_samples, queries
 

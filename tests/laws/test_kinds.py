@@ -7,8 +7,8 @@ import torch
 
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads, testing
-from pyro_genexact.base import Source
-from pyro_genexact.distributions.guard import guarded
+from pyro_genexact.contexts import Source
+from pyro_genexact.families.guard import guarded
 from pyro_genexact.testing import made
 from pyro_genexact.testing.kinds import INTEGERS
 

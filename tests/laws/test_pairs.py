@@ -4,7 +4,7 @@ import pytest
 import registry
 import torch
 
-from pyro_genexact.distributions.guard import contains
+from pyro_genexact.families.guard import contains
 
 
 @pytest.mark.parametrize("net", registry.PAIRED)

@@ -5,7 +5,7 @@ import pytest
 from registry import sized
 
 from pyro_genexact import distributions, testing
-from pyro_genexact.distributions.guard import guarded
+from pyro_genexact.families.guard import guarded
 from pyro_genexact.heads import table
 
 FAMILIES = {row.name: row.head for row in table.families() if row.head is not None}

@@ -1,0 +1,1 @@
+"""The chain rule as one distribution: conditioner + distribution head."""

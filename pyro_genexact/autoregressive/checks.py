@@ -1,0 +1,141 @@
+"""Checks of what an autoregressive distribution is built from."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..base import Conditioner, Head
+from ..core.checks import check_kind
+from ..core.leaves import tensors_in
+
+
+def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
+    """The dims of the event that are sites; ValueError if conditioner, head and event do not fit each other."""
+    if conditioner.num_params != head.num_params:
+        raise ValueError(
+            f"Expected conditioner.num_params == {head.num_params} (that of the head); got {conditioner.num_params}."
+        )
+    site_shape = tuple(head.site_shape)
+    cut = len(event_shape) - len(site_shape)
+    if cut < 1 or event_shape[cut:] != site_shape:
+        raise ValueError(
+            f"Expected event_shape == (*sites, {', '.join(map(str, site_shape))}) (the site shape of the head last); "
+            f"got {tuple(event_shape)}."
+        )
+    sites = given + prod(event_shape[:cut])
+    if conditioner.num_sites not in (None, sites):
+        raise ValueError(
+            f"Expected event_shape of {conditioner.num_sites} sites (conditioner.num_sites); got {tuple(event_shape)}, "
+            f"which has {sites}."
+        )
+    most = getattr(conditioner, "max_len", None)
+    if most is not None and sites > most:
+        raise ValueError(f"Expected at most {most} sites (conditioner.max_len); got {sites}.")
+    of_head = getattr(head, "num_sites", None)
+    if of_head not in (None, sites):
+        raise ValueError(f"Expected a head of {sites} sites (those of the event); got one of {of_head}.")
+    site = conditioner.site
+    if site_shape != (site if isinstance(site, tuple) else ()):
+        raise ValueError(f"Expected conditioner.site == {site_shape} (the site shape of the head); got {site}.")
+    kinds = site if isinstance(site, list) else [site]
+    if any(isinstance(kind, int) for kind in kinds):
+        supports = getattr(head, "supports", [head.support])  # a PerSite has one for each site
+        many = max(len(kinds), len(supports))  # 1 where all sites are alike
+        for kind, support in zip(kinds * (many // len(kinds)), supports * (many // len(supports)), strict=True):
+            if isinstance(kind, int) and not _is_category(support, kind):
+                raise ValueError(
+                    f"Expected a head of categories 0 ... {kind - 1} (conditioner.site == {site}); got support {support}."
+                )
+    return event_shape[:cut]
+
+
+def _is_category(support: Any, categories: int) -> bool:
+    """Whether the support's values are among 0 ... categories - 1."""
+    if type(support) is type(constraints.boolean):
+        return categories >= 2
+    low, high = getattr(support, "lower_bound", -1), getattr(support, "upper_bound", categories)
+    return support.is_discrete and support.event_dim == 0 and _holds(low >= 0) and _holds(high < categories)
+
+
+def _holds(condition: Any) -> bool:
+    """Whether a condition holds; True on ``meta``, where it cannot be seen."""
+    return bool(getattr(condition, "is_meta", False) or condition)
+
+
+def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
+    """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
+    if not isinstance(order, (Tensor, list, tuple)):
+        raise TypeError(f"Expected {name} to be a tensor or a list of integers; got {order!r}.")
+    try:
+        given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # a list of other things than numbers
+        given = torch.empty((), device="cpu")
+    if given.is_meta and isinstance(order, Tensor):
+        return order
+    whole = not (given.is_floating_point() or given.dtype == torch.bool) and given.dim() == 1
+    if not whole or sorted(given.tolist()) != list(range(sites)):
+        got = order.tolist() if isinstance(order, Tensor) else order
+        raise ValueError(f"Expected {name} to be a permutation of 0 ... {sites - 1} (the sites); got {got}.")
+    return given.long()
+
+
+def check_uniforms(u: Any) -> None:
+    """Raises a TypeError or ValueError unless u is a tensor of single precision at least."""
+    check_kind("u", u, Tensor)
+    if not u.is_floating_point():
+        raise TypeError(f"Expected u to be a tensor of floating-point numbers; got {u.dtype}.")
+    if u.dtype.itemsize < 4:  # which rounds most of them away from where they were drawn
+        raise ValueError(f"Expected u.dtype to be torch.float32 or torch.float64; got {u.dtype}.")
+
+
+def check_ends(head: Head, eos: int | None) -> None:
+    """Raises a TypeError or ValueError unless the head can end a sequence."""
+    name, support = type(head).__name__, head.support
+    if hasattr(head, "num_sites"):
+        raise ValueError(f"Expected a head that treats all sites alike; got a {name}.")
+    if hasattr(head, "ends"):
+        if eos is not None:
+            raise ValueError(f"Expected eos=None ({name} tells the ends); got {eos}.")
+    elif not isinstance(eos, int) or isinstance(eos, bool):
+        raise TypeError(f"Expected eos to be an integer ({name} tells no ends); got {eos!r}.")
+    elif support.event_dim or not support.is_discrete or not _holds(_within(support, eos)):
+        raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
+    else:
+        for part in head.modules():
+            if (other := getattr(part, "eos", eos)) != eos:  # a filter's
+                raise ValueError(f"Expected {type(part).__name__} of eos == {eos} (that of the sequence); got {other}.")
+
+
+def _within(support: Any, number: int) -> Tensor:
+    bounds = tensors_in(support)
+    inside: Tensor = support.check(torch.tensor(number, device=bounds[0].device if bounds else "cpu"))
+    return inside
+
+
+def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
+    """How many sites a prefix (*batch, k, *site_shape) has; ValueError for another shape or none."""
+    check_kind("prefix", prefix, Tensor)
+    cut = prefix.dim() - len(site_shape)
+    if cut < 1 or tuple(prefix.shape[cut:]) != site_shape:
+        raise ValueError(
+            f"Expected prefix.shape == ({', '.join(['*batch', 'k', *map(str, site_shape)])}) (sites of the head); got {tuple(prefix.shape)}."
+        )
+    if not prefix.shape[cut - 1]:
+        raise ValueError(f"Expected a prefix of at least one site; got prefix.shape == {tuple(prefix.shape)}.")
+    return prefix.shape[cut - 1]
+
+
+def steps_in_order(context: Tensor, order: Tensor | None, given: int, sites: int) -> Tensor:
+    """A context (*batch, T, C) of one vector a site, those after the ``given`` ones in visiting order."""
+    if context.shape[-2] != sites:
+        raise ValueError(
+            f"Expected context.shape[-2] == {sites} (covariates of every site); got {tuple(context.shape)}."
+        )
+    if order is None:
+        return context
+    return torch.cat([context[..., :given, :], context[..., given:, :].index_select(-2, order)], -2)

@@ -1,0 +1,1 @@
+"""Chains of labels: linear-chain conditional random fields and hidden Markov models."""

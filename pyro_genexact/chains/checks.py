@@ -1,0 +1,161 @@
+"""Checks of what a chain of labels is built from and asked, each an error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Size, Tensor
+
+from ..core.checks import check_kind, check_like
+from ..core.functional import visible
+from ..core.lengths import checked_lengths
+from ..core.shapes import broadcast_shapes
+from .semirings import Chain
+
+
+def lengths_like(unary: Tensor, lengths: Tensor | None, name: str = "unary") -> Tensor | None:
+    """The lengths (*batch) as indices, checked against the unary potentials (*batch, N, V), or what errors are to name."""
+    if lengths is None:
+        return None
+    if isinstance(lengths, Tensor) and lengths.device != unary.device:
+        raise ValueError(f"Expected lengths.device == {unary.device} (that of {name}); got {lengths.device}.")
+    return checked_lengths(lengths, unary.shape[-2])
+
+
+def fits(name: str, values: Tensor, like: Tensor, batch: Sequence[int], event: Sequence[int], exact: int = 1) -> None:
+    """Raises a TypeError or ValueError unless values broadcast with (*batch, *event), and have the last dims as they are.
+
+    Args:
+        name: of the values.
+        values: what is checked.
+        like: a tensor of the right device.
+        batch: dims that the values may broadcast to more.
+        event: dims that they may not.
+        exact: how many of the last dims the values must have.
+    """
+    check_kind(name, values, Tensor)
+    if values.device != like.device:
+        raise ValueError(f"Expected {name}.device == {like.device} (that of the potentials); got {values.device}.")
+    shape = Size((*batch, *event))
+    if exact and values.shape[-exact:] != shape[-exact:]:
+        raise ValueError(f"Expected {name}.shape[-{exact}:] == {tuple(shape[-exact:])}; got {tuple(values.shape)}.")
+    try:
+        fits = broadcast_shapes(values.shape, shape)[-len(event) :] == shape[-len(event) :]
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"Expected {name} of a shape that broadcasts with {tuple(shape)}; got {tuple(values.shape)}.")
+
+
+def labels(name: str, labels: Tensor, num_labels: int, free: Tensor | None) -> None:
+    """Raises a ValueError unless labels (*, N) are integers 0 ... V - 1 where they are not free (*, N)."""
+    inside = (labels % 1 == 0) & (labels >= 0) & (labels < num_labels)
+    if (at := first_outside(inside, free)) is not None:
+        got = torch.broadcast_tensors(labels, inside if free is None else free)[0][at].item()
+        raise ValueError(f"Expected {name} to be integers 0 ... {num_labels - 1}; got {got} at {at}.")
+
+
+def sets(name: str, allowed: Tensor, free: Tensor | None) -> None:
+    """Raises a ValueError unless some label is allowed (*, N, V) at each site that is not free (*, N)."""
+    if (at := first_outside(allowed.any(-1), free)) is not None:
+        raise ValueError(f"Expected {name} to allow a label at every observed site; got none at {at}.")
+
+
+def first_outside(inside: Tensor, free: Tensor | None) -> tuple[int, ...] | None:
+    """Where the first site is that is neither inside nor free; None for none, or where values cannot be looked at."""
+    inside = inside if free is None else inside | free
+    if not visible(inside) or inside.all():
+        return None
+    return tuple((~inside).nonzero()[0].tolist())
+
+
+def costs(cost: Tensor, unary: Tensor) -> None:
+    """Raises a TypeError or ValueError unless costs are a matrix (V, V)."""
+    fits("cost", cost, unary, (), (unary.shape[-1],) * 2, 2)
+    if cost.dim() != 2:
+        raise ValueError(f"Expected cost.dim() == 2 (one matrix for all rows); got {tuple(cost.shape)}.")
+
+
+def finite(**values: Tensor | None) -> None:
+    """Raises a ValueError for numbers that are not finite."""
+    for name, value in values.items():
+        if value is None or not visible(value):
+            continue
+        if not (fine := value.isfinite()).all():
+            raise ValueError(f"Expected {name} of finite numbers; got {value[~fine][0].item()}.")
+
+
+def expansion(old: Size, new: Size) -> None:
+    """Raises a ValueError unless an old batch shape broadcasts to the new one."""
+    padded = (1,) * (len(new) - len(old)) + old
+    if len(padded) > len(new) or any(m < 0 or n not in (1, m) for n, m in zip(padded, new, strict=False)):
+        raise ValueError(f"Expected batch_shape that {tuple(old)} broadcasts to; got {tuple(new)}.")
+
+
+def possible(log_partition: Tensor, shape: Size) -> None:
+    """Raises a ValueError that names a row where no label string is possible."""
+    if not visible(log_partition) or not (impossible := log_partition == -torch.inf).any():
+        return
+    row = torch.unravel_index(impossible.nonzero()[0, 0], shape) if shape else ()
+    name = f"row {tuple(int(i) for i in row)}" if shape else "the only row"
+    raise ValueError(f"Expected potentials that allow a label string; got none for {name} (all scores are -inf).")
+
+
+def numbers(potentials: Iterable[Tensor | None], chain: Callable[[], Chain]) -> None:
+    """Raises a ValueError for potentials that are NaN or +inf, but in padding, which the chain leaves out."""
+    if all(p is None or not visible(p) or (p < torch.inf).all() for p in potentials):
+        return
+    for name, potentials in zip(Chain._fields, chain()[:4], strict=False):
+        if visible(potentials) and not (fine := potentials < torch.inf).all():
+            raise ValueError(f"Expected {name} of finite numbers or -inf; got {potentials[~fine][0].item()}.")
+
+
+def potentials(unary: Tensor, transition: Tensor, initial: Tensor | None, final: Tensor | None) -> None:
+    """Raises a TypeError or ValueError for potentials that do not fit each other."""
+    check_kind("unary", unary, Tensor)
+    if not unary.is_floating_point():
+        raise TypeError(f"Expected unary of floating-point numbers; got {unary.dtype}.")
+    if unary.dim() < 2 or 0 in unary.shape[-2:]:
+        raise ValueError(f"Expected unary.shape == (*batch, N, V) with N, V >= 1; got {tuple(unary.shape)}.")
+    sites, labels = unary.shape[-2:]
+    check_kind("transition", transition, Tensor)
+    given = {"transition": transition, "initial": initial, "final": final}
+    for name, potentials in given.items():
+        if potentials is not None:
+            check_kind(name, potentials, Tensor)
+            check_like(name, potentials, unary)
+    if transition.shape[-2:] != (labels, labels):
+        raise ValueError(
+            f"Expected transition.shape[-2:] == ({labels}, {labels}) (labels of unary); got {tuple(transition.shape)}."
+        )
+    if transition.dim() > 2 and transition.shape[-3] not in (1, sites - 1):
+        raise ValueError(
+            f"Expected transition.shape == (*batch, {sites - 1}, {labels}, {labels}) (steps between the sites of unary); "
+            f"got {tuple(transition.shape)}."
+        )
+    for name, potentials in (("initial", initial), ("final", final)):
+        if potentials is not None and (potentials.dim() < 1 or potentials.shape[-1] != labels):
+            raise ValueError(f"Expected {name}.shape[-1] == {labels} (labels of unary); got {tuple(potentials.shape)}.")
+
+
+def batch_shape_of(
+    unary: Tensor, transition: Tensor, initial: Tensor | None, final: Tensor | None, lengths: Tensor | None
+) -> Size:
+    """That of all, broadcast; ValueError where they do not fit."""
+    return broadcast_batches(
+        unary=unary.shape[:-2],
+        transition=transition.shape[:-3],
+        initial=() if initial is None else initial.shape[:-1],
+        final=() if final is None else final.shape[:-1],
+        lengths=() if lengths is None else lengths.shape,
+    )
+
+
+def broadcast_batches(**shapes: Sequence[int]) -> Size:
+    """The batch shapes of several arguments, broadcast; a ValueError that names them where they do not fit."""
+    try:
+        return broadcast_shapes(*shapes.values())
+    except RuntimeError as error:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items() if shape)
+        raise ValueError(f"Expected batch shapes that broadcast; got {got}.") from error

@@ -1,0 +1,82 @@
+"""Kullback-Leibler divergences of chains of labels, exact, registered with torch.distributions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Independent, OneHotCategorical, register_kl
+
+from ..core.functional import visible
+from .checks import broadcast_batches
+from .crf import LinearChainCRF
+from .log_partition import widened
+from .semirings import Max, fold
+
+
+def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
+    """KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q (*batch) in nats; infinite where p allows what q forbids.
+
+    Raises:
+        ValueError: for other numbers of sites or labels, other lengths (infinite where torch.func hides them), or batch shapes
+            that do not broadcast.
+    """
+    sizes = [(*d.event_shape, d.num_labels) for d in (p, q)]
+    if p.unary.device != q.unary.device:
+        raise ValueError(f"Expected distributions on one device; got {p.unary.device} and {q.unary.device}.")
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"Expected distributions of one number of sites and of labels; got {sizes[0]} and {sizes[1]}.")
+    batch_shape = broadcast_batches(p=p.batch_shape, q=q.batch_shape)
+    shape = broadcast_batches(p=p._rows, q=q._rows)
+    totals = p._log_partition().reshape(p._rows), q._log_partition().reshape(q._rows)
+    ours, theirs = widened(p._chain(shape)), widened(q._chain(shape))
+    lengths = [
+        torch.as_tensor(p.event_shape[0], device=p.unary.device) if c.lengths is None else c.lengths
+        for c in (ours, theirs)
+    ]
+    other = lengths[0] != lengths[1]
+    if visible(other) and other.any():
+        got = " and ".join(str(int(n.expand(other.shape)[other][0])) for n in lengths)
+        raise ValueError(f"Expected distributions of equal lengths; got {got}.")
+    values = ours.map(lambda a, b: torch.where((a > -torch.inf) & (b > -torch.inf), a - b, 0.0), theirs)
+    difference = p._mean(ours, values).reshape(shape)
+    # 1 where q forbids a factor of a string that p allows
+    forbidden = ours.map(lambda a, b: torch.where(a > -torch.inf, (b == -torch.inf).to(b), -torch.inf), theirs)
+    leaks = (fold(Max(), forbidden)[0] > 0) | other
+    divergence = torch.where(leaks.reshape(shape), torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
+    return divergence.expand(batch_shape)
+
+
+def of_crf_from_independent(p: LinearChainCRF, q: Independent[Any]) -> Tensor:
+    """KL(p | q) for independent categories or one-hot vectors q of each site, of the batch shape (*batch, N) before ``to_event(1)``."""
+    return of_crfs(p, as_crf(q, p))
+
+
+def of_independent_from_crf(p: Independent[Any], q: LinearChainCRF) -> Tensor:
+    """KL(p | q), the other way round."""
+    return of_crfs(as_crf(p, q), q)
+
+
+register_kl(LinearChainCRF, LinearChainCRF)(of_crfs)
+register_kl(LinearChainCRF, Independent)(of_crf_from_independent)
+register_kl(Independent, LinearChainCRF)(of_independent_from_crf)
+
+
+def as_crf(d: Independent[Any], like: LinearChainCRF) -> LinearChainCRF:
+    """Independent categories as a chain without transitions, of the lengths of another one."""
+    base = d.base_dist
+    if not isinstance(base, (Categorical, OneHotCategorical)) or d.reinterpreted_batch_ndims != 1:
+        raise ValueError(
+            f"Expected Categorical or OneHotCategorical with to_event(1) beside a LinearChainCRF; got {d}."
+        )
+    # torch takes the logarithm of a small number for that of a probability of 0
+    zero = (base.probs == 0) & (base.logits > math.log(torch.finfo(base.logits.dtype).tiny))
+    logits = base.logits.masked_fill(zero, -torch.inf)
+    return LinearChainCRF(
+        logits,
+        logits.new_zeros(logits.shape[-1], logits.shape[-1]),
+        lengths=like.lengths,
+        validate_args=False,
+    )

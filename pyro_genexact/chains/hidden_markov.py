@@ -1,0 +1,342 @@
+"""Hidden Markov models: the directed siblings of the linear-chain CRF, through the same recursion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from ..core.checks import check_kind, check_like, check_sizes
+from ..core.functional import visible
+from ..core.independent import independent
+from ..core.leaves import map_leaves, tensors_in
+from ..core.shapes import broadcast_shapes
+from ..core.values import floating, numbers
+from ..families.guard import anchor, guarded_log_prob, surely_inside
+from ..families.mixture import union
+from . import checks as check
+from .crf import LinearChainCRF
+from .labels import PaddedSites
+from .log_partition import log_partition_or_none, opaque
+from .messages import within
+from .semirings import Chain, LogSumExp, Max, fold
+
+
+class HiddenMarkov(TorchDistribution):
+    r"""Sequences x_1 ... x_N of observations of a Markov chain z_1 ... z_N of V states that is not seen.
+
+        p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
+
+    log_prob is exact: the log-normaliser of a :class:`LinearChainCRF` over states, which :meth:`posterior` returns. So, of
+    observations x,
+
+    * smoothing, p(z_t | x), is ``posterior(x).marginals``, and p(z_t, z_{t+1} | x) is ``posterior(x).pair_marginals``;
+    * filtering, p(z_t | x_1 ... x_t), is ``filter(x)``;
+    * a draw from p(z | x) is ``posterior(x).sample()``;
+    * the most probable states (Viterbi) are ``posterior(x).mode``, the k best ``posterior(x).k_best(k)``.
+
+    An event is a tensor (N, *obs), obs the event shape of the observation_dist. With ``lengths`` the sites from a row's length on
+    are padding: anything is accepted there, NaN too, samples hold 0, no gradient flows. An observation that is missing, with
+    any value of the support in its place, has log_prob 0 by ``observation_dist.mask(mask)``, mask (*batch, N, 1).
+
+    Cost: log_prob and its gradient are those of the CRF's log Z, and V log_probs of each observation. A sample draws V
+    observations a site and picks one.
+
+    Args:
+        initial: (V) or (*batch, V), logits of the *first observed* state. Pyro's ``DiscreteHMM`` steps once before it: there
+            p(z_1) is the initial distribution times the transition.
+        transition: (V, V), logits of the next state j, given state i, at [i, j]; or of each step, (*batch, N - 1, V, V), or the
+            same for all steps of a row, (*batch, 1, V, V). Logits may be -inf, not all of a row; rows are normalised.
+        observation_dist: of batch shape (V), (N, V), (*batch, N, V) or (*batch, 1, V), and any event shape: an observation of
+            each state. A value outside the support of some states is scored by the others.
+        lengths: (*batch) integers 0 ... N, how many observations a row has; by default N. No observations have log_prob 0.
+        duration: N, where neither transition nor observation_dist has a dim of more than one step that tells it.
+        validate_args: whether logits and values are checked; without, values outside the support have log_prob -inf, and a
+            row of logits -inf alone makes log_prob NaN.
+
+    Raises:
+        TypeError: for arguments of other classes.
+        ValueError: for shapes, dtypes or devices that do not fit, an N that nothing tells, lengths outside 0 ... N, and (when
+            validating) logits that are NaN or +inf, or -inf all along a row, and values outside the support; from
+            ``filter`` and from queries of the ``posterior`` for observations that are impossible.
+
+    Shapes: the batch shape is that of all arguments, broadcast. Values of a wider dtype make results of that dtype.
+
+    Reference: Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", Proc. IEEE 1989.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> stay = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+        >>> d = HiddenMarkov(torch.zeros(2), stay, dist.Normal(torch.tensor([-1.0, 1.0]), 1.0), duration=4)
+        >>> x = torch.tensor([-1.5, 0.2, 0.1, 2.0])
+        >>> d.log_prob(x), d.filter(x)[:, 1], d.posterior(x).marginals[:, 1]
+        (tensor(-7.2075), tensor([0.0474, 0.1927, 0.2939, 0.9649]), tensor([0.1656, 0.5269, 0.7632, 0.9649]))
+        >>> d.posterior(x).mode, d.sample((3,)).shape
+        (tensor([0, 1, 1, 1]), torch.Size([3, 4]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        initial: Tensor,
+        transition: Tensor,
+        observation_dist: Distribution,
+        lengths: Tensor | None = None,
+        *,
+        duration: int | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        sites, batch_shape = _shapes(initial, transition, observation_dist, lengths, duration)
+        self.num_states = initial.shape[-1]
+        self.initial, self.transition = initial.log_softmax(-1), transition.log_softmax(-1)
+        self.observation_dist = observation_dist
+        self.lengths = check.lengths_like(initial.new_empty(sites, 0), lengths, "initial")
+        super().__init__(batch_shape, Size((sites, *observation_dist.event_shape)), validate_args=validate_args)
+        if self._validate_args:
+            for name, logits in (("initial", initial), ("transition", transition)):
+                _check_logits(name, logits)
+
+    def __repr__(self) -> str:
+        parts = f"{type(self.observation_dist).__name__}, {tuple(self.batch_shape)}, {tuple(self.event_shape)}"
+        return f"{type(self).__name__}({parts}, num_states={self.num_states})"
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """Sequences of values that some state can show; padding may hold anything."""
+        one = self._observable()
+        return independent(one, 1) if self.lengths is None else PaddedSites(one, self.lengths)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether observations have a finite support, and rows one length."""
+        alike = self.lengths is None or self.lengths.is_meta or len(self.lengths.unique()) < 2
+        return alike and bool(self.observation_dist.has_enumerate_support)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> HiddenMarkov:
+        """The same with another batch shape, without copies; rows are drawn independently."""
+        new = self._get_checked_instance(HiddenMarkov, _instance)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
+        shape = Size(batch_shape)
+        check.expansion(self.batch_shape, shape)
+        new._batch_shape = shape
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, of the batch shape broadcast with the value's; -inf, with gradient zero, where impossible."""
+        posterior = self._given(value, False)
+        return posterior._wide(_evidence(posterior._chain()).to(posterior.unary.dtype))
+
+    def prior(self) -> LinearChainCRF:
+        """The distribution p(z) of the states before anything is observed."""
+        unary = self.initial.new_zeros(self.event_shape[0], self.num_states)
+        return self._states(unary, self._validate_args).expand(self.batch_shape)
+
+    def posterior(self, value: Tensor) -> LinearChainCRF:
+        """The distribution p(z | value) of the states: smoothing, draws, Viterbi, entropy.
+
+        Its ``log_partition`` is log_prob, and like its other queries a ValueError where the value is impossible.
+        """
+        return self._given(value, self._validate_args)
+
+    def filter(self, value: Tensor) -> Tensor:
+        """p(z_t | x_1 ... x_t) (*batch, N, V) at each site, differentiable; 0 at padding.
+
+        That of the last site, N - 1 or a row's length less 1, is what prediction starts from: times the transition it is the
+        next state's distribution.
+
+        Raises:
+            ValueError: where the value is impossible; torch.func and the tracer show no values, and filter is NaN there from the
+                first site on that cannot be.
+        """
+        posterior = self.posterior(value)
+        chain = posterior._double()
+        # in log space: what exp space loses matters for no whole sequence, but may for its beginning
+        filtered = within(chain.lengths, torch.stack(fold(LogSumExp(), chain)[1], -2).softmax(-1))
+        return posterior._wide(filtered.to(posterior.unary.dtype))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Observations (*sample_shape, *batch, N, *obs)."""
+        with torch.no_grad():
+            states = self.prior().sample(sample_shape)
+            each = self.observation_dist.expand((*self.batch_shape, self.event_shape[0], self.num_states))
+            draws = each.sample(Size(sample_shape))
+            index = states.reshape(*states.shape, 1, *[1] * (len(self.event_shape) - 1))
+            seen = draws.take_along_dim(index, self._state_dim).squeeze(self._state_dim)
+            return seen if self.lengths is None else seen.masked_fill(self._gone(len(self.event_shape) - 1), 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_t] (*batch, N, *obs): the average over p(z_t) of the states' means; 0 at padding."""
+        return self._average(self._shares(), self.observation_dist.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x_t] (*batch, N, *obs): the mean of the states' variances and the variance of their means; 0 at padding."""
+        p = self._shares()
+        mean = torch.where(p > 0, self.observation_dist.mean, 0.0)
+        off = mean - self._average(p, mean).unsqueeze(self._state_dim)
+        return self._average(p, self.observation_dist.variance + off.square())
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All K^N sequences of the K values of an observation, (K^N, *batch, N, *obs), the last site fastest; padding is 0.
+
+        Batch dims are 1 without ``expand``.
+
+        Raises:
+            NotImplementedError: where observations have no finite support, and for rows of several lengths.
+            ValueError: for more than 2^20 sequences.
+        """
+        if not self.observation_dist.has_enumerate_support:
+            got = type(self.observation_dist).__name__
+            raise NotImplementedError(f"Expected observations that enumerate a finite support; got {got}.")
+        sites, *event = self.event_shape
+        used = sites
+        if self.lengths is not None and self.lengths.numel():
+            used = int(self.lengths.max())
+            if not self.has_enumerate_support:
+                raise NotImplementedError(
+                    f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
+                )
+        values = self.observation_dist.enumerate_support(expand=False).reshape(-1, *event)
+        count = len(values) ** used
+        if count > 2**20:
+            raise ValueError(f"Expected at most {2**20} sequences to be enumerated; got {len(values)}^{used}.")
+        place = len(values) ** torch.arange(used - 1, -1, -1, device=values.device)
+        sequences = values[torch.arange(count, device=values.device).unsqueeze(-1) // place % len(values)]
+        sequences = torch.cat([sequences, values.new_zeros(count, sites - used, *event)], 1)
+        sequences = sequences.reshape(count, *[1] * len(self.batch_shape), *self.event_shape)
+        return sequences.expand(count, *self.batch_shape, *self.event_shape) if expand else sequences
+
+    def _states(self, unary: Tensor, validate_args: bool) -> LinearChainCRF:
+        dtype = torch.promote_types(unary.dtype, self.initial.dtype)
+        unary, transition, initial = (p.to(dtype) for p in (unary, self.transition, self.initial))
+        return LinearChainCRF(unary, transition, initial=initial, lengths=self.lengths, validate_args=validate_args)
+
+    def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
+        value = floating(numbers("value", value), [self.initial])
+        check.fits("value", value, self.initial, self.batch_shape, self.event_shape, len(self.event_shape))
+        if self._validate_args and visible(value):
+            self._validate_sample(value)
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        states = self._states(self._log_likelihoods(value), validate_args)
+        return states.expand(broadcast_shapes(batch, self.batch_shape))
+
+    @property
+    def _state_dim(self) -> int:
+        """Where V stands in what the observation_dist tells of values, (*batch, N, V, *obs), counted from the right."""
+        return -len(self.event_shape)
+
+    def _log_likelihoods(self, value: Tensor) -> Tensor:
+        """log p(x_t | z_t) (*batch, N, V); what padding holds is never looked at."""
+        value = value.unsqueeze(self._state_dim)  # (*batch, N, 1, *obs)
+        support: Any = self.observation_dist.support
+        if self.lengths is not None:
+            value = torch.where(self._gone(-self._state_dim), anchor(support, value), value)
+        if not opaque() and surely_inside(support, value):
+            return self.observation_dist.log_prob(value)
+        return guarded_log_prob(self.observation_dist, value, support)
+
+    def _gone(self, more: int) -> Tensor:
+        """(*, N, 1 ...) with so many dims of 1: where sites are padding."""
+        assert self.lengths is not None
+        gone = torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
+        return gone.reshape(*gone.shape, *[1] * more)
+
+    def _shares(self) -> Tensor:
+        """p(z_t) (*batch, N, V, 1 ...) beside what the observation_dist tells of values."""
+        p = self.prior().marginals
+        return p.reshape(*p.shape, *[1] * (len(self.event_shape) - 1))
+
+    def _average(self, p: Tensor, values: Tensor) -> Tensor:
+        """The average (*batch, N, *obs) of values (*batch, N, V, *obs) of all states, which may be infinite where p is 0."""
+        return (p * torch.where(p > 0, values, 0.0)).sum(self._state_dim)
+
+    def _observable(self) -> Any:
+        """The support of an observation: of all states, joined where their bounds differ."""
+        support: Any = self.observation_dist.support
+        if not tensors_in(support):
+            return support
+
+        def of_state(k: int) -> Callable[[Tensor], Tensor]:
+            dim = self._state_dim
+            return lambda bound: bound.select(dim, k if bound.shape[dim] > 1 else 0) if bound.dim() >= -dim else bound
+
+        return union([map_leaves(of_state(k), support) for k in range(self.num_states)])
+
+
+def _evidence(chain: Chain) -> Tensor:
+    """log Z (B), wide; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
+    poles = chain.unary == torch.inf
+    if opaque() or (visible(poles) and poles.any()):
+        log_z = log_partition_or_none(chain._replace(unary=chain.unary.masked_fill(poles, 0.0)))
+        return log_z.masked_fill(_reached(chain, poles), torch.inf)
+    return log_partition_or_none(chain)
+
+
+def _reached(chain: Chain, poles: Tensor) -> Tensor:
+    """Whether (B) a path that is possible meets one of the poles (B, N, V)."""
+    score = chain.map(lambda p: torch.zeros_like(p).masked_fill(p == -torch.inf, -torch.inf))
+    return fold(Max(), score._replace(unary=score.unary.masked_fill(poles, 1.0)))[0] > 0
+
+
+def _shapes(
+    initial: Tensor, transition: Tensor, observation_dist: Distribution, lengths: Tensor | None, duration: int | None
+) -> tuple[int, Size]:
+    """N and the batch shape; a TypeError or ValueError where arguments do not fit each other."""
+    check_kind("initial", initial, Tensor)
+    check_kind("transition", transition, Tensor)
+    check_kind("observation_dist", observation_dist, Distribution)
+    if initial.dim() < 1 or not initial.shape[-1] or not initial.is_floating_point():
+        raise ValueError(
+            f"Expected initial of floating-point numbers (*batch, V) with V >= 1; got {initial.dtype} {tuple(initial.shape)}."
+        )
+    check_like("transition", transition, initial)
+    for tensor in tensors_in(observation_dist):
+        if tensor.is_floating_point() and tensor.dim():  # those of dim 0 follow the others
+            check_like("observation_dist", tensor, initial)
+    states = initial.shape[-1]
+    if transition.shape[-2:] != (states, states):
+        raise ValueError(
+            f"Expected transition.shape[-2:] == ({states}, {states}) (states of initial); got {tuple(transition.shape)}."
+        )
+    observed = observation_dist.batch_shape
+    if observed[-1:] != (states,):
+        raise ValueError(
+            f"Expected observation_dist.batch_shape[-1] == {states} (states of initial); got {tuple(observed)}."
+        )
+    told = {} if duration is None else {"duration": duration}
+    if len(observed) > 1 and observed[-2] != 1:
+        told["observation_dist"] = observed[-2]
+    if transition.dim() > 2 and transition.shape[-3] != 1:
+        told["transition"] = transition.shape[-3] + 1
+    if not told:
+        raise ValueError(
+            "Expected duration (N), as observation_dist.batch_shape[-2] and the steps of transition do not tell it; got none."
+        )
+    check_sizes(1, **told)
+    if len({*told.values()}) > 1:
+        got = ", ".join(f"{n} by {name}" for name, n in told.items())
+        raise ValueError(f"Expected one number N of observations (a transition has N - 1 steps); got {got}.")
+    batch_shape = check.broadcast_batches(
+        initial=initial.shape[:-1],
+        transition=transition.shape[:-3],
+        observation_dist=observed[:-2],
+        lengths=getattr(lengths, "shape", ()),
+    )
+    return next(iter(told.values())), batch_shape
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    """Raises a ValueError for logits that are NaN or +inf, or of which none in a row is finite."""
+    if not visible(logits):
+        return
+    if not (fine := logits < torch.inf).all():
+        raise ValueError(f"Expected {name} of finite numbers or -inf; got {float(logits[~fine][0])}.")
+    if (logits == -torch.inf).all(-1).any():
+        raise ValueError(f"Expected {name} with a finite logit in each row (of next states); got a row of -inf alone.")

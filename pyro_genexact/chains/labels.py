@@ -1,0 +1,103 @@
+"""What a chain of labels is made of: its support and its tables."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..base import Conditioner
+from ..contexts import Steps
+from ..families.guard import anchor
+from .messages import within
+from .semirings import Chain, LogSumExp, flip_own, fold
+
+
+class PaddedSites(constraints.Constraint):
+    """Sequences whose sites satisfy a constraint up to a row's length, with anything after it.
+
+    Args:
+        one: the constraint of a site's value.
+        lengths: (*batch) integers.
+
+    Example:
+        >>> PaddedSites(constraints.positive, torch.tensor([2, 1])).check(torch.tensor([[1.0, -1.0], [1.0, torch.nan]]))
+        tensor([False,  True])
+    """
+
+    def __init__(self, one: Any, lengths: Tensor) -> None:
+        self.one, self.lengths = one, lengths
+        self.is_discrete, self.event_dim = one.is_discrete, one.event_dim + 1
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.one})"
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = self.one.check(value)
+        gone = torch.arange(inside.shape[-1], device=value.device) >= self.lengths.unsqueeze(-1)
+        return (inside | gone).all(-1)
+
+    def anchor(self, like: Tensor) -> Tensor:
+        """Some value inside, that broadcasts with ``like``."""
+        return anchor(self.one, like)
+
+
+class LabelStrings(PaddedSites):
+    """Integers 0 ... V - 1 up to a row's length, anything after it.
+
+    Example:
+        >>> LabelStrings(3, torch.tensor([2, 1])).check(torch.tensor([[0, 5], [2, -100]]))
+        tensor([False,  True])
+    """
+
+    def __init__(self, num_labels: int, lengths: Tensor) -> None:
+        super().__init__(constraints.integer_interval(0, num_labels - 1), lengths)
+        self.num_labels = num_labels
+
+    def __repr__(self) -> str:
+        return f"LabelStrings(num_labels={self.num_labels})"
+
+
+class Lookup(Conditioner):
+    """Parameters of a label by the label before it, from tables (B, N, V * V) that are the context; the first from row 0."""
+
+    class State(NamedTuple):
+        position: int
+        clock: list[int]
+        tables: Tensor
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.site = self.num_params = num_labels
+        self.context = Steps(num_labels**2)
+
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, State]:
+        assert context is not None
+        tables = context.unflatten(-1, (self.num_params, self.num_params))
+        return tables[:, 0, 0], self.State(0, self.clock(), tables)
+
+    def extend(self, y: Tensor, state: State) -> tuple[Tensor, State]:
+        tables = state.tables[:, state.position + 1 : state.position + 1 + y.shape[1]]
+        return tables.take_along_dim(y.long()[..., None, None], -2).squeeze(-2), self.advance(state, y.shape[1])
+
+
+def conditionals(chain: Chain) -> Tensor:
+    """The logits (B, N, V, V) of a label by the label before it, which the first site lacks: rows alike there."""
+    labels = chain.unary.shape[-1]
+    backward = torch.stack(fold(LogSumExp(), chain.reversed())[1], -2)
+    later = flip_own(backward, chain.lengths).unsqueeze(-2)  # (B, N, 1, V)
+    first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, labels, -1)
+    tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
+    # normalised here, where numbers are wide; what no history leads to is never looked up
+    tables = tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0).log_softmax(-1)
+    return within(chain.lengths, tables)
+
+
+def pick(potentials: Tensor, labels: Tensor) -> Tensor:
+    """potentials (*, M, K) at labels (*, M), of shapes that broadcast; without copies of the potentials."""
+    own = potentials.shape[:-1]
+    start = torch.arange(0, potentials.numel(), potentials.shape[-1], device=labels.device).reshape(own)
+    index = start + labels
+    return potentials.reshape(-1).index_select(0, index.flatten()).reshape(index.shape)

@@ -1,0 +1,333 @@
+"""Forward and backward messages of a batch of linear chains, without gradient: what every query of a CRF is made of.
+
+All is computed in float64 where the device has it, so that a float32 chain of a thousand sites loses no digit of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .semirings import Chain, Draw, LogSumExp, Semiring, draw, flip_own, fold, mean, trace
+
+RESCALED_EVERY = (8, 1)
+"""After how many steps the recursion in exp space is rescaled, in the order of trial."""
+
+
+class Messages(Protocol):
+    """What the messages of B chains of N sites tell; past a row's length all is 0.
+
+    Attributes:
+        log_partition: (B) in nats; -inf where nothing is possible.
+    """
+
+    log_partition: Tensor
+
+    def nodes(self) -> Tensor:
+        """(B, N, V): p(y_t)."""
+
+    def pairs(self) -> Tensor:
+        """(B, N - 1, V, V): p(y_t, y_{t+1})."""
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        """(V, V): the pairs summed over sites, and over rows each with its weight (B)."""
+
+    def mean(self, values: Chain) -> Tensor:
+        """(B): the mean of a sum of finite values, which are of the shapes of the potentials."""
+
+    def sample(self, count: int) -> Tensor:
+        """(count, B, N) labels."""
+
+
+@torch.no_grad()
+def messages_of(chain: Chain, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
+    """The messages of B chains: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B).
+
+    Rows are computed in exp space where that is exact to rounding; the others rescaled more often, and at last in log space.
+    """
+    if not attempts:
+        return Logs(chain)
+    scaled = Scaled(chain, attempts[0])
+    if chain.unary.is_meta or bool(scaled.exact.all()):
+        return scaled
+    bad, good = (~scaled.exact).nonzero().squeeze(-1), scaled.exact.nonzero().squeeze(-1)
+    rest = messages_of(rows(chain, bad), attempts[1:])
+    if not len(good):
+        return rest
+    return Merged([(good, Scaled(rows(chain, good), attempts[0])), (bad, rest)])
+
+
+class Scaled:
+    r"""Messages in exp space: both directions in one recursion of matrix products, rescaled now and then.
+
+    With x_t the forward and z_t the backward messages, both with the factor of site t, and E = exp(transition),
+
+        x_{t+1} = (x_t E) exp(unary_{t+1}),   z_t = (E z_{t+1}) exp(unary_t),   p(y_t) = x_t (E z_{t+1}) / s_t.
+
+    No term is negative, so that rounding stays relative, and all that can be lost is what underflows: N V^2 times the least
+    positive number, relative to what the messages were before rescaling and to s_t. Rows where that is below rounding are
+    ``exact``.
+    """
+
+    def __init__(self, chain: Chain, every: int) -> None:
+        batch, sites, labels = chain.unary.shape
+        self.lengths, self.last = chain.lengths, last_site(chain)
+
+        unary, top = shifted(with_ends(chain), (-1,))
+        transition, top_of_step = shifted(wide(chain.transition), (-2, -1))
+        one = unary.new_ones(labels)
+        self.weights = Chain(unary.exp_(), transition.exp_(), one, one, chain.lengths)
+        backward = self.weights.reversed()
+        x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
+        scales = recur(x, self.weights, backward, every)
+        if chain.lengths is not None:  # past the ends, last in both directions, anything may have become of them
+            gone = (site(chain) >= chain.lengths.unsqueeze(-1)).T.unsqueeze(1)  # (N, 1, B)
+            x.masked_fill_(gone.unsqueeze(-1), 1.0)
+            scales[1:].masked_fill_(gone[every::every], 1.0)
+        sums = x.sum(-1)
+        x /= sums.unsqueeze(-1)
+
+        self.forward = x[:, 0].transpose(0, 1)  # (B, N, V)
+        self.backward = flip_own(x[:, 1].transpose(0, 1), chain.lengths)
+        after = torch.ones_like(self.backward)
+        after[:, :-1] = before(self.weights.transition, self.backward[:, 1:])
+        if chain.lengths is not None:
+            after.masked_fill_((site(chain) == self.last).unsqueeze(-1), 1.0)
+        self.joint = after.mul_(self.forward)
+        self.total = self.joint.sum(-1)  # s_t
+
+        ends = (sums[:, 0].T * self.total).take_along_dim(self.last, 1).squeeze(1)
+        log_partition = ends.log() + scales[:, 0].log().sum(0) + within(self.lengths, top.squeeze(-1)).sum(-1)
+        log_partition += within(self.lengths, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
+        smallest = torch.minimum(sums.amin((0, 1)), scales.amin((0, 1)))
+        least = within(self.lengths, self.total, fill=1.0).amin(-1) * smallest
+        info = torch.finfo(least.dtype)
+        exact = least > sites * labels**2 * info.tiny / info.eps
+        if chain.lengths is not None:
+            log_partition, exact = log_partition.masked_fill(chain.lengths == 0, 0.0), exact | (chain.lengths == 0)
+        self.log_partition, self.exact = log_partition, exact
+
+    def nodes(self) -> Tensor:
+        return self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1)
+
+    def pairs(self) -> Tensor:
+        left = self.forward[:, :-1] / self.total[:, :-1, None]
+        weights = self.weights.transition * (left.unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
+        return within(self.lengths, weights, 1)
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        left = self.forward[:, :-1] * within(self.lengths, weight.unsqueeze(-1) / self.total[:, :-1], 1).unsqueeze(-1)
+        return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
+
+    def mean(self, values: Chain) -> Tensor:
+        left = self.forward[:, :-1] * within(self.lengths, 1 / self.total[:, :-1], 1).unsqueeze(-1)
+        weighted = self.weights.transition * values.transition
+        into = left @ weighted if weighted.dim() == 2 else (left.unsqueeze(-2) @ weighted).squeeze(-2)
+        return at_sites(self.nodes(), self.last, values) + (into * self.backward[:, 1:]).sum((-2, -1))
+
+    def sample(self, count: int) -> Tensor:
+        few = count < 2 * self.forward.shape[-1]  # as measured
+        if few or self.forward.dtype != torch.float64:  # in which tables count their rows
+            return trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
+        return draw_by_tables(self.forward, self.weights, count)
+
+
+class Logs:
+    """Messages in log space, for whatever potentials.
+
+    Cost: tensors (B, V, V) a step, and logarithms and exponentials of them.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        unary = with_ends(chain)
+        zero = unary.new_zeros(unary.shape[-1])
+        self.lengths, self.chain = chain.lengths, Chain(unary, wide(chain.transition), zero, zero, chain.lengths)
+        self.log_partition, self.forward = fold(LogSumExp(), self.chain)
+        backward = torch.stack(fold(LogSumExp(), self.chain.reversed())[1], -2)
+        self.backward = flip_own(backward, chain.lengths)
+
+    def nodes(self) -> Tensor:
+        unary = self.chain.unary
+        joint = torch.stack(self.forward, -2) + self.backward - unary
+        return within(self.lengths, joint.masked_fill(unary == -torch.inf, -torch.inf).softmax(-1))
+
+    def pairs(self) -> Tensor:
+        left = torch.stack(self.forward, -2)[:, :-1].unsqueeze(-1)
+        joint = left + self.chain.transition + self.backward[:, 1:].unsqueeze(-2)
+        return within(self.lengths, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        return torch.einsum("b,btij->ij", weight, self.pairs())
+
+    def mean(self, values: Chain) -> Tensor:
+        return mean(self.chain, values)[1]
+
+    def sample(self, count: int) -> Tensor:
+        return trace(Draw(), self.chain, self.forward, (count,))
+
+
+class Merged:
+    """The messages of rows that were computed in several ways.
+
+    Args:
+        parts: rows (B') and their messages.
+    """
+
+    def __init__(self, parts: list[tuple[Tensor, Any]]) -> None:
+        self.rows, self.parts = zip(*parts, strict=True)
+        self.inverse = torch.cat(self.rows).argsort()
+        self.log_partition = self._joined(lambda part: part.log_partition)
+
+    def nodes(self) -> Tensor:
+        return self._joined(lambda part: part.nodes())
+
+    def pairs(self) -> Tensor:
+        return self._joined(lambda part: part.pairs())
+
+    def pair_total(self, weight: Tensor) -> Tensor:
+        return sum(part.pair_total(weight[index]) for index, part in zip(self.rows, self.parts, strict=True))
+
+    def mean(self, values: Chain) -> Tensor:
+        parts = [part.mean(rows(values, index)) for index, part in zip(self.rows, self.parts, strict=True)]
+        return torch.cat(parts, -1).index_select(-1, self.inverse)
+
+    def sample(self, count: int) -> Tensor:
+        return self._joined(lambda part: part.sample(count), 1)
+
+    def _joined(self, query: Callable[[Any], Tensor], dim: int = 0) -> Tensor:
+        return torch.cat([query(part) for part in self.parts], dim).index_select(dim, self.inverse)
+
+
+class _Weights(Semiring):
+    """Weights as they are, from which a trace draws."""
+
+    def times(self, a: Tensor, lifted: Tensor) -> Tensor:
+        return a * lifted
+
+    def choose(self, candidates: Tensor) -> Tensor:
+        return draw(candidates)
+
+
+def draw_by_tables(forward: Tensor, chain: Chain, count: int) -> Tensor:
+    """Labels (count, B, N) as :func:`trace` with :class:`_Weights` draws them, for many draws a row.
+
+    The shares of a site are cumulated for each label after it, V^2 numbers a row. A draw reads one row of them in two steps
+    of about sqrt(V) numbers: in which block its label is, and where in the block.
+    """
+    batch, sites, labels = forward.shape
+    width = isqrt(labels - 1) + 1
+    forward = pad(forward, (0, width**2 - labels))  # with shares of zero
+    into = pad(chain.transition.mT.contiguous(), (0, width**2 - labels))
+    ends = None if chain.lengths is None else chain.lengths.repeat_interleave(count)
+    if ends is not None:  # one more row, for no label after this one
+        into = pad(into, (0, 0, 0, 1), value=1.0)
+    height = into.shape[-2]
+    first = (height * torch.arange(batch, device=forward.device)).repeat_interleave(count)
+    offset, ones = first.to(forward), forward.new_ones(width)
+    row = draw(forward[:, -1:].expand(-1, count, -1)).flatten() + offset  # (B * count), of the label, in the tables
+    drawn = []
+    each = max(1, 2**16 // (batch * height * width**2))  # sites whose tables fit into the processor's cache
+    for stop in range(sites - 1, 0, -each):
+        start = max(stop - each, 0)
+        steps = into if into.dim() == 2 else into[:, start:stop] if into.shape[1] > 1 else into
+        shares = (forward[:, start:stop, None] * steps).cumsum_(-1)
+        shares /= shares[..., -1:].clone()  # the last is 1 whatever the rounding
+        shares = shares.transpose(0, 1).reshape(stop - start, -1, width).contiguous()
+        blocks = shares[..., -1].reshape(stop - start, -1, width).contiguous()
+        # in (0, 1], so that no share of zero is hit
+        levels = 1 - torch.rand(stop - start, batch * count, 1, dtype=shares.dtype, device=shares.device)
+        tables = list(zip(blocks.unbind(0), shares.unbind(0), levels.unbind(0), strict=True))
+        for t in range(stop - 1, start - 1, -1):
+            if ends is not None:
+                row = torch.where(ends <= t + 1, labels + offset, row)
+            block, share, level = tables[t - start]
+            drawn.append(row.long())
+            place = row.addmv(block.index_select(0, drawn[-1]).lt_(level), ones, beta=width)
+            place = place.addmv_(share.index_select(0, place.long()).lt_(level), ones, beta=width)
+            row = place.sub_(row, alpha=width**2).add_(offset)
+    strings = torch.stack([row.long(), *drawn[::-1]]).sub_(first).reshape(sites, batch, count).permute(2, 1, 0)
+    return within(None if ends is None else ends.reshape(batch, count).T, strings.contiguous())
+
+
+def recur(x: Tensor, forward: Chain, backward: Chain, every: int) -> Tensor:
+    """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B), the first 1."""
+    shared = forward.transition.dim() == 2
+    both = torch.stack([forward.transition, backward.transition]) if shared else None
+    steps = [] if shared else list(zip(forward.steps(), backward.steps(), strict=True))
+    factors, scales = x.unbind(0), [x.new_ones(*x.shape[1:3], 1)]
+    for t in range(1, len(factors)):
+        last, here = factors[t - 1], factors[t]
+        if both is not None:
+            here *= torch.bmm(last, both)
+        else:
+            for d, step in enumerate(steps[t - 1]):
+                here[d] *= (last[d].unsqueeze(-2) @ step).squeeze(-2)
+        if t % every == 0:
+            scales.append(here.sum(-1, keepdim=True))
+            here /= scales[-1]
+    return torch.cat(scales, -1).permute(2, 0, 1)
+
+
+def at_sites(nodes: Tensor, last: Tensor, values: Chain) -> Tensor:
+    """The mean (B) of the values of labels at their sites, by p(y_t) (B, N, V), without those of steps."""
+    ends = nodes[:, 0] * values.initial + nodes.take_along_dim(last.unsqueeze(-1), 1).squeeze(1) * values.final
+    return (nodes * values.unary).sum((-2, -1)) + ends.sum(-1)
+
+
+def before(transition: Tensor, after: Tensor) -> Tensor:
+    """E z of weights E (V, V) or (B, M or 1, V, V) and messages z (B, M, V)."""
+    return after @ transition.mT if transition.dim() == 2 else (transition @ after.unsqueeze(-1)).squeeze(-1)
+
+
+def with_ends(chain: Chain) -> Tensor:
+    """The unary potentials (B, N, V), wide, a copy, with those of the ends (0 of empty rows) at the first and last site."""
+    unary = chain.unary.to(wide(chain.unary).dtype, copy=True)
+    unary[:, 0] += chain.initial
+    last = last_site(chain).unsqueeze(-1).expand(-1, 1, unary.shape[-1])
+    return unary.scatter_add_(1, last, chain.final.to(unary).unsqueeze(1))
+
+
+def within(lengths: Tensor | None, values: Tensor, past: int = 0, fill: float = 0.0) -> Tensor:
+    """Values (*, N - past, ...) where the site t + past exists, the fill elsewhere."""
+    if lengths is None:
+        return values
+    t = torch.arange(past, values.shape[lengths.dim()] + past, device=values.device)
+    gone = t >= lengths.unsqueeze(-1)
+    return values.masked_fill(gone.reshape(*gone.shape, *[1] * (values.dim() - gone.dim())), fill)
+
+
+def last_site(chain: Chain) -> Tensor:
+    """(B, 1), the index of the last site; 0 where there is none."""
+    if chain.lengths is None:
+        return torch.full((len(chain.unary), 1), chain.unary.shape[1] - 1, device=chain.unary.device)
+    return (chain.lengths - 1).clamp(min=0).unsqueeze(-1)
+
+
+def site(chain: Chain) -> Tensor:
+    return torch.arange(chain.unary.shape[1], device=chain.unary.device)
+
+
+def rows(chain: Chain, index: Tensor) -> Chain:
+    """The rows (B') of a chain; a transition that all share stays."""
+    unary, transition, initial, final = chain[:4]
+    initial, final = initial.index_select(-2, index), final.index_select(-2, index)
+    transition = transition if transition.dim() == 2 else transition.index_select(-4, index)
+    lengths = None if chain.lengths is None else chain.lengths[index]
+    return Chain(unary.index_select(-3, index), transition, initial, final, lengths)
+
+
+def shifted(potentials: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Potentials with maximum 0 over the dims, and what was taken away; all -inf stays."""
+    top = potentials.amax(dims, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    return potentials - top, top
+
+
+def wide(potentials: Tensor) -> Tensor:
+    """In float64, but on devices that have none."""
+    return potentials if potentials.device.type == "mps" else potentials.double()

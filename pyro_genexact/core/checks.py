@@ -1,0 +1,56 @@
+"""Checks of arguments, each an error that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from math import inf
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+
+def check_sizes(least: int, **sizes: Any) -> None:
+    """Raises a ValueError unless every argument is one integer of at least ``least``."""
+    for name, size in sizes.items():
+        if not _is_size(size, least):
+            raise ValueError(f"Expected {name} to be an integer >= {least}; got {size!r}.")
+
+
+def check_widths(least: int, **widths: Any) -> None:
+    """Raises a ValueError unless every argument is a sequence of integers of at least ``least``."""
+    for name, sizes in widths.items():
+        if not isinstance(sizes, (tuple, list)) or not all(_is_size(size, least) for size in sizes):
+            raise ValueError(f"Expected {name} to be a sequence of integers >= {least}; got {sizes!r}.")
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raises a TypeError unless every argument is a real number."""
+    for name, number in numbers.items():
+        if not isinstance(number, Real) or isinstance(number, bool):
+            raise TypeError(f"Expected {name} to be a number; got {number!r}.")
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raises a TypeError unless every argument is a real number, a ValueError unless it is positive and finite."""
+    check_numbers(**numbers)
+    for name, number in numbers.items():
+        if not 0 < number < inf:
+            raise ValueError(f"Expected {name} to be positive and finite; got {number}.")
+
+
+def check_like(name: str, value: Tensor, like: Tensor) -> None:
+    """Raises a ValueError unless the value has the dtype and the device of a parameter."""
+    if value.dtype != like.dtype:
+        raise ValueError(f"Expected {name}.dtype == {like.dtype} (that of the parameters); got {value.dtype}.")
+    if value.device != like.device:
+        raise ValueError(f"Expected {name}.device == {like.device} (that of the parameters); got {value.device}.")
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raises a TypeError for an argument of another class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Expected {name} to be of class {kind.__name__}; got {type(value).__name__}.")

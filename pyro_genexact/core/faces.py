@@ -1,0 +1,22 @@
+"""Public names: a class or function names the module that users import it from, whatever file defines it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_FACES: set[str] = set()
+
+
+def publish(face: dict[str, Any]) -> None:
+    """Sets ``__module__`` of what a module's ``__all__`` re-exports to that module, unless another face did before.
+
+    So error texts, pickles and the documentation name the public module.
+
+    Args:
+        face: the ``globals()`` of the module.
+    """
+    _FACES.add(face["__name__"])
+    for name in face["__all__"]:
+        value = face[name]
+        if hasattr(value, "__qualname__") and value.__module__ not in _FACES:
+            value.__module__ = face["__name__"]

@@ -1,0 +1,89 @@
+"""Independent parts of an event, also of batches that have no rows, which torch's own classes cannot flatten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from .settable import Settable
+from .shapes import sum_rightmost
+
+
+class Independent(dist.Independent):  # type: ignore[name-defined]
+    """Turns batch dims of a distribution into event dims, also of batches without rows.
+
+    With no dims it wraps a distribution of vectors, whose own log_prob may not handle batches without rows.
+
+    Example:
+        >>> to_event(dist.Normal(torch.zeros(0, 3), 1.0), 1).log_prob(torch.zeros(0, 3)).shape
+        torch.Size([0])
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if not self.reinterpreted_batch_ndims and not (value.numel() and self.batch_shape.numel()):
+            # which families of vectors cannot reshape
+            rows = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+            return sum_rightmost(value.expand(rows), len(self.event_shape))
+        return sum_rightmost(self.base_dist.log_prob(value), self.reinterpreted_batch_ndims)
+
+    def entropy(self) -> Tensor:
+        return sum_rightmost(self.base_dist.entropy(), self.reinterpreted_batch_ndims)
+
+    @Settable
+    def has_rsample(self) -> bool:
+        return self.base_dist.has_rsample  # type: ignore[no-any-return]
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        return independent(self.base_dist.support, self.reinterpreted_batch_ndims)
+
+
+@dataclass(frozen=True)
+class _All:
+    """The check of an independent constraint."""
+
+    constraint: Any
+    dims: int
+
+    def __call__(self, value: Tensor) -> Tensor:
+        inside = self.constraint.check(value)
+        if inside.dim() < self.dims:
+            raise ValueError(f"Expected value.dim() >= {self.constraint.event_dim + self.dims}; got {value.dim()}.")
+        return inside.flatten(-self.dims).all(-1)  # type: ignore[no-any-return]
+
+
+def to_event(d: Any, dims: int = 0) -> Any:
+    """The distribution with its last batch dims as event dims."""
+    return of_events(d, dims) if dims or isinstance(d, torch.distributions.Independent) else d
+
+
+def of_events(d: Any, dims: int = 0) -> Independent:
+    """The same as :class:`Independent`, in place of torch's own where the distribution is one."""
+    if isinstance(d, Independent) and not dims:
+        return d
+    while isinstance(d, torch.distributions.Independent):
+        d, dims = d.base_dist, dims + d.reinterpreted_batch_ndims
+    return Independent(d, dims)
+
+
+def independent(constraint: Any, dims: int = 0) -> Any:
+    """The constraint of parts along the last dims, torch's own for ``biject_to``, with a check of no rows too."""
+    while isinstance(constraint, constraints.independent) and isinstance(
+        vars(constraint).get("check"), (NoneType, _All)
+    ):
+        constraint, dims = constraint.base_constraint, dims + constraint.reinterpreted_batch_ndims
+    if not dims:
+        return constraint
+    joint: Any = constraints.independent(constraint, dims)
+    joint.check = _All(constraint, dims)
+    return joint
+
+
+REAL_VECTOR = independent(constraints.real_vector)
+"""As ``constraints.real_vector``."""

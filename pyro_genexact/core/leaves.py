@@ -1,0 +1,73 @@
+"""The tensors within distributions, transforms, modules and collections of these."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform, constraints
+from torch.distributions.transforms import _InverseTransform
+
+_FORGOTTEN: dict[str, Any] = {"_inv": None, "_last": None, "_watched": None, "_cached_x_y": (None, None)}
+"""What transforms remember, and what stands there in one that remembers nothing."""
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a distribution, transform, constraint or module, or in a collection of such."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, _InverseTransform):
+        return tensors_in(value.inv)
+    if isinstance(value, nn.Module):
+        plain = [part for part in value.__dict__.values() if isinstance(part, Tensor)]
+        value = [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *plain]
+    elif isinstance(value, (Distribution, Transform, constraints.Constraint)):
+        value = {name: part for name, part in value.__dict__.items() if name not in _FORGOTTEN}
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in tensors_in(part)] if isinstance(value, (list, tuple)) else []
+
+
+def take_rows(field: Any, index: Tensor) -> Any:
+    if isinstance(field, Tensor):
+        return field.index_select(0, index)
+    if hasattr(field, "_fields"):
+        return type(field)(*(take_rows(part, index) for part in field))
+    return type(field)(take_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
+
+
+def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
+    """A copy of a distribution, transform or constraint, or a collection of such, whose tensors went through fn.
+
+    Those of a check that a constraint was given are among them. With another ``kind`` its instances went through fn
+    instead. What transforms remember is left out.
+    """
+    if isinstance(value, kind):
+        return fn(value)
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(map_leaves(fn, part, kind) for part in value)
+    if isinstance(value, dict):
+        return {name: map_leaves(fn, part, kind) for name, part in value.items()}
+    if isinstance(value, _InverseTransform):
+        return map_leaves(fn, value.inv, kind).inv
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_leaves(fn, getattr(value, f.name), kind) for f in fields(value)})
+    if isinstance(value, (Distribution, Transform, constraints.Constraint)):
+        value = copy.copy(value)
+        parts = value.__dict__
+        if isinstance(value, Transform):
+            parts.update({name: forgotten for name, forgotten in _FORGOTTEN.items() if name in parts})
+        parts.update({name: map_leaves(fn, part, kind) for name, part in parts.items()})
+    return value
+
+
+def zeros_for(module: torch.nn.Module, *shape: int) -> Tensor:
+    """Zeros of the dtype and on the device of a module's tensors; on the CPU where it has none."""
+    tensors = [*module.parameters(), *module.buffers()]
+    like = next((t for t in tensors if t.is_floating_point()), None)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.zeros(shape, device=device) if like is None else like.new_zeros(shape)

@@ -1,0 +1,16 @@
+"""Properties that an instance may override."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Settable:
+    """A property of a class, of which an instance may be given another value, as Pyro's ``has_rsample_`` does."""
+
+    def __init__(self, get: Callable[[Any], Any]) -> None:
+        self.get, self.__doc__ = get, get.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else self.get(instance)

@@ -1,0 +1,49 @@
+"""Shapes: broadcasting of batches, and sums over event dims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_widths
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """That of torch, which takes longer than an operation, asked only where shapes differ."""
+    distinct = {tuple(shape) for shape in shapes if shape}
+    return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
+
+
+def joint_batch(**shapes: Sequence[int]) -> torch.Size:
+    """What batch shapes broadcast to; a ValueError that names them if they do not."""
+    try:
+        return broadcast_shapes(*shapes.values())
+    except RuntimeError as error:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"Expected batch shapes that broadcast; got {got}.") from error
+
+
+def shape_of(event_shape: Any) -> torch.Size:
+    """The event shape as a Size; a TypeError for what is no sequence."""
+    if not isinstance(event_shape, (tuple, list)):
+        raise TypeError(f"Expected event_shape to be a sequence of integers; got {event_shape!r}.")
+    sizes = tuple(_as_integer(size) for size in event_shape)
+    check_widths(1, event_shape=sizes)
+    return torch.Size(sizes)
+
+
+def _as_integer(size: Any) -> Any:
+    """An integer of numpy or torch as one of Python; anything else as it is."""
+    with suppress(TypeError):
+        return size if isinstance(size, bool) else index(size)
+    return size
+
+
+def sum_rightmost(x: Tensor, dims: int) -> Tensor:
+    """The sum over the last dims, also of nothing."""
+    return x.sum(tuple(range(-dims, 0))) if dims else x

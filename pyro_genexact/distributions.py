@@ -1,0 +1,37 @@
+"""Distributions that a call returns, as ordinary Pyro distributions."""
+
+from .autoregressive.distribution import AutoregressiveDistribution
+from .autoregressive.sequence import SequenceDistribution, TerminationCurve
+from .chains import divergences as divergences  # registers them
+from .chains.crf import LinearChainCRF
+from .chains.hidden_markov import HiddenMarkov
+from .chains.labels import LabelStrings
+from .core.faces import publish
+from .families.continuous_categorical import ContinuousCategorical
+from .families.discretized_logistic import DiscretizedLogistic
+from .families.mixture import Mixture, UnionConstraint
+from .families.per_site import PerSite, PerSiteConstraint
+from .families.stable import Stable
+from .families.stopped import Stopped, StoppedConstraint
+from .flows.transformed import TransformedDistribution
+
+__all__ = [
+    "AutoregressiveDistribution",
+    "ContinuousCategorical",
+    "DiscretizedLogistic",
+    "HiddenMarkov",
+    "LabelStrings",
+    "LinearChainCRF",
+    "Mixture",
+    "PerSite",
+    "PerSiteConstraint",
+    "SequenceDistribution",
+    "Stable",
+    "Stopped",
+    "StoppedConstraint",
+    "TerminationCurve",
+    "TransformedDistribution",
+    "UnionConstraint",
+]
+
+publish(globals())

@@ -1,0 +1,258 @@
+"""The exponential family of the simplex whose sufficient statistic is the value itself."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import exp, inf, lgamma, log
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.autograd import Function
+from torch.distributions import constraints
+
+from ..core.independent import REAL_VECTOR
+from ..core.values import checked_value
+from .guard import contains
+from .vectors import OfVectors
+
+# Seven reach the last bit for every uniform number of 53 bits, the first one costs nothing. No call of numerics.root: a
+# convex function needs no bracket, and its rounding, up to that of the largest logit, leaves nothing to test x by.
+_NEWTON_STEPS = 9
+
+
+class ContinuousCategorical(OfVectors, TorchDistribution):
+    r"""A density on the simplex that is log-linear in the value x (k,), with natural parameters ``logits`` (k,).
+
+        p(x) = exp(logits · x) / Z,    Z = exp[logits_1, ..., logits_k],
+
+    with respect to Lebesgue measure on any k - 1 of the k coordinates. Z is the divided difference of exp at the logits,
+    and its logarithmic gradient is the mean. Adding a number to all logits changes nothing; equal logits are the
+    uniform distribution on the simplex, and k = 2 is the continuous Bernoulli distribution. Unlike Dirichlet's, the
+    density is finite on the border of the simplex.
+
+    log Z is computed without cancellation (ties and gaps of any size), derivatives of every order are divided
+    differences too, and samples invert the conditional survival functions one coordinate at a time, so that
+    ``rsample`` has gradients of every order. All is computed in float64 inside, whatever the dtype of the logits.
+    O(k^3) for a log_prob, O(k^4) for its gradient and for a sample.
+
+    Reference: Gordon-Rodriguez, Loaiza-Ganem, Cunningham (2020), "The continuous categorical: a novel simplex-valued
+    exponential family", ICML.
+
+    Args:
+        logits: (*batch, k), k at least 2.
+
+    Raises:
+        ValueError: for fewer than two logits, and for a value of another width.
+
+    Example:
+        >>> d = ContinuousCategorical(torch.zeros(3, 4))
+        >>> d.sample((2,)).shape
+        torch.Size([2, 3, 4])
+        >>> d.log_prob(torch.full((4,), 0.25)).exp()  # uniform: 3! everywhere
+        tensor([6., 6., 6.])
+    """
+
+    arg_constraints = {"logits": REAL_VECTOR}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        if logits.dim() < 1 or logits.shape[-1] < 2:
+            raise ValueError(f"Expected logits.shape[-1] >= 2; got {tuple(logits.shape)}.")
+        self.logits = logits
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousCategorical:
+        new = self._get_checked_instance(ContinuousCategorical, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.logits = self.logits.expand(batch_shape + self.event_shape)
+        super(ContinuousCategorical, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def log_normalizer(self) -> Tensor:
+        """log Z in nats (*batch); its gradient is the mean."""
+        eta = self.logits.double()
+        return (_log_mean_exp(eta) - lgamma(eta.shape[-1])).to(self.logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """In nats; value (*sample, *batch, k)."""
+        value = checked_value(self, value)
+        k = self.logits.shape[-1]
+        if value.dim() < 1 or value.shape[-1] != k:
+            raise ValueError(f"Expected value.shape[-1] == {k} (the number of logits); got {tuple(value.shape)}.")
+        inside = contains(self.support, value)
+        eta = _centred(self.logits)  # the same density, and exact also where value sums to 1 up to rounding only
+        inner = (eta * torch.where(inside.unsqueeze(-1), value, 1 / k)).sum(-1)
+        return torch.where(inside, inner - _log_mean_exp(eta) + lgamma(k), -inf).to(self.logits)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """(*sample, *batch, k): from the smallest logit up, each coordinate given those before, by inversion."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        eta, order = self.logits.double().expand(shape).sort(-1)
+        # 1 - rand lies in (0, 1]
+        log_u = torch.log1p(-torch.rand((*shape[:-1], shape[-1] - 1), dtype=eta.dtype, device=eta.device))
+        left, parts = torch.ones_like(log_u[..., 0]), []
+        for i in range(shape[-1] - 1):
+            # given the coordinates before, the rest of the stick is again a continuous categorical
+            w = _Break.apply(left.unsqueeze(-1) * (eta[..., i:] - eta[..., i, None]), log_u[..., i])
+            parts.append(-left * torch.expm1(-w))
+            left = left * torch.exp(-w)
+        ascending = torch.stack([*parts, left], -1)
+        return torch.zeros_like(ascending).scatter(-1, order, ascending).to(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        return _mean(_centred(self.logits)).to(self.logits)
+
+    @property
+    def mode(self) -> Tensor:
+        """The corner of the largest logit (of the first such)."""
+        return torch.nn.functional.one_hot(self.logits.argmax(-1), self.logits.shape[-1]).to(self.logits)
+
+    @property
+    def variance(self) -> Tensor:
+        eta = _centred(self.logits)
+        k, mean = eta.shape[-1], _mean(eta)
+        pairs = torch.stack(torch.broadcast_tensors(eta.unsqueeze(-1), eta.unsqueeze(-2)), -1)
+        nodes = torch.cat([eta[..., None, None, :].expand(*pairs.shape[:-1], k), pairs], -1)
+        second = (_log_mean_exp(nodes) - _log_mean_exp(eta)[..., None, None]).exp() / (k * (k + 1))
+        one = torch.eye(k, dtype=eta.dtype, device=eta.device)
+        covariance = second * (1 + one) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        # that of the largest as the variance of the sum of the others: near a corner its own terms cancel
+        largest = torch.nn.functional.one_hot(eta.argmax(-1), k).to(eta)
+        others = 1 - largest
+        rest = (covariance * others.unsqueeze(-1) * others.unsqueeze(-2)).sum((-2, -1))
+        variance = covariance.diagonal(dim1=-2, dim2=-1) * others + rest.unsqueeze(-1) * largest
+        return variance.to(self.logits)
+
+    def entropy(self) -> Tensor:
+        """In nats (*batch)."""
+        eta = _centred(self.logits)
+        return (_log_mean_exp(eta) - lgamma(eta.shape[-1]) - (eta * _mean(eta)).sum(-1)).to(self.logits)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits.double() - logits.detach().double().amax(-1, keepdim=True)
+
+
+def _log_mean_exp(eta: Tensor) -> Tensor:
+    """log E exp(eta · x) (*batch) for x uniform on the simplex: log of (k-1)! times the divided difference of exp."""
+    return _LogMeanExp.apply(eta)
+
+
+def _mean(eta: Tensor) -> Tensor:
+    """The gradient of :func:`_log_mean_exp`: repeating the i-th node in the divided difference multiplies it by E x_i."""
+    k = eta.shape[-1]
+    eta = eta - eta.detach().amax(-1, keepdim=True)
+    repeated = torch.cat([eta.unsqueeze(-2).expand(*eta.shape, k), eta.unsqueeze(-1)], -1)
+    return (_log_mean_exp(repeated) - _log_mean_exp(eta).unsqueeze(-1)).exp() / k
+
+
+class _LogMeanExp(Function):
+    """:func:`_log_mean_exp`, whose derivatives of every order are again such functions, of repeated nodes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(eta: Tensor) -> Tensor:
+        nodes = eta.sort(-1).values.movedim(-1, 0)
+        return nodes[-1] + _log_means(nodes)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.unsqueeze(-1) * _mean(*ctx.saved_tensors)
+
+
+class _Break(Function):
+    r"""The root w of log S(w) = log_u, where exp(-w) is what the first of m + 1 coordinates leaves of the stick.
+
+        S(w) = e^{-m w} E exp(e^{-w} z · x) / E exp(z · x),
+
+    z (*batch, m+1) the logits less the first, which is the smallest, times the length of the stick. As z >= 0, log S is a
+    log-sum-exp of falling lines in w, convex: Newton's method from w = 0 rises to the root and never beyond it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, log_u: Tensor) -> Tensor:
+        nodes, m = z.movedim(-1, 0).contiguous(), z.shape[-1] - 1
+        start, rest = _log_means(nodes)
+        w = -log_u / (m * torch.exp(rest - start))
+        for _ in range(_NEWTON_STEPS - 1):
+            whole, rest = _log_means(nodes * torch.exp(-w))
+            log_s = nodes[-1] * torch.expm1(-w) - m * w + whole - start
+            w = w + (log_s - log_u) / (m * torch.exp(rest - whole))
+        return w.clamp_min(0)  # below by rounding only
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        z, w = ctx.saved_tensors
+        t = torch.exp(-w).unsqueeze(-1)
+        mean = t * _mean(t * z)
+        grad = grad / (z.shape[-1] - 1 + (z * mean).sum(-1))
+        return grad.unsqueeze(-1) * (mean - _mean(z)), -grad
+
+
+def _log_means(nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """log E exp(nodes · x) less the last node, for ascending nodes (k, *batch); and that of all nodes but the first.
+
+    For all intervals of nodes, by their length: a Taylor series about the first node where the nodes lie close, else the
+    recurrence of divided differences. All terms of the series are positive, and the recurrence subtracts less than about
+    half of what it subtracts from, so that nothing cancels.
+    """
+    k = len(nodes)
+    close = float(k - 1)
+    level = shorter = torch.zeros_like(nodes)
+    steps = nodes[1:] - nodes[:-1]
+    series = _series(nodes, close)
+    for m in range(1, k):
+        gap = nodes[m:] - nodes[:-m]
+        shorter, upper = level, level[1:]
+        ratio = torch.exp(level[:-1] - steps[m - 1 :] - upper)
+        apart = upper + torch.log1p(-ratio) + torch.log(m / gap)
+        level = torch.where(gap > close, apart, series[m - 1, : k - m].log() - gap)
+    return level[0], shorter[1]
+
+
+def _series(nodes: Tensor, close: float) -> Tensor:
+    """E exp((nodes_i..i+m - nodes_i) · x) at [m - 1, i] (k-1, k-1, *batch), meant for gaps up to ``close`` only.
+
+    E = sum_n h_{n-m} m! / n!, h the complete homogeneous polynomial of the differences, by
+    h_n[i..j] = h_n[i..j-1] + (node_j - node_i) h_{n-1}[i..j].
+    """
+    k = len(nodes)
+    index = torch.arange(k - 1, device=nodes.device)
+    last = nodes[(1 + index.unsqueeze(-1) + index).clamp(max=k - 1)]
+    delta = (last - nodes[:-1]).clamp(0, close) / close
+    rise = ((index[1:] + 1).to(nodes) / close).reshape(-1, *[1] * nodes.dim())
+    term = torch.zeros_like(delta)
+    term[0] = 1 / close
+    total = term * close
+    for scale in _scales(k):
+        new = term * delta
+        new[1:].addcmul_(term[:-1], rise)
+        term = new
+        total.add_(term, alpha=scale)
+    return total
+
+
+@lru_cache
+def _scales(k: int) -> tuple[float, ...]:
+    """close^n / n! for n = 2, ..., until what follows in the series is below rounding."""
+    close, more = k - 1, 0  # `more` terms after the first of the longest interval
+    while more * log(close) - lgamma(more + 1) > log(1e-17):
+        more += 1
+    return tuple(exp(n * log(close) - lgamma(n + 1)) for n in range(2, k + more))

@@ -1,0 +1,267 @@
+"""Mixtures of any distributions: of one family or of several, of scalars, vectors or whole chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from math import prod
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from ..core.independent import REAL_VECTOR
+from ..core.leaves import map_leaves, tensors_in
+from ..core.values import checked_value
+from .cdf import cdf
+from .enumeration import ByEnumeration
+from .guard import anchor, guarded_log_prob
+
+
+class Mixture(ByEnumeration, TorchDistribution):
+    r"""p(y) = sum_k w_k p_k(y) with w = softmax(logits); log_prob in nats, by log-sum-exp.
+
+    A value outside the support of some components is scored by the others alone; outside all supports log_prob is -inf,
+    with gradient zero. A sample draws all K components and picks one, so that it costs K times a component's.
+
+    Args:
+        logits: (*batch, K), unnormalised log weights.
+        components: a list of K distributions, each of batch shape (*batch) and of any family, or one distribution of
+            batch shape (K, *batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
+        supports: of each component, or of all in a stack, where a family's own is wider than its mass (``VonMises``).
+
+    Raises:
+        TypeError: for components that are not distributions.
+        ValueError: for another number of components than logits, for components of different event shapes, and (when
+            validating) for discrete components beside continuous ones.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> d = Mixture(torch.zeros(2), [dist.Normal(0.0, 1.0), dist.Exponential(1.0)])
+        >>> d.log_prob(torch.tensor([-1.0, 1.0])).exp()
+        tensor([0.1210, 0.3049])
+        >>> Mixture(torch.zeros(5, 2), dist.Normal(torch.zeros(2, 5), 1.0)).sample((3,)).shape
+        torch.Size([3, 5])
+    """
+
+    arg_constraints = {"logits": REAL_VECTOR}
+    has_rsample = False
+
+    def __init__(
+        self,
+        logits: Tensor,
+        components: Distribution | Sequence[Distribution],
+        supports: Any = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        batch_shapes, event_shape = _component_shapes(logits, components)
+        batch_shape = torch.broadcast_shapes(logits.shape[:-1], *batch_shapes)
+        self.logits = logits.expand(*batch_shape, -1)
+        # how many batch dims the components have: K stands before them, and further ones of the mixture before K
+        self._inner = max(map(len, batch_shapes))
+        self.components = _expanded(components, batch_shape[len(batch_shape) - self._inner :])
+        self.supports = supports
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+        if self._validate_args and len({support.is_discrete for support in self._of_each()}) > 1:
+            raise ValueError("Expected components to be all discrete or all continuous; got some of both.")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log sum_k w_k p_k(value), of shape (*sample, *batch)."""
+        value = checked_value(self, value)
+        log_weights = self.logits.log_softmax(-1).movedim(-1, self._dim)
+        terms = log_weights + self._at(guarded_log_prob, value)
+        impossible = (terms == -torch.inf).all(self._dim, keepdim=True)
+        total = terms.masked_fill(impossible, 0.0).logsumexp(self._dim)  # whose gradient at -inf alone would be NaN
+        return total.masked_fill(impossible.squeeze(self._dim), -torch.inf)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Exact, of shape (*sample, *batch, *event)."""
+        events, shape = len(self.event_shape), (*sample_shape, *self.batch_shape)
+        with torch.no_grad():
+            outer = Size((*sample_shape, *self.batch_shape[: len(self.batch_shape) - self._inner]))
+            draws = self._each(lambda d: d.sample(outer))
+            probs = self.logits.softmax(-1).expand(*shape, -1)
+            index = probs.reshape(prod(shape), probs.shape[-1]).multinomial(1).reshape(shape).unsqueeze(self._dim)
+            dim = self._dim - events
+            return draws.take_along_dim(index.reshape(*index.shape, *[1] * events), dim).squeeze(dim)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """sum_k w_k P_k(y <= value), for any real value; for scalar events whose components all have one."""
+        weights = self.logits.softmax(-1).movedim(-1, self._dim)
+        return (weights * self._at(cdf, value)).sum(self._dim)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._average(self._each(lambda d: d.mean))
+
+    @property
+    def variance(self) -> Tensor:
+        """The mean of the variances and the variance of the means."""
+        means = self._each(lambda d: d.mean)
+        off = means - self._average(means).unsqueeze(self._dim - len(self.event_shape))
+        return self._average(self._each(lambda d: d.variance) + off.square())
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """The union of the components' supports: the one of them where all agree."""
+        return union(self._of_each())
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return all(d.has_enumerate_support for d in self._list())
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All values that some component can take, (N, *batch, *event), or (N, 1, ..., *event) without ``expand``."""
+        values = [d.enumerate_support(expand=False).reshape(-1, *self.event_shape) for d in self._list()]
+        distinct = values[0] if len(values) == 1 else torch.cat(values).unique(dim=0)
+        distinct = distinct.reshape(len(distinct), *[1] * len(self.batch_shape), *self.event_shape)
+        return distinct.expand(-1, *self.batch_shape, *self.event_shape) if expand else distinct
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Mixture:
+        new = self._get_checked_instance(Mixture, _instance)
+        batch_shape = Size(batch_shape)
+        new.logits, new._inner, new.supports = self.logits.expand(*batch_shape, -1), self._inner, self.supports
+        new.components = _expanded(self.components, batch_shape[len(batch_shape) - self._inner :])
+        super(Mixture, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def _dim(self) -> int:
+        """Where K stands among the dims of a (K, *batch) tensor, counted from the right."""
+        return -1 - self._inner
+
+    def _list(self) -> list[Distribution]:
+        return [self.components] if isinstance(self.components, Distribution) else self.components
+
+    def _each(self, quantity: Callable[[Any], Tensor]) -> Tensor:
+        """A quantity (*batch, *event) of every component, with K before the batch."""
+        if isinstance(self.components, Distribution):
+            return quantity(self.components)
+        return torch.stack([quantity(d) for d in self.components], self._dim - len(self.event_shape))
+
+    def _at(self, quantity: Callable[..., Tensor], value: Tensor) -> Tensor:
+        """A quantity (*sample, *batch) of every component at a value and with its support, with K before the batch."""
+        least = self._inner + len(self.event_shape)
+        value = value.reshape((1,) * (least - value.dim()) + value.shape).unsqueeze(-1 - least)
+        if isinstance(self.components, Distribution):
+            return quantity(self.components, value, self.supports)
+        supports = [None] * len(self.components) if self.supports is None else self.supports
+        pairs = zip(self.components, supports, strict=True)
+        return torch.cat([quantity(d, value, support) for d, support in pairs], self._dim)
+
+    def _average(self, values: Tensor) -> Tensor:
+        events = len(self.event_shape)
+        weights = self.logits.softmax(-1).movedim(-1, self._dim)
+        return (weights.reshape(*weights.shape, *[1] * events) * values).sum(self._dim - events)
+
+    def _of_each(self) -> list[Any]:
+        """The support of every component; a stack whose bounds are tensors has K of them."""
+        if self.supports is not None:
+            return [self.supports] if isinstance(self.components, Distribution) else list(self.supports)
+        found: list[Any] = [d.support for d in self._list()]
+        if isinstance(self.components, Distribution) and tensors_in(found[0]):
+            return [_component(found[0], k, self._inner) for k in range(self.logits.shape[-1])]
+        return found
+
+
+class UnionConstraint(constraints.Constraint):
+    """Values that satisfy at least one of several constraints of equal ``event_dim``.
+
+    Example:
+        >>> import torch
+        >>> UnionConstraint([constraints.less_than(0.0), constraints.interval(1.0, 2.0)]).check(torch.tensor([0.5, 1.5]))
+        tensor([False,  True])
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = list(parts)
+        self.is_discrete = all(part.is_discrete for part in parts)
+        self.event_dim = parts[0].event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = self.parts[0].check(value)
+        for part in self.parts[1:]:
+            inside = inside | part.check(value)
+        return inside
+
+    def anchor(self, like: Tensor) -> Tensor:
+        """Some value inside, that broadcasts with ``like``."""
+        return anchor(self.parts[0], like)
+
+    def __repr__(self) -> str:
+        return " | ".join(map(str, self.parts))
+
+
+def union(parts: Sequence[Any]) -> Any:
+    """The constraint that holds where one of the parts does; where that is one of the parts, that very one."""
+    different: list[Any] = []
+    for part in parts:
+        if _is_real(part):
+            return part
+        if not any(same_constraint(part, other) for other in different):
+            different.append(part)
+    return different[0] if len(different) == 1 else UnionConstraint(different)
+
+
+def same_constraint(a: Any, b: Any) -> bool:
+    """Whether two constraints (or what they are made of) are alike: of one class, with equal bounds."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and not (a.is_meta or b.is_meta) and bool((a == b).all())
+    if isinstance(a, constraints.Constraint):
+        return same_constraint(a.__dict__, b.__dict__)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_constraint(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_constraint, a, b))
+    if is_dataclass(a):  # a check that a constraint was given
+        return same_constraint(vars(a), vars(b))
+    return bool(a == b)
+
+
+def _is_real(constraint: Any) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return type(constraint) is type(constraints.real)
+
+
+def _component(support: Any, k: int, inner: int) -> Any:
+    return map_leaves(lambda bound: bound[k] if bound.dim() > inner else bound, support)
+
+
+def _component_shapes(logits: Tensor, components: Any) -> tuple[list[Size], Size]:
+    """The batch shapes of the components, without K, and their event shape."""
+    stacked = isinstance(components, Distribution)
+    parts = [components] if stacked else list(components)
+    for part in parts:
+        if not isinstance(part, Distribution):
+            raise TypeError(f"Expected components to be distributions; got {type(part).__name__}.")
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"Expected logits of shape (*batch, K) with K >= 1; got {tuple(logits.shape)}.")
+    count = logits.shape[-1]
+    if stacked and components.batch_shape[:1] != (count,):
+        raise ValueError(
+            f"Expected components.batch_shape[0] == {count} (logits.shape[-1]); got {tuple(components.batch_shape)}."
+        )
+    if not stacked and len(parts) != count:
+        raise ValueError(f"Expected len(components) == {count} (logits.shape[-1]); got {len(parts)}.")
+    for part in parts:
+        if part.event_shape != parts[0].event_shape:
+            raise ValueError(
+                f"Expected components of one event_shape; got {tuple(parts[0].event_shape)} and {tuple(part.event_shape)}."
+            )
+    return [part.batch_shape[1:] if stacked else part.batch_shape for part in parts], parts[0].event_shape
+
+
+def _expanded(components: Any, batch_shape: Size) -> Any:
+    """The components with the batch shape (*batch) or, of a stack, (K, *batch)."""
+    if not isinstance(components, Distribution):
+        return [d if d.batch_shape == batch_shape else d.expand(batch_shape) for d in components]
+    shape = components.batch_shape[:1] + batch_shape
+    return components if components.batch_shape == shape else components.expand(shape)

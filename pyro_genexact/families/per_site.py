@@ -1,0 +1,275 @@
+"""Sites of several families side by side: the distribution, and the constraint of their values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+
+from ..core.independent import independent
+from ..core.leaves import map_leaves, tensors_in
+from ..core.settable import Settable
+from ..core.values import checked_value
+from .cdf import cdf, icdf
+from .guard import anchor, guarded_log_prob
+from .mixture import same_constraint
+
+
+class PerSite(TorchDistribution):
+    """S independent sites of batch shape (*batch, S), each group of which is of a family of its own.
+
+    Args:
+        parts: the distributions, part i of batch shape (*batch, len(sites[i])), all of one event shape.
+        sites: the sites of each part; every one of 0 ... S - 1 in exactly one of them.
+        dtype: of samples, means and modes; None for the one that those of the parts promote to.
+        supports: of the parts, where a family's own is wider than its mass (``VonMises``).
+
+    Raises:
+        ValueError: for parts whose batch or event shapes don't fit, or sites that are not 0 ... S - 1.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> d = PerSite([dist.Normal(torch.zeros(4, 2), 1.0), dist.Bernoulli(0.5 * torch.ones(4, 1))], [[0, 2], [1]])
+        >>> d.log_prob(torch.tensor([0.0, 1.0, 0.5])).shape
+        torch.Size([4, 3])
+        >>> d.support.check(torch.tensor([0.0, 0.5, 0.5]))
+        tensor([ True, False,  True])
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        parts: Sequence[Distribution],
+        sites: Sequence[Sequence[int]],
+        dtype: torch.dtype | None = None,
+        supports: Sequence[Any] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.parts, self.sites, self.dtype = list(parts), [list(group) for group in sites], dtype
+        self.supports = supports
+        count = sum(map(len, self.sites))
+        if sorted(t for group in self.sites for t in group) != list(range(count)) or not count:
+            raise ValueError(f"Expected sites to hold each of 0 ... {count - 1} once; got {self.sites}.")
+        if len(self.parts) != len(self.sites):
+            raise ValueError(f"Expected len(parts) == {len(self.sites)} (len(sites)); got {len(self.parts)}.")
+        batch, event = parts[0].batch_shape[:-1], parts[0].event_shape
+        for part, group in zip(self.parts, self.sites, strict=True):
+            if part.batch_shape != (*batch, len(group)) or part.event_shape != event:
+                raise ValueError(
+                    f"Expected parts of batch_shape == {(*batch, len(group))} and event_shape == {tuple(event)}; "
+                    f"got {tuple(part.batch_shape)} and {tuple(part.event_shape)}."
+                )
+        super().__init__(Size((*batch, count)), event, validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of each site, in nats: (*sample, *batch, S), -inf where a value is outside its site's support."""
+        value = checked_value(self, value)
+        return self.each(guarded_log_prob, value, *self._limits())
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return self._all(lambda part: part.sample(Size(sample_shape))).to(dtype=self.dtype)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Where all parts have it."""
+        return self._all(lambda part: part.rsample(Size(sample_shape))).to(dtype=self.dtype)
+
+    @Settable
+    def has_rsample(self) -> bool:
+        return all(part.has_rsample for part in self.parts)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(y_t <= value_t) of each site, for any real values, where all parts have one."""
+        return self.each(cdf, value, *self._limits())
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantiles of each site, where all parts have them."""
+        return self.each(icdf, value).to(dtype=self.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._all(lambda part: part.mean).to(dtype=self.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._all(lambda part: part.variance).to(dtype=self.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        return self._all(lambda part: part.mode).to(dtype=self.dtype)
+
+    def entropy(self) -> Tensor:
+        """Of each site, in nats: (*batch, S)."""
+        return _in_order([part.entropy() for part in self.parts], self.sites, -1)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """One constraint a site."""
+        supports: list[Any] = [None] * self.batch_shape[-1]
+        for part, group, given in zip(self.parts, self.sites, self.supports or [None] * len(self.parts), strict=True):
+            support: Any = part.support if given is None else given
+            for i, t in enumerate(group):
+                supports[t] = _site_of(support, i, len(self.batch_shape)) if tensors_in(support) else support
+        return side_by_side(supports)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return all(part.has_enumerate_support for part in self.parts)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """The values of each site, (N, *batch, S, *event), or (N, 1, ..., S, *event) without ``expand``.
+
+        Raises:
+            NotImplementedError: for sites whose supports are not of one size N.
+        """
+        found = [part.enumerate_support() for part in self.parts]
+        if len({len(values) for values in found}) > 1:
+            sizes = [len(values) for values in found]
+            raise NotImplementedError(f"Expected supports of one size to enumerate them; got sizes {sizes}.")
+        values = _in_order(found, self.sites, -1 - len(self.event_shape)).to(dtype=self.dtype)
+        if expand:
+            return values
+        batch = len(self.batch_shape) - 1
+        return values[(slice(None), *[slice(1)] * batch)]
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PerSite:
+        new = self._get_checked_instance(PerSite, _instance)
+        batch_shape = Size(batch_shape)
+        if batch_shape[-1:] != self.batch_shape[-1:]:
+            raise ValueError(
+                f"Expected batch_shape[-1] == {self.batch_shape[-1]} (the number of sites); got {tuple(batch_shape)}."
+            )
+        new.sites, new.dtype, new.supports = self.sites, self.dtype, self.supports
+        new.parts = [part.expand((*batch_shape[:-1], part.batch_shape[-1])) for part in self.parts]
+        super(PerSite, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _all(self, quantity: Callable[[Any], Tensor]) -> Tensor:
+        return _in_order([quantity(part) for part in self.parts], self.sites, -1 - len(self.event_shape))
+
+    def each(self, quantity: Callable[..., Tensor], value: Tensor, *more: Sequence[Any]) -> Tensor:
+        """``quantity(part, its values, ...)`` of every part, (*sample, *batch, S) in the order of the sites."""
+        values = _split(value, self.sites, len(self.event_shape))
+        found = [quantity(*arguments) for arguments in zip(self.parts, values, *more, strict=True)]
+        return _in_order(found, self.sites, -1)
+
+    def _limits(self) -> list[Sequence[Any]]:
+        return [] if self.supports is None else [self.supports]
+
+
+class PerSiteConstraint(constraints.Constraint):
+    """One constraint a site, of values (*batch, T, *site_shape): ``check`` is (*batch, T), one Boolean a site.
+
+    Its ``event_dim`` is that of a site; :meth:`joint` is the constraint of the whole vector, for which ``biject_to`` works
+    where all are continuous scalars.
+
+    Args:
+        parts: T constraints of equal ``event_dim``; like ones are checked together.
+
+    Raises:
+        ValueError: for no constraints, or some of another ``event_dim``.
+
+    Example:
+        >>> import torch
+        >>> c = PerSiteConstraint([constraints.positive, constraints.boolean])
+        >>> c.check(torch.tensor([[2.0, 1.0], [0.0, 0.5]]))
+        tensor([[ True,  True],
+                [False, False]])
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        if not parts or len({part.event_dim for part in parts}) > 1:
+            raise ValueError(f"Expected constraints of one event_dim, at least one; got {list(parts)}.")
+        self.parts = list(parts)
+        self.event_dim = parts[0].event_dim
+        self.is_discrete = all(part.is_discrete for part in parts)
+        self._different: list[Any] = []
+        self._sites: list[list[int]] = []
+        for t, part in enumerate(parts):
+            i = next((i for i, c in enumerate(self._different) if same_constraint(c, part)), len(self._different))
+            if i == len(self._different):
+                self._different.append(part)
+                self._sites.append([])
+            self._sites[i].append(t)
+
+    def check(self, value: Tensor) -> Tensor:
+        checks = [c.check(v) for c, v in self._pairs(value)]
+        return _in_order(checks, self._sites, -1)
+
+    def anchor(self, like: Tensor) -> Tensor:
+        """Values inside, of the shape of ``like`` (*batch, T, *site_shape)."""
+        anchors = [anchor(c, v).expand_as(v) for c, v in self._pairs(like)]
+        return _in_order(anchors, self._sites, -1 - self.event_dim)
+
+    def joint(self, order: Tensor | None = None) -> Any:
+        """The constraint of the whole vector, whose ``order[i]``-th value is that of site i."""
+        places = range(len(self.parts)) if order is None else order.argsort().tolist()
+        return independent(side_by_side([self.parts[i] for i in places]), 1)
+
+    def permuted(self, order: Sequence[int]) -> PerSiteConstraint:
+        """The constraint whose i-th site is site ``order[i]`` here."""
+        new, place = copy.copy(self), sorted(range(len(order)), key=order.__getitem__)
+        new.parts = [self.parts[t] for t in order]
+        new._sites = [sorted(place[t] for t in group) for group in self._sites]
+        return new
+
+    def __repr__(self) -> str:
+        return f"PerSiteConstraint({self.parts})"
+
+    def _pairs(self, value: Tensor) -> list[tuple[Any, Tensor]]:
+        return list(zip(self._different, _split(value, self._sites, self.event_dim), strict=True))
+
+
+def side_by_side(parts: Sequence[Any]) -> Any:
+    """One constraint a site, torch's own where sites are of scalars: ``biject_to`` works if all are continuous."""
+    dims = parts[0].event_dim
+    runs: list[tuple[Any, int]] = []
+    for part in parts:
+        while isinstance(part, constraints.independent):
+            part = part.base_constraint
+        if part.event_dim:
+            return PerSiteConstraint(parts)
+        same = runs and same_constraint(part, runs[-1][0])
+        runs[-1:] = [(part, runs[-1][1] + 1)] if same else [*runs[-1:], (part, 1)]
+    joined = constraints.cat([part for part, _ in runs], -1 - dims, [n for _, n in runs])
+    return independent(joined, dims)
+
+
+def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:
+    """The values (*batch, S_i, *event) of each group of sites from values that broadcast with (*batch, S, *event)."""
+    dim, count = -1 - events, sum(map(len, sites))
+    if value.dim() <= events:
+        value = value.unsqueeze(0)
+    if value.shape[dim] not in (1, count):
+        raise ValueError(f"Expected value.shape[{dim}] == {count} (the number of sites); got {tuple(value.shape)}.")
+    value = value.expand(*value.shape[:dim], count, *value.shape[value.dim() - events :])
+    if _ordered(sites):
+        return list(value.split([len(group) for group in sites], dim))
+    return [value.index_select(dim, torch.tensor(group, device=value.device)) for group in sites]
+
+
+def _in_order(parts: list[Tensor], sites: list[list[int]], dim: int) -> Tensor:
+    """Puts tensors of groups of sites side by side, in the order of the sites."""
+    joined = torch.cat(parts, dim)
+    if _ordered(sites):
+        return joined
+    order = [t for group in sites for t in group]
+    place = sorted(range(len(order)), key=order.__getitem__)
+    return joined.index_select(dim, torch.tensor(place, device=joined.device))
+
+
+def _ordered(sites: list[list[int]]) -> bool:
+    order = [t for group in sites for t in group]
+    return order == list(range(len(order)))
+
+
+def _site_of(support: Any, i: int, batch_dims: int) -> Any:
+    """The constraint of site i alone, where bounds are tensors (*batch, S)."""
+    return map_leaves(lambda b: b.narrow(batch_dims - 1, i, 1) if b.dim() >= batch_dims else b, support)

@@ -1,0 +1,1 @@
+"""Training: maximum likelihood, variational inference and automatic guides."""

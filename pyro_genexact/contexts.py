@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +12,39 @@ from .core.lengths import checked_lengths
 
 
 @dataclass(frozen=True)
-class Steps:
+class Features:
+    """A context of one vector for the whole event, (*batch, C): what ``context=C`` means, with 0 for no context.
+
+    Attributes:
+        features: C.
+        dims: of the tensor after its batch dims.
+        axis: what the first of two dims counts: T sites or S steps.
+        by_site: whether every site has a vector of its own.
+        joined: the features joined to the input of every site.
+        attended: the features of a step that sites attend to.
+    """
+
+    features: int
+    dims: ClassVar[int] = 1
+    axis: ClassVar[str] = ""
+    by_site: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_sizes(1 if self.axis else 0, features=self.features)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.features})" if self.axis else str(self.features)
+
+    @property
+    def joined(self) -> int:
+        return self.features
+
+    @property
+    def attended(self) -> int:
+        return 0
+
+
+class Steps(Features):
     """A context of one vector of covariates a site, known in advance: ``context=Steps(C)`` expects (*batch, T, C).
 
     Example:
@@ -20,17 +52,10 @@ class Steps:
         Steps(features=3)
     """
 
-    features: int
-
-    def __post_init__(self) -> None:
-        check_sizes(1, features=self.features)
-
-    def __str__(self) -> str:
-        return f"Steps({self.features})"
+    dims, axis, by_site = 2, "T, ", True
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Features):
     """A context that is a sequence of its own, of any length S: ``context=Source(C)`` expects (*batch, S, C).
 
     Conditioners read it by attention. Sources of several lengths are padded to one tensor; distributions and their modules
@@ -41,13 +66,23 @@ class Source:
         Source(features=3)
     """
 
-    features: int
+    dims, axis = 2, "S, "
 
-    def __post_init__(self) -> None:
-        check_sizes(1, features=self.features)
+    @property
+    def joined(self) -> int:
+        return 0
 
-    def __str__(self) -> str:
-        return f"Source({self.features})"
+    @property
+    def attended(self) -> int:
+        return self.features
+
+
+def kind_of(context: Any, *allowed: type[Features]) -> Features:
+    """What a network's ``context`` means; a ValueError unless it is a size, or of one of the allowed kinds."""
+    if isinstance(context, allowed or Features):
+        return context
+    check_sizes(0, context=context)
+    return Features(context)
 
 
 class Padded(NamedTuple):
@@ -62,24 +97,27 @@ class Padded(NamedTuple):
     lengths: Tensor
 
 
+def unpadded(context: Any) -> tuple[Any, Tensor | None]:
+    """The values of a context and, where it is :class:`Padded`, its lengths."""
+    return context if isinstance(context, Padded) else (context, None)
+
+
 def check_context(module: Any, context: Any) -> None:
     """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
-    name, width, sites = type(module).__name__, module.context, ""
-    if isinstance(width, Source) and isinstance(context, Padded):
-        context = context.values
-    if isinstance(width, (Steps, Source)):
-        width, sites = width.features, "T, " if isinstance(width, Steps) else "S, "
-    if (context is None) != (width == 0):
-        expected = f"a context (*batch, {sites}{width})" if width else "no context"
+    name, kind = type(module).__name__, kind_of(module.context)
+    if kind.attended:
+        context, _ = unpadded(context)
+    if (context is None) != (kind.features == 0):
+        expected = f"a context (*batch, {kind.axis}{kind.features})" if kind.features else "no context"
         got = "none" if context is None else f"one of shape {tuple(getattr(context, 'shape', ()))}"
-        raise ValueError(f"Expected {expected} ({name} built with context={module.context}); got {got}.")
+        raise ValueError(f"Expected {expected} ({name} built with context={kind}); got {got}.")
     if context is None:
         return
     if not isinstance(context, Tensor):
         raise TypeError(f"Expected context to be a tensor; got {type(context).__name__}.")
-    if context.dim() < (2 if sites else 1) or context.shape[-1] != width:
+    if context.dim() < kind.dims or context.shape[-1] != kind.features:
         raise ValueError(
-            f"Expected context.shape[-1] == {width} ({name} built with context={module.context}); got {tuple(context.shape)}."
+            f"Expected context.shape[-1] == {kind.features} ({name} built with context={kind}); got {tuple(context.shape)}."
         )
     check_like("context", context, next((p for p in module.parameters() if p.is_floating_point()), context))
 
@@ -88,7 +126,7 @@ def checked_source(module: Any, context: Tensor | None, lengths: Tensor | None) 
     """The lengths of sources (*batch, S, C); a ValueError where the module reads none, or outside 0 ... S."""
     if lengths is None:
         return None
-    if not isinstance(module.context, Source) or context is None:
+    if context is None or not kind_of(module.context).attended:
         raise ValueError(
             f"Expected no source_lengths ({type(module).__name__} built with context={module.context}); got some."
         )

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .autoregressive.checks import check_ends, permutation, sites_of
+from .autoregressive.checks import check_ends, sites_of
 from .autoregressive.distribution import AutoregressiveDistribution
 from .autoregressive.sequence import SequenceDistribution
 from .base import Conditioner, DistributionModule, Head
 from .chains.crf import LinearChainCRF
 from .contexts import Steps, check_context
 from .core.buffers import register_given
-from .core.checks import check_kind, check_sizes
+from .core.checks import check_kind, check_sizes, permutation
 from .core.shapes import shape_of
 from .families.guard import guarded
 from .families.mixture import Mixture

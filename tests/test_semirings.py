@@ -7,10 +7,10 @@ from itertools import product
 import pytest
 import torch
 from label_chains import KINDS, Small, agree, all_sizes, near
-from pyro_genexact.chains.semirings import draw
-from pyro_genexact.semirings import Chain, Count, Draw, KMax, LogSumExp, Max, Semiring, fold, mean, trace, trace_k
 
 import pyro_genexact as gx
+from pyro_genexact.chains.semirings import draw
+from pyro_genexact.semirings import Chain, Count, Draw, KMax, LogSumExp, Max, Semiring, fold, mean, trace, trace_k
 
 EACH = list(product(KINDS, (False, True)))
 

@@ -67,23 +67,6 @@ def _holds(condition: Any) -> bool:
     return bool(getattr(condition, "is_meta", False) or condition)
 
 
-def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
-    """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
-    if not isinstance(order, (Tensor, list, tuple)):
-        raise TypeError(f"Expected {name} to be a tensor or a list of integers; got {order!r}.")
-    try:
-        given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
-    except (TypeError, ValueError, RuntimeError):  # a list of other things than numbers
-        given = torch.empty((), device="cpu")
-    if given.is_meta and isinstance(order, Tensor):
-        return order
-    whole = not (given.is_floating_point() or given.dtype == torch.bool) and given.dim() == 1
-    if not whole or sorted(given.tolist()) != list(range(sites)):
-        got = order.tolist() if isinstance(order, Tensor) else order
-        raise ValueError(f"Expected {name} to be a permutation of 0 ... {sites - 1} (the sites); got {got}.")
-    return given.long()
-
-
 def check_uniforms(u: Any) -> None:
     """Raises a TypeError or ValueError unless u is a tensor of single precision at least."""
     check_kind("u", u, Tensor)

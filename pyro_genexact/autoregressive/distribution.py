@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from ..base import Conditioner, Head
 from ..contexts import Padded, Source, Steps, check_context, checked_source
 from ..core.binding import bind
-from ..core.checks import check_like, check_sizes
+from ..core.checks import check_like, check_sizes, permutation
 from ..core.independent import independent
 from ..core.lengths import checked_lengths
 from ..core.settable import Settable
@@ -25,7 +25,7 @@ from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration
 from ..families.guard import anchor, contains, surely_inside
 from ..families.per_site import PerSite, PerSiteConstraint
-from .checks import check_uniforms, permutation, sites_of, sites_of_prefix, steps_in_order
+from .checks import check_uniforms, sites_of, sites_of_prefix, steps_in_order
 from .reparameterised import can_sweep, sweep
 
 

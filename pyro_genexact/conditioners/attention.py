@@ -10,24 +10,12 @@ from torch.nn.functional import gelu
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from ..base import Conditioner, Site
-from ..contexts import Padded, Source, Steps, check_context
+from ..contexts import Padded, Source, Steps, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.leaves import take_rows
-from .encoding import (
-    SiteEncoder,
-    check_chunk,
-    check_length,
-    check_rate,
-    check_rows,
-    check_sites,
-    context_width,
-    covariates,
-    dropped,
-    resumed,
-    small_linear,
-    source_steps,
-)
+from .checks import check_chunk, check_length, check_rate, check_rows, check_sites
+from .encoding import SiteEncoder, covariates, dropped, resumed, small_linear, source_steps
 
 Weights = dict[str, tuple[Tensor, Tensor]]  # and biases, of the parts of a layer
 
@@ -139,10 +127,11 @@ class Transformer(Conditioner):
         self.encoder = SiteEncoder(site, width)
         self.read = nn.Identity() if isinstance(site, int) else nn.Linear(self.encoder.features, width)
         self.begin = nn.Parameter(torch.randn(width))
-        source = context.features if isinstance(context, Source) else 0
-        features = 0 if isinstance(context, Source) else context_width(context)
-        self.read_context = nn.Linear(features, width) if features else None
-        self.layers: Any = nn.ModuleList(Layer(width, num_heads, source, depth, self.dropout) for _ in range(depth))
+        kind = kind_of(context)
+        self.read_context = nn.Linear(kind.joined, width) if kind.joined else None
+        self.layers: Any = nn.ModuleList(
+            Layer(width, num_heads, kind.attended, depth, self.dropout) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.last = small_linear(width, num_params)
 
@@ -207,7 +196,7 @@ class Transformer(Conditioner):
         speed = 1e4 ** (torch.arange(0, size, 2, dtype=kind, device=cache.device) / -size)
         speed = torch.stack([speed, speed, torch.zeros_like(speed)]).unsqueeze(1)
         state = TransformerState(0, self.clock(), 0, cache, speed, [], None, (), None)
-        if isinstance(self.context, Source):
+        if kind_of(self.context).attended:
             steps, allowed = source_steps(context, batch_size)
             return state._replace(
                 source=tuple(layer.of_source(steps, layer.weights()) for layer in self.layers),
@@ -221,8 +210,8 @@ class Transformer(Conditioner):
 
     def _joined(self, inputs: Tensor, state: TransformerState, first: int) -> Tensor:
         if state.context is not None:
-            steps = isinstance(self.context, Steps)
-            inputs = inputs + (covariates(state.context, first, inputs.shape[1]) if steps else state.context)
+            by_site = kind_of(self.context).by_site
+            inputs = inputs + (covariates(state.context, first, inputs.shape[1]) if by_site else state.context)
         return dropped(inputs, self)
 
     def _run(self, x: Tensor, state: TransformerState, first: int, cache: _Cache | None = None) -> Tensor:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 
 from ..base import Conditioner, Site
-from ..contexts import Padded, Steps
+from ..contexts import Padded, unpadded
 from ..core.binding import ModuleT, bind
-from ..core.checks import check_like, check_numbers, check_sizes, check_widths
+from ..core.checks import check_like, check_sizes, check_widths, permutation
 from ..core.functional import visible
+from ..core.lengths import checked_lengths, present
+from .checks import check_callable, check_rows
 
 
 class SiteEncoder(nn.Module):
@@ -108,7 +110,7 @@ def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
 def labels_of(y: Tensor, categories: int) -> Tensor:
     """Categories as integers; ValueError for other numbers and for categories that there are not."""
     labels = y.long()
-    if not y.numel() or not readable(y):
+    if not y.numel() or not visible(y):
         return labels
     if y.is_floating_point() and (labels != y).any():
         raise ValueError(
@@ -120,11 +122,6 @@ def labels_of(y: Tensor, categories: int) -> Tensor:
             f"Expected integers 0 ... {categories - 1} at a site with {categories} categories; got {low} ... {high}."
         )
     return labels
-
-
-def readable(y: Tensor) -> bool:
-    """Whether a check may look at the values: not on ``meta``, and not within a transform of :mod:`torch.func`."""
-    return not (y.is_meta or torch._C._are_functorch_transforms_active())
 
 
 def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
@@ -144,19 +141,6 @@ def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
 def site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
     """The number of network inputs of each site."""
     return [kind if isinstance(kind, int) else prod(kind) for kind in site_kinds(site, num_sites)]
-
-
-def check_callable(activation: Any) -> None:
-    """Raises a ValueError unless the activation can be called."""
-    if not callable(activation):
-        raise ValueError(f"Expected activation to be a function; got {activation}.")
-
-
-def check_rate(rate: float) -> None:
-    """Raises a TypeError unless the rate of dropout is a number, a ValueError unless it is in [0, 1)."""
-    check_numbers(dropout=rate)
-    if not 0 <= rate < 1:
-        raise ValueError(f"Expected 0 <= dropout < 1; got {rate}.")
 
 
 def dropped(x: Tensor, module: Any) -> Tensor:
@@ -184,58 +168,6 @@ def new_conditioner(make: Any, num_params: int, context: int) -> Conditioner:
     return net
 
 
-def context_width(context: Any) -> int:
-    """C of a context vector or of one a site; ValueError for a size that is not one."""
-    if isinstance(context, Steps):
-        return context.features
-    check_sizes(0, context=context)
-    return context
-
-
-def check_sites(conditioner: Conditioner, y: Tensor) -> None:
-    """Raises a ValueError unless y is (B, T, *site_shape)."""
-    site = conditioner.site if isinstance(conditioner.site, tuple) else ()
-    expected, got = ((conditioner.num_sites, *site), y.shape[1:]) if conditioner.num_sites else (site, y.shape[2:])
-    if got != expected or y.dim() < 2 or not y.shape[1]:
-        where = "y.shape[1:]" if conditioner.num_sites else "y.shape[2:]"
-        raise ValueError(
-            f"Expected {where} == {expected} (sites and site of {type(conditioner).__name__}); got {tuple(y.shape)}."
-        )
-
-
-def check_chunk(conditioner: Conditioner, y: Tensor, first: int) -> None:
-    """Raises a ValueError unless y (B, S, *site_shape) may be read after ``first`` sites."""
-    _, sites, *shape = y.shape
-    total, site = conditioner.num_sites, conditioner.site
-    if not sites or (total is not None and sites >= total - first):
-        if total is None:
-            raise ValueError(f"Expected y.shape[1] >= 1 (sites to read); got {tuple(y.shape)}.")
-        raise ValueError(
-            f"Expected y.shape[1] between 1 and {total - 1 - first} ({first} of {total} sites were read and the last one "
-            f"never is); got {tuple(y.shape)}."
-        )
-    expected = site if isinstance(site, tuple) else ()
-    if tuple(shape) != expected:
-        raise ValueError(
-            f"Expected y.shape[2:] == {expected} (site of {type(conditioner).__name__}); got {tuple(y.shape)}."
-        )
-
-
-def check_rows(name: str, value: Tensor, rows: int, of: str) -> None:
-    """Raises a ValueError unless the value has as many rows."""
-    if value.shape[0] != rows:
-        raise ValueError(f"Expected {name}.shape[0] == {rows} (rows of {of}); got {tuple(value.shape)}.")
-
-
-def check_length(conditioner: Any, y: Tensor, first: int) -> None:
-    """Raises a ValueError if parameters of the sites of y, from ``first`` on, are more than ``conditioner.max_len``."""
-    most = conditioner.max_len
-    if most is not None and first + y.shape[1] > most:
-        raise ValueError(
-            f"Expected y.shape[1] <= {most - first} (parameters of at most max_len == {most} sites); got {tuple(y.shape)}."
-        )
-
-
 def resumed(state: Any) -> Any:
     """The state; where grad is on, with copies of its tensors from inference mode, which autograd refuses to keep."""
     return type(state)(*map(_copied_out, state)) if torch.is_grad_enabled() else state
@@ -245,32 +177,6 @@ def _copied_out(field: Any) -> Any:
     if isinstance(field, Tensor):
         return field.clone() if field.is_inference() else field
     return tuple(map(_copied_out, field)) if type(field) is tuple else field
-
-
-def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | None]:
-    """A source's steps (B, S, C), S >= 1, with zeros for padding, and which of them a row attends to (B, 1, S).
-
-    A row without steps attends to zeros; None where all rows attend to all.
-    """
-    values, lengths = context if isinstance(context, Padded) else (context, None)
-    check_rows("context", values, rows, "the batch")
-    if values.dim() != 3:
-        raise ValueError(
-            f"Expected context.shape == ({rows}, S, {values.shape[-1]}) (sources); got {tuple(values.shape)}."
-        )
-    if not values.shape[1]:
-        return values.new_zeros(rows, 1, values.shape[2]), None
-    if lengths is None:
-        return values, None
-    steps, kind = values.shape[1], lengths.dtype
-    if lengths.shape != values.shape[:1] or kind.is_floating_point or kind.is_complex or kind == torch.bool:
-        raise ValueError(f"Expected lengths of a source to be integers ({rows},); got {tuple(lengths.shape)}, {kind}.")
-    lengths = lengths.long()  # in the narrow kinds bounds overflow
-    if visible(lengths) and (wrong := lengths[(lengths < 0) | (lengths > steps)]).numel():
-        raise ValueError(f"Expected lengths of a source between 0 and {steps} (its steps); got {int(wrong[0])}.")
-    present = torch.arange(steps, device=values.device) < lengths.unsqueeze(1)
-    allowed = present | (lengths == 0).unsqueeze(1)
-    return torch.where(present.unsqueeze(2), values, 0.0), allowed.unsqueeze(1)
 
 
 def covariates(context: Tensor, first: int, sites: int) -> Tensor:
@@ -305,18 +211,32 @@ def with_tensors(module: ModuleT, **tensors: Tensor) -> ModuleT:
     return bound
 
 
+def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | None]:
+    """A source's steps (B, S, C), S >= 1, with zeros for padding, and which of them a row attends to (B, 1, S).
+
+    A row without steps attends to zeros; None where all rows attend to all.
+    """
+    values, lengths = unpadded(context)
+    check_rows("context", values, rows, "the batch")
+    if values.dim() != 3:
+        raise ValueError(
+            f"Expected context.shape == ({rows}, S, {values.shape[-1]}) (sources); got {tuple(values.shape)}."
+        )
+    if not values.shape[1]:
+        return values.new_zeros(rows, 1, values.shape[2]), None
+    if lengths is None:
+        return values, None
+    lengths = checked_lengths(lengths, values.shape[1], "lengths of a source", "its steps")
+    check_rows("lengths of a source", lengths, rows, "the batch")
+    steps = present(lengths, values, -2)
+    allowed = steps.squeeze(2) | (lengths == 0).unsqueeze(1)
+    return torch.where(steps, values, 0.0), allowed.unsqueeze(1)
+
+
 def visits(conditioner: Conditioner, order: Tensor, like: Tensor, *widths: int) -> list[Tensor]:
     """For each width w, the indices (T * w,) that put w rows a variable where ``order`` visits it, from step 0 on."""
-    total: Any = conditioner.num_sites
     site, name = conditioner.site, type(conditioner).__name__
     if isinstance(site, list) and any(kind != site[0] for kind in site):
         raise ValueError(f"Expected sites of one kind, to visit them in another order ({name}); got site={site}.")
-    order = torch.as_tensor(order, device=like.device)
-    ordinals = torch.arange(total, device=order.device)
-    if (
-        order.dtype != torch.long
-        or order.shape != ordinals.shape
-        or (not order.is_meta and not torch.equal(order.sort().values, ordinals))
-    ):
-        raise ValueError(f"Expected order to be a permutation of 0 ... {total - 1}, as a LongTensor; got {order}.")
+    order = permutation(order, conditioner.num_sites).to(like.device)  # type: ignore[arg-type]
     return [(order[:, None] * w + torch.arange(w, device=order.device)).flatten() for w in widths]

@@ -9,20 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Conditioner, Site
-from ..contexts import Steps, check_context
+from ..contexts import Steps, check_context, kind_of
 from ..core.binding import bind
 from ..core.checks import check_sizes
-from .encoding import (
-    Dense,
-    check_chunk,
-    check_rows,
-    check_sites,
-    context_width,
-    resumed,
-    site_kinds,
-    visits,
-    with_tensors,
-)
+from .checks import check_chunk, check_rows, check_sites
+from .encoding import Dense, resumed, site_kinds, visits, with_tensors
 
 
 class IndependentState(NamedTuple):
@@ -82,7 +73,8 @@ class Independent(Conditioner):
         check_sizes(1, num_sites=num_sites, num_params=num_params)
         site_kinds(site, num_sites)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
-        width, each = context_width(context), isinstance(context, Steps)
+        kind = kind_of(context, Steps)
+        width, each = kind.features, kind.by_site
         # not zeros: the parts of a mixture would be, and stay, the same
         self.phi = None if width else nn.Parameter(0.1 * torch.randn(num_sites, num_params))
         outputs = num_params if each else num_sites * num_params
@@ -128,7 +120,7 @@ class Independent(Conditioner):
         sites, rows = visits(self, order, net.phi if net.net is None else net.net.last.weight, 1, self.num_params)
         if net.net is None:
             return with_tensors(net, phi=net.phi[sites])
-        if not isinstance(self.context, Steps):
+        if not kind_of(self.context).by_site:
             last = net.net.last
             net.net._modules["last"] = with_tensors(last, weight=last.weight[rows], bias=last.bias[rows])
         return net

@@ -16,17 +16,8 @@ from ..base import Conditioner, Site
 from ..contexts import check_context
 from ..core.binding import bind
 from ..core.checks import check_sizes, check_widths
-from .encoding import (
-    check_chunk,
-    check_rate,
-    check_rows,
-    check_sites,
-    dropped,
-    encode,
-    site_widths,
-    visits,
-    with_tensors,
-)
+from .checks import check_chunk, check_rate, check_rows, check_sites
+from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {

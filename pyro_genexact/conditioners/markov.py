@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..base import Conditioner, Site
-from ..contexts import Steps, check_context
+from ..contexts import Steps, check_context, kind_of
 from ..core.checks import check_sizes, check_widths
-from .encoding import Dense, SiteEncoder, check_chunk, check_rows, check_sites, context_width, joined
+from .checks import check_chunk, check_rows, check_sites
+from .encoding import Dense, SiteEncoder, joined
 
 
 class MarkovState(NamedTuple):
@@ -80,7 +81,7 @@ class Markov(Conditioner):
         self.site, self.num_params, self.context, self.order = site, num_params, context, order
         widest = hidden[0] if hidden else site if isinstance(site, int) else 1
         self.encoder = SiteEncoder(site, widest if width is None else width)
-        inputs = order * (self.encoder.features + 1) + context_width(context)
+        inputs = order * (self.encoder.features + 1) + kind_of(context, Steps).features
         self.net = Dense(inputs, num_params, hidden, activation)
 
     def extra_repr(self) -> str:

@@ -15,19 +15,9 @@ from ..contexts import check_context
 from ..core.binding import bind
 from ..core.buffers import register_derived
 from ..core.checks import check_like, check_sizes
-from .encoding import (
-    check_callable,
-    check_chunk,
-    check_rows,
-    check_sites,
-    labels_of,
-    readable,
-    resumed,
-    site_kinds,
-    site_widths,
-    visits,
-    with_tensors,
-)
+from ..core.functional import visible
+from .checks import check_callable, check_chunk, check_rows, check_sites
+from .encoding import labels_of, resumed, site_kinds, site_widths, visits, with_tensors
 
 _TILE = 1 << 18  # numbers: the hidden layer of a panel, a megabyte in float32
 
@@ -213,7 +203,7 @@ class NADE(Conditioner):
         real = self._counts[sites] == 0
         categories = torch.where(real, 0, y)
         labels = categories.long()
-        if readable(y) and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any():
+        if visible(y) and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any():
             for i, kind in enumerate(self._kinds[sites]):  # one of them raises
                 if isinstance(kind, int):
                     labels_of(y[:, i], kind)

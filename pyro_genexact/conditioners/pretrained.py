@@ -12,7 +12,8 @@ from ..base import Conditioner
 from ..contexts import check_context
 from ..core.checks import check_kind
 from ..core.leaves import take_rows
-from .encoding import check_chunk, check_length, check_rows, check_sites, labels_of
+from .checks import check_chunk, check_length, check_rows, check_sites
+from .encoding import labels_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")  # names of it among versions and models
 _GROWING = ("DynamicLayer", "DynamicSlidingWindowLayer")  # layers of caches that never write into their tensors

@@ -10,22 +10,12 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from ..base import Conditioner, Site
-from ..contexts import Padded, Source, Steps, check_context
+from ..contexts import Padded, Source, Steps, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.leaves import take_rows
-from .encoding import (
-    SiteEncoder,
-    check_chunk,
-    check_rate,
-    check_rows,
-    check_sites,
-    context_width,
-    joined,
-    resumed,
-    small_linear,
-    source_steps,
-)
+from .checks import check_chunk, check_rate, check_rows, check_sites
+from .encoding import SiteEncoder, joined, resumed, small_linear, source_steps
 
 # The functions behind torch's modules: these take the weights of the call, where the modules keep a list of their own.
 _CELLS: dict[str, tuple[Any, Any]] = {
@@ -126,16 +116,16 @@ class Recurrent(Conditioner):
         if cell not in _CELLS:
             raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
         check_rate(dropout)
+        kind = kind_of(context)
         self.site, self.num_params, self.context = site, num_params, context
         self.hidden, self.cell, self.depth, self.dropout = hidden, cell, layers, float(dropout)
         self.encoder = SiteEncoder(site, hidden if width is None else width)
         self.begin = nn.Parameter(torch.randn(self.encoder.features))
         module, _ = _CELLS[cell]
         # its weights, in its initial values and, on CUDA, in one piece of memory
-        features = 0 if isinstance(context, Source) else context_width(context)
-        self.rnn = module(self.encoder.features + features, hidden, layers, batch_first=True)
-        if isinstance(context, Source):  # without a bias, so that zeros add zero
-            self.read_source = nn.Linear(context.features, hidden, bias=False)
+        self.rnn = module(self.encoder.features + kind.joined, hidden, layers, batch_first=True)
+        if kind.attended:  # without a bias, so that zeros add zero
+            self.read_source = nn.Linear(kind.attended, hidden, bias=False)
             self.join = nn.Linear(2 * hidden, hidden)
         self.last = small_linear(hidden, num_params)
 
@@ -179,7 +169,7 @@ class Recurrent(Conditioner):
         weights: list[Tensor] = [weight for layer in self.rnn.all_weights for weight in layer]
         zeros = weights[0].new_zeros(self.depth, batch_size, self.hidden)
         hidden = (zeros,) * (2 if self.cell == "lstm" else 1)
-        if not isinstance(self.context, Source):
+        if not kind_of(self.context).attended:
             return RecurrentState(0, self.clock(), hidden, context, weights)
         steps, allowed = source_steps(context, batch_size)
         return RecurrentState(0, self.clock(), hidden, None, weights, self.read_source(steps), allowed)

@@ -6,6 +6,7 @@ from math import inf
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -54,3 +55,20 @@ def check_kind(name: str, value: Any, kind: type) -> None:
     """Raises a TypeError for an argument of another class."""
     if not isinstance(value, kind):
         raise TypeError(f"Expected {name} to be of class {kind.__name__}; got {type(value).__name__}.")
+
+
+def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
+    """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
+    if not isinstance(order, (Tensor, list, tuple)):
+        raise TypeError(f"Expected {name} to be a tensor or a list of integers; got {order!r}.")
+    try:
+        given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # a list of other things than numbers
+        given = torch.empty((), device="cpu")
+    if given.is_meta and isinstance(order, Tensor):
+        return order
+    whole = not (given.is_floating_point() or given.dtype == torch.bool) and given.dim() == 1
+    if not whole or sorted(given.tolist()) != list(range(sites)):
+        got = order.tolist() if isinstance(order, Tensor) else order
+        raise ValueError(f"Expected {name} to be a permutation of 0 ... {sites - 1} (the sites); got {got}.")
+    return given.long()

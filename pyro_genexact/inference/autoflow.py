@@ -30,7 +30,6 @@ from .fit_guide import fit_guide
 from .gaussian import Gaussian, Tails, laplace
 
 
-
 class AutoFlow(AutoContinuous):
     """A flow as the guide of all continuous latents of a model: unconstrained, they are loc + L tails(flow(noise)).
 

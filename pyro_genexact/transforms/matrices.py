@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 from torch.nn.functional import linear
 
-from ..conditioners.encoding import readable
 from ..core.checks import check_like, check_sizes
+from ..core.functional import visible
 from ..core.independent import REAL_VECTOR
 from .base import PlainTransform
 
@@ -192,7 +192,7 @@ def reflected(normals: Tensor, columns: int) -> Tensor:
     1 - V^T S^{-1} V, V of unit rows, S the triangle above the diagonal of V V^T with halves on the diagonal.
     """
     largest = normals.detach().abs().amax(-1, keepdim=True)  # whose square may be too large, or vanish
-    if readable(largest) and (largest == 0).any():
+    if visible(largest) and (largest == 0).any():
         index = (largest == 0).nonzero()[0, :-1].tolist()
         raise ValueError(f"Expected vectors other than zero (they are normals of mirrors); got zero at {index}.")
     v = normals / largest

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pyro_genexact as gx
 from pyro_genexact.conditioners import MADE, Independent, Markov, Recurrent, Transformer, attention
 from pyro_genexact.contexts import Padded, Source, Steps
+from pyro_genexact.core.binding import bind
 from pyro_genexact.testing import conditioner_inputs, redraw
 
 F64 = torch.float64
@@ -332,7 +333,7 @@ def test_weights_of_the_call():
     expected = other(y, context)
     weights = dict(other.named_parameters())
     assert torch.equal(functional_call(net, weights, (y, context)), expected)
-    bound, tensors = gx.base.bind(net)
+    bound, tensors = bind(net)
     assert {id(t) for t in tensors} == {id(p) for p in net.parameters()}
     before = net(y, context)
     net.layers[1].qkv.weight = nn.Parameter(2 * net.layers[1].qkv.weight.detach())
@@ -516,22 +517,22 @@ def test_errors_of_states(with_grad):
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([5])),
             ValueError,
-            r"Expected lengths of a source to be integers \(2,\); got \(1,\), torch\.int64\.",
+            r"Expected context\.lengths\.shape == \(2,\) \(rows of the batch\); got \(1,\)\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([5.0, 1.0])),
-            ValueError,
-            r"Expected lengths of a source to be integers \(2,\); got \(2,\), torch\.float32\.",
+            TypeError,
+            r"Expected context\.lengths to be a tensor of integers; got torch\.float32\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([6, 1])),
             ValueError,
-            r"Expected lengths of a source between 0 and 5 \(its steps\); got 6\.",
+            r"Expected context\.lengths between 0 and 5 \(steps of the source\); got 6\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([0, -1])),
             ValueError,
-            r"Expected lengths of a source between 0 and 5 \(its steps\); got -1\.",
+            r"Expected context\.lengths between 0 and 5 \(steps of the source\); got -1\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3, dtype=F64), torch.tensor([0, 1])),

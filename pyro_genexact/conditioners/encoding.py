@@ -226,8 +226,9 @@ def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | 
         return values.new_zeros(rows, 1, values.shape[2]), None
     if lengths is None:
         return values, None
-    lengths = checked_lengths(lengths, values.shape[1], "lengths of a source", "its steps")
-    check_rows("lengths of a source", lengths, rows, "the batch")
+    lengths = checked_lengths(lengths, values.shape[1], "context.lengths", "steps of the source")
+    if lengths.shape != values.shape[:1]:
+        raise ValueError(f"Expected context.lengths.shape == ({rows},) (rows of the batch); got {tuple(lengths.shape)}.")
     steps = present(lengths, values, -2)
     allowed = steps.squeeze(2) | (lengths == 0).unsqueeze(1)
     return torch.where(steps, values, 0.0), allowed.unsqueeze(1)

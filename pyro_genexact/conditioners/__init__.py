@@ -4,12 +4,13 @@ from ..core.faces import publish
 from .angles import Angles
 from .attention import Transformer, TransformerState
 from .independent import Independent, IndependentState
-from .made import MADE, MADEState
+from .made import MADE
 from .markov import Markov, MarkovState
 from .masked import MaskedLinear
 from .nade import NADE, NADEState
 from .pretrained import Pretrained, PretrainedState
 from .recurrent import Recurrent, RecurrentState
+from .sweeps import MADEState
 
 __all__ = [
     "MADE",

@@ -228,7 +228,9 @@ def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | 
         return values, None
     lengths = checked_lengths(lengths, values.shape[1], "context.lengths", "steps of the source")
     if lengths.shape != values.shape[:1]:
-        raise ValueError(f"Expected context.lengths.shape == ({rows},) (rows of the batch); got {tuple(lengths.shape)}.")
+        raise ValueError(
+            f"Expected context.lengths.shape == ({rows},) (rows of the batch); got {tuple(lengths.shape)}."
+        )
     steps = present(lengths, values, -2)
     allowed = steps.squeeze(2) | (lengths == 0).unsqueeze(1)
     return torch.where(steps, values, 0.0), allowed.unsqueeze(1)

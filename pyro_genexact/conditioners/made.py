@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from ..core.checks import check_sizes, check_widths
 from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
+from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
     torch.relu: torch.relu_,
@@ -26,39 +25,6 @@ _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
     torch.sigmoid: torch.sigmoid_,
     silu: partial(silu, inplace=True),
 }
-PANEL = 16  # sites between two products with the whole finished prefix; 8 to 32 measure alike
-
-
-class _Panel(NamedTuple):
-    """Views for the degrees of a panel; cutting them once costs less than slices a site."""
-
-    start: int
-    inputs: Sequence[Tensor]  # (B, width) a degree
-    layers: list[tuple[Sequence[Tensor], list[tuple[Sequence[Tensor], Tensor]]]]  # units and [(weights, source)]
-    phi: Sequence[Tensor]  # (B, 1, P) a degree
-
-
-class MADEState(NamedTuple):
-    """An incremental evaluation of :class:`MADE` at some site; its tensors are feature-major, (units, B).
-
-    Attributes:
-        position: sites read so far.
-        clock: sites read by any successor of this state.
-        weights: the masked weights, one a link.
-        offsets: what the context and the biases add to each layer.
-        units: inputs, units of each hidden layer, outputs. In place: of full size, each holding what was added up so far
-            until its activation; else those known so far.
-        panel: in place, views of the buffers for the panel of sites at hand.
-        in_place: whether the buffers are written in place.
-    """
-
-    position: int
-    clock: list[int]
-    weights: tuple[Tensor, ...]
-    offsets: tuple[Tensor, ...]
-    units: tuple[Tensor, ...]
-    panel: Any
-    in_place: bool
 
 
 class MADE(Conditioner):
@@ -144,14 +110,8 @@ class MADE(Conditioner):
         skip = masks_of(reads, sites, [], outputs)[0] if direct and self.hidden and num_sites > 1 else None
         self.direct = None if skip is None else MaskedLinear(skip, bias=False, scale=0.1)
 
-        # The units of a level (inputs, hidden layers, outputs) with degree below d are its first _ends[level][d].
         levels = [[s + 1 for s in sites], *degrees, outputs]
-        self._ends = [[bisect_left(level, d) for d in range(num_sites + 1)] for level in levels]
-        self._sizes = [[high - low for low, high in pairwise(ends)] for ends in self._ends]
-        # (level, level that it reads, weight), from the bottom up
-        self._links = [(level + 1, level, level) for level in range(len(masks))]
-        if skip is not None:
-            self._links.append((len(masks), 0, len(masks)))
+        self._sweeps = Sweeps(levels, num_sites, num_params, direct=skip is not None)
 
     def extra_repr(self) -> str:
         sizes = f"{self.num_sites}, {self.num_params}, site={self.site}, context={self.context}, hidden={self.hidden}"
@@ -189,7 +149,7 @@ class MADE(Conditioner):
         else:
             units = [weights[0].new_empty(0, batch_size)] * (len(offsets) + 1)
         state = MADEState(0, self.clock(), weights, tuple(offsets), tuple(units), None, in_place)
-        phi, state = self._advance_to(1, 0, state, units[0][:0].t())
+        phi, state = self._finish(1, 0, state, units[0][:0].t())
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: MADEState) -> tuple[Tensor, MADEState]:
@@ -202,7 +162,7 @@ class MADE(Conditioner):
                 "Expected extend in the grad mode of start; got a state begun under no_grad, with grad on."
             )
         inputs = encode(y, self.site, first, state.weights[0])
-        return self._advance_to(first + sites + 1, first + 1, self.advance(state, sites), inputs)
+        return self._finish(first + sites + 1, first + 1, self.advance(state, sites), inputs)
 
     def reorder(self, state: MADEState, index: Tensor) -> MADEState:
         """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
@@ -238,40 +198,9 @@ class MADE(Conditioner):
         Returns:
             a (B, T, k), the gradient of the context (B, C) or None, and (parameter, gradient) pairs.
         """
-        T, P, k, last = self.num_sites, self.num_params, g.shape[2], len(self.layers)
-        slopes = [g, *(self._slope(level, state) for level in range(1, last))]
-        # by level, from the inputs up: gradients of the units, and of what they are before their activation
-        of_units = [_feature_major(g), *(torch.zeros_like(slope) for slope in slopes[1:])]
-        of_pre = [g, *(torch.zeros_like(slope) for slope in slopes[1:]), _feature_major(drive)]
-        gains = gain.permute(2, 1, 3, 0).reshape(k, T * P, len(gain))
-        of_sites = of_units[0].split(1)
-        for start in range((T - 1) // PANEL * PANEL, -1, -PANEL):
-            stop = min(start + PANEL, T)
-            pulls: list[list[Any]] = [[] for _ in range(last)]  # by level: (weights by degree, gradients above)
-            for level, source, weight in self._links:
-                later, rows = self._units(level, stop, T), self._units(level, start, stop)
-                columns = self._units(source, start, stop)  # at once, for the whole panel: what later degrees ask of it
-                of_units[source][columns].addmm_(state.weights[weight][later, columns].t(), of_pre[level][later])
-                pulls[source].append(
-                    (self._cut(source, state.weights[weight][rows].t(), start, stop), of_pre[level][rows])
-                )
-            units = [self._cut(level, tensor, start, stop) for level, tensor in enumerate(of_units)]
-            hidden = [
-                [self._cut(level, tensors[level], start, stop) for tensors in (slopes, of_pre)]
-                for level in range(1, last)
-            ]
-            of_phi = self._cut(last, of_pre[last], start, stop)
-            gain_cuts = [self._cut(last, of_site, start, stop) for of_site in gains]
-            for i in range(stop - start - 1, -1, -1):
-                for j, cuts in enumerate(gain_cuts):
-                    of_phi[i].addcmul_(cuts[i], of_sites[(start + i) * k + j])
-                for level in range(last - 1, -1, -1):
-                    for weights, above in pulls[level]:
-                        units[level][i].addmm_(weights[i], above)
-                    if level:
-                        slope, pre = hidden[level - 1]
-                        torch.mul(units[level][i], slope[i], out=pre[i])
-        return of_units[0].view(T, k, len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
+        slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
+        of_inputs, of_pre = self._sweeps.reverse(state, slopes, gain, drive)
+        return of_inputs.view(g.shape[1], g.shape[2], len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def permuted(self, order: Tensor) -> MADE:
         """The same weights, tied per variable, for variables visited in another order: site i is variable ``order[i]``.
@@ -318,7 +247,7 @@ class MADE(Conditioner):
         layers = list(zip(modules[: len(self.layers)], of_pre[1:], strict=True))
         pairs = [  # filled, not multiplied: a product that overflows must not turn a masked weight's zero into NaN
             (weights[index], (of_pre[level] @ state.units[source].t()).masked_fill_(modules[index].mask == 0, 0.0))
-            for index, (level, source, _) in enumerate(self._links)
+            for index, (level, source, _) in enumerate(self._sweeps.links)
         ]
         pairs += [(layer.bias, of.sum(1)) for layer, of in layers]
         if context is None:
@@ -329,7 +258,7 @@ class MADE(Conditioner):
     def _slope(self, level: int, state: MADEState) -> Tensor:
         """The derivative of the activations of a hidden layer, (units, B)."""
         pre = state.offsets[level - 1]
-        for above, source, weight in self._links:
+        for above, source, weight in self._sweeps.links:
             if above == level:
                 pre = torch.addmm(pre, state.weights[weight], state.units[source])
         with torch.enable_grad():
@@ -339,77 +268,16 @@ class MADE(Conditioner):
     def _modules_of_links(self) -> list[Any]:
         return [*self.layers, *(() if self.direct is None else (self.direct,))]
 
-    def _advance_to(self, high: int, low: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
+    def _finish(self, high: int, low: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
         """The outputs (B, high - low, P) of degrees low ... high - 1, from the inputs (B, features) that they add."""
-        return (self._finish_in_place if state.in_place else self._finish)(low, high, state, inputs)
 
-    def _finish(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
-        units = list(state.units)
-        units[0] = torch.cat([units[0], inputs.t()])
-        for top, offset in enumerate(state.offsets, start=1):
-            rows = self._units(top, low, high)
-            total = offset[rows]
-            for level, source, weight in self._links:
-                if level == top:
-                    total = total + state.weights[weight][rows, : len(units[source])] @ units[source]
-            new = dropped(self.activation(total), self) if top < len(state.offsets) else total
-            units[top] = torch.cat([units[top], new])
-        return self._by_batch(total), state._replace(units=tuple(units))
+        def activate(z: Tensor) -> Tensor:
+            return dropped(self.activation(z), self)
 
-    def _finish_in_place(self, low: int, high: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
-        phis = []
+        if not state.in_place:
+            return self._sweeps.finish(low, high, state, inputs, activate)
         in_place = None if self.dropout and self.training else _IN_PLACE.get(self.activation)
-        activate = in_place or (lambda z: z.copy_(dropped(self.activation(z), self)))
-        news = [inputs] if high - low == 1 else inputs.split(self._sizes[0][low:high], 1)
-        for degree, new in enumerate(news, start=low):
-            start = degree - degree % PANEL
-            if state.panel is None or state.panel.start != start:
-                state = self._enter(start, state, fresh=degree == start)
-            panel, i = state.panel, degree - start
-            panel.inputs[i].copy_(new)
-            last = len(panel.layers) - 1
-            for level, (units, links) in enumerate(panel.layers):
-                for weights, source in links:  # units that are not finished meet masked weights
-                    units[i].addmm_(weights[i], source)
-                if level < last:
-                    activate(units[i])
-            phis.append(panel.phi[i])
-        return phis[0] if len(phis) == 1 else torch.cat(phis, 1), state
-
-    def _enter(self, start: int, state: MADEState, fresh: bool) -> MADEState:
-        """Opens a panel of sites; a fresh one gets what the finished prefix contributes to all its units, at once."""
-        for level, source, weight in self._links if fresh else ():
-            rows, columns = self._units(level, start, start + PANEL), self._units(source, 0, start)
-            state.units[level][rows].addmm_(state.weights[weight][rows, columns], state.units[source][columns])
-        return state._replace(panel=self._open(start, state))
-
-    def _by_batch(self, outputs: Tensor) -> Tensor:
-        """(S * P, B) to (B, S, P)."""
-        return outputs.unflatten(0, (-1, self.num_params)).permute(2, 0, 1)
-
-    def _open(self, start: int, state: MADEState) -> _Panel:
-        stop, last = start + PANEL, len(state.units) - 1
-        layers = []
-        for top in range(1, last + 1):
-            links = [
-                (self._cut(top, state.weights[weight][:, columns], start, stop), state.units[source][columns])
-                for level, source, weight in self._links
-                if level == top
-                for columns in [self._units(source, start, stop)]
-            ]
-            layers.append((self._cut(top, state.units[top], start, stop), links))
-        inputs = state.units[0][self._units(0, start, stop)].t().split(self._sizes[0][start:stop], 1)
-        phi = self._by_batch(state.units[last][self._units(last, start, stop)]).split(1, 1)
-        return _Panel(start, inputs, layers, phi)
-
-    def _cut(self, level: int, tensor: Tensor, start: int, stop: int) -> Sequence[Tensor]:
-        """The rows of the units of a level, one tensor a degree: slices a site would cost more than its arithmetic."""
-        return tensor[self._units(level, start, stop)].split(self._sizes[level][start:stop])
-
-    def _units(self, level: int, low: int, high: int) -> slice:
-        """The units of a level whose degrees are low ... high - 1."""
-        ends = self._ends[level]
-        return slice(ends[low], ends[min(high, self.num_sites)])
+        return self._sweeps.finish_in_place(low, high, state, inputs, in_place or (lambda z: z.copy_(activate(z))))
 
 
 def _check_activation(activation: Any) -> Callable[[Tensor], Tensor]:
@@ -432,8 +300,3 @@ def _elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
     if whole.shape != z.shape or not torch.equal(probe, z):
         return False
     return torch.allclose(whole, torch.cat([activation(row.clone()) for row in z.view(12, 1)]).view_as(z))
-
-
-def _feature_major(x: Tensor) -> Tensor:
-    """A fresh (T * n, B) from (B, T, n)."""
-    return x.permute(1, 2, 0).flatten(0, 1).clone(memory_format=torch.contiguous_format)

@@ -14,6 +14,7 @@ from ..base import Conditioner, Site
 from ..contexts import check_context
 from ..core.binding import bind
 from ..core.checks import check_sizes, check_widths
+from ..core.functional import transformed
 from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
@@ -141,7 +142,7 @@ class MADE(Conditioner):
             )
         weights = tuple(link.masked() for link in links)
         offsets = [layer.columns(context, batch_size) for layer in links[: len(self.layers)]]
-        functorch = torch._C._are_functorch_transforms_active()  # whose tensors can't be written into others
+        functorch = transformed()  # whose tensors can't be written into others
         in_place = not (torch.is_grad_enabled() or functorch or torch.jit.is_tracing())  # type: ignore[attr-defined]
         if in_place:
             inputs = weights[0].new_zeros(weights[0].shape[1], batch_size)

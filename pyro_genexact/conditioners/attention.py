@@ -70,7 +70,7 @@ class Transformer(Conditioner):
         num_params: P, parameters a site.
         context: C, features of a context vector that every step reads; ``Steps(C)`` for covariates: the parameters of site
             t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to (encoder-decoder),
-            :class:`~pyro_genexact.base.Padded` where rows have lengths.
+            :class:`~pyro_genexact.Padded` where rows have lengths.
         width: of the residual stream; hidden layers have 4 * width.
         depth: how many layers.
         num_heads: of every attention; divides width / 2.
@@ -89,7 +89,7 @@ class Transformer(Conditioner):
     embedding", 2021; Beltagy, Peters, Cohan, "Longformer", 2020 (window).
 
     Example:
-        >>> from pyro_genexact.base import Padded, Source
+        >>> from pyro_genexact import Padded, Source
         >>> net = Transformer(5, 3, width=16, depth=2, num_heads=2, context=Source(4))
         >>> source = Padded(torch.zeros(7, 6, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
         >>> net(torch.zeros(7, 9, dtype=torch.long), source).shape

@@ -75,7 +75,7 @@ class Recurrent(Conditioner):
         dropout: in training mode, the rate of dropout after every layer, the last one too.
         context: C, features of a context vector joined to every step's input; ``Steps(C)`` for covariates: the
             parameters of site t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to,
-            :class:`~pyro_genexact.base.Padded` where rows have lengths.
+            :class:`~pyro_genexact.Padded` where rows have lengths.
         width: of the embedding of categories; by default H.
 
     Raises:
@@ -89,7 +89,7 @@ class Recurrent(Conditioner):
     approaches to attention-based neural machine translation", EMNLP 2015 (attention to a source).
 
     Example:
-        >>> from pyro_genexact.base import Steps
+        >>> from pyro_genexact import Steps
         >>> net = Recurrent(5, 3, hidden=16, context=Steps(2))
         >>> net(torch.zeros(7, 9, dtype=torch.long), torch.zeros(7, 9, 2)).shape
         torch.Size([7, 9, 3])

@@ -80,6 +80,7 @@ def maf(
         MAF-MoG: a base that is itself autoregressive, with mixtures of five normals. And Student's distribution with
         learned degrees of freedom, for heavy tails:
 
+        >>> from pyro_genexact import heads
         >>> mixture = heads.Mixture(heads.Normal(), 5)
         >>> flow = maf(3, base=Autoregressive(conditioners.MADE(3, mixture.num_params), mixture, (3,)))
         >>> flow = maf(3, base=Autoregressive(conditioners.Independent(3, 3), heads.StudentT(), (3,)))

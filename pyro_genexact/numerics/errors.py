@@ -23,7 +23,7 @@ class ConvergenceError(RuntimeError):
         >>> root(torch.tanh, torch.tensor([0.5, 2.0]))
         Traceback (most recent call last):
         ...
-        pyro_genexact.numerics.errors.ConvergenceError: Expected a root of f(x) = y; got |f(x) - y| = 1 at index (1,), for y = 2 and x between 3.4028235e+38 and inf.
+        pyro_genexact.numerics.ConvergenceError: Expected a root of f(x) = y; got |f(x) - y| = 1 at index (1,), for y = 2 and x between 3.4028235e+38 and inf.
     """
 
     def __init__(self, message: str, residual: float, index: tuple[int, ...], bracket: tuple[float, float]) -> None:

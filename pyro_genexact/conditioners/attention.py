@@ -14,7 +14,7 @@ from ..contexts import Padded, Source, Steps, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.leaves import take_rows
-from .checks import check_chunk, check_length, check_rate, check_rows, check_sites
+from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import SiteEncoder, covariates, dropped, resumed, small_linear, source_steps
 
 Weights = dict[str, tuple[Tensor, Tensor]]  # and biases, of the parts of a layer
@@ -144,7 +144,6 @@ class Transformer(Conditioner):
     def forward(self, y: Tensor, context: Tensor | Padded | None = None) -> Tensor:
         """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P), all sites at once."""
         check_sites(self, y)
-        check_length(self, y, 0)
         state = self._before(context, len(y))
         begin = self.begin.expand(len(y), 1, -1)
         inputs = torch.cat([begin, self.read(self.encoder(y[:, :-1], self.begin))], 1)
@@ -161,9 +160,7 @@ class Transformer(Conditioner):
     def extend(self, y: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """Reads y (B, S, *site_shape) at once, any S: the parameters (B, S, P) of the sites after them."""
         first = state.position + 1
-        check_chunk(self, y, state.position)
-        check_rows("y", y, state.cache.shape[2], "the state")
-        check_length(self, y, first)
+        check_chunk(self, y, state.position, state.cache.shape[2])
         state = resumed(state)
         inputs = self._joined(self.read(self.encoder(y, self.begin)), state, first)
         return self._read(inputs, self.advance(state, y.shape[1]), first)

@@ -24,7 +24,7 @@ def check_rate(rate: float) -> None:
 
 
 def check_sites(conditioner: Conditioner, y: Tensor) -> None:
-    """Raises a ValueError unless y is (B, T, *site_shape)."""
+    """Raises a ValueError unless y is (B, T, *site_shape), of as many sites as the conditioner takes."""
     site = conditioner.site if isinstance(conditioner.site, tuple) else ()
     expected, got = ((conditioner.num_sites, *site), y.shape[1:]) if conditioner.num_sites else (site, y.shape[2:])
     if got != expected or y.dim() < 2 or not y.shape[1]:
@@ -32,10 +32,11 @@ def check_sites(conditioner: Conditioner, y: Tensor) -> None:
         raise ValueError(
             f"Expected {where} == {expected} (sites and site of {type(conditioner).__name__}); got {tuple(y.shape)}."
         )
+    _check_length(conditioner, y, 0)
 
 
-def check_chunk(conditioner: Conditioner, y: Tensor, first: int) -> None:
-    """Raises a ValueError unless y (B, S, *site_shape) may be read after ``first`` sites."""
+def check_chunk(conditioner: Conditioner, y: Tensor, first: int, rows: int) -> None:
+    """Raises a ValueError unless y (B, S, *site_shape) may be read after ``first`` sites of as many rows."""
     _, sites, *shape = y.shape
     total, site = conditioner.num_sites, conditioner.site
     if not sites or (total is not None and sites >= total - first):
@@ -50,6 +51,8 @@ def check_chunk(conditioner: Conditioner, y: Tensor, first: int) -> None:
         raise ValueError(
             f"Expected y.shape[2:] == {expected} (site of {type(conditioner).__name__}); got {tuple(y.shape)}."
         )
+    check_rows("y", y, rows, "the state")
+    _check_length(conditioner, y, first + 1)
 
 
 def check_rows(name: str, value: Tensor, rows: int, of: str) -> None:
@@ -58,7 +61,7 @@ def check_rows(name: str, value: Tensor, rows: int, of: str) -> None:
         raise ValueError(f"Expected {name}.shape[0] == {rows} (rows of {of}); got {tuple(value.shape)}.")
 
 
-def check_length(conditioner: Any, y: Tensor, first: int) -> None:
+def _check_length(conditioner: Conditioner, y: Tensor, first: int) -> None:
     """Raises a ValueError if parameters of the sites of y, from ``first`` on, are more than ``conditioner.max_len``."""
     most = conditioner.max_len
     if most is not None and first + y.shape[1] > most:

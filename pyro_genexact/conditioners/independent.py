@@ -12,7 +12,7 @@ from ..base import Conditioner, Site
 from ..contexts import Steps, check_context, kind_of
 from ..core.binding import bind
 from ..core.checks import check_sizes
-from .checks import check_chunk, check_rows, check_sites
+from .checks import check_chunk, check_sites
 from .encoding import Dense, resumed, site_kinds, visits, with_tensors
 
 
@@ -95,8 +95,7 @@ class Independent(Conditioner):
 
     def extend(self, y: Tensor, state: IndependentState) -> tuple[Tensor, IndependentState]:
         """Is shown y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
-        check_chunk(self, y, state.position)
-        check_rows("y", y, len(state.phi), "the state")
+        check_chunk(self, y, state.position, len(state.phi))
         state = self.advance(resumed(state), y.shape[1])
         return state.phi[:, state.position - y.shape[1] + 1 : state.position + 1], state
 

@@ -15,7 +15,7 @@ from ..contexts import check_context
 from ..core.binding import bind
 from ..core.checks import check_sizes, check_widths
 from ..core.functional import transformed
-from .checks import check_chunk, check_rate, check_rows, check_sites
+from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
 from .sweeps import MADEState, Sweeps
@@ -156,8 +156,7 @@ class MADE(Conditioner):
     def extend(self, y: Tensor, state: MADEState) -> tuple[Tensor, MADEState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
         first, sites = state.position, y.shape[1]
-        check_chunk(self, y, first)
-        check_rows("y", y, state.units[0].shape[1], "the state")
+        check_chunk(self, y, first, state.units[0].shape[1])
         if state.in_place and torch.is_grad_enabled():
             raise RuntimeError(
                 "Expected extend in the grad mode of start; got a state begun under no_grad, with grad on."

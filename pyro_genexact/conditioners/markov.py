@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from ..base import Conditioner, Site
 from ..contexts import Steps, check_context, kind_of
 from ..core.checks import check_sizes, check_widths
-from .checks import check_chunk, check_rows, check_sites
+from .checks import check_chunk, check_sites
 from .encoding import Dense, SiteEncoder, joined
 
 
@@ -102,8 +102,7 @@ class Markov(Conditioner):
 
     def extend(self, y: Tensor, state: MarkovState) -> tuple[Tensor, MarkovState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them."""
-        check_chunk(self, y, state.position)
-        check_rows("y", y, len(state.window), "the state")
+        check_chunk(self, y, state.position, len(state.window))
         sites = torch.cat([state.window[:, 1:], self._flagged(y, state.window)], 1)
         phi = self._phi(sites, state.context, state.position + 1)
         return phi, self.advance(state, y.shape[1])._replace(window=sites[:, -self.order :])

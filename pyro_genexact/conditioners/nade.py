@@ -16,7 +16,7 @@ from ..core.binding import bind
 from ..core.buffers import register_derived
 from ..core.checks import check_like, check_sizes
 from ..core.functional import visible
-from .checks import check_callable, check_chunk, check_rows, check_sites
+from .checks import check_callable, check_chunk, check_sites
 from .encoding import labels_of, resumed, site_kinds, site_widths, visits, with_tensors
 
 _TILE = 1 << 18  # numbers: the hidden layer of a panel, a megabyte in float32
@@ -132,8 +132,7 @@ class NADE(Conditioner):
 
     def extend(self, y: Tensor, state: NADEState) -> tuple[Tensor, NADEState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
-        check_chunk(self, y, state.position)
-        check_rows("y", y, len(state.total), "the state")
+        check_chunk(self, y, state.position, len(state.total))
         state = resumed(state)
         phis, total = self._sweep(y, state.position, state.total, state.context)
         phi = phis[0] if len(phis) == 1 else torch.cat(phis, 1)  # each call counts where sites come one by one

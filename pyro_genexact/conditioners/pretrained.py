@@ -12,7 +12,7 @@ from ..base import Conditioner
 from ..contexts import check_context
 from ..core.checks import check_kind
 from ..core.leaves import take_rows
-from .checks import check_chunk, check_length, check_rows, check_sites
+from .checks import check_chunk, check_sites
 from .encoding import labels_of
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")  # names of it among versions and models
@@ -95,7 +95,6 @@ class Pretrained(Conditioner):
         """(B, T) tokens to (B, T, V) by one call of the model."""
         check_sites(self, y)
         check_context(self, context)
-        check_length(self, y, 0)
         tokens = torch.cat([self._begin(len(y)), labels_of(y[:, :-1], self.num_params)], 1)
         return _numbers(self.model(tokens, use_cache=False, return_dict=True).logits)
 
@@ -107,9 +106,7 @@ class Pretrained(Conditioner):
 
     def extend(self, y: Tensor, state: PretrainedState) -> tuple[Tensor, PretrainedState]:
         """Reads y (B, S): the parameters (B, S, V) of the sites after them."""
-        check_chunk(self, y, state.position)
-        check_rows("y", y, state.rows, "the state")
-        check_length(self, y, state.position + 1)
+        check_chunk(self, y, state.position, state.rows)
         tokens = labels_of(y, self.num_params)
         state, cache, phis = self.advance(state, y.shape[1]), _gathered(state), []
         # from a state that is recurrent, some models read one token right and several wrong

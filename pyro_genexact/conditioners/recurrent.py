@@ -14,7 +14,7 @@ from ..contexts import Padded, Source, Steps, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.leaves import take_rows
-from .checks import check_chunk, check_rate, check_rows, check_sites
+from .checks import check_chunk, check_rate, check_sites
 from .encoding import SiteEncoder, joined, resumed, small_linear, source_steps
 
 # The functions behind torch's modules: these take the weights of the call, where the modules keep a list of their own.
@@ -151,8 +151,7 @@ class Recurrent(Conditioner):
 
     def extend(self, y: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Reads y (B, S, *site_shape) in one fused call: the parameters (B, S, P) of the sites after them."""
-        check_chunk(self, y, state.position)
-        check_rows("y", y, state.hidden[0].shape[1], "the state")
+        check_chunk(self, y, state.position, state.hidden[0].shape[1])
         state = resumed(state)
         inputs = joined(self.encoder(y, state.hidden[0]), state.context, state.position + 1)
         return self._run(inputs, self.advance(state, y.shape[1]))

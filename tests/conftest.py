@@ -1,10 +1,13 @@
-"""Every law runs on every entry of the registry, on every device there is."""
+"""Each test starts from seed 0 and an empty param store. Every law runs on every entry of the registry and every device."""
 
 from __future__ import annotations
 
+import pyro
 import pytest
-import registry
 import torch
+
+from support import registry
+from support.values import built
 
 torch.set_num_threads(1)  # tensors are tiny, and threads that wait for each other on a busy machine cost minutes
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -12,7 +15,16 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.manual_seed(0)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def double_by_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(params=DEVICES)
@@ -37,7 +49,7 @@ def head(request, device):
 
 @pytest.fixture(params=registry.DISTRIBUTION_HEADS)
 def distribution_head(request, device):
-    return registry.move(registry.built(registry.DISTRIBUTION_HEADS[request.param]()), device)
+    return registry.move(built(registry.DISTRIBUTION_HEADS[request.param]()), device)
 
 
 @pytest.fixture(params=registry.TRANSFORMS)

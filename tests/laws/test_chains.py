@@ -1,11 +1,11 @@
 """Chains of labels: every query is what enumeration of all label strings tells, for every length."""
 
 import pytest
-import registry
 import torch
-from registry import sized
 
 from pyro_genexact import LinearChainCRF, testing
+from support import registry
+from support.values import sized
 
 
 @pytest.mark.parametrize("distribution_name", registry.CHAINS)

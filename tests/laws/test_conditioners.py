@@ -1,11 +1,13 @@
 """Conditioners: causality, chunks, states, context, and the gradient of the sequential direction."""
 
 import pytest
-import registry
 import torch
-from registry import MADE, RunningSum, built
 
 from pyro_genexact import heads, testing
+from pyro_genexact.conditioners import MADE
+from support import registry
+from support.small_conditioners import RunningSum
+from support.values import built
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from registry import sized
 from torch.distributions import AffineTransform, ExpTransform, SigmoidTransform, constraints
 
 from pyro_genexact import testing, transforms
 from pyro_genexact.transforms import Affine
+from support.broken import OntoPositive, WrongInverse
+from support.values import sized
 
 
 def test_conventions(transform):
@@ -155,10 +156,6 @@ class ChecksRows(Affine):
     domain = codomain = Sloppy()
 
 
-class OntoPositive(Affine):
-    domain, codomain = constraints.real, constraints.positive
-
-
 class EqualOneWay(Affine):
     def __eq__(self, other):
         return self is other or (isinstance(other, Affine) and id(self) < id(other))
@@ -177,11 +174,6 @@ class ClaimsMore(Affine):
 class SharedNoise(Affine):
     def _call(self, x):
         return super()._call(x[:1].expand_as(x) if x.dim() > 2 else x)
-
-
-class WrongInverse(Affine):
-    def _inverse(self, y):
-        return super()._inverse(y) + 1e-3
 
 
 @pytest.mark.parametrize(

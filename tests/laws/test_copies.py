@@ -3,10 +3,11 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from registry import MADE, Built, built, sized
 
 from pyro_genexact import testing
+from pyro_genexact.conditioners import MADE
 from pyro_genexact.testing import conditioner_inputs, made
+from support.values import Built, built, sized
 
 
 def test_conditioner(conditioner):

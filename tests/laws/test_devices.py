@@ -1,13 +1,15 @@
 """Nothing is made on the default device, and the parallel pass runs wholly on meta."""
 
 import pytest
-import registry
 import torch
-from registry import MADE, built, h, sized
 
 import pyro_genexact as gx
+from pyro_genexact import heads as h
 from pyro_genexact import testing
+from pyro_genexact.conditioners import MADE
 from pyro_genexact.testing import conditioner_inputs, made
+from support import registry
+from support.values import built, sized
 
 
 def parallel(value, device):

@@ -2,15 +2,15 @@
 
 import pyro.distributions as dist
 import pytest
-import registry
 import torch
-from registry import sized
 from torch import nn
 from torch.distributions import ExpTransform, constraints
 
 from pyro_genexact import Constant, DistributionModule, flows, testing
 from pyro_genexact.testing import made
 from pyro_genexact.transforms import ToSupport
+from support import registry
+from support.values import sized
 
 
 def test_shapes(distribution):

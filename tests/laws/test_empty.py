@@ -4,20 +4,23 @@ from functools import partial
 
 import pyro.distributions as dist
 import pytest
-import registry
 import torch
-from registry import MADE, Recurrent, built, h, sized, small_transformer
 from torch import nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
+from pyro_genexact import heads as h
 from pyro_genexact import testing
+from pyro_genexact.conditioners import MADE, Recurrent
 from pyro_genexact.core.independent import independent
 from pyro_genexact.core.leaves import map_leaves
 from pyro_genexact.families.guard import guarded
 from pyro_genexact.heads.table import families
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.empty_batches import of_samples, queries
+from support import registry
+from support.registry.conditioners import small_transformer
+from support.values import built, sized
 
 
 def learned(module):

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_genexact import Head, heads, testing, transforms
+from support.broken import OntoPositive, WrongInverse
 
 BIJECTION_LAWS = (
     testing.monotonicity,
@@ -134,18 +135,9 @@ class OfVectors(transforms.Affine):
     domain = codomain = constraints.real_vector
 
 
-class OntoPositive(transforms.Affine):
-    domain, codomain = constraints.real, constraints.positive
-
-
 class Summed(transforms.Affine):
     def log_abs_det_jacobian(self, x, y):
         return super().log_abs_det_jacobian(x, y).sum(-1)
-
-
-class WrongInverse(transforms.Affine):
-    def _inverse(self, y):
-        return super()._inverse(y) + 1e-3
 
 
 class Bounded(transforms.Affine):

@@ -2,7 +2,6 @@
 
 import pyro.distributions as dist
 import pytest
-import registry
 import torch
 
 import pyro_genexact as gx
@@ -11,6 +10,7 @@ from pyro_genexact.contexts import Source
 from pyro_genexact.families.guard import guarded
 from pyro_genexact.testing import made
 from pyro_genexact.testing.kinds import INTEGERS
+from support import registry
 
 MODELS = registry.DISTRIBUTIONS | registry.FILTERED
 

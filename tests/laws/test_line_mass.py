@@ -2,16 +2,18 @@
 
 import pyro.distributions as dist
 import pytest
-import registry
 import torch
-from registry import sized
 from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact import testing
+from support import registry
+from support.values import sized
 
 ONE_FEATURE = [name for name in registry.DISTRIBUTIONS if "one feature" in name]
-ONE_FEATURE.remove("umnn inverse one feature")  # slow; tests/test_recipes.py integrates it, with parameters scaled too
+ONE_FEATURE.remove(
+    "umnn inverse one feature"
+)  # slow; tests/flows/test_recipes.py integrates it, with parameters scaled too
 
 
 @pytest.mark.parametrize("name", ONE_FEATURE)

@@ -1,16 +1,17 @@
 """Every head with every kind of conditioner: the parallel factors are those met site by site."""
 
 import pytest
-import registry
 import torch
 
 from pyro_genexact.families.guard import contains
+from support import registry
+from support.registry.heads import paired
 
 
 @pytest.mark.parametrize("net", registry.PAIRED)
 @pytest.mark.parametrize("head", registry.DISTRIBUTION_HEADS)
 def test_factors_site_by_site(head, net):
-    model = registry.paired(head, net)
+    model = paired(head, net)
     torch.manual_seed(0)
     d = model()
     y = d.sample((3,))

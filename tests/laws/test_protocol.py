@@ -2,11 +2,11 @@
 
 import pyro.distributions as dist
 import pytest
-from registry import sized
 
 from pyro_genexact import distributions, testing
 from pyro_genexact.families.guard import guarded
 from pyro_genexact.heads import table
+from support.values import sized
 
 FAMILIES = {row.name: row.head for row in table.families() if row.head is not None}
 

@@ -4,13 +4,13 @@ import inspect
 import sys
 
 import pytest
-import registry
 import torch
 from torch import nn
 from torch.distributions import Transform
 
 import pyro_genexact as gx
 from pyro_genexact.testing import conditioner_inputs, made
+from support import registry
 
 
 def parts(thing):
@@ -44,12 +44,15 @@ def test_every_public_class_is_in_the_registry():
     public |= {
         name for name in gx.__all__ if inspect.isclass(kind := getattr(gx, name)) and issubclass(kind, nn.Module)
     }
-    public -= {"Pretrained", "PretrainedState"}  # of another library's models: tests/test_pretrained.py has their laws
+    public -= {
+        "Pretrained",
+        "PretrainedState",
+    }  # of another library's models: tests/conditioners/test_pretrained.py has their laws
     assert public <= seen, public - seen
 
 
 RECIPES = [name for name in gx.flows.__all__ if inspect.isfunction(getattr(gx.flows, name))]
-RECIPES.remove("from_zuko")  # it takes a flow of zuko's, which tests/test_from_zuko.py has
+RECIPES.remove("from_zuko")  # it takes a flow of zuko's, which tests/flows/test_from_zuko.py has
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

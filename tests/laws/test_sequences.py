@@ -4,13 +4,15 @@ import copy
 import pickle
 
 import pytest
-import registry
 import torch
-from registry import SEQUENCES, built, sized
 
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads, testing
 from pyro_genexact.distributions import AutoregressiveDistribution, SequenceDistribution
+from support import registry
+from support.registry import SEQUENCES
+from support.registry.conditioners import small_transformer
+from support.values import built, sized
 
 sequence_name = pytest.mark.parametrize("distribution_name", SEQUENCES)
 
@@ -34,7 +36,7 @@ def stopped(head, **options):
 
 MORE = {  # whose contexts are no tensors, or whose supports are infinite
     "source padded": lambda: (
-        built(gx.Sequence(registry.small_transformer(3, context=gx.Source(2)), heads.Categorical(3), 0, 5)),
+        built(gx.Sequence(small_transformer(3, context=gx.Source(2)), heads.Categorical(3), 0, 5)),
         padded(),
     ),
     "recurrent source padded": lambda: (

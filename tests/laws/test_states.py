@@ -3,7 +3,6 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from registry import built, sized
 from torch import nn
 from torch.distributions import constraints
 
@@ -13,6 +12,7 @@ from pyro_genexact.base import Constant
 from pyro_genexact.conditioners import MADE
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.transforms import Standardize
+from support.values import built, sized
 
 
 def test_conditioner(conditioner):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from registry import built, sized
 
 from pyro_genexact import heads, testing
 from pyro_genexact.conditioners import MADE
 from pyro_genexact.testing import made
 from pyro_genexact.transforms import AutoregressiveTransform, ConditionedAutoregressive
+from support.values import built, sized
 
 
 def both_ways(x):

@@ -1,12 +1,13 @@
 """Transforms: inverses, log-determinants, derivatives and what they remember."""
 
 import pytest
-import registry
 import torch
-from registry import MADE, built, sized
 from torch.distributions import Transform, constraints
 
 from pyro_genexact import heads, testing, transforms
+from pyro_genexact.conditioners import MADE
+from support import registry
+from support.values import built, sized
 
 
 def test_inverse(transform):

@@ -1,0 +1,105 @@
+"""How ``AutoFlow`` starts: Laplace's approximation, where it applies and where not."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import init_to_value
+from torch.distributions import constraints
+
+import pyro_genexact as gx
+from pyro_genexact.guides import AutoFlow
+from pyro_genexact.inference import gaussian as parts
+from support.latents import DOUBLE, MEAN, TRIL, gaussian, gaussian_of, numbers, plated, still
+
+
+def test_start_is_that_of_pyros_gaussian():
+    values = {"scale": torch.tensor(1.7, **DOUBLE), "z": torch.arange(3.0, **DOUBLE)}
+    guide = AutoFlow(plated, init_loc_fn=init_to_value(values=values), init_scale=0.2)  # no mode for Laplace
+    guide()
+    z = guide.get_posterior().sample((4000,)).detach()
+    expected = torch.cat([values["scale"].log()[None], values["z"]])
+    torch.testing.assert_close(z.mean(0), expected, atol=0.06, rtol=0)
+    assert (z.std(0) / 0.2 - 1).abs().max() < 0.2
+
+
+def test_laplace_of_a_gaussian_is_that_gaussian():
+    guide = AutoFlow(gaussian, hidden=(8,))
+    guide()
+    loc, tril = gaussian_of(guide)
+    torch.testing.assert_close(loc, MEAN, check_dtype=False)
+    torch.testing.assert_close(tril, TRIL, check_dtype=False)
+
+
+def test_laplace_of_a_positive_latent_is_that_of_its_logarithm():
+    """Of u = log x, x ~ Gamma(4, 2): the mode is log 2 and the curvature there 4."""
+
+    def model():
+        pyro.sample("x", dist.Gamma(numbers() + 4.0, 2.0))
+
+    guide = AutoFlow(model, hidden=(8,))
+    guide.fit_laplace()
+    loc, tril = gaussian_of(guide)
+    assert loc.item() == pytest.approx(math.log(2), abs=1e-4)
+    assert tril.item() == pytest.approx(0.5, abs=1e-4)
+
+
+def test_laplace_at_a_spike_leaves_the_start():
+    """A thousandth of the mass in a spike: its ELBO is log 0.001, that of the start about log 0.1."""
+
+    def model():
+        spiked = dist.Categorical(torch.tensor([0.999, 0.001], **DOUBLE))
+        parts = dist.Normal(torch.tensor([0.0, 0.05], **DOUBLE), torch.tensor([1.0, 1e-4], **DOUBLE))
+        z = pyro.sample("z", dist.ImproperUniform(constraints.real, (), ()))
+        pyro.factor("density", dist.MixtureSameFamily(spiked, parts).log_prob(z))
+
+    start = numbers() + 0.05
+    guide = AutoFlow(model, hidden=(8,), warm_start="laplace", init_loc_fn=init_to_value(values={"z": start}))
+    guide()
+    loc, tril = gaussian_of(guide)
+    assert loc.item() == pytest.approx(0.05) and tril.item() == pytest.approx(0.1)
+    assert not guide.fit_laplace()
+
+
+def test_laplace_leaves_gradients_of_the_model_and_random_numbers_alone():
+    weight = torch.tensor(0.5, **DOUBLE, requires_grad=True)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(weight, 1.0))
+        with pyro.plate("rows", 10, subsample_size=3) as rows:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.arange(10.0, **DOUBLE)[rows])
+
+    guide = AutoFlow(model, still, warm_start=0)
+    guide()
+    before = torch.get_rng_state()
+    assert guide.fit_laplace() and weight.grad is None
+    assert torch.equal(torch.get_rng_state(), before)
+    loc, tril = gaussian_of(guide)
+    assert tril.item() == pytest.approx(11**-0.5, rel=1e-6)  # whatever the rows, as long as they stay the same
+    assert 0 < loc.item() < 9
+
+
+def test_latents_without_a_density_are_named_by_the_fit():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("never", torch.tensor(-torch.inf))
+
+    with pytest.raises(FloatingPointError, match=r"at step 0, at \['never \(model\)'\]"):
+        gx.fit_guide(model, AutoFlow(model, hidden=(4,)), steps=5, progress=False)
+
+
+def test_negative_curvature_counts_as_positive():
+    hessian = torch.tensor([[4.0, 0.0], [0.0, -9.0]], **DOUBLE)
+    torch.testing.assert_close(parts._inverse_root(hessian), torch.tensor([[0.5, 0.0], [0.0, 1 / 3]], **DOUBLE))
+
+
+def test_flat_priors_start_at_zero():
+    def model():
+        pyro.sample("z", dist.ImproperUniform(constraints.positive, (), (2,)))
+
+    guide = AutoFlow(model, hidden=(8,))
+    assert guide()["z"].shape == (2,) and torch.equal(gaussian_of(guide)[0], torch.zeros(2))

@@ -1,0 +1,95 @@
+"""Autoregressive models, ensembles of orders and conditionals: each a factory of a module and a context or None."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import pyro_genexact as gx
+from pyro_genexact import heads as h
+from pyro_genexact.conditioners import MADE
+from support.registry.heads import flow_head, nested
+from support.values import built, sized
+
+
+def chained(head, sites=2, net=None, context=0, order=None, event_shape=None):
+    """An autoregressive model, and a context."""
+
+    def factory():
+        it = head()
+        make = net or (
+            lambda P: MADE(
+                sites, P, site=it.site_shape, hidden=(8,), context=context, activation=torch.tanh, direct=False
+            )
+        )
+        module = gx.Autoregressive(make(it.num_params), it, event_shape or (sites, *it.site_shape), order)
+        return built(module), sized(3, context, seed=1) if context else None
+
+    return factory
+
+
+def over_orders():
+    net = gx.conditioners.NADE(4, 1, hidden=6, context=2)
+    ensemble = gx.OrderEnsemble(gx.Autoregressive(net, h.Bernoulli(), (4,)), torch.tensor([[0, 1, 2, 3], [3, 1, 0, 2]]))
+    return built(ensemble).eval(), sized(3, 2, seed=1)
+
+
+def conditional(head):
+    def factory():
+        it = head()
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, it.num_params))
+        return built(gx.Conditional(net, it)), sized(3, 3, seed=1)
+
+    return factory
+
+
+def steps():
+    net = gx.conditioners.Recurrent((), 2, hidden=5, context=gx.Steps(2))
+    return built(gx.Autoregressive(net, h.Laplace(), (2,))), sized(3, 2, 2, seed=1)
+
+
+DISTRIBUTIONS = {
+    "Autoregressive binary": chained(h.Bernoulli, 4, context=2),
+    "Autoregressive image": chained(h.Bernoulli, 6, order=[3, 1, 0, 2, 5, 4], event_shape=(2, 3)),
+    "Autoregressive categories": chained(
+        lambda: h.Categorical(3), 4, lambda P: gx.conditioners.NADE(4, P, site=3, hidden=6)
+    ),
+    "Autoregressive counts": chained(h.Poisson, 3),
+    "Autoregressive levels": chained(lambda: h.DiscretizedLogistic(4, 2), 3, context=1),
+    "Autoregressive nested": chained(nested, 2),
+    "Autoregressive normal": chained(h.Normal, context=2),
+    "Autoregressive recurrent": chained(h.Laplace, 2, lambda P: gx.conditioners.Recurrent((), P, hidden=5)),
+    "Autoregressive markov": chained(h.LogNormal, 2, lambda P: gx.conditioners.Markov((), P, order=1, hidden=(5,))),
+    "Autoregressive steps": steps,
+    "Autoregressive vectors": chained(lambda: h.MultivariateNormal(2), 1, context=1),
+    "Autoregressive simplex": chained(lambda: h.ContinuousCategorical(3), 1, context=1),
+    "Autoregressive mixture": chained(lambda: h.Mixture(h.Normal(), 2)),
+    "Autoregressive columns": chained(lambda: h.PerSite([h.LogNormal(), h.Normal()]), order=[1, 0]),
+    "Autoregressive flow": chained(flow_head, 1),
+    "OrderEnsemble": over_orders,
+    "Conditional": conditional(lambda: h.MultivariateNormal(2)),
+    "Conditional positive": conditional(h.LogNormal),
+    "Conditional interval": conditional(lambda: h.Parametric(dist.Kumaraswamy)),
+    "Conditional discrete": conditional(lambda: h.Categorical(3)),
+    "Conditional nested": conditional(nested),
+    "Conditional twice": conditional(lambda: h.ConditionalHead(gx.Conditional(nn.Linear(4, 1), h.Bernoulli()))),
+}
+OUTSIDE = {  # values outside the support
+    "Conditional positive": [-1.0, 0.0],
+    "Conditional interval": [-1.0, 0.0, 1.0, 2.0],
+    "Conditional discrete": [-1.0, 0.5, 3.0],
+    "Autoregressive binary": [[0.0, 1.0, 0.5, 0.0], [2.0, 1.0, 0.0, 0.0]],
+    "Autoregressive image": [[[0.0, 1.0, 0.5], [0.0, 1.0, 1.0]]],
+    "Autoregressive categories": [[0.0, 3.0, 1.0, 1.0], [0.0, 0.5, 1.0, 1.0], [-1.0, 0.0, 1.0, 1.0]],
+    "Autoregressive counts": [[1.0, -1.0, 0.0], [0.5, 0.0, 0.0]],
+    "Autoregressive levels": [[0.0, 4.0, 1.0], [0.0, 1.5, 1.0]],
+    "Autoregressive markov": [[1.0, 0.0], [-1.0, 2.0]],
+    "Autoregressive simplex": [[[0.5, 0.6, 0.2]], [[-0.1, 0.6, 0.5]]],
+    "Autoregressive columns": [[1.0, -1.0], [1.0, 0.0]],
+    "OrderEnsemble": [[0.0, 1.0, 0.5, 0.0]],
+}
+INERT = {  # nothing precedes the only site
+    name: ["*conditioner.layers.0.weight"]
+    for name in ("Autoregressive vectors", "Autoregressive simplex", "Autoregressive flow")
+}

@@ -108,22 +108,22 @@ def test_translations_have_total_mass_one():
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([5])),
             ValueError,
-            r"Expected lengths of a source to be integers \(2,\); got \(1,\), torch\.int64\.",
+            r"Expected context\.lengths\.shape == \(2,\) \(rows of the batch\); got \(1,\)\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([5.0, 1.0])),
-            ValueError,
-            r"Expected lengths of a source to be integers \(2,\); got \(2,\), torch\.float32\.",
+            TypeError,
+            r"Expected context\.lengths to be a tensor of integers; got torch\.float32\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([6, 1])),
             ValueError,
-            r"Expected lengths of a source between 0 and 5 \(its steps\); got 6\.",
+            r"Expected context\.lengths between 0 and 5 \(steps of the source\); got 6\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3), torch.tensor([0, -1])),
             ValueError,
-            r"Expected lengths of a source between 0 and 5 \(its steps\); got -1\.",
+            r"Expected context\.lengths between 0 and 5 \(steps of the source\); got -1\.",
         ),
         (
             Padded(torch.zeros(2, 5, 3, dtype=F64), torch.tensor([0, 1])),

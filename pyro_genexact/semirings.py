@@ -1,6 +1,6 @@
-r"""One recursion, many semirings: what a linear chain of factors tells depends on what "plus" and "times" mean.
+r"""One recursion, many semirings: what is computed of a linear chain of factors depends on what "plus" and "times" mean.
 
-A :class:`Chain` gives every labelling y_1 ... y_N the weight of a product of factors, written as a sum of log-potentials,
+A :class:`ChainPotentials` gives every labelling y_1 ... y_N the weight of a product of factors, written as a sum of log-potentials,
 
     score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N],
 
@@ -14,7 +14,7 @@ finite-state transducers", ACL 2002; Rush, "Torch-Struct: Deep structured predic
 """
 
 from .chains.semirings import (
-    Chain,
+    ChainPotentials,
     Count,
     Draw,
     Expectation,
@@ -30,7 +30,7 @@ from .chains.semirings import (
 from .core.faces import publish
 
 __all__ = [
-    "Chain",
+    "ChainPotentials",
     "Count",
     "Draw",
     "Expectation",

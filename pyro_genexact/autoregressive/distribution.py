@@ -19,7 +19,7 @@ from ..core.checks import check_like, check_sizes, permutation
 from ..core.independent import independent
 from ..core.lengths import checked_lengths
 from ..core.settable import Settable
-from ..core.shapes import broadcast_shapes, joint_batch, shape_of
+from ..core.shapes import broadcast_batches, broadcast_shapes, shape_of
 from ..core.values import numbers
 from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration
@@ -109,7 +109,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         self.context, self.limit = context, limit
         self.source_lengths = checked_source(conditioner, context, source_lengths)
         self.prefix = None if prefix is None else self._typed(prefix, "prefix")
-        batch_shape = joint_batch(
+        batch_shape = broadcast_batches(
             context=() if context is None else context.shape[: -self._context_dims],
             lengths=() if lengths is None else lengths.shape,
             source_lengths=() if source_lengths is None else source_lengths.shape,
@@ -227,7 +227,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         if self.prefix is not None:
             dim = prefix.dim() - 1 - site_dims
             before = self.prefix.shape[: self.prefix.dim() - 1 - site_dims]
-            batch = joint_batch(distribution=before, prefix=prefix.shape[:dim])
+            batch = broadcast_batches(distribution=before, prefix=prefix.shape[:dim])
             prefix = torch.cat(
                 [p.expand(*batch, *p.shape[-1 - site_dims :]) for p in (self.prefix, prefix)], len(batch)
             )
@@ -241,7 +241,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             prefix=prefix,
             limit=self.limit,
             validate_args=self._validate_args,
-        ).expand(joint_batch(distribution=self.batch_shape, prefix=prefix.shape[: prefix.dim() - 1 - site_dims]))
+        ).expand(broadcast_batches(distribution=self.batch_shape, prefix=prefix.shape[: prefix.dim() - 1 - site_dims]))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.

@@ -14,7 +14,7 @@ from ..base import Conditioner, Head
 from ..core.checks import check_sizes
 from ..core.functional import visible
 from ..core.lengths import checked_lengths
-from ..core.shapes import broadcast_shapes, joint_batch
+from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import numbers
 from ..families.categorical import continuing
 from ..families.guard import contains
@@ -106,7 +106,7 @@ class SequenceDistribution(AutoregressiveDistribution):
                 raise ValueError("Expected no prefix_lengths without a prefix; got some.")
             given, dim = sites_of_prefix(prefix, tuple(head.site_shape)), prefix.dim() - 1 - len(head.site_shape)
             self.prefix_lengths = checked_lengths(prefix_lengths, given, "prefix_lengths", "sites of the prefix")
-            batch = joint_batch(prefix=prefix.shape[:dim], prefix_lengths=prefix_lengths.shape)
+            batch = broadcast_batches(prefix=prefix.shape[:dim], prefix_lengths=prefix_lengths.shape)
             prefix = prefix.expand(*batch, *prefix.shape[dim:])
         super().__init__(
             conditioner,
@@ -165,7 +165,7 @@ class SequenceDistribution(AutoregressiveDistribution):
             raise ValueError(f"Expected a prefix of 1 to {self.max_len - 1} sites (of {self.max_len}); got {given}.")
         if lengths is not None:
             lengths = checked_lengths(lengths, given, "lengths", "sites of the prefix")
-        batch = joint_batch(
+        batch = broadcast_batches(
             distribution=self.batch_shape,
             prefix=self._batch_of(prefix),
             **({} if lengths is None else {"lengths": lengths.shape}),

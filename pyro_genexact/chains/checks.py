@@ -10,8 +10,8 @@ from torch import Size, Tensor
 from ..core.checks import check_kind, check_like
 from ..core.functional import visible
 from ..core.lengths import checked_lengths
-from ..core.shapes import broadcast_shapes
-from .semirings import Chain
+from ..core.shapes import broadcast_batches, broadcast_shapes
+from .semirings import ChainPotentials
 
 
 def lengths_like(unary: Tensor, lengths: Tensor | None, name: str = "unary") -> Tensor | None:
@@ -80,9 +80,7 @@ def costs(cost: Tensor, unary: Tensor) -> None:
 def finite(**values: Tensor | None) -> None:
     """Raises a ValueError for numbers that are not finite."""
     for name, value in values.items():
-        if value is None or not visible(value):
-            continue
-        if not (fine := value.isfinite()).all():
+        if value is not None and visible(value) and not (fine := value.isfinite()).all():
             raise ValueError(f"Expected {name} of finite numbers; got {value[~fine][0].item()}.")
 
 
@@ -102,13 +100,17 @@ def possible(log_partition: Tensor, shape: Size) -> None:
     raise ValueError(f"Expected potentials that allow a label string; got none for {name} (all scores are -inf).")
 
 
-def numbers(potentials: Iterable[Tensor | None], chain: Callable[[], Chain]) -> None:
+def log_weights(**values: Tensor) -> None:
+    """Raises a ValueError for numbers that are NaN or +inf."""
+    for name, value in values.items():
+        if visible(value) and not (fine := value < torch.inf).all():
+            raise ValueError(f"Expected {name} of finite numbers or -inf; got {value[~fine][0].item()}.")
+
+
+def potentials_in_range(given: Iterable[Tensor | None], chain: Callable[[], ChainPotentials]) -> None:
     """Raises a ValueError for potentials that are NaN or +inf, but in padding, which the chain leaves out."""
-    if all(p is None or not visible(p) or (p < torch.inf).all() for p in potentials):
-        return
-    for name, potentials in zip(Chain._fields, chain()[:4], strict=False):
-        if visible(potentials) and not (fine := potentials < torch.inf).all():
-            raise ValueError(f"Expected {name} of finite numbers or -inf; got {potentials[~fine][0].item()}.")
+    if any(p is not None and visible(p) and not (p < torch.inf).all() for p in given):
+        log_weights(**dict(zip(ChainPotentials._fields, chain()[:4], strict=False)))
 
 
 def potentials(unary: Tensor, transition: Tensor, initial: Tensor | None, final: Tensor | None) -> None:
@@ -139,23 +141,6 @@ def potentials(unary: Tensor, transition: Tensor, initial: Tensor | None, final:
             raise ValueError(f"Expected {name}.shape[-1] == {labels} (labels of unary); got {tuple(potentials.shape)}.")
 
 
-def batch_shape_of(
-    unary: Tensor, transition: Tensor, initial: Tensor | None, final: Tensor | None, lengths: Tensor | None
-) -> Size:
-    """That of all, broadcast; ValueError where they do not fit."""
-    return broadcast_batches(
-        unary=unary.shape[:-2],
-        transition=transition.shape[:-3],
-        initial=() if initial is None else initial.shape[:-1],
-        final=() if final is None else final.shape[:-1],
-        lengths=() if lengths is None else lengths.shape,
-    )
-
-
-def broadcast_batches(**shapes: Sequence[int]) -> Size:
-    """The batch shapes of several arguments, broadcast; a ValueError that names them where they do not fit."""
-    try:
-        return broadcast_shapes(*shapes.values())
-    except RuntimeError as error:
-        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items() if shape)
-        raise ValueError(f"Expected batch shapes that broadcast; got {got}.") from error
+def batch_shape_of(**shapes: Sequence[int]) -> Size:
+    """What batch shapes broadcast to; a ValueError that names those with dims where they do not fit."""
+    return broadcast_batches(**{name: shape for name, shape in shapes.items() if shape})

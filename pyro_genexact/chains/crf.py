@@ -1,30 +1,30 @@
-"""The linear-chain conditional random field as a Pyro distribution."""
+"""The linear-chain conditional random field as a Pyro distribution: every query, and conditioning on labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints, kl_divergence
 
 from ..autoregressive.distribution import AutoregressiveDistribution
 from ..core.checks import check_sizes
 from ..core.independent import independent
-from ..core.shapes import broadcast_shapes
+from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import numbers
-from ..transforms.base import _mark
+from ..heads.parametric import Categorical
 from . import checks as check
-from .labels import LabelStrings, Lookup, conditionals, pick
-from .log_partition import in_log_space, known, log_partition, log_partition_or_none, opaque, widened
-from .messages import Logs, Messages, messages_of, wide, within
-from .semirings import Chain, KMax, Max, fold, mean, trace, trace_k
+from .distribution import ChainDistribution
+from .inference import ChainInference
+from .labels import ConditionalTables, LabelStrings, conditional_logits
+from .log_partition import log_partition_or_none
+from .messages import LogMessages
+from .semirings import KMax, fold, trace_k
 
 
-class LinearChainCRF(TorchDistribution):
+class LinearChainCRF(ChainDistribution):
     r"""Label strings y_1 ... y_N with p(y) = exp(score(y)) / Z, a product of factors on neighbours.
 
         score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N]
@@ -62,7 +62,7 @@ class LinearChainCRF(TorchDistribution):
         (tensor([0, 0, 0, 0, 0, 0, 0]), tensor(6.9506))
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    events = "label strings"
 
     def __init__(
         self,
@@ -78,11 +78,17 @@ class LinearChainCRF(TorchDistribution):
         self.num_labels, sites = unary.shape[-1], unary.shape[-2]
         self.unary, self.transition, self.initial, self.final = unary, transition, initial, final
         self.lengths = check.lengths_like(unary, lengths)
-        self._rows = check.batch_shape_of(unary, transition, initial, final, self.lengths)
-        self._remembered: dict[str, Any] = {}  # shared with all that expand makes
+        self._rows = check.batch_shape_of(
+            unary=unary.shape[:-2],
+            transition=transition.shape[:-3],
+            initial=() if initial is None else initial.shape[:-1],
+            final=() if final is None else final.shape[:-1],
+            lengths=() if lengths is None else lengths.shape,
+        )
+        self._cache: dict[str, Any] = {}  # shared with all that expand makes
         super().__init__(self._rows, Size((sites,)), validate_args=validate_args)
         if self._validate_args:
-            check.numbers((unary, transition, initial, final), self._chain)
+            check.potentials_in_range((unary, transition, initial, final), self.inference.potentials)
 
     def __repr__(self) -> str:
         return (
@@ -90,9 +96,10 @@ class LinearChainCRF(TorchDistribution):
         )
 
     @property
-    def has_enumerate_support(self) -> bool:  # type: ignore[override]
-        """Whether rows have one length."""
-        return self.lengths is None or self.lengths.is_meta or len(self.lengths.unique()) < 2
+    def inference(self) -> ChainInference:
+        """The potentials row by row, and the messages that all queries share."""
+        given = (self.unary, self.transition, self.initial, self.final)
+        return ChainInference(given, self.lengths, self._rows, self.batch_shape, self._cache)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:  # type: ignore[override]
@@ -101,35 +108,24 @@ class LinearChainCRF(TorchDistribution):
             return independent(constraints.integer_interval(0, self.num_labels - 1), 1)
         return LabelStrings(self.num_labels, self.lengths)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> LinearChainCRF:
-        """The same with another batch shape, without copies; rows are drawn independently, everything else is computed once."""
-        new = self._get_checked_instance(LinearChainCRF, _instance)
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
-        shape = Size(batch_shape)
-        check.expansion(self.batch_shape, shape)
-        new._batch_shape = shape
-        return new
-
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, of the batch shape broadcast with the value's."""
-        value = numbers("value", value)
-        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
+        value = self._checked(value)
         if self._validate_args:
             self._validate_sample(value)
-        shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return (self._score(value) - self._log_partition().reshape(self._rows)).to(self.unary.dtype).expand(shape)
+        log_prob = self.inference.score(value) - self.inference.log_partition()
+        return log_prob.to(self.unary.dtype).expand(broadcast_shapes(value.shape[:-1], self.batch_shape))
 
     @property
     def log_partition(self) -> Tensor:
         """log Z (*batch) in nats, of score(y) over all label strings."""
-        return self._wide(self._log_partition().to(self.unary.dtype))
+        return self.inference.in_batch(self.inference.log_partition())
 
     def score(self, value: Tensor) -> Tensor:
         """The log-weight of a label string, log_prob + log_partition; -inf outside the support."""
-        value = numbers("value", value)
-        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
+        value = self._checked(value)
         shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return self._score(value).to(self.unary.dtype).expand(shape)
+        return self.inference.score(value).to(self.unary.dtype).expand(shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Label strings (*sample_shape, *batch, N), from the last site to the first given the forward messages."""
@@ -138,7 +134,7 @@ class LinearChainCRF(TorchDistribution):
         dims = sorted(range(len(shape)), key=lambda d: rows[d] == shape[d] and d >= len(shape) - len(self._rows))
         count = prod(shape) // max(prod(self._rows), 1)
         with torch.no_grad():
-            labels = (Logs(self._chain()) if opaque() else self._messages()).sample(count)
+            labels = self.inference.messages().sample(count)
         labels = labels.reshape(*(shape[d] for d in dims), *self.event_shape)
         back = sorted(range(len(shape)), key=dims.__getitem__)
         return labels.permute(*back, len(shape))
@@ -146,28 +142,24 @@ class LinearChainCRF(TorchDistribution):
     @property
     def marginals(self) -> Tensor:
         """p(y_t = i), (*batch, N, V): the gradient of log Z in the unary potentials; differentiable in turn."""
-        return self._marginals(self._chain(), "unary", lambda messages: messages.nodes())
+        return self.inference.in_batch(self.inference.query(lambda messages: messages.marginals()), 2)
 
     @property
     def pair_marginals(self) -> Tensor:
         """p(y_t = i, y_{t+1} = j), (*batch, N - 1, V, V)."""
-        chain = self._chain()
-        rows, sites, labels = chain.unary.shape
-        steps = chain.transition.expand(rows, sites - 1, labels, labels)
-        return self._marginals(chain._replace(transition=steps), "transition", lambda messages: messages.pairs())
+        return self.inference.in_batch(self.inference.query(lambda messages: messages.pair_marginals()), 3)
 
     @property
     def mode(self) -> Tensor:
         """The most probable label string (*batch, N)."""
-        return self._wide(self._best())
+        return self.inference.in_batch(self.inference.best(), 1)
 
     @property
     def max_log_prob(self) -> Tensor:
-        """The log-probability (*batch) of the mode, in nats."""
-        score = self._score(
-            self._best().reshape(*self._rows, *self.event_shape)
-        )  # with the gradient of the mode's factors
-        return self._wide((score - self._log_partition().reshape(self._rows)).to(self.unary.dtype).flatten())
+        """The log-probability (*batch) of the mode, in nats; its gradient is that of the mode's factors and of log Z."""
+        inference = self.inference
+        score = inference.score(inference.best().reshape(*self._rows, *self.event_shape))
+        return inference.in_batch(score - inference.log_partition())
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
         """The k most probable label strings (k, *batch, N), best first, and their log-probabilities (k, *batch) in nats.
@@ -177,17 +169,20 @@ class LinearChainCRF(TorchDistribution):
         Cost: N steps that sort V sets of k V numbers.
         """
         check_sizes(1, k=k)
-        chain, semiring = self._double(), KMax(k)
+        inference, semiring = self.inference, KMax(k)
+        chain = inference.possible()
         scores, messages = fold(semiring, chain)
         labels = trace_k(semiring, chain, messages).masked_fill((scores == -torch.inf).unsqueeze(-1), 0)
-        log_prob = (scores - self._log_partition()).to(self.unary.dtype)
-        return self._wide(labels, 1), self._wide(log_prob, 1)
+        log_prob = scores.reshape(k, *self._rows) - inference.log_partition()
+        return inference.in_batch(labels, 1, 1), inference.in_batch(log_prob, 0, 1)
 
     def entropy(self) -> Tensor:
         """-sum_y p(y) log p(y) (*batch) in nats: log Z - E[score]."""
-        chain = widened(self._chain())
-        score = self._mean(chain, chain.map(lambda p: p.masked_fill(p == -torch.inf, 0.0)))
-        return self._wide((self._log_partition() - score).to(self.unary.dtype))
+        inference = self.inference
+        chain = inference.potentials()
+        scores = chain.map(lambda p: p.masked_fill(p == -torch.inf, 0.0))
+        mean = inference.query(lambda messages, scores: messages.mean(scores), chain, scores)
+        return inference.in_batch(inference.log_partition() - mean.reshape(self._rows))
 
     def cross_entropy(self, other: Any) -> Tensor:
         """-sum_y p(y) log q(y) (*batch) in nats, for q a CRF or independent categories."""
@@ -227,9 +222,9 @@ class LinearChainCRF(TorchDistribution):
             cost = 1 - torch.eye(self.num_labels, dtype=self.unary.dtype, device=self.unary.device)
         check.costs(cost, self.unary)
         check.fits("labels", labels, self.unary, self.batch_shape, self.event_shape)
-        gone = self._gone()
-        check.labels("labels", labels, self.num_labels, gone)
-        return self.expectation(cost.T[(labels if gone is None else torch.where(gone, 0, labels)).long()])
+        padding = self.padding()
+        check.labels("labels", labels, self.num_labels, padding)
+        return self.expectation(cost.T[(labels if padding is None else torch.where(padding, 0, labels)).long()])
 
     def given(self, labels: Tensor, observed: Tensor | None = None) -> LinearChainCRF:
         """The exact conditional distribution given a part of the labels, again a CRF.
@@ -244,12 +239,12 @@ class LinearChainCRF(TorchDistribution):
         event = self.unary.shape[-2:] if sets else self.event_shape
         check.fits("labels", labels, self.unary, self.batch_shape, event, len(event))
         allowed = labels if sets else labels.unsqueeze(-1) == torch.arange(self.num_labels, device=labels.device)
-        free = self._gone()
+        free = self.padding()
         if observed is not None:
             check.fits("observed", observed, self.unary, self.batch_shape, self.event_shape)
             if observed.dtype != torch.bool:
                 raise TypeError(f"Expected observed to be a Boolean tensor; got {observed.dtype}.")
-            check.broadcast_batches(labels=labels.shape[: -len(event)], observed=observed.shape[:-1])
+            broadcast_batches(labels=labels.shape[: -len(event)], observed=observed.shape[:-1])
             allowed = allowed | ~observed.unsqueeze(-1)
             free = ~observed if free is None else ~observed | free
         if self._validate_args:
@@ -266,20 +261,19 @@ class LinearChainCRF(TorchDistribution):
     def log_marginal_of(self, labels: Tensor, observed: Tensor | None = None) -> Tensor:
         """The log-probability of a part of the labels, all others summed out; arguments as in :meth:`given`; -inf where impossible."""
         part = self.given(labels, observed)
-        total = part._wide(log_partition_or_none(part._chain()))
-        return (total - self._wide(self._log_partition())).to(self.unary.dtype)
+        rows = part.inference
+        total = log_partition_or_none(rows.potentials()).reshape(rows.rows)
+        return rows.in_batch(total - self.inference.log_partition())
 
     def as_autoregressive(self) -> AutoregressiveDistribution:
         """The same distribution by its left-to-right conditionals p(y_t | y_{t-1}).
 
         Its conditioner looks the logits up in tables (*batch, N, V * V), which are its context; gradients flow through them.
         """
-        from ..heads.parametric import Categorical  # which imports this package
-
-        tables = conditionals(self._double()).to(self.unary.dtype).flatten(-2)
+        tables = conditional_logits(LogMessages(self.inference.possible())).to(self.unary.dtype).flatten(-2)
         tables = tables.reshape(*self._rows, self.event_shape[0], self.num_labels**2)
         return AutoregressiveDistribution(
-            Lookup(self.num_labels),
+            ConditionalTables(self.num_labels),
             Categorical(self.num_labels),
             self.event_shape,
             tables,
@@ -287,141 +281,11 @@ class LinearChainCRF(TorchDistribution):
             validate_args=self._validate_args,
         ).expand(self.batch_shape)
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All V^N label strings, (V^N, *batch, N), the last label fastest; padding is 0. Batch dims of 1 without ``expand``.
+    def site_values(self) -> Tensor:
+        """All labels (V,)."""
+        return torch.arange(self.num_labels, device=self.unary.device)
 
-        Raises:
-            NotImplementedError: for rows of several lengths.
-            ValueError: for more than 2^20 strings.
-        """
-        sites, used = self.event_shape[0], self.event_shape[0]
-        if self.lengths is not None and self.lengths.numel():
-            used = int(self.lengths.max())
-            if bool((self.lengths != used).any()):
-                raise NotImplementedError(
-                    f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
-                )
-        count = self.num_labels**used
-        if count > 2**20:
-            raise ValueError(f"Expected at most {2**20} label strings to be enumerated; got {self.num_labels}^{used}.")
-        index = torch.arange(count, device=self.unary.device)
-        digits = [index // self.num_labels**t % self.num_labels for t in range(used - 1, -1, -1)]
-        strings = torch.stack([*digits, *[torch.zeros_like(index)] * (sites - used)], -1)
-        strings = strings.reshape(count, *[1] * len(self.batch_shape), sites)
-        return strings.expand(count, *self.batch_shape, sites) if expand else strings
-
-    def _chain(self, rows: Size | None = None) -> Chain:
-        """The potentials of all rows, flattened to (B, N, V), (V, V) or (B, N - 1 or 1, V, V), (B, V), (B, V), (B); padding is 0."""
-        rows = self._rows if rows is None else rows
-
-        def flat(potentials: Tensor, dims: int) -> Tensor:
-            shape = potentials.shape[potentials.dim() - dims :]
-            return potentials.expand((*rows, *shape)).reshape(prod(rows), *shape)
-
-        lengths = None if self.lengths is None else flat(self.lengths, 0)
-        transition = self.transition
-        if transition.dim() > 2:
-            transition = flat(transition, 3)
-            if transition.shape[1] == self.unary.shape[-2] - 1:
-                transition = within(lengths, transition, 1)
-        zero = self.unary.new_zeros(self.num_labels)
-        initial, final = (flat(zero if p is None else p, 1) for p in (self.initial, self.final))
-        if lengths is not None:  # an empty row has no ends
-            empty = (lengths == 0).unsqueeze(-1)
-            initial, final = initial.masked_fill(empty, 0.0), final.masked_fill(empty, 0.0)
-        return Chain(within(lengths, flat(self.unary, 2)), transition, initial, final, lengths)
-
-    def _double(self) -> Chain:
-        self._log_partition()  # raises where nothing is possible
-        return widened(self._chain())
-
-    def _wide(self, values: Tensor, dim: int = 0) -> Tensor:
-        """Values (..., B, ...) of all rows in the batch shape."""
-        before, after = values.shape[:dim], values.shape[dim + 1 :]
-        ones = (1,) * (len(self.batch_shape) - len(self._rows))
-        return values.reshape((*before, *ones, *self._rows, *after)).expand((*before, *self.batch_shape, *after))
-
-    def _gone(self) -> Tensor | None:
-        """(*, N), where sites are padding."""
-        if self.lengths is None:
-            return None
-        return torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
-
-    def _messages(self, chain: Chain | None = None) -> Messages:
-        """From :meth:`_chain`, where that is at hand."""
-
-        def computed() -> Messages:
-            messages = messages_of(self._chain() if chain is None else chain)
-            check.possible(messages.log_partition, self._rows)  # what cannot be is not remembered, but found anew
-            return messages
-
-        return self._once("messages", computed)
-
-    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Computed once, as long as the potentials are what they were."""
-        parts = (self.unary, self.transition, self.initial, self.final, self.lengths)
-        state = [None if p is None else _mark(p) for p in parts]
-        if self._remembered.get("state") != state:
-            self._remembered.clear()
-        if name not in self._remembered:
-            self._remembered.update({name: compute(), "state": state})
-        return self._remembered[name]
-
-    def _log_partition(self) -> Tensor:
-        chain = self._chain()
-        return log_partition(chain, None if opaque() else self._messages(chain))
-
-    def _mean(self, chain: Chain, values: Chain) -> Tensor:
-        """The mean (B) of a sum of values of the factors; of B rows that are those of this distribution, or repeat them."""
-        if opaque():
-            return mean(chain, values)[1]
-        messages = self._messages() if len(chain.unary) == prod(self._rows) else messages_of(chain)
-        return known(messages.mean(values), lambda c, v: mean(widened(c), v)[1], chain, values)
-
-    def _score(self, value: Tensor) -> Tensor:
-        """Of the shapes of value and rows, broadcast; in a wide dtype."""
-        gone = self._gone()
-        value = value if gone is None else torch.where(gone, 0, value)
-        labels = value.long()
-        inside = (labels >= 0) & (labels < self.num_labels) & (labels == value)
-        labels = torch.where(inside, labels, 0)
-        steps = labels[..., :-1] * self.num_labels + labels[..., 1:]
-        transition = self.transition.flatten(-2)
-        factors = [
-            pick(self.unary, labels),
-            pick(transition if transition.dim() > 1 else transition.unsqueeze(0), steps),
-        ]
-        if gone is not None:
-            factors = [torch.where(gone[..., past:], 0.0, f) for past, f in enumerate(factors)]
-        site = torch.arange(self.event_shape[0], device=labels.device)
-        last = self.event_shape[0] if self.lengths is None else self.lengths.unsqueeze(-1)
-        for end, here in ((self.initial, (site == 0) & (last > 0)), (self.final, site == last - 1)):
-            if end is not None:
-                factors.append(torch.where(here, pick(end.unsqueeze(-2), labels), 0.0))
-        score = sum(wide(f).sum(-1) for f in factors)
-        return torch.where(inside.all(-1), score, -torch.inf)
-
-    def _best(self) -> Tensor:
-        """The labels (B, N) of the mode."""
-
-        def computed() -> Tensor:
-            with torch.no_grad():
-                chain = widened(self._chain())
-                score, messages = fold(Max(), chain)
-                check.possible(score, self._rows)
-                return trace(Max(), chain, messages)
-
-        return computed() if opaque() else self._once("mode", computed)
-
-    def _marginals(self, chain: Chain, which: str, quick: Callable[[Messages], Tensor]) -> Tensor:
-        """The gradient of log Z in one kind of potentials."""
-
-        def gradient(chain: Chain) -> Tensor:
-            def total(potentials: Tensor) -> Tensor:
-                return in_log_space(chain._replace(**{which: potentials})).sum()
-
-            return torch.func.grad(total)(getattr(chain, which)).to(self.unary.dtype)
-
-        if opaque():
-            return self._wide(gradient(chain))
-        return self._wide(known(quick(self._messages()).to(self.unary.dtype), gradient, chain))
+    def _checked(self, value: Tensor) -> Tensor:
+        value = numbers("value", value)
+        check.fits("value", value, self.unary, self.batch_shape, self.event_shape)
+        return value

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, register_kl
 
 from ..core.functional import visible
-from .checks import broadcast_batches
+from ..core.shapes import broadcast_batches
 from .crf import LinearChainCRF
-from .log_partition import widened
+from .messages import double_precision
 from .semirings import Max, fold
 
 
@@ -29,22 +29,23 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     if sizes[0] != sizes[1]:
         raise ValueError(f"Expected distributions of one number of sites and of labels; got {sizes[0]} and {sizes[1]}.")
     batch_shape = broadcast_batches(p=p.batch_shape, q=q.batch_shape)
-    shape = broadcast_batches(p=p._rows, q=q._rows)
-    totals = p._log_partition().reshape(p._rows), q._log_partition().reshape(q._rows)
-    ours, theirs = widened(p._chain(shape)), widened(q._chain(shape))
+    one, other = p.inference, q.inference
+    shape = broadcast_batches(p=one.rows, q=other.rows)
+    totals = one.log_partition(), other.log_partition()
+    ours, theirs = (i.potentials(shape).map(double_precision) for i in (one, other))
     lengths = [
         torch.as_tensor(p.event_shape[0], device=p.unary.device) if c.lengths is None else c.lengths
         for c in (ours, theirs)
     ]
-    other = lengths[0] != lengths[1]
-    if visible(other) and other.any():
-        got = " and ".join(str(int(n.expand(other.shape)[other][0])) for n in lengths)
+    unequal = lengths[0] != lengths[1]
+    if visible(unequal) and unequal.any():
+        got = " and ".join(str(int(n.expand(unequal.shape)[unequal][0])) for n in lengths)
         raise ValueError(f"Expected distributions of equal lengths; got {got}.")
     values = ours.map(lambda a, b: torch.where((a > -torch.inf) & (b > -torch.inf), a - b, 0.0), theirs)
-    difference = p._mean(ours, values).reshape(shape)
+    difference = one.query(lambda messages, values: messages.mean(values), ours, values).reshape(shape)
     # 1 where q forbids a factor of a string that p allows
     forbidden = ours.map(lambda a, b: torch.where(a > -torch.inf, (b == -torch.inf).to(b), -torch.inf), theirs)
-    leaks = (fold(Max(), forbidden)[0] > 0) | other
+    leaks = (fold(Max(), forbidden)[0] > 0) | unequal
     divergence = torch.where(leaks.reshape(shape), torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
     return divergence.expand(batch_shape)
 

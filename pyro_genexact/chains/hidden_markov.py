@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
@@ -20,13 +19,14 @@ from ..families.guard import anchor, guarded_log_prob, surely_inside
 from ..families.mixture import union
 from . import checks as check
 from .crf import LinearChainCRF
+from .distribution import ChainDistribution
 from .labels import PaddedSites
-from .log_partition import log_partition_or_none, opaque
-from .messages import within
-from .semirings import Chain, LogSumExp, Max, fold
+from .log_partition import log_partition_or_none, plain_operations_only
+from .messages import LogMessages, mask_padding
+from .semirings import ChainPotentials, Max, fold
 
 
-class HiddenMarkov(TorchDistribution):
+class HiddenMarkov(ChainDistribution):
     r"""Sequences x_1 ... x_N of observations of a Markov chain z_1 ... z_N of V states that is not seen.
 
         p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
@@ -79,9 +79,6 @@ class HiddenMarkov(TorchDistribution):
         (tensor([0, 1, 1, 1]), torch.Size([3, 4]))
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    has_rsample = False
-
     def __init__(
         self,
         initial: Tensor,
@@ -115,27 +112,17 @@ class HiddenMarkov(TorchDistribution):
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
         """Whether observations have a finite support, and rows one length."""
-        alike = self.lengths is None or self.lengths.is_meta or len(self.lengths.unique()) < 2
-        return alike and bool(self.observation_dist.has_enumerate_support)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> HiddenMarkov:
-        """The same with another batch shape, without copies; rows are drawn independently."""
-        new = self._get_checked_instance(HiddenMarkov, _instance)
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
-        shape = Size(batch_shape)
-        check.expansion(self.batch_shape, shape)
-        new._batch_shape = shape
-        return new
+        return super().has_enumerate_support and bool(self.observation_dist.has_enumerate_support)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, of the batch shape broadcast with the value's; -inf, with gradient zero, where impossible."""
-        posterior = self._given(value, False)
-        return posterior._wide(_evidence(posterior._chain()).to(posterior.unary.dtype))
+        posterior = self._given(value, False).inference
+        return posterior.in_batch(_evidence(posterior.potentials()))
 
     def prior(self) -> LinearChainCRF:
         """The distribution p(z) of the states before anything is observed."""
         unary = self.initial.new_zeros(self.event_shape[0], self.num_states)
-        return self._states(unary, self._validate_args).expand(self.batch_shape)
+        return self._states(unary, self._validate_args)
 
     def posterior(self, value: Tensor) -> LinearChainCRF:
         """The distribution p(z | value) of the states: smoothing, draws, Viterbi, entropy.
@@ -154,11 +141,10 @@ class HiddenMarkov(TorchDistribution):
             ValueError: where the value is impossible; torch.func and the tracer show no values, and filter is NaN there from the
                 first site on that cannot be.
         """
-        posterior = self.posterior(value)
-        chain = posterior._double()
+        posterior = self.posterior(value).inference
         # in log space: what exp space loses matters for no whole sequence, but may for its beginning
-        filtered = within(chain.lengths, torch.stack(fold(LogSumExp(), chain)[1], -2).softmax(-1))
-        return posterior._wide(filtered.to(posterior.unary.dtype))
+        messages = LogMessages(posterior.possible())
+        return posterior.in_batch(mask_padding(messages.lengths, messages.forward.softmax(-1)), 2)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Observations (*sample_shape, *batch, N, *obs)."""
@@ -168,7 +154,8 @@ class HiddenMarkov(TorchDistribution):
             draws = each.sample(Size(sample_shape))
             index = states.reshape(*states.shape, 1, *[1] * (len(self.event_shape) - 1))
             seen = draws.take_along_dim(index, self._state_dim).squeeze(self._state_dim)
-            return seen if self.lengths is None else seen.masked_fill(self._gone(len(self.event_shape) - 1), 0)
+            padding = self.padding(len(self.event_shape) - 1)
+            return seen if padding is None else seen.masked_fill(padding, 0)
 
     @property
     def mean(self) -> Tensor:
@@ -183,40 +170,19 @@ class HiddenMarkov(TorchDistribution):
         off = mean - self._average(p, mean).unsqueeze(self._state_dim)
         return self._average(p, self.observation_dist.variance + off.square())
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All K^N sequences of the K values of an observation, (K^N, *batch, N, *obs), the last site fastest; padding is 0.
-
-        Batch dims are 1 without ``expand``.
-
-        Raises:
-            NotImplementedError: where observations have no finite support, and for rows of several lengths.
-            ValueError: for more than 2^20 sequences.
-        """
+    def site_values(self) -> Tensor:
+        """All values of an observation (K, *obs)."""
         if not self.observation_dist.has_enumerate_support:
             got = type(self.observation_dist).__name__
             raise NotImplementedError(f"Expected observations that enumerate a finite support; got {got}.")
-        sites, *event = self.event_shape
-        used = sites
-        if self.lengths is not None and self.lengths.numel():
-            used = int(self.lengths.max())
-            if not self.has_enumerate_support:
-                raise NotImplementedError(
-                    f"Expected rows of one length to be enumerated; got lengths {self.lengths.unique().tolist()}."
-                )
-        values = self.observation_dist.enumerate_support(expand=False).reshape(-1, *event)
-        count = len(values) ** used
-        if count > 2**20:
-            raise ValueError(f"Expected at most {2**20} sequences to be enumerated; got {len(values)}^{used}.")
-        place = len(values) ** torch.arange(used - 1, -1, -1, device=values.device)
-        sequences = values[torch.arange(count, device=values.device).unsqueeze(-1) // place % len(values)]
-        sequences = torch.cat([sequences, values.new_zeros(count, sites - used, *event)], 1)
-        sequences = sequences.reshape(count, *[1] * len(self.batch_shape), *self.event_shape)
-        return sequences.expand(count, *self.batch_shape, *self.event_shape) if expand else sequences
+        return self.observation_dist.enumerate_support(expand=False).reshape(-1, *self.event_shape[1:])
 
-    def _states(self, unary: Tensor, validate_args: bool) -> LinearChainCRF:
+    def _states(self, unary: Tensor, validate_args: bool, batch: Sequence[int] = ()) -> LinearChainCRF:
+        """The chain of states with log-likelihoods (*, N, V) of what is observed, of this batch shape broadcast with another."""
         dtype = torch.promote_types(unary.dtype, self.initial.dtype)
         unary, transition, initial = (p.to(dtype) for p in (unary, self.transition, self.initial))
-        return LinearChainCRF(unary, transition, initial=initial, lengths=self.lengths, validate_args=validate_args)
+        states = LinearChainCRF(unary, transition, initial=initial, lengths=self.lengths, validate_args=validate_args)
+        return states.expand(broadcast_shapes(batch, self.batch_shape))
 
     def _given(self, value: Tensor, validate_args: bool) -> LinearChainCRF:
         value = floating(numbers("value", value), [self.initial])
@@ -224,8 +190,7 @@ class HiddenMarkov(TorchDistribution):
         if self._validate_args and visible(value):
             self._validate_sample(value)
         batch = value.shape[: value.dim() - len(self.event_shape)]
-        states = self._states(self._log_likelihoods(value), validate_args)
-        return states.expand(broadcast_shapes(batch, self.batch_shape))
+        return self._states(self._log_likelihoods(value), validate_args, batch)
 
     @property
     def _state_dim(self) -> int:
@@ -236,17 +201,12 @@ class HiddenMarkov(TorchDistribution):
         """log p(x_t | z_t) (*batch, N, V); what padding holds is never looked at."""
         value = value.unsqueeze(self._state_dim)  # (*batch, N, 1, *obs)
         support: Any = self.observation_dist.support
-        if self.lengths is not None:
-            value = torch.where(self._gone(-self._state_dim), anchor(support, value), value)
-        if not opaque() and surely_inside(support, value):
+        padding = self.padding(-self._state_dim)
+        if padding is not None:
+            value = torch.where(padding, anchor(support, value), value)
+        if not plain_operations_only() and surely_inside(support, value):
             return self.observation_dist.log_prob(value)
         return guarded_log_prob(self.observation_dist, value, support)
-
-    def _gone(self, more: int) -> Tensor:
-        """(*, N, 1 ...) with so many dims of 1: where sites are padding."""
-        assert self.lengths is not None
-        gone = torch.arange(self.event_shape[0], device=self.lengths.device) >= self.lengths.unsqueeze(-1)
-        return gone.reshape(*gone.shape, *[1] * more)
 
     def _shares(self) -> Tensor:
         """p(z_t) (*batch, N, V, 1 ...) beside what the observation_dist tells of values."""
@@ -270,16 +230,16 @@ class HiddenMarkov(TorchDistribution):
         return union([map_leaves(of_state(k), support) for k in range(self.num_states)])
 
 
-def _evidence(chain: Chain) -> Tensor:
-    """log Z (B), wide; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
+def _evidence(chain: ChainPotentials) -> Tensor:
+    """log Z (B) in double precision; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
     poles = chain.unary == torch.inf
-    if opaque() or (visible(poles) and poles.any()):
+    if plain_operations_only() or (visible(poles) and poles.any()):
         log_z = log_partition_or_none(chain._replace(unary=chain.unary.masked_fill(poles, 0.0)))
         return log_z.masked_fill(_reached(chain, poles), torch.inf)
     return log_partition_or_none(chain)
 
 
-def _reached(chain: Chain, poles: Tensor) -> Tensor:
+def _reached(chain: ChainPotentials, poles: Tensor) -> Tensor:
     """Whether (B) a path that is possible meets one of the poles (B, N, V)."""
     score = chain.map(lambda p: torch.zeros_like(p).masked_fill(p == -torch.inf, -torch.inf))
     return fold(Max(), score._replace(unary=score.unary.masked_fill(poles, 1.0)))[0] > 0
@@ -310,33 +270,30 @@ def _shapes(
         raise ValueError(
             f"Expected observation_dist.batch_shape[-1] == {states} (states of initial); got {tuple(observed)}."
         )
-    told = {} if duration is None else {"duration": duration}
+    durations = {} if duration is None else {"duration": duration}
     if len(observed) > 1 and observed[-2] != 1:
-        told["observation_dist"] = observed[-2]
+        durations["observation_dist"] = observed[-2]
     if transition.dim() > 2 and transition.shape[-3] != 1:
-        told["transition"] = transition.shape[-3] + 1
-    if not told:
+        durations["transition"] = transition.shape[-3] + 1
+    if not durations:
         raise ValueError(
             "Expected duration (N), as observation_dist.batch_shape[-2] and the steps of transition do not tell it; got none."
         )
-    check_sizes(1, **told)
-    if len({*told.values()}) > 1:
-        got = ", ".join(f"{n} by {name}" for name, n in told.items())
+    check_sizes(1, **durations)
+    if len({*durations.values()}) > 1:
+        got = ", ".join(f"{n} by {name}" for name, n in durations.items())
         raise ValueError(f"Expected one number N of observations (a transition has N - 1 steps); got {got}.")
-    batch_shape = check.broadcast_batches(
+    batch_shape = check.batch_shape_of(
         initial=initial.shape[:-1],
         transition=transition.shape[:-3],
         observation_dist=observed[:-2],
         lengths=getattr(lengths, "shape", ()),
     )
-    return next(iter(told.values())), batch_shape
+    return next(iter(durations.values())), batch_shape
 
 
 def _check_logits(name: str, logits: Tensor) -> None:
     """Raises a ValueError for logits that are NaN or +inf, or of which none in a row is finite."""
-    if not visible(logits):
-        return
-    if not (fine := logits < torch.inf).all():
-        raise ValueError(f"Expected {name} of finite numbers or -inf; got {float(logits[~fine][0])}.")
-    if (logits == -torch.inf).all(-1).any():
+    check.log_weights(**{name: logits})
+    if visible(logits) and (logits == -torch.inf).all(-1).any():
         raise ValueError(f"Expected {name} with a finite logit in each row (of next states); got a row of -inf alone.")

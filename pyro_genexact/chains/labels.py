@@ -1,4 +1,4 @@
-"""What a chain of labels is made of: its support and its tables."""
+"""Label strings: their support, their score, and their left-to-right conditionals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch.distributions import constraints
 from ..base import Conditioner
 from ..contexts import Steps
 from ..families.guard import anchor
-from .messages import within
-from .semirings import Chain, LogSumExp, flip_own, fold
+from .messages import LogMessages, double_precision, mask_padding
+from .semirings import padding_mask
+
+GivenPotentials = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""unary (*, N, V), transition (V, V) or (*, N - 1 or 1, V, V), initial and final (*, V) or None."""
 
 
 class PaddedSites(constraints.Constraint):
@@ -36,8 +39,7 @@ class PaddedSites(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         inside = self.one.check(value)
-        gone = torch.arange(inside.shape[-1], device=value.device) >= self.lengths.unsqueeze(-1)
-        return (inside | gone).all(-1)
+        return (inside | padding_mask(self.lengths, inside.shape[-1])).all(-1)
 
     def anchor(self, like: Tensor) -> Tensor:
         """Some value inside, that broadcasts with ``like``."""
@@ -60,7 +62,7 @@ class LabelStrings(PaddedSites):
         return f"LabelStrings(num_labels={self.num_labels})"
 
 
-class Lookup(Conditioner):
+class ConditionalTables(Conditioner):
     """Parameters of a label by the label before it, from tables (B, N, V * V) that are the context; the first from row 0."""
 
     class State(NamedTuple):
@@ -83,19 +85,45 @@ class Lookup(Conditioner):
         return tables.take_along_dim(y.long()[..., None, None], -2).squeeze(-2), self.advance(state, y.shape[1])
 
 
-def conditionals(chain: Chain) -> Tensor:
+def conditional_logits(messages: LogMessages) -> Tensor:
     """The logits (B, N, V, V) of a label by the label before it, which the first site lacks: rows alike there."""
-    labels = chain.unary.shape[-1]
-    backward = torch.stack(fold(LogSumExp(), chain.reversed())[1], -2)
-    later = flip_own(backward, chain.lengths).unsqueeze(-2)  # (B, N, 1, V)
-    first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, labels, -1)
+    chain, later = messages.chain, messages.backward.unsqueeze(-2)  # (B, N, 1, V)
+    first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, later.shape[-1], -1)
     tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
-    # normalised here, where numbers are wide; what no history leads to is never looked up
+    # normalised here, in double precision; what no history leads to is never looked up
     tables = tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0).log_softmax(-1)
-    return within(chain.lengths, tables)
+    return mask_padding(chain.lengths, tables)
 
 
-def pick(potentials: Tensor, labels: Tensor) -> Tensor:
+def log_weight(potentials: GivenPotentials, lengths: Tensor | None, value: Tensor) -> Tensor:
+    """The score of values (*, N) in double precision, of the shapes of all, broadcast; -inf where a site holds no label.
+
+    Args:
+        potentials: of batch dims that broadcast.
+        lengths: (*), or None where all sites count.
+        value: what padding holds is ignored.
+    """
+    unary, transition, initial, final = potentials
+    sites, num_labels = unary.shape[-2:]
+    padding = None if lengths is None else padding_mask(lengths, sites)
+    value = value if padding is None else torch.where(padding, 0, value)
+    labels = value.long()
+    inside = (labels >= 0) & (labels < num_labels) & (labels == value)
+    labels = torch.where(inside, labels, 0)
+    steps = labels[..., :-1] * num_labels + labels[..., 1:]
+    factors = [gather_labels(unary, labels), gather_labels(transition.flatten(-2), steps)]
+    if padding is not None:
+        factors = [torch.where(padding[..., first:], 0.0, f) for first, f in enumerate(factors)]
+    site = torch.arange(sites, device=labels.device)
+    last = sites if lengths is None else lengths.unsqueeze(-1)
+    for end, here in ((initial, (site == 0) & (last > 0)), (final, site == last - 1)):
+        if end is not None:
+            factors.append(torch.where(here, gather_labels(end.unsqueeze(-2), labels), 0.0))
+    score = sum(double_precision(f).sum(-1) for f in factors)
+    return torch.where(inside.all(-1), score, -torch.inf)
+
+
+def gather_labels(potentials: Tensor, labels: Tensor) -> Tensor:
     """potentials (*, M, K) at labels (*, M), of shapes that broadcast; without copies of the potentials."""
     own = potentials.shape[:-1]
     start = torch.arange(0, potentials.numel(), potentials.shape[-1], device=labels.device).reshape(own)

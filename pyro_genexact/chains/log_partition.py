@@ -1,4 +1,4 @@
-"""log Z of a chain of potentials, differentiable to any order, and other values that the messages tell."""
+"""Gradients, to any order, of log Z and of other quantities computed from messages."""
 
 from __future__ import annotations
 
@@ -8,114 +8,98 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.functional import transformed
-from .messages import Messages, last_site, messages_of, rows, wide
-from .semirings import Chain, LogSumExp, fold
+from ..core.functional import transformed, visible
+from .messages import LogGradients, Messages, last_site, messages_of, select_rows
+from .semirings import ChainPotentials
+
+Gradients = list[Tensor | None]
 
 
-def log_partition(chain: Chain, messages: Messages | None) -> Tensor:
-    """log Z (B) in nats, wide; its gradients are the marginals, taken from the messages.
-
-    A gradient that is to be differentiated again goes through the recursion in log space; so does all without messages.
-    """
-    if messages is None:
-        return in_log_space(chain)
-    return _LogPartition.apply(*chain[:4], chain.lengths, messages)
+def plain_operations_only() -> bool:
+    """Whether torch.func or the tracer is at work, which follow plain operations alone and show no values."""
+    return transformed() or torch.jit._trace.is_tracing()
 
 
-def log_partition_or_none(chain: Chain) -> Tensor:
-    """log Z (B) in nats, wide; -inf with gradient zero for rows where nothing is possible."""
-    if opaque():
-        return in_log_space(chain)
-    messages = messages_of(chain)
-    dead = messages.log_partition == -torch.inf
-    if dead.is_meta or not dead.any():
+def messages_for(chain: ChainPotentials) -> Messages:
+    """Of B chains: the fastest that are exact, without gradient; in log space where only plain operations are followed."""
+    return LogGradients(chain) if plain_operations_only() else messages_of(chain)
+
+
+def log_partition(chain: ChainPotentials, messages: Messages) -> Tensor:
+    """log Z (B) in nats, in double precision; its gradients are the marginals, taken from the messages."""
+    return with_gradients(
+        lambda messages: messages.log_partition,
+        messages,
+        chain,
+        first_order=lambda grad, needed: _from_marginals(chain, messages, grad, needed),
+    )
+
+
+def log_partition_or_none(chain: ChainPotentials) -> Tensor:
+    """log Z (B) in nats, in double precision; -inf with gradient zero for rows where nothing is possible."""
+    messages = messages_for(chain)
+    impossible = messages.log_partition == -torch.inf
+    if plain_operations_only() or not visible(impossible) or not impossible.any():
         return log_partition(chain, messages)
-    alive = (~dead).nonzero().squeeze(-1)
-    if not len(alive):
+    possible = (~impossible).nonzero().squeeze(-1)
+    if not len(possible):
         return messages.log_partition
-    return messages.log_partition.index_copy(0, alive, log_partition_or_none(rows(chain, alive)))
+    return messages.log_partition.index_copy(0, possible, log_partition_or_none(select_rows(chain, possible)))
 
 
-def known(value: Tensor, function: Callable[..., Tensor], *chains: Chain) -> Tensor:
-    """The value, which ``function(*chains)`` would compute too, with the gradients of the function, computed when asked for."""
+def with_gradients(
+    query: Callable[..., Tensor],
+    messages: Messages,
+    *chains: ChainPotentials,
+    first_order: Callable[[Tensor, Sequence[bool]], Gradients] | None = None,
+) -> Tensor:
+    """A query of messages, with gradients in all potentials, which are computed when asked for.
+
+    Gradients are those of the same query of messages in log space, made by plain operations, so that they have gradients in turn.
+
+    Args:
+        query: of the messages, and of further chains.
+        messages: of the first chain, by :func:`messages_for`.
+        chains: whose potentials get gradients.
+        first_order: the gradients in the first chain's potentials, where they are not to be differentiated again; of the gradient
+            of the result, and which are needed.
+    """
+    if plain_operations_only():
+        return query(messages, *chains[1:])
+    with torch.no_grad():
+        value = query(messages, *chains[1:])
     tensors = [p for chain in chains for p in chain[:4]]
     if not (torch.is_grad_enabled() and any(p.requires_grad for p in tensors)):
         return value
 
     def of_tensors(*tensors: Tensor) -> Tensor:
-        parts = [tensors[4 * i : 4 * i + 4] for i in range(len(chains))]
-        return function(*(Chain(u, t, i, f, c.lengths) for (u, t, i, f), c in zip(parts, chains, strict=True)))
+        parts = (tensors[4 * i : 4 * i + 4] for i in range(len(chains)))
+        first, *others = (ChainPotentials(*part, c.lengths) for part, c in zip(parts, chains, strict=True))  # type: ignore[call-arg, arg-type]
+        return query(LogGradients(first), *others)
 
-    return _Known.apply(value, of_tensors, *tensors)
-
-
-def in_log_space(chain: Chain) -> Tensor:
-    """log Z (B) in nats, wide, by plain operations."""
-    return fold(LogSumExp(), widened(chain))[0]
+    return _WithGradients.apply(value, of_tensors, first_order, *tensors)
 
 
-def widened(chain: Chain) -> Chain:
-    """Its potentials in float64 where the device has it."""
-    return chain.map(wide)
-
-
-def opaque() -> bool:
-    """Whether torch.func or the tracer is at work, which follow plain operations alone and show no values."""
-    return transformed() or torch.jit._trace.is_tracing()
-
-
-class _LogPartition(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        unary: Tensor,
-        transition: Tensor,
-        initial: Tensor,
-        final: Tensor,
-        lengths: Tensor | None,
-        messages: Messages,
+        ctx: Any, value: Tensor, function: Callable[..., Tensor], first_order: Any, *tensors: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(unary, transition, initial, final)
-        ctx.lengths, ctx.messages = lengths, messages
-        return messages.log_partition.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        potentials, needed = ctx.saved_tensors, ctx.needs_input_grad[:4]
-        unary, transition, initial, final = potentials
-        chain = Chain(unary, transition, initial, final, ctx.lengths)
-        if torch.is_grad_enabled():
-            return (
-                *_gradients(lambda u, t, i, f: in_log_space(Chain(u, t, i, f, ctx.lengths)), potentials, needed, grad),
-                None,
-                None,
-            )
-        nodes = ctx.messages.nodes() * grad[:, None, None]
-        grads: list[Tensor | None] = [nodes, None, nodes[:, 0], None]
-        if needed[1]:
-            grads[1] = _of_transition(ctx.messages, transition, grad)
-        if needed[3]:
-            grads[3] = nodes.take_along_dim(last_site(chain).unsqueeze(-1), 1).squeeze(1)
-        pairs = zip(grads, potentials, strict=True)
-        return *(None if g is None else g.to(p.dtype) for g, p in pairs), None, None
-
-
-class _Known(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.function = function
+        ctx.function, ctx.first_order = function, first_order
         ctx.save_for_backward(*tensors)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, None, *_gradients(ctx.function, ctx.saved_tensors, ctx.needs_input_grad[2:], grad)
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        if ctx.first_order is None or torch.is_grad_enabled():
+            return None, None, None, *_gradients(ctx.function, tensors, needed, grad)
+        return None, None, None, *ctx.first_order(grad, needed)
 
 
 def _gradients(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
+) -> Gradients:
     """Of those tensors that need one; to be differentiated again where grad mode is on."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -129,8 +113,15 @@ def _gradients(
     return [next(found) if needs else None for needs in needed]
 
 
-def _of_transition(messages: Messages, transition: Tensor, grad: Tensor) -> Tensor:
-    if transition.dim() == 2:
-        return messages.pair_total(grad)
-    pairs = messages.pairs() * grad[:, None, None, None]
-    return pairs if pairs.shape == transition.shape else pairs.sum(1, keepdim=True)
+def _from_marginals(chain: ChainPotentials, messages: Messages, grad: Tensor, needed: Sequence[bool]) -> Gradients:
+    """The gradients of log Z in the four kinds of potentials."""
+    nodes = messages.marginals() * grad[:, None, None]
+    grads: Gradients = [nodes, None, nodes[:, 0], None]
+    if needed[1] and chain.transition.dim() == 2:
+        grads[1] = messages.expected_steps(grad)
+    elif needed[1]:
+        pairs = messages.pair_marginals() * grad[:, None, None, None]
+        grads[1] = pairs if pairs.shape == chain.transition.shape else pairs.sum(1, keepdim=True)
+    if needed[3]:
+        grads[3] = nodes.take_along_dim(last_site(chain).unsqueeze(-1), 1).squeeze(1)
+    return [None if g is None else g.to(p.dtype) for g, p in zip(grads, chain[:4], strict=True)]

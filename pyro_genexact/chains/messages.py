@@ -1,4 +1,4 @@
-"""Forward and backward messages of a batch of linear chains, without gradient: what every query of a CRF is made of.
+"""Forward and backward messages of a batch of linear chains, from which every query of a CRF is computed.
 
 All is computed in float64 where the device has it, so that a float32 chain of a thousand sites loses no digit of its own.
 """
@@ -6,6 +6,7 @@ All is computed in float64 where the device has it, so that a float32 chain of a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from math import isqrt
 from typing import Any, Protocol
 
@@ -13,31 +14,41 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .semirings import Chain, Draw, LogSumExp, Semiring, draw, flip_own, fold, mean, trace
+from ..core.functional import visible
+from .semirings import (
+    ChainPotentials,
+    Draw,
+    LogSumExp,
+    Semiring,
+    draw,
+    flip_within_lengths,
+    fold,
+    mean,
+    padding_mask,
+    trace,
+)
 
 RESCALED_EVERY = (8, 1)
 """After how many steps the recursion in exp space is rescaled, in the order of trial."""
 
 
 class Messages(Protocol):
-    """What the messages of B chains of N sites tell; past a row's length all is 0.
+    """Quantities of B chains of N sites, computed from their messages; past a row's length all is 0."""
 
-    Attributes:
-        log_partition: (B) in nats; -inf where nothing is possible.
-    """
+    @property
+    def log_partition(self) -> Tensor:
+        """(B) in nats; -inf where nothing is possible."""
 
-    log_partition: Tensor
-
-    def nodes(self) -> Tensor:
+    def marginals(self) -> Tensor:
         """(B, N, V): p(y_t)."""
 
-    def pairs(self) -> Tensor:
+    def pair_marginals(self) -> Tensor:
         """(B, N - 1, V, V): p(y_t, y_{t+1})."""
 
-    def pair_total(self, weight: Tensor) -> Tensor:
+    def expected_steps(self, weight: Tensor) -> Tensor:
         """(V, V): the pairs summed over sites, and over rows each with its weight (B)."""
 
-    def mean(self, values: Chain) -> Tensor:
+    def mean(self, values: ChainPotentials) -> Tensor:
         """(B): the mean of a sum of finite values, which are of the shapes of the potentials."""
 
     def sample(self, count: int) -> Tensor:
@@ -45,24 +56,24 @@ class Messages(Protocol):
 
 
 @torch.no_grad()
-def messages_of(chain: Chain, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
+def messages_of(chain: ChainPotentials, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
     """The messages of B chains: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B).
 
     Rows are computed in exp space where that is exact to rounding; the others rescaled more often, and at last in log space.
     """
     if not attempts:
-        return Logs(chain)
-    scaled = Scaled(chain, attempts[0])
-    if chain.unary.is_meta or bool(scaled.exact.all()):
+        return LogMessages(chain.map(Tensor.detach))
+    scaled = ScaledMessages(chain, attempts[0])
+    if not visible(scaled.exact) or bool(scaled.exact.all()):
         return scaled
     bad, good = (~scaled.exact).nonzero().squeeze(-1), scaled.exact.nonzero().squeeze(-1)
-    rest = messages_of(rows(chain, bad), attempts[1:])
+    rest = messages_of(select_rows(chain, bad), attempts[1:])
     if not len(good):
         return rest
-    return Merged([(good, Scaled(rows(chain, good), attempts[0])), (bad, rest)])
+    return MergedMessages([(good, ScaledMessages(select_rows(chain, good), attempts[0])), (bad, rest)])
 
 
-class Scaled:
+class ScaledMessages:
     r"""Messages in exp space: both directions in one recursion of matrix products, rescaled now and then.
 
     With x_t the forward and z_t the backward messages, both with the factor of site t, and E = exp(transition),
@@ -74,61 +85,58 @@ class Scaled:
     ``exact``.
     """
 
-    def __init__(self, chain: Chain, every: int) -> None:
+    def __init__(self, chain: ChainPotentials, every: int) -> None:
         batch, sites, labels = chain.unary.shape
         self.lengths, self.last = chain.lengths, last_site(chain)
 
-        unary, top = shifted(with_ends(chain), (-1,))
-        transition, top_of_step = shifted(wide(chain.transition), (-2, -1))
+        unary, top = shifted(absorb_ends(chain), (-1,))
+        transition, top_of_step = shifted(double_precision(chain.transition), (-2, -1))
         one = unary.new_ones(labels)
-        self.weights = Chain(unary.exp_(), transition.exp_(), one, one, chain.lengths)
+        self.weights = ChainPotentials(unary.exp_(), transition.exp_(), one, one, chain.lengths)
         backward = self.weights.reversed()
         x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
-        scales = recur(x, self.weights, backward, every)
+        scales = forward_backward(x, self.weights, backward, every)
         if chain.lengths is not None:  # past the ends, last in both directions, anything may have become of them
-            gone = (site(chain) >= chain.lengths.unsqueeze(-1)).T.unsqueeze(1)  # (N, 1, B)
-            x.masked_fill_(gone.unsqueeze(-1), 1.0)
-            scales[1:].masked_fill_(gone[every::every], 1.0)
+            padding = padding_mask(chain.lengths, sites).T.unsqueeze(1)  # (N, 1, B)
+            x.masked_fill_(padding.unsqueeze(-1), 1.0)
+            scales[1:].masked_fill_(padding[every::every], 1.0)
         sums = x.sum(-1)
         x /= sums.unsqueeze(-1)
 
         self.forward = x[:, 0].transpose(0, 1)  # (B, N, V)
-        self.backward = flip_own(x[:, 1].transpose(0, 1), chain.lengths)
+        self.backward = flip_within_lengths(x[:, 1].transpose(0, 1), chain.lengths)
         after = torch.ones_like(self.backward)
-        after[:, :-1] = before(self.weights.transition, self.backward[:, 1:])
+        after[:, :-1] = backward_step(self.weights.transition, self.backward[:, 1:])
         if chain.lengths is not None:
-            after.masked_fill_((site(chain) == self.last).unsqueeze(-1), 1.0)
+            after.scatter_(1, self.last.unsqueeze(-1).expand(-1, 1, labels), 1.0)
         self.joint = after.mul_(self.forward)
         self.total = self.joint.sum(-1)  # s_t
 
         ends = (sums[:, 0].T * self.total).take_along_dim(self.last, 1).squeeze(1)
-        log_partition = ends.log() + scales[:, 0].log().sum(0) + within(self.lengths, top.squeeze(-1)).sum(-1)
-        log_partition += within(self.lengths, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
+        log_partition = ends.log() + scales[:, 0].log().sum(0) + mask_padding(self.lengths, top.squeeze(-1)).sum(-1)
+        log_partition += mask_padding(self.lengths, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
         smallest = torch.minimum(sums.amin((0, 1)), scales.amin((0, 1)))
-        least = within(self.lengths, self.total, fill=1.0).amin(-1) * smallest
+        least = mask_padding(self.lengths, self.total, fill=1.0).amin(-1) * smallest
         info = torch.finfo(least.dtype)
         exact = least > sites * labels**2 * info.tiny / info.eps
         if chain.lengths is not None:
             log_partition, exact = log_partition.masked_fill(chain.lengths == 0, 0.0), exact | (chain.lengths == 0)
         self.log_partition, self.exact = log_partition, exact
 
-    def nodes(self) -> Tensor:
-        return self.joint * within(self.lengths, 1 / self.total).unsqueeze(-1)
+    def marginals(self) -> Tensor:
+        return self.joint * mask_padding(self.lengths, 1 / self.total).unsqueeze(-1)
 
-    def pairs(self) -> Tensor:
-        left = self.forward[:, :-1] / self.total[:, :-1, None]
-        weights = self.weights.transition * (left.unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
-        return within(self.lengths, weights, 1)
+    def pair_marginals(self) -> Tensor:
+        return self.weights.transition * (self._left(1.0).unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
 
-    def pair_total(self, weight: Tensor) -> Tensor:
-        left = self.forward[:, :-1] * within(self.lengths, weight.unsqueeze(-1) / self.total[:, :-1], 1).unsqueeze(-1)
+    def expected_steps(self, weight: Tensor) -> Tensor:
+        left = self._left(weight.unsqueeze(-1))
         return self.weights.transition * (left.flatten(0, 1).mT @ self.backward[:, 1:].flatten(0, 1))
 
-    def mean(self, values: Chain) -> Tensor:
-        left = self.forward[:, :-1] * within(self.lengths, 1 / self.total[:, :-1], 1).unsqueeze(-1)
-        weighted = self.weights.transition * values.transition
+    def mean(self, values: ChainPotentials) -> Tensor:
+        left, weighted = self._left(1.0), self.weights.transition * values.transition
         into = left @ weighted if weighted.dim() == 2 else (left.unsqueeze(-2) @ weighted).squeeze(-2)
-        return at_sites(self.nodes(), self.last, values) + (into * self.backward[:, 1:]).sum((-2, -1))
+        return (self.marginals() * absorb_ends(values)).sum((-2, -1)) + (into * self.backward[:, 1:]).sum((-2, -1))
 
     def sample(self, count: int) -> Tensor:
         few = count < 2 * self.forward.shape[-1]  # as measured
@@ -136,42 +144,79 @@ class Scaled:
             return trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
         return draw_by_tables(self.forward, self.weights, count)
 
+    def _left(self, weight: float | Tensor) -> Tensor:
+        """(B, N - 1, V), what a pair has of its left site, times a weight of the row; 0 where the right one is padding."""
+        return self.forward[:, :-1] * mask_padding(self.lengths, weight / self.total[:, :-1], 1).unsqueeze(-1)
 
-class Logs:
+
+class LogMessages:
     """Messages in log space, for whatever potentials.
 
     Cost: tensors (B, V, V) a step, and logarithms and exponentials of them.
     """
 
-    def __init__(self, chain: Chain) -> None:
-        unary = with_ends(chain)
-        zero = unary.new_zeros(unary.shape[-1])
-        self.lengths, self.chain = chain.lengths, Chain(unary, wide(chain.transition), zero, zero, chain.lengths)
-        self.log_partition, self.forward = fold(LogSumExp(), self.chain)
-        backward = torch.stack(fold(LogSumExp(), self.chain.reversed())[1], -2)
-        self.backward = flip_own(backward, chain.lengths)
+    def __init__(self, chain: ChainPotentials) -> None:
+        self.chain, self.lengths = chain.map(double_precision), chain.lengths
 
-    def nodes(self) -> Tensor:
+    @cached_property
+    def _folded(self) -> tuple[Tensor, list[Tensor]]:
+        return fold(LogSumExp(), self.chain)
+
+    @property
+    def log_partition(self) -> Tensor:
+        return self._folded[0]
+
+    @property
+    def forward(self) -> Tensor:
+        """(B, N, V): log-weights of all labellings of the sites so far, by the label of the last of them."""
+        return torch.stack(self._folded[1], -2)
+
+    @cached_property
+    def backward(self) -> Tensor:
+        """(B, N, V): those of the sites from here on, by the label here."""
+        backward = fold(LogSumExp(), self.chain.reversed())[1]
+        return flip_within_lengths(torch.stack(backward, -2), self.lengths)
+
+    def marginals(self) -> Tensor:
         unary = self.chain.unary
-        joint = torch.stack(self.forward, -2) + self.backward - unary
-        return within(self.lengths, joint.masked_fill(unary == -torch.inf, -torch.inf).softmax(-1))
+        joint = (self.forward + self.backward - unary).masked_fill(unary == -torch.inf, -torch.inf)
+        return mask_padding(self.lengths, joint.softmax(-1))
 
-    def pairs(self) -> Tensor:
-        left = torch.stack(self.forward, -2)[:, :-1].unsqueeze(-1)
-        joint = left + self.chain.transition + self.backward[:, 1:].unsqueeze(-2)
-        return within(self.lengths, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
+    def pair_marginals(self) -> Tensor:
+        joint = self.forward[:, :-1].unsqueeze(-1) + self.chain.transition + self.backward[:, 1:].unsqueeze(-2)
+        return mask_padding(self.lengths, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
 
-    def pair_total(self, weight: Tensor) -> Tensor:
-        return torch.einsum("b,btij->ij", weight, self.pairs())
+    def expected_steps(self, weight: Tensor) -> Tensor:
+        return torch.einsum("b,btij->ij", weight, self.pair_marginals())
 
-    def mean(self, values: Chain) -> Tensor:
+    def mean(self, values: ChainPotentials) -> Tensor:
         return mean(self.chain, values)[1]
 
     def sample(self, count: int) -> Tensor:
-        return trace(Draw(), self.chain, self.forward, (count,))
+        return trace(Draw(), self.chain, self._folded[1], (count,))
 
 
-class Merged:
+class LogGradients(LogMessages):
+    """Messages in log space that are differentiated: by plain operations, and marginals as gradients of log Z.
+
+    So the cost of gradients of any order is linear in N: no gradient of a part is as large as the whole.
+    """
+
+    def marginals(self) -> Tensor:
+        return self._gradient(self.chain.unary, "unary")
+
+    def pair_marginals(self) -> Tensor:
+        batch, sites, labels = self.chain.unary.shape
+        return self._gradient(self.chain.transition.expand(batch, sites - 1, labels, labels), "transition")
+
+    def _gradient(self, potentials: Tensor, kind: str) -> Tensor:
+        def total(potentials: Tensor) -> Tensor:
+            return fold(LogSumExp(), self.chain._replace(**{kind: potentials}))[0].sum()
+
+        return torch.func.grad(total)(potentials)
+
+
+class MergedMessages:
     """The messages of rows that were computed in several ways.
 
     Args:
@@ -183,17 +228,17 @@ class Merged:
         self.inverse = torch.cat(self.rows).argsort()
         self.log_partition = self._joined(lambda part: part.log_partition)
 
-    def nodes(self) -> Tensor:
-        return self._joined(lambda part: part.nodes())
+    def marginals(self) -> Tensor:
+        return self._joined(lambda part: part.marginals())
 
-    def pairs(self) -> Tensor:
-        return self._joined(lambda part: part.pairs())
+    def pair_marginals(self) -> Tensor:
+        return self._joined(lambda part: part.pair_marginals())
 
-    def pair_total(self, weight: Tensor) -> Tensor:
-        return sum(part.pair_total(weight[index]) for index, part in zip(self.rows, self.parts, strict=True))
+    def expected_steps(self, weight: Tensor) -> Tensor:
+        return sum(part.expected_steps(weight[index]) for index, part in zip(self.rows, self.parts, strict=True))
 
-    def mean(self, values: Chain) -> Tensor:
-        parts = [part.mean(rows(values, index)) for index, part in zip(self.rows, self.parts, strict=True)]
+    def mean(self, values: ChainPotentials) -> Tensor:
+        parts = [part.mean(select_rows(values, index)) for index, part in zip(self.rows, self.parts, strict=True)]
         return torch.cat(parts, -1).index_select(-1, self.inverse)
 
     def sample(self, count: int) -> Tensor:
@@ -213,7 +258,7 @@ class _Weights(Semiring):
         return draw(candidates)
 
 
-def draw_by_tables(forward: Tensor, chain: Chain, count: int) -> Tensor:
+def draw_by_tables(forward: Tensor, chain: ChainPotentials, count: int) -> Tensor:
     """Labels (count, B, N) as :func:`trace` with :class:`_Weights` draws them, for many draws a row.
 
     The shares of a site are cumulated for each label after it, V^2 numbers a row. A draw reads one row of them in two steps
@@ -251,10 +296,10 @@ def draw_by_tables(forward: Tensor, chain: Chain, count: int) -> Tensor:
             place = place.addmv_(share.index_select(0, place.long()).lt_(level), ones, beta=width)
             row = place.sub_(row, alpha=width**2).add_(offset)
     strings = torch.stack([row.long(), *drawn[::-1]]).sub_(first).reshape(sites, batch, count).permute(2, 1, 0)
-    return within(None if ends is None else ends.reshape(batch, count).T, strings.contiguous())
+    return mask_padding(None if ends is None else ends.reshape(batch, count).T, strings.contiguous())
 
 
-def recur(x: Tensor, forward: Chain, backward: Chain, every: int) -> Tensor:
+def forward_backward(x: Tensor, forward: ChainPotentials, backward: ChainPotentials, every: int) -> Tensor:
     """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B), the first 1."""
     shared = forward.transition.dim() == 2
     both = torch.stack([forward.transition, backward.transition]) if shared else None
@@ -273,52 +318,41 @@ def recur(x: Tensor, forward: Chain, backward: Chain, every: int) -> Tensor:
     return torch.cat(scales, -1).permute(2, 0, 1)
 
 
-def at_sites(nodes: Tensor, last: Tensor, values: Chain) -> Tensor:
-    """The mean (B) of the values of labels at their sites, by p(y_t) (B, N, V), without those of steps."""
-    ends = nodes[:, 0] * values.initial + nodes.take_along_dim(last.unsqueeze(-1), 1).squeeze(1) * values.final
-    return (nodes * values.unary).sum((-2, -1)) + ends.sum(-1)
-
-
-def before(transition: Tensor, after: Tensor) -> Tensor:
+def backward_step(transition: Tensor, after: Tensor) -> Tensor:
     """E z of weights E (V, V) or (B, M or 1, V, V) and messages z (B, M, V)."""
     return after @ transition.mT if transition.dim() == 2 else (transition @ after.unsqueeze(-1)).squeeze(-1)
 
 
-def with_ends(chain: Chain) -> Tensor:
+def absorb_ends(chain: ChainPotentials) -> Tensor:
     """The unary potentials (B, N, V), wide, a copy, with those of the ends (0 of empty rows) at the first and last site."""
-    unary = chain.unary.to(wide(chain.unary).dtype, copy=True)
+    unary = chain.unary.to(double_precision(chain.unary).dtype, copy=True)
     unary[:, 0] += chain.initial
     last = last_site(chain).unsqueeze(-1).expand(-1, 1, unary.shape[-1])
     return unary.scatter_add_(1, last, chain.final.to(unary).unsqueeze(1))
 
 
-def within(lengths: Tensor | None, values: Tensor, past: int = 0, fill: float = 0.0) -> Tensor:
-    """Values (*, N - past, ...) where the site t + past exists, the fill elsewhere."""
+def mask_padding(lengths: Tensor | None, values: Tensor, first: int = 0, fill: float = 0.0) -> Tensor:
+    """Values (*, N - first, ...) of the sites from the first on; the fill at padding."""
     if lengths is None:
         return values
-    t = torch.arange(past, values.shape[lengths.dim()] + past, device=values.device)
-    gone = t >= lengths.unsqueeze(-1)
-    return values.masked_fill(gone.reshape(*gone.shape, *[1] * (values.dim() - gone.dim())), fill)
+    padding = padding_mask(lengths, values.shape[lengths.dim()] + first)[..., first:]
+    return values.masked_fill(padding.reshape(*padding.shape, *[1] * (values.dim() - padding.dim())), fill)
 
 
-def last_site(chain: Chain) -> Tensor:
+def last_site(chain: ChainPotentials) -> Tensor:
     """(B, 1), the index of the last site; 0 where there is none."""
     if chain.lengths is None:
         return torch.full((len(chain.unary), 1), chain.unary.shape[1] - 1, device=chain.unary.device)
     return (chain.lengths - 1).clamp(min=0).unsqueeze(-1)
 
 
-def site(chain: Chain) -> Tensor:
-    return torch.arange(chain.unary.shape[1], device=chain.unary.device)
-
-
-def rows(chain: Chain, index: Tensor) -> Chain:
+def select_rows(chain: ChainPotentials, index: Tensor) -> ChainPotentials:
     """The rows (B') of a chain; a transition that all share stays."""
     unary, transition, initial, final = chain[:4]
     initial, final = initial.index_select(-2, index), final.index_select(-2, index)
     transition = transition if transition.dim() == 2 else transition.index_select(-4, index)
     lengths = None if chain.lengths is None else chain.lengths[index]
-    return Chain(unary.index_select(-3, index), transition, initial, final, lengths)
+    return ChainPotentials(unary.index_select(-3, index), transition, initial, final, lengths)
 
 
 def shifted(potentials: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -328,6 +362,6 @@ def shifted(potentials: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return potentials - top, top
 
 
-def wide(potentials: Tensor) -> Tensor:
+def double_precision(potentials: Tensor) -> Tensor:
     """In float64, but on devices that have none."""
     return potentials if potentials.device.type == "mps" else potentials.double()

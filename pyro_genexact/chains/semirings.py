@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Chain(NamedTuple):
+class ChainPotentials(NamedTuple):
     """Log-potentials of a linear chain of N sites with V labels; -inf forbids.
 
     Attributes:
@@ -21,7 +21,7 @@ class Chain(NamedTuple):
         lengths: (*) integers 0 ... N, or None where all sites count; potentials past the length must be finite.
 
     Example:
-        >>> chain = Chain(torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.zeros(3))
+        >>> chain = ChainPotentials(torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.zeros(3))
         >>> fold(LogSumExp(), chain)[0].exp()  # 3 ** 4 labellings of weight 1
         tensor(81.0000)
     """
@@ -43,20 +43,22 @@ class Chain(NamedTuple):
         parts = self.transition.unbind(-3)  # at once: the gradient of a part of a tensor is as large as the tensor
         return parts * count if len(parts) == 1 else parts
 
-    def map(self, function: Callable[..., Tensor], *others: Chain) -> Chain:
+    def map(self, function: Callable[..., Tensor], *others: ChainPotentials) -> ChainPotentials:
         """A function of each of the four kinds of potentials, of this chain and of others."""
         unary, transition, initial, final = map(function, self[:4], *(other[:4] for other in others))
-        return Chain(unary, transition, initial, final, self.lengths)
+        return ChainPotentials(unary, transition, initial, final, self.lengths)
 
-    def reversed(self) -> Chain:
+    def reversed(self) -> ChainPotentials:
         """The chain read from its end, each row from its own; the total stays."""
         sites, transition = self.unary.shape[-2], self.transition.mT
         if transition.dim() > 2 and transition.shape[-3] > 1:
             steps = None if self.lengths is None else (self.lengths - 1) % sites
             batch = () if steps is None else torch.broadcast_shapes(transition.shape[:-3], steps.shape)
             transition = transition.expand(*batch, *transition.shape[-3:]) if batch else transition
-            transition = flip_own(transition.flatten(-2), steps).unflatten(-1, transition.shape[-2:])
-        return Chain(flip_own(self.unary, self.lengths), transition, self.final, self.initial, self.lengths)
+            transition = flip_within_lengths(transition.flatten(-2), steps).unflatten(-1, transition.shape[-2:])
+        return ChainPotentials(
+            flip_within_lengths(self.unary, self.lengths), transition, self.final, self.initial, self.lengths
+        )
 
 
 class Semiring:
@@ -70,7 +72,7 @@ class Semiring:
         ...         return a.amin(dim)
         ...     def choose(self, candidates):
         ...         return candidates.argmin(-1)
-        >>> chain = Chain(torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
         >>> worst, messages = fold(Min(), chain)
         >>> worst, trace(Min(), chain, messages)
         (tensor(0.), tensor([1, 0]))
@@ -142,7 +144,7 @@ class KMax(Semiring):
     """The k best scores, sorted: elements (k, *), filled up with -inf where there are fewer.
 
     Example:
-        >>> chain = Chain(torch.tensor([[0.0, 1.0]]), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+        >>> chain = ChainPotentials(torch.tensor([[0.0, 1.0]]), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
         >>> fold(KMax(3), chain)[0]
         tensor([1., 0., -inf])
     """
@@ -172,7 +174,7 @@ class Expectation(Semiring):
         >>> def pair(value):
         ...     return torch.stack([torch.zeros_like(value), value])
         >>> ones = torch.tensor([0.0, 1.0]).expand(3, 2)
-        >>> fold(Expectation(), Chain(pair(ones), pair(torch.zeros(1, 2, 2)), *[pair(torch.zeros(2))] * 2))[0][1]
+        >>> fold(Expectation(), ChainPotentials(pair(ones), pair(torch.zeros(1, 2, 2)), *[pair(torch.zeros(2))] * 2))[0][1]
         tensor(1.5000)
     """
 
@@ -185,19 +187,17 @@ class Expectation(Semiring):
         return torch.stack([total, (share * value).sum(dim)])
 
 
-def mean(chain: Chain, values: Chain) -> tuple[Tensor, Tensor]:
+def mean(chain: ChainPotentials, values: ChainPotentials) -> tuple[Tensor, Tensor]:
     """log Z (*) and the mean (*) of a value that is a sum of finite values (of the shapes of the potentials) of the same factors."""
     events = (2, 3, 1, 1)
     batch = max(p.dim() - d for c in (chain, values) for p, d in zip(c[:4], events, strict=True))
 
     def paired(potential: Tensor, value: Tensor, event: int) -> Tensor:
-        pair = torch.stack(torch.broadcast_tensors(potential, value))
-        return pair.reshape(
-            2, *[1] * (batch + event + 1 - pair.dim()), *pair.shape[1:]
-        )  # it stands before all batch dims
+        pair = torch.stack(torch.broadcast_tensors(potential, value))  # which stands before all batch dims
+        return pair.reshape(2, *[1] * (batch + event + 1 - pair.dim()), *pair.shape[1:])
 
-    dims = iter(events)
-    total, value = fold(Expectation(), chain.map(lambda p, v: paired(p, v, next(dims)), values))[0]
+    unary, transition, initial, final = map(paired, chain[:4], values[:4], events)
+    total, value = fold(Expectation(), ChainPotentials(unary, transition, initial, final, chain.lengths))[0]
     return total, value
 
 
@@ -206,7 +206,7 @@ class Count(Semiring):
 
     Example:
         >>> no_repeats = torch.zeros(3, 3).fill_diagonal_(-torch.inf)
-        >>> fold(Count(), Chain(torch.zeros(4, 3), no_repeats, torch.zeros(3), torch.zeros(3)))[0]
+        >>> fold(Count(), ChainPotentials(torch.zeros(4, 3), no_repeats, torch.zeros(3), torch.zeros(3)))[0]
         tensor(24., dtype=torch.float64)
     """
 
@@ -220,7 +220,7 @@ class Count(Semiring):
         return a.sum(dim)
 
 
-def fold(semiring: Semiring, chain: Chain) -> tuple[Tensor, list[Tensor]]:
+def fold(semiring: Semiring, chain: ChainPotentials) -> tuple[Tensor, list[Tensor]]:
     """The sum over all labellings of the products of their factors.
 
     Returns:
@@ -246,7 +246,9 @@ def fold(semiring: Semiring, chain: Chain) -> tuple[Tensor, list[Tensor]]:
     return total, messages
 
 
-def trace(semiring: Semiring, chain: Chain, messages: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Tensor:
+def trace(
+    semiring: Semiring, chain: ChainPotentials, messages: Sequence[Tensor], shape: tuple[int, ...] = ()
+) -> Tensor:
     """Labels (*shape, *, N), chosen from the last site to the first by ``semiring.choose``; 0 past the length.
 
     Args:
@@ -269,7 +271,7 @@ def trace(semiring: Semiring, chain: Chain, messages: Sequence[Tensor], shape: t
     return without_padding(labels, lengths)
 
 
-def trace_k(semiring: KMax, chain: Chain, messages: list[Tensor]) -> Tensor:
+def trace_k(semiring: KMax, chain: ChainPotentials, messages: list[Tensor]) -> Tensor:
     """The labels (k, *, N) of the k best labellings, from the messages of a fold; 0 past the length.
 
     Where there are fewer than k, further rows hold some labels of score -inf.
@@ -298,7 +300,7 @@ def trace_k(semiring: KMax, chain: Chain, messages: list[Tensor]) -> Tensor:
     return without_padding(labels, chain.lengths)
 
 
-def flip_own(values: Tensor, lengths: Tensor | None) -> Tensor:
+def flip_within_lengths(values: Tensor, lengths: Tensor | None) -> Tensor:
     """Values (*, N, V) read from each row's own end (*); what lies past it stays there, in some order."""
     if lengths is None:
         return values.flip(-2)
@@ -316,7 +318,7 @@ def draw(weights: Tensor) -> Tensor:
     return cdf.lt_(level).sum(-1).long()  # in place: faster than to search, and than to sum booleans
 
 
-def _transposed(semiring: Semiring, chain: Chain) -> Chain:
+def _transposed(semiring: Semiring, chain: ChainPotentials) -> ChainPotentials:
     """The chain whose lifted transitions have the label that is entered first, so that sums run over neighbours in memory."""
     lifted = semiring.lift(chain.transition).mT
     if lifted.dim() > chain.transition.dim() == 2:  # dims in front of elements stand before those of the batch
@@ -337,4 +339,9 @@ def without_padding(backward: list[Tensor], lengths: Tensor | None) -> Tensor:
     labels = torch.stack(backward[::-1]).movedim(0, -1).contiguous()  # faster than to stack along the last dim
     if lengths is None:
         return labels
-    return labels.masked_fill(torch.arange(len(backward), device=labels.device) >= lengths.unsqueeze(-1), 0)
+    return labels.masked_fill(padding_mask(lengths, len(backward)), 0)
+
+
+def padding_mask(lengths: Tensor, sites: int) -> Tensor:
+    """(*, N), which of N sites lie past the lengths (*)."""
+    return torch.arange(sites, device=lengths.device) >= lengths.unsqueeze(-1)

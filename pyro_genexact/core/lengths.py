@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .functional import visible
-from .shapes import joint_batch
+from .shapes import broadcast_batches
 
 
 def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
@@ -22,7 +22,7 @@ def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
 
 def zero_padding(value: Tensor, lengths: Tensor, dim: int = -1) -> Tensor:
     """The value, broadcast with the lengths, with zeros for padding; a ValueError where they do not broadcast."""
-    joint_batch(value=value.shape[:dim], lengths=lengths.shape)
+    broadcast_batches(value=value.shape[:dim], lengths=lengths.shape)
     return torch.where(present(lengths, value, dim), value, 0.0)
 
 

@@ -13,19 +13,19 @@ from torch import Tensor
 from .checks import check_widths
 
 
-def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """That of torch, which takes longer than an operation, asked only where shapes differ."""
-    distinct = {tuple(shape) for shape in shapes if shape}
-    return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
-
-
-def joint_batch(**shapes: Sequence[int]) -> torch.Size:
+def broadcast_batches(**shapes: Sequence[int]) -> torch.Size:
     """What batch shapes broadcast to; a ValueError that names them if they do not."""
     try:
         return broadcast_shapes(*shapes.values())
     except RuntimeError as error:
         got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"Expected batch shapes that broadcast; got {got}.") from error
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """That of torch, which takes longer than an operation, asked only where shapes differ."""
+    distinct = {tuple(shape) for shape in shapes if shape}
+    return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
 
 
 def shape_of(event_shape: Any) -> torch.Size:

@@ -56,9 +56,9 @@ def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws:
         raise ValueError(f"Expected at most {LARGEST} label strings; got {d.num_labels}^{d.event_shape[0]} = {count}.")
     every = torch.arange(d.event_shape[0] + 1, device=d.unary.device).reshape(-1, *[1] * len(d.batch_shape))
     every = every.expand(-1, *d.batch_shape)
-    possible = _enumerated(_again(d, every, check=False)).log_partition().isfinite().reshape(len(every), -1).all(1)
+    possible = enumerated(_again(d, every, check=False)).log_partition().isfinite().reshape(len(every), -1).all(1)
     for case, it in (("", d), (", every length", _again(d, every[possible]))):
-        truth = _enumerated(it)
+        truth = enumerated(it)
         _sums(case, it, truth, tol)
         _best(case, it, truth, tol)
         _draws(case, it, truth, draws)
@@ -75,12 +75,14 @@ class Enumerated(NamedTuple):
         scores: (S, *batch), padding ignored.
         once: (S, *batch), whether the padding is 0, so that each string of a row's length is there once.
         inside: (*batch, N), where a row has sites.
+        labels: V.
     """
 
     strings: Tensor
     scores: Tensor
     once: Tensor
     inside: Tensor
+    labels: int
 
     def log_partition(self) -> Tensor:
         return self.scores.masked_fill(~self.once, -inf).logsumexp(0)
@@ -89,14 +91,14 @@ class Enumerated(NamedTuple):
         """(S, *batch), of each string once."""
         return (self.scores - self.log_partition()).masked_fill(~self.once, -inf)
 
-    def nodes(self, labels: int) -> Tensor:
+    def marginals(self) -> Tensor:
         """(*batch, N, V)."""
-        shown = one_hot(self.strings, labels).to(self.scores.dtype)
+        shown = one_hot(self.strings, self.labels).to(self.scores.dtype)
         return torch.einsum("s...,snv->...nv", self.log_prob().exp(), shown) * self.inside.unsqueeze(-1)
 
-    def pairs(self, labels: int) -> Tensor:
+    def pair_marginals(self) -> Tensor:
         """(*batch, N - 1, V, V)."""
-        shown = one_hot(self.strings, labels).to(self.scores.dtype)
+        shown = one_hot(self.strings, self.labels).to(self.scores.dtype)
         found = torch.einsum("s...,sni,snj->...nij", self.log_prob().exp(), shown[:, :-1], shown[:, 1:])
         return found * self.inside[..., 1:, None, None]
 
@@ -106,7 +108,16 @@ class Enumerated(NamedTuple):
         return -(log_prob.masked_fill(impossible, 0.0) * log_prob.exp()).sum(0)
 
 
-def _enumerated(d: Any) -> Enumerated:
+QUERIES: dict[str, tuple[Callable[[Any], Tensor], Callable[[Enumerated], Tensor]]] = {
+    "log_partition": (lambda d: d.log_partition, Enumerated.log_partition),
+    "marginals": (lambda d: d.marginals, Enumerated.marginals),
+    "pair_marginals": (lambda d: d.pair_marginals, Enumerated.pair_marginals),
+    "entropy": (lambda d: d.entropy(), Enumerated.entropy),
+}
+"""Of a chain, and of all its strings."""
+
+
+def enumerated(d: Any) -> Enumerated:
     """By the definition of the score, from the potentials as they were given."""
     sites, labels, batch = d.event_shape[0], d.num_labels, d.batch_shape
     site = torch.arange(sites, device=d.unary.device)
@@ -129,7 +140,7 @@ def _enumerated(d: Any) -> Enumerated:
     scores = scores + at(ends[0], (sites, labels), inside & (site == 0), site, strings)
     scores = scores + at(ends[1], (sites, labels), last, site, strings)
     once = ~((strings != 0).reshape(-1, *[1] * len(batch), sites) & ~inside).any(-1)
-    return Enumerated(strings, scores, once, inside)
+    return Enumerated(strings, scores, once, inside, labels)
 
 
 def _again(
@@ -153,16 +164,14 @@ def _filled(truth: Enumerated, fill: int) -> Tensor:
 
 def _sums(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     """Those over all strings, and the probability of each."""
-    _close("chain", f"log_partition{case}", d.log_partition, truth.log_partition(), tol)
+    for name, (query, expected) in QUERIES.items():
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                where = f"{name}{', with grad' if grad else ''}{case}"
+                _close("chain", where, query(d), expected(truth), tol)
     for fill in (0, -100, d.num_labels):
         log_prob = truth.scores - truth.log_partition()
         _close("chain", f"log_prob, {fill} for padding{case}", d.log_prob(_filled(truth, fill)), log_prob, tol)
-    for grad in (False, True):
-        with torch.set_grad_enabled(grad):
-            where = f"{', with grad' if grad else ''}{case}"
-            _close("chain", f"marginals{where}", d.marginals, truth.nodes(d.num_labels), tol)
-            _close("chain", f"pair_marginals{where}", d.pair_marginals, truth.pairs(d.num_labels), tol)
-    _close("chain", f"entropy{case}", d.entropy(), truth.entropy(), tol)
 
 
 def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
@@ -172,12 +181,10 @@ def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     missing = ranked.new_full((max(k - len(ranked), 0), *ranked.shape[1:]), -inf)
     ranked = torch.cat([ranked, missing])[:k]
     _close("chain", f"max_log_prob{case}", d.max_log_prob, ranked[0], tol)
-    _close(
-        "chain", f"log_prob of the mode{case}", _looked_up(truth, d.num_labels, d.mode, f"mode{case}"), ranked[0], tol
-    )
+    _close("chain", f"log_prob of the mode{case}", _looked_up(truth, d.mode, f"mode{case}"), ranked[0], tol)
     strings, log_prob = d.k_best(k)
     _close("chain", f"log_prob of k_best{case}", log_prob, ranked, tol)
-    found = _looked_up(truth, d.num_labels, strings, f"k_best{case}")
+    found = _looked_up(truth, strings, f"k_best{case}")
     existing = ranked > -inf
     _close("chain", f"strings of k_best{case}", found.where(existing, 0.0), ranked.where(existing, 0.0), tol)
     same = (strings.unsqueeze(0) == strings.unsqueeze(1)).all(-1) & existing & existing.unsqueeze(1)
@@ -196,7 +203,7 @@ def _draws(case: str, d: Any, truth: Enumerated, draws: int) -> None:
             labels = draw()
         if not d.support.check(labels).all():
             _broken("chain", f"{name}{case}", f"a string outside {d.support}")
-        seen = _index(truth, d.num_labels, labels, f"{name}{case}")
+        seen = _index(truth, labels, f"{name}{case}")
         rows = torch.arange(len(truth.strings), device=seen.device).reshape(-1, 1, *[1] * len(d.batch_shape))
         _fit("chain", f"{name}{case}", (seen == rows).sum(1).to(expected), expected)
 
@@ -211,20 +218,16 @@ def _derivatives(case: str, d: Any, tol: float) -> None:
     """Gradients in all potentials: those of enumeration."""
     d = _again(d, d.lengths, lambda name, p: p.clone().requires_grad_())
     leaves = {n: p for n in ("unary", "transition", "initial", "final") if (p := getattr(d, n)) is not None}
-    truth = _enumerated(d)
+    truth = enumerated(d)
     marginals = {"unary": d.marginals, "transition": d.pair_marginals}
     for name, grad in zip(marginals, _gradients(d.log_partition.sum(), [d.unary, d.transition]), strict=True):
         mine = marginals[name].sum_to_size(leaves[name].shape)
         _close("chain", f"marginals, gradient of log_partition in {name}{case}", mine, grad, tol)
     labels = d.mode
-    best = _looked_up(truth, d.num_labels, labels, f"mode{case}")
-    for query, got, expected in (
-        ("log_partition", d.log_partition, truth.log_partition()),
-        ("log_prob", d.log_prob(labels), best),
-        ("marginals", d.marginals, truth.nodes(d.num_labels)),
-        ("pair_marginals", d.pair_marginals, truth.pairs(d.num_labels)),
-        ("entropy", d.entropy(), truth.entropy()),
-    ):
+    best = _looked_up(truth, labels, f"mode{case}")
+    queries = QUERIES | {"log_prob": (lambda d: d.log_prob(labels), lambda truth: best)}
+    for query, of in queries.items():
+        got, expected = (f(subject) for f, subject in zip(of, (d, truth), strict=True))
         noise = _noise_like(expected, 3)
         totals = [(value * noise).sum() for value in (got, expected)]
         grads = [_gradients(total, list(leaves.values()), keep_graph=True) for total in totals]
@@ -253,9 +256,9 @@ def _padding(case: str, d: Any, tol: float) -> None:
         where = f", {fill:g} for padding{case}"
         mode = d.mode
         _same("chain", f"mode{where}", other.mode.tolist(), mode.tolist())
-        for query in ("log_partition", "max_log_prob", "marginals", "pair_marginals"):
-            _close("chain", f"{query}{where}", getattr(other, query), getattr(d, query), tol)
-        _close("chain", f"entropy{where}", other.entropy(), d.entropy(), tol)
+        for name, (query, _) in QUERIES.items():
+            _close("chain", f"{name}{where}", query(other), query(d), tol)
+        _close("chain", f"max_log_prob{where}", other.max_log_prob, d.max_log_prob, tol)
         _close("chain", f"log_prob{where}", other.log_prob(mode), d.log_prob(mode), tol)
         total = (
             other.log_prob(mode) + other.entropy() + other.marginals.square().sum((-1, -2)) + 2 * other.log_partition
@@ -265,19 +268,19 @@ def _padding(case: str, d: Any, tol: float) -> None:
             _close("chain", f"gradient in the padding of {name}{where}", grad[mask], torch.zeros_like(grad[mask]), 0.0)
 
 
-def _index(truth: Enumerated, labels: int, strings: Tensor, case: str) -> Tensor:
+def _index(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
     """The numbers (*) of label strings (*, *batch, N)."""
     if not (strings.masked_fill(truth.inside, 0) == 0).all():
         _broken("chain", f"padding of {case}", "a label, not 0")
-    if not ((strings >= 0) & (strings < labels)).all():
-        _broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not of 0 to {labels - 1}")
-    place = labels ** torch.arange(strings.shape[-1] - 1, -1, -1, device=strings.device)
+    if not ((strings >= 0) & (strings < truth.labels)).all():
+        _broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not of 0 to {truth.labels - 1}")
+    place = truth.labels ** torch.arange(strings.shape[-1] - 1, -1, -1, device=strings.device)
     return (strings * place).sum(-1)
 
 
-def _looked_up(truth: Enumerated, labels: int, strings: Tensor, case: str) -> Tensor:
+def _looked_up(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
     """The log-probabilities (*, *batch) of label strings (*, *batch, N)."""
-    index = _index(truth, labels, strings, case)
+    index = _index(truth, strings, case)
     log_prob = truth.log_prob()
     many = index.reshape(-1, *log_prob.shape[1:])
     return log_prob.gather(0, many).reshape(index.shape)

@@ -139,6 +139,15 @@ def test_samples_of_an_expanded_distribution_are_independent(kind):
     agree(place[:, 0] * 4 + place[:, 1], joint.flatten(0, 1))
 
 
+def test_expand_keeps_a_class_with_a_constructor_of_its_own():
+    class Sticky(gx.LinearChainCRF):
+        def __init__(self, unary):
+            super().__init__(unary, torch.eye(unary.shape[-1], dtype=unary.dtype))
+
+    d = Sticky(torch.randn(2, 3, 4, dtype=torch.float64)).expand((5, 2))
+    assert type(d) is Sticky and d.sample().shape == (5, 2, 3) and d.entropy().shape == (5, 2)
+
+
 def test_samples_stand_in_their_rows():
     place = torch.arange(6).reshape(2, 1, 3)
     digits = place.unsqueeze(-1) // torch.tensor([4, 2, 1]) % 2

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import pyro_genexact as gx
 from pyro_genexact.chains import messages as module
-from pyro_genexact.chains.messages import Logs, Merged, Scaled, messages_of, rows
+from pyro_genexact.chains.messages import LogMessages, MergedMessages, ScaledMessages, messages_of, select_rows
 from pyro_genexact.semirings import Max, fold
 from support.label_chains import EACH, KINDS, Small, agree, near
 
@@ -26,18 +26,20 @@ PATHS = {"rescaled every 8": (8, 1), "rescaled every 1": (1,), "logs": ()}
 
 def check(c: Small, messages: Any) -> None:
     near(messages.log_partition, c.scores.logsumexp(0).flatten(), c.name)
-    near(messages.nodes(), c.marginals.flatten(0, 1), c.name)
-    near(messages.pairs(), c.pair_marginals.flatten(0, 1), c.name)
+    near(messages.marginals(), c.marginals.flatten(0, 1), c.name)
+    near(messages.pair_marginals(), c.pair_marginals.flatten(0, 1), c.name)
     if c.transition.dim() == 2:
         weight = torch.linspace(-1.0, 2.0, len(messages.log_partition), dtype=torch.float64)
-        near(messages.pair_total(weight), torch.einsum("b,btij->ij", weight, c.pair_marginals.flatten(0, 1)), c.name)
+        near(
+            messages.expected_steps(weight), torch.einsum("b,btij->ij", weight, c.pair_marginals.flatten(0, 1)), c.name
+        )
 
 
 @pytest.mark.parametrize("attempts", PATHS.values(), ids=PATHS)
 def test_messages_by_every_path(cases, attempts):
     for c in cases:
-        messages = messages_of(c.crf()._chain(), attempts)
-        assert isinstance(messages, Scaled if attempts else Logs)
+        messages = messages_of(c.crf().inference.potentials(), attempts)
+        assert isinstance(messages, ScaledMessages if attempts else LogMessages)
         check(c, messages)
         if (c.labels, c.sites) == (3, 3):
             agree(c.index(messages.sample(8000)), c.log_prob.flatten(1))
@@ -47,8 +49,8 @@ def test_messages_by_every_path(cases, attempts):
 def test_a_few_draws_each_of_many_rows(count):
     for kind, zeros in EACH:
         c = Small(3, 3, kind, zeros)
-        chain = c.crf()._chain()
-        many = rows(chain, torch.arange(8).repeat(3000 // count))
+        chain = c.crf().inference.potentials()
+        many = select_rows(chain, torch.arange(8).repeat(3000 // count))
         place = c.index(messages_of(many).sample(count))
         agree(place.reshape(count, -1, 8).flatten(0, 1), c.log_prob.flatten(1))
 
@@ -64,7 +66,7 @@ def wild(kind: str, zeros: bool) -> tuple[Small, Tensor]:
 
 
 def rows_by_path(messages: Any, rows: Tensor) -> dict[Any, list[int]]:
-    if not isinstance(messages, Merged):
+    if not isinstance(messages, MergedMessages):
         return {type(messages): rows.tolist()}
     found: dict[Any, list[int]] = {}
     for index, part in zip(messages.rows, messages.parts, strict=True):
@@ -76,17 +78,17 @@ def rows_by_path(messages: Any, rows: Tensor) -> dict[Any, list[int]]:
 @pytest.mark.parametrize(("kind", "zeros"), EACH)
 def test_rows_take_the_path_that_they_need(kind, zeros):
     c, rate = wild(kind, zeros)
-    chain = c.crf()._chain()
+    chain = c.crf().inference.potentials()
     messages = messages_of(chain)
     check(c, messages)
     agree(c.index(messages.sample(4000)), c.log_prob.flatten(1))
     near(c.crf().entropy(), c.entropy)
-    every_8, every_1 = Scaled(chain, 8).exact, Scaled(chain, 1).exact
+    every_8, every_1 = ScaledMessages(chain, 8).exact, ScaledMessages(chain, 1).exact
     rate, length = rate.flatten(), c.there.sum(-1).flatten()
     assert every_8[(rate == 0) | (length < 2)].all() and every_1[(rate < 2) | (length < 2)].all()
     if not zeros:  # which may leave a row no choice
         assert not every_8[(rate == 1) & (length == 9)].any() and not every_1[(rate == 2) & (length > 1)].any()
-    assert rows_by_path(messages, torch.arange(20))[Logs] == (~every_1).nonzero().squeeze(-1).tolist() != []
+    assert rows_by_path(messages, torch.arange(20))[LogMessages] == (~every_1).nonzero().squeeze(-1).tolist() != []
 
 
 def test_ordinary_rows_never_take_the_log_path(monkeypatch):
@@ -94,9 +96,9 @@ def test_ordinary_rows_never_take_the_log_path(monkeypatch):
 
     def logs(chain):
         calls.append(len(chain.unary))
-        return Logs(chain)
+        return LogMessages(chain)
 
-    monkeypatch.setattr(module, "Logs", logs)
+    monkeypatch.setattr(module, "LogMessages", logs)
     for kind, zeros in EACH:
         c = Small(9, 64, kind, zeros, scale=3.0).map(lambda p, zeros=zeros: p.double() if zeros else p.float())
         d = c.crf()
@@ -270,7 +272,7 @@ def test_padding_gets_no_gradient_and_gives_none(query, fillers):
 @pytest.fixture
 def computed(monkeypatch):
     """How many rows messages were computed of, call by call."""
-    from pyro_genexact.chains import crf
+    from pyro_genexact.chains import log_partition
 
     rows: list[int] = []
 
@@ -278,7 +280,7 @@ def computed(monkeypatch):
         rows.append(len(chain.unary))
         return messages_of(chain, *args)
 
-    monkeypatch.setattr(crf, "messages_of", counted)
+    monkeypatch.setattr(log_partition, "messages_of", counted)
     return rows
 
 
@@ -322,10 +324,12 @@ def test_a_change_in_place_is_seen(name, computed):
 
 
 def test_the_best_labels_are_found_once_until_potentials_change(monkeypatch):
-    from pyro_genexact.chains import crf
+    from pyro_genexact.chains import inference as chain_inference
 
     folds = []
-    monkeypatch.setattr(crf, "fold", lambda semiring, chain: folds.append(semiring) or fold(semiring, chain))
+    monkeypatch.setattr(
+        chain_inference, "fold", lambda semiring, chain: folds.append(semiring) or fold(semiring, chain)
+    )
     c = Small(3, 3, "shared", zeros=False)
     for _ in range(2):
         d = c.crf() if not folds else d  # noqa: F821

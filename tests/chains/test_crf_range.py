@@ -5,9 +5,8 @@ import pytest
 import torch
 
 import pyro_genexact as gx
-from pyro_genexact.chains.messages import Logs, Merged, Scaled, messages_of
-from pyro_genexact.chains.messages import rows as rows_of
-from pyro_genexact.semirings import Chain
+from pyro_genexact.chains.messages import LogMessages, MergedMessages, ScaledMessages, messages_of, select_rows
+from pyro_genexact.semirings import ChainPotentials
 
 INF = torch.inf
 
@@ -179,8 +178,8 @@ def test_rows_of_all_kinds_at_once():
     )
     transition = uniform(5, 5, high=100.0, dtype=torch.float64)
     lengths = torch.tensor([30, 29, 12, 1, 30, 0])
-    chain = gx.LinearChainCRF(unary, transition, lengths=lengths)._chain()
-    kinds = {type(m) for m in messages_of(chain).parts} if isinstance(messages_of(chain), Merged) else set()
+    chain = gx.LinearChainCRF(unary, transition, lengths=lengths).inference.potentials()
+    kinds = {type(m) for m in messages_of(chain).parts} if isinstance(messages_of(chain), MergedMessages) else set()
     assert kinds, "a test of rows that are computed in several ways"
     leaf = unary.clone().requires_grad_()
     d = gx.LinearChainCRF(leaf, transition, lengths=lengths)
@@ -345,19 +344,23 @@ def test_exact_means_exact(kind, every):
             "row": (200, 1, labels, labels),
         }[kind]
         transition = wild(*steps) if kind != "shared" else wild(*steps)[0]
-        chain = Chain(wild(200, sites, labels), transition, wild(200, labels), wild(200, labels), None)
-        exact = Scaled(chain, every).exact.nonzero().squeeze(-1)
+        chain = ChainPotentials(wild(200, sites, labels), transition, wild(200, labels), wild(200, labels), None)
+        exact = ScaledMessages(chain, every).exact.nonzero().squeeze(-1)
         rows += len(exact)
-        chain = rows_of(chain, exact)
-        scaled, logs, weight = Scaled(chain, every), Logs(chain), torch.randn(len(exact), dtype=torch.float64)
+        chain = select_rows(chain, exact)
+        scaled, logs, weight = (
+            ScaledMessages(chain, every),
+            LogMessages(chain),
+            torch.randn(len(exact), dtype=torch.float64),
+        )
         assert scaled.exact.all() and (logs.log_partition > -INF).all()
         assert off(scaled.log_partition, Truth.wide(logs.log_partition), 1.0) < 1e-11
-        assert off(scaled.nodes(), Truth.wide(logs.nodes()), 1.0) < 1e-10
-        assert off(scaled.pairs(), Truth.wide(logs.pairs()), 1.0) < 1e-10
+        assert off(scaled.marginals(), Truth.wide(logs.marginals()), 1.0) < 1e-10
+        assert off(scaled.pair_marginals(), Truth.wide(logs.pair_marginals()), 1.0) < 1e-10
         if kind == "shared":
-            assert off(scaled.pair_total(weight), Truth.wide(logs.pair_total(weight)), 200.0) < 1e-10
+            assert off(scaled.expected_steps(weight), Truth.wide(logs.expected_steps(weight)), 200.0) < 1e-10
         labels_drawn = scaled.sample(3)
-        likely = logs.nodes().expand(3, -1, -1, -1).take_along_dim(labels_drawn.unsqueeze(-1), -1)
+        likely = logs.marginals().expand(3, -1, -1, -1).take_along_dim(labels_drawn.unsqueeze(-1), -1)
         assert (likely > 1e-25).all()
     assert rows > 100
 
@@ -369,8 +372,8 @@ def test_exact_to_the_edge_of_underflow():
     unary[:, :100, 1], unary[:, 100:, 0] = -lost.unsqueeze(-1) / 100, -lost.unsqueeze(-1) / 50
     stay = torch.zeros(2, 2, dtype=torch.float64).fill_diagonal_(1.0).log()
     nothing = torch.zeros(161, 2, dtype=torch.float64)
-    messages = Scaled(Chain(unary, stay, nothing, nothing), 1)
+    messages = ScaledMessages(ChainPotentials(unary, stay, nothing, nothing), 1)
     exact = messages.exact
     assert exact[lost < 640].all() and not exact[lost > 700].any()
     assert off(messages.log_partition[exact], Truth.wide(-lost[exact]), 1.0) < 1e-12
-    assert (messages.nodes()[exact, :, 1] - 1).abs().max() < 1e-12
+    assert (messages.marginals()[exact, :, 1] - 1).abs().max() < 1e-12

@@ -9,13 +9,25 @@ import torch
 
 import pyro_genexact as gx
 from pyro_genexact.chains.semirings import draw
-from pyro_genexact.semirings import Chain, Count, Draw, KMax, LogSumExp, Max, Semiring, fold, mean, trace, trace_k
+from pyro_genexact.semirings import (
+    ChainPotentials,
+    Count,
+    Draw,
+    KMax,
+    LogSumExp,
+    Max,
+    Semiring,
+    fold,
+    mean,
+    trace,
+    trace_k,
+)
 from support.label_chains import EACH, Small, agree, near
 
 
-def rows(c: Small) -> Chain:
+def rows(c: Small) -> ChainPotentials:
     """The chain of all rows."""
-    return c.crf()._chain()
+    return c.crf().inference.potentials()
 
 
 class Min(Semiring):
@@ -148,7 +160,7 @@ def test_a_semiring_of_ones_own(cases):
         chain, y = rows(c), c.strings
         changes = (1.0 - torch.eye(c.labels, dtype=torch.float64)).expand_as(chain.transition)
         first = (torch.arange(c.labels) == c.labels - 1).double() * 2
-        degrees = Chain(torch.zeros_like(chain.unary), changes, first.expand_as(chain.initial), 0 * first)
+        degrees = ChainPotentials(torch.zeros_like(chain.unary), changes, first.expand_as(chain.initial), 0 * first)
         if chain.transition.dim() == 2:
             chain, degrees = (k._replace(transition=k.transition.expand(1, 1, -1, -1)) for k in (chain, degrees))
         size = c.sites + 2
@@ -176,7 +188,11 @@ def test_count_is_exact_to_2_to_the_53():
     def count(sites, allowed):
         labels = len(allowed)
         steps = torch.where(allowed, 0.0, -torch.inf)
-        return int(fold(Count(), Chain(torch.zeros(sites, labels), steps, torch.zeros(labels), torch.zeros(labels)))[0])
+        return int(
+            fold(Count(), ChainPotentials(torch.zeros(sites, labels), steps, torch.zeros(labels), torch.zeros(labels)))[
+                0
+            ]
+        )
 
     for labels, sites in ((2, 53), (3, 33), (5, 22), (16, 13)):
         assert count(sites, torch.ones(labels, labels, dtype=torch.bool)) == labels**sites <= 2**53
@@ -214,7 +230,7 @@ def test_reversed_labels_score_the_same(cases):
 
 
 def test_a_semiring_says_what_it_lacks():
-    chain = Chain(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+    chain = ChainPotentials(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
     with pytest.raises(TypeError, match="Semiring must define plus"):
         fold(Semiring(), chain)
     total, messages = fold(LogSumExp(), chain)

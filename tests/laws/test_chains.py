@@ -1,9 +1,12 @@
 """Chains of labels: every query is what enumeration of all label strings tells, for every length."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pyro_genexact import LinearChainCRF, testing
+from pyro_genexact.chains.inference import ChainInference
 from support import registry
 from support.values import sized
 
@@ -54,18 +57,28 @@ def test_too_many_strings():
         testing.chain(LinearChainCRF(sized(8, 3), sized(3, 3)))
 
 
-class TurnedTransitions(LinearChainCRF):
-    def _chain(self, rows=None):
-        chain = super()._chain(rows)
-        return chain._replace(transition=chain.transition.mT)
+class Broken(LinearChainCRF):
+    """Whose inference is of another class."""
+
+    broken = ChainInference
+
+    @property
+    def inference(self):
+        return self.broken(**vars(super().inference))
 
 
-class TurnedInScore(LinearChainCRF):
-    def _score(self, value):
-        turned = LinearChainCRF(
-            self.unary, self.transition.mT, initial=self.initial, final=self.final, lengths=self.lengths
-        )
-        return LinearChainCRF._score(turned, value)
+class TurnedTransitions(Broken):
+    class broken(ChainInference):
+        def potentials(self, rows=None):
+            chain = super().potentials(rows)
+            return chain._replace(transition=chain.transition.mT)
+
+
+class TurnedInScore(Broken):
+    class broken(ChainInference):
+        def score(self, value):
+            unary, transition, *ends = self.given
+            return ChainInference.score(replace(self, given=(unary, transition.mT, *ends)), value)
 
 
 class TurnedPairs(LinearChainCRF):
@@ -74,9 +87,10 @@ class TurnedPairs(LinearChainCRF):
         return super().pair_marginals.mT
 
 
-class OffByLittle(LinearChainCRF):
-    def _log_partition(self):
-        return super()._log_partition() + 1e-3
+class OffByLittle(Broken):
+    class broken(ChainInference):
+        def log_partition(self):
+            return super().log_partition() + 1e-3
 
 
 class WrongOfEmpty(LinearChainCRF):
@@ -85,12 +99,14 @@ class WrongOfEmpty(LinearChainCRF):
         return super().log_partition + (0 if self.lengths is None else 1e-3 * (self.lengths == 0))
 
 
-class FinalOfTheLastSite(LinearChainCRF):
+class FinalOfTheLastSite(Broken):
     """Where the padding ends, not the row."""
 
-    def _score(self, value):
-        whole = LinearChainCRF(self.unary, self.transition, initial=self.initial, lengths=self.lengths)
-        return whole._score(value) + self.final[value[..., -1] % 2]
+    class broken(ChainInference):
+        def score(self, value):
+            *others, final = self.given
+            whole = ChainInference.score(replace(self, given=(*others, None)), value)
+            return whole + final[value[..., -1] % 2]
 
 
 class ReadsPadding(LinearChainCRF):
@@ -101,13 +117,13 @@ class ReadsPadding(LinearChainCRF):
 class MassInPadding(LinearChainCRF):
     @property
     def marginals(self):
-        return super().marginals.masked_fill(self._gone().unsqueeze(-1), 0.5)
+        return super().marginals.masked_fill(self.padding().unsqueeze(-1), 0.5)
 
 
 class GradientInPadding(LinearChainCRF):
     def entropy(self):
         noughts = self.unary - self.unary.detach()
-        return super().entropy() + torch.where(self._gone().unsqueeze(-1), noughts, 0).nansum((-1, -2))
+        return super().entropy() + torch.where(self.padding().unsqueeze(-1), noughts, 0).nansum((-1, -2))
 
 
 class TimesZero(LinearChainCRF):
@@ -120,7 +136,7 @@ class TimesZero(LinearChainCRF):
 
 class CountsPadding(LinearChainCRF):
     def entropy(self):
-        return super().entropy() + self._gone().sum(-1) * 0.1
+        return super().entropy() + self.padding().sum(-1) * 0.1
 
 
 class DetachedMarginals(LinearChainCRF):
@@ -134,18 +150,20 @@ class DetachedEntropy(LinearChainCRF):
         return super().entropy().detach()
 
 
-class DetachedTransitions(LinearChainCRF):
-    def _chain(self, rows=None):
-        chain = super()._chain(rows)
-        return chain._replace(transition=chain.transition.detach())
+class DetachedTransitions(Broken):
+    class broken(ChainInference):
+        def potentials(self, rows=None):
+            chain = super().potentials(rows)
+            return chain._replace(transition=chain.transition.detach())
 
 
-class HalfGradient(LinearChainCRF):
+class HalfGradient(Broken):
     """Of the score, not of log Z."""
 
-    def _score(self, value):
-        score = super()._score(value)
-        return 0.5 * score + 0.5 * score.detach()
+    class broken(ChainInference):
+        def score(self, value):
+            score = super().score(value)
+            return 0.5 * score + 0.5 * score.detach()
 
 
 class OtherWithGrad(LinearChainCRF):
@@ -165,7 +183,7 @@ class SiteBySite(LinearChainCRF):
 class LabelsInPadding(LinearChainCRF):
     @property
     def mode(self):
-        return super().mode.masked_fill(self._gone(), 1)
+        return super().mode.masked_fill(self.padding(), 1)
 
 
 class Unnormalised(LinearChainCRF):
@@ -207,12 +225,12 @@ class Uniform(LinearChainCRF):
 
     def sample(self, sample_shape=()):
         labels = torch.randint(self.num_labels, (*sample_shape, *self.batch_shape, *self.event_shape))
-        return labels.masked_fill(self._gone(), 0)
+        return labels.masked_fill(self.padding(), 0)
 
 
 class DrawsPadding(LinearChainCRF):
     def sample(self, sample_shape=()):
-        return super().sample(sample_shape).masked_fill(self._gone(), 1)
+        return super().sample(sample_shape).masked_fill(self.padding(), 1)
 
 
 class SharedNoise(LinearChainCRF):

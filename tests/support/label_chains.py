@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 import pyro_genexact as gx
+from pyro_genexact.testing.chains import Enumerated, enumerated
 
 KINDS = ("shared", "steps", "rows")
 EACH = list(product(KINDS, (False, True)))  # with and without structural zeros
@@ -54,7 +55,7 @@ class Small:
     def map(self, function: Callable[[Tensor], Tensor], **others: Any) -> Small:
         """A copy with a function of its potentials, and with other attributes."""
         new = object.__new__(Small)
-        kept = ("labels", "sites", "batch", "name", "lengths", "strings", "one_hot")
+        kept = ("labels", "sites", "batch", "name", "lengths")
         new.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
         for name in ("unary", "transition", "initial", "final"):
             potentials = getattr(self, name)
@@ -67,15 +68,24 @@ class Small:
         return self.map(lambda p: p.clone().requires_grad_())
 
     @cached_property
+    def truth(self) -> Enumerated:
+        """What all strings tell, which is what the laws compare with."""
+        return enumerated(self.crf(validate_args=False))
+
+    @property
     def strings(self) -> Tensor:
         """(V^N, N), the last label fastest."""
-        return torch.tensor(list(product(range(self.labels), repeat=self.sites)))
+        return self.truth.strings
 
-    @cached_property
+    @property
     def there(self) -> Tensor:
         """(*batch, N), which sites are no padding."""
-        lengths = torch.full(self.batch, self.sites) if self.lengths is None else self.lengths.expand(self.batch)
-        return torch.arange(self.sites) < lengths.unsqueeze(-1)
+        return self.truth.inside
+
+    @property
+    def raw(self) -> Tensor:
+        """(V^N, *batch), the scores of the strings, whatever they hold in padding."""
+        return self.truth.scores
 
     @cached_property
     def values(self) -> Tensor:
@@ -83,32 +93,13 @@ class Small:
         return torch.where(self.there, self.strings[:, None, None], -100)
 
     @cached_property
-    def raw(self) -> Tensor:
-        """(V^N, *batch), the scores of the strings, whatever they hold in padding."""
-        y, n = self.strings, torch.arange(self.sites)
-        unary = self.unary[..., n, y].movedim(-2, 0)  # (V^N, *batch, N)
-        total = torch.where(self.there, unary, 0.0).sum(-1)
-        steps = self.transition.expand(*self.batch, self.sites - 1, self.labels, self.labels)
-        steps = steps[..., n[:-1], y[:, :-1], y[:, 1:]].movedim(-2, 0)
-        total = total + torch.where(self.there[..., 1:], steps, 0.0).sum(-1)
-        last = self.there.sum(-1) - 1
-        if self.initial is not None:
-            first = self.initial.expand(*self.batch, -1)[..., y[:, 0]].movedim(-1, 0)
-            total = total + torch.where(last >= 0, first, 0.0)
-        if self.final is not None:
-            at_end = y[:, last.clamp(min=0)]  # (V^N, *batch)
-            end = self.final.expand(*self.batch, -1).take_along_dim(at_end.movedim(0, -1), -1).movedim(-1, 0)
-            total = total + torch.where(last >= 0, end, 0.0)
-        return total
-
-    @cached_property
     def scores(self) -> Tensor:
         """(V^N, *batch), -inf for strings with anything but 0 in padding, so that each string of a row counts once."""
-        return self.raw.masked_fill(((self.strings[:, None, None] != 0) & ~self.there).any(-1), -torch.inf)
+        return self.raw.masked_fill(~self.truth.once, -torch.inf)
 
     @cached_property
     def log_prob(self) -> Tensor:
-        return self.scores - self.scores.logsumexp(0)
+        return self.truth.log_prob()
 
     @cached_property
     def one_hot(self) -> Tensor:
@@ -117,14 +108,11 @@ class Small:
 
     @cached_property
     def marginals(self) -> Tensor:
-        nodes = torch.einsum("s...,stv->...tv", self.log_prob.exp(), self.one_hot)
-        return torch.where(self.there.unsqueeze(-1), nodes, 0.0)
+        return self.truth.marginals()
 
     @cached_property
     def pair_marginals(self) -> Tensor:
-        left, right = self.one_hot[:, :-1], self.one_hot[:, 1:]
-        pairs = torch.einsum("s...,sti,stj->...tij", self.log_prob.exp(), left, right)
-        return torch.where(self.there[..., 1:, None, None], pairs, 0.0)
+        return self.truth.pair_marginals()
 
     def mean(self, values: Tensor) -> Tensor:
         """Of values (V^N, *batch) of the strings, anything (even infinite) where they are impossible."""
@@ -133,7 +121,7 @@ class Small:
 
     @cached_property
     def entropy(self) -> Tensor:
-        return -self.mean(self.log_prob)
+        return self.truth.entropy()
 
     def index(self, values: Tensor) -> Tensor:
         """The places of strings (*, N) in ``strings``."""

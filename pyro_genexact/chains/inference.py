@@ -1,0 +1,129 @@
+"""Exact inference in a batch of linear chains: messages, modes and scores, computed once for all queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from ..transforms.base import _mark
+from . import checks as check
+from .labels import GivenPotentials, log_weight
+from .log_partition import log_partition, messages_for, plain_operations_only, with_gradients
+from .messages import Messages, double_precision, mask_padding
+from .semirings import ChainPotentials, Max, fold, trace
+
+
+@dataclass
+class ChainInference:
+    """The potentials of a chain as they were given, and what was computed of them.
+
+    "Rows" are all combinations of batch dims of the potentials, B of them. Results are in double precision.
+
+    Attributes:
+        given: potentials of batch dims that broadcast.
+        lengths: (*), or None.
+        rows: the batch shape of all potentials and lengths.
+        batch_shape: of the results of :meth:`in_batch`, to which rows broadcast.
+        cache: messages and modes, kept as long as the potentials do not change.
+    """
+
+    given: GivenPotentials
+    lengths: Tensor | None
+    rows: Size
+    batch_shape: Size
+    cache: dict[str, Any]
+
+    def potentials(self, rows: Size | None = None) -> ChainPotentials:
+        """Those of all rows, (B, N, V), (V, V) or (B, N - 1 or 1, V, V), (B, V), (B, V), lengths (B); padding is 0."""
+        rows = self.rows if rows is None else rows
+        unary, transition, initial, final = self.given
+
+        def flat(potentials: Tensor, dims: int) -> Tensor:
+            shape = potentials.shape[potentials.dim() - dims :]
+            return potentials.expand((*rows, *shape)).reshape(prod(rows), *shape)
+
+        lengths = None if self.lengths is None else flat(self.lengths, 0)
+        if transition.dim() > 2:
+            transition = flat(transition, 3)
+            if transition.shape[1] == unary.shape[-2] - 1:
+                transition = mask_padding(lengths, transition, 1)
+        zero = unary.new_zeros(unary.shape[-1])
+        initial, final = (flat(zero if p is None else p, 1) for p in (initial, final))
+        if lengths is not None:  # an empty row has no ends
+            empty = (lengths == 0).unsqueeze(-1)
+            initial, final = initial.masked_fill(empty, 0.0), final.masked_fill(empty, 0.0)
+        return ChainPotentials(mask_padding(lengths, flat(unary, 2)), transition, initial, final, lengths)
+
+    def possible(self) -> ChainPotentials:
+        """The potentials in double precision; a ValueError where a row allows no label string."""
+        self.log_partition()
+        return self.potentials().map(double_precision)
+
+    def messages(self, chain: ChainPotentials | None = None) -> Messages:
+        """Of all rows, from their :meth:`potentials` where these are at hand; a ValueError as in :meth:`possible`."""
+
+        def computed() -> Messages:
+            messages = messages_for(self.potentials() if chain is None else chain)
+            check.possible(messages.log_partition, self.rows)  # before they are remembered
+            return messages
+
+        return self._once("messages", computed)
+
+    def query(
+        self, query: Callable[..., Tensor], chain: ChainPotentials | None = None, *values: ChainPotentials
+    ) -> Tensor:
+        """A query of the messages, with gradients in the potentials and in the values.
+
+        Args:
+            query: of the messages and the values.
+            chain: the :meth:`potentials`, in any precision, of all rows or of rows that repeat them.
+            values: of the shapes of the chain.
+        """
+        chain = self.potentials() if chain is None else chain
+        messages = self.messages(chain) if len(chain.unary) == prod(self.rows) else messages_for(chain)
+        return with_gradients(query, messages, chain, *values)
+
+    def log_partition(self) -> Tensor:
+        """log Z in nats, of the shape of the rows."""
+        chain = self.potentials()
+        return log_partition(chain, self.messages(chain)).reshape(self.rows)
+
+    def score(self, value: Tensor) -> Tensor:
+        """Of values (*, N), of their shape and the rows', broadcast; -inf outside the support."""
+        return log_weight(self.given, self.lengths, value)
+
+    def best(self) -> Tensor:
+        """The most probable labels (B, N)."""
+
+        def computed() -> Tensor:
+            with torch.no_grad():
+                chain = self.potentials().map(double_precision)
+                score, messages = fold(Max(), chain)
+                check.possible(score, self.rows)
+                return trace(Max(), chain, messages)
+
+        return self._once("best", computed)
+
+    def in_batch(self, values: Tensor, event_dim: int = 0, sample_dim: int = 0) -> Tensor:
+        """Values (*sample, B, *event) of the rows in the batch shape; numbers in the dtype of the potentials."""
+        if values.is_floating_point():
+            values = values.to(self.given[0].dtype)
+        sample, event = values.shape[:sample_dim], values.shape[values.dim() - event_dim :]
+        ones = (1,) * (len(self.batch_shape) - len(self.rows))
+        return values.reshape((*sample, *ones, *self.rows, *event)).expand((*sample, *self.batch_shape, *event))
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Computed once, as long as the potentials are what they were; anew where what is computed belongs to one call alone."""
+        if plain_operations_only():
+            return compute()
+        state = [None if p is None else _mark(p) for p in (*self.given, self.lengths)]
+        if self.cache.get("state") != state:
+            self.cache.clear()
+        if name not in self.cache:
+            self.cache.update({name: compute(), "state": state})
+        return self.cache[name]

@@ -38,12 +38,14 @@ class Conditioner(nn.Module):
         context: C, the features of the context vector; :class:`Steps` of one vector a site; :class:`Source` of a sequence of
             its own; 0 for none.
         num_sites: T, or None where the conditioner takes any length.
+        max_len: the most sites it reads, or None for no limit.
     """
 
     num_params: int
     site: Site | Sequence[Site] = ()
     context: int | Steps | Source = 0
     num_sites: int | None = None
+    max_len: int | None = None
 
     @property
     def has_adjoint(self) -> bool:

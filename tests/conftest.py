@@ -21,6 +21,7 @@ def seeded():
 
 @pytest.fixture
 def double_by_default():
+    """Tensors are made in float64 unless a test says otherwise."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

@@ -21,7 +21,6 @@ from pyro_genexact.contexts import Steps
 from pyro_genexact.core.binding import bind
 from pyro_genexact.testing import conditioner_inputs
 from pyro_genexact.transforms import AutoregressiveTransform
-from support import registry
 from support.networks import in_a_model, naive_nade
 from support.registry import CONDITIONERS
 from support.registry.conditioners import factory
@@ -60,7 +59,7 @@ def test_later_covariates_are_not_read(name):
 @pytest.mark.parametrize("name", [name for name in CONDITIONERS if not name.startswith("RunningSum")])
 def test_phi_starts_small(name, monkeypatch):
     """So that heads start near phi = 0, which is where they are sensible; and not at 0, where parts would stay alike."""
-    monkeypatch.setattr(registry, "redraw", lambda module: module)
+    monkeypatch.setattr("support.values.redraw", lambda module: module)
     torch.manual_seed(0)
     net = CONDITIONERS[name]()
     phi = net(*conditioner_inputs(net, 100))

@@ -8,7 +8,7 @@ from pyro_genexact import heads as h
 from pyro_genexact import testing
 from pyro_genexact.conditioners import MADE
 from pyro_genexact.testing import conditioner_inputs, made
-from support import registry
+from support import registry, values
 from support.values import built, sized
 
 
@@ -103,8 +103,13 @@ def test_others_on_meta(name):
 @pytest.fixture
 def plain_registry(monkeypatch):
     """Whose factories draw nothing."""
-    monkeypatch.setattr(registry, "redraw", lambda module, *args, **options: module)
-    monkeypatch.setattr(registry, "sized", lambda *shape, seed=0: torch.ones(shape, dtype=torch.float64))
+    plain = {
+        "redraw": lambda module, *args, **options: module,
+        "sized": lambda *shape, seed=0: torch.ones(shape, dtype=torch.float64),
+    }
+    for module in (values, *registry.MODULES):
+        for name in plain.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, plain[name])
 
 
 @pytest.mark.parametrize("table", ["CONDITIONERS", "HEADS", "DISTRIBUTION_HEADS", "TRANSFORMS", "FILTERED"])

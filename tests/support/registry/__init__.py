@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import pyro_genexact as gx
-from support.registry import chains, flows, models, sequences
+from support.registry import chains, conditioners, flows, heads, models, sequences, transforms
 from support.registry.conditioners import CONDITIONERS, MUST_READ, READS, REAL_SITES
 from support.registry.heads import DISTRIBUTION_HEADS, HEADS, PAIRED
 from support.registry.sequences import FILTERED
@@ -22,6 +22,7 @@ __all__ = [
     "HEADS",
     "INERT",
     "LARGE",
+    "MODULES",
     "MUST_READ",
     "OUTSIDE",
     "PAIRED",
@@ -34,7 +35,8 @@ __all__ = [
     "move",
 ]
 
-KINDS = (models, flows, chains, sequences)
+KINDS = (models, flows, chains, sequences)  # of distributions
+MODULES = (conditioners, heads, transforms, *KINDS)
 DISTRIBUTIONS = {name: make for kind in KINDS for name, make in kind.DISTRIBUTIONS.items()}
 OUTSIDE = {name: values for kind in KINDS for name, values in kind.OUTSIDE.items()}
 INERT = {name: weights for kind in (models, flows, chains) for name, weights in kind.INERT.items()}

@@ -19,7 +19,7 @@ from .contexts import Steps, check_context
 from .core.buffers import register_given
 from .core.checks import check_kind, check_sizes, permutation
 from .core.shapes import shape_of
-from .families.guard import guarded
+from .families.guard import with_support
 from .families.mixture import Mixture
 from .heads.checks import check_distribution_head
 
@@ -343,7 +343,7 @@ class Conditional(DistributionModule):
                 f"Expected the network's outputs (*batch, {self.head.num_params}) (num_params of the head); "
                 f"got {tuple(phi.shape)}."
             )
-        return guarded(self.head(phi), self.head.support)
+        return with_support(self.head(phi), self.head.support)
 
 
 class CRF(DistributionModule):

@@ -23,7 +23,7 @@ from ..core.shapes import broadcast_batches, broadcast_shapes, shape_of
 from ..core.values import numbers
 from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration
-from ..families.guard import anchor, contains, surely_inside
+from ..families.guard import contains, feasible_point, known_to_contain
 from ..families.per_site import PerSite, PerSiteConstraint
 from .checks import check_uniforms, sites_of, sites_of_prefix, steps_in_order
 from .reparameterised import can_sweep, sweep
@@ -395,7 +395,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
             padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
         """
         y, present, shape = self._rows(value)
-        mask = None if present is None and surely_inside(self.head.support, y) else self._inside(y, present)
+        mask = None if present is None and known_to_contain(self.head.support, y) else self._inside(y, present)
         if self._validate_args and mask is not None:
             self._check_inside(y, mask)
             mask = None
@@ -403,7 +403,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
         good = present if mask is None else mask if present is None else mask & present
         if good is not None:
             good = _wide(good, y)
-            read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, anchor(self.head.support, y))
+            read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, feasible_point(self.head.support, y))
         phi = self.conditioner(self._read(read), self._covariates(self._batch(shape)[0], present))
         return self._site(phi), y, mask, present, shape
 
@@ -451,7 +451,7 @@ class AutoregressiveDistribution(ByEnumeration, TorchDistribution):
     def _check_prefix(self) -> None:
         _, lengths, prefix = self._batch(self.batch_shape)
         y = prefix.new_zeros(len(prefix), self._given + self._layout[0], *self.head.site_shape)
-        y = anchor(self.head.support, y).expand(y.shape).to(prefix.dtype)
+        y = feasible_point(self.head.support, y).expand(y.shape).to(prefix.dtype)
         y = torch.cat([prefix, y[:, self._given :]], 1)
         self._check_inside(y, self._inside(y, None if lengths is None else self._present(lengths)), "prefix")
 
@@ -500,10 +500,10 @@ class _Events(constraints.Constraint):
         y, present, shape = self.d._rows(value)
         return self.d._inside(y, present).all(1).reshape(shape)
 
-    def anchor(self, like: Tensor) -> Tensor:
+    def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside, of the shape of ``like`` broadcast with the batch."""
         y, _, shape = self.d._rows(like)
-        y = self.d._of_event(anchor(self.d.head.support, y).expand_as(y), shape)
+        y = self.d._of_event(feasible_point(self.d.head.support, y).expand_as(y), shape)
         return self.d._to_event(y).reshape(shape + self.d.event_shape)
 
 

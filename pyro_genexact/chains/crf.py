@@ -14,7 +14,7 @@ from ..core.checks import check_sizes
 from ..core.independent import independent
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import numbers
-from ..heads.parametric import Categorical
+from ..heads.common_families import Categorical
 from . import checks as check
 from .distribution import ChainDistribution
 from .inference import ChainInference

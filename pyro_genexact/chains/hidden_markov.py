@@ -15,7 +15,7 @@ from ..core.independent import independent
 from ..core.leaves import map_leaves, tensors_in
 from ..core.shapes import broadcast_shapes
 from ..core.values import floating, numbers
-from ..families.guard import anchor, guarded_log_prob, surely_inside
+from ..families.guard import feasible_point, known_to_contain, log_prob_everywhere
 from ..families.mixture import union
 from . import checks as check
 from .crf import LinearChainCRF
@@ -203,10 +203,10 @@ class HiddenMarkov(ChainDistribution):
         support: Any = self.observation_dist.support
         padding = self.padding(-self._state_dim)
         if padding is not None:
-            value = torch.where(padding, anchor(support, value), value)
-        if not plain_operations_only() and surely_inside(support, value):
+            value = torch.where(padding, feasible_point(support, value), value)
+        if not plain_operations_only() and known_to_contain(support, value):
             return self.observation_dist.log_prob(value)
-        return guarded_log_prob(self.observation_dist, value, support)
+        return log_prob_everywhere(self.observation_dist, value, support)
 
     def _shares(self) -> Tensor:
         """p(z_t) (*batch, N, V, 1 ...) beside what the observation_dist tells of values."""

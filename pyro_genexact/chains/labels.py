@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from ..base import Conditioner
 from ..contexts import Steps
-from ..families.guard import anchor
+from ..families.guard import feasible_point
 from .messages import LogMessages, double_precision, mask_padding
 from .semirings import padding_mask
 
@@ -41,9 +41,9 @@ class PaddedSites(constraints.Constraint):
         inside = self.one.check(value)
         return (inside | padding_mask(self.lengths, inside.shape[-1])).all(-1)
 
-    def anchor(self, like: Tensor) -> Tensor:
+    def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside, that broadcasts with ``like``."""
-        return anchor(self.one, like)
+        return feasible_point(self.one, like)
 
 
 class LabelStrings(PaddedSites):

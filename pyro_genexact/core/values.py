@@ -22,6 +22,12 @@ def numbers(name: str, value: Any) -> Tensor:
     return value if kind.is_floating_point or kind == torch.bool else value.long()
 
 
+def in_every_dtype(number: float) -> dict[torch.dtype, Tensor]:
+    """A number as tensors of the CPU, which cost a quarter of what numbers do and go with every device."""
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return {dtype: torch.tensor(number, dtype=dtype, device="cpu") for dtype in kinds}
+
+
 def floating(value: Tensor, like: Iterable[Tensor]) -> Tensor:
     """The value; whole numbers in the dtype of the first floating-point tensor, since families subtract and multiply."""
     if value.is_floating_point():

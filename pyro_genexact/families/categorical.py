@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,19 +11,10 @@ from torch.distributions.kl import register_kl
 from torch.nn.functional import logsigmoid
 
 from ..core.functional import transformed
+from .completed import Completed
 
 
-class OfNoSamples:
-    """With samples of a shape without elements, which torch's sampler of categories refuses."""
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        if prod(sample_shape):
-            return super().sample(torch.Size(sample_shape))  # type: ignore[misc,no-any-return]
-        one = super().sample()  # type: ignore[misc]
-        return one.new_empty((*sample_shape, *one.shape))  # type: ignore[no-any-return]
-
-
-class Categorical(OfNoSamples, dist.Categorical):
+class Categorical(Completed, dist.Categorical):
     """With gradients of the entropy and of the divergence from another one where some log-probabilities are -inf."""
 
     def entropy(self) -> Tensor:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import singledispatch
 from math import log
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution, constraints
+from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution
 
 from ..core.leaves import map_leaves
 from ..core.shapes import broadcast_shapes
 from ..numerics.derivatives import implicit
 from ..numerics.roots import bisect, find
-from .guard import anchor, contains, guarded_log_prob
-from .special import CDFS, QUANTILES, of_family
+from .guard import contains, feasible_point, log_prob_everywhere, support_ends
+from .special import CDFS, QUANTILES, Form
 
 _CHUNK = 1024  # values of a sum over the support made at once
 _ROUGH = 1e-3  # the error of the cdf from which Newton's method needs two steps
 _STRIDES = 32  # each eight times as long, to the other side of a quantile
 
 
+@singledispatch
 def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """P(Y <= value) elementwise (*sample, *batch), for a univariate family or an ``Independent`` of such.
 
-    Closed forms where the family has one, else (discrete families) the sum of the mass up to the value: O(value). 0 below
+    Closed forms where there is one, else the family's own, else (discrete families) the sum of the mass up to the value,
+    O(value); ``cdf.register`` takes a function of these arguments for a class. 0 below
     the support and 1 above it, whatever the validation of d. A left tail is accurate relative to its own size (not where
     a falling transform turns it round). Differentiable by the parameters and, for continuous families, by the value.
 
@@ -46,20 +49,27 @@ def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
         tensor([0.0000, 0.1353, 0.4060])
     """
     d = _univariate(d)
-    mixed = _mixed(d, cdf, value)
-    if mixed is not None:  # whose supports may leave a gap
-        return mixed
     support = _support(d) if support is None else support
     if support.is_discrete:  # torch lacks derivatives by the value there, which are 0
         value = value.detach().floor() if value.is_floating_point() else value
     try:
-        inside, inner = contains(support, value), anchor(support, value)
+        inside, inner = contains(support, value), feasible_point(support, value)
     except NotImplementedError:  # a support without a known element
         raise _no_cdf(d) from None
     result = _cdf_inside(d, torch.where(inside, value, inner))
     above = (value > inner) | (value == torch.inf)
     outside = torch.where(value.isnan(), torch.nan, above.to(result.dtype))
     return torch.where(inside, result, outside)
+
+
+@cdf.register(Independent)
+def _(d: Any, value: Tensor, support: Any = None) -> Tensor:
+    return cdf(d.base_dist, value, support)
+
+
+@cdf.register(MixtureSameFamily)  # whose supports may leave a gap
+def _(d: Any, value: Tensor, support: Any = None) -> Tensor:
+    return _average(d, cdf, value)
 
 
 def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None) -> Tensor:
@@ -109,20 +119,13 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
     d = _univariate(d)
     if not bool(((u >= 0) & (u <= 1)).all()):
         raise ValueError(f"Expected u to lie in [0, 1]; got values from {u.min().item()} to {u.max().item()}.")
-    quantile = of_family(QUANTILES, d)
-    if quantile is not None:
-        return quantile(d, u)
-    closed_form = of_family(CDFS, d)
-    if closed_form is None and not _inherits(d, "icdf"):
-        return d.icdf(u)
+    return _quantile(d, u)
+
+
+def _searched(d: Distribution, u: Tensor) -> Tensor:
     if _support(d).is_discrete:
         with torch.no_grad():
             return _search_counts(d, u)
-    if closed_form is None and isinstance(d, TransformedDistribution):
-        y = icdf(d.base_dist, torch.where(_sign(d, u) > 0, u, 1 - u))
-        for transform in d.transforms:
-            y = transform(y)
-        return y
     with torch.no_grad():
         y = _search_numbers(d, u)
     tensors = _tensors(d)
@@ -160,26 +163,59 @@ def _inherits(d: Distribution, name: str) -> bool:
     return method is getattr(Distribution, name) or method is getattr(TransformedDistribution, name)
 
 
+@singledispatch
 def _cdf_inside(d: Distribution, value: Tensor) -> Tensor:
     """The cdf at values of the support."""
-    closed_form = of_family(CDFS, d)
-    if closed_form is not None:
-        return closed_form(d, value.double()).to(value.dtype) if value.is_floating_point() else closed_form(d, value)
-    if isinstance(d, dist.ZeroInflatedDistribution):
-        return d.gate + (1 - d.gate) * cdf(d.base_dist, value)
     if not _inherits(d, "cdf"):
         try:
             return d.cdf(value)
         except NotImplementedError:
             raise _no_cdf(d) from None
-    if isinstance(d, TransformedDistribution):
-        for transform in reversed(d.transforms):
-            value = transform.inv(value)
-        below = cdf(d.base_dist, value)
-        return torch.where(_sign(d, value) > 0, below, 1 - below)
     if not _support(d).is_discrete:
         raise _no_cdf(d)
     return _sum_of_mass(d, value)
+
+
+@_cdf_inside.register(dist.ZeroInflatedDistribution)
+def _(d: Any, value: Tensor) -> Tensor:
+    return d.gate + (1 - d.gate) * cdf(d.base_dist, value)
+
+
+@_cdf_inside.register(TransformedDistribution)
+def _(d: TransformedDistribution, value: Tensor) -> Tensor:
+    if not _inherits(d, "cdf"):
+        return d.cdf(value)
+    for transform in reversed(d.transforms):
+        value = transform.inv(value)
+    below = cdf(d.base_dist, value)
+    return torch.where(_sign(d, value) > 0, below, 1 - below)
+
+
+@singledispatch
+def _quantile(d: Distribution, u: Tensor) -> Tensor:
+    """The smallest value whose cdf is at least u."""
+    return _searched(d, u) if _inherits(d, "icdf") else d.icdf(u)
+
+
+@_quantile.register(TransformedDistribution)
+def _(d: TransformedDistribution, u: Tensor) -> Tensor:
+    if not _inherits(d, "icdf"):
+        return d.icdf(u)
+    if _support(d).is_discrete:
+        return _searched(d, u)
+    y = icdf(d.base_dist, torch.where(_sign(d, u) > 0, u, 1 - u))
+    for transform in d.transforms:
+        y = transform(y)
+    return y
+
+
+def _in_double(form: Form) -> Form:
+    return lambda d, y: form(d, y.double()).to(y.dtype) if y.is_floating_point() else form(d, y)
+
+
+for _family, _form in CDFS.items():
+    _cdf_inside.register(_family, _in_double(_form))
+    _quantile.register(_family, QUANTILES.get(_family, _searched))
 
 
 def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:
@@ -193,21 +229,16 @@ def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:
     return sign
 
 
-def _mixed(d: Distribution, quantity: Callable[..., Tensor], value: Tensor) -> Tensor | None:
-    """sum_k w_k quantity_k(value) of a mixture; None for another family."""
-    from .mixture import Mixture  # which imports this file
-
-    if isinstance(d, MixtureSameFamily):
-        return (d.mixture_distribution.probs * quantity(d.component_distribution, value.unsqueeze(-1))).sum(-1)
-    if isinstance(d, Mixture):
-        return (d.logits.softmax(-1).movedim(-1, d._dim) * d._at(quantity, value)).sum(d._dim)
-    return None
+def _average(d: MixtureSameFamily, quantity: Callable[..., Tensor], value: Tensor) -> Tensor:
+    """sum_k w_k quantity_k(value)."""
+    return (d.mixture_distribution.probs * quantity(d.component_distribution, value.unsqueeze(-1))).sum(-1)
 
 
-def _density(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
+def _density(d: Distribution, value: Tensor) -> Tensor:
     """The density or mass, 0 outside the support."""
-    mixed = _mixed(d, _density, value)
-    return guarded_log_prob(d, value, support).exp() if mixed is None else mixed
+    if isinstance(d, MixtureSameFamily):
+        return _average(d, _density, value)
+    return log_prob_everywhere(d, value).exp()
 
 
 def _enumerated(d: Distribution, dims: int) -> tuple[Tensor, Tensor] | None:
@@ -222,32 +253,15 @@ def _enumerated(d: Distribution, dims: int) -> tuple[Tensor, Tensor] | None:
     return values, d.log_prob(values).exp()
 
 
-def _lower(d: Distribution, like: Tensor) -> Tensor:
-    lower = _bound(d, "lower_bound", torch.nan, like)
-    if bool(lower.isnan().any()):
+def _ends(d: Distribution, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The least lower and the greatest upper bound of the support."""
+    low, high = support_ends(_support(d), like)
+    while isinstance(d, MixtureSameFamily):
+        low, high = low.amin(-1) if low.dim() else low, high.amax(-1) if high.dim() else high
+        d = d.component_distribution
+    if _support(d).is_discrete and not bool(low.isfinite().all()):
         raise _no_cdf(d)
-    return lower
-
-
-def _bound(d: Distribution, name: str, default: float, like: Tensor) -> Tensor:
-    """The least lower or the greatest upper bound of the support."""
-    bound = _limit(_support(d), name, default, like)
-    while isinstance(d, MixtureSameFamily) and bound.dim():
-        bound, d = _extreme(name)(bound, -1), d.component_distribution
-    return bound
-
-
-def _limit(support: Any, name: str, default: float, like: Tensor) -> Tensor:
-    if hasattr(support, "parts"):
-        limits = [_limit(part, name, default, like) for part in support.parts]
-        return _extreme(name)(torch.stack(torch.broadcast_tensors(*limits)), 0)
-    if type(support) is type(constraints.boolean):
-        default = float(name == "upper_bound")
-    return torch.as_tensor(getattr(support, name, default), dtype=like.dtype, device=like.device)
-
-
-def _extreme(name: str) -> Callable[[Tensor, int], Tensor]:
-    return torch.amin if name == "lower_bound" else torch.amax
+    return low, high
 
 
 def _sum_of_mass(d: Distribution, value: Tensor) -> Tensor:
@@ -258,10 +272,10 @@ def _sum_of_mass(d: Distribution, value: Tensor) -> Tensor:
     shape = torch.broadcast_shapes(value.shape, d.batch_shape)
     total: Any = 0
     last = int(value.max()) if value.numel() else -1
-    for first in range(int(_lower(d, value).min()), last + 1, _CHUNK):
+    for first in range(int(_ends(d, value)[0].min()), last + 1, _CHUNK):
         counts = torch.arange(first, min(first + _CHUNK, last + 1), dtype=value.dtype, device=value.device)
         counts = counts.reshape(-1, *[1] * len(shape))
-        total = total + torch.where(counts <= value, guarded_log_prob(d, counts).exp(), 0).sum(0)
+        total = total + torch.where(counts <= value, log_prob_everywhere(d, counts).exp(), 0).sum(0)
     return total if isinstance(total, Tensor) else value.new_zeros(shape)
 
 
@@ -272,9 +286,9 @@ def _search_counts(d: Distribution, u: Tensor) -> Tensor:
         index = (finite[1].cumsum(0) < u).sum(0)
         return finite[0].flatten()[index.clamp(max=len(finite[0]) - 1)]  # a sum may end just below 1
     shape = torch.broadcast_shapes(u.shape, d.batch_shape)
-    low = _lower(d, u).expand(shape) - 1  # cdf < u, or the lower end
+    low, top = _ends(d, u)
+    low = low.expand(shape) - 1  # cdf < u, or the lower end
     step = u.new_ones(shape)
-    top = _bound(d, "upper_bound", torch.inf, u)
     short = torch.ones(shape, dtype=torch.bool, device=u.device)
     while bool(short.any()):
         short = (cdf(d, low + step) < u) & (low + step < top)
@@ -290,10 +304,7 @@ def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
     First roughly, by the log-odds of the cdf, of a number on a scale on which most tails are nearly straight.
     """
     dtype, u = u.dtype, u.double().expand(broadcast_shapes(u.shape, d.batch_shape))
-    low, high = (
-        _bound(d, name, end, u).expand(u.shape)
-        for name, end in (("lower_bound", -torch.inf), ("upper_bound", torch.inf))
-    )
+    low, high = (end.expand(u.shape) for end in _ends(d, u))
     inner = torch.where((u > 0) & (u < 1), u, 0.5)
     log_above = torch.log1p(-inner)
 

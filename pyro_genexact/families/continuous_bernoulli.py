@@ -7,6 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from .special import tilted_cdf
 
@@ -16,6 +17,8 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[name-define
 
     The distance w of x from the end that l favours has the density r exp(-a w), a = |l|, 1 / r = (1 - exp(-a)) / a.
     """
+
+    sample = Distribution.sample  # by rsample
 
     def _sizes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Whether l > 0, a, and a where it is not small; with derivatives at 0 that hold for both signs."""
@@ -29,8 +32,6 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[name-define
         return torch.where(a < 0.1, series, torch.log(-torch.expm1(-far)) - far.log())
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
         up, a, _ = self._sizes()
         return (-a * torch.where(up, 1 - value, value) - self._log_norm()).to(self.logits)
 
@@ -45,10 +46,6 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[name-define
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         return self._from_end(torch.rand(shape, dtype=torch.float64, device=self.logits.device))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
     def _from_end(self, v: Tensor) -> Tensor:
         """x, of the quantile v of w: w = -log(1 - v (1 - exp(-a))) / a."""

@@ -15,14 +15,14 @@ from torch.distributions import constraints
 from ..core.independent import REAL_VECTOR
 from ..core.values import checked_value
 from .guard import contains
-from .vectors import OfVectors
+from .parametrised import Parametrised, ShapesByParameters
 
 # Seven reach the last bit for every uniform number of 53 bits, the first one costs nothing. No call of numerics.root: a
 # convex function needs no bracket, and its rounding, up to that of the largest logit, leaves nothing to test x by.
 _NEWTON_STEPS = 9
 
 
-class ContinuousCategorical(OfVectors, TorchDistribution):
+class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution):
     r"""A density on the simplex that is log-linear in the value x (k,), with natural parameters ``logits`` (k,).
 
         p(x) = exp(logits · x) / Z,    Z = exp[logits_1, ..., logits_k],
@@ -63,14 +63,6 @@ class ContinuousCategorical(OfVectors, TorchDistribution):
             raise ValueError(f"Expected logits.shape[-1] >= 2; got {tuple(logits.shape)}.")
         self.logits = logits
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousCategorical:
-        new = self._get_checked_instance(ContinuousCategorical, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.logits = self.logits.expand(batch_shape + self.event_shape)
-        super(ContinuousCategorical, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     @property
     def log_normalizer(self) -> Tensor:

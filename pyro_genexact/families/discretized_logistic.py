@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 from ..core.checks import check_sizes
 from ..core.values import checked_value
+from .enumeration import ByEnumeration
 from .guard import contains
+from .parametrised import Parametrised
 
 
-class DiscretizedLogistic(TorchDistribution):
+class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
     r"""A logistic variable rounded to the nearest of the integers 0 ... L - 1, which stand for -1 ... 1 of its scale.
 
     With sigma the logistic function, c = (loc + 1) (L - 1) / 2 and r = scale (L - 1) / 2,
@@ -92,24 +93,9 @@ class DiscretizedLogistic(TorchDistribution):
         return (center + spread * torch.logit(value) - 0.5).ceil().clamp(0, self.levels - 1)
 
     @property
-    def mean(self) -> Tensor:
-        """sum_y y P(y), over all levels."""
-        values = self.enumerate_support()
-        return (self._probs() * values).sum(0)
-
-    @property
     def variance(self) -> Tensor:
         values = self.enumerate_support()
-        return (self._probs() * (values - self.mean).square()).sum(0)
-
-    @property
-    def mode(self) -> Tensor:
-        return self._probs().argmax(0).to(self.loc.dtype)
-
-    def entropy(self) -> Tensor:
-        """-sum_y P(y) log P(y), in nats."""
-        log_probs = self._log_probs()
-        return -(log_probs.exp() * log_probs).sum(0)
+        return (self.log_prob(values).exp() * (values - self.mean).square()).sum(0)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """0 ... L - 1, of shape (L, *batch), or (L, 1, ...) without ``expand``."""
@@ -117,23 +103,7 @@ class DiscretizedLogistic(TorchDistribution):
         values = values.reshape(-1, *[1] * len(self.batch_shape))
         return values.expand(-1, *self.batch_shape) if expand else values
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiscretizedLogistic:
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        batch_shape = Size(batch_shape)
-        new.levels, new.loc, new.scale = self.levels, self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        super(DiscretizedLogistic, new).__init__(batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     def _in_levels(self) -> tuple[Tensor, Tensor]:
         """loc and scale in units of one level, where the cells' ends y ± 1/2 are exact: the masses then sum to 1."""
         half = (self.levels - 1) / 2
         return (self.loc + 1) * half, self.scale * half
-
-    def _log_probs(self) -> Tensor:
-        return DiscretizedLogistic(self.loc, self.scale, self.levels, validate_args=False).log_prob(
-            self.enumerate_support()
-        )
-
-    def _probs(self) -> Tensor:
-        return self._log_probs().exp()

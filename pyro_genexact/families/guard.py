@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
-from functools import cache
+from functools import cache, singledispatch
 from typing import Any
 
 import torch
@@ -17,24 +17,24 @@ from ..core.settable import Settable
 from ..core.values import checked_value, floating
 
 
-def guarded_log_prob(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
+def log_prob_everywhere(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """log_prob (of the broadcast batch shape), -inf with gradient zero where the value lies outside the support.
 
-    The family itself only ever meets values inside: outside, its :func:`anchor` stands in.
+    The family itself only ever meets values inside: outside, its :func:`feasible_point` stands in.
     """
     support = d.support if support is None else support
     inside = contains(support, value)
-    log_prob = d.log_prob(torch.where(_wide(inside, d.event_shape), value, anchor(support, value)))
+    log_prob = d.log_prob(torch.where(expand_mask(inside, d.event_shape), value, feasible_point(support, value)))
     return torch.where(inside, log_prob, -torch.inf)
 
 
-def guarded(d: Any, support: Any) -> Any:
+def with_support(d: Any, support: Any) -> Any:
     """The distribution d, of a subclass of its family whose support is the given one: outside, log_prob is -inf or raises.
 
     Validation is what it is elsewhere, on unless switched off, whatever d was made with.
     """
-    if getattr(d, "_unguarded", None) is not None:  # a model within a head has guarded it
-        d, _ = d._unguarded
+    if getattr(d, "_supported", None) is not None:  # as by a model within a head
+        d, _ = d._supported
     new = copy.copy(d)
     part = new
     while hasattr(part, "base_dist"):
@@ -42,27 +42,27 @@ def guarded(d: Any, support: Any) -> Any:
         part.__dict__.pop("_validate_args", None)
     new.__dict__.pop("_validate_args", None)
     family: Any = type(d)
-    new.__class__, new._unguarded = _guarded_class(family), (d, support)
+    new.__class__, new._supported = _class_with_support(family), (d, support)
     return new
 
 
 @cache
-def _guarded_class(family: Any) -> Any:
-    known = {}
+def _class_with_support(family: Any) -> Any:
+    fixed = {}
     for name in ("is_discrete", "event_dim"):  # the same for all of the family, where the class has it
         with suppress(NotImplementedError, AttributeError):
-            known[name] = getattr(family.support, name)
+            fixed[name] = getattr(family.support, name)
 
     def support(self: Any) -> Any:
-        return super(guard, self).support if self._unguarded is None else self._unguarded[1]
+        return super(made, self).support if self._supported is None else self._supported[1]
 
-    fields = {"__module__": family.__module__, "support": constraints.dependent_property(support, **known)}
-    guard = type(family)(family.__name__, (_Guarded, family), fields)
-    return guard
+    fields = {"__module__": family.__module__, "support": constraints.dependent_property(support, **fixed)}
+    made = type(family)(family.__name__, (_WithSupport, family), fields)
+    return made
 
 
-class _Guarded:
-    _unguarded: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
+class _WithSupport:
+    _supported: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
     _validate_args: bool
 
     @Settable
@@ -70,29 +70,31 @@ class _Guarded:
         return super().has_rsample  # type: ignore[misc, no-any-return]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._unguarded is None:
+        if self._supported is None:
             return super().log_prob(value)  # type: ignore[misc]
-        d, support = self._unguarded
+        d, support = self._supported
         value = checked_value(self, value)
         if not value.is_floating_point():  # else the tensors need not be searched for
             value = floating(value, tensors_in(d))
-        return guarded_log_prob(d, value, support)
+        return log_prob_everywhere(d, value, support)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        if self._unguarded is None:
+        if self._supported is None:
             return super().expand(batch_shape, _instance)  # type: ignore[misc]
-        d, support = self._unguarded
-        new = guarded(d.expand(torch.Size(batch_shape)), support)
+        d, support = self._supported
+        new = with_support(d.expand(torch.Size(batch_shape)), support)
         new.__dict__.update(self._settings())
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return (
-            super().__reduce_ex__(protocol) if self._unguarded is None else (guarded, self._unguarded, self._settings())
+            super().__reduce_ex__(protocol)
+            if self._supported is None
+            else (with_support, self._supported, self._settings())
         )
 
     def _settings(self) -> dict[str, Any]:
-        """What was set after :func:`guarded` made this."""
+        """What was set after :func:`with_support` made this."""
         return {name: value for name, value in self.__dict__.items() if name in ("_validate_args", "has_rsample")}
 
 
@@ -105,7 +107,7 @@ def contains(support: Any, value: Tensor) -> Tensor:
     return inside
 
 
-def surely_inside(support: Any, value: Tensor) -> bool:
+def known_to_contain(support: Any, value: Tensor) -> bool:
     """Whether all values are inside, where that is at hand: on an accelerator the wait would cost more than to mask."""
     if value.device.type != "cpu" or transformed():
         return False
@@ -114,18 +116,15 @@ def surely_inside(support: Any, value: Tensor) -> bool:
     return bool(contains(support, value).all())
 
 
-def anchor(support: Any, like: Tensor) -> Tensor:
-    """Some value inside the support, that broadcasts with ``like``."""
+@singledispatch
+def feasible_point(support: Any, like: Tensor) -> Tensor:
+    """Some value inside the support, that broadcasts with ``like``.
+
+    A constraint's own method of that name returns it, or a function registered for its class, or ``biject_to``.
+    """
+    if hasattr(support, "feasible_point"):
+        return support.feasible_point(like)
     event = like.shape[like.dim() - support.event_dim :]
-    if hasattr(support, "anchor"):
-        return support.anchor(like)
-    if isinstance(support, constraints.cat):
-        parts = zip(support.cseq, like.split(support.lengths, support.dim), strict=True)
-        return torch.cat([anchor(part, values).expand_as(values) for part, values in parts], support.dim)
-    if hasattr(support, "base_constraint"):  # independent, or torch's of mixtures
-        return anchor(support.base_constraint, like)
-    if type(support) is type(constraints.boolean):  # copies and pickles are other objects
-        return like.new_zeros(())
     for bound in ("lower_bound", "upper_bound"):
         if support.is_discrete and support.event_dim == 0 and hasattr(support, bound):
             return torch.as_tensor(getattr(support, bound), dtype=like.dtype, device=like.device)
@@ -136,5 +135,35 @@ def anchor(support: Any, like: Tensor) -> Tensor:
     return to_support(like.new_zeros(to_support.inverse_shape(event)))
 
 
-def _wide(inside: Tensor, event_shape: torch.Size) -> Tensor:
+@feasible_point.register(type(constraints.boolean))
+def _(support: Any, like: Tensor) -> Tensor:
+    return like.new_zeros(())
+
+
+@feasible_point.register(constraints.cat)
+def _(support: Any, like: Tensor) -> Tensor:
+    parts = zip(support.cseq, like.split(support.lengths, support.dim), strict=True)
+    return torch.cat([feasible_point(part, values).expand_as(values) for part, values in parts], support.dim)
+
+
+@feasible_point.register(constraints.independent)
+@feasible_point.register(constraints.MixtureSameFamilyConstraint)
+def _(support: Any, like: Tensor) -> Tensor:
+    return feasible_point(support.base_constraint, like)
+
+
+@singledispatch
+def support_ends(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The least number of a support of numbers and the largest, infinite where there is none."""
+    ends = getattr(support, "lower_bound", -torch.inf), getattr(support, "upper_bound", torch.inf)
+    low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
+    return low, high
+
+
+@support_ends.register(type(constraints.boolean))
+def _(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    return like.new_zeros(()), like.new_ones(())
+
+
+def expand_mask(inside: Tensor, event_shape: torch.Size) -> Tensor:
     return inside.reshape(inside.shape + (1,) * len(event_shape))

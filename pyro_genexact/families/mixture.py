@@ -17,10 +17,11 @@ from ..core.leaves import map_leaves, tensors_in
 from ..core.values import checked_value
 from .cdf import cdf
 from .enumeration import ByEnumeration
-from .guard import anchor, guarded_log_prob
+from .guard import feasible_point, log_prob_everywhere, support_ends
+from .parametrised import Parametrised
 
 
-class Mixture(ByEnumeration, TorchDistribution):
+class Mixture(ByEnumeration, Parametrised, TorchDistribution):
     r"""p(y) = sum_k w_k p_k(y) with w = softmax(logits); log_prob in nats, by log-sum-exp.
 
     A value outside the support of some components is scored by the others alone; outside all supports log_prob is -inf,
@@ -71,7 +72,7 @@ class Mixture(ByEnumeration, TorchDistribution):
         """log sum_k w_k p_k(value), of shape (*sample, *batch)."""
         value = checked_value(self, value)
         log_weights = self.logits.log_softmax(-1).movedim(-1, self._dim)
-        terms = log_weights + self._at(guarded_log_prob, value)
+        terms = log_weights + self._at(log_prob_everywhere, value)
         impossible = (terms == -torch.inf).all(self._dim, keepdim=True)
         total = terms.masked_fill(impossible, 0.0).logsumexp(self._dim)  # whose gradient at -inf alone would be NaN
         return total.masked_fill(impossible.squeeze(self._dim), -torch.inf)
@@ -120,12 +121,8 @@ class Mixture(ByEnumeration, TorchDistribution):
         return distinct.expand(-1, *self.batch_shape, *self.event_shape) if expand else distinct
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Mixture:
-        new = self._get_checked_instance(Mixture, _instance)
-        batch_shape = Size(batch_shape)
-        new.logits, new._inner, new.supports = self.logits.expand(*batch_shape, -1), self._inner, self.supports
-        new.components = _expanded(self.components, batch_shape[len(batch_shape) - self._inner :])
-        super(Mixture, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        new: Mixture = super().expand(batch_shape, _instance)
+        new.components = _expanded(self.components, new.batch_shape[len(new.batch_shape) - self._inner :])
         return new
 
     @property
@@ -167,6 +164,9 @@ class Mixture(ByEnumeration, TorchDistribution):
         return found
 
 
+cdf.register(Mixture, lambda d, value, support=None: d.cdf(value))  # whose supports may leave a gap
+
+
 class UnionConstraint(constraints.Constraint):
     """Values that satisfy at least one of several constraints of equal ``event_dim``.
 
@@ -187,12 +187,19 @@ class UnionConstraint(constraints.Constraint):
             inside = inside | part.check(value)
         return inside
 
-    def anchor(self, like: Tensor) -> Tensor:
+    def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside, that broadcasts with ``like``."""
-        return anchor(self.parts[0], like)
+        return feasible_point(self.parts[0], like)
 
     def __repr__(self) -> str:
         return " | ".join(map(str, self.parts))
+
+
+@support_ends.register(UnionConstraint)
+def _(support: UnionConstraint, like: Tensor) -> tuple[Tensor, Tensor]:
+    lows, highs = zip(*(support_ends(part, like) for part in support.parts), strict=True)
+    low, high = (torch.stack(torch.broadcast_tensors(*ends)) for ends in (lows, highs))
+    return low.amin(0), high.amax(0)
 
 
 def union(parts: Sequence[Any]) -> Any:
@@ -214,14 +221,12 @@ def same_constraint(a: Any, b: Any) -> bool:
         return False
     if isinstance(a, Tensor):
         return a.shape == b.shape and not (a.is_meta or b.is_meta) and bool((a == b).all())
-    if isinstance(a, constraints.Constraint):
-        return same_constraint(a.__dict__, b.__dict__)
+    if isinstance(a, constraints.Constraint) or is_dataclass(a):  # or a check that a constraint was given
+        return same_constraint(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same_constraint(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_constraint, a, b))
-    if is_dataclass(a):  # a check that a constraint was given
-        return same_constraint(vars(a), vars(b))
     return bool(a == b)
 
 

@@ -16,11 +16,12 @@ from ..core.leaves import map_leaves, tensors_in
 from ..core.settable import Settable
 from ..core.values import checked_value
 from .cdf import cdf, icdf
-from .guard import anchor, guarded_log_prob
+from .guard import feasible_point, log_prob_everywhere
 from .mixture import same_constraint
+from .parametrised import Parametrised
 
 
-class PerSite(TorchDistribution):
+class PerSite(Parametrised, TorchDistribution):
     """S independent sites of batch shape (*batch, S), each group of which is of a family of its own.
 
     Args:
@@ -70,7 +71,7 @@ class PerSite(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Of each site, in nats: (*sample, *batch, S), -inf where a value is outside its site's support."""
         value = checked_value(self, value)
-        return self.each(guarded_log_prob, value, *self._limits())
+        return self.each(log_prob_everywhere, value, *self._limits())
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -139,16 +140,13 @@ class PerSite(TorchDistribution):
         return values[(slice(None), *[slice(1)] * batch)]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PerSite:
-        new = self._get_checked_instance(PerSite, _instance)
         batch_shape = Size(batch_shape)
         if batch_shape[-1:] != self.batch_shape[-1:]:
             raise ValueError(
                 f"Expected batch_shape[-1] == {self.batch_shape[-1]} (the number of sites); got {tuple(batch_shape)}."
             )
-        new.sites, new.dtype, new.supports = self.sites, self.dtype, self.supports
+        new: PerSite = super().expand(batch_shape, _instance)
         new.parts = [part.expand((*batch_shape[:-1], part.batch_shape[-1])) for part in self.parts]
-        super(PerSite, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
         return new
 
     def _all(self, quantity: Callable[[Any], Tensor]) -> Tensor:
@@ -203,10 +201,10 @@ class PerSiteConstraint(constraints.Constraint):
         checks = [c.check(v) for c, v in self._pairs(value)]
         return _in_order(checks, self._sites, -1)
 
-    def anchor(self, like: Tensor) -> Tensor:
+    def feasible_point(self, like: Tensor) -> Tensor:
         """Values inside, of the shape of ``like`` (*batch, T, *site_shape)."""
-        anchors = [anchor(c, v).expand_as(v) for c, v in self._pairs(like)]
-        return _in_order(anchors, self._sites, -1 - self.event_dim)
+        points = [feasible_point(c, v).expand_as(v) for c, v in self._pairs(like)]
+        return _in_order(points, self._sites, -1 - self.event_dim)
 
     def joint(self, order: Tensor | None = None) -> Any:
         """The constraint of the whole vector, whose ``order[i]``-th value is that of site i."""

@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, sigmoid
 from torch.autograd import Function
-from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid, softplus
 
 from ..numerics.errors import ConvergenceError, worst_of
@@ -279,24 +278,24 @@ def _kumaraswamy(d: Any, value: Tensor) -> Tensor:
     return torch.where(end, 1, -torch.expm1(d.concentration0 * log_above))
 
 
-def _skew_logistic_quantile(d: Any, u: Tensor) -> Tensor:
+def skew_logistic_quantile(d: Any, u: Tensor) -> Tensor:
     log_p = torch.log(u) / d.asymmetry
     return d.loc + d.scale * (log_p - torch.log(-torch.expm1(log_p)))
 
 
-def _generalized_pareto(d: Any, value: Tensor) -> Tensor:
+def generalized_pareto_cdf(d: Any, value: Tensor) -> Tensor:
     z, zero = (value - d.loc) / d.scale, d.concentration == 0
     power = torch.where(zero, 1, d.concentration)
     return -torch.expm1(-torch.where(zero, z, torch.log1p(power * z) / power))
 
 
-def _generalized_pareto_quantile(d: Any, u: Tensor) -> Tensor:
+def generalized_pareto_quantile(d: Any, u: Tensor) -> Tensor:
     zero, log_above = d.concentration == 0, torch.log1p(-u)
     power = torch.where(zero, 1, d.concentration)
     return d.loc + d.scale * torch.where(zero, -log_above, torch.expm1(-power * log_above) / power)
 
 
-_Form = Callable[[Any, Tensor], Tensor]
+Form = Callable[[Any, Tensor], Tensor]
 # the cdf and the quantile function of the standard member of each family of locations and scales
 _STANDARD: dict[type, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     torch.distributions.Normal: (normal_cdf, torch.special.ndtri),
@@ -316,15 +315,15 @@ _STANDARD: dict[type, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 }
 
 
-def _standardised(standard: Callable[[Tensor], Tensor]) -> _Form:
+def _standardised(standard: Callable[[Tensor], Tensor]) -> Form:
     return lambda d, y: standard((y - getattr(d, "loc", 0)) / d.scale)
 
 
-def _relocated(standard: Callable[[Tensor], Tensor]) -> _Form:
+def _relocated(standard: Callable[[Tensor], Tensor]) -> Form:
     return lambda d, u: getattr(d, "loc", 0) + d.scale * standard(u)
 
 
-CDFS: dict[type, _Form] = {
+CDFS: dict[type, Form] = {
     **{family: _standardised(forms[0]) for family, forms in _STANDARD.items()},
     torch.distributions.StudentT: lambda d, y: student_cdf((y - d.loc) / d.scale, d.df),
     torch.distributions.Beta: lambda d, y: betainc(d.concentration1, d.concentration0, y),
@@ -343,18 +342,14 @@ CDFS: dict[type, _Form] = {
     ),
     dist.GammaPoisson: lambda d, y: betainc(d.concentration, y + 1, d.rate / (1 + d.rate), 1 / (1 + d.rate)),
 }
-QUANTILES: dict[type, _Form] = {
+QUANTILES: dict[type, Form] = {
     **{family: _relocated(forms[1]) for family, forms in _STANDARD.items()},
     torch.distributions.Exponential: lambda d, u: -torch.log1p(-u) / d.rate,
     torch.distributions.Kumaraswamy: lambda d, u: (
         (-torch.expm1(torch.log1p(-u) / d.concentration0)) ** (1 / d.concentration1)
     ),
-    dist.SkewLogistic: _skew_logistic_quantile,
+    dist.SkewLogistic: skew_logistic_quantile,
 }
 if hasattr(torch.distributions, "GeneralizedPareto"):  # since torch 2.8
-    CDFS[torch.distributions.GeneralizedPareto] = _generalized_pareto
-    QUANTILES[torch.distributions.GeneralizedPareto] = _generalized_pareto_quantile
-
-
-def of_family(table: dict[type, _Form], d: Distribution) -> _Form | None:
-    return next((form for family, form in table.items() if isinstance(d, family)), None)
+    CDFS[torch.distributions.GeneralizedPareto] = generalized_pareto_cdf
+    QUANTILES[torch.distributions.GeneralizedPareto] = generalized_pareto_quantile

@@ -14,6 +14,7 @@ from ..core.values import checked_value
 from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.quadrature import kronrod_rule
 from ..numerics.roots import bisect
+from .parametrised import Parametrised
 
 _FARTHEST = 1e60  # scales from loc
 _PANELS = 24
@@ -25,7 +26,7 @@ _ROUNDED, _UNDERFLOW = 1e10, 1e250  # nats below 0
 _GAP = 1e-5  # of Gauss's and Kronrod's rules
 
 
-class Stable(dist.Stable):  # type: ignore[name-defined]
+class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
     r"""Pyro's stable distribution with a log_prob and samples that are exact, near stability 1 too.
 
     Its characteristic function is, in Nolan's continuous parametrisation S0 with unit scale and loc 0, for t > 0
@@ -87,16 +88,6 @@ class Stable(dist.Stable):  # type: ignore[name-defined]
         if coords not in ("S", "S0"):
             raise ValueError(f"Expected coords to be 'S0' or 'S'; got {coords!r}.")
         super().__init__(stability, skew, scale, loc, coords, validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Stable:
-        new = self._get_checked_instance(Stable, _instance)
-        batch_shape = torch.Size(batch_shape)
-        for name in self.arg_constraints:
-            setattr(new, name, getattr(self, name).expand(batch_shape))
-        new.coords = self.coords
-        super(dist.Stable, new).__init__(batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """In nats; value (*sample, *batch). NaN stays NaN.

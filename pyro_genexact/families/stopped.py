@@ -14,10 +14,11 @@ from torch.nn.functional import logsigmoid
 from ..core.functional import visible
 from ..core.shapes import broadcast_shapes
 from ..core.values import checked_value
-from .guard import anchor, contains, guarded_log_prob
+from .guard import contains, feasible_point, log_prob_everywhere
+from .parametrised import Parametrised
 
 
-class Stopped(TorchDistribution):
+class Stopped(Parametrised, TorchDistribution):
     r"""Vectors (k + 1,) of a value and a flag that is 1 with probability sigmoid(stop_logits), independent of the value.
 
     Args:
@@ -70,7 +71,7 @@ class Stopped(TorchDistribution):
         """Of value and flag, in nats: (*sample, *batch), -inf outside the support."""
         value = checked_value(self, value)
         inner, flag = _parts(value, len(self.inner.event_shape))
-        log_prob = guarded_log_prob(self.inner, inner, self._support)
+        log_prob = log_prob_everywhere(self.inner, inner, self._support)
         of_flag = logsigmoid(torch.where(flag == 1, self.stop_logits, -self.stop_logits))
         inside = ((flag == 0) | (flag == 1)) & (log_prob > -torch.inf)
         return torch.where(inside, log_prob + of_flag, -torch.inf)
@@ -111,12 +112,8 @@ class Stopped(TorchDistribution):
         return self._joined(values, flag.reshape(-1, *[1] * len(self.batch_shape)))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Stopped:
-        new = self._get_checked_instance(Stopped, _instance)
-        batch_shape = Size(batch_shape)
-        new.inner, new.inner_support = self.inner.expand(batch_shape), self.inner_support
-        new.stop_logits = self.stop_logits.expand(batch_shape)
-        super(Stopped, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
+        new: Stopped = super().expand(batch_shape, _instance)
+        new.inner = self.inner.expand(new.batch_shape)
         return new
 
     def _joined(self, value: Tensor, flag: Tensor) -> Tensor:
@@ -142,10 +139,10 @@ class StoppedConstraint(constraints.Constraint):
         inner, flag = _parts(value, self.inner.event_dim)
         return contains(self.inner, inner) & ((flag == 0) | (flag == 1))
 
-    def anchor(self, like: Tensor) -> Tensor:
+    def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside with flag 0, of the shape of ``like`` (*batch, k + 1)."""
         inner, flag = _parts(like, self.inner.event_dim)
-        value = anchor(self.inner, inner).expand_as(inner)
+        value = feasible_point(self.inner, inner).expand_as(inner)
         return torch.cat(
             [value if self.inner.event_dim else value.unsqueeze(-1), torch.zeros_like(flag).unsqueeze(-1)], -1
         )

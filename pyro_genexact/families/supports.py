@@ -36,7 +36,7 @@ class Sphere(constraints.Constraint):
         """Whether they are."""
         return dist.constraints.sphere.check(value)
 
-    def anchor(self, like: Tensor) -> Tensor:
+    def feasible_point(self, like: Tensor) -> Tensor:
         """One of them."""
         return torch.eye(1, like.shape[-1], dtype=like.dtype, device=like.device)[0]
 

@@ -29,8 +29,6 @@ class _ZeroInflated:
     gate_logits = _uncached("gate_logits", "gate", torch.logit)
 
     def log_prob(self: Any, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
         zero, log_base = value == 0, self.base_dist.log_prob(value)
         if "gate" in self.__dict__:
             log_rest = _log_mass_of_rest(self.gate, log_base, zero)

@@ -2,11 +2,7 @@
 
 from ..core.faces import publish
 from .bijections import Affine, Shift
-from .composite import ConditionalHead, PerSite
-from .filters import Filter, Forbid, MinLength, MinP, Tempered, TopK, TopP
-from .mixture import DiscretizedLogistic, Mixture
-from .networks import IntegratedPositive, MonotoneNetwork
-from .parametric import (
+from .common_families import (
     Bernoulli,
     Beta,
     Binomial,
@@ -21,12 +17,16 @@ from .parametric import (
     NegativeBinomial,
     Normal,
     OneHotCategorical,
-    Parametric,
     Poisson,
     StudentT,
     VonMises,
     ZeroInflatedPoisson,
 )
+from .composite import ConditionalHead, PerSite
+from .filters import Filter, Forbid, MinLength, MinP, Tempered, TopK, TopP
+from .mixture import DiscretizedLogistic, Mixture
+from .networks import IntegratedPositive, MonotoneNetwork
+from .parametric import Parametric
 from .polynomial import Bernstein, SumOfSquares
 from .sigmoidal import DeepSigmoid, LogisticMixtureCDF
 from .simplex import ContinuousCategorical

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..base import Head
 from ..core.checks import check_positive, check_widths
+from ..core.values import in_every_dtype
 from ..transforms.affine import Affine as AffineTransform
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Affine(Head):
@@ -37,8 +36,7 @@ class Affine(Head):
         check_widths(1, shape=shape)
         check_positive(bound=bound)
         self.site_shape, self.num_params = tuple(shape), 2 * prod(shape)
-        # as tensors, which cost half of what numbers do; those of the CPU go with every device
-        self._bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
+        self._bounds = in_every_dtype(bound)
 
     def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from types import new_class
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import TorchDistribution
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import constraints, transform_to
 
-from .bijections import _DTYPES
+from ..core.values import in_every_dtype
 
 
 class Part(NamedTuple):
@@ -29,8 +25,7 @@ class Link:
     """Maps numbers, first bounded to offset ± bound smoothly, into a constraint."""
 
     def __init__(self, constraint: Any, bound: float, offset: float = 0.0) -> None:
-        # as tensors, which cost a quarter of what numbers do; those of the CPU go with every device
-        self.bounds = {dtype: torch.tensor(bound, dtype=dtype, device="cpu") for dtype in _DTYPES}
+        self.bounds = in_every_dtype(bound)
         self.offset = offset
         above_0 = isinstance(constraint, (constraints.greater_than, constraints.greater_than_eq))
         # transform_to's own is exp(z) * 1 + 0 then
@@ -55,7 +50,8 @@ class Cholesky:
         return factor
 
 
-def brief(value: Any) -> str:
+def short_repr(value: Any) -> str:
+    """Of an argument, tensors by their shape."""
     return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else str(value)
 
 
@@ -76,24 +72,6 @@ def fixed_value(name: str, value: Any, shape: tuple[int, ...], constraint: Any) 
         raise ValueError(f"Expected {name}.shape to broadcast to {shape}, that of a site; got {tuple(value.shape)}.")
     wide = value.detach().expand(shape)
     if not constraints.is_dependent(constraint) and not (valid := constraint.check(wide)).all():
-        got = wide[~valid][0].item() if valid.shape == wide.shape and given is value else brief(given)
+        got = wide[~valid][0].item() if valid.shape == wide.shape and given is value else short_repr(given)
         raise ValueError(f"Expected {name} to satisfy {constraint}; got {got}.")
     return value
-
-
-@cache
-def citizen(family: Any) -> Any:
-    """The family as Pyro's are: callable, with to_event, mask and a default expand."""
-    if issubclass(family, TorchDistributionMixin):
-        return family
-    methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}
-    methods["__reduce__"] = lambda self: (_restore, (family, self.__dict__))
-    if family.expand is Distribution.expand:
-        methods["expand"] = TorchDistribution.expand
-    return new_class(family.__name__, (family, TorchDistributionMixin), {}, lambda body: body.update(methods))
-
-
-def _restore(family: Any, fields: dict[str, Any]) -> Any:
-    made = object.__new__(citizen(family))
-    made.__dict__.update(fields)
-    return made

@@ -1,4 +1,4 @@
-"""A head of any distribution class whose parameters have a fixed size, and short names for the common ones."""
+"""A head of any distribution class whose parameters have a fixed size."""
 
 from __future__ import annotations
 
@@ -15,36 +15,13 @@ from torch.distributions import Distribution, constraints
 
 from ..base import Constant, Head
 from ..core.buffers import register_given
-from ..core.checks import check_sizes, check_widths
+from ..core.checks import check_widths
 from ..core.independent import independent, to_event
 from ..core.leaves import tensors_in
+from ..families import table
+from ..families.completed import completed
 from ..families.repaired import REPAIRED
-from . import table
-from .parameters import Cholesky, Link, Part, brief, citizen, fixed_value
-from .table import families
-
-__all__ = [
-    "Bernoulli",
-    "Beta",
-    "Binomial",
-    "Categorical",
-    "Dirichlet",
-    "Exponential",
-    "Gamma",
-    "Geometric",
-    "Laplace",
-    "LogNormal",
-    "MultivariateNormal",
-    "NegativeBinomial",
-    "Normal",
-    "OneHotCategorical",
-    "Parametric",
-    "Poisson",
-    "StudentT",
-    "VonMises",
-    "ZeroInflatedPoisson",
-    "families",
-]
+from .parameters import Cholesky, Link, Part, fixed_value, short_repr
 
 _OF_VMAP = ("vmap: ", "Batching rule not implemented")
 """How errors begin that torch.func.vmap raises for the code inside it."""
@@ -73,7 +50,7 @@ class Parametric(Head):
             ``LowRankMultivariateNormal``, ``components=`` of the mixtures.
 
     Attributes:
-        family: the class that :meth:`forward` builds.
+        family: the class whose subclass :meth:`forward` builds.
         parameters_of: the predicted parameters, by name, with their shapes.
         has_rsample: whether samples are reparameterised.
 
@@ -106,16 +83,16 @@ class Parametric(Head):
         check_widths(1, shape=tuple(shape))
         self._constant_support: Any = None
         self.name, shape = family.__name__, tuple(shape)
-        self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={brief(v)}" for n, v in fixed.items()]
+        self._settings = ([f"shape={shape}"] if shape else []) + [f"{n}={short_repr(v)}" for n, v in fixed.items()]
         exported = getattr(dist, self.name, None)
         if family.__module__.startswith("torch.distributions"):
             family = exported or family
         # the name of a user's own family says nothing
-        self._known = self.name if family is exported else ""
-        self._family: Any = REPAIRED.get(self._known, family)
-        if self._known in table.REASONS:
-            self._refuse(table.REASONS[self._known])
-        if self._known == "SineSkewed" and shape != (1,):
+        self._pyro_name = self.name if family is exported else ""
+        self.family: Any = REPAIRED.get(self._pyro_name, family)
+        if self._pyro_name in table.REASONS:
+            self._refuse(table.REASONS[self._pyro_name])
+        if self._pyro_name == "SineSkewed" and shape != (1,):
             self._refuse(
                 f"its density is positive only where the sizes of skewness add up to 1: Expected shape == (1,); got {shape}"
             )
@@ -136,18 +113,13 @@ class Parametric(Head):
         support = self.support
         self._constant_support = None if tensors_in(support) else support
 
-    @property
-    def family(self) -> Any:
-        """The class that :meth:`forward` builds; made, not kept, where Pyro's methods are mixed in, so as to copy well."""
-        return citizen(self._family)
-
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
         rows = phi.shape[:-1]
-        if not prod(rows):  # which families cannot check or reshape, though they can expand one row to none
+        if 0 in rows:  # which families cannot check or reshape, though they can expand one row to none
             return self.forward(phi.sum(tuple(range(len(rows))), keepdim=True), first).expand(rows)
         parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
-        values = dict(self._options())
+        values = dict(self._options.forward())
         for name, _, raw, link in self._plan:
             part = next(parts)
             if not self._scalars and len(raw) != 1:
@@ -158,7 +130,7 @@ class Parametric(Head):
                 values[name] = fixed.to(phi if fixed.is_floating_point() else phi.device)  # type: ignore[union-attr]
         for name, head in self._heads.items():
             values[name] = head(next(parts))
-        d: Any = self.family(**values)
+        d: Any = completed(self.family)(**values)
         if not self._sizes:
             d = d.expand(rows + self._lead)
         return to_event(d, len(self._lead))
@@ -183,7 +155,7 @@ class Parametric(Head):
     def _parameters_to_predict(self, fixed: dict[str, Any]) -> dict[str, table.Parameter]:
         known = inspect.getattr_static(self.family, "arg_constraints")
         parameters = {n: table.describe(c) for n, c in known.items()} if isinstance(known, dict) else {}
-        parameters |= table.PARAMETERS.get(self._known, {})
+        parameters |= table.PARAMETERS.get(self._pyro_name, {})
         for names in table.ALTERNATIVES:
             keep = next((n for n in names if n in fixed), next((n for n in names if n in parameters), None))
             for other in set(names) - {keep}:
@@ -254,7 +226,7 @@ class Parametric(Head):
     def _support(self, phi: Tensor) -> Any:
         d, dims = self(phi), len(self._lead)
         base = d.base_dist if dims else d
-        support = table.SUPPORTS[self._known](base) if self._known in table.SUPPORTS else base.support
+        support = table.SUPPORTS[self._pyro_name](base) if self._pyro_name in table.SUPPORTS else base.support
         return independent(support, dims)
 
     def _probe(self) -> None:
@@ -281,117 +253,3 @@ class Parametric(Head):
             where -= 1
             if not all(torch.equal(a, b) for a, b in zip(at_zero, moved, strict=True)):
                 self._refuse(f"its support depends on {part.name}: fix it")
-
-
-def Bernoulli(shape: tuple[int, ...] = ()) -> Parametric:
-    """0 or 1, by logits.
-
-    Example:
-        >>> Bernoulli((88,)).num_params
-        88
-    """
-    return Parametric(dist.Bernoulli, shape)
-
-
-def Beta(shape: tuple[int, ...] = ()) -> Parametric:
-    """Numbers in [0, 1], by two concentrations."""
-    return Parametric(dist.Beta, shape)
-
-
-def Binomial(total_count: int | Tensor, shape: tuple[int, ...] = ()) -> Parametric:
-    """Counts of 0 to ``total_count``, by logits."""
-    return Parametric(dist.Binomial, shape, total_count=total_count)
-
-
-def Categorical(categories: int) -> Parametric:
-    """One of V categories, by logits.
-
-    Example:
-        >>> Categorical(5).num_params, Categorical(5).site_shape
-        (5, ())
-    """
-    check_sizes(1, categories=categories)
-    return Parametric(dist.Categorical, (categories,))
-
-
-def Dirichlet(size: int) -> Parametric:
-    """Points (k,) of the simplex, by concentrations."""
-    check_sizes(1, size=size)
-    return Parametric(dist.Dirichlet, (size,))
-
-
-def Exponential(shape: tuple[int, ...] = ()) -> Parametric:
-    """Positive numbers, by their rate."""
-    return Parametric(dist.Exponential, shape)
-
-
-def Gamma(shape: tuple[int, ...] = ()) -> Parametric:
-    """Positive numbers, by concentration and rate."""
-    return Parametric(dist.Gamma, shape)
-
-
-def Geometric(shape: tuple[int, ...] = ()) -> Parametric:
-    """Counts of failures before the first success, by logits."""
-    return Parametric(dist.Geometric, shape)
-
-
-def Laplace(shape: tuple[int, ...] = ()) -> Parametric:
-    """Real numbers, by location and scale."""
-    return Parametric(dist.Laplace, shape)
-
-
-def LogNormal(shape: tuple[int, ...] = ()) -> Parametric:
-    """Positive numbers, by location and scale of their logarithm."""
-    return Parametric(dist.LogNormal, shape)
-
-
-def MultivariateNormal(size: int) -> Parametric:
-    """Real vectors (k,), by mean and Cholesky factor: k + k(k+1)/2 numbers.
-
-    Example:
-        >>> MultivariateNormal(3).num_params
-        9
-    """
-    check_sizes(1, size=size)
-    return Parametric(dist.MultivariateNormal, (size,))
-
-
-def NegativeBinomial(shape: tuple[int, ...] = ()) -> Parametric:
-    """Overdispersed counts, by total count and logits."""
-    return Parametric(dist.NegativeBinomial, shape)
-
-
-def Normal(shape: tuple[int, ...] = ()) -> Parametric:
-    """Real numbers, by mean and standard deviation.
-
-    Example:
-        >>> Normal()(torch.zeros(4, 2)).scale
-        tensor([1., 1., 1., 1.])
-    """
-    return Parametric(dist.Normal, shape)
-
-
-def OneHotCategorical(size: int) -> Parametric:
-    """One-hot vectors (k,), by logits."""
-    check_sizes(1, size=size)
-    return Parametric(dist.OneHotCategorical, (size,))
-
-
-def Poisson(shape: tuple[int, ...] = ()) -> Parametric:
-    """Counts, by their rate."""
-    return Parametric(dist.Poisson, shape)
-
-
-def StudentT(shape: tuple[int, ...] = (), **fixed: Any) -> Parametric:
-    """Heavy-tailed real numbers, by degrees of freedom (unless ``df=`` is fixed), location and scale."""
-    return Parametric(dist.StudentT, shape, **fixed)
-
-
-def VonMises(shape: tuple[int, ...] = ()) -> Parametric:
-    """Angles in [-pi, pi], by location and concentration."""
-    return Parametric(dist.VonMises, shape)
-
-
-def ZeroInflatedPoisson(shape: tuple[int, ...] = ()) -> Parametric:
-    """Counts with more zeros, by rate and logit of the extra zeros."""
-    return Parametric(dist.ZeroInflatedPoisson, shape)

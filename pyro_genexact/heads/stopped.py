@@ -38,7 +38,7 @@ class Stopped(Head):
         super().__init__()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
             check_distribution_head(head)
-        if hasattr(head, "num_sites"):
+        if getattr(head, "num_sites", None) is not None:
             raise ValueError("Expected head to treat all sites alike; got a PerSite.")
         self.head, self.num_params = head, head.num_params + 1
         self.site_shape = ((head.site_shape[0] if head.site_shape else 1) + 1,)

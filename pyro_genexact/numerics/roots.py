@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf, log2, nan
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
+from .brackets import INTEGERS, bracket, search
 from .derivatives import Increasing, Sloped, implicit, value_of
-from .errors import ConvergenceError, branching, worst_of
+from .errors import branching
 
 _NEWTON_STEPS = 7  # all elements together
 _GUARDED_STEPS = 32  # of Newton's method between the numbers that were seen, for elements that are left
 _ROUGH = 4  # times the tolerance
-_FREE_STEPS = 64  # of the bracketed search
-_HALVINGS = 66  # after those, enough for the 64 bits of a number
-_INTEGERS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
 
 
 def root(
@@ -138,13 +130,13 @@ def find(
             return x
     guess, low, high = (None if t is None else t.expand(y.shape) for t in (guess, low, high))
     if whole:
-        start = _bracket(y, guess, low, high, near | _unknown(y, parameters, shared))
-        return torch.where(near, x, _search(sloped, start, parameters, shared, tol))
+        start = bracket(y, guess, low, high, near | _unknown(y, parameters, shared))
+        return torch.where(near, x, search(sloped, start, parameters, shared, tol))
     rows = (~near).nonzero(as_tuple=True)
     some = [_of_rows(p, near.shape, rows) for p in parameters]
     y, (guess, low, high) = y[rows], (None if t is None else t[rows] for t in (guess, low, high))
-    start = _bracket(y, guess, low, high, _unknown(y, some, shared))
-    return x.expand(near.shape).index_put(rows, _search(sloped, start, some, shared, tol, rows))
+    start = bracket(y, guess, low, high, _unknown(y, some, shared))
+    return x.expand(near.shape).index_put(rows, search(sloped, start, some, shared, tol, rows))
 
 
 def _of_rows(p: Tensor, shape: torch.Size, rows: tuple[Tensor, ...]) -> Tensor:
@@ -223,110 +215,6 @@ def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: 
     return high
 
 
-class _Bracket(NamedTuple):
-    """Where a search stands, for each element; its numbers are integers in the order of the floating point numbers."""
-
-    y: Tensor
-    a: Tensor  # f < y there, and f >= y at b; at first beyond the numbers that are allowed
-    b: Tensor
-    c: Tensor  # the next number to try, between them
-    at_a: Tensor  # f - y, NaN where f was not seen
-    at_b: Tensor
-    runs: Tensor  # how often in a row f was below y, or, negative, was not
-    step: Tensor  # the size of the step of Newton's that led to c, infinite if it was none, -1 once it is all rounding
-    fine: Tensor  # whether that step came from a root within the tolerance
-    answer: Tensor  # NaN where there is none
-    done: Tensor
-
-    def take(self, rows: Tensor) -> _Bracket:
-        return _Bracket(*(field[rows] for field in self))
-
-
-def _bracket(y: Tensor, guess: Tensor | None, low: Tensor | None, high: Tensor | None, known: Tensor) -> _Bracket:
-    guess, top = y if guess is None else guess, torch.full_like(y, torch.finfo(y.dtype).max)
-    low, high = -top if low is None else torch.maximum(low, -top), top if high is None else torch.minimum(high, top)
-    a, b = _ordered(low) - 1, _ordered(high) + 1
-    c = torch.maximum(torch.minimum(_ordered(torch.where(guess.isfinite(), guess, 0)), b - 1), a + 1)
-    unseen, far, no = torch.full_like(y, nan), torch.full_like(y, inf), torch.zeros_like(known)
-    answer = torch.where(known, nan, y)
-    return _Bracket(y, a, b, c, unseen, unseen, torch.zeros_like(c), far, no, answer, known | y.isinf())
-
-
-def _search(
-    f: Sloped,
-    at: _Bracket,
-    parameters: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    tol: float,
-    rows: tuple[Tensor, ...] | None = None,
-) -> Tensor:
-    """The roots, from brackets; of given rows, which are dropped when they are done, half of them at a time."""
-    answer, place = at.answer.clone(), None if rows is None else torch.arange(len(at.y), device=at.y.device)
-    for steps in range(_FREE_STEPS + _HALVINGS):
-        if place is not None and 2 * int(at.done.sum()) >= len(place):
-            answer[place] = at.answer
-            left = (~at.done).nonzero()[:, 0]
-            at, parameters, place = at.take(left), [p[left] for p in parameters], place[left]
-        if branching() and at.done.all():
-            break
-        before, at = at, _narrowed(f, at, parameters, shared, tol, free=steps < _FREE_STEPS)
-        failed = at.done & ~before.done & at.answer.isnan()
-        if branching() and failed.any():
-            _fail(at, failed, None if place is None else [r[place] for r in rows or ()])
-    if place is None:
-        return at.answer
-    answer[place] = at.answer
-    return answer
-
-
-def _narrowed(
-    f: Sloped, at: _Bracket, parameters: Sequence[Tensor], shared: Sequence[Tensor], tol: float, free: bool
-) -> _Bracket:
-    """One evaluation later.
-
-    The number to try next is Newton's if its step is at most half of the one before, moved on a little, and more so if the
-    root has been on this side for long, so that it comes to lie between; else one further and further on, but not beyond
-    the middle of the numbers in the bracket; always that middle once rounding rules, and when not free.
-    """
-    x = _number(at.c, at.y.dtype)
-    value, slope = f(x, [*parameters, *shared])
-    residual = value - at.y
-    below = (residual < 0) | (residual.isnan() & (x <= 0))  # NaN by overflow: beyond the root
-    a, b = torch.where(below, at.c, at.a), torch.where(below, at.b, at.c)
-    at_a, at_b = torch.where(below, residual, at.at_a), torch.where(below, at.at_b, residual)
-    runs = torch.where(below, at.runs.clamp(min=0) + 1, at.runs.clamp(max=0) - 1)
-
-    info, one = torch.finfo(x.dtype), torch.where(below, 1, -1).to(a.dtype)
-    octave, far, other = round(-log2(info.eps)), runs.abs() - 1, torch.where(below, b, a)
-    step = -residual / slope
-    size, target = step.abs(), x + step
-    tiny = size <= 8 * torch.finfo(x.dtype).eps * x.abs()
-    rounded = (at.step < 0) | (tiny & (far == 0) & at.step.isfinite())  # Newton's method passed by
-    half = _number(b, x.dtype) / 2 - _number(a, x.dtype) / 2
-    newton = _ordered(torch.where(target.isfinite(), target, x)) + (one << (2 * far).clamp(max=octave - 4))
-    usable = (newton > a) & (newton < b) & (size <= half) & (size <= at.step / 2) & size.isfinite() & ~rounded & free
-
-    unseen = torch.where(below, at_b, at_a).isnan()
-    onwards = at.c + (one << (octave + far).clamp(max=torch.iinfo(a.dtype).bits - 3))  # which may wrap around
-    from_0 = torch.where(unseen, one * ((round(log2(info.max)) - 1) << octave), other - (one << octave))  # 1 or -1
-    onwards = torch.where(at.c == 0, from_0, onwards)
-    wide = (unseen | ((at.c ^ other) < 0) | (at.c == 0) | (other == 0)) & (onwards > a) & (onwards < b) & free
-    middle = (a & b) + ((a ^ b) >> 1)  # the mean, without overflow
-    c = torch.where(usable, newton, torch.where(wide, onwards, middle))
-
-    bound = tol * (1 + at.y.abs())
-    fine = (residual.abs() <= bound) & (tol > 0)
-    small = size <= torch.finfo(x.dtype).eps ** 0.5 * (1 + at.y.abs())
-    near = fine & (tiny | ((at.fine | ~usable) & small))
-    closed = b - 1 <= a
-    reached = ~at_b.isnan() & (~at_a.isnan() | (at_b <= bound))  # or flat down to the least number
-    found = torch.where(closed & reached, _number(b, x.dtype), nan)
-    found = torch.where(near, torch.where(tiny, target, x), found)
-    answer, done = torch.where(at.done, at.answer, found), at.done | near | closed
-    step = torch.where(usable, size, torch.where(rounded, -1.0, inf))
-    return _Bracket(at.y, a, b, torch.where(done, at.c, c), at_a, at_b, runs, step, fine & usable, answer, done)
-
-
 def _settled(
     x: Tensor, earlier: Tensor, y: Tensor, step: Tensor, residual: Tensor, before: Tensor, bound: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -347,20 +235,6 @@ def _settled(
 def _pinned(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
     """Whether f passes y within the rounding of x, and the residual is what its slope makes of that."""
     return (width <= 2 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
-
-
-def _fail(at: _Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:
-    nearer = torch.fmin(at.at_a.abs(), at.at_b.abs())
-    place, worst = worst_of(failed, nearer)
-    index = place if rows is None else tuple(int(r[place]) for r in rows)
-    low, high = (_number(end, at.y.dtype)[place].item() for end in (at.a, at.b))
-    raise ConvergenceError(
-        f"Expected a root of f(x) = y; got |f(x) - y| = {worst:.6g} at index {index}, for y = {at.y[place].item():.8g} and x "
-        f"between {low:.8g} and {high:.8g}.",
-        worst,
-        index,
-        (low, high),
-    )
 
 
 def _unknown(y: Tensor, parameters: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
@@ -384,7 +258,7 @@ def _of_module(module: nn.Module, shared: Sequence[Tensor]) -> tuple[Increasing,
 
 
 def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts: Tensor | None) -> None:
-    if not isinstance(y, Tensor) or y.dtype not in _INTEGERS:
+    if not isinstance(y, Tensor) or y.dtype not in INTEGERS:
         raise TypeError(f"Expected y to be a tensor of floating point numbers; got {getattr(y, 'dtype', type(y))}.")
     if tol is not None and not tol >= 0:
         raise ValueError(f"Expected tol >= 0; got {tol}.")
@@ -410,34 +284,3 @@ def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts:
             raise ValueError(
                 f"Expected parameters[{i}].shape to begin with {tuple(y.shape)} or sizes of 1 (that of y); got {tuple(p.shape)}."
             )
-
-
-class _Bits(Function):
-    """The same bits as numbers of another type, a constant; also under vmap, for which torch 2.6 has no rule."""
-
-    @staticmethod
-    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.contiguous().view(dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        return None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, int | None]:
-        return _Bits.apply(x, dtype), in_dims[0]
-
-
-def _ordered(x: Tensor) -> Tensor:
-    """Integers in the order of the floating point numbers, neighbours to neighbours, 0 to 0."""
-    bits = _Bits.apply(x, _INTEGERS[x.dtype])
-    return torch.where(bits < 0, -(bits & torch.iinfo(bits.dtype).max), bits)
-
-
-def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`_ordered`, up to the sign of zero."""
-    return _Bits.apply(torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order), dtype)

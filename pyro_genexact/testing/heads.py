@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..base import Head
-from ..families.guard import contains, guarded_log_prob
+from ..families.guard import contains, log_prob_everywhere
 from .helpers import _broken, _close, _each_matters, _like, _noise_like, _same, _seeded
 
 
@@ -58,7 +58,7 @@ def distribution_head(
             _broken("head", "gradient of rsample", "0, not more")
         _pathwise(head, phi[0].detach(), seed)
     if y.is_floating_point():
-        wrong = guarded_log_prob(d, torch.full_like(y, torch.nan), head.support)
+        wrong = log_prob_everywhere(d, torch.full_like(y, torch.nan), head.support)
         _close("head", "log_prob of NaN", wrong, torch.full_like(wrong, -torch.inf), tol)
     _expands(head(phi), y, phi, tol)
     _unmoved_by_samples(head(phi), y, phi, "the samples'")

@@ -99,9 +99,9 @@ def test_values_of_stopped_sites(value, text):
 @pytest.mark.parametrize(
     ("eos", "head", "kind", "text"),
     [
-        (None, heads.Categorical(3), TypeError, "Expected eos to be an integer (Parametric tells no ends); got None."),
+        (None, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical tells no ends); got None."),
         (None, heads.Tempered(heads.Categorical(3), 0.5), TypeError, "(Tempered tells no ends); got None."),
-        (1.0, heads.Categorical(3), TypeError, "Expected eos to be an integer (Parametric tells no ends); got 1.0."),
+        (1.0, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical tells no ends); got 1.0."),
         (True, heads.Categorical(3), TypeError, "got True."),
         (
             3,

@@ -62,7 +62,7 @@ def test_module_and_distribution_agree():
     y = d.sample((20,))
     close(model().log_prob(y), d.log_prob(y))
     close(model.condition(None, 6).log_prob(y), d.log_prob(y))
-    assert "SequenceDistribution(Bigram, Parametric, (), (6,))" in repr(d)
+    assert "SequenceDistribution(Bigram, Categorical, (), (6,))" in repr(d)
     assert not d.has_rsample and d.support.is_discrete and d.support.event_dim == 1
 
 

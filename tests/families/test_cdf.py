@@ -315,3 +315,22 @@ def test_factories_follow_the_inputs_device():
         ]
         for d in families:
             assert {cdf(d, one).device, icdf(d, 0.7 * one).device, probability_integral(d, one).device} == {one.device}
+
+
+class Triangle(dist.Uniform):
+    """The density 2 y on (0, 1), with a cdf that is registered."""
+
+    def log_prob(self, value):
+        return (2 * value).log()
+
+
+cdf.register(Triangle, lambda d, value, support=None: value.clamp(0, 1) ** 2)
+
+
+def test_a_registered_cdf():
+    d, u = Triangle(t(0.0), 1.0), t(0.0, 0.09, 0.64, 1.0)
+    assert torch.equal(cdf(d, t(-1.0, 0.5, 3.0)), t(0.0, 0.25, 1.0))
+    assert torch.equal(cdf(d.expand((2,)).to_event(1), t(0.5, 2.0)), t(0.25, 1.0))
+    mixture = Mixture(torch.zeros(2).double(), [d, dist.Normal(t(0.0), 1.0)])
+    assert torch.allclose(cdf(mixture, t(0.5)), (0.25 + cdf(dist.Normal(t(0.0), 1.0), t(0.5))) / 2)
+    assert torch.allclose(probability_integral(d, u.sqrt()), u)

@@ -13,7 +13,7 @@ from torch.distributions import MixtureSameFamily, constraints
 import pyro_genexact as gx
 from pyro_genexact.families.cdf import cdf
 from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
-from pyro_genexact.families.guard import anchor, contains, guarded_log_prob
+from pyro_genexact.families.guard import contains, feasible_point, log_prob_everywhere
 from pyro_genexact.families.mixture import Mixture, UnionConstraint, same_constraint, union
 from pyro_genexact.families.per_site import PerSite
 from support.values import F64, sized
@@ -100,7 +100,7 @@ def test_union_of_supports():
     assert isinstance(c, UnionConstraint) and len(c.parts) == 2 and not c.is_discrete
     y = torch.tensor([-1.0, 0.5, 1.5, 3.0, float("nan")], dtype=F64)
     assert c.check(y).tolist() == [True, False, True, False, False]
-    assert contains(c, anchor(c, y)).all()
+    assert contains(c, feasible_point(c, y)).all()
     assert union([constraints.positive, constraints.real]) is constraints.real
     assert union([constraints.simplex, constraints.simplex]) is constraints.simplex
     assert same_constraint(constraints.interval(0.0, torch.ones(2)), constraints.interval(0.0, torch.ones(2)))
@@ -174,7 +174,7 @@ def test_vector_components_and_whole_chains():
             else [dist.MultivariateNormal(m, torch.eye(2, dtype=F64)) for m in components.loc]
         )
         supports = [p.support for p in parts]
-        terms = torch.stack([guarded_log_prob(p, y, s) for p, s in zip(parts, supports, strict=True)], -1)
+        terms = torch.stack([log_prob_everywhere(p, y, s) for p, s in zip(parts, supports, strict=True)], -1)
         assert torch.allclose(d.log_prob(y), (terms + d.logits.log_softmax(-1)).logsumexp(-1), atol=1e-12)
         if batch:
             means = torch.stack([p.mean for p in parts], -1)

@@ -15,8 +15,8 @@ from pyro_genexact import Head
 from pyro_genexact.families.continuous_bernoulli import ContinuousBernoulli
 from pyro_genexact.families.guard import contains
 from pyro_genexact.families.repaired import REPAIRED
+from pyro_genexact.heads.catalogue import families
 from pyro_genexact.heads.parametric import Parametric
-from pyro_genexact.heads.table import families
 from pyro_genexact.testing import distribution_head
 from support.values import draws, tensor
 
@@ -49,7 +49,7 @@ class Torch(Head):
     def __init__(self, name):
         super().__init__()
         self.made = copy.deepcopy(HEADS[name])
-        self.made._family = getattr(dist, name)
+        self.made.family = getattr(dist, name)
         self.num_params, self.site_shape, self.support = self.made.num_params, self.made.site_shape, self.made.support
 
     def forward(self, phi, first=0):

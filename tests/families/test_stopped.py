@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_genexact import heads, testing
 from pyro_genexact.distributions import Stopped, StoppedConstraint
-from pyro_genexact.families.guard import anchor
+from pyro_genexact.families.guard import feasible_point
 from support.checks import goodness
 from support.values import sized
 
@@ -159,7 +159,7 @@ def test_outside_the_support(kind, outside):
 def test_anchor(inner):
     head = heads.Stopped(inner)
     like = torch.full((2, 5, *head.site_shape), torch.nan).double()
-    found = anchor(head.support, like)
+    found = feasible_point(head.support, like)
     assert found.shape == like.shape and head.support.check(found).all()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_genexact.families.repaired import REPAIRED
-from pyro_genexact.heads.table import families
+from pyro_genexact.heads.catalogue import families
 
 ROWS, BINS, LEAST = 4000, 20, 0.01
 HEADS = {row.name: row.head for row in families() if row.head is not None}

@@ -12,10 +12,10 @@ import scipy.stats as st
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact.families.guard import contains, guarded_log_prob
-from pyro_genexact.heads import parametric
+from pyro_genexact import heads
+from pyro_genexact.families.guard import contains, log_prob_everywhere
+from pyro_genexact.heads.catalogue import markdown
 from pyro_genexact.heads.parametric import Normal, Parametric
-from pyro_genexact.heads.table import markdown
 from support.families import DISCRETE, HEADS, ROWS, SCALARS, ends, noise
 from support.values import draws
 
@@ -130,7 +130,7 @@ def test_ends(name):
     support = HEADS[name].support
     for end in ends(support)[:: -1 if name == "Uniform" else 1][: 1 if name == "Uniform" else 2]:
         if math.isfinite(end):
-            log_prob = guarded_log_prob(HEADS[name](noise(HEADS[name], 1, 1)), torch.tensor(end).double(), support)
+            log_prob = log_prob_everywhere(HEADS[name](noise(HEADS[name], 1, 1)), torch.tensor(end).double(), support)
             assert float(log_prob) == -math.inf
     for vectors in ("Dirichlet", "RelaxedOneHotCategorical"):
         assert not HEADS[vectors].support.check(torch.tensor([1.0, 0.0, 0.0]))
@@ -152,12 +152,12 @@ def test_outside(name):
     if head.site_shape and (name in DISCRETE or not isinstance(head.support, constraints.independent)):
         outside += [inside * 0, inside * 2]
     for value in outside:
-        log_prob = guarded_log_prob(head(phi), value, head.support)
+        log_prob = log_prob_everywhere(head(phi), value, head.support)
         assert torch.equal(log_prob, torch.full_like(log_prob, -math.inf))
         if head.num_params:
             (grad,) = torch.autograd.grad(log_prob.sum(), phi)
             assert torch.equal(grad, torch.zeros_like(grad))
-    assert torch.allclose(guarded_log_prob(d, inside, head.support), d.log_prob(inside))
+    assert torch.allclose(log_prob_everywhere(d, inside, head.support), d.log_prob(inside))
 
 
 @EVERY
@@ -260,7 +260,7 @@ def test_parameters_follow_the_equation():
     assert torch.allclose(d.scale, (10 * torch.tanh(phi[..., 1] / 10)).exp())
     df = Parametric(dist.StudentT)(torch.zeros(1, 3)).df
     assert torch.allclose(df, torch.tensor([4.0]))
-    d = parametric.MultivariateNormal(2)(torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.5]]))
+    d = heads.MultivariateNormal(2)(torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.5]]))
     assert torch.equal(d.scale_tril, torch.tensor([[[1.0, 0.0], [2.5, 1.0]]]))
 
 
@@ -280,7 +280,7 @@ def test_counts_add_up():
     for name in ("Multinomial", "DirichletMultinomial"):
         d, support = HEADS[name](torch.zeros(1, 3)), HEADS[name].support
         values = torch.tensor([[[4.0, 0.0, 0.0]], [[3.0, 0.0, 0.0]], [[2.0, 2.0, 1.0]], [[4.5, -0.5, 0.0]]])
-        inside = guarded_log_prob(d, values, support).isfinite().flatten().tolist()
+        inside = log_prob_everywhere(d, values, support).isfinite().flatten().tolist()
         assert inside == [True, False, False, False]
 
 

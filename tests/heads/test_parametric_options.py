@@ -14,24 +14,34 @@ import scipy.stats as st
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact.heads import parametric
-from pyro_genexact.heads.parametric import Normal, Parametric, VonMises
+from pyro_genexact import heads
+from pyro_genexact.heads import Normal, Parametric, VonMises, common_families
 from support.families import mass_above, noise
+from support.values import draws
 
 
 def test_short_names():
     short = [
-        parametric.Bernoulli((3,)), parametric.Beta(), parametric.Binomial(4), parametric.Categorical(5),
-        parametric.Dirichlet(3), parametric.Exponential(), parametric.Gamma(), parametric.Geometric(),
-        parametric.Laplace(), parametric.LogNormal(), parametric.MultivariateNormal(3), parametric.NegativeBinomial(),
-        parametric.Normal((2,)), parametric.OneHotCategorical(4), parametric.Poisson(), parametric.StudentT(df=4.0),
-        parametric.VonMises(), parametric.ZeroInflatedPoisson(),
+        heads.Bernoulli((3,)), heads.Beta(), heads.Binomial(4), heads.Categorical(5),
+        heads.Dirichlet(3), heads.Exponential(), heads.Gamma(), heads.Geometric(),
+        heads.Laplace(), heads.LogNormal(), heads.MultivariateNormal(3), heads.NegativeBinomial(),
+        heads.Normal((2,)), heads.OneHotCategorical(4), heads.Poisson(), heads.StudentT(df=4.0),
+        heads.VonMises(), heads.ZeroInflatedPoisson(),
     ]  # fmt: skip
     assert [h.num_params for h in short] == [3, 2, 1, 5, 3, 1, 2, 1, 2, 2, 9, 2, 4, 4, 1, 2, 2, 2]
-    names = {h.name for h in short} | {"Parametric", "families"}
-    assert names == set(parametric.__all__)
+    classes = [
+        part for part in vars(common_families).values() if isinstance(part, type) and part.__mro__[1] is Parametric
+    ]
+    assert [type(head) for head in short] == classes and [head.name for head in short] == [c.__name__ for c in classes]
+    for head, kind in zip(short, classes, strict=True):
+        assert getattr(heads, kind.__name__) is kind and isinstance(head, Parametric)
+        assert not isinstance(Parametric(dist.Cauchy), kind)
+        for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+            phi = noise(head, 2, 3)
+            assert isinstance(twin, kind) and repr(twin) == repr(head)
+            assert torch.equal(draws(twin(phi)), draws(head(phi)))
     assert repr(short[0]) == "Parametric(Bernoulli, shape=(3,))"
-    assert repr(parametric.StudentT(df=4.0)) == "Parametric(StudentT, df=4.0)"
+    assert repr(heads.StudentT(df=4.0)) == "Parametric(StudentT, df=4.0)"
 
 
 def test_a_torch_family_becomes_pyros():
@@ -59,7 +69,9 @@ class Beta(dist.TorchDistribution):
 def test_a_users_own_family():
     head = Parametric(Beta)
     d = head(torch.zeros(2, 3, 1))
-    assert type(d) is Beta and torch.equal(d.width, torch.full((2, 3), 2.0)) and head.support is constraints.positive
+    assert (
+        isinstance(d, Beta) and torch.equal(d.width, torch.full((2, 3), 2.0)) and head.support is constraints.positive
+    )
     assert abs(mass_above(head(noise(head, 1, 1)), 0.0, math.inf) - 1) < 1e-6
 
 

@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 import pyro_genexact as gx
 from pyro_genexact.base import DistributionModule, Head
 from pyro_genexact.core.binding import bind
-from pyro_genexact.families.guard import anchor, contains, guarded_log_prob
+from pyro_genexact.families.guard import contains, feasible_point, log_prob_everywhere
 from pyro_genexact.families.per_site import PerSite, PerSiteConstraint
 from pyro_genexact.heads import composite
 from pyro_genexact.heads import mixture as heads
@@ -168,10 +168,10 @@ def test_per_site_permuted(monkeypatch):
         got = head.permuted(order)
     assert not got.training and got.num_sites == 7 and all(a is b for a, b in zip(got.heads, head.heads, strict=True))
     free = [h(phi).expand((4, 7)) for h in (got, expected)]
-    assert torch.equal(*[guarded_log_prob(d, y) for d in free])
+    assert torch.equal(*[log_prob_everywhere(d, y) for d in free])
     assert list(map(repr, got.supports)) == list(map(repr, expected.supports))
     assert torch.equal(got.support.check(y), expected.support.check(y)) and not got.support.check(y).all()
-    assert torch.equal(anchor(got.support, y), anchor(expected.support, y))
+    assert torch.equal(feasible_point(got.support, y), feasible_point(expected.support, y))
     assert torch.equal(got.support.joint().check(y), expected.support.joint().check(y))
     for t in range(7):
         assert type(got(phi[:, t : t + 1], t)) is type(expected(phi[:, t : t + 1], t))
@@ -233,13 +233,13 @@ def test_per_site_constraint():
     assert isinstance(c, PerSiteConstraint) and len(head.supports) == 7 and not c.is_discrete and c.event_dim == 0
     y = torch.tensor([[-1.0, 2.0, 0.0, 1.0, 0.0, 9.0, 3.0], [float("nan"), 3.0, 1.0, -1.0, 0.5, -1.0, float("inf")]])
     assert contains(c, y).tolist() == [[True] * 7, [False, False, True, False, False, False, False]]
-    assert contains(c, anchor(c, y)).all() and anchor(c, y).shape == y.shape
+    assert contains(c, feasible_point(c, y)).all() and feasible_point(c, y).shape == y.shape
     assert c.joint().check(y).tolist() == [True, False] and c.joint().event_dim == 1
     order = torch.tensor([3, 0, 1, 2, 4, 5, 6])
     assert c.joint(order).check(y[:, order.argsort()]).tolist() == [True, False]
     d = head(sized(2, 7, 3))
-    guarded = guarded_log_prob(d, y.double(), c)
-    assert torch.equal(guarded == -torch.inf, ~contains(c, y))
+    with_support = log_prob_everywhere(d, y.double(), c)
+    assert torch.equal(with_support == -torch.inf, ~contains(c, y))
     free = PerSite(d.parts, d.sites, validate_args=True)
     assert torch.equal(free.support.check(y), c.check(y))
     with pytest.raises(ValueError, match="support"):

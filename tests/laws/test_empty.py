@@ -14,8 +14,8 @@ from pyro_genexact import testing
 from pyro_genexact.conditioners import MADE, Recurrent
 from pyro_genexact.core.independent import independent
 from pyro_genexact.core.leaves import map_leaves
-from pyro_genexact.families.guard import guarded
-from pyro_genexact.heads.table import families
+from pyro_genexact.families.guard import with_support
+from pyro_genexact.heads.catalogue import families
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.empty_batches import of_samples, queries
 from support import registry
@@ -58,7 +58,7 @@ def test_family(name):
     head = FAMILIES[name]
     phi = 0.5 * sized(2, 4, head.num_params)
     testing.empty(lambda rows: queries(head(phi[:rows])))
-    testing.empty(lambda rows: of_samples(guarded(head(phi), head.support), (rows,)))
+    testing.empty(lambda rows: of_samples(with_support(head(phi), head.support), (rows,)))
 
 
 def directions(t, x):

@@ -7,7 +7,7 @@ import torch
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads, testing
 from pyro_genexact.contexts import Source
-from pyro_genexact.families.guard import guarded
+from pyro_genexact.families.guard import with_support
 from pyro_genexact.testing import made
 from pyro_genexact.testing.kinds import INTEGERS
 from support import registry
@@ -28,7 +28,7 @@ def test_distribution_head(distribution_head, device):
     sites = getattr(distribution_head, "num_sites", 3)
     with torch.no_grad():
         d = distribution_head(like.new_zeros(2, sites, distribution_head.num_params))
-        testing.kinds(guarded(d, distribution_head.support), d.sample())
+        testing.kinds(with_support(d, distribution_head.support), d.sample())
 
 
 SITES = 200  # more than an int8 holds

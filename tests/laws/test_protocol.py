@@ -4,11 +4,11 @@ import pyro.distributions as dist
 import pytest
 
 from pyro_genexact import distributions, testing
-from pyro_genexact.families.guard import guarded
-from pyro_genexact.heads import table
+from pyro_genexact.families.guard import with_support
+from pyro_genexact.heads import catalogue
 from support.values import sized
 
-FAMILIES = {row.name: row.head for row in table.families() if row.head is not None}
+FAMILIES = {row.name: row.head for row in catalogue.families() if row.head is not None}
 
 
 def phi(head):
@@ -18,7 +18,7 @@ def phi(head):
 def of_family(name):
     """As `Conditional` returns it."""
     head = FAMILIES[name].double()
-    return guarded(head(phi(head)), head.support)
+    return with_support(head(phi(head)), head.support)
 
 
 def test_quantities(distribution):
@@ -95,7 +95,7 @@ def test_inferred_shapes(distribution):
 @pytest.mark.parametrize("law", [testing.settable, testing.inferred_shapes])
 def test_protocol_of_heads(law, distribution_head, device):
     d = distribution_head(phi(distribution_head).to(device))
-    law(d if type(d).__module__.startswith("pyro_genexact") else guarded(d, distribution_head.support))
+    law(d if type(d).__module__.startswith("pyro_genexact") else with_support(d, distribution_head.support))
 
 
 @pytest.mark.parametrize("law", [testing.settable, testing.inferred_shapes])

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact.heads.table import families
+from pyro_genexact.heads.catalogue import families
 
 ROWS = families()
 HEADS = {row.name: row.head for row in ROWS if row.head is not None}

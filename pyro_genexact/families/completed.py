@@ -1,0 +1,84 @@
+"""What sites need of every family: Pyro's methods, validation, and samples and batches without elements."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import new_class
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Size, Tensor
+from torch.distributions import Distribution
+
+from ..core.shapes import sum_rightmost
+
+
+class Completed:
+    """Values are validated; of no samples or no rows, what the family may be unable to reshape comes from one row."""
+
+    _rows: Any = None  # the distribution of some, from which expand made one of none
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        if value.numel() and 0 not in self._batch_shape:
+            return super().log_prob(value)  # type: ignore[misc,no-any-return]
+        shape, d = torch.broadcast_shapes(value.shape, self._batch_shape + self._event_shape), self._some()
+        if d is None:
+            return super().log_prob(value)  # type: ignore[misc,no-any-return]
+        with torch.random.fork_rng(devices=[]):
+            one = d.sample()
+        # a number that has their gradients, for each of no values
+        return sum_rightmost(value.expand(shape), len(self._event_shape)) + d.log_prob(one).sum()  # type: ignore[no-any-return]
+
+    def sample(self: Any, sample_shape: Any = ()) -> Tensor:
+        if 0 not in self._batch_shape and 0 not in sample_shape:
+            return super().sample(Size(sample_shape))  # type: ignore[misc,no-any-return]
+        shape, d = self._extended_shape(Size(sample_shape)), self._some()
+        return super().sample(Size(sample_shape)) if d is None else d.sample().new_empty(shape)  # type: ignore[misc,no-any-return]
+
+    def enumerate_support(self: Any, expand: bool = True) -> Tensor:
+        d = self._some()
+        if d is self or d is None:
+            return super().enumerate_support(expand)  # type: ignore[misc,no-any-return]
+        values = d.enumerate_support(False).reshape(-1, *[1] * len(self._batch_shape), *self._event_shape)
+        return values.expand(-1, *self._batch_shape, *self._event_shape) if expand else values  # type: ignore[no-any-return]
+
+    def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
+        new = super().expand(Size(batch_shape), _instance)  # type: ignore[misc]
+        if 0 in batch_shape:
+            new._rows = self._some()
+        return new
+
+    def _some(self: Any) -> Any:
+        """The distribution of some rows, or None where none is known."""
+        return self._rows if 0 in self._batch_shape else self
+
+
+@cache
+def completed(family: Any) -> Any:
+    """The family as heads make it: a subclass that is :class:`Completed`, and has the methods of Pyro's families."""
+    if issubclass(family, Completed):
+        return family
+    methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}
+    methods["__reduce__"] = lambda self: (_restore, (family, self.__dict__))
+    bases = [Completed, family]
+    if not issubclass(family, TorchDistributionMixin):
+        bases.append(TorchDistributionMixin)
+        if family.expand is Distribution.expand:
+            bases.insert(1, _Expanding)
+    return new_class(family.__name__, tuple(bases), {}, lambda body: body.update(methods))
+
+
+class _Expanding:
+    """By Pyro's wrapper."""
+
+    expand = TorchDistribution.expand
+
+
+def _restore(family: Any, fields: dict[str, Any]) -> Any:
+    made = object.__new__(completed(family))
+    made.__dict__.update(fields)
+    return made

@@ -1,0 +1,204 @@
+"""Families of vectors whose own log_prob, gradients or samples are wrong in places, repaired."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.distributions import Distribution
+from torch.nn.functional import normalize
+
+from ..core.independent import REAL_VECTOR, independent
+from .parametrised import Parametrised, ShapesByParameters
+from .rounding import Rounded, rounded_in_unit
+from .supports import ANGLE, open_simplex
+
+
+class _Double(Function):
+    """In float64; a gradient too large for the dtype comes back rounded, so that links may multiply it by 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.to(torch.float64, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.to(torch.float64, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        most = torch.finfo(ctx.dtype).max * 1e-6
+        return grad.clamp(-most, most).to(ctx.dtype)
+
+
+class LogisticNormal(Rounded, dist.LogisticNormal):  # type: ignore[name-defined]
+    support = open_simplex()
+
+
+class RelaxedOneHotCategorical(ShapesByParameters, Rounded, dist.RelaxedOneHotCategorical):  # type: ignore[name-defined]
+    support = open_simplex()
+
+
+class MultivariateNormal(dist.MultivariateNormal):  # type: ignore[name-defined]
+    """Computed in float64, as what the factor's inverse blows up leaves the range of float32."""
+
+    support = REAL_VECTOR
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        y, log_det = _standardised(self, value)
+        return (-0.5 * (self.loc.shape[-1] * math.log(2 * math.pi) + y.square().sum(-1)) - log_det).to(self.loc)
+
+
+class MultivariateStudentT(dist.MultivariateStudentT):  # type: ignore[name-defined]
+    """Computed in float64, as :class:`MultivariateNormal`."""
+
+    support = REAL_VECTOR
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        y, log_det = _standardised(self, value)
+        df, k = _Double.apply(self.df), self.loc.shape[-1]
+        norm = torch.lgamma((df + k) / 2) - torch.lgamma(df / 2) - k / 2 * (df.log() + math.log(math.pi))
+        return (norm - log_det - (df + k) / 2 * self._log1p_norm(y, df)).to(self.loc)
+
+    @staticmethod
+    def _log1p_norm(y: Tensor, df: Tensor) -> Tensor:
+        """log(1 + |y|² / df), also where the square overflows."""
+        far = y.detach().abs().amax(-1, keepdim=True) > 1e150
+        near = torch.where(far, 0, y).square().sum(-1) / df
+        large = torch.where(far, y, 1)
+        most = large.detach().abs().amax(-1, keepdim=True).clamp(max=1e300)
+        log_square = 2 * most.log().squeeze(-1) + (large / most).square().sum(-1).log()
+        return torch.where(far.squeeze(-1), log_square - df.log(), near.log1p())
+
+
+class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore[name-defined]
+    """Computed in float64, and as a sum of squares, where torch's difference of two cancels: y = W z + rest."""
+
+    support = REAL_VECTOR
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        factor, diagonal = (_Double.apply(p) for p in (self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag))
+        y = (value.double() - _Double.apply(self.loc)).unsqueeze(-1)
+        scaled = (factor / diagonal.unsqueeze(-1)).mT
+        gram = scaled @ factor
+        tril = torch.linalg.cholesky(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        z = torch.linalg.solve_triangular(tril, scaled @ y, upper=False)
+        z = torch.linalg.solve_triangular(tril.mT, z, upper=True)
+        rest = (y - factor @ z).squeeze(-1)
+        square = (rest.square() / diagonal).sum(-1) + z.squeeze(-1).square().sum(-1)
+        log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + diagonal.log().sum(-1) / 2
+        return (-0.5 * (y.shape[-2] * math.log(2 * math.pi) + square) - log_det).to(self.loc)
+
+
+def _standardised(d: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+    """L^-1 (value - loc) and log|L|."""
+    factor = _Double.apply(d.scale_tril)
+    centred = value.double() - _Double.apply(d.loc)
+    y = torch.linalg.solve_triangular(factor, centred.unsqueeze(-1), upper=False).squeeze(-1)
+    return y, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+class Multinomial(dist.Multinomial):  # type: ignore[name-defined]
+    """With the entropy of what expand made."""
+
+    def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
+        new = super().expand(batch_shape, _instance)
+        new._binomial = self._binomial  # which torch leaves out
+        return new
+
+
+class VonMises3D(Parametrised, ShapesByParameters, dist.VonMises3D):  # type: ignore[name-defined]
+    """The von Mises-Fisher density kappa / (4 pi sinh kappa) exp(phi . x), kappa = |phi|, without overflow, and samples.
+
+    A uniform point z of the sphere moves along its meridian to x: its cosine with the mean direction, uniform in (-1, 1),
+    is mapped to the quantile of x's. That is smooth in phi also at 0, so samples are reparameterised (Ulrich, 1984;
+    Jakob, Numerically stable sampling of the von Mises-Fisher distribution on S², 2012).
+    """
+
+    arg_constraints = {"concentration": REAL_VECTOR}
+    has_rsample = True
+    sample = Distribution.sample  # by rsample
+
+    def _polar(self, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether phi is within the bound, with a last dim; kappa and the mean direction of a longer one, else of any."""
+        near = self.concentration.detach().abs().amax(-1, keepdim=True) < bound
+        phi = torch.where(near, 1, self.concentration)
+        x, y, z = phi.unbind(-1)
+        kappa = torch.hypot(torch.hypot(x, y), z)  # squares overflow
+        return near, kappa, phi / kappa.unsqueeze(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        near, kappa, mean = self._polar(0.5)
+        phi = torch.where(near, self.concentration, 0)
+        square = phi.square().sum(-1)
+        rest = torch.zeros_like(square)
+        for n in range(16, 0, -2):  # sinh(kappa) / kappa - 1, to 1e-17
+            rest = square / (n * (n + 1)) * (1 + rest)
+        at_0 = (phi * value).sum(-1) - torch.log1p(rest) - math.log(2)
+        # phi . x - kappa of unit vectors, without cancellation
+        exponent = -kappa / 2 * (value - mean).square().sum(-1)
+        far = exponent + kappa.log() - torch.log(-torch.expm1(-2 * kappa))
+        return torch.where(near.squeeze(-1), at_0, far) - math.log(2 * math.pi)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        info = torch.finfo(self.concentration.dtype)
+        z = normalize(self.concentration.new_empty(self._extended_shape(torch.Size(sample_shape))).normal_(), dim=-1)
+        near, kappa, mean = self._polar(math.sqrt(info.eps))
+        phi = torch.where(near, self.concentration, 0)
+        at_0 = z + (phi - (phi * z).sum(-1, keepdim=True) * z) / 2  # to first order
+        v, kappa = rounded_in_unit((z - mean).square().sum(-1, keepdim=True) / 4), kappa.unsqueeze(-1)
+        t = -torch.log1p(v * torch.expm1(-2 * kappa)) / kappa  # 1 - the cosine
+        sine = (t * (2 - t)).clamp(min=info.tiny).sqrt()
+        across = normalize(z - (z * mean).sum(-1, keepdim=True) * mean, dim=-1)
+        return normalize(torch.where(near, at_0, (1 - t) * mean + sine * across), dim=-1)
+
+
+class _DiagNormals:
+    """With samples of any shape, also of a batch, and without rsample: the gradient of Pyro's is biased."""
+
+    has_rsample = False
+    rsample = Distribution.rsample
+    support = REAL_VECTOR
+
+    def sample(self: Any, sample_shape: Any = ()) -> Tensor:
+        wide = self.expand(torch.Size(sample_shape) + self.batch_shape)
+        with torch.no_grad():
+            return super(_DiagNormals, wide).rsample()  # type: ignore[misc]
+
+
+class MixtureOfDiagNormals(_DiagNormals, dist.MixtureOfDiagNormals):  # type: ignore[name-defined,misc]
+    pass
+
+
+class MixtureOfDiagNormalsSharedCovariance(  # type: ignore[name-defined,misc]
+    _DiagNormals, dist.MixtureOfDiagNormalsSharedCovariance
+):
+    pass
+
+
+class _OfAngles:
+    """With samples that carry no gradient, as they are not reparameterised, and the support that they have."""
+
+    support = independent(ANGLE, 1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return super().sample(torch.Size(sample_shape))  # type: ignore[misc]
+
+
+class SineBivariateVonMises(_OfAngles, dist.SineBivariateVonMises):  # type: ignore[name-defined]
+    pass
+
+
+class SineSkewed(_OfAngles, dist.SineSkewed):  # type: ignore[name-defined]
+    pass

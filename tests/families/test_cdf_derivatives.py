@@ -11,7 +11,7 @@ from mpmath import mp
 from pyro_genexact.families.cdf import cdf, icdf
 from pyro_genexact.families.mixture import Mixture
 from pyro_genexact.families.special import betainc
-from pyro_genexact.heads.parametric import Parametric
+from pyro_genexact.heads import Parametric
 from support.values import double as t
 
 pytestmark = pytest.mark.usefixtures("double_by_default")

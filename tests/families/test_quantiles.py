@@ -12,7 +12,7 @@ from pyro_genexact.families import special
 from pyro_genexact.families.cdf import cdf, icdf
 from pyro_genexact.families.mixture import Mixture
 from pyro_genexact.heads import Mixture as MixtureHead
-from pyro_genexact.heads.parametric import Parametric
+from pyro_genexact.heads import Parametric
 from support.values import F64
 from support.values import double as t
 

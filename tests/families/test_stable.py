@@ -15,7 +15,7 @@ import torch
 
 from pyro_genexact.families import stable
 from pyro_genexact.families.stable import Stable
-from pyro_genexact.heads.parametric import Parametric
+from pyro_genexact.heads import Parametric
 from pyro_genexact.numerics import ConvergenceError
 from support.values import double
 

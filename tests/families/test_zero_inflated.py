@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_genexact.families.repaired import REPAIRED
-from pyro_genexact.heads.parametric import Parametric
+from pyro_genexact.heads import Parametric
 from support.values import draws, tensor
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact.heads.parametric import Parametric, VonMises
+from pyro_genexact.heads import Parametric, VonMises
 from support.families import DISCRETE, HEADS, SCALARS, ends, mass_above, noise, unit
 from support.values import draws
 

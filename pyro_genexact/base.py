@@ -29,8 +29,7 @@ class Conditioner(nn.Module):
     ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the parameters
     of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (sites read so far)
     and ``clock`` (from :meth:`clock`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
-    A conditioner may also offer ``adjoint``, the reverse sweep (see :meth:`pyro_genexact.conditioners.MADE.adjoint`), and says so
-    by ``has_adjoint``.
+    A conditioner may also offer :meth:`adjoint`, the reverse sweep, and says so by ``has_adjoint``.
 
     Attributes:
         num_params: P, the numbers predicted for each site.
@@ -51,6 +50,12 @@ class Conditioner(nn.Module):
     def has_adjoint(self) -> bool:
         """Whether gradients through a sequential evaluation in the present mode come from ``adjoint``."""
         return False
+
+    def adjoint(
+        self, state: Any, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
+        """The reverse sweep through a sequential evaluation (see :meth:`pyro_genexact.conditioners.MADE.adjoint`)."""
+        raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context) to have one")
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
         """The parameters (B, P) of the first site, from the context (B, C) alone, and the state before any site."""
@@ -106,12 +111,18 @@ class Head(nn.Module):
         site_shape: the shape of one site's value.
         support: of a site's value, for heads of distributions; the same whatever phi is.
         domain: of a number of a site's value and of its image, for heads of bijections.
+        num_sites: T, for heads that treat sites differently; None where all are alike.
+        eos: the symbol of an end, for heads that treat it differently; None for others.
+        has_ends: whether :meth:`ends` tells which sites end a sequence.
     """
 
     num_params: int
     site_shape: tuple[int, ...] = ()
     support: constraints.Constraint = constraints.real
     domain: constraints.Constraint = constraints.real
+    num_sites: int | None = None
+    eos: int | None = None
+    has_ends: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,6 +131,10 @@ class Head(nn.Module):
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""
         raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
+
+    def ends(self, y: Tensor) -> Tensor:
+        """Whether sites y (*, *site_shape) end their sequence, (*)."""
+        raise TypeError(f"{type(self).__name__} must define ends(y) to have them")
 
     def permuted(self, order: Tensor) -> Head:
         """The head for sites visited in another order: itself, unless it treats sites differently."""
@@ -145,9 +160,9 @@ class DistributionModule(nn.Module):
         """The distribution given the context (*batch, C)."""
         raise TypeError(f"{type(self).__name__} must define forward(context)")
 
-    def condition(self, context: Tensor | None = None) -> Any:
+    def condition(self, *context: Any, **options: Any) -> Any:
         """The same as calling the module, under Pyro's name."""
-        return self(context)
+        return self(*context, **options)
 
     def for_validation(self) -> DistributionModule:
         """What :func:`~pyro_genexact.fit` scores validation rows with: the module itself, unless that would cost too much."""

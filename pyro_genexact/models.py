@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import copy
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,16 +93,6 @@ class Autoregressive(DistributionModule):
             limit=self.limit,
         )
 
-    def condition(
-        self,
-        context: Tensor | None = None,
-        lengths: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-        num_sites: int | None = None,
-    ) -> AutoregressiveDistribution:
-        """The same as calling the module, under Pyro's name."""
-        return self(context, lengths, source_lengths, num_sites)
-
     def _event_of(self, num_sites: int) -> torch.Size:
         check_sizes(1, num_sites=num_sites)
         if self.order is not None:
@@ -162,12 +152,6 @@ class Sequence(DistributionModule):
             source_lengths=source_lengths,
             limit=self.limit,
         )
-
-    def condition(
-        self, context: Tensor | None = None, max_len: int | None = None, source_lengths: Tensor | None = None
-    ) -> SequenceDistribution:
-        """The same as calling the module, under Pyro's name."""
-        return self(context, max_len, source_lengths)
 
     def with_head(self, head: Head) -> Sequence:
         """The same conditioner, weights and all, under another head, such as a filter of this one's."""
@@ -238,7 +222,7 @@ class OrderEnsemble(DistributionModule):
             chosen = int(torch.randint(len(self.orders), (), device="cpu"))
             return self._under(self.orders[chosen], context)
         components = [self._under(order, context) for order in self.orders]
-        logits = components[0]._like.new_zeros(*components[0].batch_shape, len(components))
+        logits = components[0].chain.like.new_zeros(*components[0].batch_shape, len(components))
         return Mixture(logits, components)
 
     def for_validation(self) -> OrderEnsemble:
@@ -262,37 +246,26 @@ class OrderEnsemble(DistributionModule):
 class _InOrder(Conditioner):
     """A conditioner whose weights are permuted where they are used, as they are then."""
 
-    class State(NamedTuple):
-        position: int
-        clock: list[int]
-        net: Any
-        inner: Any
-
     def __init__(self, net: Conditioner, order: Tensor) -> None:
         super().__init__()
         self.net, self.order = net, order
-        self.num_params, self.num_sites, self.site, self.context = (
-            net.num_params,
-            net.num_sites,
-            net.site,
-            net.context,
-        )
+        self.num_params, self.num_sites = net.num_params, net.num_sites
+        self.site, self.context = net.site, net.context
 
-    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, State]:
+    def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, tuple[Conditioner, Any]]:
         net = self.net.permuted(self.order)
-        phi, inner = net.start(context, batch_size)
-        return phi, self.State(inner.position, inner.clock, net, inner)
+        phi, state = net.start(context, batch_size)
+        return phi, (net, state)
 
-    def extend(self, y: Tensor, state: State) -> tuple[Tensor, State]:
-        phi, inner = state.net.extend(y, state.inner)
-        return phi, self.State(inner.position, inner.clock, state.net, inner)
+    def extend(self, y: Tensor, state: tuple[Conditioner, Any]) -> tuple[Tensor, tuple[Conditioner, Any]]:
+        phi, inner = state[0].extend(y, state[1])
+        return phi, (state[0], inner)
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         return self.net.permuted(self.order)(y, context)
 
-    def reorder(self, state: State, index: Tensor) -> State:
-        inner = state.net.reorder(state.inner, index)
-        return self.State(inner.position, inner.clock, state.net, inner)
+    def reorder(self, state: tuple[Conditioner, Any], index: Tensor) -> tuple[Conditioner, Any]:
+        return state[0], state[0].reorder(state[1], index)
 
 
 class Conditional(DistributionModule):
@@ -320,7 +293,7 @@ class Conditional(DistributionModule):
         super().__init__()
         check_kind("network", network, nn.Module)
         check_distribution_head(head)
-        if hasattr(head, "num_sites"):
+        if head.num_sites is not None:
             raise ValueError(f"Expected a head of one site; got {type(head).__name__} of {head.num_sites}.")
         self.network, self.head = network, head
         if context is None:
@@ -431,10 +404,6 @@ class CRF(DistributionModule):
             final=_only(self.final, self.allowed_final),
             lengths=lengths,
         )
-
-    def condition(self, context: Any = None, lengths: Tensor | None = None) -> LinearChainCRF:
-        """The same as calling the module, under Pyro's name."""
-        return self(context, lengths)
 
 
 def _only(potentials: Tensor, allowed: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from ..base import Conditioner, Head
 from ..core.checks import check_kind
 from ..core.leaves import tensors_in
+from ..families.per_site import PerSiteConstraint
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
@@ -33,18 +34,16 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
             f"Expected event_shape of {conditioner.num_sites} sites (conditioner.num_sites); got {tuple(event_shape)}, "
             f"which has {sites}."
         )
-    most = getattr(conditioner, "max_len", None)
-    if most is not None and sites > most:
-        raise ValueError(f"Expected at most {most} sites (conditioner.max_len); got {sites}.")
-    of_head = getattr(head, "num_sites", None)
-    if of_head not in (None, sites):
-        raise ValueError(f"Expected a head of {sites} sites (those of the event); got one of {of_head}.")
+    if conditioner.max_len is not None and sites > conditioner.max_len:
+        raise ValueError(f"Expected at most {conditioner.max_len} sites (conditioner.max_len); got {sites}.")
+    if head.num_sites not in (None, sites):
+        raise ValueError(f"Expected a head of {sites} sites (those of the event); got one of {head.num_sites}.")
     site = conditioner.site
     if site_shape != (site if isinstance(site, tuple) else ()):
         raise ValueError(f"Expected conditioner.site == {site_shape} (the site shape of the head); got {site}.")
     kinds = site if isinstance(site, list) else [site]
     if any(isinstance(kind, int) for kind in kinds):
-        supports = getattr(head, "supports", [head.support])  # a PerSite has one for each site
+        supports = head.support.parts if isinstance(head.support, PerSiteConstraint) else [head.support]
         many = max(len(kinds), len(supports))  # 1 where all sites are alike
         for kind, support in zip(kinds * (many // len(kinds)), supports * (many // len(supports)), strict=True):
             if isinstance(kind, int) and not _is_category(support, kind):
@@ -79,9 +78,9 @@ def check_uniforms(u: Any) -> None:
 def check_ends(head: Head, eos: int | None) -> None:
     """Raises a TypeError or ValueError unless the head can end a sequence."""
     name, support = type(head).__name__, head.support
-    if hasattr(head, "num_sites"):
+    if head.num_sites is not None:
         raise ValueError(f"Expected a head that treats all sites alike; got a {name}.")
-    if hasattr(head, "ends"):
+    if head.has_ends:
         if eos is not None:
             raise ValueError(f"Expected eos=None ({name} tells the ends); got {eos}.")
     elif not isinstance(eos, int) or isinstance(eos, bool):
@@ -90,8 +89,9 @@ def check_ends(head: Head, eos: int | None) -> None:
         raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
     else:
         for part in head.modules():
-            if (other := getattr(part, "eos", eos)) != eos:  # a filter's
-                raise ValueError(f"Expected {type(part).__name__} of eos == {eos} (that of the sequence); got {other}.")
+            if isinstance(part, Head) and part.eos not in (None, eos):
+                name = type(part).__name__
+                raise ValueError(f"Expected {name} of eos == {eos} (that of the sequence); got {part.eos}.")
 
 
 def _within(support: Any, number: int) -> Tensor:
@@ -100,8 +100,8 @@ def _within(support: Any, number: int) -> Tensor:
     return inside
 
 
-def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
-    """How many sites a prefix (*batch, k, *site_shape) has; ValueError for another shape or none."""
+def shape_of_prefix(prefix: Any, site_shape: tuple[int, ...]) -> tuple[torch.Size, int]:
+    """The batch shape and the number of sites of a prefix (*batch, k, *site_shape); ValueError for another shape or none."""
     check_kind("prefix", prefix, Tensor)
     cut = prefix.dim() - len(site_shape)
     if cut < 1 or tuple(prefix.shape[cut:]) != site_shape:
@@ -110,7 +110,7 @@ def sites_of_prefix(prefix: Tensor, site_shape: tuple[int, ...]) -> int:
         )
     if not prefix.shape[cut - 1]:
         raise ValueError(f"Expected a prefix of at least one site; got prefix.shape == {tuple(prefix.shape)}.")
-    return prefix.shape[cut - 1]
+    return prefix.shape[: cut - 1], prefix.shape[cut - 1]
 
 
 def steps_in_order(context: Tensor, order: Tensor | None, given: int, sites: int) -> Tensor:
@@ -121,4 +121,4 @@ def steps_in_order(context: Tensor, order: Tensor | None, given: int, sites: int
         )
     if order is None:
         return context
-    return torch.cat([context[..., :given, :], context[..., given:, :].index_select(-2, order)], -2)
+    return torch.cat([context[..., :given, :], context[..., given:, :].index_select(-2, order.to(context.device))], -2)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditioners.site_loop import SiteLoop
 from ..core.functional import transformed, vjp
+from .chain_rule import ChainRule
 
 
 def can_sweep(conditioner: Any) -> bool:
@@ -17,32 +19,36 @@ def can_sweep(conditioner: Any) -> bool:
     return torch.is_grad_enabled() and not functorch and bool(conditioner.has_adjoint)
 
 
-def sweep(d: Any, context: Tensor | None, rows: int) -> Tensor:
-    """The sites (B, T, *site_shape) of B rows drawn from an autoregressive distribution, in visiting order.
+def sweep(chain: ChainRule, context: Any, lengths: Tensor | None, rows: int) -> Tensor:
+    """The sites (B, T, *site_shape) of B rows drawn by a chain rule, in visiting order, with zeros from their lengths on.
 
     Cost of the backward pass: about one sample; memory: a small graph of the head a site. With ``create_graph`` it draws
     the same noise again, through a graph of T steps that can be differentiated again.
     """
-    return _Sweep.apply(d, rows, context, *d._tensors)
+    return _Sweep.apply(chain, lengths, rows, context, *chain.tensors)
 
 
 class _Sweep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, d: Any, rows: int, context: Tensor | None, *tensors: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, chain: ChainRule, lengths: Tensor | None, rows: int, context: Tensor | None, *tensors: Tensor
+    ) -> Tensor:
         leaves: list[Tensor] = []
         drawn: list[Tensor] = []
 
         def draw(phi: Tensor, t: int) -> Tensor:
             with torch.enable_grad():
                 leaves.append(phi.detach().clone().requires_grad_())
-                drawn.append(d.head.forward(leaves[-1], t).rsample())
+                drawn.append(chain.head.forward(leaves[-1], t).rsample())
             return drawn[-1].detach()
 
-        device = d._like.device
+        device = chain.like.device
         ctx.noise = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        phi, state = d.conditioner.start(context, rows)
-        ys, ctx.state = d._walk(phi.unsqueeze(1), state, draw)
-        ctx.d, ctx.rows, ctx.leaves, ctx.drawn = d, rows, leaves, drawn
+        loop = SiteLoop(chain.conditioner, context, rows, chain.sites)
+        ys = chain.draw(loop, draw, lengths)
+        ctx.chain, ctx.lengths, ctx.rows, ctx.state, ctx.leaves, ctx.drawn = (
+            chain, lengths, rows, loop.state, leaves, drawn,
+        )  # fmt: skip
         ctx.save_for_backward(context, *tensors)
         return torch.cat(ys, 1)
 
@@ -50,30 +56,30 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         context, *tensors = ctx.saved_tensors  # unpacked, so that autograd sees a parameter changed since
         if torch.is_grad_enabled():
-            return None, None, *_graph_gradients(ctx, gy, context, tensors)
+            return None, None, None, *_graph_gradients(ctx, gy, context, tensors)
         site = ctx.drawn[0]
         units = torch.eye(prod(site.shape[2:]), dtype=site.dtype, device=site.device).reshape(-1, *site.shape[2:])
         gains = [torch.cat(vjp(ctx.drawn, ctx.leaves, [unit.expand_as(site)] * len(ctx.drawn)), 1) for unit in units]
         gain = torch.stack(gains, 2)  # dy_t/dphi_t, (B, T, k, P)
-        a, of_context, pairs = ctx.d.conditioner.adjoint(
+        a, of_context, pairs = ctx.chain.conditioner.adjoint(
             ctx.state, gy.reshape(*gy.shape[:2], len(units)), gain, torch.zeros_like(gain[:, :, 0]), context
         )
         # The head's own parameters get their share through the draws, at the solved cotangents.
         outputs = [*ctx.drawn, *(weight for weight, _ in pairs)]
         grads = [*a.reshape(gy.shape).split(1, 1), *(grad for _, grad in pairs)]
         found = iter(vjp(outputs, [t for t in tensors if t.requires_grad], grads))
-        return None, None, of_context, *(next(found) if t.requires_grad else None for t in tensors)
+        return None, None, None, of_context, *(next(found) if t.requires_grad else None for t in tensors)
 
 
 def _graph_gradients(ctx: Any, gy: Tensor, context: Tensor | None, tensors: list[Tensor]) -> list[Tensor | None]:
-    d, device = ctx.d, ctx.d._like.device
+    chain, device = ctx.chain, ctx.chain.like.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(ctx.noise[0])
         if device.type == "cuda":
             torch.cuda.set_rng_state(ctx.noise[1], device)
-        phi, state = d.conditioner.start(context, ctx.rows)
-        ys, _ = d._walk(phi.unsqueeze(1), state, lambda phi, t: d.head.forward(phi, t).rsample())
+        loop = SiteLoop(chain.conditioner, context, ctx.rows, chain.sites)
+        ys = chain.draw(loop, lambda phi, t: chain.head.forward(phi, t).rsample(), ctx.lengths)
     inputs: list[Any] = [context, *tensors]
-    wanted = [t for t, need in zip(inputs, ctx.needs_input_grad[2:], strict=True) if need]
+    wanted = [t for t, need in zip(inputs, ctx.needs_input_grad[3:], strict=True) if need]
     found = iter(torch.autograd.grad(torch.cat(ys, 1), wanted, gy, create_graph=True, allow_unused=True))
-    return [next(found) if need else None for need in ctx.needs_input_grad[2:]]
+    return [next(found) if need else None for need in ctx.needs_input_grad[3:]]

@@ -82,7 +82,7 @@ class Pretrained(Conditioner):
             raise ValueError(f"Expected a causal language model (AutoModelForCausalLM); got {type(model).__name__}.")
         config = model.config.get_text_config()
         self.site = self.num_params = config.vocab_size
-        self.max_len: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_len = getattr(config, "max_position_embeddings", None)
         check_kind("bos", bos, int)
         if not 0 <= bos < config.vocab_size:
             raise ValueError(f"Expected bos between 0 and {config.vocab_size - 1} (tokens of the model); got {bos}.")

@@ -27,6 +27,8 @@ def tensors_in(value: Any) -> list[Tensor]:
         value = [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *plain]
     elif isinstance(value, (Distribution, Transform, constraints.Constraint)):
         value = {name: part for name, part in value.__dict__.items() if name not in _FORGOTTEN}
+    elif is_dataclass(value):
+        value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     return [t for part in value for t in tensors_in(part)] if isinstance(value, (list, tuple)) else []

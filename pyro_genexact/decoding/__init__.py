@@ -2,8 +2,10 @@
 
 from ..core.faces import publish
 from . import utilities
+from .branch_and_bound import Mode, exact_mode
 from .risk import BayesDecision, minimum_bayes_risk
-from .search import Decoded, Mode, StochasticBeam, beam_search, exact_mode, greedy, stochastic_beam_search
+from .search import Decoded, beam_search, greedy
+from .stochastic import StochasticBeam, stochastic_beam_search
 
 __all__ = [
     "BayesDecision",

@@ -83,16 +83,6 @@ class Flow(DistributionModule):
         masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
         return TransformedDistribution(to_event(masked), [Prefixes(parts, lengths)])
 
-    def condition(
-        self,
-        context: Tensor | Padded | None = None,
-        lengths: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-    ) -> TransformedDistribution:
-        """The same as calling the module, under Pyro's name."""
-        given = {"lengths": lengths, "source_lengths": source_lengths}
-        return self(context, **{name: value for name, value in given.items() if value is not None})
-
 
 def standard_normal(*shape: int) -> Constant:
     """The base that recipes have by default, of events of this shape; it follows from sizes, so it is not saved."""

@@ -48,6 +48,7 @@ class PerSite(Head):
         (6, torch.Size([5, 2]))
     """
 
+    num_sites: int
     supports: list[Any]
     support: PerSiteConstraint
     _which: list[int]

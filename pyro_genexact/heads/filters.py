@@ -47,7 +47,7 @@ class Filter(Head):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        if getattr(head, "num_sites", None) is not None:
+        if isinstance(head, Head) and head.num_sites is not None:
             name = type(self).__name__
             raise ValueError(
                 f"Expected head to treat all sites alike; got a PerSite (make it PerSite([{name}(...), ...]))."

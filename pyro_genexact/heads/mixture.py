@@ -49,7 +49,7 @@ class Mixture(Head):
     def __init__(self, head: Head | Sequence[Head], K: int | None = None) -> None:
         super().__init__()
         heads = listed("head", [head] if isinstance(head, Head) else head)
-        if any(getattr(part, "num_sites", None) is not None for part in heads):
+        if any(part.num_sites is not None for part in heads):
             raise ValueError(
                 "Expected head to treat all sites alike; got a PerSite (make it PerSite([Mixture(...), ...]))."
             )

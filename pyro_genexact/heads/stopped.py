@@ -34,11 +34,13 @@ class Stopped(Head):
         (torch.Size([4, 5, 2]), torch.Size([4, 5]))
     """
 
+    has_ends = True
+
     def __init__(self, head: Head) -> None:
         super().__init__()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
             check_distribution_head(head)
-        if getattr(head, "num_sites", None) is not None:
+        if head.num_sites is not None:
             raise ValueError("Expected head to treat all sites alike; got a PerSite.")
         self.head, self.num_params = head, head.num_params + 1
         self.site_shape = ((head.site_shape[0] if head.site_shape else 1) + 1,)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..decoding.search import beam_search, exact_mode, greedy, stochastic_beam_search
+from ..decoding.branch_and_bound import exact_mode
+from ..decoding.search import beam_search, greedy
+from ..decoding.stochastic import stochastic_beam_search
 from ..diagnostics.calibration import pit
 from ..families.guard import contains
 from .helpers import _broken, _same, _seeded, _tensors

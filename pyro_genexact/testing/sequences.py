@@ -25,7 +25,7 @@ def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, dr
 
     - ``log_prob`` and ``log_prob_sites``, 0 for padding; all arrays together have mass 1;
     - ``support`` and ``enumerate_support``; log_prob is -inf for any other array, or a ValueError when validating;
-    - ``lengths``, ``entropy``, and how often a string is drawn, by ``sample`` and from ``expand``, by chi-square;
+    - ``lengths_of``, ``entropy``, and how often a string is drawn, by ``sample`` and from ``expand``, by chi-square;
     - ``conditional_on_prefix`` of every number of sites, the same in all rows or not (from 0, whatever stands behind them), at once
       or in two steps, of prefixes that have ended, too: its log_prob, lengths and draws;
     - ``with_head``, ``termination_curve`` (of what follows a prefix, too), and the log_prob of ended strings under any other
@@ -105,7 +105,7 @@ def _is_filler(d: Any, y: Tensor) -> Tensor:
 
 def _all_arrays(d: Any, sites: int) -> tuple[Tensor, Tensor]:
     """All arrays (N, sites, *site_shape) over the values of the head, and which of them are sequences."""
-    values = d.head(d._like.new_zeros(1, 1, d.head.num_params)).enumerate_support()[:, 0, 0]
+    values = d.head(d.chain.like.new_zeros(1, 1, d.head.num_params)).enumerate_support()[:, 0, 0]
     if (count := len(values) ** sites) > LARGEST:
         raise ValueError(f"Expected at most {LARGEST} arrays; got {len(values)}^{sites} = {count}.")
     index = torch.arange(len(values), device=values.device)
@@ -127,10 +127,10 @@ def _strings(d: Any) -> tuple[Tensor, Tensor | None]:
 def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
     """Each string is read to its end, in one chunk, by ``start`` and ``extend``."""
     shape, (ends, present) = strings.shape[: strings.dim() - len(d.event_shape)], _where(d, strings)
-    context = d.expand(shape)._batch(shape)[0]
+    context = d.chain.contexts(shape)
     y = strings.reshape(prod(shape), *d.event_shape)
     last = present.reshape(len(y), -1).sum(-1) - 1
-    sites = d._like.new_zeros(len(y), d.max_len)
+    sites = d.chain.like.new_zeros(len(y), d.max_len)
     for n in last.unique().tolist():
         rows = (last == n).nonzero().squeeze(1)
         given = Padded(*(part[rows] for part in context)) if isinstance(context, Padded) else context
@@ -138,7 +138,7 @@ def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
         phi, state = d.conditioner.start(given, len(rows))
         phi = phi.unsqueeze(1)
         if n:
-            phi = torch.cat([phi, d.conditioner.extend(d._read(y[rows, :n]), state)[0]], 1)
+            phi = torch.cat([phi, d.conditioner.extend(d.chain.read(y[rows, :n]), state)[0]], 1)
         sites[rows, : n + 1] = head(phi).log_prob(y[rows, : n + 1]).detach()
     return ByChainRule(strings, ends, present, sites.reshape(ends.shape))
 
@@ -188,7 +188,7 @@ def _illegal(d: Any, truth: ByChainRule, arrays: Tensor | None) -> None:
 def _values(d: Any, truth: ByChainRule, tol: float) -> None:
     _close("sequence", "log_prob", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
     _close("sequence", "log_prob_sites", d.log_prob_sites(truth.strings), truth.sites, tol)
-    _same("sequence", "lengths", d.lengths(truth.strings).tolist(), truth.lengths(d.eos is None).tolist())
+    _same("sequence", "lengths_of", d.lengths_of(truth.strings).tolist(), truth.lengths(d.eos is None).tolist())
 
 
 class Spied(Conditioner):
@@ -216,9 +216,9 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
     """Nothing is read or scored after the end, and no gradient comes from there."""
     gone = ~truth.present.reshape(-1, d.max_len)
     wide = gone.reshape(*gone.shape, *[1] * len(d.head.site_shape))
-    other = d._read(truth.strings.roll(1, 0).reshape(-1, *d.event_shape))
+    other = d.chain.read(truth.strings.roll(1, 0).reshape(-1, *d.event_shape))
     for size in (0.0, 3.0):
-        added = size * gone.unsqueeze(-1) * d._like.new_ones(d.head.num_params)
+        added = size * gone.unsqueeze(-1) * d.chain.like.new_ones(d.head.num_params)
         added.requires_grad_()
         y = truth.strings.detach().clone()
         y.requires_grad_(y.is_floating_point())
@@ -261,7 +261,7 @@ def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
             given[f"1 and {k - 1} sites"] = d.conditional_on_prefix(halves[0]).conditional_on_prefix(halves[1])
         for name, c in given.items():
             _close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
-            _same("sequence", f"lengths after {name}", c.lengths(rest).tolist(), lengths.tolist())
+            _same("sequence", f"lengths_of after {name}", c.lengths_of(rest).tolist(), lengths.tolist())
         _ragged(d, truth, k, tol)
 
 
@@ -318,7 +318,7 @@ def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> 
     with _seeded(0):
         curve = d.termination_curve(num_samples=(samples := max(draws // 4, 2)))
     wide = d.expand((draws, *d.batch_shape))
-    many = d._like
+    many = d.chain.like
     for name, draw in (("sample", lambda: d.sample((draws,))), ("sample of expand", wide.sample)):
         with _seeded(0):
             many = draw()
@@ -328,9 +328,9 @@ def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> 
             _frequencies(name, many, truth.strings, d.log_prob(truth.strings))
     if finite:
         p = truth.sites.sum(-1).exp()
-        ended, noise = (p.unsqueeze(-1) * (truth.ends.cumsum(-1) > 0)).sum(0), d._like.new_zeros(())
+        ended, noise = (p.unsqueeze(-1) * (truth.ends.cumsum(-1) > 0)).sum(0), d.chain.like.new_zeros(())
     else:
-        ended = (_where(d, many)[0].cumsum(-1) > 0).to(d._like).mean(0)
+        ended = (_where(d, many)[0].cumsum(-1) > 0).to(d.chain.like).mean(0)
         noise = ended * (1 - ended) / draws
     error = (curve.standard_error.square() + noise).sqrt()
     off = (curve.probability - ended).abs() - 5 * error - 1 / samples  # rarer histories may be missed

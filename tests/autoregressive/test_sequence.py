@@ -41,7 +41,7 @@ def test_one_string(string, length):
     model = bigram()
     d, y = model(), torch.tensor(string)
     assert d.log_prob(y).item() == pytest.approx(by_hand(model.conditioner.table, string), abs=1e-12)
-    assert d.lengths(y) == length and d.support.check(y)
+    assert d.lengths_of(y) == length and d.support.check(y)
     sites = d.log_prob_sites(y)
     assert (sites[length + 1 :] == 0).all() and (sites[: length + 1] < 0).all()
 
@@ -66,6 +66,24 @@ def test_module_and_distribution_agree():
     assert not d.has_rsample and d.support.is_discrete and d.support.event_dim == 1
 
 
+def test_lengths_are_what_rows_were_given():
+    """In every distribution; a value of random length has one by ``lengths_of``."""
+    d, fixed = bigram()(), gx.Autoregressive(conditioners.Recurrent(3, 3), heads.Categorical(3), (6,))
+    given = torch.tensor([2, 6])
+    assert torch.equal(fixed(lengths=given).lengths, given) and fixed().lengths is None
+    assert not hasattr(d, "lengths") and d.lengths_of(torch.tensor([[1, 0, 0, 0, 0, 0]])).tolist() == [1]
+
+
+def test_tensors_of_its_parts_are_found():
+    """By what moves distributions or looks for their dtype: the context and the prefix among them."""
+    net = conditioners.Recurrent(3, 3, hidden=5, context=2)
+    d = built(gx.Sequence(net, heads.Categorical(3), 0, 4))(sized(2, 2)).conditional_on_prefix(torch.ones(2, 2).long())
+    found = {id(t) for t in gx.base.tensors_in(d)}
+    assert {id(t) for t in (d.context, d.prefix, *d.conditioner.parameters())} <= found
+    moved = gx.base.Constant(d).float()()
+    assert moved.context.dtype == torch.float32 and moved.batch_shape == (2,)
+
+
 def test_gradient_only_of_what_was_read():
     """Symbols that occur only as the end, or not at all, have rows of the embedding without gradient."""
     net = small_transformer(4, site=4).double()
@@ -84,7 +102,7 @@ def test_values_of_other_batch_dims():
     every = torch.stack([torch.stack([d.log_prob(y[i, j])[j] for j in range(2)]) for i in range(5)])
     close(d.log_prob(y), every)
     close(d.log_prob(y[:, :1]), torch.stack([d.log_prob(row[0]) for row in y]))
-    assert d.log_prob(y[0, 0]).shape == (2,) and d.lengths(y[0, 0]).shape == () and d.lengths(y).shape == (5, 2)
+    assert d.log_prob(y[0, 0]).shape == (2,) and d.lengths_of(y[0, 0]).shape == () and d.lengths_of(y).shape == (5, 2)
     wide = d.expand((3, 2))
     assert wide.sample().shape == (3, 2, 4) and wide.log_prob(y[0]).shape == (3, 2)
     assert wide.conditional_on_prefix(y[0, :, :1]).batch_shape == (3, 2)
@@ -119,11 +137,11 @@ def test_no_rows():
 def test_prefixes_that_have_ended():
     d = bigram()().conditional_on_prefix(torch.tensor([[1, 0], [0, 0]]))
     assert not d.sample((3,)).any() and d.sample().dtype == torch.long
-    assert (d.log_prob(torch.zeros(4).long()) == 0).all() and (d.lengths(torch.zeros(4).long()) == 0).all()
+    assert (d.log_prob(torch.zeros(4).long()) == 0).all() and (d.lengths_of(torch.zeros(4).long()) == 0).all()
     assert not d.has_enumerate_support
     stopped = built(gx.Sequence(conditioners.Recurrent((2,), 3, hidden=4), heads.Stopped(heads.Normal()), None, 4))()
     c = stopped.conditional_on_prefix(torch.tensor([[[0.3, 1.0], [0.0, 0.0]]], dtype=F64))
-    assert not c.sample((3,)).any() and (c.lengths(c.sample((3,))) == 0).all() and c.log_prob(c.sample()) == 0
+    assert not c.sample((3,)).any() and (c.lengths_of(c.sample((3,))) == 0).all() and c.log_prob(c.sample()) == 0
 
 
 def test_rows_whose_prefixes_are_shorter_are_full_earlier():
@@ -140,9 +158,9 @@ def test_prefix_and_min_length():
     """A filter that counts sites counts those of the prefix, too."""
     model = bigram()
     filtered = model.with_head(heads.MinLength(model.head, 3, eos=0))
-    assert filtered.conditioner is model.conditioner and filtered().lengths(filtered().sample((200,))).min() == 3
+    assert filtered.conditioner is model.conditioner and filtered().lengths_of(filtered().sample((200,))).min() == 3
     d = filtered().conditional_on_prefix(torch.ones(3, 2).long(), torch.tensor([0, 1, 2]))
-    least = d.lengths(d.sample((400,))).amin(0)
+    least = d.lengths_of(d.sample((400,))).amin(0)
     assert least.tolist() == [3, 2, 1]
     first = d.log_prob(torch.zeros(4).long())
     assert (first == -torch.inf).all()
@@ -160,7 +178,7 @@ def test_to_uniform_and_back():
     d = bigram()()
     y = d.sample((300,))
     u = d.to_uniform(y)
-    gone = torch.arange(6) > d.lengths(y).unsqueeze(1)
+    gone = torch.arange(6) > d.lengths_of(y).unsqueeze(1)
     assert torch.equal(u.isnan(), gone) and torch.equal(d.from_uniform(u), y)
     p = u[~gone].sort()[0]
     assert (p - (torch.arange(len(p)) + 0.5) / len(p)).abs().max() * len(p) ** 0.5 < 2.2
@@ -203,9 +221,9 @@ def test_half_precision_adds_up_in_single(dtype):
     log_prob = d.log_prob(y)
     assert log_prob.dtype == d.log_prob_sites(y).dtype == torch.float32
     close(log_prob.logsumexp(0), torch.zeros(()), 1e-3)  # a pass over more rows may round phi otherwise
-    sites = net(torch.where(d.lengths(y).unsqueeze(1) > torch.arange(6), y, 0)).float().log_softmax(-1)
+    sites = net(torch.where(d.lengths_of(y).unsqueeze(1) > torch.arange(6), y, 0)).float().log_softmax(-1)
     sites = sites.gather(2, y.unsqueeze(2)).squeeze(2)
-    present = torch.arange(6) <= d.lengths(y).unsqueeze(1)
+    present = torch.arange(6) <= d.lengths_of(y).unsqueeze(1)
     close(log_prob, torch.where(present, sites, 0.0).sum(1), 1e-5)
     curve = d.termination_curve(num_samples=500)
     assert curve.probability.dtype == curve.standard_error.dtype == torch.float32

@@ -34,7 +34,7 @@ def test_early_stopping(prefix):
         given = 3 * 1024 - int(starts.sum())  # of rows that wait for those with longer prefixes
     work = d.conditioner.work
     work.clear()
-    lengths = d.lengths(d.sample())
+    lengths = d.lengths_of(d.sample())
     tokens = int((lengths + 1).sum())
     assert 9 < lengths.double().mean() < 11
     rows = sum(work) + 1024  # the first site's parameters are those of ``start``
@@ -60,7 +60,7 @@ def test_termination_of_independent_sites_is_exact():
     curve = d.termination_curve(num_samples=2)
     assert isinstance(curve, TerminationCurve) and (curve.standard_error == 0).all()
     y = d.enumerate_support()
-    p, lengths = d.log_prob(y).exp(), d.lengths(y)
+    p, lengths = d.log_prob(y).exp(), d.lengths_of(y)
     close(curve.probability, torch.stack([p[lengths <= t].sum() for t in range(6)]))
     close(d.termination_curve(num_samples=7).probability, curve.probability)
 
@@ -80,7 +80,7 @@ def test_termination_of_a_bigram_is_unbiased_with_calibrated_errors():
     truth = -log_survival(model.conditioner.table, 12).expm1().detach()
     d = model(max_len=12)
     y = model().enumerate_support()
-    p, lengths = model().log_prob(y).exp(), model().lengths(y)
+    p, lengths = model().log_prob(y).exp(), model().lengths_of(y)
     close(truth[:6], torch.stack([p[lengths <= t].sum() for t in range(6)]).detach())
     curve = d.expand((400,)).termination_curve(num_samples=100)
     assert curve.probability.shape == (400, 12)
@@ -136,7 +136,7 @@ def test_termination_without_tightness():
     close(curve.probability, 1 - (t + 3) / (2 * (t + 2)))
     assert (curve.standard_error == 0).all() and abs(curve.probability[-1] - 0.5) < 2e-3
     never = of_table(torch.stack([torch.full_like(end, -torch.inf), end.log()], 1)[:9])()
-    assert (never.termination_curve().probability == 0).all() and never.lengths(never.sample()) == 9
+    assert (never.termination_curve().probability == 0).all() and never.lengths_of(never.sample()) == 9
 
 
 def test_termination_after_prefixes():
@@ -167,7 +167,7 @@ def test_termination_of_stopped_numbers():
     curve = d.termination_curve(num_samples=2)
     going_on = torch.sigmoid(-d.conditioner.phi[:, -1]).cumprod(0)
     close(curve.probability, (1 - going_on).detach())
-    lengths = d.lengths(d.sample((20000,)))
+    lengths = d.lengths_of(d.sample((20000,)))
     assert lengths.min() == 1 and goodness(lengths - 1, law_of(going_on)) > 1e-4
 
 

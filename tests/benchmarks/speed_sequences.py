@@ -186,7 +186,7 @@ def stopping(options: argparse.Namespace) -> None:
         model, fixed = gx.Sequence(net, head, eos=0, max_len=sites), gx.Autoregressive(net, head, (sites,))
         with counted(net) as reads:
             y = model().sample((rows,))
-        drawn, work = int((model().lengths(y) + 1).clamp(max=sites).sum()), rows + sum(reads)
+        drawn, work = int((model().lengths_of(y) + 1).clamp(max=sites).sum()), rows + sum(reads)
         calls = {
             "stops": lambda model=model: model().sample((rows,)),
             "all": lambda fixed=fixed: fixed().sample((rows,)),

@@ -202,10 +202,10 @@ def test_lengths_of_values():
     d = strings()()
     for wrong in ([1, 2, 0, 0], 1, None):
         text = f"Expected value to be of class Tensor; got {type(wrong).__name__}."
-        fails(TypeError, text, lambda w=wrong: d.lengths(w))
+        fails(TypeError, text, lambda w=wrong: d.lengths_of(w))
     for shape in ((3,), (2, 5), ()):
         text = f"Expected value.shape[-1:] == (4,) (event_shape); got {shape}."
-        fails(ValueError, text, lambda s=shape: d.lengths(ones(s).long()))
+        fails(ValueError, text, lambda s=shape: d.lengths_of(ones(s).long()))
 
 
 def test_lengths_of_another_batch():

@@ -69,9 +69,9 @@ def test_wide_beams_are_enumeration(d):
         there = found.log_prob > -torch.inf
         torch.testing.assert_close(d.log_prob(found.sequences)[there], found.log_prob[there])
     for penalty in (1.0, 2.0, -0.5):
-        sites = (d.lengths(strings) + 1).clamp(max=T).unsqueeze(1) ** penalty
+        sites = (d.lengths_of(strings) + 1).clamp(max=T).unsqueeze(1) ** penalty
         found = decoding.beam_search(d, ALL, penalty, k=10)
-        got = found.log_prob / (d.lengths(found.sequences) + 1).clamp(max=T) ** penalty
+        got = found.log_prob / (d.lengths_of(found.sequences) + 1).clamp(max=T) ** penalty
         torch.testing.assert_close(got, (complete / sites).sort(0, descending=True).values[:10])
 
 
@@ -109,7 +109,7 @@ def test_greedy_takes_the_best_of_each_site(d):
     found = decoding.greedy(d)
     torch.testing.assert_close(found.log_prob, d.log_prob(found.sequences))
     for row in range(ROWS):
-        for t in range(int(d.lengths(found.sequences)[row])):
+        for t in range(int(d.lengths_of(found.sequences)[row])):
             others = found.sequences[row].repeat(3, 1)
             others[:, t] = torch.arange(3)
             others[:, t + 1 :] = 0
@@ -190,7 +190,7 @@ def test_stochastic_beams_are_samples_without_replacement(drawn):
 def test_stochastic_beams_estimate_without_bias(drawn):
     d, strings, log_prob, beams = drawn
     weights = (beams.log_prob - beams.log_inclusion).exp()
-    for f in (torch.ones_like, d.lengths, lambda y: (y == 2).any(-1).double()):
+    for f in (torch.ones_like, d.lengths_of, lambda y: (y == 2).any(-1).double()):
         truth = (log_prob.exp() * f(strings if f is not torch.ones_like else log_prob[:, 0]).unsqueeze(1)).sum(0)
         estimates = (weights * f(beams.sequences if f is not torch.ones_like else weights)).sum(0)
         z = (estimates.mean(0) - truth) / estimates.std(0) * DRAWS**0.5
@@ -297,7 +297,7 @@ def test_errors():
         decoding.exact_mode(never)
     assert (decoding.exact_mode(never, budget=1).gap == torch.inf).all()
     found = decoding.beam_search(never, unfinished=True)
-    assert (never.lengths(found.sequences) == T).all()
+    assert (never.lengths_of(found.sequences) == T).all()
 
 
 def test_columns_of_several_kinds():

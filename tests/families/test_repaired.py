@@ -15,8 +15,8 @@ from pyro_genexact import Head
 from pyro_genexact.families.continuous_bernoulli import ContinuousBernoulli
 from pyro_genexact.families.guard import contains
 from pyro_genexact.families.repaired import REPAIRED
-from pyro_genexact.heads.catalogue import families
 from pyro_genexact.heads import Parametric
+from pyro_genexact.heads.catalogue import families
 from pyro_genexact.testing import distribution_head
 from support.values import draws, tensor
 

@@ -14,8 +14,8 @@ from torch.distributions import constraints
 
 from pyro_genexact import heads
 from pyro_genexact.families.guard import contains, log_prob_everywhere
-from pyro_genexact.heads.catalogue import markdown
 from pyro_genexact.heads import Normal, Parametric
+from pyro_genexact.heads.catalogue import markdown
 from support.families import DISCRETE, HEADS, ROWS, SCALARS, ends, noise
 from support.values import draws
 

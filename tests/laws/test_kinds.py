@@ -25,7 +25,7 @@ def test_distribution(name):
 
 def test_distribution_head(distribution_head, device):
     like = next(distribution_head.parameters(), torch.empty(0, dtype=torch.float64, device=device))
-    sites = getattr(distribution_head, "num_sites", 3)
+    sites = distribution_head.num_sites or 3
     with torch.no_grad():
         d = distribution_head(like.new_zeros(2, sites, distribution_head.num_params))
         testing.kinds(with_support(d, distribution_head.support), d.sample())

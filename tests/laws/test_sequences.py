@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads, testing
+from pyro_genexact.autoregressive.chain_rule import ChainRule
+from pyro_genexact.autoregressive.layout import SequenceLayout
 from pyro_genexact.distributions import AutoregressiveDistribution, SequenceDistribution
 from support import registry
 from support.registry import SEQUENCES
@@ -114,20 +117,31 @@ def test_copies_of_conditionals(distribution):
         torch.testing.assert_close(other.log_prob(rest), expected.expand(other.batch_shape), rtol=1e-12, atol=1e-12)
 
 
+def as_kind(kind, part):
+    """A chain rule or a layout as one of a subclass."""
+    return kind(**{field.name: getattr(part, field.name) for field in fields(part)})
+
+
+def rows_of(d, value):
+    """Rows, which sites are present, and the batch shape, of a distribution without a prefix."""
+    shape = torch.broadcast_shapes(value.shape[: value.dim() - len(d.event_shape)], d.batch_shape)
+    return *d.layout.rows(value, shape), shape
+
+
 class ScoresPadding(SequenceDistribution):
     def _factors(self, value):
         factors, shape = super()._factors(value)
-        return factors - 0.1 * self._gone(self._rows(value)[0])[:, self._given :], shape
+        y = self.layout.flat(value, shape)
+        return factors - 0.1 * self.layout.gone(y), shape
 
 
 class ReadsPadding(SequenceDistribution):
     """What stands after the end has a weight of its own, but not in the value."""
 
     def log_prob(self, value):
-        y = self._rows(value)[0]
-        phi = self.conditioner(y, self._batch(self._rows(value)[2])[0])
-        nought = (phi - phi.detach())[:, -1].sum(-1).reshape(self._rows(value)[2])
-        return super().log_prob(value) + nought
+        y, _, shape = rows_of(self, value)
+        phi = self.conditioner(y, self.chain.contexts(shape))
+        return super().log_prob(value) + (phi - phi.detach())[:, -1].sum(-1).reshape(shape)
 
 
 class LeaksMass(SequenceDistribution):
@@ -140,9 +154,9 @@ class EndsInTime(SequenceDistribution):
 
     def _factors(self, value):
         factors, shape = super()._factors(value)
-        y = self._rows(value)[0]
-        open_ = ~self._ends(y)[:, :-1].any(1)
-        last = torch.where(self._ends(y)[:, -1], 0.0, -torch.inf)
+        ends = self.layout.ends(self.layout.flat(value, shape))
+        open_ = ~ends[:, :-1].any(1)
+        last = torch.where(ends[:, -1], 0.0, -torch.inf)
         return torch.cat([factors[:, :-1], torch.where(open_, last, factors[:, -1]).unsqueeze(1)], 1), shape
 
 
@@ -155,7 +169,7 @@ class OneStringTwice(SequenceDistribution):
 class AnyArray(SequenceDistribution):
     @property
     def support(self):
-        return AutoregressiveDistribution.support.__get__(self)
+        return AutoregressiveDistribution(self.conditioner, self.head, (self.max_len,), self.context).support
 
 
 class ScoresAnyArray(SequenceDistribution):
@@ -164,27 +178,38 @@ class ScoresAnyArray(SequenceDistribution):
 
 
 class NeverComplains(SequenceDistribution):
-    def _check_inside(self, y, inside, name="value"):
-        pass
+    class Layout(SequenceLayout):
+        def check(self, y, inside, name="value"):
+            pass
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.layout = as_kind(self.Layout, self.layout)
 
 
 class CountsTheEnd(SequenceDistribution):
-    def lengths(self, value):
-        return (super().lengths(value) + 1).clamp(max=self.max_len)
+    def lengths_of(self, value):
+        return (super().lengths_of(value) + 1).clamp(max=self.max_len)
 
 
 class GoesOn(SequenceDistribution):
     """After the end."""
 
     def sample(self, sample_shape=()):
-        return AutoregressiveDistribution._sequence(self, torch.Size(sample_shape), lambda d, *_: d.sample())
+        fixed = AutoregressiveDistribution(self.conditioner, self.head, (self.max_len,), self.context)
+        return fixed.expand(self.batch_shape).sample(sample_shape)
 
 
 class OtherHistory(SequenceDistribution):
     """Draws from the conditionals of an all-zero history."""
 
-    def _read(self, y):
-        return y if torch.is_grad_enabled() else torch.ones_like(y)
+    class Chain(ChainRule):
+        def read(self, y):
+            return y if torch.is_grad_enabled() else torch.ones_like(y)
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.chain = as_kind(self.Chain, self.chain)
 
 
 class SharedNoise(SequenceDistribution):
@@ -198,13 +223,6 @@ class SharedNoise(SequenceDistribution):
         return first.expand(rows.shape).clone()
 
 
-class ForgetsTheEnd(SequenceDistribution):
-    """Of the prefix."""
-
-    def _present_in(self, y, starts):
-        return super()._present_in(y, starts) | (self._gone(y) & ~self._ends(y[:, self._given :]).all(1, keepdim=True))
-
-
 class ForgetsPrefix(SequenceDistribution):
     def conditional_on_prefix(self, prefix, lengths=None, max_len=None):
         return super().conditional_on_prefix(prefix.roll(1, 0), lengths, max_len)
@@ -215,7 +233,7 @@ class ForgetsLengths(SequenceDistribution):
 
     def conditional_on_prefix(self, prefix, lengths=None, max_len=None):
         new = super().conditional_on_prefix(prefix, lengths, max_len)
-        new._validate_args, new.prefix_lengths = False, None
+        new._validate_args, new.layout = False, replace(new.layout, prefix_lengths=None)
         return new
 
 
@@ -223,7 +241,7 @@ class ForgetsFirstPart(SequenceDistribution):
     def conditional_on_prefix(self, prefix, lengths=None, max_len=None):
         new = super().conditional_on_prefix(prefix, lengths, max_len)
         if self.prefix is not None and lengths is None:
-            new.prefix = new.prefix.index_fill(-1, torch.tensor([0]), 1)
+            new.layout = replace(new.layout, prefix=new.prefix.index_fill(-1, torch.tensor([0]), 1))
         return new
 
 
@@ -234,7 +252,7 @@ class KeepsItsHead(SequenceDistribution):
 
 class ChangesItself(SequenceDistribution):
     def with_head(self, head):
-        self.head = head
+        self.chain = replace(self.chain, head=head)
         return self
 
 
@@ -242,8 +260,8 @@ class KnowsItsSize(SequenceDistribution):
     def log_prob(self, value):
         if self.prefix is not None:
             return super().log_prob(value)
-        y = self._rows(value)[0]
-        return super().log_prob(value) - 0.01 * (self.max_len - 4) * self._ends(y)[:, 0].reshape(self._rows(value)[2])
+        y, _, shape = rows_of(self, value)
+        return super().log_prob(value) - 0.01 * (self.max_len - 4) * self.layout.ends(y)[:, 0].reshape(shape)
 
 
 class CurveOfLater(SequenceDistribution):
@@ -255,8 +273,14 @@ class CurveOfLater(SequenceDistribution):
 class CurveForgetsTheEnd(SequenceDistribution):
     """Of prefixes."""
 
-    def _over(self):
-        return torch.zeros_like(super()._over())
+    class Layout(SequenceLayout):
+        def over(self, shape):
+            return None
+
+    def termination_curve(self, max_len=None, num_samples=1000):
+        other = copy.copy(self)
+        other.layout = as_kind(self.Layout, self.layout)
+        return SequenceDistribution.termination_curve(other, max_len, num_samples)
 
 
 class CurveWithoutPrefix(SequenceDistribution):
@@ -264,15 +288,20 @@ class CurveWithoutPrefix(SequenceDistribution):
         if self.prefix is None:
             return super().termination_curve(max_len, num_samples)
         curve = self._like_this(prefix=None, prefix_lengths=None).termination_curve(max_len, num_samples)
-        over = self._over().unsqueeze(-1)
+        over = self.layout.over(self.batch_shape).reshape(*self.batch_shape, 1)
         return curve._replace(probability=torch.where(over, 1.0, curve.probability))
 
 
 class ReadsCovariates(SequenceDistribution):
     """After the end."""
 
-    def _covariates(self, context, present):
-        return context
+    class Chain(ChainRule):
+        def contexts(self, shape, present=None):
+            return super().contexts(shape)
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.chain = as_kind(self.Chain, self.chain)
 
 
 class TooSure(SequenceDistribution):

@@ -27,7 +27,7 @@ def test_head(head, device):
 
 def test_distribution_head(distribution_head, device):
     like = next((t for t in distribution_head.parameters()), torch.empty(0, dtype=torch.float64, device=device))
-    phi = like.new_zeros(2, getattr(distribution_head, "num_sites", 3), distribution_head.num_params)
+    phi = like.new_zeros(2, distribution_head.num_sites or 3, distribution_head.num_params)
     y = distribution_head(phi).sample()
     testing.reloading(distribution_head, lambda h: h(phi).log_prob(y))
 

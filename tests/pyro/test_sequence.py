@@ -231,7 +231,7 @@ def test_importance_with_a_tempered_proposal():
     mean, error = estimate(weights)
     assert abs(mean - joint.logsumexp(0).exp()) < 5 * error and error < 0.1 * mean
     share = weights.softmax(0)
-    lengths = lm().lengths(z).double()
+    lengths = lm().lengths_of(z).double()
     truth = (joint.softmax(0) * (STRINGS != 0).sum(1)).sum()
     expected = (share * lengths).sum()
     assert abs(expected - truth) < 5 * (share.square() * (lengths - expected).square()).sum().sqrt()

@@ -1,0 +1,246 @@
+"""Where the sites of an event stand in the rows that a conditioner reads, and which of them are present."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..base import Head
+from ..core.functional import visible
+from ..core.rows import before, expand_mask, flat_rows
+from ..families.guard import contains, feasible_point
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Rows (B, k + T, *site_shape) in visiting order: the k sites of a prefix, then the T of an event.
+
+    Attributes:
+        head: of the sites.
+        dims: those of the event that are sites.
+        prefix: (*batch, k, *site_shape), or None.
+        order: (T,), the site of the event that is visited as number i, or None for raster order.
+        lengths: (*batch), how many sites a row has, those of the prefix included, or None where all have all.
+    """
+
+    head: Head
+    dims: torch.Size
+    prefix: Tensor | None = None
+    order: Tensor | None = None
+    lengths: Tensor | None = None
+
+    has_ends = False  # whether a site may be the last one of its row
+    fill = 0  # what stands in padding
+    obstacle = "no lengths", "lengths"  # what enumeration asks of rows, and what stands in its way
+
+    @property
+    def count(self) -> int:
+        """T."""
+        return prod(self.dims)
+
+    @property
+    def given(self) -> int:
+        """k."""
+        return 0 if self.prefix is None else self.prefix.shape[-1 - len(self.head.site_shape)]
+
+    @property
+    def prefix_batch(self) -> torch.Size:
+        return torch.Size() if self.prefix is None else self.prefix.shape[: -1 - len(self.head.site_shape)]
+
+    def prefix_rows(self, shape: torch.Size) -> Tensor | None:
+        return None if self.prefix is None else flat_rows(self.prefix, shape, 1 + len(self.head.site_shape))
+
+    def length_rows(self, shape: torch.Size) -> Tensor | None:
+        return None if self.lengths is None else flat_rows(self.lengths, shape, 0)
+
+    def starts(self, shape: torch.Size) -> Tensor | None:
+        """(B) how many sites of the prefix a row has; None where all have as many."""
+        return None
+
+    def span(self, shape: torch.Size) -> tuple[int, int]:
+        """The first site that some row of a batch draws, and the end of the last row."""
+        return self.given, self.given + self.count
+
+    def over(self, shape: torch.Size) -> Tensor | None:
+        """Which rows (B) have a prefix that has ended; None where none can."""
+        return None
+
+    def obstructed(self, shape: torch.Size) -> bool:
+        """Whether the events of a batch cannot be enumerated, though sites can."""
+        return self.lengths is not None
+
+    def after_prefix(self, sites: Tensor, batch_shape: torch.Size) -> Tensor:
+        """The prefix and more sites (*batch, S, *site_shape) in one, of this batch shape."""
+        if self.prefix is None:
+            return sites
+        dim = len(batch_shape)
+        parts = [
+            part.expand(*batch_shape, *part.shape[-1 - len(self.head.site_shape) :]) for part in (self.prefix, sites)
+        ]
+        return torch.cat(parts, dim)
+
+    def filler(self, like: Tensor, rows: int = 1, sites: int = 1) -> Tensor:
+        return like.new_full((rows, sites, *self.head.site_shape), self.fill)
+
+    def ends(self, y: Tensor) -> Tensor:
+        """Which sites (*, T, *site_shape) are ends, (*, T)."""
+        return torch.zeros(y.shape[: y.dim() - len(self.head.site_shape)], dtype=torch.bool, device=y.device)
+
+    def flat(self, value: Tensor, shape: torch.Size) -> Tensor:
+        """Events of a batch as rows (B, T, *site_shape) in visiting order."""
+        rows = flat_rows(value, shape, len(self.dims) + len(self.head.site_shape)).flatten(1, len(self.dims))
+        return rows if self.order is None else rows.index_select(1, self.order)
+
+    def arrange(self, sites: Tensor, shape: torch.Size) -> Tensor:
+        """What belongs to the sites of the event in visiting order, (B, T, ...), as (*shape, *dims, ...)."""
+        sites = sites if self.order is None else sites.index_select(1, self.order.argsort())
+        return sites.reshape(shape + self.dims + sites.shape[2:])
+
+    def events(self, y: Tensor, shape: torch.Size) -> Tensor:
+        """Rows (B, T, *site_shape) in visiting order as events, with zeros for padding."""
+        present = self.present(shape)
+        if present is not None:
+            y = torch.where(expand_mask(present[:, self.given :], y), y, y.new_zeros(()))
+        return self.arrange(y, shape)
+
+    def present(self, shape: torch.Size) -> Tensor | None:
+        """Which sites (B, k + T) are present whatever their values; None where that is known of none."""
+        lengths = self.length_rows(shape)
+        return None if lengths is None else before(lengths, self.given + self.count)
+
+    def rows(self, value: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+        """Prefix and events as rows, and which of their sites (B, k + T) are present; None where all are."""
+        y, prefix = self.flat(value, shape), self.prefix_rows(shape)
+        return y if prefix is None else torch.cat([prefix, y], 1), self.present(shape)
+
+    def of_event(self, sites: Tensor, shape: torch.Size) -> Tensor:
+        """Of what belongs to all sites (B, k + T, ...) that of the event's, (B, T, ...)."""
+        return sites[:, self.given :] if self.prefix is not None else sites
+
+    def inside(self, y: Tensor, present: Tensor | None) -> Tensor:
+        """Which sites of rows are in the support of the head, or padding, (B, k + T)."""
+        inside = contains(self.head.support, y)
+        return inside if present is None else inside | ~present
+
+    def check(self, y: Tensor, inside: Tensor, name: str = "value") -> None:
+        """Raises a ValueError unless all sites of rows are inside."""
+        if not torch._is_all_true(inside):  # which vmap knows, unlike all()
+            row, site = (~inside).nonzero()[0].tolist()
+            raise ValueError(f"Expected {name} {self.expected(y, row, site)}")
+
+    def expected(self, y: Tensor, row: int, site: int) -> str:
+        """What a site that is not inside should have been, and what it is."""
+        got = y[row, site].tolist()
+        return f"within the support of the head, {self.head.support}; got {got} at site {site} (in visiting order)."
+
+    def check_prefix(self, shape: torch.Size) -> None:
+        """Raises a ValueError for a prefix that is outside the support."""
+        prefix = self.prefix_rows(shape)
+        if prefix is not None:
+            y = prefix.new_zeros(len(prefix), self.given + self.count, *self.head.site_shape)
+            y = feasible_point(self.head.support, y).expand(y.shape).to(prefix.dtype)
+            y = torch.cat([prefix, y[:, self.given :]], 1)
+            self.check(y, self.inside(y, self.present(shape)), "prefix")
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceLayout(Layout):
+    """Rows in which nothing but fillers follows the first end, after prefixes of several lengths.
+
+    Attributes:
+        eos: the symbol that ends a row; None where the head tells it.
+        prefix_lengths: (*batch), or None where all prefixes have k sites.
+    """
+
+    eos: int | None = None
+    prefix_lengths: Tensor | None = None
+
+    has_ends = True
+    obstacle = "prefixes that go on", "a prefix that has ended"
+
+    @property
+    def fill(self) -> int:  # type: ignore[override]
+        return self.eos or 0
+
+    def starts(self, shape: torch.Size) -> Tensor | None:
+        return None if self.prefix_lengths is None else flat_rows(self.prefix_lengths, shape, 0)
+
+    def span(self, shape: torch.Size) -> tuple[int, int]:
+        starts = self.starts(shape)
+        if starts is None:
+            return super().span(shape)
+        if not starts.numel() or not visible(starts):
+            return 0, self.given + self.count
+        first, last = starts.aminmax()
+        return int(first), int(last) + self.count
+
+    def over(self, shape: torch.Size) -> Tensor | None:
+        prefix, starts = self.prefix_rows(shape), self.starts(shape)
+        if prefix is None:
+            return None
+        ends = self.ends(prefix)
+        return (ends if starts is None else ends & before(starts, self.given)).any(1)
+
+    def obstructed(self, shape: torch.Size) -> bool:
+        over = self.over(shape)
+        return over is not None and visible(over) and bool(over.any())
+
+    def after_prefix(self, sites: Tensor, batch_shape: torch.Size) -> Tensor:
+        both, starts = super().after_prefix(sites, batch_shape), self.prefix_lengths
+        return both if starts is None else close_gaps(both, starts.expand(batch_shape), self.given)
+
+    def ends(self, y: Tensor) -> Tensor:
+        return self.head.ends(y) if self.eos is None else y == self.eos
+
+    def gone(self, y: Tensor) -> Tensor:
+        """Which sites (B, T) of rows stand after the first end."""
+        ends = self.ends(y)
+        return ends.cumsum(1) > ends
+
+    def rows(self, value: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        y, _ = super().rows(value, shape)
+        if (starts := self.starts(shape)) is None:
+            return y, ~self.gone(y)
+        inside = before(starts + self.count, y.shape[1])
+        y = close_gaps(y, starts, self.given)
+        y = torch.where(expand_mask(inside, y), y, self.filler(y))
+        return y, inside & ~self.gone(y)
+
+    def of_event(self, sites: Tensor, shape: torch.Size) -> Tensor:
+        if (starts := self.starts(shape)) is None:
+            return super().of_event(sites, shape)
+        index = starts.unsqueeze(1) + torch.arange(self.count, device=starts.device)
+        return sites.take_along_dim(expand_mask(index, sites), 1)
+
+    def site_of(self, t: int, starts: Tensor) -> Tensor:
+        """Which site of the event (B) site t is for rows of these starts; T where it is none."""
+        return torch.where((t >= starts) & (t < starts + self.count), t - starts, self.count)
+
+    def inside(self, y: Tensor, present: Tensor | None) -> Tensor:
+        """Present sites in the support of the head; the others fillers."""
+        assert present is not None
+        filled = y == self.filler(y)
+        filled = filled if filled.dim() == 2 else filled.flatten(2).all(2)
+        return torch.where(present, contains(self.head.support, y), filled)
+
+    def expected(self, y: Tensor, row: int, site: int) -> str:
+        if not self.gone(y)[row, site]:
+            return super().expected(y, row, site)
+        filler, end = self.filler(y)[0, 0].tolist(), "end" if self.eos is None else f"eos ({self.eos})"
+        return f"to be {filler} after the first {end}; got {y[row, site].tolist()} at site {site}."
+
+    def check_prefix(self, shape: torch.Size) -> None:
+        prefix, starts = self.prefix_rows(shape), self.starts(shape)
+        if prefix is not None:
+            inside = self.inside(prefix, ~self.gone(prefix))
+            self.check(prefix, inside if starts is None else inside | ~before(starts, self.given), "prefix")
+
+
+def close_gaps(sites: Tensor, starts: Tensor, given: int) -> Tensor:
+    """Sites (*batch, k + T, *site_shape) of which the first k are left out from a row's start (*batch) on; others move up."""
+    place = torch.arange(sites.shape[starts.dim()], device=sites.device)
+    index = torch.where(place < starts.unsqueeze(-1), place, given + place - starts.unsqueeze(-1))
+    return sites.take_along_dim(expand_mask(index.clamp(max=len(place) - 1), sites), starts.dim())

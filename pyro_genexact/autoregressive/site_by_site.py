@@ -1,0 +1,254 @@
+"""What all distributions by the chain rule share: densities in one pass, draws site by site, Rosenblatt's transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..core.rows import at_least_single, expand_mask
+from ..core.shapes import broadcast_batches, broadcast_shapes
+from ..families.cdf import icdf, probability_integral
+from ..families.enumeration import ByEnumeration
+from ..families.guard import feasible_point, known_to_contain
+from ..families.per_site import PerSite
+from .chain_rule import ChainRule
+from .checks import check_uniforms
+from .layout import Layout
+
+
+class ChainRuleDistribution(ByEnumeration, TorchDistribution):
+    """A distribution of events whose sites are visited one by one.
+
+    Args:
+        chain: the conditionals of its sites.
+        layout: which of them belong to an event.
+        limit: the largest support that is enumerated.
+        validate_args: whether values are checked; without, those outside the support have log_prob -inf.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    _arguments: tuple[str, ...] = ()  # of the constructor, besides those of all classes
+
+    def __init__(self, chain: ChainRule, layout: Layout, limit: int, validate_args: bool | None) -> None:
+        self.chain, self.layout, self.limit = chain, layout, limit
+        batch_shape = broadcast_batches(
+            context=chain.batch_shape,
+            lengths=() if layout.lengths is None else layout.lengths.shape,
+            source_lengths=() if chain.source_lengths is None else chain.source_lengths.shape,
+            prefix=layout.prefix_batch,
+        )
+        super().__init__(batch_shape, layout.dims + tuple(chain.head.site_shape), validate_args=validate_args)
+        if self._validate_args:
+            layout.check_prefix(batch_shape)
+
+    def __repr__(self) -> str:
+        parts = f"{type(self.conditioner).__name__}, {type(self.head).__name__}"
+        return f"{type(self).__name__}({parts}, {tuple(self.batch_shape)}, {tuple(self.event_shape)})"
+
+    conditioner = property(
+        attrgetter("chain.conditioner"), doc="What reads the sites, of the weights it had at the call."
+    )
+    head = property(attrgetter("chain.head"), doc="What makes the distribution of a site.")
+    context = property(attrgetter("chain.context"), doc="Of the conditioner, or None; covariates in visiting order.")
+    source_lengths = property(attrgetter("chain.source_lengths"), doc="(*batch), or None where all of a source counts.")
+    prefix = property(attrgetter("layout.prefix"), doc="(*batch, k, *site_shape), the sites before the event, or None.")
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The same with another batch shape; rows are drawn independently."""
+        new = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
+        shape = torch.Size(batch_shape)
+        if len(shape) < len(self.batch_shape) or any(
+            n not in (1, m) for n, m in zip(reversed(self.batch_shape), reversed(shape), strict=False)
+        ):
+            raise ValueError(f"Expected batch_shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}.")
+        new._batch_shape = shape
+        return new
+
+    def _like_this(self, **changes: Any) -> Any:
+        """The same but for some arguments of the constructor."""
+        names = ("conditioner", "head", "context", "source_lengths", "prefix", "limit", *self._arguments)
+        given = {name: getattr(self, name) for name in names} | {"validate_args": self._validate_args}
+        new = type(self)(**(given | changes))
+        return new.expand(broadcast_batches(distribution=self.batch_shape, prefix=new.batch_shape))
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """Whether the head's family has a finite support, all rows have all sites, and no prefix has ended."""
+        return not self.layout.obstructed(self.batch_shape) and bool(self.chain.probe.has_enumerate_support)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
+
+        Raises:
+            NotImplementedError: if the head's support is not finite, with lengths, and if a prefix has ended.
+            ValueError: if N exceeds ``limit``.
+        """
+        chain, layout = self.chain, self.layout
+        if not self.has_enumerate_support:
+            wanted, obstacle = layout.obstacle
+            got = obstacle if layout.obstructed(self.batch_shape) else chain.family
+            raise NotImplementedError(f"Expected a head that enumerates a finite support, and {wanted}; got {got}.")
+        going, ended = chain.site_at_zero(layout.given).enumerate_support()[:1, 0, :0], list[Tensor]()
+        for t in range(layout.given, chain.sites):
+            values = chain.site_at_zero(t).enumerate_support()[:, 0]  # (K, 1, *site_shape)
+            if (count := sum(map(len, ended)) + len(going) * len(values)) > self.limit:
+                raise ValueError(f"Expected a support of at most {self.limit} values (limit); got {count} or more.")
+            new = values.repeat(len(going), *[1] * (values.dim() - 1))
+            going = torch.cat([going.repeat_interleave(len(values), 0), new], 1)
+            if layout.has_ends:
+                ends = layout.ends(going[:, -1:]).squeeze(1)
+                stopped, going = going[ends], going[~ends]
+                ended.append(torch.cat([stopped, layout.filler(stopped, len(stopped), chain.sites - t - 1)], 1))
+        support = torch.cat([*ended, going])
+        support = layout.arrange(support, torch.Size((len(support), *[1] * len(self.batch_shape))))
+        return support.expand(len(support), *self.batch_shape, *self.event_shape) if expand else support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats, of the batch shape broadcast with the value's."""
+        factors, shape = self._factors(value)
+        return factors.sum(1).reshape(shape)
+
+    def log_prob_sites(self, value: Tensor) -> Tensor:
+        """log p(y_t | x, y_{<t}) of each site, in nats: (*batch, *sites). Their sum over sites is :meth:`log_prob`.
+
+        Padding has 0. From the first site outside the support on, factors are -inf: their history is impossible.
+        """
+        return self.layout.arrange(*self._factors(value))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Values (*sample_shape, *batch, *event), site by site from one state of the conditioner."""
+        with torch.no_grad():
+            return self.site_by_site(lambda d, *_: d.sample(), sample_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The same with gradients through the whole history, where the head's family is reparameterised."""
+        if not self.chain.probe.has_rsample:
+            raise NotImplementedError(f"Expected a head whose family is reparameterised; got {self.chain.family}.")
+        return self.site_by_site(lambda d, *_: d.rsample(), sample_shape)
+
+    def site_by_site(self, draw: Callable[[Any, Any, Any], Tensor], sample_shape: Any = ()) -> Tensor:
+        """Values (*sample_shape, *batch, *event), each site chosen from its distribution given those before it.
+
+        Args:
+            draw: is given the distribution (B', 1) of a site, which one of the event it is, in visiting order, and of which
+                rows, (B') or a slice of all; returns values (B', 1, *site_shape). Values of rows that have ended, and of sites
+                that are none of a row's, are not used.
+            sample_shape: how many values for each row of the batch.
+        """
+        raise NotImplementedError
+
+    def to_uniform(self, value: Tensor) -> Tensor:
+        r"""The Rosenblatt transform u_t = F_t(y_t | y_{<t}): independent uniforms if the values come from this distribution.
+
+        For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that calibration is exact there too. Padding
+        has NaN.
+
+        Raises:
+            NotImplementedError: if the head's family has no cdf.
+
+        Reference: Rosenblatt, "Remarks on a multivariate transformation", 1952; Smith, "Diagnostic checks of
+        non-standard time series models", 1985.
+        """
+        d, y, inside, present, shape = self._conditionals(value)
+        u = d.each(probability_integral, y) if isinstance(d, PerSite) else probability_integral(d, y)
+        for mask in (inside, present):
+            u = u if mask is None else torch.where(expand_mask(mask, u), u, torch.nan)
+        return self.layout.arrange(self.layout.of_event(u, shape), shape)
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """The inverse of :meth:`to_uniform`: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
+
+        Raises:
+            NotImplementedError: if the head's family has no icdf.
+            TypeError: for u that is no tensor of floating-point numbers.
+            ValueError: for u in half precision or outside [0, 1], and where a quantile is infinite.
+        """
+        check_uniforms(u)
+        shape = broadcast_shapes(self._batch_of("u", u), self.batch_shape)
+        rows, present = self.layout.flat(u, shape), self.layout.present(shape)
+        if present is not None:
+            rows = torch.where(expand_mask(self.layout.of_event(present, shape), rows), rows, 0.5)
+        if not ((rows >= 0) & (rows <= 1)).all():
+            raise ValueError("Expected u between 0 and 1; got values outside.")
+
+        rows = torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1)  # for what is no site
+
+        def quantile(d: Any, t: Any, kept: Any) -> Tensor:
+            y = icdf(d, rows[kept, t].unsqueeze(1))
+            if not y.isfinite().all():
+                raise ValueError(
+                    f"Expected u with finite quantiles; got 0 or 1, or next to them, at site {t} (in visiting order)."
+                )
+            return y
+
+        return self.site_by_site(quantile, shape[: len(shape) - len(self.batch_shape)])
+
+    def _factors(self, value: Tensor) -> tuple[Tensor, torch.Size]:
+        """log p of the event's sites in visiting order, (B, T), and the batch shape that B rows have."""
+        d, y, inside, present, shape = self._conditionals(value)
+        log_prob = at_least_single(d.log_prob(y))
+        if present is not None:
+            log_prob = torch.where(present, log_prob, 0.0)
+        if inside is not None:
+            log_prob = torch.where(inside.cummin(1)[0], log_prob, -torch.inf)
+        return self.layout.of_event(log_prob, shape), shape
+
+    def _conditionals(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:
+        """The distributions of all sites given the earlier ones, by one parallel pass.
+
+        Returns:
+            They, (B, sites); their values, replaced where outside the support or padding; which sites are inside (or
+            padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
+        """
+        y, present, shape = self._rows(value)
+        support = self.head.support
+        mask = None if present is None and known_to_contain(support, y) else self.layout.inside(y, present)
+        if self._validate_args and mask is not None:
+            self.layout.check(y, mask)
+            mask = None
+        read = y
+        good = present if mask is None else mask if present is None else mask & present
+        if good is not None:
+            good = expand_mask(good, y)
+            read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, feasible_point(support, y))
+        return self.chain.given(read, shape, present), y, mask, present, shape
+
+    def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
+        value = self.chain.typed("value", value)
+        shape = broadcast_shapes(self._batch_of("value", value), self.batch_shape)
+        return *self.layout.rows(value, shape), shape
+
+    def _batch_of(self, name: str, value: Tensor) -> torch.Size:
+        """The batch shape of a value; a ValueError for other events."""
+        dims = len(self.event_shape)
+        cut = value.dim() - dims
+        if cut < 0 or value.shape[cut:] != self.event_shape:
+            raise ValueError(
+                f"Expected {name}.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
+            )
+        return value.shape[:cut]
+
+
+class EventConstraint(constraints.Constraint):
+    """Events whose sites, padding left out, lie in the support of their head; of sequences, with fillers for padding."""
+
+    def __init__(self, d: ChainRuleDistribution) -> None:
+        self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
+
+    def check(self, value: Tensor) -> Tensor:
+        y, present, shape = self.d._rows(value)
+        return self.d.layout.inside(y, present).all(1).reshape(shape)
+
+    def feasible_point(self, like: Tensor) -> Tensor:
+        """Some value inside, of the shape of ``like`` broadcast with the batch."""
+        y, _, shape = self.d._rows(like)
+        y = self.d.layout.of_event(feasible_point(self.d.head.support, y).expand_as(y), shape)
+        return self.d.layout.arrange(y, shape)

@@ -1,0 +1,110 @@
+"""Beam search over perturbed log-probabilities: an exact sample without replacement."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_sizes
+from .prefix_search import PrefixSearch
+
+
+class StochasticBeam(NamedTuple):
+    """A sample without replacement.
+
+    Attributes:
+        sequences: (k, *batch, *event), in the order in which they would be drawn one after the other.
+        log_prob: (k, *batch) under the model; -inf where the support has fewer than k values.
+        gumbels: (k, *batch) the perturbed log-probabilities, descending.
+        threshold: (*batch) the (k + 1)-th largest of all perturbed log-probabilities; -inf where there is none.
+        log_inclusion: (k, *batch) the log-probability that a value is among the k, given the threshold.
+    """
+
+    sequences: Tensor
+    log_prob: Tensor
+    gumbels: Tensor
+    threshold: Tensor
+    log_inclusion: Tensor
+
+
+@torch.no_grad()
+def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
+    r"""k different values, an exact sample without replacement, by a beam search over perturbed log-probabilities.
+
+    Each value y has G(y) = log p(y) + Gumbel noise, and the k largest are found top-down: the noise of a prefix is the maximum
+    over all that begins with it. With the threshold kappa, sum_i f(y_i) p(y_i) / q(y_i) over the k values, q(y) = P(G(y) > kappa) =
+    1 - exp(-exp(log p(y) - kappa)), is an unbiased estimate of E[f].
+
+    Args:
+        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` over numbers of a
+            finite support. Arrays without an end are values too.
+        k: how many.
+
+    Cost: a beam search of width k + 1.
+
+    Reference: Kool, van Hoof, Welling, "Stochastic beams and where to find them: the Gumbel-top-k trick for sampling
+    sequences without replacement", ICML 2019.
+
+    Example:
+        >>> import torch, pyro_genexact as gx
+        >>> head = gx.heads.Categorical(3)
+        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> beam = stochastic_beam_search(model(), 6)
+        >>> weights = (beam.log_prob - beam.log_inclusion).exp()
+        >>> mean_length = (weights * model().lengths_of(beam.sequences)).sum(0)
+    """
+    check_sizes(1, k=k)
+    search = PrefixSearch(d)
+    loop = search.loop()
+    rows = torch.arange(search.rows, device=loop.phi.device)
+    log_p = search.log_probs(search.rows, 1)
+    noisy = -torch.empty_like(log_p).exponential_().log()  # the largest of all
+    done = ~search.open().unsqueeze(-1)
+    strings = search.filler(search.rows, 1, 0)
+    for t, phi in loop:
+        beams = log_p.shape[1]
+        values, factors = search.factors(phi, t, rows.repeat_interleave(beams))
+        factors = factors.reshape(search.rows, beams, len(values))
+        # an ended prefix has one successor, itself
+        stays = torch.full_like(factors, -torch.inf)
+        stays[..., 0] = 0.0
+        ahead = log_p.unsqueeze(-1) + torch.where(done.unsqueeze(-1), stays, factors)
+        perturbed = torch.where(done.unsqueeze(-1), noisy.unsqueeze(-1) + stays, _below(noisy, ahead))
+        noisy, index = perturbed.flatten(1).topk(min(k + 1, beams * len(values)), 1)
+        log_p, parent = ahead.flatten(1).take_along_dim(index, 1), index // len(values)
+        done = done.take_along_dim(parent, 1)
+        value = torch.where(done, search.filler(), values[index % len(values)])
+        strings = torch.cat([strings.take_along_dim(parent.unsqueeze(-1), 1), value.unsqueeze(-1)], -1)
+        done = done | (log_p == -torch.inf) | search.ends(value, t, rows) | search.last(t, rows).unsqueeze(-1)
+        if done.all():
+            break
+        offset = torch.arange(0, search.rows * beams, beams, device=rows.device).unsqueeze(-1)
+        search.read(loop, value.flatten(), (parent + offset).flatten())
+    room = search.filler(*strings.shape[:2], search.stop - search.first - strings.shape[2])
+    strings = torch.cat([strings, room], -1)
+    missing = max(k + 1 - log_p.shape[1], 0)
+    if missing:
+        log_p, noisy = (torch.nn.functional.pad(x, (0, missing), value=-torch.inf) for x in (log_p, noisy))
+        strings = torch.cat([strings, strings[:, :1].expand(-1, missing, -1)], 1)
+    threshold = noisy[:, k]
+    log_p, noisy, strings = log_p[:, :k], noisy[:, :k], strings[:, :k]
+    inclusion = torch.where(log_p == -torch.inf, 0.0, (-(-(log_p - threshold.unsqueeze(1)).exp()).expm1()).log())
+    shape = d.batch_shape
+    by_rank = [x.T.reshape(k, *shape) for x in (log_p, noisy, inclusion)]
+    sequences = search.event(strings.transpose(0, 1), (k,))
+    return StochasticBeam(sequences, by_rank[0], by_rank[1], threshold.reshape(shape), by_rank[2])
+
+
+def _below(top: Tensor, log_p: Tensor) -> Tensor:
+    """Gumbel noise with locations log_p (n, W, K), given that the largest of each K is ``top`` (n, W)."""
+    gumbel = log_p - torch.empty_like(log_p).exponential_().log()
+    largest = gumbel.amax(-1, keepdim=True)
+    # -log(exp(-top) - exp(-largest) + exp(-gumbel)), without overflow
+    gap = largest - gumbel
+    top = top.unsqueeze(-1)
+    v = top - gumbel + torch.log(-torch.expm1(-gap))
+    found = top - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
+    found = torch.where(gap == 0, top, found)
+    return torch.where(log_p == -torch.inf, -torch.inf, found)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.checks import check_sizes
-from ..inference.fit import Context, _log_prob, _rows
+from ..inference.batches import Context, rows_of
+from ..inference.fit import log_prob_of
+from ..inference.fitting import modes_kept
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,10 @@ def held_out(
         raise TypeError(f"Expected module to be a torch.nn.Module; got {type(module).__name__}.")
     like = next(iter((*module.parameters(), *module.buffers())), None)
     device = like.device if like is not None else data.device if isinstance(data, Tensor) else torch.device("cpu")
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        batches = _rows(data, context, "data").batches(batch_size, device)
-        return HeldOut(torch.cat([_log_prob(module, batch, "held-out rows") for batch in batches]))
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with modes_kept(module):
+        module.eval()
+        batches = rows_of(data, context, "data").batches(batch_size, device)
+        return HeldOut(torch.cat([log_prob_of(module, batch, "held-out rows") for batch in batches]))
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
@@ -25,9 +21,10 @@ from ..core.checks import check_positive, check_sizes
 from ..core.random import seeded
 from ..flows.base import Flow, over_reals
 from ..flows.recipes import iaf
-from .elbo import default_loss
 from .fit_guide import fit_guide
-from .gaussian import Gaussian, Tails, laplace
+from .gaussian import Gaussian, Tails
+from .laplace import PointGuide, improve
+from .plates import RowPlates
 
 
 class AutoFlow(AutoContinuous):
@@ -68,6 +65,7 @@ class AutoFlow(AutoContinuous):
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(y):
         ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
@@ -105,8 +103,7 @@ class AutoFlow(AutoContinuous):
             check_sizes(0, warm_start=warm_start)  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=partial(_init, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the start
-        self._row_names: Any = None  # a list after the first call
-        self._point: Tensor | None = None  # where the posterior is looked at by Laplace's approximation
+        self._plates: Any = None  # RowPlates after the first call
         self._recipe, self._init_scale, self._warm_start = recipe, init_scale, warm_start
         self._options = {**options, **({"context": context} if context else {})}
         self.context = context
@@ -117,29 +114,45 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> None:
         try:
-            with torch.no_grad():  # what the trace keeps can be copied
-                super()._setup_prototype(*args, **kwargs)
-                self._build(self._rows(context))
+            self._make(*args, context=context, **kwargs)
             if self._warm_start == "laplace":
                 self.fit_laplace(*args, **kwargs)
             elif isinstance(self._warm_start, int) and self._warm_start:
                 self.fit_gaussian(self._warm_start, *args, context=context, **kwargs)
         except BaseException:
-            self.prototype_trace = self._row_names = None  # the next call tries again
+            self.prototype_trace = self._plates = None  # the next call tries again
             raise
 
-    def _build(self, rows: torch.Size) -> None:
-        """Makes the flow, which starts at the latents of the prototype."""
-        frames = sorted(self._prototype_frames.values(), key=lambda frame: frame.dim)
-        self._row_names = [frame.name for frame in frames[: len(rows)]]
-        self._plate_dims = -frames[0].dim if frames else 0
-        self._check_plates(frames, rows)
-        values = [biject_to(site["fn"].support).inv(site["value"]).reshape(*rows, -1) for _, site in self._latents()]
-        loc = torch.cat(values, -1).reshape(rows.numel(), -1).mean(0)
+    @torch.no_grad()  # what the trace keeps can be copied
+    def _make(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> None:
+        """Runs the model and makes the flow, which starts at the latents of that run."""
+        super()._setup_prototype(*args, **kwargs)
+        rows = self._rows(context)
+        sites = dict(self.prototype_trace.iter_stochastic_nodes())  # type: ignore[union-attr]
+        plates = RowPlates.of(sites.values(), rows)
+        for name in plates.names:  # around the whole guide in each call
+            del self._prototype_frames[name]
+        for name, stack in self._cond_indep_stacks.items():
+            self._cond_indep_stacks[name] = [frame for frame in stack if frame.name in self._prototype_frames]
+        values = {name: biject_to(site["fn"].support).inv(site["value"]) for name, site in sites.items()}
+        self._unconstrained_shapes = {name: plates.of_one_row(value.shape) for name, value in values.items()}
+        loc = torch.cat([value.reshape(rows.numel(), -1) for value in values.values()], -1).mean(0)
         self.latent_dim = len(loc)
         flow = self._recipe(self.latent_dim, **self._options)
-        self._check_flow(flow, loc)
+        _check_flow(flow, self.context, loc)
         self.flow = Flow([*flow.transforms, Tails(loc), Gaussian(loc, self._init_scale)], flow.base).to(loc)
+        self._plates = plates
+
+    def forward(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws the latents, given the model's arguments and the context (*batch, C), and returns them by name."""
+        if self._plates is None:
+            self._setup_prototype(*args, context=context, **kwargs)
+        rows = self._rows(context)
+        with ExitStack() as stack:
+            for plate in self._plates.now(rows, lambda: self._program()(*args, **kwargs)):
+                stack.enter_context(plate)
+            draws: dict[str, Tensor] = super().forward(context=self._plates.spread(context) if rows else context)
+            return draws
 
     def get_base_dist(self) -> Any:
         """The noise, where no context is needed."""
@@ -151,29 +164,12 @@ class AutoFlow(AutoContinuous):
 
     def get_posterior(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
         """The distribution (*batch) of the D unconstrained latents, given the context (*batch, C)."""
-        if self._point is not None:
-            return dist.Delta(self._point, event_dim=1)
         return self._made()(context)
-
-    def sample_latent(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Draws the unconstrained latents, those of the rows of a context in the plates of the rows."""
-        rows = self._rows(context)
-        if not rows:
-            return super().sample_latent(context=context)
-        ones = (1,) * (self._plate_dims - len(rows))
-        posterior = self.get_posterior(context=context.reshape(*rows, *ones, self.context))  # type: ignore[union-attr]
-        self._prototype_frames |= self._frames_now(rows, *args, **kwargs)
-        plates = super()._create_plates()
-        with ExitStack() as stack:
-            for name in self._row_names:
-                stack.enter_context(plates[name])
-            return pyro.sample(f"_{self._pyro_name}_latent", posterior, infer={"is_auxiliary": True})
 
     def fit_gaussian(self, steps: int = 500, /, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
         """Fits loc and L alone, by :func:`~pyro_genexact.fit_guide` with the model's arguments; returns its result."""
-        if self.prototype_trace is None:
-            self._warm_start = 0
-            self._setup_prototype(*args, context=context, **kwargs)
+        if self._plates is None:
+            self._make(*args, context=context, **kwargs)
         guide = self if context is None else partial(self, context=context.detach())
         parameters = list(self.flow.transforms[-1].parameters())
         with poutine.block(), torch.enable_grad():
@@ -194,46 +190,20 @@ class AutoFlow(AutoContinuous):
             raise ValueError(
                 f"Expected a guide without context, for Laplace's approximation; got context={self.context}."
             )
-        if self.prototype_trace is None:
-            self._warm_start = 0
-            self._setup_prototype(*args, **kwargs)
-        model = self._program()
+        if self._plates is None:
+            self._make(*args, **kwargs)
         affine: Any = self.flow.transforms[-1]
-        with poutine.block(), torch.enable_grad(), torch.random.fork_rng([]):
-            loss = default_loss(model, self, args, kwargs, 1)
-
-            def energy(z: Tensor) -> Tensor:
-                torch.default_generator.manual_seed(0)  # the same subsample each time
-                self._point = z if z.requires_grad else z.detach().requires_grad_()  # TraceEnum_ELBO wants it
-                try:
-                    return loss.differentiable_loss(model, self, *args, **kwargs)
-                finally:
-                    self._point = None
-
-            def elbo() -> float:
-                with torch.no_grad():
-                    return -sum(loss.loss(model, self, *args, **kwargs) for _ in range(32))
-
-            old, better = copy.deepcopy(affine.state_dict()), False
-            try:
-                before = elbo()
-                affine.put(*laplace(energy, affine()(torch.zeros_like(affine.loc)).detach()))
-                better = elbo() > before
-            except (ValueError, RuntimeError, IndexError):  # the model has no value on the way, or no second derivative
-                pass
-            finally:
-                if not better:
-                    affine.load_state_dict(old)
-            return better
+        model, point_guide = self._program(), PointGuide(poutine.block(self.model, hide_fn=_enumerated))
+        programs = [partial(program, *args, **kwargs) for program in (model, self, point_guide)]
+        return improve(affine, *programs)
 
     @torch.no_grad()
     def median(  # type: ignore[override]
         self, *args: Any, num_samples: int = 10_000, context: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
         """The median of each latent: :meth:`quantiles` at 0.5, the same at each call."""
-        return {
-            name: value[0] for name, value in self.quantiles([0.5], num_samples=num_samples, context=context).items()
-        }
+        found = self.quantiles([0.5], num_samples=num_samples, context=context)
+        return {name: value[0] for name, value in found.items()}
 
     @torch.no_grad()
     def quantiles(  # type: ignore[override]
@@ -256,42 +226,25 @@ class AutoFlow(AutoContinuous):
         Returns:
             For each latent's name values of shape (Q, *latent shape).
         """
-        self._made()
-        rows = self._rows(context)
-        ones = (1,) * (self._plate_dims - len(rows))
-        posterior = self.get_posterior(context=context)
+        posterior, rows = self.get_posterior(context=context), self._rows(context)
         with seeded(0, self.flow.transforms[-1].loc.device):  # type: ignore[arg-type]
-            latent = posterior.sample((num_samples,)).reshape(num_samples, *rows, *ones, -1)
+            latent = self._plates.spread(posterior.sample((num_samples,)))
         q = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
         if q.dim() != 1 or not ((q >= 0) & (q <= 1)).all():
             raise ValueError(f"Expected quantiles to be a list of probabilities; got {quantiles}.")
         result = {}
         for site, value in self._unpack_latent(latent):
             onto, shape = biject_to(site["fn"].support), self._unconstrained_shapes[site["name"]]
-            value = value if rows else value.reshape(num_samples, *shape)
+            value = value.reshape(num_samples, *rows, *shape[len(rows) :])
             if _elementwise(onto):
                 result[site["name"]] = _quantile(onto(value), q)
             else:
                 result[site["name"]] = onto(_quantile(value, q))
         return result
 
-    def _create_plates(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
-        # those of a context's rows were made with the latents
-        return self.plates if self._rows(context) else super()._create_plates(*args, **kwargs)
-
-    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[Any, Tensor]]:
-        if not self._row_names:
-            yield from super()._unpack_latent(latent)
-            return
-        count, end = len(self._row_names), latent.dim() - 1 - self._plate_dims + len(self._row_names)
-        sites = self._latents()
-        shapes = [self._unconstrained_shapes[name][count:] for name, _ in sites]
-        for (_, site), shape, part in zip(sites, shapes, latent.split([s.numel() for s in shapes], -1), strict=True):
-            yield site, part.reshape(latent.shape[:end] + shape)
-
     def _made(self) -> Flow:
         """The flow; an error before the first call."""
-        if self._row_names is None:
+        if self._plates is None:
             raise RuntimeError("Expected the guide to have been called once before, to know the latents; it was not.")
         return self.flow
 
@@ -301,99 +254,25 @@ class AutoFlow(AutoContinuous):
             raise RuntimeError("Expected a guide that has its model; got one from a pickle, which leaves it out.")
         return self._bare_model[0]
 
-    def _latents(self) -> list[tuple[str, Any]]:
-        return list(self.prototype_trace.iter_stochastic_nodes())  # type: ignore[union-attr]
-
-    def _frames_now(self, rows: torch.Size, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The plates of the rows in this call of the model, which is run up to its first latent in them."""
-        found = _UpToPlates(self._row_names)
-        with torch.no_grad(), torch.random.fork_rng([]), poutine.block(), suppress(_Reached), found:
-            self._program()(*args, **kwargs)
-        got = tuple(found.frames[name].size for name in self._row_names)
-        if got != tuple(rows):
-            raise ValueError(
-                f"Expected context.shape[:-1] == {got}, the sizes of the plates {self._row_names}; got {tuple(rows)}."
-            )
-        return found.frames
-
     def _rows(self, context: Tensor | None) -> torch.Size:
         """The batch shape of the context; an error unless it fits."""
         check_context(self, context)
         rows = torch.Size() if context is None else context.shape[:-1]
-        if self._row_names is not None and len(rows) != len(self._row_names):
-            raise ValueError(
-                f"Expected context.shape[:-1] of {len(self._row_names)} sizes, as in the first call; got {tuple(rows)}."
-            )
+        if self._plates is not None:
+            self._plates.check(rows)
         return rows
 
-    def _check_plates(self, frames: Sequence[Any], rows: torch.Size) -> None:
-        """Raises a ValueError unless all latents are in the plates of the rows, and in no other subsampled plate."""
-        got = tuple(frame.size for frame in frames[: len(rows)])
-        adjacent = all(frame.dim == index - self._plate_dims for index, frame in enumerate(frames[: len(rows)]))
-        if got != tuple(rows) or not adjacent:
-            raise ValueError(
-                f"Expected context.shape[:-1] to be the sizes of the model's leftmost plates of latents, "
-                f"{[(f.name, f.size) for f in frames]}; got {tuple(rows)}."
-            )
-        for name, site in self._latents():
-            inside = {frame.name for frame in site["cond_indep_stack"]}
-            if missing := [row for row in self._row_names if row not in inside]:
-                raise ValueError(
-                    f"Expected all latents in plate {missing[0]!r} (a row each of the context); got {name!r} outside of it."
-                )
-            for frame in site["cond_indep_stack"]:
-                if frame.size < 0:
-                    raise ValueError(
-                        f"Expected plates of latents with a size; got {name!r} in plate {frame.name!r} without."
-                    )
-                if _subsampled(frame) and frame.name not in self._row_names:
-                    raise ValueError(
-                        f"Expected latents outside of subsampled plates, or amortised by a context; got {name!r} in plate "
-                        f"{frame.name!r}, of which {frame.size} of {frame.full_size} are taken."
-                    )
-
-    def _check_flow(self, flow: Any, loc: Tensor) -> None:
-        if not isinstance(flow, Flow):
-            raise TypeError(f"Expected recipe to return a Flow; got {type(flow).__name__}.")
-        if flow.context != self.context:
-            raise ValueError(f"Expected recipe to return a flow with context={self.context}; got {flow.context}.")
-        one = flow.to(loc)(loc.new_zeros(self.context)) if self.context else flow.to(loc)()
-        if one.event_shape != loc.shape or one.batch_shape or not over_reals(one):
-            raise ValueError(
-                f"Expected recipe to return a flow over {len(loc)} real numbers (the model's latents); got event_shape "
-                f"{tuple(one.event_shape)}, batch_shape {tuple(one.batch_shape)} and support {one.support}."
-            )
-
     def __getstate__(self) -> dict[str, Any]:
-        kept = self._model, self._bare_model, self.master
-        self._bare_model = None
+        kept = self._model, self.master
         state = super().__getstate__()
-        self._model, self._bare_model, self.master = kept  # which Pyro takes from the guide itself
-        return state
+        self._model, self.master = kept  # which Pyro takes from the guide itself
+        return {**state, "_bare_model": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
         new = memo[id(self)] = type(self).__new__(type(self))
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model, new._bare_model = self._model, self._bare_model
         return new
-
-
-class _Reached(Exception):
-    """Ends a run of a model."""
-
-
-class _UpToPlates(Messenger):
-    """Runs a model up to the first latent in all of some plates, and keeps these plates' frames by name."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self.names, self.frames = names, {}  # type: ignore[var-annotated]
-
-    def _pyro_sample(self, msg: Any) -> None:
-        frames = {frame.name: frame for frame in msg["cond_indep_stack"]}
-        if not msg["is_observed"] and not site_is_subsample(msg) and all(name in frames for name in self.names):
-            self.frames = {name: frames[name] for name in self.names}
-            raise _Reached
 
 
 def _enumerated(site: Any) -> bool:
@@ -411,8 +290,17 @@ def _init(init_loc_fn: Callable[..., Any], site: Any) -> Any:
         return onto(torch.zeros(onto.inverse_shape(fn.batch_shape + fn.event_shape)))
 
 
-def _subsampled(frame: Any) -> bool:
-    return frame.full_size is not None and frame.full_size != frame.size
+def _check_flow(flow: Any, context: int, loc: Tensor) -> None:
+    if not isinstance(flow, Flow):
+        raise TypeError(f"Expected recipe to return a Flow; got {type(flow).__name__}.")
+    if flow.context != context:
+        raise ValueError(f"Expected recipe to return a flow with context={context}; got {flow.context}.")
+    one = flow.to(loc)(loc.new_zeros(context)) if context else flow.to(loc)()
+    if one.event_shape != loc.shape or one.batch_shape or not over_reals(one):
+        raise ValueError(
+            f"Expected recipe to return a flow over {len(loc)} real numbers (the model's latents); got event_shape "
+            f"{tuple(one.event_shape)}, batch_shape {tuple(one.batch_shape)} and support {one.support}."
+        )
 
 
 def _elementwise(transform: Transform) -> bool:

@@ -1,4 +1,4 @@
-"""Which of Pyro's ELBOs suits a model and its guide."""
+"""The choice of the ELBO: which of Pyro's suits a model and its guide."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 
-def default_loss(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, num_particles: int
-) -> Any:
+def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int) -> Any:
     """Pyro's ELBO that suits: with enumeration if the model asks for it, of all draws at once where that is right."""
     with torch.no_grad():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        sites = [*_sample_sites(guide_trace), *_sample_sites(model_trace)]
+        sites = [site for trace in _traces(model, guide) for site in _sample_sites(trace)]
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         nesting = -min(dims, default=0)
         if any(site["infer"].get("enumerate") == "parallel" for site in sites):
             return TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=nesting)
-        at_once = num_particles > 1 and _vectorizes(model, guide, args, kwargs, nesting)
+        at_once = num_particles > 1 and _vectorizes(model, guide, nesting)
     return Trace_ELBO(num_particles=num_particles, vectorize_particles=at_once, max_plate_nesting=nesting)
 
 
-def _vectorizes(model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any, nesting: int) -> bool:
+def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lambda program: program) -> tuple[Any, Any]:
+    """Of the guide and of the model on its draws."""
+    guide_trace = poutine.trace(wrap(guide)).get_trace()
+    return guide_trace, poutine.trace(wrap(poutine.replay(model, trace=guide_trace))).get_trace()
+
+
+def _vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
     """Whether two draws at once have the same log_prob as one by one."""
     at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
     try:
-        guide_trace = poutine.trace(at_once(guide)).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(at_once(poutine.replay(model, trace=guide_trace))).get_trace(*args, **kwargs)
-        for function, trace in ((guide, guide_trace), (model, model_trace)):
+        for function, trace in zip((guide, model), _traces(model, guide, at_once), strict=True):
             trace.compute_log_prob()
             together: Any = sum(_of_rows(site["log_prob"], -1 - nesting) for site in _sample_sites(trace))
             for row in range(2):
-                one = poutine.trace(poutine.replay(function, trace=_row(trace, -1 - nesting, row))).get_trace(
-                    *args, **kwargs
-                )
+                one = poutine.trace(poutine.replay(function, trace=_row(trace, -1 - nesting, row))).get_trace()
                 alone = torch.as_tensor(one.log_prob_sum()).to(together)
                 if not torch.allclose(alone, together[row], rtol=1e-3, atol=1e-3, equal_nan=True):
                     return False

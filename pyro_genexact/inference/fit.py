@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torch.utils.data import Dataset, default_collate
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from ..base import DistributionModule
 from ..core.random import seeded
+from .batches import SHOWN, Batch, Context, hold_out, rows_of
+from .fitting import Progress, modes_kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-Context = Tensor | Mapping[str, Tensor] | None
-SHOWN = 10  # rows that an error message lists
 
 
 @dataclass(frozen=True)
@@ -52,12 +48,10 @@ class FitResult:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws nats over epochs, on new axes unless some are given, and returns the axes."""
+        import matplotlib.pyplot as plt
         from matplotlib.ticker import MaxNLocator
 
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots()[1]
+        ax = plt.subplots()[1] if ax is None else ax
         ax.plot(range(len(self.train)), self.train, marker=".", label="train")
         if self.validation:
             ax.plot(range(len(self.validation)), self.validation, marker=".", label="validation")
@@ -138,7 +132,7 @@ def fit(
     if not params:
         raise ValueError("Expected module to have trainable parameters; got none.")
     device, generator = params[0].device, torch.Generator(device="cpu").manual_seed(seed)
-    train, held_out = _hold_out(_rows(data, context, "data"), validation, generator)
+    train, held_out = hold_out(rows_of(data, context, "data"), validation, generator)
     opt = torch.optim.Adam(params, lr or 1e-3) if optimizer is None else optimizer(params)
     scheduler = (schedule or CosineAnnealingLR)(opt, epochs * math.ceil(len(train.index) / batch_size))
 
@@ -146,8 +140,7 @@ def fit(
     history: tuple[list[float], list[float]] = ([], [])
     best_epoch, best_nats, best_state, interrupted = -1, -math.inf, None, False
     start = time.perf_counter()
-    bar = tqdm(total=epochs, unit="epoch", disable=not (progress and sys.stderr.isatty()))
-    with bar, _state_kept(module, seed, device), torch.enable_grad():
+    with Progress(epochs, "epoch", progress) as bar, modes_kept(module), seeded(seed, device), torch.enable_grad():
         try:
             for epoch in range(epochs):
                 module.train()
@@ -162,8 +155,7 @@ def fit(
                 for values, value in zip(history, nats, strict=False):
                     values.append(value)
                 stop = epoch + 1 == epochs or epoch - best_epoch >= patience
-                if progress:
-                    _report(bar, nats, epoch + 1, stop)
+                bar.report(epoch + 1, partial(_text, nats), last=stop)
                 if stop:
                     break
         except KeyboardInterrupt:
@@ -176,7 +168,7 @@ def fit(
 
 def _train_epoch(
     module: nn.Module,
-    batches: Iterator[_Batch],
+    batches: Iterator[Batch],
     optimizer: Optimizer,
     scheduler: LRScheduler,
     max_grad_norm: float,
@@ -188,7 +180,7 @@ def _train_epoch(
     for number, batch in enumerate(batches):
         where = f"epoch {epoch}, batch {number}"
         optimizer.zero_grad()
-        log_prob = _log_prob(module, batch, where)
+        log_prob = log_prob_of(module, batch, where)
         loss = -log_prob.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
@@ -207,13 +199,13 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _evaluate(module: nn.Module, batches: Iterator[_Batch], epoch: int) -> float:
+def _evaluate(module: nn.Module, batches: Iterator[Batch], epoch: int) -> float:
     """Mean log_prob of all rows; -inf and NaN are results like others, only never the best."""
-    values = [_log_prob(module, batch, f"epoch {epoch}, validation") for batch in batches]
+    values = [log_prob_of(module, batch, f"epoch {epoch}, validation") for batch in batches]
     return torch.cat(values).mean().item()
 
 
-def _log_prob(module: nn.Module, batch: _Batch, where: str) -> Tensor:
+def log_prob_of(module: nn.Module, batch: Batch, where: str) -> Tensor:
     """log_prob (B,) of the rows of the batch."""
     try:
         log_prob = _call(module, batch)
@@ -227,7 +219,7 @@ def _log_prob(module: nn.Module, batch: _Batch, where: str) -> Tensor:
     return log_prob
 
 
-def _call(module: nn.Module, batch: _Batch) -> Tensor:
+def _call(module: nn.Module, batch: Batch) -> Tensor:
     args = [value for key, value in batch.context.items() if key is None]
     distribution = module(*args, **{key: value for key, value in batch.context.items() if key is not None})
     if not isinstance(distribution, torch.distributions.Distribution):
@@ -236,7 +228,7 @@ def _call(module: nn.Module, batch: _Batch) -> Tensor:
     return log_prob
 
 
-def _offending(module: nn.Module, batch: _Batch) -> list[int]:
+def _offending(module: nn.Module, batch: Batch) -> list[int]:
     """The first rows that alone raise, or make loss or gradient non-finite.
 
     In eval mode, for batch norm cannot train on one row.
@@ -246,7 +238,7 @@ def _offending(module: nn.Module, batch: _Batch) -> list[int]:
         return list(islice(_bisect(module, batch), SHOWN))
 
 
-def _bisect(module: nn.Module, batch: _Batch) -> Iterator[int]:
+def _bisect(module: nn.Module, batch: Batch) -> Iterator[int]:
     # Halves are evaluated afresh: in a joint graph one row's infinite gradient, times zero, is NaN for all.
     if _is_finite(module, batch):
         return
@@ -257,7 +249,7 @@ def _bisect(module: nn.Module, batch: _Batch) -> Iterator[int]:
         yield from _bisect(module, batch.take(half))
 
 
-def _is_finite(module: nn.Module, batch: _Batch) -> bool:
+def _is_finite(module: nn.Module, batch: Batch) -> bool:
     try:
         loss = _call(module, batch).sum()
     except ValueError:
@@ -266,159 +258,12 @@ def _is_finite(module: nn.Module, batch: _Batch) -> bool:
     return all(bool(x.isfinite().all()) for x in (loss, *grads) if x is not None)
 
 
-@contextmanager
-def _state_kept(module: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Draws start from the seed; torch's random state and the mode of each submodule are given back."""
-    modes = [(part, part.training) for part in module.modules()]
-    with seeded(seed, device):
-        try:
-            yield
-        finally:
-            for part, mode in modes:
-                part.training = mode
-
-
-def _report(bar: tqdm[Any], nats: list[float], done: int, last: bool) -> None:
-    """Moves the bar, or, where stderr is no terminal, prints about ten lines in all."""
-    names = ("train", "validation")
-    text = ", ".join(f"{name} {value:.4f} nats" for name, value in zip(names, nats, strict=False))
-    if not bar.disable:
-        bar.set_postfix_str(text, refresh=False)
-        bar.update()
-    elif last or done % max(1, int(bar.total or 0) // 10) == 0:
-        print(f"{done}/{bar.total} epochs: {text}", file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """B rows; ``rows`` (B,) are their numbers in the user's data. The key of a positional context is None."""
-
-    rows: Tensor
-    data: Tensor
-    context: dict[str | None, Tensor]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> _Batch:
-        context = {key: function(value) for key, value in self.context.items()}
-        return _Batch(function(self.rows), function(self.data), context)
-
-    def take(self, rows: Tensor) -> _Batch:
-        return self.map(lambda x: x.detach().index_select(0, rows.to(x.device)))
-
-    def check(self, name: str) -> _Batch:
-        """Raises for a tensor of another number of rows, or with NaN or infinity; name is the argument."""
-        prefix = "context" if name == "data" else f"{name} context"
-        named = {prefix + ("" if key is None else f"[{key!r}]"): value for key, value in self.context.items()}
-        for label, x in {name: self.data, **named}.items():
-            if not isinstance(x, Tensor):
-                raise TypeError(f"Expected {label} to be a tensor; got {type(x).__name__}.")
-            if x.shape[:1] != self.rows.shape:
-                raise ValueError(
-                    f"Expected {label}.shape[0] == {len(self.rows)} (rows of {name}); got {tuple(x.shape)}."
-                )
-            if x.is_floating_point() and not x.isfinite().all():
-                bad = self.rows[~x.isfinite().reshape(len(x), -1).all(1).to(self.rows.device)].tolist()
-                raise ValueError(f"Expected {label} to be finite; got NaN or infinity, first in rows {bad[:SHOWN]}.")
-        return self
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows ``index`` (N,) of tensors or of a Dataset; ``name`` is the argument that gave them."""
-
-    source: _Batch | Dataset[Any]
-    index: Tensor
-    name: str
-
-    def batches(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> Iterator[_Batch]:
-        """Batches on the device, in random order where a generator is given."""
-        order = self.index if generator is None else self.index[_permutation(len(self.index), generator)]
-        if isinstance(self.source, _Batch):
-            order = order.to(self.source.data.device)  # once an epoch, not once a batch
-        for rows in torch.split(order, batch_size):
-            yield self.take(rows).map(lambda x: x.to(device))
-
-    def take(self, rows: Tensor) -> _Batch:
-        if isinstance(self.source, _Batch):
-            return self.source.take(rows)
-        batch = default_collate([self.source[row] for row in rows.tolist()])
-        # a TensorDataset of one tensor has 1-tuples
-        row, *context = batch if isinstance(batch, (tuple, list)) else (batch,)
-        if len(context) > 1:
-            raise TypeError(f"Expected items of {self.name} to be a row or (row, context); got {len(batch)} parts.")
-        return _Batch(rows, row, _keyed(*context)).check(self.name)
-
-
-def _keyed(context: Any = None) -> dict[str | None, Tensor]:
-    if context is None:
-        return {}
-    return dict(context) if isinstance(context, Mapping) else {None: context}
-
-
-def _permutation(size: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(size, generator=generator, device="cpu")
-
-
-def _rows(data: Any, context: Any, name: str) -> _Rows:
-    """All rows of what the user gave, checked as far as can be without reading a Dataset."""
-    if not isinstance(data, Tensor) and not (isinstance(data, Dataset) and hasattr(data, "__len__")):
-        raise TypeError(f"Expected {name} to be a tensor or a map-style Dataset; got {type(data).__name__}.")
-    if (isinstance(data, Tensor) and data.dim() == 0) or len(data) == 0:
-        got = f"shape {tuple(data.shape)}" if isinstance(data, Tensor) else "an empty Dataset"
-        raise ValueError(f"Expected {name} with at least one row; got {got}.")
-    index = torch.arange(len(data), device="cpu")
-    if isinstance(data, Tensor):
-        return _Rows(_Batch(index, data, _keyed(context)).check(name), index, name)
-    if context is not None:
-        raise ValueError("Expected context=None with a Dataset (its items may be (row, context)); got one.")
-    return _Rows(data, index, name)
-
-
-def _hold_out(train: _Rows, validation: Any, generator: torch.Generator) -> tuple[_Rows, _Rows | None]:
-    """Rows for training and rows for validation."""
-    if validation is None:
-        return train, None
-    if isinstance(validation, (int, float)):
-        return _split(train, validation, generator)
-    pair = validation if isinstance(validation, (tuple, list)) else (validation, None)
-    if len(pair) != 2:
-        raise ValueError(f"Expected validation to be a (data, context) pair; got {len(pair)} parts.")
-    held_out = _rows(pair[0], pair[1], "validation")
-    one, other = train.take(train.index[:1]), held_out.take(held_out.index[:1])
-    if other.context.keys() != one.context.keys():
-        raise ValueError(
-            f"Expected validation with {_describe(one)} (as data has), e.g. as (data, context); got {_describe(other)}."
-        )
-    shape, got = tuple(one.data.shape[1:]), tuple(other.data.shape[1:])
-    if got != shape:
-        raise ValueError(f"Expected validation.shape[1:] == {shape} (that of data); got {got}.")
-    return train, held_out
-
-
-def _describe(batch: _Batch) -> str:
-    keys = list(batch.context)
-    return "no context" if not keys else "a context" if keys == [None] else f"a context of {keys}"
-
-
-def _split(rows: _Rows, fraction: float, generator: torch.Generator) -> tuple[_Rows, _Rows]:
-    total = len(rows.index)
-    if not 0 < fraction < 1:
-        raise ValueError(f"Expected 0 < validation < 1 (a fraction of data); got {fraction}.")
-    if not 0 < round(fraction * total) < total:
-        raise ValueError(f"Expected validation to leave rows on both sides; got {fraction} of {total} rows.")
-    held_out, kept = _permutation(total, generator).tensor_split([round(fraction * total)])
-    return replace(rows, index=kept), replace(rows, index=held_out)
+def _text(nats: list[float]) -> str:
+    return ", ".join(f"{name} {value:.4f} nats" for name, value in zip(("train", "validation"), nats, strict=False))
 
 
 def _check_settings(
-    module: Any,
-    epochs: int,
-    batch_size: int,
-    patience: int,
-    lr: float | None,
-    optimizer: Any,
-    max_grad_norm: float,
+    module: Any, epochs: int, batch_size: int, patience: int, lr: float | None, optimizer: Any, max_grad_norm: float
 ) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected module to be a torch.nn.Module; got {type(module).__name__}.")

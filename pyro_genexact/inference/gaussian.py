@@ -1,9 +1,8 @@
-"""The Gaussian that the flow of a guide starts from, its tails, and Laplace's approximation, which places it."""
+"""The Gaussian that the flow of a guide starts from, and its tails."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -108,40 +107,3 @@ class SinhArcsinh(PlainTransform):
         """The sum of log_tail + log cosh(arcsinh y) - log cosh(arcsinh x)."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
         return (self.log_tail + torch.hypot(y, one).log() - torch.hypot(x, one).log()).sum(-1)
-
-
-def laplace(energy: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
-    """A local minimum of ``energy`` (D,) and the lower triangular root (D, D) of its inverse Hessian there."""
-    mode = _minimum(energy, start)
-    return mode, _inverse_root(torch.autograd.functional.hessian(energy, mode))
-
-
-def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """A local minimum: L-BFGS, then Newton's steps while they help."""
-    z = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([z], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        value = function(z)
-        (z.grad,) = torch.autograd.grad(value, z)  # of nothing else that the model reads
-        return value
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    best, z = function(z).item(), z.detach()
-    for _ in range(20):
-        gradient = torch.autograd.functional.jacobian(function, z)
-        root = _inverse_root(torch.autograd.functional.hessian(function, z))
-        new = z - root @ (root.mT @ gradient)
-        value = function(new).item()
-        if not value < best:
-            break
-        best, z = value, new
-    return z
-
-
-def _inverse_root(hessian: Tensor) -> Tensor:
-    """L with L L' the inverse of a symmetric matrix, of which negative curvature counts as positive."""
-    values, vectors = torch.linalg.eigh(hessian.double().nan_to_num())
-    values = values.abs().clamp(min=1e-10 * values.abs().max().clamp(min=1e-300))
-    r = torch.linalg.qr((vectors / values.sqrt()).mT).R
-    return (r.mT * r.diagonal().sign()).to(hessian)

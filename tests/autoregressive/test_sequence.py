@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads, testing
+from pyro_genexact.core.leaves import tensors_in
 from pyro_genexact.distributions import SequenceDistribution
 from support.checks import close
 from support.registry import DISTRIBUTIONS, SEQUENCES
@@ -78,9 +79,9 @@ def test_tensors_of_its_parts_are_found():
     """By what moves distributions or looks for their dtype: the context and the prefix among them."""
     net = conditioners.Recurrent(3, 3, hidden=5, context=2)
     d = built(gx.Sequence(net, heads.Categorical(3), 0, 4))(sized(2, 2)).conditional_on_prefix(torch.ones(2, 2).long())
-    found = {id(t) for t in gx.base.tensors_in(d)}
+    found = {id(t) for t in tensors_in(d)}
     assert {id(t) for t in (d.context, d.prefix, *d.conditioner.parameters())} <= found
-    moved = gx.base.Constant(d).float()()
+    moved = gx.Constant(d).float()()
     assert moved.context.dtype == torch.float32 and moved.batch_shape == (2,)
 
 

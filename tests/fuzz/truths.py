@@ -137,7 +137,7 @@ def site_by_site(model: Any, sites: Tensor, row: dict[str, Tensor], order: Any =
         context = context[order]
     context = None if context is None else context.unsqueeze(0)
     if "source_lengths" in row:
-        context = gx.base.Padded(context, row["source_lengths"].reshape(1))
+        context = gx.Padded(context, row["source_lengths"].reshape(1))
     phi, state = net.start(context, 1)
     found = [phi.new_zeros(0)]
     for t, site in enumerate(sites):

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
-from pyro_genexact.inference import fit_guide as svi
+from pyro_genexact.inference import learning_rate
 from pyro_genexact.inference.elbo import _vectorizes
 from pyro_genexact.inference.fit_guide import fit_guide
 
@@ -46,7 +46,7 @@ def test_exact_posterior():
 
 
 def test_stops_when_flat(monkeypatch):
-    monkeypatch.setattr(svi, "WINDOW", 25)
+    monkeypatch.setattr(learning_rate, "WINDOW", 25)
     result = fit(num_particles=2)
     assert result.stopped == "flat" and 25 * 3 * 4 <= result.steps < 2500
     assert result.final == pytest.approx(EVIDENCE, abs=0.03)
@@ -206,7 +206,7 @@ def test_draws_at_once_only_where_that_is_right():
     for f, expected, nesting in ((wrong, False, 0), (right, True, 0), (plated, True, 2)):
         q = gx.guides.AutoFlow(f, hidden=(4,))
         q()
-        assert _vectorizes(f, q, (), {}, nesting) is expected
+        assert _vectorizes(f, q, nesting) is expected
 
 
 def test_given_loss_is_used():
@@ -313,3 +313,14 @@ def test_parameters_under_a_name_that_is_taken_raise():
     q = gx.flows.iaf(1, hidden=(4,))
     with pytest.raises(ValueError, match="parameters that the loss depends on; got none of"):
         fit_guide(model_, twin, steps=2, progress=False)
+
+
+def test_the_learning_rate_drops_whenever_the_elbo_is_flat():
+    rate, elbo, factors = learning_rate.LearningRate(None), [], []
+    while not rate.flat:
+        factors.append(rate.factor(len(elbo)))
+        elbo.append(0.0)
+        assert rate.improves(elbo) == (len(elbo) == learning_rate.WINDOW)  # the first window is the best
+    assert factors[0] == 1 / learning_rate.WARM and sorted(set(factors[learning_rate.WARM :])) == [0.03, 0.1, 0.3, 1.0]
+    cosine = learning_rate.LearningRate(1000)
+    assert cosine.factor(500) == pytest.approx(0.5) and cosine.factor(999) < 1e-5 and not cosine.flat

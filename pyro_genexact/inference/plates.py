@@ -1,0 +1,123 @@
+"""The plates of an amortised guide's rows: which of a model's plates they are, and the sizes that they have in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowPlates:
+    """The leftmost plates of a model's latents, one for each batch dim of a context; none without a context.
+
+    Args:
+        frames: Pyro's frames of them, from the left.
+        dims: batch dims of the latents, those of all other plates included.
+    """
+
+    frames: tuple[Any, ...]
+    dims: int
+
+    @classmethod
+    def of(cls, sites: Iterable[Any], sizes: torch.Size) -> RowPlates:
+        """Those of the latents' sites; a ValueError unless all are in them, and in no other subsampled plate."""
+        sites = list(sites)
+        found = {frame.name: frame for site in sites for frame in site["cond_indep_stack"]}
+        ordered = sorted(found.values(), key=lambda frame: frame.dim)
+        plates = cls(tuple(ordered[: len(sizes)]), -ordered[0].dim if ordered else 0)
+        adjacent = all(frame.dim == index - plates.dims for index, frame in enumerate(plates.frames))
+        if _sizes(plates.frames) != sizes or not adjacent:
+            raise ValueError(
+                f"Expected context.shape[:-1] to be the sizes of the model's leftmost plates of latents, "
+                f"{[(f.name, f.size) for f in ordered]}; got {tuple(sizes)}."
+            )
+        for site in sites:
+            plates._check_site(site)
+        return plates
+
+    def _check_site(self, site: Any) -> None:
+        name, inside = site["name"], {frame.name for frame in site["cond_indep_stack"]}
+        if missing := [row for row in self.names if row not in inside]:
+            raise ValueError(
+                f"Expected all latents in plate {missing[0]!r} (a row each of the context); got {name!r} outside of it."
+            )
+        for frame in site["cond_indep_stack"]:
+            if frame.size < 0:
+                raise ValueError(
+                    f"Expected plates of latents with a size; got {name!r} in plate {frame.name!r} without."
+                )
+            if frame.full_size not in (None, frame.size) and frame.name not in self.names:
+                raise ValueError(
+                    f"Expected latents outside of subsampled plates, or amortised by a context; got {name!r} in plate "
+                    f"{frame.name!r}, of which {frame.size} of {frame.full_size} are taken."
+                )
+
+    @property
+    def names(self) -> list[str]:
+        return [frame.name for frame in self.frames]
+
+    def check(self, sizes: torch.Size) -> None:
+        """Raises a ValueError unless there is a plate for each batch dim of a context."""
+        if len(sizes) != len(self.frames):
+            raise ValueError(
+                f"Expected context.shape[:-1] of {len(self.frames)} sizes, as in the first call; got {tuple(sizes)}."
+            )
+
+    def spread(self, x: Tensor) -> Tensor:
+        """x (..., *rows, n) as (..., *rows, 1, ..., 1, n), with a dim of size 1 for each other plate."""
+        return x.reshape(*x.shape[:-1], *[1] * (self.dims - len(self.frames)), x.shape[-1])
+
+    def of_one_row(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of a latent (*rows, ...) with rows of size 1."""
+        return torch.Size([1] * len(self.frames) + list(shape[len(self.frames) :]))
+
+    def now(self, sizes: torch.Size, program: Callable[[], Any]) -> list[pyro.plate]:
+        """The plates in a call of the model, which is run up to its first latent in them; ``sizes`` are the context's."""
+        if not self.frames:
+            return []
+        found = _UpToPlates(self.names)
+        with torch.no_grad(), torch.random.fork_rng([]), poutine.block(), suppress(_Reached), found:
+            program()
+        if _sizes(found.frames) != sizes:
+            raise ValueError(
+                f"Expected context.shape[:-1] == {_sizes(found.frames)}, the sizes of the plates {self.names}; "
+                f"got {tuple(sizes)}."
+            )
+        made = {frame.name: _plate(frame) for frame in sorted(found.frames)}  # by name, as Pyro's guides make theirs
+        return [made[name] for name in self.names]
+
+
+def _sizes(frames: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(frame.size for frame in frames)
+
+
+def _plate(frame: Any) -> pyro.plate:
+    return pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim, subsample_size=frame.size)
+
+
+class _Reached(Exception):
+    """Ends a run of a model."""
+
+
+class _UpToPlates(Messenger):
+    """Runs a model up to the first latent in all of some plates, and keeps these plates' frames."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names: Sequence[str] = names
+        self.frames: list[Any] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frames = {frame.name: frame for frame in msg["cond_indep_stack"]}
+        if not msg["is_observed"] and not site_is_subsample(msg) and all(name in frames for name in self.names):
+            self.frames = [frames[name] for name in self.names]
+            raise _Reached

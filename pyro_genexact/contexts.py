@@ -122,12 +122,21 @@ def check_context(module: Any, context: Any) -> None:
     check_like("context", context, next((p for p in module.parameters() if p.is_floating_point()), context))
 
 
-def checked_source(module: Any, context: Tensor | None, lengths: Tensor | None) -> Tensor | None:
-    """The lengths of sources (*batch, S, C); a ValueError where the module reads none, or outside 0 ... S."""
+def checked_source(module: Any, context: Any, lengths: Tensor | None) -> tuple[Any, Tensor | None]:
+    """The values of a context and the lengths of its sources, of which a :class:`Padded` context has its own.
+
+    Raises:
+        ValueError: for a context that the module was not built for, lengths given twice, given without sources, or outside 0 ... S.
+    """
+    values, own = unpadded(context)
+    if own is not None and lengths is not None:
+        raise ValueError("Expected no source_lengths beside a Padded context, which has them; got some.")
+    check_context(module, context)
+    lengths = own if lengths is None else lengths
     if lengths is None:
-        return None
-    if context is None or not kind_of(module.context).attended:
+        return values, None
+    if not kind_of(module.context).attended:
         raise ValueError(
             f"Expected no source_lengths ({type(module).__name__} built with context={module.context}); got some."
         )
-    return checked_lengths(lengths, context.shape[-2], "source_lengths", "steps of the source")
+    return values, checked_lengths(lengths, values.shape[-2], "source_lengths", "steps of the source")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base import Conditioner, Head
 from ..conditioners.site_loop import SiteLoop
-from ..contexts import Padded, Source, Steps, check_context, checked_source
+from ..contexts import Padded, checked_source, kind_of
 from ..core.binding import bind
 from ..core.checks import check_like
 from ..core.rows import expand_mask, flat_rows
@@ -54,24 +54,19 @@ class ChainRule:
         given: int = 0,
     ) -> ChainRule:
         """Of the modules as they are now; covariates are of the ``given`` first sites, then of others in another order."""
-        if isinstance(context, Padded):
-            if source_lengths is not None:
-                raise ValueError("Expected no source_lengths beside a Padded context, which has them; got some.")
-            context, source_lengths = context
-        check_context(conditioner, context)
+        context, source_lengths = checked_source(conditioner, context, source_lengths)
         (net, of_net), (bound, of_head) = bind(conditioner, one_draw=True), bind(head, one_draw=True)
         tensors = list({id(t): t for t in of_net + of_head}.values())
         floating = (t for t in (*tensors, context) if t is not None and t.is_floating_point())
-        if isinstance(conditioner.context, Steps):
+        if context is not None and kind_of(conditioner.context).by_site:
             context = steps_in_order(context, order, given, sites)
-        source_lengths = checked_source(conditioner, context, source_lengths)
         like = next(floating, torch.empty(0, device="cpu"))
         return cls(net, bound, context, source_lengths, sites, tensors, like)
 
     @property
     def context_dims(self) -> int:
         """How many dims of the context belong to one row."""
-        return 2 if isinstance(self.conditioner.context, (Steps, Source)) else 1
+        return kind_of(self.conditioner.context).dims
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -123,7 +118,7 @@ class ChainRule:
         context = flat_rows(self.context, shape, self.context_dims)
         if self.source_lengths is not None:
             return Padded(context, flat_rows(self.source_lengths, shape, 0))
-        if present is None or not isinstance(self.conditioner.context, Steps):
+        if present is None or not kind_of(self.conditioner.context).by_site:
             return context
         return torch.where(present.unsqueeze(2), context, 0.0)
 

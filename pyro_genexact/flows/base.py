@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
 from ..base import Constant, DistributionModule
-from ..contexts import Padded, check_context, checked_source
+from ..contexts import Padded, checked_source
 from ..core.independent import to_event
 from ..core.lengths import checked_lengths
 from ..transforms.base import Chain, transform_of
@@ -92,10 +92,7 @@ def standard_normal(*shape: int) -> Constant:
 
 def checked(flow: Flow, context: Any, source_lengths: Tensor | None) -> Any:
     """The context, a ``Padded`` where there are lengths of sources; a ValueError unless the flow was built for them."""
-    if source_lengths is not None and isinstance(context, Padded):
-        raise ValueError("Expected no source_lengths beside a Padded context, which has them; got some.")
-    check_context(flow, context)
-    lengths = checked_source(flow, context, source_lengths)
+    context, lengths = checked_source(flow, context, source_lengths)
     return context if lengths is None else Padded(context, lengths)
 
 

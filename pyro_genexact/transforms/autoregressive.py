@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head
-from ..contexts import Padded, Source, Steps, check_context, checked_source
+from ..contexts import Padded, checked_source, kind_of
 from ..core.binding import bind
 from ..core.checks import check_like
 from ..core.functional import transformed, vjp
@@ -53,13 +53,11 @@ class ConditionedAutoregressive(RememberingTransform):
         self, conditioner: Conditioner, head: Head, context: Tensor | Padded | None = None, cache_size: int = 1
     ) -> None:
         super().__init__(cache_size=cache_size)
-        check_context(conditioner, context)
-        context, lengths = context if isinstance(context, Padded) else (context, None)
-        self.source_lengths = checked_source(conditioner, context, lengths)
+        context, self.source_lengths = checked_source(conditioner, context, None)
         self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
         self.head, of_head = bind(head, one_draw=True)
         self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
-        self._context_dims = 2 if isinstance(conditioner.context, (Steps, Source)) else 1
+        self._context_dims = kind_of(conditioner.context).dims
         self._lengths: Tensor | None = None
         self._domain = independent(head.domain, 1 + len(head.site_shape))
 
@@ -89,7 +87,7 @@ class ConditionedAutoregressive(RememberingTransform):
         inputs = [rows, *([] if self.context is None else [self.context]), *self._tensors]
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
-        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, Padded):
+        if tracked and not functorch and self.conditioner.has_adjoint and self.source_lengths is None:
             x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
@@ -131,7 +129,7 @@ class ConditionedAutoregressive(RememberingTransform):
         if self._lengths is not None:
             mask = present(self._lengths.expand(shape[:-dims]).reshape(-1), rows, -dims).flatten(1)
             rows = _masked(rows, mask)
-            if context is not None and isinstance(self.conditioner.context, Steps):
+            if context is not None and kind_of(self.conditioner.context).by_site:
                 context = _masked(context, mask)
         if self.source_lengths is not None:
             context = Padded(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))

@@ -15,7 +15,7 @@ from .autoregressive.distribution import AutoregressiveDistribution
 from .autoregressive.sequence import SequenceDistribution
 from .base import Conditioner, DistributionModule, Head
 from .chains.crf import LinearChainCRF
-from .contexts import Steps, check_context, kind_of
+from .contexts import Steps, check_context
 from .core.buffers import register_given
 from .core.checks import check_kind, check_sizes, permutation
 from .core.shapes import shape_of
@@ -369,7 +369,7 @@ class CRF(DistributionModule):
         if isinstance(context, nn.Module):
             self.emissions = context
         else:
-            width = kind_of(context, Steps).features
+            width = context.features if isinstance(context, Steps) else context
             if not isinstance(width, int):
                 raise TypeError(f"Expected context to be an integer or a module; got {context}.")
             check_sizes(1, context=width)

@@ -53,10 +53,10 @@ class ConditionedAutoregressive(RememberingTransform):
         self, conditioner: Conditioner, head: Head, context: Tensor | Padded | None = None, cache_size: int = 1
     ) -> None:
         super().__init__(cache_size=cache_size)
-        context, self.source_lengths = checked_source(conditioner, context, None)
+        values, self.source_lengths = checked_source(conditioner, context, None)
         self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
         self.head, of_head = bind(head, one_draw=True)
-        self.context, self._tensors = context, list({id(t): t for t in of_conditioner + of_head}.values())
+        self.context, self._tensors = values, list({id(t): t for t in of_conditioner + of_head}.values())
         self._context_dims = kind_of(conditioner.context).dims
         self._lengths: Tensor | None = None
         self._domain = independent(head.domain, 1 + len(head.site_shape))

@@ -16,7 +16,8 @@ from ..conditioners.site_loop import SiteLoop
 from ..contexts import Padded, checked_source, kind_of
 from ..core.binding import bind
 from ..core.checks import check_like
-from ..core.rows import expand_mask, flat_rows
+from ..core.lengths import expand_mask
+from ..core.rows import flat_rows
 from ..core.values import numbers
 from .checks import steps_in_order
 

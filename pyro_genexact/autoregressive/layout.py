@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..base import Head
 from ..core.functional import visible
-from ..core.rows import before, expand_mask, flat_rows
+from ..core.lengths import expand_mask, site_mask
+from ..core.rows import flat_rows
 from ..families.guard import contains, feasible_point
 
 
@@ -109,7 +110,7 @@ class Layout:
     def present(self, shape: torch.Size) -> Tensor | None:
         """Which sites (B, k + T) are present whatever their values; None where that is known of none."""
         lengths = self.length_rows(shape)
-        return None if lengths is None else before(lengths, self.given + self.count)
+        return None if lengths is None else site_mask(lengths, self.given + self.count)
 
     def rows(self, value: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
         """Prefix and events as rows, and which of their sites (B, k + T) are present; None where all are."""
@@ -182,7 +183,7 @@ class SequenceLayout(Layout):
         if prefix is None:
             return None
         ends = self.ends(prefix)
-        return (ends if starts is None else ends & before(starts, self.given)).any(1)
+        return (ends if starts is None else ends & site_mask(starts, self.given)).any(1)
 
     def obstructed(self, shape: torch.Size) -> bool:
         over = self.over(shape)
@@ -204,7 +205,7 @@ class SequenceLayout(Layout):
         y, _ = super().rows(value, shape)
         if (starts := self.starts(shape)) is None:
             return y, ~self.gone(y)
-        inside = before(starts + self.count, y.shape[1])
+        inside = site_mask(starts + self.count, y.shape[1])
         y = close_gaps(y, starts, self.given)
         y = torch.where(expand_mask(inside, y), y, self.filler(y))
         return y, inside & ~self.gone(y)
@@ -236,7 +237,7 @@ class SequenceLayout(Layout):
         prefix, starts = self.prefix_rows(shape), self.starts(shape)
         if prefix is not None:
             inside = self.inside(prefix, ~self.gone(prefix))
-            self.check(prefix, inside if starts is None else inside | ~before(starts, self.given), "prefix")
+            self.check(prefix, inside if starts is None else inside | ~site_mask(starts, self.given), "prefix")
 
 
 def close_gaps(sites: Tensor, starts: Tensor, given: int) -> Tensor:

@@ -15,8 +15,7 @@ from ..base import Conditioner, Head
 from ..conditioners.site_loop import COMPACT_BELOW
 from ..core.checks import check_sizes
 from ..core.functional import visible
-from ..core.lengths import checked_lengths
-from ..core.rows import expand_mask
+from ..core.lengths import checked_lengths, expand_mask
 from ..core.shapes import broadcast_batches, shape_of
 from ..core.values import numbers
 from ..families.categorical import continuing

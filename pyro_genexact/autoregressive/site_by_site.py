@@ -11,7 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..core.rows import at_least_single, expand_mask
+from ..core.lengths import expand_mask
+from ..core.rows import at_least_single
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration

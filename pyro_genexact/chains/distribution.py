@@ -9,8 +9,8 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from ..core.lengths import site_mask
 from . import checks as check
-from .semirings import padding_mask
 
 
 class ChainDistribution(TorchDistribution):
@@ -73,5 +73,5 @@ class ChainDistribution(TorchDistribution):
         """(*, N, 1 ...), which sites are padding, with so many more dims of 1; None without lengths."""
         if self.lengths is None:
             return None
-        mask = padding_mask(self.lengths, self.event_shape[0])
+        mask = ~site_mask(self.lengths, self.event_shape[0])
         return mask.reshape(*mask.shape, *[1] * more)

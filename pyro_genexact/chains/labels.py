@@ -10,9 +10,9 @@ from torch.distributions import constraints
 
 from ..base import Conditioner
 from ..contexts import Steps
+from ..core.lengths import site_mask
 from ..families.guard import feasible_point
 from .messages import LogMessages, double_precision, mask_padding
-from .semirings import padding_mask
 
 GivenPotentials = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """unary (*, N, V), transition (V, V) or (*, N - 1 or 1, V, V), initial and final (*, V) or None."""
@@ -39,7 +39,7 @@ class PaddedSites(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         inside = self.one.check(value)
-        return (inside | padding_mask(self.lengths, inside.shape[-1])).all(-1)
+        return (inside | ~site_mask(self.lengths, inside.shape[-1])).all(-1)
 
     def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside, that broadcasts with ``like``."""
@@ -105,7 +105,7 @@ def log_weight(potentials: GivenPotentials, lengths: Tensor | None, value: Tenso
     """
     unary, transition, initial, final = potentials
     sites, num_labels = unary.shape[-2:]
-    padding = None if lengths is None else padding_mask(lengths, sites)
+    padding = None if lengths is None else ~site_mask(lengths, sites)
     value = value if padding is None else torch.where(padding, 0, value)
     labels = value.long()
     inside = (labels >= 0) & (labels < num_labels) & (labels == value)

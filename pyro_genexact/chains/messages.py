@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.functional import visible
+from ..core.lengths import site_mask
 from .semirings import (
     ChainPotentials,
     Draw,
@@ -24,7 +25,6 @@ from .semirings import (
     flip_within_lengths,
     fold,
     mean,
-    padding_mask,
     trace,
 )
 
@@ -97,7 +97,7 @@ class ScaledMessages:
         x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
         scales = forward_backward(x, self.weights, backward, every)
         if chain.lengths is not None:  # past the ends, last in both directions, anything may have become of them
-            padding = padding_mask(chain.lengths, sites).T.unsqueeze(1)  # (N, 1, B)
+            padding = ~site_mask(chain.lengths, sites).T.unsqueeze(1)  # (N, 1, B)
             x.masked_fill_(padding.unsqueeze(-1), 1.0)
             scales[1:].masked_fill_(padding[every::every], 1.0)
         sums = x.sum(-1)
@@ -335,7 +335,7 @@ def mask_padding(lengths: Tensor | None, values: Tensor, first: int = 0, fill: f
     """Values (*, N - first, ...) of the sites from the first on; the fill at padding."""
     if lengths is None:
         return values
-    padding = padding_mask(lengths, values.shape[lengths.dim()] + first)[..., first:]
+    padding = ~site_mask(lengths, values.shape[lengths.dim()] + first)[..., first:]
     return values.masked_fill(padding.reshape(*padding.shape, *[1] * (values.dim() - padding.dim())), fill)
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.lengths import site_mask
+
 
 class ChainPotentials(NamedTuple):
     """Log-potentials of a linear chain of N sites with V labels; -inf forbids.
@@ -339,9 +341,4 @@ def without_padding(backward: list[Tensor], lengths: Tensor | None) -> Tensor:
     labels = torch.stack(backward[::-1]).movedim(0, -1).contiguous()  # faster than to stack along the last dim
     if lengths is None:
         return labels
-    return labels.masked_fill(padding_mask(lengths, len(backward)), 0)
-
-
-def padding_mask(lengths: Tensor, sites: int) -> Tensor:
-    """(*, N), which of N sites lie past the lengths (*)."""
-    return torch.arange(sites, device=lengths.device) >= lengths.unsqueeze(-1)
+    return labels.masked_fill(~site_mask(lengths, len(backward)), 0)

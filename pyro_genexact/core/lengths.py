@@ -1,4 +1,4 @@
-"""Sequences of varying length, padded to T sites: what stands in the padding is never read."""
+"""Lengths and padding masks of sequences padded to T sites: what stands in the padding is never read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ from .functional import visible
 from .shapes import broadcast_batches
 
 
+def site_mask(lengths: Tensor, sites: int) -> Tensor:
+    """Which of T sites are no padding, (*lengths, T)."""
+    return torch.arange(sites, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """(B, T) as (B, T, 1, ...), with as many dims as ``like``."""
+    return mask.reshape(*mask.shape, *[1] * (like.dim() - mask.dim()))
+
+
 def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
     """Which sites of a value, its dim ``dim``, are no padding: (*lengths, T), then 1 for each later dim of the value."""
-    mask = torch.arange(value.shape[dim], device=lengths.device) < lengths.unsqueeze(-1)
+    mask = site_mask(lengths, value.shape[dim])
     return mask.reshape(*mask.shape, *[1] * (-1 - dim))
 
 

@@ -1,4 +1,4 @@
-"""Batches as rows: tensors (*batch, *event) as (B, *event), and masks of the sites of rows."""
+"""Batches as rows: tensors (*batch, *event) as (B, *event)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ def flat_rows(tensor: Tensor, batch_shape: torch.Size, event_dims: int) -> Tenso
     """A tensor that broadcasts with a batch, as one row (B, *event) for each of its elements."""
     event = tensor.shape[tensor.dim() - event_dims :]
     return tensor.expand(batch_shape + event).reshape(prod(batch_shape), *event)
-
-
-def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """(B, T) as (B, T, 1, ...), with as many dims as ``like``."""
-    return mask.reshape(*mask.shape, *[1] * (like.dim() - mask.dim()))
-
-
-def before(stops: Tensor, sites: int) -> Tensor:
-    """Which of the sites 0 ... T - 1 come before the stops (B) of their rows, (B, T)."""
-    return torch.arange(sites, device=stops.device) < stops.unsqueeze(1)
 
 
 def at_least_single(x: Tensor) -> Tensor:

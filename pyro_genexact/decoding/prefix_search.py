@@ -14,7 +14,7 @@ from ..autoregressive.distribution import AutoregressiveDistribution
 from ..autoregressive.sequence import SequenceDistribution
 from ..conditioners.site_loop import SiteLoop, advance
 from ..core.checks import check_kind
-from ..core.rows import expand_mask
+from ..core.lengths import expand_mask
 from ..families.categorical import log_probs
 
 

@@ -124,6 +124,8 @@ def feasible_point(support: Any, like: Tensor) -> Tensor:
     """
     if hasattr(support, "feasible_point"):
         return support.feasible_point(like)
+    if hasattr(support, "base_constraint"):  # independent, or torch's of mixtures, which its older versions lack
+        return feasible_point(support.base_constraint, like)
     event = like.shape[like.dim() - support.event_dim :]
     for bound in ("lower_bound", "upper_bound"):
         if support.is_discrete and support.event_dim == 0 and hasattr(support, bound):
@@ -144,12 +146,6 @@ def _(support: Any, like: Tensor) -> Tensor:
 def _(support: Any, like: Tensor) -> Tensor:
     parts = zip(support.cseq, like.split(support.lengths, support.dim), strict=True)
     return torch.cat([feasible_point(part, values).expand_as(values) for part, values in parts], support.dim)
-
-
-@feasible_point.register(constraints.independent)
-@feasible_point.register(constraints.MixtureSameFamilyConstraint)
-def _(support: Any, like: Tensor) -> Tensor:
-    return feasible_point(support.base_constraint, like)
 
 
 @singledispatch

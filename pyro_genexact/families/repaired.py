@@ -234,12 +234,18 @@ if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
             return rounded(self.loc + self.scale * torch.expm1(c * e) / c, low=-torch.inf)
 
 
+def _is_repaired(name: str, family: Any) -> bool:
+    """Whether this is a subclass of what Pyro exports under that name."""
+    exported = getattr(dist, name, family)
+    return isinstance(family, type) and family is not exported and issubclass(family, exported)
+
+
 _MODULES = (categorical, continuous_bernoulli, repaired_vectors, stable, zero_inflated)
 REPAIRED: dict[str, Any] = {
     name: family
-    for space in (*map(vars, _MODULES), globals().copy())
-    for name, family in space.items()
-    if hasattr(dist, name) and isinstance(family, type) and family.__module__ == space["__name__"]
+    for classes in (*map(vars, _MODULES), globals().copy())
+    for name, family in classes.items()
+    if _is_repaired(name, family)
 }
-"""What these modules define under names that Pyro exports."""
+"""What these modules define, by the name that Pyro exports."""
 REPAIRED["StableWithLogProb"] = stable.Stable

@@ -130,6 +130,32 @@ class Triangle(torch.distributions.Distribution):
         return (2 / self.width * (1 - value / self.width).clamp(min=1e-300)).log()
 
 
+class RowByRow(Triangle):
+    """Neither validates nor takes values or parameters without elements."""
+
+    def sample(self, sample_shape=()):
+        rows = [super().sample()] * math.prod(sample_shape)
+        return torch.stack(rows).reshape(*sample_shape, *self.batch_shape)
+
+    def log_prob(self, value):
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        rows = value.reshape(-1, *self.batch_shape).unbind(0)
+        return torch.stack([super(RowByRow, self).log_prob(row) for row in rows]).reshape(value.shape)
+
+
+def test_a_users_family_is_completed():
+    head = Parametric(RowByRow)
+    phi = torch.zeros(3, 2, 1, dtype=torch.float64, requires_grad=True)
+    d, none = head(phi), head(phi[:0])
+    assert d.sample((0,)).shape == (0, 3, 2) and d.log_prob(d.sample((0, 4))).shape == (0, 4, 3, 2)
+    assert none.batch_shape == (0, 2) and none.sample((5,)).shape == (5, 0, 2)
+    assert torch.equal(torch.autograd.grad(none.log_prob(none.sample()).sum(), phi)[0], torch.zeros_like(phi))
+    d._validate_args = True
+    assert d.log_prob(d.sample()).isfinite().all()
+    with pytest.raises(ValueError, match="within the support"):
+        d.log_prob(torch.tensor(-1.0, dtype=torch.float64))
+
+
 def test_a_family_without_pyros_mixin():
     head = Parametric(Triangle, (2,))
     d = head(torch.zeros(3, 2, dtype=torch.float64))

@@ -1,6 +1,7 @@
 """Configuration of the documentation: sphinx-build -W --keep-going -b html docs docs/_build/html."""
 
 import re
+import sys
 
 import pyro_genexact
 
@@ -23,6 +24,20 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+# References must resolve, but for those to other projects, whose inventories a build without the internet does not have.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|pyro|zuko|funsor|arviz|collections|typing|abc|numbers|matplotlib|nn|constraints|optional)\b.*"),
+    (
+        r"py:.*",
+        r"Tensor|Distribution|Transform|TorchDistribution|Axes|ScoreParts|MaskedDistribution|ExpandedDistribution|__init__",
+    ),
+    (
+        r"py:class",
+        r"_DependentProperty|Weights|pyro_genexact\.flows\.build\.\w+|pyro_genexact\.testing\.helpers\.ModuleT",
+    ),
+]
+
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
@@ -38,6 +53,8 @@ MARKUP = re.compile(r"(``.*?``|:[a-z:]+:`.*?`)|([*|])")
 
 def keep_plain_text(app, what, name, obj, options, lines):
     """Formulae and shapes in docstrings are plain text: their stars and bars are no markup, except in literals."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # a comment, else napoleon takes what stands before a colon for the type
     example = False
     for i, line in enumerate(lines):
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
@@ -45,5 +62,16 @@ def keep_plain_text(app, what, name, obj, options, lines):
             lines[i] = MARKUP.sub(lambda m: m[1] or "\\" + m[2], line)
 
 
+def public_bases(app, name, obj, options, bases):
+    """A class shows the public classes that it derives from, in place of internal ones."""
+    faces = {face for face in sys.modules if face.startswith("pyro_genexact") and face.count(".") < 2}
+    shown = [
+        base for base in obj.__mro__[1:] if not base.__module__.startswith("pyro_genexact.") or base.__module__ in faces
+    ]
+    kept = [base for base in shown if not any(issubclass(other, base) for other in shown if other is not base)]
+    bases[:] = [base for base in kept if base is not object]
+
+
 def setup(app):
+    app.connect("autodoc-process-bases", public_bases)
     app.connect("autodoc-process-docstring", keep_plain_text, priority=400)  # before napoleon

@@ -33,7 +33,7 @@ class Conditioner(nn.Module):
 
     Attributes:
         num_params: P, the numbers predicted for each site.
-        site: what one site looks like, see :data:`Site`.
+        site: what one site looks like, see :data:`~pyro_genexact.base.Site`.
         context: C, the features of the context vector; :class:`Steps` of one vector a site; :class:`Source` of a sequence of
             its own; 0 for none.
         num_sites: T, or None where the conditioner takes any length.

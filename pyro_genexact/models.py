@@ -25,7 +25,7 @@ from .heads.checks import check_distribution_head
 
 
 class Autoregressive(DistributionModule):
-    """An autoregressive model: its call returns the :class:`AutoregressiveDistribution` of vectors, images or series.
+    """An autoregressive model: its call returns the :class:`~pyro_genexact.distributions.AutoregressiveDistribution` of vectors, images or series.
 
     Args:
         conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
@@ -106,7 +106,7 @@ class Autoregressive(DistributionModule):
 
 
 class Sequence(DistributionModule):
-    """A model of sequences whose length is random: its call returns a :class:`SequenceDistribution`.
+    """A model of sequences whose length is random: its call returns a :class:`~pyro_genexact.distributions.SequenceDistribution`.
 
     Args:
         conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
@@ -116,7 +116,7 @@ class Sequence(DistributionModule):
         limit: the largest support that is enumerated.
 
     Raises:
-        TypeError, ValueError: as :class:`SequenceDistribution`.
+        TypeError, ValueError: as :class:`~pyro_genexact.distributions.SequenceDistribution`.
 
     Reference: Bengio et al., "A neural probabilistic language model", JMLR 2003.
 
@@ -320,7 +320,7 @@ class Conditional(DistributionModule):
 
 
 class CRF(DistributionModule):
-    """A learnable linear-chain CRF: its call maps a sequence of contexts to a :class:`LinearChainCRF` of labels.
+    """A learnable linear-chain CRF: its call maps a sequence of contexts to a :class:`~pyro_genexact.distributions.LinearChainCRF` of labels.
 
     It owns the potentials of the transitions and of both ends; the emissions, potentials of the labels of a site, come from the
     context by a linear layer or any other module.

@@ -232,10 +232,10 @@ class SequenceDistribution(ChainRuleDistribution):
             return TerminationCurve(mean[1], torch.where(spread <= rounding, 0.0, spread / num_samples**0.5))
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """The inverse of :meth:`to_uniform`, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
+        """the inverse of ``to_uniform``, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
 
         Raises:
-            NotImplementedError, ValueError: as that of :class:`AutoregressiveDistribution`.
+            NotImplementedError, ValueError: as that of :class:`~pyro_genexact.distributions.AutoregressiveDistribution`.
         """
         check_uniforms(u)
         missing = u.isnan()

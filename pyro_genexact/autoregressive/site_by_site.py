@@ -164,7 +164,7 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
         return self.layout.arrange(self.layout.of_event(u, shape), shape)
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """The inverse of :meth:`to_uniform`: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
+        """the inverse of ``to_uniform``: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
 
         Raises:
             NotImplementedError: if the head's family has no icdf.

@@ -31,7 +31,7 @@ class HiddenMarkov(ChainDistribution):
 
         p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
 
-    log_prob is exact: the log-normaliser of a :class:`LinearChainCRF` over states, which :meth:`posterior` returns. So, of
+    log_prob is exact: the log-normaliser of a :class:`~pyro_genexact.distributions.LinearChainCRF` over states, which :meth:`posterior` returns. So, of
     observations x,
 
     * smoothing, p(z_t | x), is ``posterior(x).marginals``, and p(z_t, z_{t+1} | x) is ``posterior(x).pair_marginals``;

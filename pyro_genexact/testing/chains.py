@@ -37,7 +37,7 @@ def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws:
 
     Args:
         subject: a distribution with the constructor, the attributes and the queries of
-            :class:`pyro_genexact.LinearChainCRF`, or a module whose call returns one; in float64.
+            :class:`~pyro_genexact.distributions.LinearChainCRF`, or a module whose call returns one; in float64.
         context: (*batch, N, C) or None.
         tol: relative to 1 + |value|.
         draws: how many samples.

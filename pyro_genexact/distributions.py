@@ -1,6 +1,7 @@
 """Distributions that a call returns, as ordinary Pyro distributions."""
 
 from .autoregressive.distribution import AutoregressiveDistribution
+from .autoregressive.site_by_site import ChainRuleDistribution
 from .autoregressive.sequence import SequenceDistribution, TerminationCurve
 from .chains import divergences as divergences  # registers them
 from .chains.crf import LinearChainCRF
@@ -17,6 +18,7 @@ from .flows.transformed import TransformedDistribution
 
 __all__ = [
     "AutoregressiveDistribution",
+    "ChainRuleDistribution",
     "ContinuousCategorical",
     "DiscretizedLogistic",
     "HiddenMarkov",

@@ -1,8 +1,8 @@
 """Distributions that a call returns, as ordinary Pyro distributions."""
 
 from .autoregressive.distribution import AutoregressiveDistribution
-from .autoregressive.site_by_site import ChainRuleDistribution
 from .autoregressive.sequence import SequenceDistribution, TerminationCurve
+from .autoregressive.site_by_site import ChainRuleDistribution
 from .chains import divergences as divergences  # registers them
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov

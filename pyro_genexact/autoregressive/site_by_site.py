@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -38,6 +37,9 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
 
     def __init__(self, chain: ChainRule, layout: Layout, limit: int, validate_args: bool | None) -> None:
         self.chain, self.layout, self.limit = chain, layout, limit
+        # as they were given, whatever the batch is expanded to
+        self.conditioner, self.head, self.context = chain.conditioner, chain.head, chain.context
+        self.source_lengths, self.prefix = chain.source_lengths, layout.prefix
         batch_shape = broadcast_batches(
             context=chain.batch_shape,
             lengths=() if layout.lengths is None else layout.lengths.shape,
@@ -51,14 +53,6 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
     def __repr__(self) -> str:
         parts = f"{type(self.conditioner).__name__}, {type(self.head).__name__}"
         return f"{type(self).__name__}({parts}, {tuple(self.batch_shape)}, {tuple(self.event_shape)})"
-
-    conditioner = property(
-        attrgetter("chain.conditioner"), doc="What reads the sites, of the weights it had at the call."
-    )
-    head = property(attrgetter("chain.head"), doc="What makes the distribution of a site.")
-    context = property(attrgetter("chain.context"), doc="Of the conditioner, or None; covariates in visiting order.")
-    source_lengths = property(attrgetter("chain.source_lengths"), doc="(*batch), or None where all of a source counts.")
-    prefix = property(attrgetter("layout.prefix"), doc="(*batch, k, *site_shape), the sites before the event, or None.")
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same with another batch shape; rows are drawn independently."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from ..transforms.base import _mark
+from ..core.versions import version_of
 from . import checks as check
 from .labels import GivenPotentials, log_weight
 from .log_partition import log_partition, messages_for, plain_operations_only, with_gradients
@@ -121,7 +121,7 @@ class ChainInference:
         """Computed once, as long as the potentials are what they were; anew where what is computed belongs to one call alone."""
         if plain_operations_only():
             return compute()
-        state = [None if p is None else _mark(p) for p in (*self.given, self.lengths)]
+        state = [None if p is None else version_of(p) for p in (*self.given, self.lengths)]
         if self.cache.get("state") != state:
             self.cache.clear()
         if name not in self.cache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType
 from typing import Any
 
@@ -74,6 +75,16 @@ def of_events(d: Any, dims: int = 0) -> Independent:
 
 def independent(constraint: Any, dims: int = 0) -> Any:
     """The constraint of parts along the last dims, torch's own for ``biject_to``, with a check of no rows too."""
+    return _reals(dims) if constraint is constraints.real else _independent(constraint, dims)
+
+
+@cache
+def _reals(dims: int) -> Any:
+    """Of all real numbers, which every flow asks for at each call."""
+    return _independent(constraints.real, dims)
+
+
+def _independent(constraint: Any, dims: int) -> Any:
     while isinstance(constraint, constraints.independent) and isinstance(
         vars(constraint).get("check"), (NoneType, _All)
     ):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-_FORGOTTEN: dict[str, Any] = {"_inv": None, "_last": None, "_watched": None, "_cached_x_y": (None, None)}
+from .binding import Bound
+
+FORGOTTEN: dict[str, Any] = dict.fromkeys(("_inv", "_last", "_watched", "_plan")) | {"_cached_x_y": (None, None)}
 """What transforms remember, and what stands there in one that remembers nothing."""
 
 
@@ -20,26 +22,20 @@ def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in a distribution, transform, constraint or module, or in a collection of such."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, Bound):
+        return value.tensors
     if isinstance(value, _InverseTransform):
         return tensors_in(value.inv)
     if isinstance(value, nn.Module):
         plain = [part for part in value.__dict__.values() if isinstance(part, Tensor)]
         value = [*value._parameters.values(), *value._buffers.values(), *value._modules.values(), *plain]
     elif isinstance(value, (Distribution, Transform, constraints.Constraint)):
-        value = {name: part for name, part in value.__dict__.items() if name not in _FORGOTTEN}
+        value = {name: part for name, part in value.__dict__.items() if name not in FORGOTTEN}
     elif is_dataclass(value):
         value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     return [t for part in value for t in tensors_in(part)] if isinstance(value, (list, tuple)) else []
-
-
-def take_rows(field: Any, index: Tensor) -> Any:
-    if isinstance(field, Tensor):
-        return field.index_select(0, index)
-    if hasattr(field, "_fields"):
-        return type(field)(*(take_rows(part, index) for part in field))
-    return type(field)(take_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
 
 
 def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
@@ -62,9 +58,17 @@ def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any
         value = copy.copy(value)
         parts = value.__dict__
         if isinstance(value, Transform):
-            parts.update({name: forgotten for name, forgotten in _FORGOTTEN.items() if name in parts})
+            parts.update({name: forgotten for name, forgotten in FORGOTTEN.items() if name in parts})
         parts.update({name: map_leaves(fn, part, kind) for name, part in parts.items()})
     return value
+
+
+def take_rows(field: Any, index: Tensor) -> Any:
+    if isinstance(field, Tensor):
+        return field.index_select(0, index)
+    if hasattr(field, "_fields"):
+        return type(field)(*(take_rows(part, index) for part in field))
+    return type(field)(take_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
 
 
 def zeros_for(module: torch.nn.Module, *shape: int) -> Tensor:

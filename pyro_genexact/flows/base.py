@@ -14,7 +14,8 @@ from ..base import Constant, DistributionModule
 from ..contexts import Padded, checked_source
 from ..core.independent import to_event
 from ..core.lengths import checked_lengths
-from ..transforms.base import Chain, transform_of
+from ..transforms.base import Chain
+from ..transforms.modules import transform_of
 from ..transforms.prefixes import Prefixes
 from .transformed import TransformedDistribution
 

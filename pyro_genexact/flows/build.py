@@ -14,9 +14,9 @@ from ..conditioners.encoding import new_conditioner
 from ..conditioners.made import MADE
 from ..core.checks import check_sizes
 from ..transforms.autoregressive import AutoregressiveTransform
-from ..transforms.base import Inverse
 from ..transforms.coupling import Coupling, check_bijection
 from ..transforms.linear import Reverse, Standardize
+from ..transforms.modules import Inverse
 from ..transforms.support import ToSupport
 from .base import Flow, over_reals, standard_normal
 

@@ -17,11 +17,11 @@ from ..heads.networks import IntegratedPositive
 from ..heads.polynomial import Bernstein, SumOfSquares
 from ..heads.sigmoidal import DeepSigmoid
 from ..heads.spline import RationalQuadraticSpline
-from ..transforms.base import Inverse
 from ..transforms.block_autoregressive import BlockAutoregressive
 from ..transforms.coupling import Coupling
 from ..transforms.linear import Reverse
 from ..transforms.matrices import LULinear
+from ..transforms.modules import Inverse
 from .base import Flow
 from .build import Ends, MakeConditioner, Options, Support, assemble, autoregressive, check_options, coupling
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from ..core.independent import of_events
 from ..core.settable import Settable
+from ..core.shapes import sum_rightmost
+from ..transforms.base import adapted
 
 
 class TransformedDistribution(dist.TransformedDistribution):
@@ -24,11 +25,16 @@ class TransformedDistribution(dist.TransformedDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats, also of no rows, of which bases of vectors have none by themselves."""
-        if value.numel() and self.batch_shape.numel():
-            return super().log_prob(value)  # type: ignore[no-any-return]
-        new = copy.copy(self)
-        new.base_dist = of_events(self.base_dist)
-        return super(TransformedDistribution, new).log_prob(value)  # type: ignore[no-any-return]
+        if self._validate_args:
+            self._validate_sample(value)
+        event_dim, ladjs = len(self.event_shape), []
+        for t in map(adapted, reversed(self.transforms)):
+            value, ladj = t.inverse_and_ladj(value)
+            event_dim += t.domain.event_dim - t.codomain.event_dim
+            ladjs.append(sum_rightmost(ladj, event_dim - t.domain.event_dim))
+        base = self.base_dist if value.numel() and self.batch_shape.numel() else of_events(self.base_dist)
+        total: Tensor = sum_rightmost(base.log_prob(value), event_dim - len(base.event_shape))
+        return sum(ladjs, total)
 
     base_dist: Any
 

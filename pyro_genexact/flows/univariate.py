@@ -13,7 +13,8 @@ from torch.distributions import Distribution, constraints
 
 from ..contexts import Padded
 from ..families.cdf import cdf, icdf
-from ..transforms.base import Chain, RememberingTransform, transform_of
+from ..transforms.base import Chain, RememberingTransform
+from ..transforms.modules import transform_of
 from ..transforms.support import ToSupport
 from .base import Flow, checked, over_reals, standard_normal
 from .transformed import TransformedDistribution
@@ -181,12 +182,12 @@ class OnOneAxis(RememberingTransform):
         inside: Tensor = self._onto.contains(y.unsqueeze(-1))
         return inside
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, ladj = self.chain.evaluate(x.unsqueeze(-1))
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, ladj = self.chain.call_and_ladj(x.unsqueeze(-1))
         return y.squeeze(-1), ladj
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, ladj = self.chain.solve(y.unsqueeze(-1))
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, ladj = self.chain.inverse_and_ladj(y.unsqueeze(-1))
         return x.squeeze(-1), ladj
 
     def watched(self) -> Any:

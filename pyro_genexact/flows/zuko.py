@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..contexts import check_context
 from ..core.binding import bind
-from ..core.checks import check_like, check_sizes
+from ..core.checks import check_sizes
 from ..core.independent import REAL_VECTOR, to_event
-from ..core.shapes import broadcast_shapes
 from ..numerics.derivatives import implicit
 from ..numerics.vectors import refine
-from ..transforms.base import RememberingTransform, call_with_ladj
+from ..transforms.base import adapted
+from ..transforms.modules import BijectionModule, ConditionedTransform
 from ..transforms.support import ToSupport
 from .base import Flow, over_reals, support_of_numbers
 
@@ -85,7 +84,7 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
     return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], _Base(base, width))
 
 
-class ZukoTransform(nn.Module):
+class ZukoTransform(BijectionModule):
     """A transform module of zuko, from data to noise, as one from noise to data.
 
     Args:
@@ -106,15 +105,14 @@ class ZukoTransform(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> ConditionedZuko:
         """The transform given the context (*batch, C)."""
-        check_context(self, context)
-        return ConditionedZuko(self.transform, context)
+        return ConditionedZuko(self, context)
 
 
-class ConditionedZuko(RememberingTransform):
+class ConditionedZuko(ConditionedTransform):
     """The bijection from noise to data that a transform module of zuko is, given a context.
 
     Args:
-        module: zuko's, from data to noise; the weights it has now are used from here on.
+        module: with zuko's, from data to noise; the weights it has now are used from here on.
         context: (*batch, C) or None.
 
     Raises:
@@ -124,18 +122,21 @@ class ConditionedZuko(RememberingTransform):
 
     domain = codomain = REAL_VECTOR
 
-    def __init__(self, module: nn.Module, context: Tensor | None = None, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
-        _check_modes(module)
-        self.module, tensors = bind(module, one_draw=True)
+    def __init__(self, module: ZukoTransform, context: Tensor | None = None, cache_size: int = 1) -> None:
+        super().__init__(module, context, cache_size)
+        _check_modes(module.transform)
+        self.module, tensors = bind(module.transform, one_draw=True)
         for part in self.module.modules():  # in eval, zuko's layers of this kind drop gradients of their parameters
             if type(part).__module__.startswith("zuko.flows"):
                 part.training = True
-        self.context, self._tensors = context, list({id(t): t for t in tensors}.values())
+        self._tensors = list({id(t): t for t in tensors}.values())
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self) -> Iterator[Tensor]:
+        return iter(self._tensors)
+
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not prod(self.forward_shape(x.shape)):
-            return self._of_no_rows(x, ConditionedZuko.evaluate)
+            return self._of_no_rows(x, ConditionedZuko._call_and_ladj)
         with _outside_inference_mode():
             x, context = _plain(self._broadcast(x)), _plain(self.context)
             transform = self.module(context)
@@ -143,22 +144,14 @@ class ConditionedZuko(RememberingTransform):
                 y = refine(transform, x, transform.inv(x))  # zuko's bisection may have been clamped
             inputs = [t for t in (context, *self._parameters()) if t is not None]
             y = implicit(_Image(self.module, inputs, context is not None), y, x, *inputs, event_dim=1)
-            return y, -_call_and_ladj(transform, y)[1]
+            return y, -adapted(transform).call_and_ladj(y)[1]
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if not prod(self.forward_shape(y.shape)):
-            return self._of_no_rows(y, ConditionedZuko.solve)
+            return self._of_no_rows(y, ConditionedZuko._inverse_and_ladj)
         with _outside_inference_mode():
-            x, ladj = _call_and_ladj(self.module(_plain(self.context)), _plain(self._broadcast(y)))
-            return x, -ladj
-
-    def watched(self) -> Sequence[Tensor]:
-        return self._tensors if self.context is None else [self.context, *self._tensors]
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return shape if self.context is None else broadcast_shapes(shape[:-1], self.context.shape[:-1]) + shape[-1:]
-
-    inverse_shape = forward_shape
+            transform = self.module(_plain(self.context))
+            return adapted(transform).call_and_ladj(_plain(self._broadcast(y)))  # type: ignore[no-any-return]
 
     def _parameters(self) -> list[Tensor]:
         return [t for t in self._tensors if t.requires_grad]
@@ -169,11 +162,6 @@ class ConditionedZuko(RememberingTransform):
         one.context = None if self.context is None else self.context.new_zeros(1, self.context.shape[-1])
         image, ladj = direction(one, value.new_zeros(1, value.shape[-1]))
         return none + image[0], none.sum(-1) + ladj[0]
-
-    def _broadcast(self, value: Tensor) -> Tensor:
-        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
-        shape = self.forward_shape(value.shape)
-        return value if shape == value.shape else value.expand(shape)
 
 
 class _Image:
@@ -215,11 +203,6 @@ def _check_modes(module: nn.Module) -> None:
                 f"Expected layers that map a row always to the same; got {type(part).__name__} in training mode as "
                 f"transform.{name} (call its eval())."
             )
-
-
-def _call_and_ladj(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """In one evaluation: a method that zuko gives to all transforms."""
-    return transform.call_and_ladj(x) if hasattr(transform, "call_and_ladj") else call_with_ladj(transform, x)
 
 
 def _width(layer: Any) -> int | None:

@@ -21,6 +21,8 @@ from .helpers import _broken, _close, _gradients, _same, made
 def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
     """``inv.inv is t``, round trips, shapes, domains, and log-determinants that are each other's negative.
 
+    Where the transform has it, ``call_and_ladj`` of both directions gives the same values and log-determinants.
+
     Args:
         subject: a transform, or a module whose call returns one.
         x: (B, *event) values in the domain; B also for the context.
@@ -43,6 +45,10 @@ def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float =
         ("without a cache", t.with_cache(0).inv.log_abs_det_jacobian(y, x)),
     ):
         _close("inverse", f"log|dx/dy| {case} is minus log|dy/dx|", got, -ladj, tol)
+    pairs = {"t": (t, x, y, ladj), "t.inv": (t.inv, y, x, -ladj), "another t.inv": (fresh.inv, y.clone(), x, -ladj)}
+    for case, (u, value, *expected) in pairs.items():
+        for quantity, got, want in zip(("value", "log-determinant"), _pair(u, value), expected, strict=False):
+            _close("inverse", f"call_and_ladj of {case}, {quantity}", got, want, tol)
     caches: dict[str, Callable[[], Transform]] = {
         "with_cache(1)": lambda: t.with_cache(1),
         "ComposeTransform([t], cache_size=1)": lambda: ComposeTransform([t], cache_size=1),
@@ -66,6 +72,11 @@ def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float =
         (t.inv.domain.event_dim, t.inv.codomain.event_dim),
         (t.codomain.event_dim, t.domain.event_dim),
     )
+
+
+def _pair(t: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Value and log-determinant in one evaluation; nothing of a transform that has no method for both."""
+    return t.call_and_ladj(x) if hasattr(t, "call_and_ladj") else ()
 
 
 def log_det(
@@ -144,7 +155,9 @@ def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1
 
     def check(case: str, t: Any, x: Tensor) -> None:
         fresh = made(subject, context).with_cache(0)
-        expected, y = fresh(x), t(x)
+        pair, expected, y = _pair(t, x), fresh(x), t(x)
+        for got, want in zip(pair, (expected, fresh.log_abs_det_jacobian(x, expected)), strict=False):
+            _close("cache", f"{case}: call_and_ladj", got, want, tol)
         _close("cache", f"{case}: value", y, expected, tol)
         _close(
             "cache", f"{case}: log|dy/dx|", t.log_abs_det_jacobian(x, y), fresh.log_abs_det_jacobian(x, expected), tol

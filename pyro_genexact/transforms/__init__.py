@@ -3,11 +3,12 @@
 from ..core.faces import publish
 from .affine import Affine
 from .autoregressive import AutoregressiveTransform, ConditionedAutoregressive
-from .base import Chain, Inverse, PlainTransform, RememberingTransform
+from .base import Chain, PlainTransform, RememberingTransform
 from .block_autoregressive import BlockAutoregressive, ConditionedBlockAutoregressive
 from .coupling import ConditionedCoupling, Coupling
 from .linear import Permute, Reverse, Standardize
 from .matrices import Householder, LULinear, Rotation
+from .modules import Inverse
 from .monotone import Monotone
 from .prefixes import Prefixes
 from .residual import ConditionedResidual, Planar, Radial, Sylvester

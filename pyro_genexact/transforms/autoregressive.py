@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head
-from ..contexts import Padded, checked_source, kind_of
-from ..core.binding import bind
-from ..core.checks import check_like
+from ..contexts import Padded, kind_of
+from ..core.binding import Held
 from ..core.functional import transformed, vjp
 from ..core.independent import independent
 from ..core.lengths import after, present, zero_padding
-from ..core.shapes import broadcast_shapes
-from .base import Inverse, RememberingTransform, call_with_ladj, inverse_of
+from .base import adapted
+from .modules import BijectionModule, ConditionedTransform
 
 
-class ConditionedAutoregressive(RememberingTransform):
+class ConditionedAutoregressive(ConditionedTransform):
     r"""The bijection x -> y of T sites with y_t = head(phi_t(context, x_{<t}))(x_t), as one call of its modules.
 
     log|dy/dx| is the sum over sites of the head's log-derivatives, since the Jacobian is triangular. ``t(x)`` evaluates the
@@ -49,16 +47,15 @@ class ConditionedAutoregressive(RememberingTransform):
         True
     """
 
+    conditioner, head = Held(), Held()
+
     def __init__(
         self, conditioner: Conditioner, head: Head, context: Tensor | Padded | None = None, cache_size: int = 1
     ) -> None:
-        super().__init__(cache_size=cache_size)
-        values, self.source_lengths = checked_source(conditioner, context, None)
-        self.conditioner, of_conditioner = bind(conditioner, one_draw=True)
-        self.head, of_head = bind(head, one_draw=True)
-        self.context, self._tensors = values, list({id(t): t for t in of_conditioner + of_head}.values())
-        self._context_dims = kind_of(conditioner.context).dims
-        self._lengths: Tensor | None = None
+        super().__init__(conditioner, context, cache_size)
+        self.conditioner, self.head = conditioner, head
+        self._sites = conditioner.num_sites, tuple(head.site_shape)
+        self._by_site = kind_of(conditioner.context).by_site
         self._domain = independent(head.domain, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
@@ -76,51 +73,39 @@ class ConditionedAutoregressive(RememberingTransform):
         new._lengths = lengths
         return new
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, mask, shape = self._flatten(x)
-        y, ladj = call_with_ladj(self.head(self.conditioner(rows, context)), rows)
+        y, ladj = adapted(self.head(self.conditioner(rows, context))).call_and_ladj(rows)
         y, ladj = _masked(y, mask), _masked(ladj, mask).sum(-1)
         return _shaped(y, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, mask, shape = self._flatten(y)
         inputs = [rows, *([] if self.context is None else [self.context]), *self._tensors]
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         if tracked and not functorch and self.conditioner.has_adjoint and self.source_lengths is None:
             x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
+        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, Padded):
+            x, ladj = _Solve.apply(self.with_cache(0), mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
                 x, ladj = _solve(self.conditioner, self.head, rows, context, mask)[:2]
-        return _shaped(x, shape), -_shaped(ladj, shape[: -self._domain.event_dim])
-
-    def watched(self) -> Sequence[Tensor]:
-        given = self.context, self.source_lengths, self._lengths
-        return [*(t for t in given if t is not None), *self._tensors]
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        if self.context is None and self._lengths is None:
-            return shape
-        cut = len(shape) - self._domain.event_dim
-        of_context = () if self.context is None else self.context.shape[: -self._context_dims]
-        of_lengths = [lengths.shape for lengths in (self.source_lengths, self._lengths) if lengths is not None]
-        return broadcast_shapes(shape[:cut], of_context, *of_lengths) + shape[cut:]
-
-    inverse_shape = forward_shape
+        return _shaped(x, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
     def _flatten(self, value: Tensor) -> tuple[Tensor, Any, Tensor | None, torch.Size]:
         """The rows (B, T, *site_shape), the context's rows (B, C), which sites are present, the shape of the broadcast value."""
         dims = self._domain.event_dim
-        sites, site_shape = self.conditioner.num_sites, tuple(self.head.site_shape)
+        sites, site_shape = self._sites
         event = tuple(value.shape[-dims:])
         if value.dim() < dims or event[1:] != site_shape or (sites is not None and event[0] != sites):
             expected = ("T" if sites is None else sites, *site_shape)
             raise ValueError(
                 f"Expected value.shape[-{dims}:] == {expected} (the sites of the transform); got {tuple(value.shape)}."
             )
-        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
-        shape = self.forward_shape(value.shape)
-        rows = _shaped(value.expand(shape) if shape != value.shape else value, (-1, *event))
+        value = self._broadcast(value)
+        shape = value.shape
+        rows = _shaped(value, (-1, *event))
         context: Any = self.context
         mask = None
         if context is not None:
@@ -136,8 +121,7 @@ class ConditionedAutoregressive(RememberingTransform):
         return rows, context, mask, shape
 
 
-@ConditionalTransformModule.register
-class AutoregressiveTransform(nn.Module):
+class AutoregressiveTransform(BijectionModule):
     """Conditioner and bijection head as a module: its call returns the transform x -> y that is parallel.
 
     The base pushed through it is an inverse autoregressive flow; pushed through its ``inv``, a masked autoregressive flow.
@@ -176,15 +160,6 @@ class AutoregressiveTransform(nn.Module):
         """The transform given the context (*batch, C)."""
         return ConditionedAutoregressive(self.conditioner, self.head, context)
 
-    def condition(self, context: Tensor | Padded | None = None) -> ConditionedAutoregressive:
-        """The same as calling the module, under Pyro's name."""
-        return self(context)
-
-    @property
-    def inv(self) -> Inverse:
-        """A module whose call returns the inverse, y -> x."""
-        return Inverse(self)
-
 
 def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
     """x in a shape, without a node in the graph where it has it."""
@@ -203,19 +178,31 @@ def _solve(
 
     Where the mask (B, T) is False x is 0.
     """
-    xs: list[Tensor] = []
     phis: list[Tensor] = []
+    ys = y.split(1, 1)
+
+    def visit(phi: Tensor, t: int) -> Tensor:
+        phis.append(phi)
+        x_t = adapted(head.forward(phi, t)).invert(ys[t])  # a call of the module would cost as much as two operations
+        return x_t if mask is None else _masked(x_t, mask[:, t : t + 1])
+
     with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
-        phi, state = conditioner.start(context, len(y))
-        phi = phi.unsqueeze(1)
-        for t, y_t in enumerate(y.split(1, 1)):
-            if t:
-                phi, state = conditioner.extend(xs[-1], state)
-            x_t = inverse_of(head.forward(phi, t), y_t)  # a call of the module would cost as much as two operations
-            xs.append(x_t if mask is None else _masked(x_t, mask[:, t : t + 1]))
-            phis.append(phi)
+        xs, state = _walk(conditioner, conditioner.start(context, len(y)), len(ys), visit)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
     return x, -_masked(head(phi).log_abs_det_jacobian(x, y), mask).sum(1), phi, state
+
+
+def _walk(
+    conditioner: Conditioner, start: tuple[Tensor, Any], sites: int, visit: Callable[[Tensor, int], Tensor]
+) -> tuple[list[Tensor], Any]:
+    """What ``visit`` makes of the parameters (B, 1, P) of each site, which the conditioner reads, and its last state."""
+    phi, state = start[0].unsqueeze(1), start[1]
+    values: list[Tensor] = []
+    for t in range(sites):
+        if t:
+            phi, state = conditioner.extend(values[-1], state)
+        values.append(visit(phi, t))
+    return values, state
 
 
 class _Solve(torch.autograd.Function):
@@ -234,7 +221,7 @@ class _Solve(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x, ladj, phi, ctx.state = _solve(transform.conditioner, transform.head, y, context, mask)
-        ctx.conditioner, ctx.head, ctx.mask, ctx.tensors = transform.conditioner, transform.head, mask, tensors
+        ctx.transform, ctx.mask, ctx.tensors = transform, mask, tensors  # which remembers nothing: no cycle
         ctx.save_for_backward(y, context, phi, x, *tensors)
         return x, ladj
 
@@ -252,7 +239,7 @@ class _Solve(torch.autograd.Function):
 def _graph_gradients(
     ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    x, ladj = _solve(ctx.conditioner, ctx.head, y, context, ctx.mask)[:2]
+    x, ladj = _solve(ctx.transform.conditioner, ctx.transform.head, y, context, ctx.mask)[:2]
     wanted = [t for t, need in zip((y, context, *ctx.tensors), needed, strict=True) if need]
     found = iter(torch.autograd.grad((x, ladj), wanted, (gx, gl), create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
@@ -263,15 +250,15 @@ def _sweep_gradients(
 ) -> list[Tensor | None]:
     with torch.enable_grad():  # the derivatives of x_t and log|dx/dy|_t in phi_t and y_t, all sites at once
         phi, y = phi.detach().requires_grad_(), y.detach().requires_grad_()
-        transform = ctx.head(phi)
-        x = inverse_of(transform, y, known)
+        transform = adapted(ctx.transform.head(phi))
+        x = transform.invert(y, known)
         ladj = -_masked(transform.log_abs_det_jacobian(x, y), ctx.mask).sum(1)
         flat = (*phi.shape[:2], prod(x.shape[2:]))
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)
     (drive,) = vjp([ladj], [phi], [gl])
     gx = _masked(gx, ctx.mask).reshape(flat)
-    a, of_context, pairs = ctx.conditioner.adjoint(ctx.state, gx, gain, drive, context)
+    a, of_context, pairs = ctx.transform.conditioner.adjoint(ctx.state, gx, gain, drive, context)
     # In one call, so that the shares of a tensor add up: of tied weights, or one that head and conditioner have both.
     outputs, grads = zip((x, a.reshape(x.shape)), (ladj, gl), *pairs, strict=True)
     wanted = [t for t in ctx.tensors if t.requires_grad]

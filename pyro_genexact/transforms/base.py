@@ -3,96 +3,192 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from math import prod
-from typing import Any
+from collections.abc import Iterable, Sequence
+from math import isfinite, prod
+from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..contexts import Padded
-from ..core.binding import bind
-from ..core.functional import transformed
+from ..core.functional import visible
 from ..core.independent import independent
-from ..core.leaves import tensors_in
+from ..core.leaves import FORGOTTEN, tensors_in
 from ..core.shapes import sum_rightmost
+from ..core.versions import versions_of
 
 
-class PlainTransform(Transform):
-    """A bijection that is cheap in both directions, so that there is nothing to remember."""
+class _Inverted(_InverseTransform):
+    """The inverse of one of the transforms of this package, with their methods."""
+
+    def __init__(self, transform: Bijection) -> None:
+        super().__init__(transform)
+        self._inv: Any = transform
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._inv.inverse_and_ladj(x)  # type: ignore[no-any-return]
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._inv.call_and_ladj(y)  # type: ignore[no-any-return]
+
+    def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
+        return self._inv.call_and_ladj(y)[0]  # type: ignore[no-any-return]
+
+    def watched(self) -> Sequence[Tensor]:
+        return self._inv.watched()  # type: ignore[no-any-return]
+
+    @property
+    def keeps_volume(self) -> bool:
+        return self._inv.keeps_volume  # type: ignore[no-any-return]
+
+
+class Bijection(Transform):
+    """What transforms of this package, and their inverses, have beside what torch's have: values with log-determinants.
+
+    The two methods of a pair are each other's for the inverse: ``t.inv.call_and_ladj`` is ``t.inverse_and_ladj``.
+
+    Attributes:
+        keeps_volume: whether log|dy/dx| is 0 everywhere.
+    """
 
     bijective = True
+    keeps_volume = False
+
+    @property
+    def inv(self) -> Any:
+        """The inverse, whose ``inv`` is the transform itself."""
+        if self._inv is None:
+            self._inv = _Inverted(self)
+        return self._inv
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log|dy/dx| from x, in one evaluation."""
+        y = self._call(x)
+        return y, self.log_abs_det_jacobian(x, y)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log|dx/dy| from y, in one evaluation."""
+        x = self._inverse(y)
+        return x, -self.log_abs_det_jacobian(x, y)
+
+    def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
+        """x alone from y, in the cheapest way; ``known`` is its value without gradient, where that was found before."""
+        return self._inverse(y)  # type: ignore[no-any-return]
+
+    def watched(self) -> Sequence[Tensor]:
+        """The tensors that the transform computes with beside its argument."""
+        return tensors_in(self)
+
+
+class PlainTransform(Bijection):
+    """A bijection that is cheap in both directions, so that there is nothing to remember.
+
+    A subclass defines ``_call``, ``_inverse`` and ``log_abs_det_jacobian``, as those of torch's ``Transform`` do.
+    """
 
     def with_cache(self, cache_size: int = 1) -> PlainTransform:
         """The transform itself."""
         return self
 
 
-class RememberingTransform(Transform):
+class _Adapted(PlainTransform):
+    """A transform of another library as one of this package's."""
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self.transform.domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self.transform.codomain
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.transform(x)  # type: ignore[no-any-return]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.transform.inv(y)  # type: ignore[no-any-return]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.transform.log_abs_det_jacobian(x, y)  # type: ignore[no-any-return]
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pair = getattr(self.transform, "call_and_ladj", super().call_and_ladj)  # zuko's have it too
+        return pair(x)  # type: ignore[no-any-return]
+
+
+def adapted(transform: Any) -> Any:
+    """A transform with the methods of :class:`Bijection`: itself if it is one of this package's."""
+    return transform if isinstance(transform, (Bijection, _Inverted)) else _Adapted(transform)
+
+
+class RememberingTransform(Bijection):
     """A bijection that finds y and log|dy/dx| together and remembers its last (x, y, log|dy/dx|) by identity.
 
     So ``rsample`` then ``log_prob`` evaluates a network once, and ``log_abs_det_jacobian`` is free after a call of either
     direction. What is remembered is served only for the very tensors of that call, in the grad mode of that call, and
     only if neither they nor the tensors that the transform computes with (:meth:`watched`) changed in between.
 
-    A subclass defines :meth:`evaluate` and :meth:`solve`.
+    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which remember nothing; :meth:`invert` too if x alone is
+    cheaper than the pair.
     """
-
-    bijective = True
 
     def __init__(self, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         self._last: tuple[Tensor, Tensor, Tensor, Any] | None = None
         self._watched: Sequence[Tensor] | None = None
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and log|dy/dx| from x."""
-        raise TypeError(f"{type(self).__name__} must define evaluate(x)")
+        raise TypeError(f"{type(self).__name__} must define _call_and_ladj(x)")
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log|dy/dx| from y."""
-        raise TypeError(f"{type(self).__name__} must define solve(y)")
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log|dx/dy| from y."""
+        raise TypeError(f"{type(self).__name__} must define _inverse_and_ladj(y)")
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
-        """x alone from y; ``known`` is its value without gradient, where that was found before."""
-        return self.solve(y)[0]
+        return self._inverse_and_ladj(y)[0]
 
     def _call(self, x: Tensor) -> Tensor:
         """y from x, as torch has it of every transform; remembers nothing."""
-        return self.evaluate(x)[0]
+        return self._call_and_ladj(x)[0]
 
     def _inverse(self, y: Tensor) -> Tensor:
         """x from y, in the same way."""
-        return self.solve(y)[0]
+        return self.invert(y)
 
-    def watched(self) -> Sequence[Tensor]:
-        """The tensors that the transform computes with beside its argument."""
-        if self._watched is None:
-            self._watched = tensors_in(self)
-        return self._watched
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log|dy/dx| from x: those of the last call if it was of this x, else found in one evaluation."""
+        last = self._recall(x=x)
+        return last[1:3] if last else self._call_and_ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log|dx/dy| from y, in the same way."""
+        last = self._recall(y=y)
+        return (last[0], -last[2]) if last else self._inverse_and_ladj(y)
 
     def __call__(self, x: Tensor) -> Tensor:
         if last := self._recall(x=x):
             return last[1]
-        y, ladj = self.evaluate(x)
+        y, ladj = self._call_and_ladj(x)
         self._remember(x, y, ladj)
         return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
         if last := self._recall(y=y):
             return last[0]
-        x, ladj = self.solve(y)
-        self._remember(x, y, ladj)
+        x, ladj = self._inverse_and_ladj(y)
+        self._remember(x, y, -ladj)
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log|dy/dx| at x, of the batch shape."""
-        if last := self._recall(x, y):
-            return last[2]
-        return self.evaluate(x)[1]
+        last = self._recall(x, y)
+        return last[2] if last else self._call_and_ladj(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> RememberingTransform:
         """The same transform, remembering its last call (1) or not (0)."""
@@ -109,7 +205,8 @@ class RememberingTransform(Transform):
         self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": None, "_inv": None, "_watched": None}
+        state = super().__getstate__()
+        return state | {name: forgotten for name, forgotten in FORGOTTEN.items() if name in state}
 
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
         self._last = (x, y, ladj, self._stamp(x, y)) if self._cache_size else None
@@ -124,29 +221,19 @@ class RememberingTransform(Transform):
             return None
         return last if last[3] == self._stamp(last[0], last[1]) else None
 
-    def _stamp(self, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
+    def _stamp(self, x: Tensor, y: Tensor) -> Sequence[Any]:
         """What must not have changed."""
-        return torch.is_grad_enabled(), *(_mark(t) for t in (x, y, *self.watched()))
+        if self._watched is None:
+            self._watched = self.watched()
+        return [torch.is_grad_enabled(), *versions_of((x, y, *self._watched))]
 
 
-class _Values:
-    """A copy of an inference tensor, which counts no versions, to see whether it was changed in place."""
+class _Plan(NamedTuple):
+    """Of a chain: its parts, each with the number of rightmost dims its log-determinants are summed over, and its ends."""
 
-    def __init__(self, t: Tensor) -> None:
-        self.copy = t.clone()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Values) and torch.equal(self.copy, other.copy)
-
-
-def _mark(t: Tensor) -> Any:
-    """What tells whether a tensor is what it was: its version and, unless it is of torch.func, its storage."""
-    if t.is_inference():
-        return _Values(t)
-    try:
-        return t._version, t.requires_grad, t.data_ptr()
-    except RuntimeError:
-        return t._version, t.requires_grad
+    steps: list[tuple[Any, int]]
+    domain: Any
+    codomain: Any
 
 
 class Chain(RememberingTransform):
@@ -168,46 +255,58 @@ class Chain(RememberingTransform):
             raise ValueError("Expected parts to hold at least one transform; got none.")
         super().__init__(cache_size=cache_size)
         self.parts = list(parts)
-        compose = torch.distributions.ComposeTransform(self.parts)
-        self._domain, self._codomain = independent(compose.domain), independent(compose.codomain)
+        self._plan: _Plan | None = None
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self._domain
+        return self._planned().domain  # type: ignore[no-any-return]
 
     @constraints.dependent_property(is_discrete=False)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self._codomain
+        return self._planned().codomain  # type: ignore[no-any-return]
+
+    def _planned(self) -> _Plan:
+        """What follows from the parts, found when it is asked for."""
+        if self._plan is None:
+            ends = [(part.domain, part.codomain) for part in self.parts]
+            dims = [(domain.event_dim, codomain.event_dim) for domain, codomain in ends]
+            before = after = dims[-1][1]
+            for inner, outer in reversed(dims):
+                before = max(before + inner - outer, inner)
+            after, steps = before, []
+            for part, (inner, outer) in zip(self.parts, dims, strict=True):
+                steps.append((adapted(part), after - inner))
+                after += outer - inner
+            domain, codomain = ends[0][0], ends[-1][1]
+            self._plan = _Plan(
+                steps, independent(domain, before - dims[0][0]), independent(codomain, after - dims[-1][1])
+            )
+        return self._plan
 
     @property
     def sign(self) -> Any:
         """1 or -1, the product of the parts'; NotImplementedError where one of them has none."""
         return prod(part.sign for part in self.parts)
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(x, self.parts, self.domain.event_dim)
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _run(x, ((part.call_and_ladj, part, part.keeps_volume, dims) for part, dims in self._planned().steps))
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, ladj = self._run(y, [part.inv for part in reversed(self.parts)], self.codomain.event_dim)
-        return self._without_overflow(y, x, -ladj)
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        steps = reversed(self._planned().steps)
+        x, ladj = _run(y, ((part.inverse_and_ladj, part.invert, part.keeps_volume, dims) for part, dims in steps))
+        return (x, ladj) if all_finite(x) else self._without_overflow(y, x, ladj)
 
     def _without_overflow(self, y: Tensor, x: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
-        """Where x overflowed the density is 0: x = 0 and log|dy/dx| = inf. NaN that came in stays NaN."""
+        """Where x overflowed the density is 0: x = 0 and log|dx/dy| = -inf. NaN that came in stays NaN."""
+        if visible(x) and not all(t.isfinite().all() for t in self.watched()):
+            return x, ladj
         dims = self.domain.event_dim
         finite = sum_rightmost((x - x).detach(), dims) == 0
-        if not (finite.is_meta or transformed()) and (
-            finite.all() or not all(t.isfinite().all() for t in self.watched())
-        ):
-            return x, ladj
         kept = finite | sum_rightmost(y != y, self.codomain.event_dim).bool()
-        return x.where(kept[(...,) + (None,) * dims], 0.0), ladj.where(kept, torch.inf)
+        return x.where(kept[(...,) + (None,) * dims], 0.0), ladj.where(kept, -torch.inf)
 
     def watched(self) -> Sequence[Tensor]:
-        if self._watched is None:
-            parts = [part.inv if isinstance(part, _InverseTransform) else part for part in self.parts]
-            found = [part.watched() if isinstance(part, RememberingTransform) else tensors_in(part) for part in parts]
-            self._watched = [tensor for tensors in found for tensor in tensors]
-        return self._watched
+        return [t for part, _ in self._planned().steps for t in part.watched()]
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         for part in self.parts:
@@ -219,68 +318,24 @@ class Chain(RememberingTransform):
             shape = part.inverse_shape(shape)
         return shape
 
-    @staticmethod
-    def _run(x: Tensor, parts: Sequence[Transform], event_dim: int) -> tuple[Tensor, Tensor]:
-        total: Any = 0.0
-        for part in parts:
-            x, ladj = call_with_ladj(part, x)
-            total = total + sum_rightmost(ladj, event_dim - part.domain.event_dim)
-            event_dim += part.codomain.event_dim - part.domain.event_dim
-        return x, total
+
+def all_finite(x: Tensor) -> bool:
+    """Whether all numbers are known to be finite, by one look at them: False too where no look is possible."""
+    return visible(x) and isfinite(x.detach().sum().item())
 
 
-def call_with_ladj(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
-    """y and log|dy/dx| of any transform, in one evaluation where the transform can."""
-    if isinstance(transform, RememberingTransform):
-        return transform.evaluate(x)
-    if isinstance(transform.inv, RememberingTransform):
-        y, ladj = transform.inv.solve(x)
-        return y, -ladj
-    y = transform(x)
-    return y, transform.log_abs_det_jacobian(x, y)
+def _run(x: Tensor, steps: Iterable[tuple[Any, Any, bool, int]]) -> tuple[Tensor, Tensor]:
+    """What the last step makes of x, and the sum of the log-determinants on the way.
 
-
-def inverse_of(transform: Transform, y: Tensor, known: Tensor | None = None) -> Tensor:
-    """x alone, as :meth:`RememberingTransform.invert`, for any transform."""
-    return transform.invert(y, known) if isinstance(transform, RememberingTransform) else transform.inv(y)
-
-
-@ConditionalTransformModule.register
-class Inverse(nn.Module):
-    """The inverse of a transform module: its call returns the inverse of what the module's call returns.
-
-    Args:
-        transform: a module that is a transform, or whose call (with a context, if it has ``context`` features) returns one.
-
-    Example:
-        >>> from pyro_genexact.transforms import Standardize
-        >>> shift = Standardize(torch.tensor([1.0]), torch.tensor([2.0]))
-        >>> Inverse(shift)()(torch.zeros(1))
-        tensor([1.])
+    Each step is a function to value and log-determinant, one to the value, whether the volume stays, and of how many
+    rightmost dims the log-determinants are summed.
     """
-
-    def __init__(self, transform: nn.Module) -> None:
-        super().__init__()
-        self.transform = transform
-        self.context = getattr(transform, "context", 0)
-
-    @property
-    def inv(self) -> nn.Module:
-        """The module that this one inverts."""
-        return self.transform
-
-    def forward(self, context: Tensor | Padded | None = None) -> Transform:
-        return transform_of(self.transform, context).inv
-
-    def condition(self, context: Tensor | Padded | None = None) -> Transform:
-        """The same as calling the module, under Pyro's name."""
-        return self(context)
-
-
-def transform_of(module: nn.Module, context: Tensor | Padded | None) -> Transform:
-    """What a module contributes to a chain: itself as it is now if it is a transform, else what its call returns."""
-    if isinstance(module, Transform):
-        bound, _ = bind(module)
-        bound._inv = None  # its inverse must be that of the copy
-        return bound
-    return module(context) if getattr(module, "context", 0) else module()
+    total: Any = None
+    for pair, alone, keeps_volume, dims in steps:
+        if keeps_volume and total is not None:
+            x = alone(x)
+        else:
+            x, ladj = pair(x)
+            ladj = sum_rightmost(ladj, dims)
+            total = ladj if total is None else total + ladj
+    return x, total

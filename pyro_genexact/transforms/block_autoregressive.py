@@ -7,22 +7,19 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
-from ..contexts import check_context
-from ..core.binding import bind
-from ..core.checks import check_like, check_sizes, check_widths
+from ..core.binding import Held
+from ..core.checks import check_sizes, check_widths
 from ..core.functional import transformed
 from ..core.independent import REAL_VECTOR
-from ..core.shapes import broadcast_shapes
-from .base import Inverse, RememberingTransform
 from .block_network import FORMS, BlockLinear, Solve, Start, bounded, parallel, site_by_site
+from .modules import BijectionModule, ConditionedTransform
 
 _NARROW = 0.03  # slope of the first layer where the start must be near the identity by itself
 
 
-class ConditionedBlockAutoregressive(RememberingTransform):
+class ConditionedBlockAutoregressive(ConditionedTransform):
     r"""The bijection x -> y of T sites that a :class:`BlockAutoregressive` network is, given a context.
 
     ``t(x)`` is one parallel pass, with log|dy/dx| as the product of positive blocks and slopes along the network.
@@ -49,37 +46,29 @@ class ConditionedBlockAutoregressive(RememberingTransform):
 
     domain = codomain = REAL_VECTOR
 
-    def __init__(self, module: BlockAutoregressive, context: Tensor | None = None, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
-        check_context(module, context)
-        self.module, self._tensors = bind(module, one_draw=True)
-        self.context = context
+    module = Held()
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(self, module: BlockAutoregressive, context: Tensor | None = None, cache_size: int = 1) -> None:
+        super().__init__(module, context, cache_size)
+        self.module = module
+
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         columns, context, shape = self._flatten(x)
         y, ladj = parallel(self.module, columns, context)
         return y.mT.contiguous().view(shape), ladj.view(shape[:-1])
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         columns, context, shape = self._flatten(y)
         functorch = transformed()  # which differentiates by transforming plain operations
         if torch.is_grad_enabled() and not functorch and any(t.requires_grad for t in (y, *self.watched())):
-            x, ladj = Solve.apply(self.module, columns, context, *self._tensors)
+            x, ladj = Solve.apply(self.with_cache(0), columns, context, *self._tensors)
         elif functorch:
             x, ladj = site_by_site(self.module, columns, context)
         else:
             with torch.inference_mode():  # faster than no_grad
                 found = site_by_site(self.module, columns, context)
             x, ladj = (value.clone() for value in found)
-        return x.mT.contiguous().view(shape), ladj.view(shape[:-1])
-
-    def watched(self) -> Sequence[Tensor]:
-        return self._tensors if self.context is None else [self.context, *self._tensors]
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return shape if self.context is None else broadcast_shapes(shape[:-1], self.context.shape[:-1]) + shape[-1:]
-
-    inverse_shape = forward_shape
+        return x.mT.contiguous().view(shape), -ladj.view(shape[:-1])
 
     def _flatten(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """The columns (T, B) of the value, the rows (B, C) of the context, and the shape of the broadcast value."""
@@ -88,17 +77,15 @@ class ConditionedBlockAutoregressive(RememberingTransform):
             raise ValueError(
                 f"Expected value.shape[-1] == {sites} (the sites of the transform); got {tuple(value.shape)}."
             )
-        check_like("value", value, self._tensors[0])
-        shape = self.forward_shape(value.shape)
-        columns = value.expand(shape).reshape(-1, sites).mT
+        value = self._broadcast(value)
+        columns, shape = value.reshape(-1, sites).mT, value.shape
         if self.context is None:
             return columns, None, shape
         width = self.context.shape[-1]
         return columns, self.context.expand(*shape[:-1], width).reshape(-1, width), shape
 
 
-@ConditionalTransformModule.register
-class BlockAutoregressive(nn.Module):
+class BlockAutoregressive(BijectionModule):
     r"""A block neural autoregressive flow: the network is the bijection. Its call returns the transform x -> y.
 
     Unit blocks of T sites a layer; weights from a site to itself are positive, those from earlier sites are free, so y_t
@@ -175,12 +162,3 @@ class BlockAutoregressive(nn.Module):
     def forward(self, context: Tensor | None = None) -> ConditionedBlockAutoregressive:
         """The transform given the context (*batch, C)."""
         return ConditionedBlockAutoregressive(self, context)
-
-    def condition(self, context: Tensor | None = None) -> ConditionedBlockAutoregressive:
-        """The same as calling the module, under Pyro's name."""
-        return self(context)
-
-    @property
-    def inv(self) -> Inverse:
-        """A module whose call returns the inverse, y -> x."""
-        return Inverse(self)

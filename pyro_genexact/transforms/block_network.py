@@ -201,27 +201,27 @@ class Solve(Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, module: BlockAutoregressive, y: Tensor, context: Tensor | None, *tensors: Tensor
+        ctx: Any, transform: Any, y: Tensor, context: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x, ladj = site_by_site(module, y, context)
-        ctx.module = module
+        x, ladj = site_by_site(transform.module, y, context)
+        ctx.transform = transform  # whose module has its weights also where the module itself was given others since
         ctx.save_for_backward(x, y, context, *tensors)
         return x, ladj
 
     @staticmethod
     def backward(ctx: Any, gx: Tensor, gl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, y, context, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:]
+        module, needed = ctx.transform.module, ctx.needs_input_grad[1:]
         wanted = [t for t, need in zip((y, context, *tensors), needed, strict=True) if need]
         if torch.is_grad_enabled():
-            outputs = site_by_site(ctx.module, y, context)
+            outputs = site_by_site(module, y, context)
             found = torch.autograd.grad(outputs, wanted, (gx, gl), create_graph=True, allow_unused=True)
         else:
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                value, ladj = parallel(ctx.module, x, context)
+                value, ladj = parallel(module, x, context)
             (share,) = torch.autograd.grad(ladj, x, gl, retain_graph=True)
-            of_y = _over_jacobian(ctx.module, x.detach(), context, gx + share)
+            of_y = _over_jacobian(module, x.detach(), context, gx + share)
             own = [of_y] if needed[0] else []
             others = wanted[len(own) :]
             found = torch.autograd.grad((value, ladj), others, (-of_y, gl), allow_unused=True) if others else ()

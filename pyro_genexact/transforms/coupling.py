@@ -7,23 +7,21 @@ from math import prod
 from typing import Any
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from ..base import Conditioner, Head
 from ..conditioners.encoding import Dense, new_conditioner
 from ..conditioners.independent import Independent
-from ..contexts import check_context
-from ..core.binding import bind
+from ..core.binding import Held
 from ..core.buffers import register_derived
-from ..core.checks import check_like, check_sizes
+from ..core.checks import check_sizes
 from ..core.independent import independent
-from ..core.shapes import broadcast_shapes
-from .base import Inverse, RememberingTransform, call_with_ladj
+from .base import adapted
+from .modules import BijectionModule, ConditionedTransform
 
 
-class ConditionedCoupling(RememberingTransform):
+class ConditionedCoupling(ConditionedTransform):
     r"""The bijection x -> y of T sites of which some pass, as one call of its modules.
 
         y_p = x_p,      y_t = head(phi_t(x_p, context))(x_t)
@@ -45,13 +43,13 @@ class ConditionedCoupling(RememberingTransform):
         (True, True)
     """
 
+    coupling, _head = Held(), Held()
+
     def __init__(self, coupling: Coupling, context: Tensor | None = None, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
-        check_context(coupling, context)
-        self.coupling, self._tensors = bind(coupling, one_draw=True)
-        self.context, order = context, self.coupling.order
-        self._head: Head = self.coupling.head if order is None else self.coupling.head.permuted(order)
-        self._domain = independent(self._head.domain, 1 + len(self._head.site_shape))
+        super().__init__(coupling, context, cache_size)
+        head, order = coupling.head, coupling.order
+        self.coupling, self._head = coupling, head if order is None else head.permuted(order)
+        self._domain = independent(head.domain, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -59,46 +57,32 @@ class ConditionedCoupling(RememberingTransform):
 
     codomain = domain  # type: ignore[assignment]
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(x, inverse=False)
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(y, inverse=True)
 
-    def watched(self) -> Sequence[Tensor]:
-        return self._tensors if self.context is None else [self.context, *self._tensors]
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        if self.context is None:
-            return shape
-        cut = len(shape) - self.domain.event_dim
-        return broadcast_shapes(shape[:cut], self.context.shape[:-1]) + shape[cut:]
-
-    inverse_shape = forward_shape
-
     def _run(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The image of the value in either direction, and log|dy/dx|."""
-        of, dims = self.coupling, self.domain.event_dim
-        expected = (of.num_sites, *self._head.site_shape)
+        """The image of the value in either direction, and its log-determinant."""
+        of, head, dims = self.coupling, self._head, self.domain.event_dim
+        expected = (of.num_sites, *head.site_shape)
         if tuple(value.shape[-dims:]) != expected:
             raise ValueError(
                 f"Expected value.shape[-{dims}:] == {expected} (the sites of the coupling); got {tuple(value.shape)}."
             )
-        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
-        shape = self.forward_shape(value.shape)
-        value = value if shape == value.shape else value.expand(shape)
+        value = self._broadcast(value)
         if of.order is not None:
             value = value.index_select(-dims, of.order)
         passing, rest = value.narrow(-dims, 0, of.passing), value.narrow(-dims, of.passing, of.num_sites - of.passing)
         phi = of.parameters_of(passing if dims == 1 else passing.flatten(-dims), self.context)
-        transform = self._head(phi, of.passing)
-        image, ladj = _solved(transform, rest) if inverse else call_with_ladj(transform, rest)
+        transform = adapted(head(phi, of.passing))
+        image, ladj = transform.inverse_and_ladj(rest) if inverse else transform.call_and_ladj(rest)
         image = torch.cat([passing, image], -dims)
         return image if of.restore is None else image.index_select(-dims, of.restore), ladj.sum(-1)
 
 
-@ConditionalTransformModule.register
-class Coupling(nn.Module):
+class Coupling(BijectionModule):
     r"""A coupling layer as a module: its call returns the transform x -> y, which costs the same in both directions.
 
     The sites where the mask is True pass; a network reads them, with the context, and predicts ``head.num_params`` numbers
@@ -179,15 +163,6 @@ class Coupling(nn.Module):
         """The transform given the context (*batch, C)."""
         return ConditionedCoupling(self, context)
 
-    def condition(self, context: Tensor | None = None) -> ConditionedCoupling:
-        """The same as calling the module, under Pyro's name."""
-        return self(context)
-
-    @property
-    def inv(self) -> Inverse:
-        """A module whose call returns the inverse, y -> x."""
-        return Inverse(self)
-
 
 class _FirstSite(nn.Module):
     """A conditioner as a network from its context (*batch, C) to the parameters (*batch, P) of its first site."""
@@ -217,14 +192,6 @@ def check_bijection(head: Any, sites: int = 1, first: int = 0) -> None:
 
 def _constants(num_params: int, context: int) -> Conditioner:
     return Independent(1, num_params)
-
-
-def _solved(transform: Transform, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x and log|dy/dx|."""
-    if isinstance(transform, RememberingTransform):
-        return transform.solve(y)
-    x = transform.inv(y)
-    return x, transform.log_abs_det_jacobian(x, y)
 
 
 def _checked(mask: Tensor | None, num_sites: int) -> Tensor:

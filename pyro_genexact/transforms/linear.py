@@ -19,6 +19,8 @@ from .base import PlainTransform
 class _Reordering(PlainTransform, TransformModule):
     """The dims from ``dim`` on are one event, whose volume does not change."""
 
+    keeps_volume = True
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         if not isinstance(dim, int) or dim >= 0:

@@ -88,6 +88,7 @@ class LULinear(PlainTransform, TransformModule):
 class _Orthogonal(PlainTransform, TransformModule):
     """y = W x with W^T W = 1: the inverse is the transpose, volumes stay."""
 
+    keeps_volume = True
     domain = codomain = REAL_VECTOR
     weight: Tensor
 

@@ -54,12 +54,12 @@ class Monotone(RememberingTransform):
         self.guess = guess
         self.function, self.parameters, self.shared = function, tuple(parameters), tuple(shared)
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.function(x, *self.parameters, *self.shared)
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = self.invert(y)
-        return x, self.evaluate(x)[1]
+        return x, -self._call_and_ladj(x)[1]
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
         """x alone; ``known`` is its value, where that was found before."""

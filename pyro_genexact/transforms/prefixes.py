@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..core.independent import REAL_VECTOR, independent
 from ..core.lengths import after, checked_integers, checked_lengths, present, zero_padding
 from ..core.shapes import broadcast_shapes, sum_rightmost
 from .affine import Affine
-from .base import Chain, RememberingTransform, call_with_ladj
+from .base import Bijection, Chain, RememberingTransform, adapted
 from .linear import Standardize
 from .support import ToSupport
 
@@ -50,11 +51,11 @@ class Prefixes(Chain):
         super().__init__([on_prefixes(part, lengths) for part in parts], cache_size=cache_size)
         self.lengths = lengths
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return super().evaluate(self._zeroed(x))
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super()._call_and_ladj(self._zeroed(x))
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return super().solve(self._zeroed(y))
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return super()._inverse_and_ladj(self._zeroed(y))
 
     def _zeroed(self, value: Tensor) -> Tensor:
         return zero_padding(value, checked_lengths(self.lengths, value.shape[-1]))
@@ -69,21 +70,21 @@ def on_prefixes(transform: Transform, lengths: Tensor) -> Transform:
     if hasattr(transform, "on_prefixes"):
         made: Transform = transform.on_prefixes(lengths)
         return made
-    of_sites = _of_sites(transform)
-    if of_sites is None:
+    of_numbers = of_sites(transform)
+    if not _is_elementwise(transform, of_numbers):
         raise ValueError(
             "Expected transforms that leave the first sites to themselves, with lengths (autoregressive or elementwise ones, "
             f"Reverse, ToSupport of numbers); got {type(getattr(transform, 'bijection', transform)).__name__}."
         )
-    return _Elementwise(transform, of_sites, lengths)
+    return _Elementwise(adapted(transform), of_numbers, lengths)
 
 
 class _Elementwise(RememberingTransform):
-    """A transform of each site, ``of_sites`` the same of numbers, whose log-derivatives are those of the sites."""
+    """A transform of each site, ``of_numbers`` the same of numbers, whose log-derivatives are those of the sites."""
 
-    def __init__(self, transform: Transform, of_sites: Transform, lengths: Tensor, cache_size: int = 1) -> None:
+    def __init__(self, transform: Bijection, of_numbers: Transform, lengths: Tensor, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
-        self.transform, self.of_sites, self.lengths = transform, of_sites, lengths
+        self.transform, self.of_numbers, self.lengths = transform, of_numbers, lengths
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -94,15 +95,15 @@ class _Elementwise(RememberingTransform):
         codomain: Any = self.transform.codomain
         return after(self._filled, independent(codomain, 0 if codomain.event_dim else 1))  # type: ignore[no-any-return]
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._zeroed(x)
-        y, total = call_with_ladj(self.transform, x)
+        y, total = self.transform.call_and_ladj(x)
         return self._zeroed(y), self._ladj(x, y, total)
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         y = self._filled(y)
-        x, total = call_with_ladj(self.transform.inv, y)
-        return self._zeroed(x), self._ladj(x, y, -total)
+        x, total = self.transform.inverse_and_ladj(y)
+        return self._zeroed(x), -self._ladj(x, y, -total)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         shape = self.transform.forward_shape(shape)
@@ -116,31 +117,33 @@ class _Elementwise(RememberingTransform):
     def _filled(self, y: Tensor) -> Tensor:
         """With images of 0 for padding."""
         with torch.no_grad():
-            filler = call_with_ladj(self.transform, y.new_zeros(y.shape[-1:]))[0]
+            filler = self.transform.call_and_ladj(y.new_zeros(y.shape[-1:]))[0]
         return torch.where(present(self.lengths, y), y, filler)
 
     def _ladj(self, x: Tensor, y: Tensor, total: Tensor) -> Tensor:
         """log|dy/dx| of the sites, unless the ``total`` is not finite, as that of values outside the support."""
-        ladj = self._zeroed(self.of_sites.log_abs_det_jacobian(x, y)).sum(-1)
+        ladj = self._zeroed(self.of_numbers.log_abs_det_jacobian(x, y)).sum(-1)
         total = sum_rightmost(total, 1 - self.transform.domain.event_dim)
         return torch.where(total.isfinite(), ladj, total)
 
 
-def _of_sites(transform: Any) -> Transform | None:
-    """What an elementwise transform of real vectors does to numbers; None for others."""
-    of_sites: Any = transform
-    if isinstance(transform, ToSupport):
-        of_sites = transform.bijection
-    elif isinstance(transform, IndependentTransform):
-        of_sites = transform.base_transform
-    elif isinstance(transform, Affine):
-        of_sites = Affine(transform.shift, transform.log_scale)
-    elif isinstance(transform, AffineTransform):
-        of_sites = AffineTransform(transform.loc, transform.scale)
-    elif isinstance(transform, Standardize):
-        of_sites = Affine(-transform.shift / transform.scale, -transform.scale.log())
-    dims = transform.domain.event_dim, of_sites.domain.event_dim, of_sites.codomain.event_dim
-    return of_sites if dims in ((0, 0, 0), (1, 0, 0)) and _is_real(of_sites.domain) else None
+@singledispatch
+def of_sites(transform: Any) -> Any:
+    """What an elementwise transform does to each number: itself, unless another function is registered for its kind."""
+    return transform
+
+
+of_sites.register(ToSupport, lambda t: t.bijection)
+of_sites.register(IndependentTransform, lambda t: t.base_transform)
+of_sites.register(Affine, lambda t: Affine(t.shift, t.log_scale))
+of_sites.register(AffineTransform, lambda t: AffineTransform(t.loc, t.scale))
+of_sites.register(Standardize, lambda t: Affine(-t.shift / t.scale, -t.scale.log()))
+
+
+def _is_elementwise(transform: Any, of_numbers: Any) -> bool:
+    """Whether a transform of real vectors is that of numbers, each by itself."""
+    dims = transform.domain.event_dim, of_numbers.domain.event_dim, of_numbers.codomain.event_dim
+    return dims in ((0, 0, 0), (1, 0, 0)) and _is_real(of_numbers.domain)
 
 
 def _is_real(domain: Any) -> bool:

@@ -6,23 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 from ..conditioners.encoding import Dense
-from ..contexts import check_context
-from ..core.binding import bind
+from ..core.binding import Held
 from ..core.buffers import register_derived
-from ..core.checks import check_like, check_sizes
+from ..core.checks import check_sizes
 from ..core.independent import REAL_VECTOR
-from ..core.shapes import broadcast_shapes
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
-from .base import Inverse, RememberingTransform
 from .matrices import reflected
+from .modules import BijectionModule, ConditionedTransform
 
 
-class ConditionedResidual(RememberingTransform):
+class ConditionedResidual(ConditionedTransform):
     """The bijection x -> y of vectors that a :class:`Planar`, :class:`Radial` or :class:`Sylvester` makes of a context.
 
     Both directions are differentiable twice in the argument, the context and all parameters.
@@ -41,37 +38,27 @@ class ConditionedResidual(RememberingTransform):
 
     domain = codomain = REAL_VECTOR
 
+    module = Held()
+
     def __init__(self, module: _Residual, context: Tensor | None = None, cache_size: int = 1) -> None:
-        super().__init__(cache_size=cache_size)
-        check_context(module, context)
-        self.module, self._tensors = bind(module, one_draw=True)
-        self.context = context
+        super().__init__(module, context, cache_size)
+        self.module = module
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.module.push(self._checked(x), self.module.numbers(self.context))
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module.push(self._checked(x), self.module.numbers(self.context))  # type: ignore[no-any-return]
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.module.pull(self._checked(y), self.module.numbers(self.context))
-
-    def watched(self) -> Sequence[Tensor]:
-        return self._tensors if self.context is None else [self.context, *self._tensors]
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        if self.context is None:
-            return shape
-        return broadcast_shapes(shape[:-1], self.context.shape[:-1]) + shape[-1:]
-
-    inverse_shape = forward_shape
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, ladj = self.module.pull(self._checked(y), self.module.numbers(self.context))
+        return x, -ladj
 
     def _checked(self, value: Tensor) -> Tensor:
         features = self.module.features
         if value.shape[-1:] != (features,):
             raise ValueError(f"Expected value.shape[-1] == {features} (features); got {tuple(value.shape)}.")
-        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
-        return value
+        return self._broadcast(value)
 
 
-class _Residual(nn.Module):
+class _Residual(BijectionModule):
     """N numbers, free parameters or predicted from the context, and what they do to vectors, both ways.
 
     A subclass gives the numbers that it starts with to the constructor, and defines ``push`` and ``pull``: from x (*batch, D)
@@ -111,17 +98,7 @@ class _Residual(nn.Module):
         """The transform given the context (*batch, C)."""
         return ConditionedResidual(self, context)
 
-    def condition(self, context: Tensor | None = None) -> ConditionedResidual:
-        """The same as calling the module, under Pyro's name."""
-        return self(context)
 
-    @property
-    def inv(self) -> Inverse:
-        """A module whose call returns the inverse, y -> x."""
-        return Inverse(self)
-
-
-@ConditionalTransformModule.register
 class Planar(_Residual):
     r"""y = x + u tanh(w^T x + b): vectors bent along one direction.
 
@@ -179,7 +156,6 @@ class Planar(_Residual):
         return torch.addcmul(v, w, gain.unsqueeze(-1)), w, b.squeeze(-1), slope
 
 
-@ConditionalTransformModule.register
 class Radial(_Residual):
     r"""y = x + beta (x - c) / (alpha + r), r = \|x - c\|: vectors drawn to a centre or pushed from it.
 
@@ -245,7 +221,6 @@ class Radial(_Residual):
         return factor, ladj + (self.features - 1) * factor.log()
 
 
-@ConditionalTransformModule.register
 class Sylvester(_Residual):
     r"""y = x + Q R tanh(S Q^T x + b): vectors bent along M orthonormal directions.
 

@@ -53,7 +53,7 @@ class RationalQuadratic(RememberingTransform):
             raise ValueError(f"Expected knots.shape[-2:] == (3, K + 1), K at least 1; got {tuple(knots.shape)}.")
         self.knots = knots
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, x0, x1, y0, y1, d0, d1 = self._bin(x, 0)
         width = x1 - x0
         raw = (x - x0) / width
@@ -62,9 +62,9 @@ class RationalQuadratic(RememberingTransform):
         outside = (raw < 0) | (raw > 1)  # where NaN is not
         return torch.where(outside, x, y), torch.where(outside, 0.0, slope.log())
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = self.invert(y)
-        return x, self.evaluate(x)[1]
+        return x, -self._call_and_ladj(x)[1]
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
         """x alone; ``known`` is not needed."""
@@ -126,8 +126,8 @@ class CircularRationalQuadratic(RationalQuadratic):
         super().__init__(knots, cache_size=cache_size)
         self.angle = angle
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, ladj = super().evaluate(_wrapped(x))
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, ladj = super()._call_and_ladj(_wrapped(x))
         return _wrapped(y + _wrapped(self.angle)), ladj
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:

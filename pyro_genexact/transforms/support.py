@@ -18,7 +18,7 @@ from ..core.checks import check_numbers, check_sizes
 from ..core.independent import REAL_VECTOR, independent
 from ..core.shapes import sum_rightmost
 from ..core.values import floating, numbers
-from .base import PlainTransform, RememberingTransform
+from .base import PlainTransform, RememberingTransform, all_finite
 
 
 class HalfLine(PlainTransform):
@@ -186,21 +186,23 @@ class ToSupport(RememberingTransform):
             inside = (x - x).sum(-1) == 0  # all are finite
             return inside if self._real else inside & self.support.check(y)
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.bijection(x)
         return y, self._ladj(x, y)
 
-    def solve(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.shape[-1:] != (self.features,):
             raise ValueError(
                 f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}."
             )
         y = numbers("value", y)
+        if self._real and y.is_floating_point() and y.device.type == "cpu" and all_finite(y):
+            return y, y.new_zeros(y.shape[:-1])  # elsewhere a look at the values would wait for them
         inside = self.contains(y)
-        none = y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
+        none = -y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
         y = torch.where(inside.unsqueeze(-1), y, self.interior(y))  # so that gradients are finite
         x = self.bijection.inv(y)
-        return x, torch.where(inside, self._ladj(x, y), none)
+        return x, torch.where(inside, -self._ladj(x, y), none)
 
     def interior(self, like: Tensor) -> Tensor:
         """Some point inside."""

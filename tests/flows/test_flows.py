@@ -311,7 +311,7 @@ def test_chain_has_the_sign_of_its_parts():
 def test_a_score_runs_one_direction(mode, monkeypatch):
     """Also where tensors count no versions, or have no storage."""
     flow, calls, kind = gx.flows.maf(3, hidden=(8,)), [], gx.transforms.Chain
-    for name in ("evaluate", "solve"):
+    for name in ("_call_and_ladj", "_inverse_and_ladj"):
         method = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda self, v, m=method, n=name: calls.append(n) or m(self, v))
     x = torch.randn(4, 3)
@@ -326,7 +326,7 @@ def test_a_score_runs_one_direction(mode, monkeypatch):
     else:
         with getattr(torch, mode)():
             got = flow().log_prob(x)
-    assert calls == ["solve"]
+    assert calls == ["_inverse_and_ladj"]
     torch.testing.assert_close(got, expected)
 
 
@@ -338,3 +338,20 @@ def test_values_edited_in_inference_mode_are_seen():
         torch.testing.assert_close(d.log_prob(x), flow().log_prob(x.clone()))
         x.mul_(2)
         torch.testing.assert_close(d.log_prob(x), flow().log_prob(x.clone()))
+
+
+def test_each_score_of_a_value_has_a_graph_of_its_own():
+    flow, y = gx.flows.maf(3, hidden=(8,)), torch.randn(4, 3)
+    d = flow()
+    grads = [torch.autograd.grad(d.log_prob(y).sum(), list(flow.parameters())) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+def test_all_real_vectors_need_no_work():
+    t, y = gx.transforms.ToSupport(dist.constraints.real, 3), torch.randn(4, 3)
+    x, ladj = t.inv.call_and_ladj(y)
+    assert x is y and torch.equal(ladj, torch.zeros(4))
+    y[1, 0], y[2, 1] = torch.inf, torch.nan
+    x, ladj = t.inv.call_and_ladj(y)
+    assert ladj[1] == -torch.inf and ladj[2].isnan() and torch.equal(ladj[[0, 3]], torch.zeros(2))
+    assert (x[1:3] == 0).all() and torch.equal(x[[0, 3]], y[[0, 3]])

@@ -42,7 +42,7 @@ def test_increasing_network_by_a_plain_one():
     net = (h * nn.functional.softplus(head.weights[-1])).mean(-1)
     s, r = 5 * torch.tanh(phi[:, 1] / 5), 3 * torch.tanh(phi[:, 2] / 3)
     expected = phi[:, 0] + s.exp() * x + torch.exp(r - 1) * net
-    y, slope = head(phi).evaluate(x)
+    y, slope = head(phi).call_and_ladj(x)
     assert torch.allclose(y, expected, rtol=1e-13, atol=1e-13)
     (derivative,) = torch.autograd.grad(expected.sum(), x)
     assert torch.allclose(slope, derivative.log(), rtol=1e-12, atol=1e-12)
@@ -77,7 +77,7 @@ def test_integral_by_scipy(bound):
                     0
                 ]
                 expected = row[0].item() + area + (x - inside) * g(inside)
-                y, slope = head(row).evaluate(torch.tensor(x, dtype=torch.float64))
+                y, slope = head(row).call_and_ladj(torch.tensor(x, dtype=torch.float64))
             assert y.item() == pytest.approx(expected, rel=1e-11, abs=1e-11)
             assert slope.exp().item() == pytest.approx(g(inside), rel=1e-12)
 
@@ -91,7 +91,7 @@ def test_log_derivative_is_the_central_difference_of_the_function(kind, scale):
     step = 1e-4
     near = [t(x + k * step) for k in (-2, -1, 1, 2)]
     difference = (8 * (near[2] - near[1]) - (near[3] - near[0])) / (12 * step)
-    slope = t.evaluate(x)[1].exp()
+    slope = t.call_and_ladj(x)[1].exp()
     assert ((difference / slope - 1).abs() < 1e-7 + 1e-11 / slope).all()
 
 
@@ -99,17 +99,17 @@ def test_slope_of_an_integral_is_g_at_the_edges_of_panels_too():
     head = made("integrated", bound=8.0)
     x = torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0, -7.0, 7.5, 8.0, -8.0, 20.0], dtype=torch.float64, requires_grad=True)
     phi = numbers(head, 1).expand(10, -1)
-    y, slope = head(phi).evaluate(x)
+    y, slope = head(phi).call_and_ladj(x)
     (derivative,) = torch.autograd.grad(y.sum(), x)
     assert torch.allclose(derivative, slope.exp(), rtol=1e-11)
-    beside = head(phi).evaluate(x + 1e-9)[0] - y
+    beside = head(phi).call_and_ladj(x + 1e-9)[0] - y
     assert torch.allclose(beside / 1e-9, slope.exp(), rtol=1e-5)
 
 
 def test_constant_slope_beyond_the_bound():
     head = made("integrated", bound=3.0)
     t = head(numbers(head, 1).expand(4, -1))
-    y, slope = t.evaluate(torch.tensor([3.0, 5.0, 1e6, 1e8], dtype=torch.float64))
+    y, slope = t.call_and_ladj(torch.tensor([3.0, 5.0, 1e6, 1e8], dtype=torch.float64))
     assert torch.equal(slope, slope[:1].expand(4))
     assert torch.allclose(y[1:] - y[0], slope[0].exp() * torch.tensor([2.0, 1e6 - 3, 1e8 - 3], dtype=torch.float64))
 
@@ -158,7 +158,7 @@ def test_the_slope_of_log_g_is_bounded_whatever_the_weights(hidden):
             p.fill_(1e3)
     x = torch.linspace(-7.9, 7.9, 400, dtype=torch.float64, requires_grad=True)
     phi = numbers(head, 1, scale=1e3).abs().expand(400, -1)
-    (slope,) = torch.autograd.grad(head(phi).evaluate(x)[1].sum(), x)
+    (slope,) = torch.autograd.grad(head(phi).call_and_ladj(x)[1].sum(), x)
     assert 0 < slope.abs().max() < 3 * 3 * 4 * 8
 
 
@@ -196,7 +196,7 @@ def test_strictly_increasing_and_finite_whatever_the_weights(kind, factor):
             p.mul_(factor)
         far = torch.tensor([1e4, 1e6, 1e8], dtype=torch.float64)
         x = torch.cat([-far.flip(0), torch.linspace(-9, 9, 60, dtype=torch.float64), far])
-        y, slope = head(numbers(head, 5, 1, scale=factor)).evaluate(x)
+        y, slope = head(numbers(head, 5, 1, scale=factor)).call_and_ladj(x)
     assert (y.diff() > 0).all() and y.isfinite().all() and slope.isfinite().all()
 
 
@@ -226,7 +226,7 @@ def test_near_the_identity_at_the_start(kind):
 def test_every_parameter_gets_its_gradient_in_both_directions(kind, training):
     head = made(kind).train(training)
     phi, x = numbers(head, 6).requires_grad_(), torch.linspace(-2, 2, 6, dtype=torch.float64)
-    for way in ("evaluate", "solve"):
+    for way in ("call_and_ladj", "inverse_and_ladj"):
         value, slope = getattr(head(phi), way)(x)
         grads = torch.autograd.grad(value.sin().sum() + slope.sum(), [phi, *head.parameters()])
         assert all((g != 0).all() and g.isfinite().all() for g in grads)
@@ -238,7 +238,7 @@ def test_derivatives_to_second_order_by_weights_of_both_directions(kind):
     names = [name for name, _ in head.named_parameters()]
     weights = [p.detach().clone().requires_grad_() for p in head.parameters()]
     phi, x = numbers(head, 2).requires_grad_(), torch.tensor([-1.2, 0.7], dtype=torch.float64, requires_grad=True)
-    for way in ("evaluate", "solve"):
+    for way in ("call_and_ladj", "inverse_and_ladj"):
 
         def f(x, phi, *weights, way=way):
             return getattr(torch.func.functional_call(head, dict(zip(names, weights, strict=True)), (phi,)), way)(x)
@@ -251,11 +251,11 @@ def test_derivatives_to_second_order_by_weights_of_both_directions(kind):
 def test_transforms_of_torch_func_and_broadcasting(kind):
     head = made(kind)
     t, x = head(numbers(head, 4)), 2 * torch.randn(6, 4, dtype=torch.float64)
-    y, slope = t.evaluate(x)
+    y, slope = t.call_and_ladj(x)
     tensors = (*t.parameters, *t.shared)
     for got in (
         vmap(lambda row: t.function(row, *tensors))(x),
-        [torch.stack(v) for v in zip(*map(t.evaluate, x), strict=True)],
+        [torch.stack(v) for v in zip(*map(t.call_and_ladj, x), strict=True)],
     ):
         assert torch.allclose(got[0], y, rtol=1e-12, atol=1e-12) and torch.allclose(
             got[1], slope, rtol=1e-12, atol=1e-12
@@ -263,14 +263,14 @@ def test_transforms_of_torch_func_and_broadcasting(kind):
     jacobian = jacrev(lambda row: t.function(row, *tensors)[0])(x[0])
     assert torch.allclose(jacobian, torch.diag(slope[0].exp()), rtol=1e-10)
     one = t.function(x[:1, :1], *tensors)[0]
-    assert torch.allclose(one, t.evaluate(x[0, 0].expand(4))[0])
-    assert t.evaluate(x[:0])[0].shape == (0, 4)
+    assert torch.allclose(one, t.call_and_ladj(x[0, 0].expand(4))[0])
+    assert t.call_and_ladj(x[:0])[0].shape == (0, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_stays_nan(kind):
     head = made(kind)
-    y, slope = head(numbers(head, 2)).evaluate(torch.tensor([torch.nan, 1.0], dtype=torch.float64))
+    y, slope = head(numbers(head, 2)).call_and_ladj(torch.tensor([torch.nan, 1.0], dtype=torch.float64))
     assert y.isnan().tolist() == slope.isnan().tolist() == [True, False]
 
 

@@ -49,7 +49,7 @@ def test_values_and_log_derivatives_by_mpmath(name, scale):
     head = HEADS[name]()
     t = head(numbers(head, 1, scale=scale))
     for x in (0.0, 0.3, -2.0, 11.0, -300.0, 1e5, -1e8):
-        y, slope = t.evaluate(torch.tensor([x], dtype=torch.float64))
+        y, slope = t.call_and_ladj(torch.tensor([x], dtype=torch.float64))
         expected = exact([p[0] for p in t.parameters], x)
         assert y.item() == pytest.approx(expected[0], rel=1e-10, abs=1e-10 * scale)
         assert slope.item() == pytest.approx(expected[1], rel=1e-9, abs=1e-8 if abs(x) < 1e3 else 1e-2)
@@ -93,9 +93,9 @@ def test_layers_compose_to_the_function_of_two_heads():
     x = torch.linspace(-3, 3, 5, dtype=torch.float64)
     first, second = one(phi[:, : 3 * K]), one(phi[:, -3 * K :])
     middle = first(x)
-    y, slope = two(phi).evaluate(x)
+    y, slope = two(phi).call_and_ladj(x)
     assert torch.allclose(y, second(middle), rtol=1e-12)
-    assert torch.allclose(slope, first.evaluate(x)[1] + second.evaluate(middle)[1], rtol=1e-12)
+    assert torch.allclose(slope, first.call_and_ladj(x)[1] + second.call_and_ladj(middle)[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
@@ -118,7 +118,7 @@ def test_finite_however_far_and_slopes_within_their_bounds(name, scale, dtype):
     head = HEADS[name]()
     phi = numbers(head, 300, 1, scale=scale, dtype=dtype).requires_grad_()
     x = torch.tensor([0.0, 3.0, -40.0, 1e4, -1e4, 1e8, -1e8], dtype=dtype).expand(300, 7)
-    y, slope = head(phi).evaluate(x)
+    y, slope = head(phi).call_and_ladj(x)
     assert y.isfinite().all() and slope.isfinite().all()
     most = {"dsf": 5.0, "ddsf": 15.0, "mixture": 10.0}[name]
     assert slope.max() < most + 1e-3
@@ -132,7 +132,7 @@ def test_finite_however_far_and_slopes_within_their_bounds(name, scale, dtype):
 def test_derivatives_to_second_order_of_both_directions(name):
     head = HEADS[name]()
     phi, x = numbers(head, 3).requires_grad_(), torch.tensor([-1.0, 0.2, 2.0], dtype=torch.float64, requires_grad=True)
-    for way in (lambda x, phi: head(phi).evaluate(x), lambda y, phi: head(phi).solve(y)):
+    for way in (lambda x, phi: head(phi).call_and_ladj(x), lambda y, phi: head(phi).inv.call_and_ladj(y)):
         assert gradcheck(way, (x, phi), fast_mode=True)
         assert gradgradcheck(way, (x, phi), fast_mode=True)
 
@@ -142,7 +142,7 @@ def test_empty_batches(name):
     head = HEADS[name]()
     phi = numbers(head, 0, 3).requires_grad_()
     t = head(phi)
-    y, slope = t.evaluate(torch.zeros(0, 3, dtype=torch.float64))
+    y, slope = t.call_and_ladj(torch.zeros(0, 3, dtype=torch.float64))
     assert y.shape == slope.shape == t.inv(y).shape == (0, 3)
     assert torch.autograd.grad(y.sum() + slope.sum(), phi)[0].shape == phi.shape
     assert gx.flows.naf(3)().rsample((0,)).shape == (0, 3)
@@ -152,9 +152,9 @@ def test_functions_broadcast_and_map():
     head = heads.DeepSigmoid(3, layers=2)
     phi, x = numbers(head, 4), torch.randn(6, 4, dtype=torch.float64)
     t = head(phi)
-    y, slope = t.evaluate(x)
+    y, slope = t.call_and_ladj(x)
     for i in range(6):
-        assert torch.equal(y[i], t.evaluate(x[i])[0])
+        assert torch.equal(y[i], t.call_and_ladj(x[i])[0])
     mapped = vmap(lambda row: deep_sigmoid(row, *t.parameters))(x)
     assert torch.allclose(mapped[0], y) and torch.allclose(mapped[1], slope)
     mixture = heads.LogisticMixtureCDF(3)

@@ -63,6 +63,12 @@ class InverseWithoutGradient(Cubic):
         return super()._inverse(y.detach()) + 0 * y
 
 
+class PairOfOtherSigns(Cubic):
+    def call_and_ladj(self, x):
+        y = self(x)
+        return y, -self.log_abs_det_jacobian(x, y)
+
+
 class NothingToRemember(Cubic):
     def __init__(self):
         super().__init__(cache_size=0)
@@ -88,6 +94,7 @@ def test_right_double_is_lawful(double):
     ("law", "double", "message"),
     [
         (testing.inverse, WrongInverse, r"inverse broken \[t.inv\(t\(x\)\)\]"),
+        (testing.inverse, PairOfOtherSigns, r"inverse broken \[call_and_ladj of t, log-determinant\]"),
         (testing.inverse, NoWithCache, r"inverse broken \[with_cache\(1\)\]"),
         (testing.log_det, WrongDeterminant, r"log-determinant broken \[of y by autograd\]"),
         (testing.derivatives, DetachedDeterminant, r"derivatives broken \[gradcheck of t\]"),

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact.conditioners import MADE, Recurrent
-from pyro_genexact.transforms.base import transform_of
+from pyro_genexact.transforms.modules import transform_of
 from support.registry.conditioners import CONDITIONERS, made
 from support.values import Built, built, sized
 

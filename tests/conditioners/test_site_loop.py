@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from registry import built, sized
 
 from pyro_genexact import conditioners
 from pyro_genexact.conditioners.site_loop import SiteLoop, advance
+from support.values import built, sized
 
 NETS = {
     "made": lambda: conditioners.MADE(5, 2, context=3, hidden=(8,)),

@@ -20,17 +20,8 @@ from .helpers import _broken, _same, _seeded, _tensors
 
 Quantities = Mapping[str, Callable[[], Any]]
 
-OF_VALUES = (
-    "log_prob",
-    "log_prob_sites",
-    "lengths_of",
-    "cdf",
-    "to_uniform",
-    "score",
-    "risk",
-    "log_marginal_of",
-    "filter",
-)
+OF_CHAINS = ("score", "risk", "log_marginal_of", "filter")
+OF_VALUES = ("log_prob", "log_prob_sites", "lengths_of", "cdf", "to_uniform", *OF_CHAINS)
 OF_UNIFORMS = ("icdf", "from_uniform")
 SEARCHES: dict[str, Callable[[Any], Any]] = {
     "greedy": greedy,

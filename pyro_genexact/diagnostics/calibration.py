@@ -14,8 +14,8 @@ from torch.distributions import Distribution, Independent, TransformedDistributi
 
 from ..core.checks import check_sizes
 from ..families.cdf import probability_integral
-from . import bridge
-from .runs import Unconditioned, latents, run
+from . import arviz_compat
+from .guide_draws import ResampleObserved, draw, latents
 
 
 def pit(d: Distribution, value: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def sbc_ranks(
     data_names = [observed] if isinstance(observed, str) else list(observed)
     ranks: dict[str, list[Tensor]] = {}
     for _ in range(num_simulations):
-        trace: Any = poutine.trace(Unconditioned()(model)).get_trace(*args, **kwargs)
+        trace: Any = poutine.trace(ResampleObserved()(model)).get_trace(*args, **kwargs)
         truth = _truth(trace, data_names)
         data = {name: trace.nodes[name]["value"] for name in data_names}
         draws = _draws(model, posterior, args, kwargs, data, num_samples, len(truth))
@@ -142,7 +142,7 @@ def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | 
         if not u.numel() or not ((u >= 0) & (u <= 1)).all():
             got = f"{u.min().item()} to {u.max().item()}" if u.numel() else "none"
             raise ValueError(f"Expected numbers in [0, 1] for {name!r} (ranks with num_samples); got {got}.")
-    return bridge.plot_uniformity(named, **options)
+    return arviz_compat.plot_uniformity(named, **options)
 
 
 def _rank(truth: Tensor, draws: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _draws(
         with torch.enable_grad():  # for samplers that follow gradients
             draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
         return {name: value.detach() for name, value in draws.items()}
-    conditioned = poutine.condition(Unconditioned()(model), data=data)
+    conditioned = poutine.condition(ResampleObserved()(model), data=data)
 
     def program(*_: Any, **__: Any) -> Any:
         return conditioned(*args, **kwargs)
@@ -183,7 +183,7 @@ def _draws(
     def guide(*_: Any, **__: Any) -> Any:
         return posterior(*given, **named)
 
-    return run(program, guide, (), {}, num_samples).draws
+    return draw(program, guide, (), {}, num_samples).draws
 
 
 def _parameters(posterior: Any) -> Mapping[str, inspect.Parameter]:

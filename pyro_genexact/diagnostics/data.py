@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..core.checks import check_sizes
-from . import bridge
-from .runs import Runs, run
+from . import arviz_compat
+from .guide_draws import GuideDraws, draw
 
 NO_POSTERIOR = (
     "Expected a model with latent sites and their posterior; got {}. A single maximum-likelihood fit has one value of its "
@@ -68,18 +68,18 @@ def inference_data(
     if isinstance(posterior, Mapping):
         num_samples = _count(posterior)
     check_sizes(1, num_samples=num_samples)
-    runs = run(model, posterior, args, kwargs, num_samples, predict=True)
-    if not runs.draws:
+    found = draw(model, posterior, args, kwargs, num_samples, predict=True)
+    if not found.draws:
         raise ValueError(NO_POSTERIOR.format("a model without latents"))
-    names = _names(runs, dims or {})
+    names = _names(found, dims or {})
     groups = {
-        "posterior": _arrays(runs.draws | runs.deterministic, runs),
-        "log_likelihood": _arrays(runs.log_likelihood, runs),
-        "posterior_predictive": _arrays(runs.predictive, runs),
-        "observed_data": _arrays(runs.observed, runs, chain=False),
+        "posterior": _arrays(found.draws | found.deterministic, found),
+        "log_likelihood": _arrays(found.log_likelihood, found),
+        "posterior_predictive": _arrays(found.predictive, found),
+        "observed_data": _arrays(found.observed, found, chain=False),
     }
     options = {"coords": {name: list(labels) for name, labels in (coords or {}).items()}, "dims": names}
-    return bridge.from_groups({name: group for name, group in groups.items() if group}, **options)
+    return arviz_compat.from_groups({name: group for name, group in groups.items() if group}, **options)
 
 
 def _count(draws: Mapping[str, Tensor]) -> int:
@@ -91,18 +91,18 @@ def _count(draws: Mapping[str, Tensor]) -> int:
     return next(iter(counts.values()))[0]
 
 
-def _arrays(values: Mapping[str, Tensor], runs: Runs, chain: bool = True) -> dict[str, Any]:
+def _arrays(values: Mapping[str, Tensor], found: GuideDraws, chain: bool = True) -> dict[str, Any]:
     """NumPy arrays, (1, S, ...) with a chain, without the dims of size 1 that stand between plates."""
     arrays = {}
     for name, value in values.items():
-        kept = [i + chain for i, dim in enumerate(runs.dims[name]) if dim is not None]
-        gone = [i for i in range(int(chain), len(runs.dims[name]) + chain) if i not in kept]
+        kept = [i + chain for i, dim in enumerate(found.dims[name]) if dim is not None]
+        gone = [i for i in range(int(chain), len(found.dims[name]) + chain) if i not in kept]
         array = value.detach().squeeze(gone).cpu().numpy() if gone else value.detach().cpu().numpy()
         arrays[name] = array[None] if chain else array
     return arrays
 
 
-def _names(runs: Runs, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _names(found: GuideDraws, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Names of the leading dims of each site; ArviZ names the rest."""
-    own = {name: [dim for dim in dims if dim is not None] for name, dims in runs.dims.items()}
+    own = {name: [dim for dim in dims if dim is not None] for name, dims in found.dims.items()}
     return own | {name: list(names) for name, names in given.items()}

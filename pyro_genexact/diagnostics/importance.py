@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..core.checks import check_sizes
 from ..core.values import numbers
-from . import bridge
-from .runs import run
+from . import arviz_compat
+from .guide_draws import draw
 
 SMALLEST = 25  # draws, of which five make a tail
 FLAT = 1e-4  # ratios within so many nats have no tail, only rounding
@@ -68,7 +68,7 @@ class Importance:
             raise ValueError("Expected draws of positive density under the model; got log_ratios of -inf alone.")
         if wrong := {name: tuple(x.shape) for name, x in self.draws.items() if x.shape[:1] != ratios.shape}:
             raise ValueError(f"Expected draws of shape ({len(ratios)}, ...), one for each ratio; got {wrong}.")
-        weights, khat = (ratios.double().log_softmax(0), -math.inf) if is_flat(ratios) else bridge.psislw(ratios)
+        weights, khat = (ratios.double().log_softmax(0), -math.inf) if is_flat(ratios) else arviz_compat.psislw(ratios)
         ess = (-(2 * weights).logsumexp(0)).exp().item()
         for name, value in (("log_weights", weights), ("khat", khat), ("ess", ess)):
             object.__setattr__(self, name, value)
@@ -157,7 +157,7 @@ def tail_shape(log_terms: Tensor) -> float:
     positive = log_terms > -torch.inf
     if not positive.any() or is_flat(log_terms[positive]):
         return -math.inf
-    return bridge.psislw(log_terms.where(positive, log_terms[positive].min() - 1))[1]
+    return arviz_compat.psislw(log_terms.where(positive, log_terms[positive].min() - 1))[1]
 
 
 def psis(
@@ -193,9 +193,9 @@ def psis(
         (-inf, -1.516)
     """
     check_sizes(SMALLEST, num_samples=num_samples)
-    runs = run(model, guide, args, kwargs, num_samples)
-    if runs.points:
+    found = draw(model, guide, args, kwargs, num_samples)
+    if found.points:
         raise ValueError(
-            f"Expected a guide with a density of each latent; got one value in all draws for {runs.points}."
+            f"Expected a guide with a density of each latent; got one value in all draws for {found.points}."
         )
-    return Importance(runs.log_p - runs.log_q, runs.draws)
+    return Importance(found.log_p - found.log_q, found.draws)

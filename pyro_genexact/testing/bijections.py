@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from ..base import Head
 from ..numerics.errors import ConvergenceError
-from .helpers import _broken, _close, _each_matters, _gradients, _like, _noise_like, _same
+from .helpers import broken, close, each_matters, gradients_of, like_of, no_error, noise_like, same
 
 
 def bijection_head(
@@ -35,44 +35,44 @@ def bijection_head(
         tol: relative to 1 + |value|.
         dtype: of the inputs to a head without parameters and buffers.
     """
-    like = _like(head, dtype)
-    phi = (0.7 * _noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
+    like = like_of(head, dtype)
+    phi = (0.7 * noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
     dims = len(head.site_shape)
     transform = head(phi)
     ends = _ends(transform.domain)
-    x = _inside(ends, 2 * _noise_like(like.new_empty(8, sites, *head.site_shape), seed + 1))
+    x = _inside(ends, 2 * noise_like(like.new_empty(8, sites, *head.site_shape), seed + 1))
     y = transform(x)
     ladj = transform.log_abs_det_jacobian(x, y)
-    _same("head", "shape of y", tuple(y.shape), tuple(x.shape))
-    _same("head", "event dims", (transform.domain.event_dim, transform.codomain.event_dim), (dims, dims))
-    _same("head", "range", _ends(transform.codomain), ends)
-    _same("head", "shape of log|dy/dx|", tuple(ladj.shape), tuple(phi.shape[:2]))
-    _close("head", "inverse", x + _gap(transform.inv(y.clone()), x, ends), x, tol)
+    same("head", "shape of y", tuple(y.shape), tuple(x.shape))
+    same("head", "event dims", (transform.domain.event_dim, transform.codomain.event_dim), (dims, dims))
+    same("head", "range", _ends(transform.codomain), ends)
+    same("head", "shape of log|dy/dx|", tuple(ladj.shape), tuple(phi.shape[:2]))
+    close("head", "inverse", x + _gap(transform.inv(y.clone()), x, ends), x, tol)
     identity = head(torch.zeros_like(phi))(x)
     if not _gap(identity, x, ends).abs().max() <= 0.5:
-        _broken("head", "near the identity at phi = 0", f"{identity.flatten()[0]:.3g} from {x.flatten()[0]:.3g}")
+        broken("head", "near the identity at phi = 0", f"{identity.flatten()[0]:.3g} from {x.flatten()[0]:.3g}")
     for t in range(sites):
         part = head(phi[:, t : t + 1], t)
         xs, ys = x[:, t : t + 1], y[:, t : t + 1]
-        _close("head", f"site {t} alone", part(xs), ys, tol)
-        _close("head", f"site {t} alone, log|dy/dx|", part.log_abs_det_jacobian(xs, ys), ladj[:, t : t + 1], tol)
+        close("head", f"site {t} alone", part(xs), ys, tol)
+        close("head", f"site {t} alone, log|dy/dx|", part.log_abs_det_jacobian(xs, ys), ladj[:, t : t + 1], tol)
     size = prod(head.site_shape)
     jacobian = torch.autograd.functional.jacobian(lambda v: transform(v).sum((0, 1)), x).reshape(size, 8, sites, -1)
-    _close("head", "log-derivative", ladj, torch.linalg.slogdet(jacobian.permute(1, 2, 0, 3))[1], tol)
+    close("head", "log-derivative", ladj, torch.linalg.slogdet(jacobian.permute(1, 2, 0, 3))[1], tol)
     low, high = ends if ends[0] > -inf else (-10, 10)
     steps = torch.linspace(low, high, 202, device="cpu")[1:-1].to(like)
     found = transform(steps.reshape(-1, *[1] * x.dim()).expand(-1, *x.shape))
     rising = _gap(found[1:], found[:-1], ends)
     if not rising.min() > 0:
-        _broken("head", "increasing", f"a step of {rising.min():.3g}, not above 0")
+        broken("head", "increasing", f"a step of {rising.min():.3g}, not above 0")
     for far in (1e4, -1e4) if ends == (-inf, inf) else ():
         target = torch.full_like(x, far)
-        _close("head", f"onto {far:g}", transform(transform.inv(target).clone()), target, tol)
+        close("head", f"onto {far:g}", transform(transform.inv(target).clone()), target, tol)
     wide = torch.linspace(-4.9, 4.9, x.numel(), device="cpu").to(x)  # since a part of phi may be for a part of x
     x = _inside(ends, wide.reshape(x.shape))
     y = transform(x)
     (grad,) = torch.autograd.grad(y.sum() + transform.log_abs_det_jacobian(x, y).sum(), phi)
-    _each_matters(grad, "values and log-derivatives")
+    each_matters(grad, "values and log-derivatives")
 
 
 def monotonicity(head: Head, seed: int = 0, tol: float = 8.0) -> None:
@@ -91,13 +91,13 @@ def monotonicity(head: Head, seed: int = 0, tol: float = 8.0) -> None:
             y = transform(x)
             ladj = transform.log_abs_det_jacobian(x, y)
         if not y.isfinite().all():
-            _broken("monotonicity", f"{case}, x = {x[~y.isfinite()][0]:.6g}", f"{y[~y.isfinite()][0]}, not finite")
+            broken("monotonicity", f"{case}, x = {x[~y.isfinite()][0]:.6g}", f"{y[~y.isfinite()][0]}, not finite")
         if not ladj.isfinite().all():
             where = x.reshape(*ladj.shape, -1)[~ladj.isfinite()][0, 0]
-            _broken("monotonicity", f"{case}, log|dy/dx| at {where:.6g}", f"{ladj[~ladj.isfinite()][0]}, not finite")
+            broken("monotonicity", f"{case}, log|dy/dx| at {where:.6g}", f"{ladj[~ladj.isfinite()][0]}, not finite")
         down = _gap(y[:-1], y[1:], ends) > tol * torch.finfo(y.dtype).eps * (1 + y[1:].abs() + y[len(y) // 2].abs())
         if down.any():
-            _broken(
+            broken(
                 "monotonicity",
                 f"{case}, from {x[:-1][down][0]:.9g} to {x[1:][down][0]:.9g}",
                 f"{y[1:][down][0]:.9g} after {y[:-1][down][0]:.9g}, not more",
@@ -122,7 +122,7 @@ def round_trips(head: Head, seed: int = 0, tol: float = 1e-9, single: float = 1e
         event = (-1, *phi.shape[:2], *head.site_shape)
         ends = _ends(variant(phi).domain)
         y = _scales(ends, phi).reshape(shape).expand(event)
-        try:
+        with no_error("round trips", case, ConvergenceError):
             x = _apart(variant(phi).inv, y)
             again, slope = _with_slope(variant(phi), x)
             bound = tol_here * (1 + y.abs()) + 4 * torch.finfo(y.dtype).eps * (1 + x.abs()) * slope
@@ -132,8 +132,6 @@ def round_trips(head: Head, seed: int = 0, tol: float = 1e-9, single: float = 1e
             bound = tol_here * (1 + x.abs() + y.abs()) * (1 / slope).clamp(min=1)
             back = x + _gap(_apart(variant(phi).inv, y), x, ends)
             _within("round trips", f"{case}, x -> y -> x", x, back, bound)
-        except ConvergenceError as error:
-            raise AssertionError(f"round trips broken [{case}]: {error}") from error
 
 
 def slopes(head: Head, seed: int = 0, tol: float = 1e-6) -> None:
@@ -155,9 +153,9 @@ def slopes(head: Head, seed: int = 0, tol: float = 1e-6) -> None:
         claimed, sign, found = _slope(transform, x, size)
         if not (sign > 0).all():
             where = x.reshape(*sign.shape, size)[..., 0][~(sign > 0)][0]
-            _broken("slopes", f"{case}, autograd at {where:.9g}", f"a sign of {sign[~(sign > 0)][0]:g}, not 1")
+            broken("slopes", f"{case}, autograd at {where:.9g}", f"a sign of {sign[~(sign > 0)][0]:g}, not 1")
         _within("slopes", f"{case}, log by autograd", claimed, found, tol)
-        x = _inside(ends, 2 * _noise_like(phi.new_empty(12, *phi.shape[:2], *head.site_shape), seed + 1))
+        x = _inside(ends, 2 * noise_like(phi.new_empty(12, *phi.shape[:2], *head.site_shape), seed + 1))
         if ends == (-inf, inf):
             x[-4:] = x[-4:].sign() * torch.tensor([1e2, 1e3, 1e4, 1e6]).to(x).reshape(-1, *[1] * (x.dim() - 1))
         with torch.no_grad():
@@ -199,11 +197,9 @@ def differentiability(head: Head, seed: int = 0) -> None:
         names, inputs = _leaves(head, *values)
         for name in ("t", "t.inv"):
             for check in (gradcheck, gradgradcheck):
-                try:
+                case = f"{check.__name__} of {name}{where}"
+                with no_error("differentiability", case, RuntimeError, AssertionError):  # ConvergenceError among them
                     check(_function(head, names, name == "t"), inputs, fast_mode=True)
-                except (RuntimeError, AssertionError, ConvergenceError) as error:
-                    case = f"{check.__name__} of {name}{where}"
-                    raise AssertionError(f"differentiability broken [{case}]: {error}") from error
 
 
 def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
@@ -227,17 +223,15 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
             for label, grad in zip(("the argument", "phi", *names), grads, strict=True):
                 if grad is None or not grad.abs().max() > 0 or not grad.isfinite().all():
                     got = "none" if grad is None else f"{grad.abs().max():.3g}"
-                    _broken("learning", f"gradient of {label}, {mode}", f"{got}, not finite and more than 0")
-            try:
-                second = _gradients(sum(g.sin().sum() for g in grads), inputs)  # type: ignore[arg-type,misc]
-            except RuntimeError as error:
-                raise AssertionError(f"learning broken [second derivative, {mode}]: {error}") from error
-            _each_matters(grads[1], f"{mode}, values and log-derivatives")
+                    broken("learning", f"gradient of {label}, {mode}", f"{got}, not finite and more than 0")
+            with no_error("learning", f"second derivative, {mode}", RuntimeError):
+                second = gradients_of(sum(g.sin().sum() for g in grads), inputs)  # type: ignore[arg-type,misc]
+            each_matters(grads[1], f"{mode}, values and log-derivatives")
             found.append([*grads, *second])
         for i, (one, other) in enumerate(zip(*found, strict=True)):
             order, which = divmod(i, len(inputs))
             where = f"derivative {order + 1} by {('the argument', 'phi', *names)[which]}, {name}, eval as train"
-            _close("learning", where, other, one, tol)
+            close("learning", where, other, one, tol)
 
 
 def _variants(
@@ -247,8 +241,8 @@ def _variants(
     for factor in factors:
         for dtype in dtypes:
             variant = copy.deepcopy(head).to(dtype)
-            like = _like(variant, dtype)
-            phi = factor * 0.7 * _noise_like(torch.empty(2, 1, head.num_params, dtype=torch.float64), seed).to(like)
+            like = like_of(variant, dtype)
+            phi = factor * 0.7 * noise_like(torch.empty(2, 1, head.num_params, dtype=torch.float64), seed).to(like)
             with torch.no_grad():
                 for p in variant.parameters():
                     p.mul_(factor if factor else 1)
@@ -344,13 +338,13 @@ def _within(law: str, case: str, expected: Tensor, got: Tensor, bound: Tensor | 
     off = ~((got - expected).abs() <= bound)
     if off.any():
         gap = (got - expected).abs()[off]
-        _broken(law, case, f"{got[off][0].item():.12g}, not {expected[off][0].item():.12g} (off by {gap[0]:.3g})")
+        broken(law, case, f"{got[off][0].item():.12g}, not {expected[off][0].item():.12g} (off by {gap[0]:.3g})")
 
 
 def _near(head: Head, seed: int, rows: int) -> tuple[Tensor, Tensor]:
     """The argument (rows, 2, ...), within ±5, and phi (rows, 2, P)."""
-    like = _like(head, torch.float64)
-    phi = 0.7 * _noise_like(like.new_empty(rows, 2, head.num_params), seed)
+    like = like_of(head, torch.float64)
+    phi = 0.7 * noise_like(like.new_empty(rows, 2, head.num_params), seed)
     x = torch.linspace(-4.9, 4.8, 2 * rows * prod(head.site_shape)).to(like).reshape(rows, 2, *head.site_shape)
     return _inside(_ends(head(phi).domain), x), phi
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .distributions import _fit
-from .helpers import _broken, _close, _gradients, _noise_like, _same, _seeded, made
+from .densities import goodness_of_fit
+from .helpers import broken, close, gradients_of, made, noise_like, same, seeded
 
 LARGEST = 4096
 
@@ -168,10 +168,10 @@ def _sums(case: str, d: Any, truth: Enumerated, tol: float) -> None:
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
                 where = f"{name}{', with grad' if grad else ''}{case}"
-                _close("chain", where, query(d), expected(truth), tol)
+                close("chain", where, query(d), expected(truth), tol)
     for fill in (0, -100, d.num_labels):
         log_prob = truth.scores - truth.log_partition()
-        _close("chain", f"log_prob, {fill} for padding{case}", d.log_prob(_filled(truth, fill)), log_prob, tol)
+        close("chain", f"log_prob, {fill} for padding{case}", d.log_prob(_filled(truth, fill)), log_prob, tol)
 
 
 def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
@@ -180,16 +180,16 @@ def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     ranked = truth.log_prob().sort(0, descending=True).values
     missing = ranked.new_full((max(k - len(ranked), 0), *ranked.shape[1:]), -inf)
     ranked = torch.cat([ranked, missing])[:k]
-    _close("chain", f"max_log_prob{case}", d.max_log_prob, ranked[0], tol)
-    _close("chain", f"log_prob of the mode{case}", _looked_up(truth, d.mode, f"mode{case}"), ranked[0], tol)
+    close("chain", f"max_log_prob{case}", d.max_log_prob, ranked[0], tol)
+    close("chain", f"log_prob of the mode{case}", _looked_up(truth, d.mode, f"mode{case}"), ranked[0], tol)
     strings, log_prob = d.k_best(k)
-    _close("chain", f"log_prob of k_best{case}", log_prob, ranked, tol)
+    close("chain", f"log_prob of k_best{case}", log_prob, ranked, tol)
     found = _looked_up(truth, strings, f"k_best{case}")
     existing = ranked > -inf
-    _close("chain", f"strings of k_best{case}", found.where(existing, 0.0), ranked.where(existing, 0.0), tol)
+    close("chain", f"strings of k_best{case}", found.where(existing, 0.0), ranked.where(existing, 0.0), tol)
     same = (strings.unsqueeze(0) == strings.unsqueeze(1)).all(-1) & existing & existing.unsqueeze(1)
     if same.sum() > existing.sum():
-        _broken("chain", f"k_best{case}", "one string twice")
+        broken("chain", f"k_best{case}", "one string twice")
 
 
 def _draws(case: str, d: Any, truth: Enumerated, draws: int) -> None:
@@ -199,19 +199,19 @@ def _draws(case: str, d: Any, truth: Enumerated, draws: int) -> None:
         ("sample", lambda: d.sample((draws,))),
         ("sample of expand", lambda: d.expand((draws, *d.batch_shape)).sample()),
     ):
-        with _seeded(0):
+        with seeded(0):
             labels = draw()
         if not d.support.check(labels).all():
-            _broken("chain", f"{name}{case}", f"a string outside {d.support}")
+            broken("chain", f"{name}{case}", f"a string outside {d.support}")
         seen = _index(truth, labels, f"{name}{case}")
         rows = torch.arange(len(truth.strings), device=seen.device).reshape(-1, 1, *[1] * len(d.batch_shape))
-        _fit("chain", f"{name}{case}", (seen == rows).sum(1).to(expected), expected)
+        goodness_of_fit("chain", f"{name}{case}", (seen == rows).sum(1).to(expected), expected)
 
 
 def _chain_rule(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     """The left-to-right conditionals multiply to the same."""
     log_prob = d.as_autoregressive().log_prob(_filled(truth, 0))
-    _close("chain", f"as_autoregressive{case}", log_prob, truth.scores - truth.log_partition(), tol)
+    close("chain", f"as_autoregressive{case}", log_prob, truth.scores - truth.log_partition(), tol)
 
 
 def _derivatives(case: str, d: Any, tol: float) -> None:
@@ -220,19 +220,19 @@ def _derivatives(case: str, d: Any, tol: float) -> None:
     leaves = {n: p for n in ("unary", "transition", "initial", "final") if (p := getattr(d, n)) is not None}
     truth = enumerated(d)
     marginals = {"unary": d.marginals, "transition": d.pair_marginals}
-    for name, grad in zip(marginals, _gradients(d.log_partition.sum(), [d.unary, d.transition]), strict=True):
+    for name, grad in zip(marginals, gradients_of(d.log_partition.sum(), [d.unary, d.transition]), strict=True):
         mine = marginals[name].sum_to_size(leaves[name].shape)
-        _close("chain", f"marginals, gradient of log_partition in {name}{case}", mine, grad, tol)
+        close("chain", f"marginals, gradient of log_partition in {name}{case}", mine, grad, tol)
     labels = d.mode
     best = _looked_up(truth, labels, f"mode{case}")
     queries = QUERIES | {"log_prob": (lambda d: d.log_prob(labels), lambda truth: best)}
     for query, of in queries.items():
         got, expected = (f(subject) for f, subject in zip(of, (d, truth), strict=True))
-        noise = _noise_like(expected, 3)
+        noise = noise_like(expected, 3)
         totals = [(value * noise).sum() for value in (got, expected)]
-        grads = [_gradients(total, list(leaves.values()), keep_graph=True) for total in totals]
+        grads = [gradients_of(total, list(leaves.values()), keep_graph=True) for total in totals]
         for name, mine, theirs in zip(leaves, *grads, strict=True):
-            _close("chain", f"gradient of {query} in {name}{case}", mine, theirs, tol)
+            close("chain", f"gradient of {query} in {name}{case}", mine, theirs, tol)
 
 
 def _padding(case: str, d: Any, tol: float) -> None:
@@ -255,25 +255,25 @@ def _padding(case: str, d: Any, tol: float) -> None:
         other = _again(d, d.lengths, lambda name, p, fill=fill: spoilt(name, p, fill))  # type: ignore[misc]
         where = f", {fill:g} for padding{case}"
         mode = d.mode
-        _same("chain", f"mode{where}", other.mode.tolist(), mode.tolist())
+        same("chain", f"mode{where}", other.mode.tolist(), mode.tolist())
         for name, (query, _) in QUERIES.items():
-            _close("chain", f"{name}{where}", query(other), query(d), tol)
-        _close("chain", f"max_log_prob{where}", other.max_log_prob, d.max_log_prob, tol)
-        _close("chain", f"log_prob{where}", other.log_prob(mode), d.log_prob(mode), tol)
+            close("chain", f"{name}{where}", query(other), query(d), tol)
+        close("chain", f"max_log_prob{where}", other.max_log_prob, d.max_log_prob, tol)
+        close("chain", f"log_prob{where}", other.log_prob(mode), d.log_prob(mode), tol)
         total = (
             other.log_prob(mode) + other.entropy() + other.marginals.square().sum((-1, -2)) + 2 * other.log_partition
         ).sum()
-        grads = _gradients(total, [getattr(other, name) for name in masks])
+        grads = gradients_of(total, [getattr(other, name) for name in masks])
         for (name, mask), grad in zip(masks.items(), grads, strict=True):
-            _close("chain", f"gradient in the padding of {name}{where}", grad[mask], torch.zeros_like(grad[mask]), 0.0)
+            close("chain", f"gradient in the padding of {name}{where}", grad[mask], torch.zeros_like(grad[mask]), 0.0)
 
 
 def _index(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
     """The numbers (*) of label strings (*, *batch, N)."""
     if not (strings.masked_fill(truth.inside, 0) == 0).all():
-        _broken("chain", f"padding of {case}", "a label, not 0")
+        broken("chain", f"padding of {case}", "a label, not 0")
     if not ((strings >= 0) & (strings < truth.labels)).all():
-        _broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not of 0 to {truth.labels - 1}")
+        broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not of 0 to {truth.labels - 1}")
     place = truth.labels ** torch.arange(strings.shape[-1] - 1, -1, -1, device=strings.device)
     return (strings * place).sum(-1)
 

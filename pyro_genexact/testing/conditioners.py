@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ..base import Conditioner, Head
 from ..contexts import Padded, Source, Steps
-from .helpers import _broken, _close, _gradients, _noise_like, _raises, _tensors, conditioner_inputs, redraw
+from .helpers import broken, close, conditioner_inputs, gradients_of, noise_like, raises, redraw, tensors_of
 
 
 def causality(
@@ -52,13 +52,13 @@ def causality(
                 change = (net(_with_other_site(conditioner, y, s), context) - phi).abs().amax((0, 2)).tolist()
                 for t, by in enumerate(change):
                     if by > 1e-12 and not reads[t, s]:
-                        _broken(
+                        broken(
                             "causality",
                             f"{case}, site {s}",
                             f"changes the parameters of site {t} by {by:.3g}, not by 0",
                         )
                     if not by > 1e-9 and must_read[t, s]:
-                        _broken(
+                        broken(
                             "causality",
                             f"{case}, site {s}",
                             f"changes the parameters of site {t} by {by:.3g}, not by more",
@@ -69,21 +69,21 @@ def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float =
     """``forward`` equals ``start`` followed by ``extend``, however y is cut, without grad and with; so do the gradients."""
     y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
-    leaves = [v.requires_grad_() for v in (y, *_tensors(context)) if v.is_floating_point()]
+    leaves = [v.requires_grad_() for v in (y, *tensors_of(context)) if v.is_floating_point()]
     leaves += [p for p in conditioner.parameters() if p.requires_grad]
     expected = conditioner(y, context)
-    cotangent = _noise_like(expected, seed)
-    grads = _gradients((expected * cotangent).sum(), leaves)
+    cotangent = noise_like(expected, seed)
+    grads = gradients_of((expected * cotangent).sum(), leaves)
     cuts = [
         c for c in ((T - 1,), (1,) * (T - 1), (1, T - 2), (T - 2, 1), (2, *(1,) * (T - 3))) if min(c, default=1) > 0
     ]
     for cut in dict.fromkeys(c for c in cuts if sum(c) == T - 1) or [()]:
         with torch.no_grad():
-            _close("chunks", f"cut {cut}, without grad", _by_chunks(conditioner, y, context, cut), expected, tol)
+            close("chunks", f"cut {cut}, without grad", _by_chunks(conditioner, y, context, cut), expected, tol)
         phi = _by_chunks(conditioner, y, context, cut)
-        _close("chunks", f"cut {cut}, with grad", phi, expected, tol)
-        for i, (got, grad) in enumerate(zip(_gradients((phi * cotangent).sum(), leaves), grads, strict=True)):
-            _close("chunks", f"cut {cut}, gradient of input or parameter {i}", got, grad, tol)
+        close("chunks", f"cut {cut}, with grad", phi, expected, tol)
+        for i, (got, grad) in enumerate(zip(gradients_of((phi * cotangent).sum(), leaves), grads, strict=True)):
+            close("chunks", f"cut {cut}, gradient of input or parameter {i}", got, grad, tol)
 
 
 def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9, padded: bool = False) -> None:
@@ -106,7 +106,7 @@ def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float 
                 phis = [conditioner(v, context)[:, read + 1 :] for v in (other, y)]
             wanted = (phis[0][index], phis[1][index], phis[1])
             for name, phi, value in zip(("first branch", "second branch", "trunk"), got, wanted, strict=True):
-                _close("reorder", f"{name} after {read} sites, grad {grad}", phi, value, tol)
+                close("reorder", f"{name} after {read} sites, grad {grad}", phi, value, tol)
 
 
 def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
@@ -119,16 +119,16 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
         with torch.set_grad_enabled(grad):
             _, old = conditioner.start(context, len(y))
             if conditioner.num_sites or isinstance(conditioner.context, Steps):
-                with _raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
+                with raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
                     conditioner.extend(y, old)
             if T > 1:
                 for rows in (y[:1], y[:4], torch.cat([y, y[:1]])):
-                    with _raises("consumption", f"{len(rows)} rows after {len(y)}, grad {grad}", ValueError):
+                    with raises("consumption", f"{len(rows)} rows after {len(y)}, grad {grad}", ValueError):
                         conditioner.extend(rows[:, :1], old)
                 conditioner.extend(y[:, :1], old)
-                with _raises("consumption", f"extend again, grad {grad}", RuntimeError):
+                with raises("consumption", f"extend again, grad {grad}", RuntimeError):
                     conditioner.extend(y[:, :1], old)
-                with _raises("consumption", f"reorder after extend, grad {grad}", RuntimeError):
+                with raises("consumption", f"reorder after extend, grad {grad}", RuntimeError):
                     conditioner.reorder(old, torch.arange(2, device=y.device))
 
 
@@ -149,7 +149,7 @@ def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
 
     with torch.no_grad():
         phi, zero = phi_of(values), phi_of(torch.zeros_like(values))
-        _close("context use", "padding", conditioner(y, context), phi, 0.0)
+        close("context use", "padding", conditioner(y, context), phi, 0.0)
         for feature in range(values.shape[-1]):
             for s in range(values.shape[1]) if isinstance(conditioner.context, Source) else [None]:
                 step = torch.zeros_like(values)
@@ -157,13 +157,13 @@ def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
                 case = f"feature {feature}" + ("" if s is None else f" of step {s}")
                 by = _own_change(conditioner, phi_of, values, step, phi)
                 if not (by > 1e-9).all():
-                    _broken("context use", case, f"changes site {int(by.argmin())} by {by.min():.3g}, not by more")
+                    broken("context use", case, f"changes site {int(by.argmin())} by {by.min():.3g}, not by more")
                 if lengths is not None and s is not None:
                     beyond = lengths <= s
-                    _close("context use", f"{case}, padding", phi_of(values + step)[beyond], phi[beyond], 0.0)
+                    close("context use", f"{case}, padding", phi_of(values + step)[beyond], phi[beyond], 0.0)
         bend = (phi_of(-values) + phi - 2 * zero).abs().amax((0, 2))
     if not (bend > 1e-6).all():
-        _broken("context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, not by more")
+        broken("context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, not by more")
 
 
 def _own_change(
@@ -202,13 +202,13 @@ def sequential_gradient(conditioner: Conditioner, head: Head, seed: int = 0, sit
         ladj = ladj - head(phi, t).log_abs_det_jacobian(x_t, y[:, t : t + 1]).sum(1)
     expected = torch.cat(xs, 1), ladj
     for name, got, value in zip(("x", "log|dx/dy|"), found, expected, strict=True):
-        _close("sequential gradient", name, got, value, tol)  # type: ignore[arg-type]
-    weights = [_noise_like(value, seed + i) for i, value in enumerate(found)]
+        close("sequential gradient", name, got, value, tol)  # type: ignore[arg-type]
+    weights = [noise_like(value, seed + i) for i, value in enumerate(found)]
     for case, keep in (("of x", (1, 0)), ("of log|dx/dy|", (0, 1)), ("of both", (1, 1))):
         sums = [sum(k * (v * w).sum() for k, v, w in zip(keep, out, weights, strict=True)) for out in (found, expected)]
-        pairs = zip(*(_gradients(total, leaves, keep_graph=True) for total in sums), strict=True)  # type: ignore[arg-type]
+        pairs = zip(*(gradients_of(total, leaves, keep_graph=True) for total in sums), strict=True)  # type: ignore[arg-type]
         for i, (got, value) in enumerate(pairs):
-            _close("sequential gradient", f"{case}, input or parameter {i}", got, value, tol)
+            close("sequential gradient", f"{case}, input or parameter {i}", got, value, tol)
 
 
 def _with_other_site(conditioner: Conditioner, y: Tensor, s: int) -> Tensor:

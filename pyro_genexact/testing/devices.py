@@ -6,49 +6,39 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .helpers import ModuleT, _close, _gradients, _same, _seeded, _tensors
+from .helpers import ModuleT, close, gradients_of, no_error, same, seeded, tensors_of
+
+REFUSALS = RuntimeError, ValueError, TypeError
 
 
 def device(run: Callable[[], Any], seed: int = 0) -> None:
     """Nothing is made on the default device: ``run`` gives the same tensors while that is ``meta``."""
-    with _seeded(seed):
-        expected = list(_tensors(run()))
-    try:
-        with _seeded(seed), torch.device("meta"):
-            found = list(_tensors(run()))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise AssertionError(f"device broken [the default device is meta]: {error}") from error
+    with seeded(seed):
+        expected = list(tensors_of(run()))
+    with no_error("device", "the default device is meta", *REFUSALS), seeded(seed), torch.device("meta"):
+        found = list(tensors_of(run()))
     for got, value in zip(found, expected, strict=True):
-        _same("device", "the default device is meta", got.device, value.device)
-        _close("device", "the default device is meta", got, value, 1e-12)
+        same("device", "the default device is meta", got.device, value.device)
+        close("device", "the default device is meta", got, value, 1e-12)
 
 
 def constructed(make: Callable[[], Any]) -> None:
     """``make()`` looks at no values: without validation it runs while the default device is ``meta``."""
-    import pyro
-
-    try:
-        with torch.device("meta"), pyro.validation_enabled(False):
-            make()
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise AssertionError(f"device broken [made on meta]: {error}") from error
+    with no_error("device", "made on meta", *REFUSALS), torch.device("meta"), pyro.validation_enabled(False):
+        make()
 
 
 def meta(module: ModuleT, run: Callable[[ModuleT], Any]) -> None:
     """``run`` of the module on ``meta``, without validation, makes every tensor there."""
-    import pyro
-
-    try:
-        with pyro.validation_enabled(False):
-            values = list(_tensors(run(copy.deepcopy(module).to("meta"))))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise AssertionError(f"device broken [all on meta]: {error}") from error
+    with no_error("device", "all on meta", *REFUSALS), pyro.validation_enabled(False):
+        values = list(tensors_of(run(copy.deepcopy(module).to("meta"))))
     for value in values:
-        _same("device", "all on meta", value.device.type, "meta")
+        same("device", "all on meta", value.device.type, "meta")
 
 
 def per_example(module: nn.Module, score: Callable[..., Tensor], *rows: Tensor | None, tol: float = 1e-9) -> None:
@@ -66,12 +56,10 @@ def per_example(module: nn.Module, score: Callable[..., Tensor], *rows: Tensor |
 
     given: dict[str, Tensor] = dict(module.named_parameters())
     dims = (None, *(None if row is None else 0 for row in rows))
-    try:
+    with no_error("per example", "vmap of grad", *REFUSALS):
         found = vmap(grad(of_row), in_dims=dims)(given, *rows)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise AssertionError(f"per example broken [vmap of grad]: {error}") from error
     for i in range(max(len(row) for row in rows if row is not None)):
         row = [None if values is None else values[i] for values in rows]
-        expected = _gradients(score(module, *row), list(given.values()))
+        expected = gradients_of(score(module, *row), list(given.values()))
         for name, gradient in zip(given, expected, strict=True):
-            _close("per example", f"gradient of {name}, row {i}", found[name][i], gradient, tol)
+            close("per example", f"gradient of {name}, row {i}", found[name][i], gradient, tol)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from fnmatch import fnmatch
 from itertools import combinations_with_replacement
 from math import inf, log, prod
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..base import Constant
-from .helpers import _broken, _close, _gradients, _noise_like, _raises, _same, _seeded, made, redraw
+from .densities import goodness_of_fit, log_density, quadrature, unvalidated_log_prob
+from .helpers import broken, close, gradients_of, made, noise_like, raises, redraw, same, seeded
 from .transforms import copies
 
 
@@ -27,13 +28,13 @@ def shapes(subject: Any, context: Tensor | None = None) -> None:
     for size in ((), (2,), (2, 3)):
         for name in ("sample", *(["rsample"] if d.has_rsample else [])):
             value = getattr(d, name)(torch.Size(size))
-            _same("shapes", f"{name}({size})", tuple(value.shape), (*size, *batch, *event))
-            _same("shapes", f"log_prob of {name}({size})", tuple(d.log_prob(value).shape), (*size, *batch))
-    _same("shapes", "event dims of the support", d.support.event_dim, len(event))
+            same("shapes", f"{name}({size})", tuple(value.shape), (*size, *batch, *event))
+            same("shapes", f"log_prob of {name}({size})", tuple(d.log_prob(value).shape), (*size, *batch))
+    same("shapes", "event dims of the support", d.support.event_dim, len(event))
     value = d.sample()
     for dropped in range(1, len(batch) + 1):
         part = value[(0,) * dropped]
-        _close(
+        close(
             "shapes",
             f"a value without its first {dropped} batch dims",
             d.log_prob(part),
@@ -44,14 +45,14 @@ def shapes(subject: Any, context: Tensor | None = None) -> None:
     for kind in (torch.Size, tuple, list):
         wide = d.expand(kind((4, *batch)))
         draws = wide.sample()
-        _same("shapes", f"expand({kind.__name__})", tuple(wide.batch_shape), (4, *batch))
-        _same("shapes", "expand leaves the original", tuple(d.batch_shape), tuple(batch))
-        _same("shapes", "sample of an expanded one", tuple(draws.shape), (4, *batch, *event))
-        _close("shapes", "log_prob of an expanded one", wide.log_prob(value), lp.expand(4, *batch), 1e-9)
+        same("shapes", f"expand({kind.__name__})", tuple(wide.batch_shape), (4, *batch))
+        same("shapes", "expand leaves the original", tuple(d.batch_shape), tuple(batch))
+        same("shapes", "sample of an expanded one", tuple(draws.shape), (4, *batch, *event))
+        close("shapes", "log_prob of an expanded one", wide.log_prob(value), lp.expand(4, *batch), 1e-9)
         if not d.support.is_discrete and (draws[0] == draws[1]).any():
-            _broken("shapes", "independent rows", f"{draws[0].flatten()[0]} twice")
+            broken("shapes", "independent rows", f"{draws[0].flatten()[0]} twice")
     if not d.support.is_discrete and len(batch) and batch[0] > 1 and (value[0] == value[1]).any():
-        _broken("shapes", "independent rows", f"{value[0].flatten()[0]} twice")
+        broken("shapes", "independent rows", f"{value[0].flatten()[0]} twice")
 
 
 def support(subject: Any, context: Tensor | None = None, outside: Tensor | None = None, count: int = 1000) -> None:
@@ -67,9 +68,9 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
     value = d.sample((count,))
     inside = d.support.check(value)
     if not inside.all():
-        _broken("support", "samples inside", f"{value[~inside].flatten()[0]}, not within {d.support}")
+        broken("support", "samples inside", f"{value[~inside].flatten()[0]}, not within {d.support}")
     if not (lp := d.log_prob(value)).isfinite().all():
-        _broken("support", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
+        broken("support", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
     if d.support.is_discrete and outside is None:
         return
     one = value[0].reshape(-1, *d.event_shape)[0]
@@ -81,13 +82,13 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
     strict = copy.copy(d)
     strict._validate_args = True
     for i, v in enumerate(bad):
-        lp = _log_prob(d, v)
+        lp = unvalidated_log_prob(d, v)
         if not v.isnan().any() and not (lp == -inf).all():
-            _broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not -inf")
+            broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not -inf")
         if v.isnan().any() and (lp > -inf).any():
-            _broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not NaN or -inf")
+            broken("support", f"log_prob of {v.tolist()}", f"{lp.flatten()[0]}, not NaN or -inf")
         if i < given or not d.support.check(v).any():  # torch's constraints.real admits infinities
-            with _raises("support", f"log_prob of {v.tolist()} when validating", ValueError):
+            with raises("support", f"log_prob of {v.tolist()} when validating", ValueError):
                 strict.log_prob(v)
 
 
@@ -97,8 +98,8 @@ def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None
     if d.support.is_discrete:
         total = d.log_prob(d.enumerate_support()).exp().sum(0)
     else:
-        total = torch.stack([(density * weights).sum(0) for _, weights, density in _quadrature(d)]).sum(0)
-    _close("mass", "total", total, torch.ones_like(total), tol)
+        total = torch.stack([(density * weights).sum(0) for _, weights, density in quadrature(d)]).sum(0)
+    close("mass", "total", total, torch.ones_like(total), tol)
 
 
 def agreement(
@@ -113,7 +114,7 @@ def agreement(
     d = made(subject, context)
     if d.support.is_discrete:
         return _chi_square(d, count, seed, limit)
-    with _seeded(seed), torch.no_grad():
+    with seeded(seed), torch.no_grad():
         y = d.sample((count,))
         u = biject_to(d.support).inv(y).reshape(count, prod(d.batch_shape), -1)
         center, spread = _center_and_spread(u)
@@ -121,7 +122,7 @@ def agreement(
         v = center + spread * torch.randn_like(u)
 
         def terms(values: Tensor, sign: float) -> Tensor:
-            log_p = _log_density(d, values.reshape(count, *d.batch_shape, -1)).reshape(count, -1)
+            log_p = log_density(d, values.reshape(count, *d.batch_shape, -1)).reshape(count, -1)
             share = (sign * (normal.log_prob(values).sum(-1) - log_p)).sigmoid()  # q / (p + q), or p / (p + q)
             columns = ((values - center) / spread).tanh().unbind(-1)
             pairs = [a * b for a, b in combinations_with_replacement((torch.ones_like(share), *columns), 2)]
@@ -130,14 +131,14 @@ def agreement(
         ours, theirs = terms(u, 1.0), terms(v, -1.0)
         z = (ours.mean(1) - theirs.mean(1)) / ((ours.var(1) + theirs.var(1)) / count).sqrt()
         if not z.abs().max() < limit:
-            _broken(
+            broken(
                 "agreement",
                 "samples and log_prob",
                 f"means that differ by {z.abs().max():.3g} standard errors, not below {limit}",
             )
         if u.shape[-1] == 1:
             points, weights, density = (
-                torch.cat(parts).reshape(-1, u.shape[1]) for parts in zip(*_quadrature(d), strict=True)
+                torch.cat(parts).reshape(-1, u.shape[1]) for parts in zip(*quadrature(d), strict=True)
             )
             cdf = (weights * density).cumsum(0) - weights * density / 2
             for row in range(u.shape[1]):
@@ -147,33 +148,17 @@ def agreement(
                 p = torch.lerp(cdf[at - 1, row], cdf[at, row], ((mine - left) / (right - left)).clamp(0, 1))
                 statistic = (p - (torch.arange(count, device=p.device) + 0.5) / count).abs().max() * count**0.5
                 if not statistic < 2.2:  # p = 1e-4
-                    _broken("agreement", f"Kolmogorov-Smirnov, row {row}", f"{statistic:.3g}, not below 2.2")
+                    broken("agreement", f"Kolmogorov-Smirnov, row {row}", f"{statistic:.3g}, not below 2.2")
 
 
 def _chi_square(d: Any, count: int, seed: int, limit: float) -> None:
     support = d.enumerate_support(expand=False).unsqueeze(-1).flatten(1 + len(d.batch_shape))
     expected = count * d.log_prob(d.enumerate_support(expand=False)).exp().detach()
-    with _seeded(seed):
+    with seeded(seed):
         y = d.sample((count,)).reshape(count, 1, *d.batch_shape, -1)
     observed = (y == support).all(-1).to(expected).sum(0)  # (N, *batch)
-    _close("agreement", "samples in the support", observed.sum(0), torch.full_like(observed[0], count), 0.0)
-    _fit("agreement", "samples and log_prob", observed, expected, limit)
-
-
-def _fit(law: str, case: str, observed: Tensor, expected: Tensor, limit: float = 5.0) -> None:
-    """Pearson's chi-square of counts (N, *batch) against the expected ones, in deviations of a normal (Wilson, Hilferty 1931)."""
-    if (observed[expected == 0] > 0).any():
-        _broken(law, case, "a value of probability 0")
-    rare = expected < 5  # joined to one cell, with the least frequent of the others, so that it is not rare
-    rare = rare.scatter(0, expected.masked_fill(rare, inf).argmin(0, keepdim=True), True)
-    cells = [(torch.where(rare, 0.0, n), torch.where(rare, n, 0.0).sum(0, keepdim=True)) for n in (observed, expected)]
-    observed, expected = (torch.cat(pair) for pair in cells)
-    terms = torch.where(expected > 0, (observed - expected).square() / expected.clamp(min=1e-300), 0.0)
-    freedom = ((expected > 0).sum(0) - 1).clamp(min=1)
-    spread = 2 / (9 * freedom)
-    z = ((terms.sum(0) / freedom) ** (1 / 3) - (1 - spread)) / spread.sqrt()
-    if not z.max() < limit:
-        _broken(law, case, f"chi-square {z.max():.3g} deviations off, not below {limit}")
+    close("agreement", "samples in the support", observed.sum(0), torch.full_like(observed[0], count), 0.0)
+    goodness_of_fit("agreement", "samples and log_prob", observed, expected, limit)
 
 
 def gradients(module: nn.Module, context: Tensor | None = None, inert: Collection[str] = (), tol: float = 1e-4) -> None:
@@ -186,27 +171,27 @@ def gradients(module: nn.Module, context: Tensor | None = None, inert: Collectio
         tol: of a derivative along a random direction, relative to 1 + |value|.
     """
     module = copy.deepcopy(module)
-    with _seeded(0):
+    with seeded(0):
         y = made(module, context).sample((8,))
     for training in (True, False):
         module.train(training)
         for case in ("log_prob", *(["rsample"] if made(module, context).has_rsample else [])):
 
             def total(case: str = case) -> Tensor:
-                with _seeded(0):
+                with seeded(0):
                     d = made(module, context)
                     return d.log_prob(y).sum() if case == "log_prob" else d.rsample((3,)).sin().sum()
 
             names, parameters = zip(*[(n, p) for n, p in module.named_parameters() if p.requires_grad], strict=True)
-            for name, p, grad in zip(names, parameters, _gradients(total(), parameters), strict=True):
+            for name, p, grad in zip(names, parameters, gradients_of(total(), parameters), strict=True):
                 where = f"{case} of {name}, {'train' if training else 'eval'}"
                 if not grad.abs().max() > 0 and not any(fnmatch(name, pattern) for pattern in inert):
-                    _broken("gradients", where, "0, not more")
-                direction, start = _noise_like(p, 1), p.detach().clone()
+                    broken("gradients", where, "0, not more")
+                direction, start = noise_like(p, 1), p.detach().clone()
                 with torch.no_grad():
                     ends = [(p.copy_(start + h * direction), total())[1] for h in (1e-6, -1e-6)]
                     p.copy_(start)
-                _close("gradients", where, (grad * direction).sum(), (ends[0] - ends[1]) / 2e-6, tol)
+                close("gradients", where, (grad * direction).sum(), (ends[0] - ends[1]) / 2e-6, tol)
 
 
 def extremes(module: nn.Module, context: Tensor | None = None) -> None:
@@ -229,12 +214,12 @@ def extremes(module: nn.Module, context: Tensor | None = None) -> None:
             )
             for sign in (1.0, (-1.0) ** torch.arange(size[-1], device=u.device)):
                 y = biject_to(d.support)(u * sign).detach().requires_grad_()
-                lp = _log_prob(d, y)
-                grads = _gradients(lp[lp.isfinite()].sum(), [y, *net.parameters()], keep_graph=True)
+                lp = unvalidated_log_prob(d, y)
+                grads = gradients_of(lp[lp.isfinite()].sum(), [y, *net.parameters()], keep_graph=True)
                 for what, value in (("log_prob", lp), *((f"gradient {i}", g) for i, g in enumerate(grads))):
                     good = value.isfinite() if dtype == torch.float64 else ~value.isnan()
                     if not good.all():
-                        _broken("extremes", f"{what} at {far:g}, {dtype}", f"{value[~good].flatten()[0]}, not finite")
+                        broken("extremes", f"{what} at {far:g}, {dtype}", f"{value[~good].flatten()[0]}, not finite")
 
 
 def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
@@ -243,9 +228,9 @@ def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
         y = torch.full_like(d.sample(), far)
         if bool(d.support.check(y).all()):
             lp = d.log_prob(y)
-            for i, value in enumerate((lp, *_gradients(lp.sum(), list(module.parameters())))):
+            for i, value in enumerate((lp, *gradients_of(lp.sum(), list(module.parameters())))):
                 if not value.isfinite().all():
-                    _broken("extremes", f"log_prob or gradient {i} at {far:g}", f"{value.flatten()[0]}, not finite")
+                    broken("extremes", f"log_prob or gradient {i} at {far:g}", f"{value.flatten()[0]}, not finite")
 
 
 def saturation(module: nn.Module, context: Tensor | None = None) -> None:
@@ -259,7 +244,7 @@ def saturation(module: nn.Module, context: Tensor | None = None) -> None:
     for spread in (60.0, 1e3):
         like = next(module.parameters(), torch.empty(0, device="cpu"))
         module.base = Constant(dist.Normal(like.new_zeros(shape), spread).to_event(len(shape)))
-        with _seeded(0):
+        with seeded(0):
             d = made(module, context)
             y = d.rsample((64,))
             values = {
@@ -270,10 +255,10 @@ def saturation(module: nn.Module, context: Tensor | None = None) -> None:
                 "log_prob of draws, computed anew": (anew := made(module, context).log_prob(y))[anew > -1e6],
             }
             for case, value in values.items():
-                for i, found in enumerate((value, *_gradients(value.sum(), [*module.parameters()], keep_graph=True))):
+                for i, found in enumerate((value, *gradients_of(value.sum(), [*module.parameters()], keep_graph=True))):
                     if not found.isfinite().all():
                         what = f"gradient {i - 1} of {case}" if i else case
-                        _broken("saturation", f"{what}, base of deviation {spread:g}", "not finite")
+                        broken("saturation", f"{what}, base of deviation {spread:g}", "not finite")
 
 
 def persistence(module: nn.Module, context: Tensor | None = None) -> None:
@@ -285,7 +270,7 @@ def persistence(module: nn.Module, context: Tensor | None = None) -> None:
         file.seek(0)
         other = redraw(copy.deepcopy(module), seed=7)
         other.load_state_dict(torch.load(file, weights_only=True))
-        _close("persistence", "state_dict", made(other, context).log_prob(y), made(module, context).log_prob(y), 1e-12)
+        close("persistence", "state_dict", made(other, context).log_prob(y), made(module, context).log_prob(y), 1e-12)
         copies(module, lambda m: made(m, context).log_prob(y))
         copies(made(module, context), lambda d: d.log_prob(y))
 
@@ -300,59 +285,18 @@ def freshness(module: nn.Module, context: Tensor | None = None, tol: float = 1e-
             y = d.sample()
             d.log_prob(y)
         y = y.clone() if case == "inference_mode" else y
-        grads = _gradients(d.log_prob(y).sum(), parameters)
+        grads = gradients_of(d.log_prob(y).sum(), parameters)
         fresh = copy.deepcopy(module)
-        expected = _gradients(made(fresh, context).log_prob(y.clone()).sum(), list(fresh.parameters()))
+        expected = gradients_of(made(fresh, context).log_prob(y.clone()).sum(), list(fresh.parameters()))
         for i, pair in enumerate(zip(grads, expected, strict=True)):
-            _close("freshness", f"sample under {case}, then log_prob: gradient of parameter {i}", *pair, tol)
+            close("freshness", f"sample under {case}, then log_prob: gradient of parameter {i}", *pair, tol)
         with torch.no_grad():
             for p in parameters:
                 p.mul_(1.1)
         fresh = copy.deepcopy(unused)
         fresh.load_state_dict(module.state_dict())
         now, expected = (made(m, context).log_prob(y.clone()) for m in (module, fresh))
-        _close("freshness", "parameters changed, the module called again", now, expected, tol)
-
-
-def _log_prob(d: Any, value: Tensor) -> Tensor:
-    """log_prob without validation, of the distribution and of all that it is made of."""
-    import pyro
-
-    with pyro.validation_enabled(False):
-        return _unvalidated(d).log_prob(value)
-
-
-def _unvalidated(d: Any) -> Any:
-    d = copy.copy(d)
-    d.__dict__.pop("_validate_args", None)
-    if hasattr(d, "base_dist"):
-        d.base_dist = _unvalidated(d.base_dist)
-    return d
-
-
-def _log_density(d: Any, u: Tensor) -> Tensor:
-    """The log density of unconstrained values (N, *batch, size)."""
-    t = biject_to(d.support)
-    u = u.reshape(*u.shape[:-1], *t.inverse_shape(d.event_shape))
-    y = t(u)
-    return _log_prob(d, y) + t.log_abs_det_jacobian(u, y)
-
-
-def _quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
-    like = d.sample()
-    size = prod(biject_to(d.support).inverse_shape(d.event_shape))
-    if size > 2:
-        raise ValueError(f"Expected a distribution of one or two unconstrained numbers; got {size}.")
-    v = torch.linspace(-8.0, 8.0, 10 * points if size == 1 else points, dtype=like.dtype, device=like.device)
-    axis, weight = v.sinh(), v.cosh() * (v[1] - v[0])
-    grid = torch.cartesian_prod(*[axis] * size).reshape(-1, size)
-    weights = torch.cartesian_prod(*[weight] * size).reshape(-1, size).prod(-1)
-    for u, w in zip(grid.split(chunk), weights.split(chunk), strict=True):
-        u = u.reshape(-1, *[1] * len(d.batch_shape), size).expand(-1, *d.batch_shape, -1)
-        w = w.reshape(-1, *[1] * len(d.batch_shape)).expand(u.shape[:-1])
-        with torch.no_grad():
-            yield u, w, _log_density(d, u).exp()
+        close("freshness", "parameters changed, the module called again", now, expected, tol)
 
 
 def _center_and_spread(u: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from ..decoding.search import beam_search, greedy
 from ..decoding.stochastic import stochastic_beam_search
 from ..diagnostics.calibration import pit
 from ..families.guard import contains
-from .helpers import _broken, _same, _seeded, _tensors
+from .helpers import broken, no_error, same, seeded, tensors_of
 
 Quantities = Mapping[str, Callable[[], Any]]
 
@@ -42,21 +42,19 @@ def empty(run: Callable[[int], Quantities], leaves: Sequence[Tensor] = ()) -> No
             those that raise for one row are left out.
         leaves: of which gradients are taken.
     """
-    with _seeded(0):
+    with seeded(0):
         none, one, two = (run(rows) for rows in range(3))
         for name in one:
             try:
-                pair = [list(_tensors(of[name]())) for of in (one, two)]
+                pair = [list(tensors_of(of[name]())) for of in (one, two)]
             except (AttributeError, NotImplementedError, TypeError, ValueError):
                 continue  # there is no such quantity
-            try:
-                found = list(_tensors(none[name]()))
-            except Exception as error:
-                raise AssertionError(f"empty broken [{name}]: {type(error).__name__}: {error}") from error
+            with no_error("empty", name, Exception, named=True):
+                found = list(tensors_of(none[name]()))
             for got, first, second in zip(found, *pair, strict=True):
                 expected = tuple(2 * a - b for a, b in zip(first.shape, second.shape, strict=True))
-                _same("empty", f"{name}, shape", tuple(got.shape), expected)
-                _same("empty", f"{name}, dtype", got.dtype, first.dtype)
+                same("empty", f"{name}, shape", tuple(got.shape), expected)
+                same("empty", f"{name}, dtype", got.dtype, first.dtype)
                 _vanishing(name, got, first, leaves)
 
 
@@ -93,11 +91,11 @@ def _public(d: Distribution, name: str, *values: Tensor) -> Any:
 
 
 def _vanishing(name: str, got: Tensor, like: Tensor, leaves: Sequence[Tensor]) -> None:
-    _same("empty", f"{name}, requires_grad", got.requires_grad, like.requires_grad)
+    same("empty", f"{name}, requires_grad", got.requires_grad, like.requires_grad)
     if not (like.requires_grad and leaves):
         return
     pairs = [torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True) for value in (got, like)]
     for i, (grad, full) in enumerate(zip(*pairs, strict=True)):
-        _same("empty", f"{name}, whether leaf {i} has a gradient", grad is None, full is None)
+        same("empty", f"{name}, whether leaf {i} has a gradient", grad is None, full is None)
         if grad is not None and grad.any():
-            _broken("empty", f"{name}, gradient of leaf {i}", f"{grad[grad != 0][0]}, not 0")
+            broken("empty", f"{name}, gradient of leaf {i}", f"{grad[grad != 0][0]}, not 0")

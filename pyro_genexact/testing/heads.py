@@ -9,7 +9,7 @@ import torch
 
 from ..base import Head
 from ..families.guard import contains, log_prob_everywhere
-from .helpers import _broken, _close, _each_matters, _like, _noise_like, _same, _seeded
+from .helpers import broken, close, each_matters, like_of, no_error, noise_like, same, seeded
 
 
 def distribution_head(
@@ -31,39 +31,39 @@ def distribution_head(
         tol: relative to 1 + |value|.
         dtype: of the inputs to a head without parameters and buffers.
     """
-    like, event = _like(head, dtype), tuple(head.site_shape)
-    phi = (0.7 * _noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
+    like, event = like_of(head, dtype), tuple(head.site_shape)
+    phi = (0.7 * noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
     d = head(phi)
-    _same("head", "batch and event shape", (tuple(d.batch_shape), tuple(d.event_shape)), ((8, sites), event))
-    _same("head", "event dims of the support", head.support.event_dim, len(event))
-    with _seeded(seed):
+    same("head", "batch and event shape", (tuple(d.batch_shape), tuple(d.event_shape)), ((8, sites), event))
+    same("head", "event dims of the support", head.support.event_dim, len(event))
+    with seeded(seed):
         y = d.sample()
-    _same("head", "shape of samples", tuple(y.shape), (8, sites, *event))
+    same("head", "shape of samples", tuple(y.shape), (8, sites, *event))
     for case, values in (("samples", y), ("samples at phi = 0", head(torch.zeros_like(phi)).sample())):
         if not contains(head.support, values).all():
-            _broken("head", f"support holds {case}", f"{values.flatten()[0]} outside {head.support}")
+            broken("head", f"support holds {case}", f"{values.flatten()[0]} outside {head.support}")
     lp = d.log_prob(y)
-    _same("head", "shape of log_prob", tuple(lp.shape), (8, sites))
+    same("head", "shape of log_prob", tuple(lp.shape), (8, sites))
     if not lp.isfinite().all():
-        _broken("head", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
+        broken("head", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
     for t in range(sites):
         part = head(phi[:, t : t + 1], t)
-        _close("head", f"site {t} alone", part.log_prob(y[:, t : t + 1]), lp[:, t : t + 1], tol)
+        close("head", f"site {t} alone", part.log_prob(y[:, t : t + 1]), lp[:, t : t + 1], tol)
     (grad,) = torch.autograd.grad(lp.sum(), phi, retain_graph=True)
-    _each_matters(grad, "log_prob")
+    each_matters(grad, "log_prob")
     if d.has_rsample:
-        with _seeded(seed):
+        with seeded(seed):
             (grad,) = torch.autograd.grad(d.rsample().sin().sum(), phi)
         if not grad.abs().max() > 0:
-            _broken("head", "gradient of rsample", "0, not more")
+            broken("head", "gradient of rsample", "0, not more")
         _pathwise(head, phi[0].detach(), seed)
     if y.is_floating_point():
         wrong = log_prob_everywhere(d, torch.full_like(y, torch.nan), head.support)
-        _close("head", "log_prob of NaN", wrong, torch.full_like(wrong, -torch.inf), tol)
+        close("head", "log_prob of NaN", wrong, torch.full_like(wrong, -torch.inf), tol)
     _expands(head(phi), y, phi, tol)
     _unmoved_by_samples(head(phi), y, phi, "the samples'")
     for far in (1e4, -1e4, 1e8, -1e8):
-        _finite_at(head, y, far * torch.sign(_noise_like(phi, seed + 2)).detach().requires_grad_(), f"±{abs(far):g}")
+        _finite_at(head, y, far * torch.sign(noise_like(phi, seed + 2)).detach().requires_grad_(), f"±{abs(far):g}")
         _finite_at(head, y, torch.full_like(phi, far).requires_grad_(), f"{far:g}")
 
 
@@ -72,30 +72,26 @@ def _expands(d: Any, y: Any, phi: torch.Tensor, tol: float) -> None:
     shape, lp = (2, *d.batch_shape), d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi, retain_graph=True)
     for kind in (tuple, list, torch.Size):
-        try:
+        with no_error("head", f"expand to a {kind.__name__}", TypeError, AttributeError, RuntimeError, named=True):
             wide = d.expand(kind(shape))
             again = wide.expand((3, *shape))
-        except (TypeError, AttributeError, RuntimeError) as error:
-            raise AssertionError(
-                f"head broken [expand to a {kind.__name__}]: {type(error).__name__} {error}"
-            ) from error
         sizes = (tuple(wide.batch_shape), tuple(wide.event_shape), tuple(again.batch_shape))
-        _same("head", "expand, batch and event shape", sizes, (shape, tuple(d.event_shape), (3, *shape)))
-        _same("head", "expand, has_rsample", wide.has_rsample, d.has_rsample)
-        with _seeded(0):
+        same("head", "expand, batch and event shape", sizes, (shape, tuple(d.event_shape), (3, *shape)))
+        same("head", "expand, has_rsample", wide.has_rsample, d.has_rsample)
+        with seeded(0):
             samples = again.sample((5,))
-        _same("head", "expand, shape of samples", tuple(samples.shape), (5, 3, *shape, *d.event_shape))
-        _close("head", "expand, log_prob", wide.log_prob(y), lp.expand(shape), tol)
-        _close("head", "expand twice, log_prob", again.log_prob(y), lp.expand(3, *shape), tol)
+        same("head", "expand, shape of samples", tuple(samples.shape), (5, 3, *shape, *d.event_shape))
+        close("head", "expand, log_prob", wide.log_prob(y), lp.expand(shape), tol)
+        close("head", "expand twice, log_prob", again.log_prob(y), lp.expand(3, *shape), tol)
     (wide_grad,) = torch.autograd.grad(wide.log_prob(y).sum(), phi)
-    _close("head", "expand, gradient", wide_grad, 2 * grad, max(tol, 1e-7))
-    _same("head", "batch shape after expand", tuple(d.batch_shape), shape[1:])
+    close("head", "expand, gradient", wide_grad, 2 * grad, max(tol, 1e-7))
+    same("head", "batch shape after expand", tuple(d.batch_shape), shape[1:])
 
 
 def _pathwise(head: Head, phi: torch.Tensor, seed: int, rows: int = 1000) -> None:
     """Two estimates of d E f(y) / d phi, from the same samples, have the same mean."""
     phi = phi.expand(rows, *phi.shape).clone().requires_grad_()
-    with _seeded(seed):
+    with seeded(seed):
         y = head(phi).rsample()
     z = y.tanh() if not head.site_shape else y.tanh().sum(-1) + y.tanh().prod(-1)
     f = z + z.square()
@@ -104,7 +100,7 @@ def _pathwise(head: Head, phi: torch.Tensor, seed: int, rows: int = 1000) -> Non
     (score,) = torch.autograd.grad((head(phi).log_prob(y.detach()) * centred).sum(), phi)
     error = (path - score).mean(0) / ((path - score).std(0) / rows**0.5 + 1e-6)
     if not error.abs().max() < 5:
-        _broken("head", "gradient of rsample", f"{error.abs().max():.3g} standard errors from the score function's")
+        broken("head", "gradient of rsample", f"{error.abs().max():.3g} standard errors from the score function's")
 
 
 def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
@@ -116,12 +112,12 @@ def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
     for what, value in (("log_prob", lp), ("gradient", grad)):
         wrong = value.isnan() if value.dtype == torch.float32 else ~value.isfinite()
         if wrong.any():
-            _broken("head", f"{what} at phi = {case}", f"{value[wrong][0]}, not finite")
+            broken("head", f"{what} at phi = {case}", f"{value[wrong][0]}, not finite")
     if lp.dtype == torch.float32:
         exact = copy.deepcopy(head).double()(phi.double()).log_prob(y.double() if y.is_floating_point() else y)
         wrong = lp.isinf() & (exact.abs() < torch.finfo(torch.float32).max)
         if wrong.any():
-            _broken("head", f"log_prob at phi = {case}", f"{lp[wrong][0]}, not {exact[wrong][0]:.6g}")
+            broken("head", f"log_prob at phi = {case}", f"{lp[wrong][0]}, not {exact[wrong][0]:.6g}")
     _unmoved_by_samples(head(phi), y, phi, case)
 
 
@@ -131,11 +127,11 @@ def _not_ruled_out(head: Head, y: Any, phi: torch.Tensor, case: str) -> Any:
     lp = d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi)
     if lp.isnan().any() or (lp == torch.inf).any() or not grad.isfinite().all():
-        _broken("head", f"log_prob and gradient at phi = {case}", "not finite, nor -inf and 0")
+        broken("head", f"log_prob and gradient at phi = {case}", "not finite, nor -inf and 0")
     if d.has_enumerate_support:
         total = d.log_prob(d.enumerate_support()).logsumexp(0)
-        _close("head", f"log of the total mass at phi = {case}", total, torch.zeros_like(total), 1e-5)
-    with _seeded(0):
+        close("head", f"log of the total mass at phi = {case}", total, torch.zeros_like(total), 1e-5)
+    with seeded(0):
         return d.sample()
 
 
@@ -145,7 +141,7 @@ def _unmoved_by_samples(d: Any, y: Any, phi: torch.Tensor, case: str) -> None:
     for _ in range(2):
         lp = d.log_prob(y)
         found.append((lp, *torch.autograd.grad(lp.sum(), phi, retain_graph=True)))
-        with _seeded(0):
+        with seeded(0):
             d.sample()
     for what, before, after in zip(("log_prob", "gradient"), *found, strict=True):
-        _close("head", f"{what} after a sample, phi = {case}", after, before, 1e-9)
+        close("head", f"{what} after a sample, phi = {case}", after, before, 1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -83,65 +83,75 @@ def made(subject: Any, context: Tensor | None = None) -> Any:
     return subject() if context is None else subject(context)
 
 
-def _broken(law: str, case: str, numbers: str) -> None:
+def broken(law: str, case: str, numbers: str) -> NoReturn:
     raise AssertionError(f"{law} broken [{case}]: {numbers}")
 
 
-def _same(law: str, case: str, got: Any, expected: Any) -> None:
+def same(law: str, case: str, got: Any, expected: Any) -> None:
     if got != expected:
-        _broken(law, case, f"{got}, not {expected}")
+        broken(law, case, f"{got}, not {expected}")
 
 
-def _close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> None:
+def close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> None:
     """Equal within tol * (1 + |expected|), equal infinities included."""
-    _same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
+    same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
     near = (got - expected).abs() <= tol * (1 + expected.abs())
     off = ~((near & expected.isfinite()) | (got == expected))
     if off.any():
-        _broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
+        broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
 
 
-def _like(head: Head, dtype: torch.dtype) -> Tensor:
+def like_of(head: Head, dtype: torch.dtype) -> Tensor:
     own = (v for v in (*head.parameters(), *head.buffers()) if v.is_floating_point())
     return next(own, torch.empty(0, dtype=dtype))
 
 
-def _each_matters(grad: Tensor, of: str) -> None:
+def each_matters(grad: Tensor, of: str) -> None:
     size = grad.abs().amax((0, 1))
     if not (size > 0).all():
-        _broken("head", "every parameter matters", f"gradient 0 of parameter {int(size.argmin())} in {of}, not more")
+        broken("head", "every parameter matters", f"gradient 0 of parameter {int(size.argmin())} in {of}, not more")
 
 
 @contextmanager
-def _raises(law: str, case: str, error: type[Exception] | tuple[type[Exception], ...]) -> Iterator[None]:
+def raises(law: str, case: str, error: type[Exception] | tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except error:
         return
-    _broken(law, case, f"no error, not a {getattr(error, '__name__', error)}")
+    broken(law, case, f"no error, not a {getattr(error, '__name__', error)}")
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def no_error(law: str, case: str, *errors: type[Exception], named: bool = False) -> Iterator[None]:
+    """Errors of these kinds break the law; ``named``, with the name of the kind in the message."""
+    try:
+        yield
+    except errors as error:
+        name = f"{type(error).__name__}: " if named else ""
+        raise AssertionError(f"{law} broken [{case}]: {name}{error}") from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_of(part)
 
 
-def _noise_like(value: Tensor, seed: int) -> Tensor:
+def noise_like(value: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(value.shape, generator=generator, dtype=value.dtype, device="cpu").to(value.device)
 
 
-def _gradients(total: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
+def gradients_of(total: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
     grads: Sequence[Tensor | None] = [None] * len(leaves)
     if total.requires_grad:
         grads = torch.autograd.grad(total, list(leaves), retain_graph=keep_graph, allow_unused=True)

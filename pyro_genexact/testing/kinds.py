@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .helpers import _broken, _close, _raises
+from .helpers import broken, close, raises
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64, torch.int64)
 
@@ -21,7 +21,7 @@ def kinds(distribution: Any, value: Tensor) -> None:
     """
     for case, validate in (("validating", True), ("not validating", False)):
         distribution._validate_args = validate
-        with _raises("kinds", f"complex values, {case}", (TypeError, ValueError)):
+        with raises("kinds", f"complex values, {case}", (TypeError, ValueError)):
             distribution.log_prob(value.to(torch.complex128 if value.dtype == torch.float64 else torch.complex64))
         if not bool((value == value.long()).all()):
             continue
@@ -31,5 +31,5 @@ def kinds(distribution: Any, value: Tensor) -> None:
                 try:
                     got = distribution.log_prob(value.to(dtype))
                 except (TypeError, ValueError, RuntimeError) as error:
-                    _broken("kinds", f"{dtype}, {case}", f"{type(error).__name__}: {error}")
-                _close("kinds", f"{dtype}, {case}", got, expected, 1e-12)
+                    broken("kinds", f"{dtype}, {case}", f"{type(error).__name__}: {error}")
+                close("kinds", f"{dtype}, {case}", got, expected, 1e-12)

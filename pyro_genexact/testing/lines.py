@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..numerics.quadrature import kronrod_rule
-from .distributions import _log_density
-from .helpers import _broken, _seeded, made
+from .densities import log_density
+from .helpers import broken, made, seeded
 
 
 def line_mass(
@@ -47,16 +47,16 @@ def line_mass(
     def density(v: Tensor) -> Tensor:
         """(N, *batch) at v (N,), where the unconstrained value is sinh v."""
         wide = v.reshape(-1, *[1] * len(d.batch_shape)).expand(-1, *d.batch_shape)
-        return _log_density(d, wide.sinh().unsqueeze(-1)).exp() * wide.cosh()
+        return log_density(d, wide.sinh().unsqueeze(-1)).exp() * wide.cosh()
 
-    with _seeded(17), torch.no_grad():
+    with seeded(17), torch.no_grad():
         u = biject_to(d.support).inv(d.sample((draws,)))
         total, error = _adaptive(density, _edges(u.asinh().reshape(draws, -1)), tol / 10)
     off = ~((total - 1).abs() <= tol + error)
     if not (error <= tol).all():
-        _broken("line mass", "quadrature", f"an error of {error.max():.3g}, not below {tol:g}")
+        broken("line mass", "quadrature", f"an error of {error.max():.3g}, not below {tol:g}")
     if off.any():
-        _broken("line mass", f"total, row {int(off.flatten().nonzero()[0])}", f"{total[off][0]:.9g}, not 1")
+        broken("line mass", f"total, row {int(off.flatten().nonzero()[0])}", f"{total[off][0]:.9g}, not 1")
 
 
 def _edges(draws: Tensor, end: float = 30.0) -> Tensor:

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from .helpers import _broken, _same, made
+from .helpers import broken, made, no_error, same
 
 
 def quantities(subject: Any, context: Tensor | None = None) -> None:
@@ -47,11 +47,11 @@ def quantities(subject: Any, context: Tensor | None = None) -> None:
             found = quantity()
         except NotImplementedError:
             if name == "rsample" and d.has_rsample:
-                _broken("quantities", name, "not implemented, though has_rsample is True")
+                broken("quantities", name, "not implemented, though has_rsample is True")
             continue
         except Exception as error:
             raise AssertionError(f"quantities broken [{name}]: {type(error).__name__}: {error}") from error
-        _same("quantities", name, tuple(found.shape), shape)
+        same("quantities", name, tuple(found.shape), shape)
 
 
 def settable(subject: Any, context: Tensor | None = None) -> None:
@@ -67,25 +67,23 @@ def settable(subject: Any, context: Tensor | None = None) -> None:
     before, smooth = one.has_rsample, one.has_rsample and one.rsample().requires_grad
     for value in (True, False):
         d = copy.copy(made(subject, context))
-        try:
+        with no_error("settable", f"has_rsample_({value})", AttributeError):
             returned = d.has_rsample_(value)
-        except AttributeError as error:
-            raise AssertionError(f"settable broken [has_rsample_({value})]: {error}") from error
         if returned is not d:
-            _broken("settable", f"has_rsample_({value})", "returns another object")
-        _same("settable", f"has_rsample after has_rsample_({value})", d.has_rsample, value)
-        _same("settable", f"has_rsample of a copy after has_rsample_({value})", copy.copy(d).has_rsample, value)
+            broken("settable", f"has_rsample_({value})", "returns another object")
+        same("settable", f"has_rsample after has_rsample_({value})", d.has_rsample, value)
+        same("settable", f"has_rsample of a copy after has_rsample_({value})", copy.copy(d).has_rsample, value)
     with poutine.trace() as traced:
         pyro.sample("alone", d)
         with pyro.plate("rows", 2, dim=-1 - len(d.batch_shape)):
             pyro.sample("in a plate", d)
     for name in ("alone", "in a plate"):
         site: Any = traced.trace.nodes[name]
-        _same("settable", f"has_rsample of a site, {name}", site["fn"].has_rsample, False)
-        _same("settable", f"gradient of a draw at a site, {name}", site["value"].requires_grad, False)
+        same("settable", f"has_rsample of a site, {name}", site["fn"].has_rsample, False)
+        same("settable", f"gradient of a draw at a site, {name}", site["value"].requires_grad, False)
     if before:
-        _same("settable", "gradient of rsample after has_rsample_(False)", d.rsample().requires_grad, smooth)
-    _same("settable", "has_rsample of another distribution", made(subject, context).has_rsample, before)
+        same("settable", "gradient of rsample after has_rsample_(False)", d.rsample().requires_grad, smooth)
+    same("settable", "has_rsample of another distribution", made(subject, context).has_rsample, before)
 
 
 def inferred_shapes(subject: Any, context: Tensor | None = None) -> None:
@@ -100,7 +98,7 @@ def inferred_shapes(subject: Any, context: Tensor | None = None) -> None:
     d = made(subject, context)
     kind = type(d)
     if not isinstance(kind.support, constraints.Constraint):
-        _broken("inferred shapes", "support of the class", f"{type(kind.support).__name__}, not a constraint")
+        broken("inferred shapes", "support of the class", f"{type(kind.support).__name__}, not a constraint")
     values = {name: getattr(d, name, None) for name in d.arg_constraints}
     given = {name: value.shape for name, value in values.items() if isinstance(value, Tensor)}
     try:
@@ -108,7 +106,7 @@ def inferred_shapes(subject: Any, context: Tensor | None = None) -> None:
     except NotImplementedError:
         with suppress(NotImplementedError):
             if not kind.support.event_dim:
-                _broken("inferred shapes", f"parameters {sorted(given)}", "not implemented")
+                broken("inferred shapes", f"parameters {sorted(given)}", "not implemented")
         return
     if given:
-        _same("inferred shapes", f"parameters {sorted(given)}", found, (d.batch_shape, d.event_shape))
+        same("inferred shapes", f"parameters {sorted(given)}", found, (d.batch_shape, d.event_shape))

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..base import Conditioner
 from ..contexts import Padded, Steps
 from ..heads.filters import Tempered
-from .distributions import _fit, _log_prob
-from .helpers import _broken, _close, _gradients, _raises, _same, _seeded, made
+from .densities import goodness_of_fit, unvalidated_log_prob
+from .helpers import broken, close, gradients_of, made, raises, same, seeded
 
 LARGEST = 4096
 
@@ -117,7 +117,7 @@ def _all_arrays(d: Any, sites: int) -> tuple[Tensor, Tensor]:
 def _strings(d: Any) -> tuple[Tensor, Tensor | None]:
     """Legal strings (S, *batch, *event), and all arrays that are none, (N, *event); of infinitely many, draws and None."""
     if not d.has_enumerate_support:
-        with _seeded(0):
+        with seeded(0):
             return d.sample((100,)), None
     arrays, legal = _all_arrays(d, d.max_len)
     strings = arrays[legal].reshape(-1, *[1] * len(d.batch_shape), *d.event_shape)
@@ -146,23 +146,21 @@ def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
 def _enumeration(d: Any, truth: ByChainRule, tol: float) -> None:
     """The mass is on the strings, all of them and each once."""
     log_prob = truth.sites.sum(-1)
-    _close(
-        "sequence", "mass of all strings", d.log_prob(truth.strings).logsumexp(0), torch.zeros_like(log_prob[0]), tol
-    )
+    close("sequence", "mass of all strings", d.log_prob(truth.strings).logsumexp(0), torch.zeros_like(log_prob[0]), tol)
     mine = d.enumerate_support()
-    _same("sequence", "shape of enumerate_support", tuple(mine.shape), tuple(truth.strings.shape))
+    same("sequence", "shape of enumerate_support", tuple(mine.shape), tuple(truth.strings.shape))
     found = (mine.unsqueeze(1) == truth.strings.unsqueeze(0)).flatten(2).all(-1)
     if not (found.sum(0) == 1).all():
-        _broken("sequence", "enumerate_support", "a string is missing or twice")
+        broken("sequence", "enumerate_support", "a string is missing or twice")
     possible = log_prob > -inf
     entropy = -(log_prob.exp() * log_prob.masked_fill(~possible, 0.0)).sum(0)
-    _close("sequence", "entropy", d.entropy(), entropy, tol)
+    close("sequence", "entropy", d.entropy(), entropy, tol)
 
 
 def _illegal(d: Any, truth: ByChainRule, arrays: Tensor | None) -> None:
     """What is no sequence is outside the support: -inf, or a ValueError."""
     if not d.support.check(truth.strings).all():
-        _broken("sequence", "support", "a string is outside")
+        broken("sequence", "support", "a string is outside")
     if arrays is None:  # strings with another last site
         gone = truth.strings[~truth.present[..., -1]]
         arrays = gone.repeat(3, *[1] * (gone.dim() - 1))
@@ -171,24 +169,24 @@ def _illegal(d: Any, truth: ByChainRule, arrays: Tensor | None) -> None:
         return
     checked = d.support.check(arrays.reshape(-1, *[1] * len(d.batch_shape), *d.event_shape))
     if checked.any():
-        _broken(
+        broken(
             "sequence",
             "support",
             f"{arrays[checked.flatten(1).any(1) if checked.dim() > 1 else checked][0].tolist()} is inside",
         )
     shaped = arrays.reshape(-1, *[1] * len(d.batch_shape), *d.event_shape)
     log_prob = _again(d, validate_args=False).log_prob(shaped)
-    _close("sequence", "log_prob of what is no sequence", log_prob, torch.full_like(log_prob, -inf), 0.0)
+    close("sequence", "log_prob of what is no sequence", log_prob, torch.full_like(log_prob, -inf), 0.0)
     strict = _again(d, validate_args=True)
     for array in arrays[:: max(len(arrays) // 100, 1)]:
-        with _raises("sequence", f"log_prob of {array.tolist()}, validated", ValueError):
+        with raises("sequence", f"log_prob of {array.tolist()}, validated", ValueError):
             strict.log_prob(array)
 
 
 def _values(d: Any, truth: ByChainRule, tol: float) -> None:
-    _close("sequence", "log_prob", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
-    _close("sequence", "log_prob_sites", d.log_prob_sites(truth.strings), truth.sites, tol)
-    _same("sequence", "lengths_of", d.lengths_of(truth.strings).tolist(), truth.lengths(d.eos is None).tolist())
+    close("sequence", "log_prob", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
+    close("sequence", "log_prob_sites", d.log_prob_sites(truth.strings), truth.sites, tol)
+    same("sequence", "lengths_of", d.lengths_of(truth.strings).tolist(), truth.lengths(d.eos is None).tolist())
 
 
 class Spied(Conditioner):
@@ -223,12 +221,12 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
         y = truth.strings.detach().clone()
         y.requires_grad_(y.is_floating_point())
         log_prob = _again(d, conditioner=Spied(d.conditioner, wide, other, added)).log_prob(y)
-        _close("sequence", "log_prob, whatever is read and predicted after the end", log_prob, truth.sites.sum(-1), tol)
+        close("sequence", "log_prob, whatever is read and predicted after the end", log_prob, truth.sites.sum(-1), tol)
         total = log_prob[log_prob > -inf].sum()
-        grads = _gradients(total, [added, *([y] if y.requires_grad else [])])
+        grads = gradients_of(total, [added, *([y] if y.requires_grad else [])])
         for name, grad in zip(("the parameters", "the values"), grads, strict=False):
             after = grad.reshape(*gone.shape, -1)[gone]
-            _close("sequence", f"gradient of {name} after the end", after, torch.zeros_like(after), 0.0)
+            close("sequence", f"gradient of {name} after the end", after, torch.zeros_like(after), 0.0)
 
 
 def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
@@ -238,13 +236,13 @@ def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
     shape = (*truth.present.shape, d.context.shape[-1])
     context = d.context.expand(shape).masked_fill(~truth.present.unsqueeze(-1), torch.nan).requires_grad_()
     log_prob = _again(d.expand(shape[:-2]), context=context).log_prob(truth.strings)
-    _close("sequence", "log_prob, covariates NaN after the end", log_prob, truth.sites.sum(-1), tol)
+    close("sequence", "log_prob, covariates NaN after the end", log_prob, truth.sites.sum(-1), tol)
     leaves = [context, *(p for p in d.conditioner.parameters() if p.requires_grad)]
-    grads = _gradients(log_prob[log_prob > -inf].sum(), leaves)
+    grads = gradients_of(log_prob[log_prob > -inf].sum(), leaves)
     after = grads[0][~truth.present]
-    _close("sequence", "gradient of covariates after the end", after, torch.zeros_like(after), 0.0)
+    close("sequence", "gradient of covariates after the end", after, torch.zeros_like(after), 0.0)
     if not all(grad.isfinite().all() for grad in grads):
-        _broken("sequence", "gradient, covariates NaN after the end", "not finite")
+        broken("sequence", "gradient, covariates NaN after the end", "not finite")
 
 
 def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
@@ -260,8 +258,8 @@ def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
             halves = first.split([1, k - 1], dim)
             given[f"1 and {k - 1} sites"] = d.conditional_on_prefix(halves[0]).conditional_on_prefix(halves[1])
         for name, c in given.items():
-            _close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
-            _same("sequence", f"lengths_of after {name}", c.lengths_of(rest).tolist(), lengths.tolist())
+            close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
+            same("sequence", f"lengths_of after {name}", c.lengths_of(rest).tolist(), lengths.tolist())
         _ragged(d, truth, k, tol)
 
 
@@ -282,7 +280,7 @@ def _ragged(d: Any, truth: ByChainRule, k: int, tol: float) -> None:
         step = d.conditional_on_prefix(halves[0], lengths[0])
         ragged[f"up to 1 and {k - 1} sites"] = step.conditional_on_prefix(halves[1], lengths[1])
     for name, c in ragged.items():
-        _close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
+        close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
 
 
 def _like_sites(index: Tensor, sites: Tensor) -> Tensor:
@@ -297,33 +295,33 @@ def _other_lengths(d: Any, truth: ByChainRule, tol: float) -> None:
     for T in range(1, d.max_len):
         short = _again(d, max_len=T)
         cut = truth.strings.narrow(dim, 0, T)
-        _close("sequence", f"log_prob, max_len={T}", short.log_prob(cut), truth.sites[..., :T].sum(-1), tol)
+        close("sequence", f"log_prob, max_len={T}", short.log_prob(cut), truth.sites[..., :T].sum(-1), tol)
     ended = truth.ends.any(-1).flatten(1).all(1) if dim > 1 else truth.ends.any(-1)
     strings = truth.strings[ended]
     filler = torch.full_like(strings.narrow(dim, 0, 1), 0 if d.eos is None else d.eos)
     longer = _again(d, max_len=d.max_len + 2).log_prob(torch.cat([strings, filler, filler], dim))
-    _close("sequence", "log_prob, two more sites", longer, truth.sites[ended].sum(-1), tol)
+    close("sequence", "log_prob, two more sites", longer, truth.sites[ended].sum(-1), tol)
 
 
 def _other_head(d: Any, truth: ByChainRule, tol: float) -> None:
     plain = d.eos is not None and d.has_enumerate_support
     head = Tempered(d.head, 0.5) if plain else d.head
     expected = _by_chain_rule(d, head, truth.strings).sites.sum(-1)
-    _close("sequence", "log_prob with another head", d.with_head(head).log_prob(truth.strings), expected, tol)
-    _close("sequence", "log_prob after with_head", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
+    close("sequence", "log_prob with another head", d.with_head(head).log_prob(truth.strings), expected, tol)
+    close("sequence", "log_prob after with_head", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
 
 
 def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> None:
     """Strings are drawn as often as their probability says, independently from row to row of an expanded batch."""
-    with _seeded(0):
+    with seeded(0):
         curve = d.termination_curve(num_samples=(samples := max(draws // 4, 2)))
     wide = d.expand((draws, *d.batch_shape))
     many = d.chain.like
     for name, draw in (("sample", lambda: d.sample((draws,))), ("sample of expand", wide.sample)):
-        with _seeded(0):
+        with seeded(0):
             many = draw()
         if not d.support.check(many).all():
-            _broken("sequence", name, "a value outside the support")
+            broken("sequence", name, "a value outside the support")
         if finite:
             _frequencies(name, many, truth.strings, d.log_prob(truth.strings))
     if finite:
@@ -335,7 +333,7 @@ def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> 
     error = (curve.standard_error.square() + noise).sqrt()
     off = (curve.probability - ended).abs() - 5 * error - 1 / samples  # rarer histories may be missed
     if not (off <= tol).all():
-        _broken("sequence", "termination_curve", f"off by {off.max():.3g} more than 5 standard errors")
+        broken("sequence", "termination_curve", f"off by {off.max():.3g} more than 5 standard errors")
     rows = truth.strings[:: max(len(truth.strings) // 5, 1)][:6]
     k = min(2, d.max_len - 1)
     if finite and k:
@@ -344,8 +342,8 @@ def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> 
         c = d.conditional_on_prefix(rows.narrow(starts.dim(), 0, k), starts)
         arrays, legal = _all_arrays(d, d.max_len - k)
         rest = arrays[legal].reshape(-1, *[1] * starts.dim(), *c.event_shape)
-        with _seeded(1):
-            _frequencies("sample after a prefix", c.sample((draws,)), rest, _log_prob(c, rest))
+        with seeded(1):
+            _frequencies("sample after a prefix", c.sample((draws,)), rest, unvalidated_log_prob(c, rest))
 
 
 def _curve_after_prefixes(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> None:
@@ -360,24 +358,24 @@ def _curve_after_prefixes(d: Any, truth: ByChainRule, finite: bool, draws: int, 
     starts = torch.where(over, k, torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * (dim - 1)) % (k + 1))
     for case, lengths in (("", None), (", ragged", starts)):
         c = d.conditional_on_prefix(prefix, lengths)
-        with _seeded(2):
+        with seeded(2):
             curve = c.termination_curve(num_samples=samples)
         name = f"termination_curve after a prefix{case}"
-        _close("sequence", f"{name}, ended", curve.probability[over], torch.ones_like(curve.probability[over]), 0.0)
+        close("sequence", f"{name}, ended", curve.probability[over], torch.ones_like(curve.probability[over]), 0.0)
         if finite:
             arrays, legal = _all_arrays(d, c.max_len)
             rest = arrays[legal].reshape(-1, *[1] * dim, *c.event_shape)
             ended = _where(d, rest)[0].cumsum(-1) > 0
-            p = torch.where(ended, _log_prob(c, rest).exp().unsqueeze(-1), 0.0).sum(0)
+            p = torch.where(ended, unvalidated_log_prob(c, rest).exp().unsqueeze(-1), 0.0).sum(0)
             # no history of a probability above 10 / samples is likely to be missed
             off = (curve.probability - p).abs() - 5 * curve.standard_error - 10 / samples
             if not (off[~over] <= tol).all():
-                _broken("sequence", name, f"off by {off[~over].max():.3g} more than 5 standard errors")
+                broken("sequence", name, f"off by {off[~over].max():.3g} more than 5 standard errors")
 
 
 def _frequencies(case: str, many: Tensor, strings: Tensor, log_prob: Tensor) -> None:
     """Draws (M, *batch, *event) of strings (S, *batch or 1s, *event) with these log-probabilities (S, *batch)."""
     batch = log_prob.dim() - 1
     seen = torch.stack([(many == string).flatten(1 + batch).all(-1).sum(0) for string in strings]).to(log_prob)
-    _same("sequence", f"{case}, strings among all", seen.sum(0).min().item(), float(len(many)))
-    _fit("sequence", case, seen, len(many) * log_prob.detach().exp())
+    same("sequence", f"{case}, strings among all", seen.sum(0).min().item(), float(len(many)))
+    goodness_of_fit("sequence", case, seen, len(many) * log_prob.detach().exp())

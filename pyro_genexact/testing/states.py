@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import DistributionModule
-from .helpers import _close, _same
+from .helpers import close, same
 
 
 def reloading(module: nn.Module, run: Callable[[Any], Tensor]) -> None:
@@ -38,7 +38,7 @@ def reloading(module: nn.Module, run: Callable[[Any], Tensor]) -> None:
             with _filled():
                 other.to_empty(device=device)
         other.load_state_dict(state, assign=assign)
-        _close("reloading", case, run(other), expected, 1e-12)
+        close("reloading", case, run(other), expected, 1e-12)
     if isinstance(module, DistributionModule) and state:
         _follows("another device", module, {name: t.to("meta") for name, t in state.items()})
         _follows("another dtype", module, {n: t.float() if t.is_floating_point() else t for n, t in state.items()})
@@ -49,9 +49,9 @@ def _follows(case: str, module: nn.Module, state: dict[str, Tensor]) -> None:
     other.load_state_dict(state, assign=True)
     like = next(iter(state.values()))
     for name, t in (*other.named_parameters(), *other.named_buffers()):
-        _same("reloading", f"{case} by assign: device of {name}", t.device, like.device)
+        same("reloading", f"{case} by assign: device of {name}", t.device, like.device)
         if t.is_floating_point() and case == "another dtype":
-            _same("reloading", f"{case} by assign: dtype of {name}", t.dtype, torch.float32)
+            same("reloading", f"{case} by assign: dtype of {name}", t.dtype, torch.float32)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .helpers import _close
+from .helpers import close
 
 Run = Callable[[Any], tuple[Tensor, ...]]
 
@@ -29,7 +29,7 @@ def threads(subject: Any, run: Run, other: Run) -> None:
     for place in places:
         got, _ = _interrupted(subject, run, other, place)
         for value, alone in zip(got, expected, strict=True):
-            _close("threads", f"another call before {place[0].co_name}, line {place[1]}", value, alone, 1e-12)
+            close("threads", f"another call before {place[0].co_name}, line {place[1]}", value, alone, 1e-12)
 
 
 Place = tuple[CodeType, int]

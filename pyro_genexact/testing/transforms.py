@@ -15,7 +15,7 @@ from torch.distributions import ComposeTransform, Transform
 from torch.distributions.utils import _sum_rightmost
 from torch.func import functional_call
 
-from .helpers import _broken, _close, _gradients, _same, made
+from .helpers import broken, close, gradients_of, made, no_error, same
 
 
 def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
@@ -31,42 +31,40 @@ def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float =
     """
     t = made(subject, context)
     if t.inv.inv is not t:
-        _broken("inverse", "inv.inv is t", f"{t.inv.inv} is not {t}")
+        broken("inverse", "inv.inv is t", f"{t.inv.inv} is not {t}")
     y = t(x)
     fresh = made(subject, context)
     back = fresh.inv(y.clone())
-    _close("inverse", "t.inv(t(x))", back, x, tol)
-    _close("inverse", "t(t.inv(y))", made(subject, context)(back.clone()), y, tol)
+    close("inverse", "t.inv(t(x))", back, x, tol)
+    close("inverse", "t(t.inv(y))", made(subject, context)(back.clone()), y, tol)
     ladj = t.log_abs_det_jacobian(x, y)
-    _same("inverse", "shape of log|dy/dx|", tuple(ladj.shape), tuple(x.shape[: x.dim() - t.domain.event_dim]))
+    same("inverse", "shape of log|dy/dx|", tuple(ladj.shape), tuple(x.shape[: x.dim() - t.domain.event_dim]))
     for case, got in (
         ("after the inverse", fresh.inv.log_abs_det_jacobian(y, back)),
         ("of other tensors", t.inv.log_abs_det_jacobian(y.clone(), x.clone())),
         ("without a cache", t.with_cache(0).inv.log_abs_det_jacobian(y, x)),
     ):
-        _close("inverse", f"log|dx/dy| {case} is minus log|dy/dx|", got, -ladj, tol)
+        close("inverse", f"log|dx/dy| {case} is minus log|dy/dx|", got, -ladj, tol)
     pairs = {"t": (t, x, y, ladj), "t.inv": (t.inv, y, x, -ladj), "another t.inv": (fresh.inv, y.clone(), x, -ladj)}
     for case, (u, value, *expected) in pairs.items():
         for quantity, got, want in zip(("value", "log-determinant"), _pair(u, value), expected, strict=False):
-            _close("inverse", f"call_and_ladj of {case}, {quantity}", got, want, tol)
+            close("inverse", f"call_and_ladj of {case}, {quantity}", got, want, tol)
     caches: dict[str, Callable[[], Transform]] = {
         "with_cache(1)": lambda: t.with_cache(1),
         "ComposeTransform([t], cache_size=1)": lambda: ComposeTransform([t], cache_size=1),
     }
     for case, make in caches.items():
-        try:
+        with no_error("inverse", case, NotImplementedError):
             cached = make()
-        except NotImplementedError as error:
-            raise AssertionError(f"inverse broken [{case}]: {error}") from error
-        _close("inverse", case, cached(x), y, 0.0)
-        _close("inverse", f"{case}.inv", cached.inv(y.clone()), x, tol)
-        _close("inverse", f"{case}, log|dy/dx|", cached.log_abs_det_jacobian(x, y), ladj, tol)
-    _same("inverse", "forward_shape", tuple(t.forward_shape(x.shape)), tuple(y.shape))
-    _same("inverse", "inverse_shape", tuple(t.inverse_shape(y.shape)), tuple(x.shape))
+        close("inverse", case, cached(x), y, 0.0)
+        close("inverse", f"{case}.inv", cached.inv(y.clone()), x, tol)
+        close("inverse", f"{case}, log|dy/dx|", cached.log_abs_det_jacobian(x, y), ladj, tol)
+    same("inverse", "forward_shape", tuple(t.forward_shape(x.shape)), tuple(y.shape))
+    same("inverse", "inverse_shape", tuple(t.inverse_shape(y.shape)), tuple(x.shape))
     for name, constraint, value in (("domain", t.domain, x), ("codomain", t.codomain, y)):
-        _same("inverse", f"{name}.check", bool(constraint.check(value).all()), True)
-        _same("inverse", f"{name}.check of NaN", bool(constraint.check(value * float("nan")).any()), False)
-    _same(
+        same("inverse", f"{name}.check", bool(constraint.check(value).all()), True)
+        same("inverse", f"{name}.check of NaN", bool(constraint.check(value * float("nan")).any()), False)
+    same(
         "inverse",
         "event dims of inv",
         (t.inv.domain.event_dim, t.inv.codomain.event_dim),
@@ -98,17 +96,17 @@ def log_det(
         size, used = prod(value.shape[1:]), slice(prod(value.shape[1:]))
         full = torch.autograd.functional.jacobian(f, value).reshape(rows, -1, rows, size)
         jacobian = full.diagonal(dim1=0, dim2=2).movedim(-1, 0)
-        _close("log-determinant", f"rows of {name} are independent", full.abs().sum(2), jacobian.abs(), tol)
+        close("log-determinant", f"rows of {name} are independent", full.abs().sum(2), jacobian.abs(), tol)
         steps = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *value.shape[1:]) * 1e-5
         differences = torch.stack([(f(value + h) - f(value - h)).reshape(rows, -1) / 2e-5 for h in steps], -1).detach()
         for case, matrix in (("autograd", jacobian), ("finite differences", differences)):
             sign, expected = torch.linalg.slogdet(matrix[:, used])
-            _close("log-determinant", f"of {name} by {case}", _sum_rightmost(ladj, ladj.dim() - 1), expected, tol)
+            close("log-determinant", f"of {name} by {case}", _sum_rightmost(ladj, ladj.dim() - 1), expected, tol)
             if triangular:
                 blocks = matrix.unflatten(1, (value.shape[1], -1)).unflatten(3, (value.shape[1], -1)).abs().amax((2, 4))
-                _close("triangularity", f"of {name} by {case}", blocks.triu(1), torch.zeros_like(blocks), tol)
-                _close("triangularity", f"sign of the diagonal of {name} by {case}", sign, torch.ones_like(sign), tol)
-        _same("log-determinant", f"dims of {name}", dims + ladj.dim() >= value.dim() - (dims == 0), True)
+                close("triangularity", f"of {name} by {case}", blocks.triu(1), torch.zeros_like(blocks), tol)
+                close("triangularity", f"sign of the diagonal of {name} by {case}", sign, torch.ones_like(sign), tol)
+        same("log-determinant", f"dims of {name}", dims + ladj.dim() >= value.dim() - (dims == 0), True)
 
 
 def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
@@ -139,10 +137,8 @@ def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
         leaves = [x if x.shape != y.shape else value, *([] if context is None else [context])]
         inputs = [v.detach().clone().requires_grad_() for v in (*leaves, *parameters.values())]
         for check in (gradcheck, gradgradcheck):
-            try:
+            with no_error("derivatives", f"{check.__name__} of {name}", RuntimeError, AssertionError):
                 check(f, inputs, fast_mode=True)
-            except (RuntimeError, AssertionError) as error:
-                raise AssertionError(f"derivatives broken [{check.__name__} of {name}]: {error}") from error
 
 
 def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
@@ -157,13 +153,13 @@ def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1
         fresh = made(subject, context).with_cache(0)
         pair, expected, y = _pair(t, x), fresh(x), t(x)
         for got, want in zip(pair, (expected, fresh.log_abs_det_jacobian(x, expected)), strict=False):
-            _close("cache", f"{case}: call_and_ladj", got, want, tol)
-        _close("cache", f"{case}: value", y, expected, tol)
-        _close(
+            close("cache", f"{case}: call_and_ladj", got, want, tol)
+        close("cache", f"{case}: value", y, expected, tol)
+        close(
             "cache", f"{case}: log|dy/dx|", t.log_abs_det_jacobian(x, y), fresh.log_abs_det_jacobian(x, expected), tol
         )
         if y.requires_grad != expected.requires_grad:
-            _broken("cache", f"{case}: requires_grad", f"{y.requires_grad}, not {expected.requires_grad}")
+            broken("cache", f"{case}: requires_grad", f"{y.requires_grad}, not {expected.requires_grad}")
 
     t, x = made(subject, context), x.detach().clone()
     with torch.no_grad():
@@ -175,11 +171,11 @@ def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1
         check("x edited in place", t, x)
         wanted, y = x * 2, t(x)
         y.copy_(made(subject, context)(wanted))
-        _close("cache", "y edited in place: inverse", t.inv(y), wanted, tol)
+        close("cache", "y edited in place: inverse", t.inv(y), wanted, tol)
         back = t.inv(other.copy_(y))
         back.mul_(0.5)
         other.copy_(made(subject, context)(wanted))
-        _close("cache", "x found, then edited in place: inverse", t.inv(other), wanted, tol)
+        close("cache", "x found, then edited in place: inverse", t.inv(other), wanted, tol)
         x.copy_(0.5 * wanted)
         y = t(x)
     check("without grad, then with", t, x)
@@ -191,7 +187,7 @@ def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1
         check("parameters updated, called again", made(subject, context), x)
     with torch.inference_mode():
         y = t(x)
-        _close("cache", "in inference mode", y, made(subject, context)(x), tol)
+        close("cache", "in inference mode", y, made(subject, context)(x), tol)
         t.inv(y)
     check("after inference mode", t, x)
     if parameters:
@@ -200,9 +196,9 @@ def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1
             t(x)
         for each in (t, made(subject, context).with_cache(0)):
             y = each(x)
-            grads.append(_gradients(y.sin().sum() + each.log_abs_det_jacobian(x, y).sum(), parameters))
+            grads.append(gradients_of(y.sin().sum() + each.log_abs_det_jacobian(x, y).sum(), parameters))
         for i, (got, expected) in enumerate(zip(*grads, strict=True)):
-            _close("cache", f"without grad, then with: gradient of parameter {i}", got, expected, tol)
+            close("cache", f"without grad, then with: gradient of parameter {i}", got, expected, tol)
 
 
 def copies(subject: Any, run: Callable[[Any], Tensor]) -> None:
@@ -219,4 +215,4 @@ def copies(subject: Any, run: Callable[[Any], Tensor]) -> None:
         copied[f"copy of a copy {when} use"] = copy.deepcopy(pickle.loads(pickle.dumps(subject)))
         expected = run(subject)
     for case, other in copied.items():
-        _close("copies", case, run(other), expected, 1e-12)
+        close("copies", case, run(other), expected, 1e-12)

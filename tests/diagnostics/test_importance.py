@@ -13,7 +13,7 @@ import scipy.stats as st
 import torch
 
 from pyro_genexact import diagnostics as dg
-from pyro_genexact.diagnostics import bridge
+from pyro_genexact.diagnostics import arviz_compat
 from support.conjugate import DATA, MEAN, NORMAL, NUM, VARIANCE, guide_of, model
 from support.values import F64
 
@@ -183,11 +183,11 @@ def test_new_names_of_arviz(monkeypatch):
     base = ModuleType("arviz_stats.base")
     base.array_stats = SimpleNamespace(psislw=psislw)
     ratios = 2 * torch.randn(300, dtype=F64)
-    truth = bridge.psislw(ratios)
+    truth = arviz_compat.psislw(ratios)
     monkeypatch.setitem(sys.modules, "arviz_stats.base", base)
     monkeypatch.setitem(sys.modules, "arviz_stats", ModuleType("arviz_stats"))
     monkeypatch.setitem(sys.modules, "arviz", NewArviz)
-    weights, khat = bridge.psislw(ratios)
+    weights, khat = arviz_compat.psislw(ratios)
     assert len(asked) == 1
     torch.testing.assert_close(weights, truth[0])
     assert khat == truth[1]

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariate
 from torch.distributions import constraints
 
 from pyro_genexact import diagnostics as dg
-from pyro_genexact.diagnostics import runs
+from pyro_genexact.diagnostics import guide_draws
 from support.conjugate import DATA, MEAN, NORMAL, VARIANCE, guide_of, model
 from support.values import F64
 
@@ -53,8 +53,8 @@ def _frames():
 @pytest.mark.parametrize("make", [AutoDiagonalNormal, AutoMultivariateNormal])
 def test_ratios_of_automatic_guides_are_those_of_single_runs(make, monkeypatch):
     singles = []
-    one = runs._Pair.one
-    monkeypatch.setattr(runs._Pair, "one", lambda pair, i: singles.append(i) or one(pair, i))
+    one = guide_draws.ModelAndPosterior.one
+    monkeypatch.setattr(guide_draws.ModelAndPosterior, "one", lambda pair, i: singles.append(i) or one(pair, i))
     guide = make(centred, init_scale=0.3)
     guide(GROUPED)
     for prepare in (lambda m: m, sequentially):

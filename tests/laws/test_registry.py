@@ -52,7 +52,6 @@ def test_every_public_class_is_in_the_registry():
 
 
 RECIPES = [name for name in gx.flows.__all__ if inspect.isfunction(getattr(gx.flows, name))]
-RECIPES.remove("from_zuko")  # it takes a flow of zuko's, which tests/flows/test_from_zuko.py has
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -7,13 +7,8 @@ from torch import nn
 
 import pyro_genexact as gx
 from support.values import F64
+from support.with_zuko import zuko
 
-# Importing zuko switches validation off for all of torch and Pyro, and renames a class of torch's.
-_base, _inverse = torch.distributions.Distribution, torch.distributions.transforms._InverseTransform
-_before = _base._validate_args, _base.arg_constraints, _inverse.__name__
-import zuko  # noqa: E402
-
-_base._validate_args, _base.arg_constraints, _inverse.__name__ = _before
 F = zuko.flows
 SMALL = {"transforms": 2, "hidden_features": (6,), "activation": nn.Tanh}
 FLOWS = {

@@ -29,6 +29,7 @@ __all__ = [
     "READS",
     "REAL_SITES",
     "SEQUENCES",
+    "SOLVED_BY_ZUKO",
     "TRANSFORMS",
     "TRIANGULAR",
     "UNLISTED",
@@ -42,7 +43,7 @@ OUTSIDE = {name: values for kind in KINDS for name, values in kind.OUTSIDE.items
 INERT = {name: weights for kind in (models, flows, chains) for name, weights in kind.INERT.items()}
 SEQUENCES = list(sequences.DISTRIBUTIONS)
 CHAINS = [name for name in DISTRIBUTIONS if "CRF" in name]
-LARGE = flows.LARGE
+LARGE, SOLVED_BY_ZUKO = flows.LARGE, flows.SOLVED_BY_ZUKO
 # supports that are infinite, or differ by row
 UNLISTED = ("Autoregressive counts", "HiddenMarkov ragged", "LinearChainCRF ragged")
 

@@ -7,6 +7,7 @@ from math import inf
 
 import pyro.distributions as dist
 import torch
+from torch import nn
 from torch.distributions import constraints
 
 import pyro_genexact as gx
@@ -16,6 +17,7 @@ from pyro_genexact.testing import redraw
 from support.registry.transforms import MIXED
 from support.small_conditioners import RunningSum
 from support.values import built, sized
+from support.with_zuko import zuko
 
 
 def flow(recipe, features, context=0, **options):
@@ -50,6 +52,20 @@ def univariate(recipe, context=0, **options):
 def over_multivariate_normal():
     base = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
     return built(gx.flows.maf(2, base=base, hidden=(8,), transforms=1)), None
+
+
+def continuous(features, context=0):
+    """A flow of zuko that integrates a differential equation, with tolerances below those of the laws."""
+
+    def factory():
+        net = {"hidden_features": (3,), "activation": nn.Tanh, "freqs": 0}
+        made = built(gx.flows.from_zuko(zuko.flows.CNF(features, context, atol=1e-10, rtol=1e-10, **net)))
+        with torch.no_grad():
+            for p in made.parameters():
+                p.mul_(0.35)  # so that few steps do
+        return made, sized(3, context, seed=1) if context else None
+
+    return factory
 
 
 def directly():
@@ -117,6 +133,7 @@ DISTRIBUTIONS = {
     "univariate iaf": univariate(f.iaf, 2),
     "Flow": directly,
     "Flow generic": generic,
+    "from_zuko CNF": continuous(2, context=1),
 }
 OUTSIDE = {  # values outside the support
     **{name: [[inf, 0.0], [-inf, inf]] for name in ("maf", "maf context", "maf normal base", "iaf", "Flow")},
@@ -139,4 +156,6 @@ INERT = {
     for name in DISTRIBUTIONS
     if "one feature" in name or "univariate" in name or name == "maf interval"
 }
-LARGE = ("maf four features", "maf list of four", "iaf context")  # for quadrature  # for quadrature
+LARGE = ("maf four features", "maf list of four", "iaf context", "from_zuko CNF")  # for quadrature
+# zuko makes its base on the default device, chooses steps by values, and its adjoint is none of torch.func's
+SOLVED_BY_ZUKO = ("from_zuko CNF",)

@@ -21,7 +21,7 @@ CHECKED = 1e-3  # how far, relative to 1 + |log p|, a draw's log-probability may
 
 
 @dataclass
-class Runs:
+class GuideDraws:
     """S draws: S leads every tensor but those of ``observed``.
 
     Attributes:
@@ -47,30 +47,30 @@ class Runs:
 
 
 @torch.no_grad()
-def run(
+def draw(
     model: Callable[..., Any],
     posterior: Callable[..., Any] | Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     num_samples: int,
     predict: bool = False,
-) -> Runs:
+) -> GuideDraws:
     """The model on S draws of the guide, or on given draws (S, ...).
 
     The vectorised pass puts both into a plate outside of all others, and counts only if its first and last draw have the
     log-probabilities that the programs give them one at a time.
     """
-    pair = _Pair(model, posterior, args, kwargs, predict)
+    programs = ModelAndPosterior(model, posterior, args, kwargs, predict)
     try:
-        runs = pair.vectorised(num_samples)
-    except (
-        Exception
-    ):  # whatever a program does that was not written for a plate around it; what is wrong anyway recurs below
-        runs = None
-    return pair.described(_joined([pair.one(i) for i in range(num_samples)]) if runs is None else runs)
+        found = programs.vectorised(num_samples)
+    except Exception:  # of a program not written for a plate around it; what is wrong anyway recurs below
+        found = None
+    if found is None:
+        found = _joined([programs.one(i) for i in range(num_samples)])
+    return programs.described(found)
 
 
-class _Pair:
+class ModelAndPosterior:
     """A model and its posterior, with one run of both that tells the shapes."""
 
     def __init__(self, model: Any, posterior: Any, args: Any, kwargs: Any, predict: bool) -> None:
@@ -85,35 +85,35 @@ class _Pair:
         depths = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
         self.depth = max([0, *depths, *(len(s["fn"].batch_shape) for s in sites if s["fn"] is not None)])
 
-    def one(self, i: int) -> Runs:
+    def one(self, i: int) -> GuideDraws:
         guide = self._proposal(i)
-        runs = self._read(guide, self._replay(guide), 1)
-        return replace(runs, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else runs
+        found = self._read(guide, self._replay(guide), 1)
+        return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
 
-    def vectorised(self, size: int) -> Runs | None:
+    def vectorised(self, size: int) -> GuideDraws | None:
+        """All draws in one pass; None where that is not what single runs give."""
         if self.enumerated:  # their sum runs over all plates, that of the draws too
             return None
         wrap = self._vectorise(size)
         guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(wrap(self.posterior))
-        runs = self._read(guide, self._replay(guide, wrap), size, wrap)
-        for i in {0, size - 1}:
-            row = self._row(guide, i, size)
-            replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, model=self.posterior)
-            model = self._replay(replayed)
-            alone = torch.stack([_total(model, 1)[0], _total(replayed, 1)[0]])
-            if not _close(alone, torch.stack([runs.log_p[i], runs.log_q[i]])):
-                return None
-            for name, value in runs.deterministic.items():
-                if not _close(model.nodes[name]["value"].double(), value[i].double()):
-                    return None
-        return runs
+        found = self._read(guide, self._replay(guide, wrap), size, wrap)
+        return found if all(self._is_alone(found, guide, i, size) for i in {0, size - 1}) else None
 
-    def described(self, runs: Runs) -> Runs:
-        runs.observed = {name: site["value"] for name, site in observations(self.trace)}
-        fixed = [name for name, x in runs.draws.items() if (x == x[:1]).all()]
-        runs.points = [n for n in fixed if self.guide.nodes[n]["fn"] is not None and _is_delta(self.guide.nodes[n])]
-        runs.dims = {name: _dims(name, site) for name, site in _samples(self.trace)}
-        return runs
+    def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
+        """Whether draw i has the log-probabilities and deterministic values of a run of its own."""
+        row = self._row(guide, i, size)
+        replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, model=self.posterior)
+        model = self._replay(replayed)
+        pairs = [(_total(model, 1)[0], found.log_p[i]), (_total(replayed, 1)[0], found.log_q[i])]
+        pairs += [(model.nodes[name]["value"].double(), v[i].double()) for name, v in found.deterministic.items()]
+        return all(torch.allclose(a, b.to(a), rtol=CHECKED, atol=CHECKED, equal_nan=True) for a, b in pairs)
+
+    def described(self, found: GuideDraws) -> GuideDraws:
+        found.observed = {name: site["value"] for name, site in observations(self.trace)}
+        fixed = [name for name, x in found.draws.items() if (x == x[:1]).all()]
+        found.points = [n for n in fixed if self.guide.nodes[n]["fn"] is not None and _is_delta(self.guide.nodes[n])]
+        found.dims = {name: _dims(name, site) for name, site in _samples(self.trace)}
+        return found
 
     def _vectorise(self, size: int) -> Callable[[Any], Any]:
         def wrap(program: Any) -> Any:
@@ -149,7 +149,7 @@ class _Pair:
         random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
         return _given({name: _rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
 
-    def _read(self, guide: Any, model: Any, size: int, wrap: Any = lambda program: program) -> Runs:
+    def _read(self, guide: Any, model: Any, size: int, wrap: Any = lambda program: program) -> GuideDraws:
         if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some only."
@@ -161,11 +161,11 @@ class _Pair:
             likelihood[name] = _rows(log_p, self.trace.nodes[name]["fn"].batch_shape, size)
         predictive = {}
         if self.predict:
-            new = self._replay(guide, lambda program: wrap(Unconditioned()(program)))
+            new = self._replay(guide, lambda program: wrap(ResampleObserved()(program)))
             predictive = {name: _rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
-        return Runs(
+        return GuideDraws(
             {name: value[name] for name in self.latents},
-            {name: value[name] for name, site in _samples(model) if site["infer"].get("_deterministic")},
+            {name: value[name] for name, site in _samples(model) if _is_deterministic(site)},
             _total(model, size),
             _total(guide, size),
             likelihood,
@@ -187,30 +187,32 @@ class _Pair:
         return shape
 
 
-class Unconditioned(UnconditionMessenger):
+class ResampleObserved(UnconditionMessenger):
     """Draws observed sites anew, but for the deterministic ones, which follow from the others."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
+        if not _is_deterministic(msg):
             super()._pyro_sample(msg)
 
 
 def latents(trace: Any) -> Iterator[str]:
     """Names of the sites that are neither observed nor helpers."""
-    for name, site in _samples(trace):
-        if (
-            not site["is_observed"]
-            and not site["infer"].get("is_auxiliary")
-            and not site["infer"].get("_deterministic")
-        ):
-            yield name
+    return (name for name, site in _samples(trace) if not site["is_observed"] and not _is_helper(site))
 
 
 def observations(trace: Any) -> Iterator[tuple[str, Site]]:
     """Observed sites: neither deterministic ones nor factors, which observe nothing."""
     for name, site in _samples(trace):
-        if site["is_observed"] and not site["infer"].get("_deterministic") and site["value"].numel():
+        if site["is_observed"] and not _is_deterministic(site) and site["value"].numel():
             yield name, site
+
+
+def _is_deterministic(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _is_helper(site: Site) -> bool:
+    return _is_deterministic(site) or bool(site["infer"].get("is_auxiliary"))
 
 
 def _samples(trace: Any) -> Iterator[tuple[str, Site]]:
@@ -247,13 +249,7 @@ def _check(guide: Any, model: Any, of_model: list[str]) -> None:
                     )
     if missing := [name for name in of_model if name not in guide.nodes]:
         raise ValueError(f"Expected posterior to have all latents of the model; got none for {missing}.")
-    helper = ("is_auxiliary", "_deterministic")
-    extra = [
-        name
-        for name, site in _samples(guide)
-        if name not in of_model and not any(site["infer"].get(kind) for kind in helper)
-    ]
-    if extra:
+    if extra := [name for name, site in _samples(guide) if name not in of_model and not _is_helper(site)]:
         raise ValueError(
             f"Expected posterior to have latents of the model, {of_model}, and sites with infer={{'is_auxiliary': True}}; "
             f"got {extra}."
@@ -287,7 +283,7 @@ def _dims(name: str, site: Site) -> list[str | None]:
     shape: torch.Size = site["value"].shape
     plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
     batch = shape[: len(shape) - site["fn"].event_dim]
-    if not batch and plates and site["infer"].get("_deterministic"):  # whose dims all count as event unless told apart
+    if not batch and plates and _is_deterministic(site):  # whose dims all count as event unless told apart
         batch = shape if all(-d <= len(shape) and shape[d] == frame.size for d, frame in plates.items()) else batch
     names: list[str | None] = [None if size == 1 else f"{name}_dim_{i}" for i, size in enumerate(batch)]
     for dim, frame in plates.items():
@@ -296,19 +292,13 @@ def _dims(name: str, site: Site) -> list[str | None]:
     return names
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b.to(a), rtol=CHECKED, atol=CHECKED, equal_nan=True)
+def _joined(runs: list[GuideDraws]) -> GuideDraws:
+    """Single draws as one."""
+    fields = ("draws", "deterministic", "log_p", "log_q", "log_likelihood", "predictive")
+    return GuideDraws(**{name: _concatenated([getattr(run, name) for run in runs]) for name in fields})
 
 
-def _joined(runs: list[Runs]) -> Runs:
-    def joined(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([v[name] for v in values]) for name in values[0]}
-
-    return Runs(
-        joined([r.draws for r in runs]),
-        joined([r.deterministic for r in runs]),
-        torch.cat([r.log_p for r in runs]),
-        torch.cat([r.log_q for r in runs]),
-        joined([r.log_likelihood for r in runs]),
-        joined([r.predictive for r in runs]),
-    )
+def _concatenated(values: list[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return {name: torch.cat([value[name] for value in values]) for name in values[0]}

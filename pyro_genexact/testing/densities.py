@@ -1,0 +1,70 @@
+"""Densities that the laws integrate, and frequencies that they compare with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from math import inf, prod
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .helpers import broken
+
+
+def unvalidated_log_prob(d: Any, value: Tensor) -> Tensor:
+    """log_prob without validation, of the distribution and of all that it is made of."""
+    with pyro.validation_enabled(False):
+        return _unvalidated(d).log_prob(value)
+
+
+def _unvalidated(d: Any) -> Any:
+    d = copy.copy(d)
+    d.__dict__.pop("_validate_args", None)
+    if hasattr(d, "base_dist"):
+        d.base_dist = _unvalidated(d.base_dist)
+    return d
+
+
+def log_density(d: Any, u: Tensor) -> Tensor:
+    """The log density of unconstrained values (N, *batch, size)."""
+    t = biject_to(d.support)
+    u = u.reshape(*u.shape[:-1], *t.inverse_shape(d.event_shape))
+    y = t(u)
+    return unvalidated_log_prob(d, y) + t.log_abs_det_jacobian(u, y)
+
+
+def quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
+    like = d.sample()
+    size = prod(biject_to(d.support).inverse_shape(d.event_shape))
+    if size > 2:
+        raise ValueError(f"Expected a distribution of one or two unconstrained numbers; got {size}.")
+    v = torch.linspace(-8.0, 8.0, 10 * points if size == 1 else points, dtype=like.dtype, device=like.device)
+    axis, weight = v.sinh(), v.cosh() * (v[1] - v[0])
+    grid = torch.cartesian_prod(*[axis] * size).reshape(-1, size)
+    weights = torch.cartesian_prod(*[weight] * size).reshape(-1, size).prod(-1)
+    for u, w in zip(grid.split(chunk), weights.split(chunk), strict=True):
+        u = u.reshape(-1, *[1] * len(d.batch_shape), size).expand(-1, *d.batch_shape, -1)
+        w = w.reshape(-1, *[1] * len(d.batch_shape)).expand(u.shape[:-1])
+        with torch.no_grad():
+            yield u, w, log_density(d, u).exp()
+
+
+def goodness_of_fit(law: str, case: str, observed: Tensor, expected: Tensor, limit: float = 5.0) -> None:
+    """Pearson's chi-square of counts (N, *batch) against the expected ones, in deviations of a normal (Wilson, Hilferty 1931)."""
+    if (observed[expected == 0] > 0).any():
+        broken(law, case, "a value of probability 0")
+    rare = expected < 5  # joined to one cell, with the least frequent of the others, so that it is not rare
+    rare = rare.scatter(0, expected.masked_fill(rare, inf).argmin(0, keepdim=True), True)
+    cells = [(torch.where(rare, 0.0, n), torch.where(rare, n, 0.0).sum(0, keepdim=True)) for n in (observed, expected)]
+    observed, expected = (torch.cat(pair) for pair in cells)
+    terms = torch.where(expected > 0, (observed - expected).square() / expected.clamp(min=1e-300), 0.0)
+    freedom = ((expected > 0).sum(0) - 1).clamp(min=1)
+    spread = 2 / (9 * freedom)
+    z = ((terms.sum(0) / freedom) ** (1 / 3) - (1 - spread)) / spread.sqrt()
+    if not z.max() < limit:
+        broken(law, case, f"chi-square {z.max():.3g} deviations off, not below {limit}")

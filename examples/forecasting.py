@@ -11,7 +11,7 @@ The model is one of the weekly change, z_t = (x_t - x_{t-1} - mean) / scale, sta
     p(z_t | z_{<t}, c_{<=t}) = StudentT(df_t, loc_t, scale_t),     all three from a GRU
 
 so that width and tails too depend on season and history. The covariates c_t, known in advance, are the date and three
-harmonics of the season: a context of one vector a week, gx.Steps(7).
+harmonics of the season: a context of one vector a week, gx.Covariates(7).
 
 Log scores are nats a week, of the density of the level x_t in ppm given all weeks before it; more is better. Since
 dz_t / dx_t = 1 / scale, the model's is log p(z_t | z_{<t}) - log scale. The AR, on the same weekly changes with the same
@@ -142,7 +142,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     head = gx.heads.StudentT()
-    gru = gx.conditioners.Recurrent((), head.num_params, hidden=32, context=gx.Steps(1 + 2 * HARMONICS))
+    gru = gx.conditioners.Recurrent((), head.num_params, hidden=32, context=gx.Covariates(1 + 2 * HARMONICS))
     parts = slice(-TEST - VALIDATION), slice(-TEST - VALIDATION, -TEST)
     (train, context), validation = (panel(z[part], covariates[part]) for part in parts)
     fit = gx.fit(

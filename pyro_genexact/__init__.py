@@ -15,7 +15,7 @@ from . import (
 from .base import Conditioner, Constant, DistributionModule, Head
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov
-from .contexts import Padded, Source, Steps
+from .contexts import Covariates, PaddedSequence, Source
 from .core.faces import publish
 from .flows.base import Flow
 from .inference.fit import FitResult, fit
@@ -32,6 +32,7 @@ __all__ = [
     "Conditioner",
     "Constant",
     "ConvergenceError",
+    "Covariates",
     "DistributionModule",
     "FitResult",
     "Flow",
@@ -40,10 +41,9 @@ __all__ = [
     "HiddenMarkov",
     "LinearChainCRF",
     "OrderEnsemble",
-    "Padded",
+    "PaddedSequence",
     "Sequence",
     "Source",
-    "Steps",
     "__version__",
     "conditioners",
     "decoding",

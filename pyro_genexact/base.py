@@ -14,7 +14,7 @@ from pyro.distributions.conditional import ConditionalDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .contexts import Source, Steps
+from .contexts import Covariates, Source
 from .core.buffers import register_derived, register_given, restore_derived
 from .core.leaves import map_leaves, take_rows
 
@@ -28,13 +28,13 @@ class Conditioner(nn.Module):
     A conditioner defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` follow from them.
     ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the parameters
     of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (sites read so far)
-    and ``clock`` (from :meth:`clock`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
+    and ``version`` (from :meth:`new_version`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
     A conditioner may also offer :meth:`adjoint`, the reverse sweep, and says so by ``has_adjoint``.
 
     Attributes:
         num_params: P, the numbers predicted for each site.
         site: what one site looks like, see :data:`~pyro_genexact.base.Site`.
-        context: C, the features of the context vector; :class:`Steps` of one vector a site; :class:`Source` of a sequence of
+        context: C, the features of the context vector; :class:`Covariates` of one vector a site; :class:`Source` of a sequence of
             its own; 0 for none.
         num_sites: T, or None where the conditioner takes any length.
         max_len: the most sites it reads, or None for no limit.
@@ -42,7 +42,7 @@ class Conditioner(nn.Module):
 
     num_params: int
     site: Site | Sequence[Site] = ()
-    context: int | Steps | Source = 0
+    context: int | Covariates | Source = 0
     num_sites: int | None = None
     max_len: int | None = None
 
@@ -85,19 +85,19 @@ class Conditioner(nn.Module):
         raise ValueError(f"Expected a conditioner whose weights belong to variables; got {type(self).__name__}.")
 
     @staticmethod
-    def clock() -> list[int]:
+    def new_version() -> list[int]:
         """A new counter of the sites read, shared by a state and its successors: how a consumed state is found out."""
         return [0]
 
     @staticmethod
     def advance(state: Any, sites: int) -> Any:
         """Consumes a state: the same with its position moved on by ``sites``; RuntimeError if it was consumed before."""
-        if state.clock[0] != state.position:
+        if state.version[0] != state.position:
             raise RuntimeError(
                 f"Expected a fresh state; got one at site {state.position} whose buffers were extended to site "
-                f"{state.clock[0]} (branch with conditioner.reorder before extend)."
+                f"{state.version[0]} (branch with conditioner.reorder before extend)."
             )
-        state.clock[0] += sites
+        state.version[0] += sites
         return state._replace(position=state.position + sites)
 
 
@@ -146,11 +146,11 @@ class DistributionModule(nn.Module):
     """A learnable distribution: calling it with a context (or none) returns a Pyro distribution of one forward pass.
 
     Attributes:
-        context: C, the features that the call expects; :class:`Steps` of one vector a site; :class:`Source` of a sequence of
+        context: C, the features that the call expects; :class:`Covariates` of one vector a site; :class:`Source` of a sequence of
             its own; 0 for a call without context.
     """
 
-    context: int | Steps | Source = 0
+    context: int | Covariates | Source = 0
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,12 +44,12 @@ class Features:
         return 0
 
 
-class Steps(Features):
-    """A context of one vector of covariates a site, known in advance: ``context=Steps(C)`` expects (*batch, T, C).
+class Covariates(Features):
+    """A context of one vector of covariates a site, known in advance: ``context=Covariates(C)`` expects (*batch, T, C).
 
     Example:
-        >>> Steps(3)
-        Steps(features=3)
+        >>> Covariates(3)
+        Covariates(features=3)
     """
 
     dims, axis, by_site = 2, "T, ", True
@@ -59,7 +59,7 @@ class Source(Features):
     """A context that is a sequence of its own, of any length S: ``context=Source(C)`` expects (*batch, S, C).
 
     Conditioners read it by attention. Sources of several lengths are padded to one tensor; distributions and their modules
-    take the lengths as ``source_lengths``, conditioners take both as :class:`Padded`.
+    take the lengths as ``source_lengths``, conditioners take both as :class:`PaddedSequence`.
 
     Example:
         >>> Source(3)
@@ -85,7 +85,7 @@ def kind_of(context: Any, *allowed: type[Features]) -> Features:
     return Features(context)
 
 
-class Padded(NamedTuple):
+class PaddedSequence(NamedTuple):
     """Sequences of several lengths, padded to one tensor.
 
     Attributes:
@@ -98,8 +98,8 @@ class Padded(NamedTuple):
 
 
 def unpadded(context: Any) -> tuple[Any, Tensor | None]:
-    """The values of a context and, where it is :class:`Padded`, its lengths."""
-    return context if isinstance(context, Padded) else (context, None)
+    """The values of a context and, where it is :class:`PaddedSequence`, its lengths."""
+    return context if isinstance(context, PaddedSequence) else (context, None)
 
 
 def check_context(module: Any, context: Any) -> None:
@@ -123,14 +123,14 @@ def check_context(module: Any, context: Any) -> None:
 
 
 def checked_source(module: Any, context: Any, lengths: Tensor | None) -> tuple[Any, Tensor | None]:
-    """The values of a context and the lengths of its sources, of which a :class:`Padded` context has its own.
+    """The values of a context and the lengths of its sources, of which a :class:`PaddedSequence` context has its own.
 
     Raises:
         ValueError: for a context that the module was not built for, lengths given twice, given without sources, or outside 0 ... S.
     """
     values, own = unpadded(context)
     if own is not None and lengths is not None:
-        raise ValueError("Expected no source_lengths beside a Padded context, which has them; got some.")
+        raise ValueError("Expected no source_lengths beside a PaddedSequence context, which has them; got some.")
     check_context(module, context)
     lengths = own if lengths is None else lengths
     if lengths is None:

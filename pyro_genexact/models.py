@@ -15,11 +15,11 @@ from .autoregressive.distribution import AutoregressiveDistribution
 from .autoregressive.sequence import SequenceDistribution
 from .base import Conditioner, DistributionModule, Head
 from .chains.crf import LinearChainCRF
-from .contexts import Steps, check_context
+from .contexts import Covariates, check_context
 from .core.buffers import register_given
 from .core.checks import check_kind, check_sizes, permutation
 from .core.shapes import shape_of
-from .families.guard import with_support
+from .families.in_support import with_support
 from .families.mixture import Mixture
 from .heads.checks import check_distribution_head
 
@@ -327,7 +327,7 @@ class CRF(DistributionModule):
 
     Args:
         num_labels: V.
-        context: C or ``Steps(C)``, the features of a site, for a linear layer C -> V; or a module from the context to (*batch, N, V).
+        context: C or ``Covariates(C)``, the features of a site, for a linear layer C -> V; or a module from the context to (*batch, N, V).
         allowed: (V, V) Boolean, [i, j] whether label j may follow label i; by default all.
         allowed_initial: (V) Boolean, which labels may come first.
         allowed_final: (V) Boolean, which may come last.
@@ -356,7 +356,7 @@ class CRF(DistributionModule):
     def __init__(
         self,
         num_labels: int,
-        context: int | Steps | nn.Module,
+        context: int | Covariates | nn.Module,
         *,
         allowed: Tensor | None = None,
         allowed_initial: Tensor | None = None,
@@ -369,11 +369,11 @@ class CRF(DistributionModule):
         if isinstance(context, nn.Module):
             self.emissions = context
         else:
-            width = context.features if isinstance(context, Steps) else context
+            width = context.features if isinstance(context, Covariates) else context
             if not isinstance(width, int):
                 raise TypeError(f"Expected context to be an integer or a module; got {context}.")
             check_sizes(1, context=width)
-            self.context, self.emissions = Steps(width), nn.Linear(width, num_labels)
+            self.context, self.emissions = Covariates(width), nn.Linear(width, num_labels)
         sizes = {"transition": (num_labels, num_labels), "initial": (num_labels,), "final": (num_labels,)}
         for (name, size), constraint in zip(sizes.items(), (allowed, allowed_initial, allowed_final), strict=True):
             self.register_parameter(name, nn.Parameter(torch.zeros(size)))

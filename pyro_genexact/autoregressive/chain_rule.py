@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..base import Conditioner, Head
 from ..conditioners.site_loop import SiteLoop
-from ..contexts import Padded, checked_source, kind_of
+from ..contexts import PaddedSequence, checked_source, kind_of
 from ..core.binding import bind
 from ..core.checks import check_like
 from ..core.lengths import expand_mask
@@ -28,7 +28,7 @@ class ChainRule:
 
     Attributes:
         conditioner, head: bound copies, of the weights they had.
-        context: (*batch, C), or of more dims (:class:`Steps`, :class:`Source`), or None.
+        context: (*batch, C), or of more dims (:class:`Covariates`, :class:`Source`), or None.
         source_lengths: (*batch), of sources.
         sites: how many a row has.
         tensors: what the modules compute with, each once.
@@ -118,7 +118,7 @@ class ChainRule:
             return None
         context = flat_rows(self.context, shape, self.context_dims)
         if self.source_lengths is not None:
-            return Padded(context, flat_rows(self.source_lengths, shape, 0))
+            return PaddedSequence(context, flat_rows(self.source_lengths, shape, 0))
         if present is None or not kind_of(self.conditioner.context).by_site:
             return context
         return torch.where(present.unsqueeze(2), context, 0.0)

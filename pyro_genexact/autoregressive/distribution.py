@@ -42,8 +42,8 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         conditioner: reads the sites; the weights that it has now are used from here on.
         head: makes the distribution of each site.
         event_shape: sites, then ``head.site_shape``.
-        context: (*batch, C), with ``Steps`` (*batch, T, C) in the order of the event, with ``Source`` (*batch, S, C)
-            or a ``Padded`` of it and its lengths, or None where the conditioner takes none.
+        context: (*batch, C), with ``Covariates`` (*batch, T, C) in the order of the event, with ``Source`` (*batch, S, C)
+            or a ``PaddedSequence`` of it and its lengths, or None where the conditioner takes none.
         order: (T,) integers, ``order[i]`` the site visited as number i; by default raster order.
         lengths: (*batch) integers 0 ... T, how many sites (in visiting order) a row has.
         source_lengths: (*batch) integers 0 ... S, how long a row's ``Source`` is; by default S.

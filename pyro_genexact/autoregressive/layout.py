@@ -12,7 +12,7 @@ from ..base import Head
 from ..core.functional import visible
 from ..core.lengths import expand_mask, site_mask
 from ..core.rows import flat_rows
-from ..families.guard import contains, feasible_point
+from ..families.in_support import contains, feasible_point
 
 
 @dataclass(frozen=True, eq=False)

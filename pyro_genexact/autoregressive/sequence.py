@@ -53,7 +53,7 @@ class SequenceDistribution(ChainRuleDistribution):
         head: makes the distribution of each site.
         eos: the symbol that ends a sequence; None where the head tells it.
         max_len: T, sites of an array.
-        context: (*batch, C), with ``Steps`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``Padded`` of it and its
+        context: (*batch, C), with ``Covariates`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``PaddedSequence`` of it and its
             lengths, or None.
         source_lengths: (*batch) integers 0 ... S, how long a row's ``Source`` is; by default S.
         prefix: (*batch, k, *site_shape), the sites before those of the event.

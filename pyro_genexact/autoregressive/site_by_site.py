@@ -15,7 +15,7 @@ from ..core.rows import at_least_single
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration
-from ..families.guard import feasible_point, known_to_contain
+from ..families.in_support import feasible_point, known_to_contain
 from ..families.per_site import PerSite
 from .chain_rule import ChainRule
 from .checks import check_uniforms

@@ -15,7 +15,7 @@ from ..core.independent import independent
 from ..core.leaves import map_leaves, tensors_in
 from ..core.shapes import broadcast_shapes
 from ..core.values import floating, numbers
-from ..families.guard import feasible_point, known_to_contain, log_prob_everywhere
+from ..families.in_support import feasible_point, known_to_contain, log_prob_everywhere
 from ..families.mixture import union
 from . import checks as check
 from .crf import LinearChainCRF

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner
-from ..contexts import Steps
+from ..contexts import Covariates
 from ..core.lengths import site_mask
-from ..families.guard import feasible_point
+from ..families.in_support import feasible_point
 from .messages import LogMessages, double_precision, mask_padding
 
 GivenPotentials = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -67,18 +67,18 @@ class ConditionalTables(Conditioner):
 
     class State(NamedTuple):
         position: int
-        clock: list[int]
+        version: list[int]
         tables: Tensor
 
     def __init__(self, num_labels: int) -> None:
         super().__init__()
         self.site = self.num_params = num_labels
-        self.context = Steps(num_labels**2)
+        self.context = Covariates(num_labels**2)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, State]:
         assert context is not None
         tables = context.unflatten(-1, (self.num_params, self.num_params))
-        return tables[:, 0, 0], self.State(0, self.clock(), tables)
+        return tables[:, 0, 0], self.State(0, self.new_version(), tables)
 
     def extend(self, y: Tensor, state: State) -> tuple[Tensor, State]:
         tables = state.tables[:, state.position + 1 : state.position + 1 + y.shape[1]]

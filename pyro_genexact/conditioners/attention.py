@@ -10,7 +10,7 @@ from torch.nn.functional import gelu
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from ..base import Conditioner, Site
-from ..contexts import Padded, Source, Steps, check_context, kind_of
+from ..contexts import Covariates, PaddedSequence, Source, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.leaves import take_rows
@@ -25,7 +25,7 @@ class TransformerState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         used: places of the cache that are filled, the start vector's among them.
         cache: (depth, 2, B, heads, capacity, width / heads) the buffer of keys, rotated to their places, and values.
         speed: (3, 1, pairs of a head) the angle by which queries, keys and values turn from one place to the next.
@@ -36,7 +36,7 @@ class TransformerState(NamedTuple):
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     used: int
     cache: Tensor
     speed: Tensor
@@ -68,9 +68,9 @@ class Transformer(Conditioner):
         site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, both read by one linear layer, or an
             integer V, one of the categories 0 ... V-1, embedded.
         num_params: P, parameters a site.
-        context: C, features of a context vector that every step reads; ``Steps(C)`` for covariates: the parameters of site
+        context: C, features of a context vector that every step reads; ``Covariates(C)`` for covariates: the parameters of site
             t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to (encoder-decoder),
-            :class:`~pyro_genexact.Padded` where rows have lengths.
+            :class:`~pyro_genexact.PaddedSequence` where rows have lengths.
         width: of the residual stream; hidden layers have 4 * width.
         depth: how many layers.
         num_heads: of every attention; divides width / 2.
@@ -89,9 +89,9 @@ class Transformer(Conditioner):
     embedding", 2021; Beltagy, Peters, Cohan, "Longformer", 2020 (window).
 
     Example:
-        >>> from pyro_genexact import Padded, Source
+        >>> from pyro_genexact import PaddedSequence, Source
         >>> net = Transformer(5, 3, width=16, depth=2, num_heads=2, context=Source(4))
-        >>> source = Padded(torch.zeros(7, 6, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
+        >>> source = PaddedSequence(torch.zeros(7, 6, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
         >>> net(torch.zeros(7, 9, dtype=torch.long), source).shape
         torch.Size([7, 9, 3])
         >>> phi, state = net.start(source, batch_size=7)
@@ -105,7 +105,7 @@ class Transformer(Conditioner):
         site: Site,
         num_params: int,
         *,
-        context: int | Steps | Source = 0,
+        context: int | Covariates | Source = 0,
         width: int = 256,
         depth: int = 4,
         num_heads: int = 8,
@@ -141,7 +141,7 @@ class Transformer(Conditioner):
             f"num_heads={self.num_heads}, max_len={self.max_len}, window={self.window}, dropout={self.dropout}"
         )
 
-    def forward(self, y: Tensor, context: Tensor | Padded | None = None) -> Tensor:
+    def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
         """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P), all sites at once."""
         check_sites(self, y)
         state = self._before(context, len(y))
@@ -149,7 +149,7 @@ class Transformer(Conditioner):
         inputs = torch.cat([begin, self.read(self.encoder(y[:, :-1], self.begin))], 1)
         return self._run(self._joined(inputs, state, 0), state, 0)
 
-    def start(self, context: Tensor | Padded | None, batch_size: int) -> tuple[Tensor, TransformerState]:
+    def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, TransformerState]:
         """The first site's parameters (B, P), and the state after the start vector."""
         state = self._before(context, batch_size)
         if not _concatenates():
@@ -176,7 +176,7 @@ class Transformer(Conditioner):
             cache = _empty(old, self.depth, len(index), self._capacity(seen + 1))
             torch.index_select(old, 2, index, out=cache[..., :seen, :])
         return state._replace(
-            clock=list(state.clock),
+            version=list(state.version),
             used=seen,
             cache=cache,
             context=take_rows(state.context, index),
@@ -192,7 +192,7 @@ class Transformer(Conditioner):
         kind = torch.promote_types(self.begin.dtype, torch.float32)
         speed = 1e4 ** (torch.arange(0, size, 2, dtype=kind, device=cache.device) / -size)
         speed = torch.stack([speed, speed, torch.zeros_like(speed)]).unsqueeze(1)
-        state = TransformerState(0, self.clock(), 0, cache, speed, [], None, (), None)
+        state = TransformerState(0, self.new_version(), 0, cache, speed, [], None, (), None)
         if kind_of(self.context).attended:
             steps, allowed = source_steps(context, batch_size)
             return state._replace(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding
 
 from ..base import Conditioner, Site
-from ..contexts import Padded, unpadded
+from ..contexts import PaddedSequence, unpadded
 from ..core.binding import ModuleT, bind
 from ..core.checks import check_like, check_sizes, check_widths, permutation
 from ..core.functional import visible
@@ -211,7 +211,7 @@ def with_tensors(module: ModuleT, **tensors: Tensor) -> ModuleT:
     return bound
 
 
-def source_steps(context: Tensor | Padded, rows: int) -> tuple[Tensor, Tensor | None]:
+def source_steps(context: Tensor | PaddedSequence, rows: int) -> tuple[Tensor, Tensor | None]:
     """A source's steps (B, S, C), S >= 1, with zeros for padding, and which of them a row attends to (B, 1, S).
 
     A row without steps attends to zeros; None where all rows attend to all.

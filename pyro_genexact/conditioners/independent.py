@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Conditioner, Site
-from ..contexts import Steps, check_context, kind_of
+from ..contexts import Covariates, check_context, kind_of
 from ..core.binding import bind
 from ..core.checks import check_sizes
 from .checks import check_chunk, check_sites
@@ -21,19 +21,19 @@ class IndependentState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         phi: (B, T, P).
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     phi: Tensor
 
 
 class Independent(Conditioner):
     r"""Ignores the history (mean field): phi_t is a function of the context, or a free parameter.
 
-    A network of the context predicts all T * P numbers at once; with ``context=Steps(C)`` one network, shared by all
+    A network of the context predicts all T * P numbers at once; with ``context=Covariates(C)`` one network, shared by all
     sites, predicts P numbers from each site's own covariates; without context they are the parameters themselves.
 
     Cost: one pass of the network an evaluation; ``extend`` only looks its numbers up.
@@ -42,7 +42,7 @@ class Independent(Conditioner):
         num_sites: T.
         num_params: P, parameters a site.
         site: what one site looks like: ``()``, ``(k,)``, an integer, or a list of ``()`` and integers, one a site.
-        context: C, features of the context vector, or ``Steps(C)``.
+        context: C, features of the context vector, or ``Covariates(C)``.
         hidden: widths of the hidden layers.
         activation: of the hidden layers.
 
@@ -65,7 +65,7 @@ class Independent(Conditioner):
         num_params: int,
         *,
         site: Site | Sequence[Site] = (),
-        context: int | Steps = 0,
+        context: int | Covariates = 0,
         hidden: Sequence[int] = (64, 64),
         activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
@@ -73,7 +73,7 @@ class Independent(Conditioner):
         check_sizes(1, num_sites=num_sites, num_params=num_params)
         site_kinds(site, num_sites)
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
-        kind = kind_of(context, Steps)
+        kind = kind_of(context, Covariates)
         width, each = kind.features, kind.by_site
         # not zeros: the parts of a mixture would be, and stay, the same
         self.phi = None if width else nn.Parameter(0.1 * torch.randn(num_sites, num_params))
@@ -91,7 +91,7 @@ class Independent(Conditioner):
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, IndependentState]:
         """The first site's parameters (B, P), and a state with those of all."""
         phi = self._all(context, batch_size)
-        return phi[:, 0], IndependentState(0, self.clock(), phi)
+        return phi[:, 0], IndependentState(0, self.new_version(), phi)
 
     def extend(self, y: Tensor, state: IndependentState) -> tuple[Tensor, IndependentState]:
         """Is shown y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
@@ -103,7 +103,7 @@ class Independent(Conditioner):
         """The same numbers, tied per variable, for variables visited in another order: site i is variable ``order[i]``.
 
         A bound copy in which a variable's parameters stand where the order puts it; gradients reach the parameters here.
-        With ``Steps`` nothing moves: all sites share their network, and the covariates are the caller's to permute.
+        With ``Covariates`` nothing moves: all sites share their network, and the covariates are the caller's to permute.
 
         Args:
             order: (T,) a permutation of 0 ... T-1.

@@ -149,7 +149,7 @@ class MADE(Conditioner):
             units = [inputs, *(o.clone(memory_format=torch.contiguous_format) for o in offsets)]
         else:
             units = [weights[0].new_empty(0, batch_size)] * (len(offsets) + 1)
-        state = MADEState(0, self.clock(), weights, tuple(offsets), tuple(units), None, in_place)
+        state = MADEState(0, self.new_version(), weights, tuple(offsets), tuple(units), None, in_place)
         phi, state = self._finish(1, 0, state, units[0][:0].t())
         return phi.squeeze(1), state
 
@@ -170,7 +170,7 @@ class MADE(Conditioner):
         offsets, units = (
             tuple(part.index_select(1, index) for part in parts) for parts in (state.offsets, state.units)
         )
-        return state._replace(clock=list(state.clock), offsets=offsets, units=units, panel=None)
+        return state._replace(version=list(state.version), offsets=offsets, units=units, panel=None)
 
     @property
     def has_adjoint(self) -> bool:

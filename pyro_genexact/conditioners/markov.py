@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..base import Conditioner, Site
-from ..contexts import Steps, check_context, kind_of
+from ..contexts import Covariates, check_context, kind_of
 from ..core.checks import check_sizes, check_widths
 from .checks import check_chunk, check_sites
 from .encoding import Dense, SiteEncoder, joined
@@ -21,13 +21,13 @@ class MarkovState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         window: (B, order, features + 1) the last sites as the network reads them, each with its flag.
         context: (B, C), (B, T, C) or None.
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     window: Tensor
     context: Tensor | None
 
@@ -47,7 +47,7 @@ class Markov(Conditioner):
             0 ... V-1, embedded.
         num_params: P, parameters a site.
         order: k, the sites that a site reads.
-        context: C, features of a context vector, or ``Steps(C)`` for covariates, of which a site reads its own.
+        context: C, features of a context vector, or ``Covariates(C)`` for covariates, of which a site reads its own.
         hidden: widths of the hidden layers.
         activation: of the hidden layers.
         width: of the embedding of categories; by default ``hidden[0]``, or V without hidden layers.
@@ -70,7 +70,7 @@ class Markov(Conditioner):
         num_params: int,
         *,
         order: int,
-        context: int | Steps = 0,
+        context: int | Covariates = 0,
         hidden: Sequence[int] = (64, 64),
         activation: Callable[[Tensor], Tensor] = torch.relu,
         width: int | None = None,
@@ -81,7 +81,7 @@ class Markov(Conditioner):
         self.site, self.num_params, self.context, self.order = site, num_params, context, order
         widest = hidden[0] if hidden else site if isinstance(site, int) else 1
         self.encoder = SiteEncoder(site, widest if width is None else width)
-        inputs = order * (self.encoder.features + 1) + kind_of(context, Steps).features
+        inputs = order * (self.encoder.features + 1) + kind_of(context, Covariates).features
         self.net = Dense(inputs, num_params, hidden, activation)
 
     def extra_repr(self) -> str:
@@ -98,7 +98,7 @@ class Markov(Conditioner):
         """The first site's parameters (B, P), and the state with an empty window."""
         check_context(self, context)
         window = self._empty(batch_size)
-        return self._phi(window, context, 0).squeeze(1), MarkovState(0, self.clock(), window, context)
+        return self._phi(window, context, 0).squeeze(1), MarkovState(0, self.new_version(), window, context)
 
     def extend(self, y: Tensor, state: MarkovState) -> tuple[Tensor, MarkovState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them."""

@@ -27,13 +27,13 @@ class NADEState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         total: (B, H) of the hidden layer before its activation.
         context: (B, C) or None.
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     total: Tensor
     context: Tensor | None
 
@@ -128,7 +128,7 @@ class NADE(Conditioner):
         """The first site's parameters (B, P), and the state before any site."""
         total = self._before(context, batch_size)
         phi = self._phi(total.unsqueeze(0), context, 0).squeeze(1)
-        return phi, NADEState(0, self.clock(), total, context)
+        return phi, NADEState(0, self.new_version(), total, context)
 
     def extend(self, y: Tensor, state: NADEState) -> tuple[Tensor, NADEState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""

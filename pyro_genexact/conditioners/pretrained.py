@@ -24,14 +24,14 @@ class PretrainedState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         rows: B.
         cache: the model's, of ``bos`` and these sites, under the name of its argument.
         picked: (B,) which rows of the cache these are, to be gathered when it is read; or None for all.
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     rows: int
     cache: dict[str, Any]
     picked: Tensor | None = None
@@ -102,7 +102,7 @@ class Pretrained(Conditioner):
         """The first site's parameters (B, V), and the state after ``bos``."""
         check_context(self, context)
         phi, cache = self._read(self._begin(batch_size), {})
-        return phi.squeeze(1), PretrainedState(0, self.clock(), batch_size, cache)
+        return phi.squeeze(1), PretrainedState(0, self.new_version(), batch_size, cache)
 
     def extend(self, y: Tensor, state: PretrainedState) -> tuple[Tensor, PretrainedState]:
         """Reads y (B, S): the parameters (B, S, V) of the sites after them."""
@@ -120,7 +120,7 @@ class Pretrained(Conditioner):
         self.advance(state, 0)
         index = index.clone() if state.picked is None else state.picked.index_select(0, index)
         cache = {name: _copied(part) for name, part in state.cache.items()}
-        state = state._replace(clock=list(state.clock), rows=len(index), cache=cache, picked=index)
+        state = state._replace(version=list(state.version), rows=len(index), cache=cache, picked=index)
         # layer by layer in extend, where the state that this came from may be gone: half the memory, and faster
         waits = all(
             type(layer).__name__ in _GROWING for part in cache.values() for layer in getattr(part, "layers", [part])

@@ -10,7 +10,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from ..base import Conditioner, Site
-from ..contexts import Padded, Source, Steps, check_context, kind_of
+from ..contexts import Covariates, PaddedSequence, Source, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.leaves import take_rows
@@ -30,7 +30,7 @@ class RecurrentState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         hidden: h, and the cell of an LSTM, each (layers, B, H).
         context: (B, C), (B, T, C) or None.
         weights: of all layers, as they were at the start.
@@ -39,7 +39,7 @@ class RecurrentState(NamedTuple):
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     hidden: tuple[Tensor, ...]
     context: Tensor | None
     weights: list[Tensor]
@@ -53,7 +53,7 @@ class Recurrent(Conditioner):
         h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
 
     The first step reads a learned start vector in place of y_0, so that its parameters too are a non-linear function
-    of the context x. With ``context=Steps(C)`` step t reads the covariates x_t in place of x. With ``context=Source(C)``
+    of the context x. With ``context=Covariates(C)`` step t reads the covariates x_t in place of x. With ``context=Source(C)``
     step t attends to all steps x_s of the source, and phi_t is read from
 
         h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)),
@@ -73,9 +73,9 @@ class Recurrent(Conditioner):
         cell: ``"gru"``, ``"lstm"`` or ``"elman"`` (tanh).
         layers: how many recurrent layers.
         dropout: in training mode, the rate of dropout after every layer, the last one too.
-        context: C, features of a context vector joined to every step's input; ``Steps(C)`` for covariates: the
+        context: C, features of a context vector joined to every step's input; ``Covariates(C)`` for covariates: the
             parameters of site t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to,
-            :class:`~pyro_genexact.Padded` where rows have lengths.
+            :class:`~pyro_genexact.PaddedSequence` where rows have lengths.
         width: of the embedding of categories; by default H.
 
     Raises:
@@ -89,8 +89,8 @@ class Recurrent(Conditioner):
     approaches to attention-based neural machine translation", EMNLP 2015 (attention to a source).
 
     Example:
-        >>> from pyro_genexact import Steps
-        >>> net = Recurrent(5, 3, hidden=16, context=Steps(2))
+        >>> from pyro_genexact import Covariates
+        >>> net = Recurrent(5, 3, hidden=16, context=Covariates(2))
         >>> net(torch.zeros(7, 9, dtype=torch.long), torch.zeros(7, 9, 2)).shape
         torch.Size([7, 9, 3])
         >>> phi, state = net.start(torch.zeros(7, 9, 2), batch_size=7)
@@ -108,7 +108,7 @@ class Recurrent(Conditioner):
         cell: str = "gru",
         layers: int = 1,
         dropout: float = 0.0,
-        context: int | Steps | Source = 0,
+        context: int | Covariates | Source = 0,
         width: int | None = None,
     ) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Recurrent(Conditioner):
             f"dropout={self.dropout}, context={self.context}"
         )
 
-    def forward(self, y: Tensor, context: Tensor | Padded | None = None) -> Tensor:
+    def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
         """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P) in one fused call."""
         check_sites(self, y)
         state = self._before(context, len(y))
@@ -143,7 +143,7 @@ class Recurrent(Conditioner):
         inputs = torch.cat([begin, self.encoder(y[:, :-1], begin)], 1)
         return self._run(joined(inputs, state.context, 0), state)[0]
 
-    def start(self, context: Tensor | Padded | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
+    def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
         """The first site's parameters (B, P), and the state after the start vector."""
         state = self._before(context, batch_size)
         phi, state = self._run(joined(self.begin.expand(batch_size, 1, -1), state.context, 0), state)
@@ -161,7 +161,7 @@ class Recurrent(Conditioner):
         self.advance(state, 0)
         hidden = tuple(h.index_select(1, index) for h in state.hidden)
         parts = {name: take_rows(getattr(state, name), index) for name in ("context", "source", "allowed")}
-        return state._replace(clock=list(state.clock), hidden=hidden, **parts)
+        return state._replace(version=list(state.version), hidden=hidden, **parts)
 
     def _before(self, context: Any, batch_size: int) -> RecurrentState:
         check_context(self, context)
@@ -169,9 +169,9 @@ class Recurrent(Conditioner):
         zeros = weights[0].new_zeros(self.depth, batch_size, self.hidden)
         hidden = (zeros,) * (2 if self.cell == "lstm" else 1)
         if not kind_of(self.context).attended:
-            return RecurrentState(0, self.clock(), hidden, context, weights)
+            return RecurrentState(0, self.new_version(), hidden, context, weights)
         steps, allowed = source_steps(context, batch_size)
-        return RecurrentState(0, self.clock(), hidden, None, weights, self.read_source(steps), allowed)
+        return RecurrentState(0, self.new_version(), hidden, None, weights, self.read_source(steps), allowed)
 
     def _run(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """phi (B, S, P) of S steps, which read the inputs (B, S, features + C)."""

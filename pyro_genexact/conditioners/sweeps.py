@@ -27,7 +27,7 @@ class MADEState(NamedTuple):
 
     Attributes:
         position: sites read so far.
-        clock: sites read by any successor of this state.
+        version: sites read by any successor of this state.
         weights: the masked weights, one a link.
         offsets: what the context and the biases add to each layer.
         units: inputs, units of each hidden layer, outputs. In place: of full size, each holding what was added up so far
@@ -37,7 +37,7 @@ class MADEState(NamedTuple):
     """
 
     position: int
-    clock: list[int]
+    version: list[int]
     weights: tuple[Tensor, ...]
     offsets: tuple[Tensor, ...]
     units: tuple[Tensor, ...]

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,6 @@ def plot_uniformity(uniforms: Mapping[str, Tensor], **options: Any) -> Any:
         groups = {"prior_sbc": {name: u[None] for name, u in arrays.items()}}
         return arviz.plot_ecdf_pit(from_groups(groups), var_names=list(arrays), **options)
     import matplotlib.pyplot as plt
-    import numpy as np
 
     shown: dict[str, Any] = {
         "eval_points": np.linspace(0, 1, 101),

@@ -16,7 +16,7 @@ from ..core.leaves import map_leaves
 from ..core.shapes import broadcast_shapes
 from ..numerics.derivatives import implicit
 from ..numerics.roots import bisect, find
-from .guard import contains, feasible_point, log_prob_everywhere, support_ends
+from .in_support import contains, feasible_point, log_prob_everywhere, support_ends
 from .special import CDFS, QUANTILES, Form
 
 _CHUNK = 1024  # values of a sum over the support made at once

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ..core.independent import REAL_VECTOR
 from ..core.values import checked_value
-from .guard import contains
+from .in_support import contains
 from .parametrised import Parametrised, ShapesByParameters
 
 # Seven reach the last bit for every uniform number of 53 bits, the first one costs nothing. No call of numerics.root: a

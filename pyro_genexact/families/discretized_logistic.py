@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from ..core.checks import check_sizes
 from ..core.values import checked_value
 from .enumeration import ByEnumeration
-from .guard import contains
+from .in_support import contains
 from .parametrised import Parametrised
 
 

@@ -17,7 +17,7 @@ from ..core.leaves import map_leaves, tensors_in
 from ..core.values import checked_value
 from .cdf import cdf
 from .enumeration import ByEnumeration
-from .guard import feasible_point, log_prob_everywhere, support_ends
+from .in_support import feasible_point, log_prob_everywhere, support_ends
 from .parametrised import Parametrised
 
 

@@ -16,7 +16,7 @@ from ..core.leaves import map_leaves, tensors_in
 from ..core.settable import Settable
 from ..core.values import checked_value
 from .cdf import cdf, icdf
-from .guard import feasible_point, log_prob_everywhere
+from .in_support import feasible_point, log_prob_everywhere
 from .mixture import same_constraint
 from .parametrised import Parametrised
 

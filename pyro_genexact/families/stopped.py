@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from ..core.functional import visible
 from ..core.shapes import broadcast_shapes
 from ..core.values import checked_value
-from .guard import contains, feasible_point, log_prob_everywhere
+from .in_support import contains, feasible_point, log_prob_everywhere
 from .parametrised import Parametrised
 
 

@@ -4,14 +4,14 @@ from ..core.faces import publish
 from .base import Flow
 from .build import autoregressive, coupling
 from .recipes import bnaf, bpf, coupling_nsf, glow_vector, iaf, maf, naf, nice, nsf, realnvp, sospf, umnn
-from .univariate import OnOneAxis, UnivariateDistribution, UnivariateFlow, univariate
+from .univariate import UnivariateDistribution, UnivariateFlow, UnivariateTransform, univariate
 from .zuko import from_zuko
 
 __all__ = [
     "Flow",
-    "OnOneAxis",
     "UnivariateDistribution",
     "UnivariateFlow",
+    "UnivariateTransform",
     "autoregressive",
     "bnaf",
     "bpf",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
 from ..base import Constant, DistributionModule
-from ..contexts import Padded, checked_source
+from ..contexts import PaddedSequence, checked_source
 from ..core.independent import to_event
 from ..core.lengths import checked_lengths
 from ..transforms.base import Chain
@@ -27,7 +27,7 @@ class Flow(DistributionModule):
     :class:`~pyro_genexact.transforms.Chain` of them all: sampling and scoring the sample runs each network once.
     End with :class:`~pyro_genexact.transforms.ToSupport`, as the recipes do, for a support that refuses infinite values.
     Batch shape: the base's, broadcast with the context's and the lengths'; each of their rows gets noise of its own. With
-    ``source_lengths`` in the call a row's ``Source`` has as many steps; a ``Padded`` of both as context is the same.
+    ``source_lengths`` in the call a row's ``Source`` has as many steps; a ``PaddedSequence`` of both as context is the same.
 
     With ``lengths`` in the call a row of length n has the density of its first n sites, that of a flow of n features with the
     same weights. The sites after them are padding: no value there matters, none gets a gradient, and samples hold zeros. All
@@ -68,7 +68,7 @@ class Flow(DistributionModule):
 
     def forward(
         self,
-        context: Tensor | Padded | None = None,
+        context: Tensor | PaddedSequence | None = None,
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
     ) -> TransformedDistribution:
@@ -92,9 +92,9 @@ def standard_normal(*shape: int) -> Constant:
 
 
 def checked(flow: Flow, context: Any, source_lengths: Tensor | None) -> Any:
-    """The context, a ``Padded`` where there are lengths of sources; a ValueError unless the flow was built for them."""
+    """The context, a ``PaddedSequence`` where there are lengths of sources; a ValueError unless the flow was built for them."""
     context, lengths = checked_source(flow, context, source_lengths)
-    return context if lengths is None else Padded(context, lengths)
+    return context if lengths is None else PaddedSequence(context, lengths)
 
 
 def support_of_numbers(d: Distribution) -> Any:

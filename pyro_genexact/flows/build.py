@@ -25,8 +25,8 @@ MakeHead = Callable[[], Head]
 MakeConditioner = Callable[[int, int], Conditioner]
 
 
-class Ends(TypedDict, total=False):
-    """Options of every recipe: see :func:`maf`."""
+class RecipeOptions(TypedDict, total=False):
+    """NetworkOptions of every recipe: see :func:`maf`."""
 
     transforms: int
     base: Distribution | nn.Module | None
@@ -34,8 +34,8 @@ class Ends(TypedDict, total=False):
     standardize: Tensor | None
 
 
-class Options(Ends, total=False):
-    """Options of the recipes with a network: see :func:`maf`."""
+class NetworkOptions(RecipeOptions, total=False):
+    """NetworkOptions of the recipes with a network: see :func:`maf`."""
 
     hidden: Sequence[int]
     activation: Callable[[Tensor], Tensor]
@@ -52,7 +52,7 @@ def autoregressive(
     activation: Callable[[Tensor], Tensor] = torch.relu,
     conditioner: MakeConditioner | None = None,
     inverse: bool = False,
-    **ends: Unpack[Ends],
+    **ends: Unpack[RecipeOptions],
 ) -> Flow:
     """A flow of autoregressive transforms with any bijection head, in alternating orders.
 
@@ -100,7 +100,7 @@ def coupling(
     activation: Callable[[Tensor], Tensor] = torch.relu,
     conditioner: MakeConditioner | None = None,
     inverse: bool = False,
-    **ends: Unpack[Ends],
+    **ends: Unpack[RecipeOptions],
 ) -> Flow:
     """A flow of coupling layers with any bijection head, which transform each half of the features in turn.
 
@@ -169,10 +169,10 @@ def new_head(make: MakeHead) -> Head:
     return it
 
 
-def check_options(recipe: str, ends: Ends) -> None:
+def check_options(recipe: str, ends: RecipeOptions) -> None:
     """Raises a TypeError for options that :func:`assemble` does not have, in the name of the recipe."""
     for name in ends:
-        if name not in Ends.__annotations__:
+        if name not in RecipeOptions.__annotations__:
             raise TypeError(f"{recipe}() got an unexpected keyword argument {name!r}")
 
 

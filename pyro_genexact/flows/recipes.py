@@ -23,7 +23,16 @@ from ..transforms.linear import Reverse
 from ..transforms.matrices import LULinear
 from ..transforms.modules import Inverse
 from .base import Flow
-from .build import Ends, MakeConditioner, Options, Support, assemble, autoregressive, check_options, coupling
+from .build import (
+    MakeConditioner,
+    NetworkOptions,
+    RecipeOptions,
+    Support,
+    assemble,
+    autoregressive,
+    check_options,
+    coupling,
+)
 
 
 def maf(
@@ -51,7 +60,7 @@ def maf(
         activation: of the hidden layers, elementwise.
         conditioner: another network in place of MADE: a callable (num_params, context) to a
             :class:`~pyro_genexact.Conditioner`, called once a transform. One of any length, such as ``Recurrent``, ``Markov`` or
-            ``Transformer``, makes a flow over sequences, and also takes covariates, ``context=Steps(C)``. Rows of several
+            ``Transformer``, makes a flow over sequences, and also takes covariates, ``context=Covariates(C)``. Rows of several
             lengths are padded to D features, and the call is told their ``lengths``, see :class:`Flow`.
         base: a distribution or module over the flow's real vectors; by default standard normal.
         support: a constraint (positive, an interval, simplex), or a list of one a feature; by default the reals.
@@ -102,7 +111,7 @@ def maf(
     )
 
 
-def iaf(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
+def iaf(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> Flow:
     """Inverse autoregressive flow: :func:`maf` with ``inverse=True``, and networks with a smooth activation.
 
     ``sample``, and the score of a sample, is one parallel pass a transform; ``log_prob`` of other values goes feature by
@@ -121,7 +130,9 @@ def iaf(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
     return maf(features, context, inverse=True, **{"activation": silu, **options})  # type: ignore[arg-type]
 
 
-def nsf(features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, **options: Unpack[Options]) -> Flow:
+def nsf(
+    features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, **options: Unpack[NetworkOptions]
+) -> Flow:
     """Neural spline flow: monotone rational-quadratic splines, the identity's slope beyond the bound.
 
     Cost: that of :func:`maf` in both directions, since a spline's inverse is a formula. The first choice.
@@ -140,7 +151,7 @@ def nsf(features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, *
     return autoregressive(partial(RationalQuadraticSpline, bins, bound), features, context, **options)
 
 
-def naf(features: int, context: int = 0, *, units: int = 8, layers: int = 1, **options: Unpack[Options]) -> Flow:
+def naf(features: int, context: int = 0, *, units: int = 8, layers: int = 1, **options: Unpack[NetworkOptions]) -> Flow:
     """Neural autoregressive flow: each feature through a small monotone network of sigmoids, whose weights MADE predicts.
 
     Cost: ``log_prob`` is one parallel pass a transform; ``sample`` solves one number a feature, six evaluations of
@@ -167,7 +178,7 @@ def umnn(
     *,
     signal: int = 16,
     network: Sequence[int] = (64, 64),
-    **options: Unpack[Options],
+    **options: Unpack[NetworkOptions],
 ) -> Flow:
     """Unconstrained monotonic neural network: each feature through the integral of a positive network.
 
@@ -195,7 +206,7 @@ def sospf(
     polynomials: int = 3,
     degree: int = 4,
     bound: float = 5.0,
-    **options: Unpack[Options],
+    **options: Unpack[NetworkOptions],
 ) -> Flow:
     """Sum-of-squares polynomial flow: each feature through the integral of a sum of squared polynomials.
 
@@ -216,7 +227,9 @@ def sospf(
     return autoregressive(partial(SumOfSquares, polynomials, degree, bound), features, context, **options)
 
 
-def bpf(features: int, context: int = 0, *, degree: int = 16, bound: float = 5.0, **options: Unpack[Options]) -> Flow:
+def bpf(
+    features: int, context: int = 0, *, degree: int = 16, bound: float = 5.0, **options: Unpack[NetworkOptions]
+) -> Flow:
     """Bernstein polynomial flow: each feature through an increasing Bernstein polynomial, straight beyond the bound.
 
     Cost: as :func:`naf`, with fewer evaluations, each of them cheaper.
@@ -244,7 +257,7 @@ def bnaf(
     residual: Literal["gated", "normal"] | None = "gated",
     conditioner: None = None,
     inverse: bool = False,
-    **ends: Unpack[Ends],
+    **ends: Unpack[RecipeOptions],
 ) -> Flow:
     """Block neural autoregressive flow: a masked network that is itself the bijection, with positive diagonal blocks.
 
@@ -283,7 +296,7 @@ def bnaf(
     return assemble(step, features, **ends)
 
 
-def realnvp(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
+def realnvp(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> Flow:
     """RealNVP: affine maps of half of the features given the other half, in turn.
 
     Cost: one call of each network for ``log_prob`` and for ``sample``.
@@ -301,7 +314,7 @@ def realnvp(features: int, context: int = 0, **options: Unpack[Options]) -> Flow
 
 
 def coupling_nsf(
-    features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, **options: Unpack[Options]
+    features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, **options: Unpack[NetworkOptions]
 ) -> Flow:
     """Neural spline flow of coupling layers: splines of half of the features given the other half, in turn.
 
@@ -320,7 +333,7 @@ def coupling_nsf(
     return coupling(partial(RationalQuadraticSpline, bins, bound), features, context, **options)
 
 
-def nice(features: int, context: int = 0, **options: Unpack[Options]) -> Flow:
+def nice(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> Flow:
     """NICE: shifts of half of the features given the other half, in turn, and one learned scale a feature.
 
     Cost: one call of each network for ``log_prob`` and for ``sample``; no transform but the scale changes volumes.
@@ -347,7 +360,7 @@ def glow_vector(
     activation: Callable[[Tensor], Tensor] = torch.relu,
     conditioner: MakeConditioner | None = None,
     inverse: bool = False,
-    **ends: Unpack[Ends],
+    **ends: Unpack[RecipeOptions],
 ) -> Flow:
     """Glow for vectors: each step is a learned scale and shift a feature, an LU linear map and an affine coupling.
 

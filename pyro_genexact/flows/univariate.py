@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..contexts import Padded
+from ..contexts import PaddedSequence
 from ..families.cdf import cdf, icdf
 from ..transforms.base import Chain, RememberingTransform
 from ..transforms.modules import transform_of
@@ -82,7 +82,7 @@ class UnivariateFlow(Flow):
 
     def forward(
         self,
-        context: Tensor | Padded | None = None,
+        context: Tensor | PaddedSequence | None = None,
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
     ) -> UnivariateDistribution:
@@ -93,7 +93,7 @@ class UnivariateFlow(Flow):
         base = _checked(self.base(given) if getattr(self.base, "context", 0) else self.base())
         parts = [transform_of(t, given) for t in self.transforms]
         turned = [dist.transforms.AffineTransform(0.0, -1.0)] if parts[-1].bijection.sign < 0 else []  # type: ignore[attr-defined]
-        return UnivariateDistribution(base, [OnOneAxis(Chain([*turned, *parts]))])
+        return UnivariateDistribution(base, [UnivariateTransform(Chain([*turned, *parts]))])
 
 
 def _checked(base: Any) -> Any:
@@ -146,14 +146,14 @@ def _check_tensor(value: Any) -> None:
 _ENDS = {"lower_bound": -torch.inf, "upper_bound": torch.inf}
 
 
-class OnOneAxis(RememberingTransform):
+class UnivariateTransform(RememberingTransform):
     """An increasing transform of vectors of one feature as one of scalars.
 
     Args:
         chain (pyro_genexact.transforms.Chain): whose last part is a :class:`~pyro_genexact.transforms.ToSupport`.
 
     Example:
-        >>> OnOneAxis(Chain([ToSupport(constraints.positive, 1)]))(torch.zeros(3))
+        >>> UnivariateTransform(Chain([ToSupport(constraints.positive, 1)]))(torch.zeros(3))
         tensor([1., 1., 1.])
     """
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..base import Conditioner, Head
-from ..contexts import Padded, Source, Steps
+from ..contexts import Covariates, PaddedSequence, Source
+from ..transforms.autoregressive import ConditionedAutoregressive
 from .helpers import broken, close, conditioner_inputs, gradients_of, noise_like, raises, redraw, tensors_of
 
 
@@ -118,7 +119,7 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             _, old = conditioner.start(context, len(y))
-            if conditioner.num_sites or isinstance(conditioner.context, Steps):
+            if conditioner.num_sites or isinstance(conditioner.context, Covariates):
                 with raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
                     conditioner.extend(y, old)
             if T > 1:
@@ -135,17 +136,17 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
 def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
     """Every site's parameters, the first one's too, are a non-linear function of every feature of the context.
 
-    Of covariates (``context=Steps(C)``), every site reads its own; of a source (``Source(C)``), every step but the padding,
+    Of covariates (``context=Covariates(C)``), every site reads its own; of a source (``Source(C)``), every step but the padding,
     which changes nothing, be it NaN.
     """
     y, context = conditioner_inputs(conditioner, 16, sites, seed, padded)
     if context is None:
         return
-    lengths = context.lengths if isinstance(context, Padded) else None
+    lengths = context.lengths if isinstance(context, PaddedSequence) else None
     values = (context if lengths is None else context.values).nan_to_num()
 
     def phi_of(values: Tensor) -> Tensor:
-        return conditioner(y, values if lengths is None else Padded(values, lengths))  # type: ignore[arg-type]
+        return conditioner(y, values if lengths is None else PaddedSequence(values, lengths))  # type: ignore[arg-type]
 
     with torch.no_grad():
         phi, zero = phi_of(values), phi_of(torch.zeros_like(values))
@@ -170,7 +171,7 @@ def _own_change(
     conditioner: Conditioner, phi_of: Callable[[Tensor], Tensor], context: Tensor, step: Tensor, phi: Tensor
 ) -> Tensor:
     """(T,): by how much each site's parameters change with the context; with its own covariates, where it has such."""
-    if not isinstance(conditioner.context, Steps):
+    if not isinstance(conditioner.context, Covariates):
         return (phi_of(context + step) - phi).abs().amax((0, 2))
     sites = torch.eye(phi.shape[1], dtype=context.dtype, device=context.device).unsqueeze(-1)
     changes = [phi_of(context + own * step) - phi for own in sites]
@@ -182,8 +183,6 @@ def sequential_gradient(conditioner: Conditioner, head: Head, seed: int = 0, sit
 
     It is the law of a conditioner's ``adjoint`` (the reverse sweep), in y, the context and every parameter.
     """
-    from ..transforms.autoregressive import ConditionedAutoregressive
-
     y, context = conditioner_inputs(conditioner, 4, sites, seed)
     leaves = [v.requires_grad_() for v in (y, context) if v is not None]
     leaves += [p for p in (*conditioner.parameters(), *head.parameters()) if p.requires_grad]

@@ -15,7 +15,7 @@ from ..decoding.branch_and_bound import exact_mode
 from ..decoding.search import beam_search, greedy
 from ..decoding.stochastic import stochastic_beam_search
 from ..diagnostics.calibration import pit
-from ..families.guard import contains
+from ..families.in_support import contains
 from .helpers import broken, no_error, same, seeded, tensors_of
 
 Quantities = Mapping[str, Callable[[], Any]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..base import Head
-from ..families.guard import contains, log_prob_everywhere
+from ..families.in_support import contains, log_prob_everywhere
 from .helpers import broken, close, each_matters, like_of, no_error, noise_like, same, seeded
 
 

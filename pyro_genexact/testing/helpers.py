@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from ..base import Conditioner, Head
-from ..contexts import Padded, Source, Steps
+from ..contexts import Covariates, PaddedSequence, Source
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -66,13 +66,13 @@ def conditioner_inputs(
 
     parts = [draw_kind(kind, sites if len(kinds) == 1 else 1) for kind in kinds]
     y = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
-    if isinstance(conditioner.context, Steps):
+    if isinstance(conditioner.context, Covariates):
         return y, draw(rows, sites, conditioner.context.features)
     if isinstance(conditioner.context, Source):
         values = draw(rows, 3, conditioner.context.features)
         lengths = torch.arange(rows, device=values.device) % 4
         beyond = torch.arange(3, device=values.device) >= lengths.unsqueeze(1)
-        return y, Padded(values.masked_fill(beyond.unsqueeze(2), torch.nan), lengths) if padded else values
+        return y, PaddedSequence(values.masked_fill(beyond.unsqueeze(2), torch.nan), lengths) if padded else values
     return y, draw(rows, conditioner.context) if conditioner.context else None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import Conditioner
-from ..contexts import Padded, Steps
+from ..contexts import Covariates, PaddedSequence
 from ..heads.filters import Tempered
 from .densities import goodness_of_fit, unvalidated_log_prob
 from .helpers import broken, close, gradients_of, made, raises, same, seeded
@@ -133,7 +133,7 @@ def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
     sites = d.chain.like.new_zeros(len(y), d.max_len)
     for n in last.unique().tolist():
         rows = (last == n).nonzero().squeeze(1)
-        given = Padded(*(part[rows] for part in context)) if isinstance(context, Padded) else context
+        given = PaddedSequence(*(part[rows] for part in context)) if isinstance(context, PaddedSequence) else context
         given = given[rows] if isinstance(given, Tensor) else given
         phi, state = d.conditioner.start(given, len(rows))
         phi = phi.unsqueeze(1)
@@ -231,7 +231,7 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
 
 def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
     """No covariates are read after the end, be they NaN."""
-    if not isinstance(d.conditioner.context, Steps):
+    if not isinstance(d.conditioner.context, Covariates):
         return
     shape = (*truth.present.shape, d.context.shape[-1])
     context = d.context.expand(shape).masked_fill(~truth.present.unsqueeze(-1), torch.nan).requires_grad_()
@@ -289,7 +289,7 @@ def _like_sites(index: Tensor, sites: Tensor) -> Tensor:
 
 def _other_lengths(d: Any, truth: ByChainRule, tol: float) -> None:
     """With another max_len, ended strings have the same probability, and an array without end is that many sites."""
-    if d.conditioner.num_sites is not None or isinstance(d.conditioner.context, Steps):
+    if d.conditioner.num_sites is not None or isinstance(d.conditioner.context, Covariates):
         return
     dim = truth.ends.dim() - 1
     for T in range(1, d.max_len):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head
-from ..contexts import Padded, kind_of
+from ..contexts import PaddedSequence, kind_of
 from ..core.binding import Held
 from ..core.functional import transformed, vjp
 from ..core.independent import independent
@@ -33,7 +33,7 @@ class ConditionedAutoregressive(ConditionedTransform):
     Args:
         conditioner: reads x; the weights it has now are used from here on.
         head: makes the bijection of each site.
-        context: (*batch, C), with ``Steps`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``Padded`` of it and its
+        context: (*batch, C), with ``Covariates`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``PaddedSequence`` of it and its
             lengths, or None where the conditioner takes none.
 
     Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
@@ -50,7 +50,7 @@ class ConditionedAutoregressive(ConditionedTransform):
     conditioner, head = Held(), Held()
 
     def __init__(
-        self, conditioner: Conditioner, head: Head, context: Tensor | Padded | None = None, cache_size: int = 1
+        self, conditioner: Conditioner, head: Head, context: Tensor | PaddedSequence | None = None, cache_size: int = 1
     ) -> None:
         super().__init__(conditioner, context, cache_size)
         self.conditioner, self.head = conditioner, head
@@ -86,7 +86,7 @@ class ConditionedAutoregressive(ConditionedTransform):
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         if tracked and not functorch and self.conditioner.has_adjoint and self.source_lengths is None:
             x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
-        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, Padded):
+        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, PaddedSequence):
             x, ladj = _Solve.apply(self.with_cache(0), mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
@@ -117,7 +117,7 @@ class ConditionedAutoregressive(ConditionedTransform):
             if context is not None and kind_of(self.conditioner.context).by_site:
                 context = _masked(context, mask)
         if self.source_lengths is not None:
-            context = Padded(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))
+            context = PaddedSequence(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))
         return rows, context, mask, shape
 
 
@@ -156,7 +156,7 @@ class AutoregressiveTransform(BijectionModule):
             )
         self.conditioner, self.head, self.context = conditioner, head, conditioner.context
 
-    def forward(self, context: Tensor | Padded | None = None) -> ConditionedAutoregressive:
+    def forward(self, context: Tensor | PaddedSequence | None = None) -> ConditionedAutoregressive:
         """The transform given the context (*batch, C)."""
         return ConditionedAutoregressive(self.conditioner, self.head, context)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import atanh, exp, log
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from torch.autograd import Function
 from ..core.buffers import register_derived
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
-
-if TYPE_CHECKING:
-    from .block_autoregressive import BlockAutoregressive
 
 _BOUND = 5.0  # of logarithms of weights and scales, smoothly
 _LEAK = 0.1  # slope of the leaky activation far from 0
@@ -125,6 +122,16 @@ FORMS = {
 }
 
 
+class BlockNetwork(Protocol):
+    """What the two directions use of a module."""
+
+    residual: Any
+
+    def blocks(self) -> Any: ...
+
+    def gates(self) -> Any: ...
+
+
 def _through(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """One site x (B,) by itself: y and log dy/dx (B,), and its units (B, n) of each layer.
 
@@ -149,7 +156,7 @@ def _at_site(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tens
     return _through(form, count, x, *tensors)[:2]
 
 
-def parallel(module: BlockAutoregressive, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def parallel(module: BlockNetwork, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (T, B) and log|dy/dx| (B,) of x (T, B), given the context (B, C)."""
     form, layers = FORMS[module.residual], module.blocks()
     units, j, taken = x.unsqueeze(1), None, 0.0  # (T, units of a site, B)
@@ -164,7 +171,7 @@ def parallel(module: BlockAutoregressive, x: Tensor, context: Tensor | None) -> 
     return y.squeeze(1), ladj.sum((0, 1))
 
 
-def site_by_site(module: BlockAutoregressive, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def site_by_site(module: BlockNetwork, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """x (T, B) and log|dy/dx| (B,) of y (T, B), given the context (B, C)."""
     form, gates, count = FORMS[module.residual], module.gates(), len(module.layers)
     at_site = partial(_at_site, form, count)
@@ -230,7 +237,7 @@ class Solve(Function):
         return None, *(next(rest) if need else None for need in needed)
 
 
-def _over_jacobian(module: BlockAutoregressive, x: Tensor, context: Tensor | None, g: Tensor) -> Tensor:
+def _over_jacobian(module: BlockNetwork, x: Tensor, context: Tensor | None, g: Tensor) -> Tensor:
     """v (T, B) with J^T v = g, J = dy/dx: site by site from the last, whose v is known to reach only earlier ones."""
     form, layers = FORMS[module.residual], module.blocks()
     weights, blocks = zip(*(layer.weights() for layer in layers), strict=True)

@@ -11,7 +11,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from ..contexts import Padded, checked_source, kind_of
+from ..contexts import PaddedSequence, checked_source, kind_of
 from ..core.binding import Bound, bind
 from ..core.checks import check_like
 from ..core.shapes import broadcast_shapes
@@ -28,7 +28,7 @@ class BijectionModule(nn.Module):
 
     context: Any = 0
 
-    def condition(self, context: Tensor | Padded | None = None) -> Any:
+    def condition(self, context: Tensor | PaddedSequence | None = None) -> Any:
         """The same as calling the module, under Pyro's name."""
         return self(context)
 
@@ -61,11 +61,11 @@ class Inverse(BijectionModule):
         """The module that this one inverts."""
         return self.transform
 
-    def forward(self, context: Tensor | Padded | None = None) -> Transform:
+    def forward(self, context: Tensor | PaddedSequence | None = None) -> Transform:
         return transform_of(self.transform, context).inv
 
 
-def transform_of(module: nn.Module, context: Tensor | Padded | None) -> Transform:
+def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Transform:
     """What a module contributes to a chain: itself as it is now if it is a transform, else what its call returns."""
     if isinstance(module, Transform):
         bound, _ = bind(module)
@@ -82,14 +82,14 @@ class ConditionedTransform(RememberingTransform):
 
     Args:
         module: which reads the context.
-        context: (*batch, C), with ``Steps`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``Padded`` of it and its
+        context: (*batch, C), with ``Covariates`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``PaddedSequence`` of it and its
             lengths, or None where the module takes none.
 
     Raises:
         ValueError: for a context of another size, dtype or device than the module's.
     """
 
-    def __init__(self, module: nn.Module, context: Tensor | Padded | None, cache_size: int = 1) -> None:
+    def __init__(self, module: nn.Module, context: Tensor | PaddedSequence | None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         given: tuple[Any, Tensor | None] = None, None
         if context is not None or module.context:

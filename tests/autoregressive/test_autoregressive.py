@@ -175,7 +175,7 @@ def test_scalar_lengths_and_a_round_trip_with_padding():
 def test_covariates_of_padding_do_not_matter(kind):
     sizes = {conditioners.Recurrent: ((), 2), conditioners.Markov: ((), 2), conditioners.Independent: (4, 2)}[kind]
     options = {conditioners.Markov: {"order": 2}}.get(kind, {})
-    model = built(gx.Autoregressive(kind(*sizes, context=gx.Steps(3), **options), heads.Normal(), (4,)))
+    model = built(gx.Autoregressive(kind(*sizes, context=gx.Covariates(3), **options), heads.Normal(), (4,)))
     context, lengths = sized(2, 4, 3), torch.tensor([2, 4])
     junk = context.clone()
     junk[0, 2:] = math.nan
@@ -190,7 +190,7 @@ def test_covariates_of_padding_do_not_matter(kind):
 def test_covariates_go_with_their_sites():
     """With an order, and with a prefix: against a model whose sites and covariates were permuted by hand."""
     order = torch.tensor([2, 0, 3, 1])
-    net = built(conditioners.Recurrent((), 2, hidden=6, context=gx.Steps(2)))
+    net = built(conditioners.Recurrent((), 2, hidden=6, context=gx.Covariates(2)))
     context, y = sized(3, 4, 2), sized(3, 4, seed=1)
     by_hand = gx.Autoregressive(net, heads.Normal(), (4,))(context[:, order]).log_prob_sites(y[:, order])
     d = gx.Autoregressive(net, heads.Normal(), (4,), order)(context)
@@ -263,7 +263,7 @@ def test_values_of_other_dtypes():
 
 
 def test_the_number_of_sites_at_the_call():
-    net, head = conditioners.Recurrent((2,), 4, hidden=5, context=gx.Steps(3)), heads.Normal((2,))
+    net, head = conditioners.Recurrent((2,), 4, hidden=5, context=gx.Covariates(3)), heads.Normal((2,))
     model = built(gx.Autoregressive(net, head, (6, 2)))
     context = torch.randn(5, 4, 3, dtype=torch.float64)
     d = model(context, lengths=torch.tensor([4, 2, 0, 1, 3]), num_sites=4)

@@ -151,9 +151,11 @@ def test_context():
     made = model(heads.Bernoulli(), context=3)
     fails(ValueError, "Expected a context (*batch, 3) (MADE built with context=3); got none.", made)
     fails(ValueError, "Expected context.shape[-1] == 3", lambda: made(sized(5, 2)))
-    net = conditioners.Recurrent((), 1, context=gx.Steps(3), hidden=4).double()
+    net = conditioners.Recurrent((), 1, context=gx.Covariates(3), hidden=4).double()
     steps = gx.Autoregressive(net, heads.Bernoulli(), (4,))
-    fails(ValueError, "Expected a context (*batch, T, 3) (Recurrent built with context=Steps(3)); got none.", steps)
+    fails(
+        ValueError, "Expected a context (*batch, T, 3) (Recurrent built with context=Covariates(3)); got none.", steps
+    )
     fails(ValueError, "Expected context.shape[-1] == 3", lambda: steps(sized(3)))
     fails(ValueError, "context", lambda: steps(sized(2, 3, 3)).sample())
     fails(ValueError, "context", lambda: steps(sized(2, 3, 3)).log_prob(torch.ones(4, dtype=torch.float64)))

@@ -155,7 +155,7 @@ def test_more_sites_than_the_conditioner_takes():
     fails(ValueError, text, limited, max_len=7)
     fails(ValueError, text, limited().conditional_on_prefix, tokens(1, 2), max_len=5)
     assert limited().conditional_on_prefix(tokens(1, 2), max_len=4).sample().shape == (4,)
-    steps = model(context=gx.Steps(2))
+    steps = model(context=gx.Covariates(2))
     fails(
         ValueError,
         "Expected context.shape[-2] == 5 (covariates of every site); got (4, 2).",
@@ -239,7 +239,7 @@ def test_batches_that_do_not_fit():
     )  # fmt: skip
     source = model(net=small_transformer(3, context=gx.Source(2)))
     text = "Expected batch shapes that broadcast; got context (3,), lengths (), source_lengths (4,), prefix ()."
-    fails(ValueError, text, source, gx.Padded(sized(3, 5, 2), tokens(1, 2, 3, 4)))
+    fails(ValueError, text, source, gx.PaddedSequence(sized(3, 5, 2), tokens(1, 2, 3, 4)))
     fails(ValueError, text, source, sized(3, 5, 2), source_lengths=tokens(1, 2, 3, 4))
     made = built(gx.Autoregressive(conditioners.MADE(4, 3, site=3, context=2), heads.Categorical(3), (4,)))(sized(2, 2))
     text = "Expected batch shapes that broadcast; got context (2,), lengths (), source_lengths (), prefix (3,)."
@@ -294,11 +294,15 @@ def test_sources():
         source,
         sized(3, 5, 3),
     )
-    padded = gx.Padded(x, tokens(1, 2, 3))
+    padded = gx.PaddedSequence(x, tokens(1, 2, 3))
     fails(
-        ValueError, "Expected no source_lengths beside a Padded context", source, padded, source_lengths=tokens(1, 2, 3)
+        ValueError,
+        "Expected no source_lengths beside a PaddedSequence context",
+        source,
+        padded,
+        source_lengths=tokens(1, 2, 3),
     )
-    fails(ValueError, "Expected source_lengths between 0 and 5", source, gx.Padded(x, tokens(1, 2, 6)))
+    fails(ValueError, "Expected source_lengths between 0 and 5", source, gx.PaddedSequence(x, tokens(1, 2, 6)))
     fails(ValueError, "(Recurrent built with context=0)", model(), padded)
     assert source(x, source_lengths=tokens(0, 0, 0)).sample().shape == (3, 4)
 

@@ -289,7 +289,7 @@ def test_autocast_adds_up_in_single():
     ],
 )
 def test_covariates_after_the_end_do_not_matter(net):
-    model = built(gx.Sequence(net(context=gx.Steps(2)), heads.Categorical(3), 0, 4))
+    model = built(gx.Sequence(net(context=gx.Covariates(2)), heads.Categorical(3), 0, 4))
     y, x = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0], [2, 1, 2, 0]]), sized(3, 4, 2)
     gone = torch.arange(4) > torch.tensor([[1], [0], [3]])
     found = []
@@ -329,7 +329,7 @@ def test_padded_context():
     model = built(gx.Sequence(small_transformer(3, context=gx.Source(2)), heads.Categorical(3), 0, 4))
     source, lengths = sized(3, 5, 2), torch.tensor([5, 2, 0])
     y = model(source).sample()
-    close(model(gx.Padded(source, lengths)).log_prob(y), model(source, source_lengths=lengths).log_prob(y))
+    close(model(gx.PaddedSequence(source, lengths)).log_prob(y), model(source, source_lengths=lengths).log_prob(y))
     close(model(source[1:2, :2]).log_prob(y[1:2]), model(source, source_lengths=lengths).log_prob(y)[1:2])
     nothing = model(source[:, :0]).log_prob(y)
     close(nothing[2], model(source, source_lengths=lengths).log_prob(y)[2])

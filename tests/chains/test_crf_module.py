@@ -245,7 +245,7 @@ def test_batch_shapes_and_names():
     crf = module.condition(context, lengths=LENGTHS[:4])
     assert crf.batch_shape == (2, 4) and crf.event_shape == (N,) and crf.num_labels == V
     assert torch.equal(module(context=context, lengths=LENGTHS[:4]).log_partition, crf.log_partition)
-    assert module.context == gx.Steps(C) and gx.CRF(V, nn.Linear(C, V)).context == 0
+    assert module.context == gx.Covariates(C) and gx.CRF(V, nn.Linear(C, V)).context == 0
 
 
 def test_starts_as_independent_labels():

@@ -62,9 +62,9 @@ def test_learnable_crf(arguments, options, kind, text):
 @pytest.mark.parametrize(
     ("context", "lengths", "kind", "text"),
     [
-        (None, None, ValueError, "Expected a context (*batch, T, 4) (CRF built with context=Steps(4)); got none."),
-        (torch.zeros(2, 5, 3), None, ValueError, "Expected context.shape[-1] == 4 (CRF built with context=Steps(4)); got (2, 5, 3)."),
-        (torch.zeros(4), None, ValueError, "Expected context.shape[-1] == 4 (CRF built with context=Steps(4)); got (4,)."),
+        (None, None, ValueError, "Expected a context (*batch, T, 4) (CRF built with context=Covariates(4)); got none."),
+        (torch.zeros(2, 5, 3), None, ValueError, "Expected context.shape[-1] == 4 (CRF built with context=Covariates(4)); got (2, 5, 3)."),
+        (torch.zeros(4), None, ValueError, "Expected context.shape[-1] == 4 (CRF built with context=Covariates(4)); got (4,)."),
         ([1.0], None, TypeError, "Expected context to be a tensor; got list."),
         (torch.zeros(2, 5, 4).double(), None, ValueError, "Expected context.dtype == torch.float32 (that of the parameters); got torch.float64."),
         (ints(2, 5, 4), None, ValueError, "Expected context.dtype == torch.float32 (that of the parameters); got torch.int64."),

@@ -8,7 +8,7 @@ from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
 from pyro_genexact.conditioners.nade import NADE
 from pyro_genexact.conditioners.recurrent import Recurrent
-from pyro_genexact.contexts import Steps
+from pyro_genexact.contexts import Covariates
 from pyro_genexact.testing import conditioner_inputs
 from support.registry import CONDITIONERS
 
@@ -45,7 +45,10 @@ from support.registry import CONDITIONERS
             lambda: NADE(3, 2, site=[3, ()]),
             r"Expected site to be one kind or a list of 3 scalar kinds, .*; got \[3, \(\)\]",
         ),
-        (lambda: NADE(3, 2, context=Steps(2)), r"Expected context to be an integer >= 0; got Steps\(features=2\)\."),
+        (
+            lambda: NADE(3, 2, context=Covariates(2)),
+            r"Expected context to be an integer >= 0; got Covariates\(features=2\)\.",
+        ),
         (lambda: Independent(0, 2), r"Expected num_sites to be an integer >= 1; got 0\."),
         (
             lambda: Recurrent(4, 2)(torch.tensor([[1, 4, 0]])),
@@ -84,15 +87,15 @@ from support.registry import CONDITIONERS
             r"Expected a context \(\*batch, 3\) \(Recurrent built with context=3\); got none\.",
         ),
         (
-            lambda: Markov((), 2, order=1, context=Steps(3))(torch.zeros(2, 4), torch.zeros(2, 4, 2)),
-            r"Expected context\.shape\[-1\] == 3 \(Markov built with context=Steps\(3\)\); got \(2, 4, 2\)\.",
+            lambda: Markov((), 2, order=1, context=Covariates(3))(torch.zeros(2, 4), torch.zeros(2, 4, 2)),
+            r"Expected context\.shape\[-1\] == 3 \(Markov built with context=Covariates\(3\)\); got \(2, 4, 2\)\.",
         ),
         (
-            lambda: Recurrent((), 2, context=Steps(3))(torch.zeros(2, 4), torch.zeros(2, 3, 3)),
+            lambda: Recurrent((), 2, context=Covariates(3))(torch.zeros(2, 4), torch.zeros(2, 3, 3)),
             r"Expected context\.shape\[1\] >= 4 \(covariates for as many sites\); got \(2, 3, 3\)\.",
         ),
         (
-            lambda: Independent(4, 2, context=Steps(3))(torch.zeros(2, 4), torch.zeros(2, 5, 3)),
+            lambda: Independent(4, 2, context=Covariates(3))(torch.zeros(2, 4), torch.zeros(2, 5, 3)),
             r"Expected context\.shape\[1\] == 4 \(covariates of every site\); got \(2, 5, 3\)\.",
         ),
         (

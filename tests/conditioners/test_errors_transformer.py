@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_genexact.conditioners import MADE, Independent, Markov, Transformer
-from pyro_genexact.contexts import Padded, Source, Steps
+from pyro_genexact.contexts import Covariates, PaddedSequence, Source
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_errors_of_contexts():
     net = Transformer((), 2, context=3, width=8, num_heads=2)
     with pytest.raises(ValueError, match=r"Expected context\.shape\[0\] == 2 \(rows of the batch\); got \(1, 3\)\."):
         net(torch.zeros(2, 4), torch.zeros(1, 3))
-    with pytest.raises(TypeError, match=r"Expected context to be a tensor; got Padded\."):
-        net(torch.zeros(2, 4), Padded(torch.zeros(2, 4, 3), torch.tensor([1, 2])))
-    net = Transformer((), 2, context=Steps(3), width=8, num_heads=2)
+    with pytest.raises(TypeError, match=r"Expected context to be a tensor; got PaddedSequence\."):
+        net(torch.zeros(2, 4), PaddedSequence(torch.zeros(2, 4, 3), torch.tensor([1, 2])))
+    net = Transformer((), 2, context=Covariates(3), width=8, num_heads=2)
     with pytest.raises(ValueError, match=r"Expected context\.shape\[1\] >= 4"):
         net(torch.zeros(2, 4), torch.zeros(2, 3, 3))

@@ -17,7 +17,7 @@ from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
 from pyro_genexact.conditioners.nade import NADE
 from pyro_genexact.conditioners.recurrent import Recurrent
-from pyro_genexact.contexts import Steps
+from pyro_genexact.contexts import Covariates
 from pyro_genexact.core.binding import bind
 from pyro_genexact.testing import conditioner_inputs
 from pyro_genexact.transforms import AutoregressiveTransform
@@ -32,14 +32,14 @@ def test_steps_have_power():
             return super().forward(y, context.roll(1, 1))
 
     with pytest.raises(AssertionError, match=r"context use broken \[feature 0\]: changes site 0 by 0, not by more"):
-        testing.context_use(factory(Later, (), 2, order=1, hidden=(8,), context=Steps(2))())
+        testing.context_use(factory(Later, (), 2, order=1, hidden=(8,), context=Covariates(2))())
 
     class Endless(Recurrent):
         def extend(self, y, state):
             return super().extend(y, state._replace(context=torch.cat([state.context, state.context], 1)))
 
     with pytest.raises(AssertionError, match=r"consumption broken \[5 of 5 sites, grad False\]: no error"):
-        testing.consumption(factory(Endless, (), 2, hidden=6, context=Steps(2))())
+        testing.consumption(factory(Endless, (), 2, hidden=6, context=Covariates(2))())
 
 
 @pytest.mark.parametrize("name", ["Recurrent gru steps", "Recurrent lstm steps", "Markov steps", "Independent steps"])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pyro_genexact.conditioners.recurrent import Recurrent
-from pyro_genexact.contexts import Steps
+from pyro_genexact.contexts import Covariates
 from pyro_genexact.core.binding import bind
 from pyro_genexact.testing import conditioner_inputs, redraw
 from support.registry import CONDITIONERS
@@ -17,7 +17,7 @@ from support.registry.conditioners import factory
 
 
 @pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
-@pytest.mark.parametrize("context", [0, 2, Steps(2)])
+@pytest.mark.parametrize("context", [0, 2, Covariates(2)])
 def test_recurrent_by_hand(cell, context):
     net = factory(Recurrent, 4, 3, hidden=5, cell=cell, layers=2, context=context, width=6)()
     y, x = conditioner_inputs(net, rows=3, sites=6)

@@ -8,7 +8,7 @@ from torch import nn
 
 import pyro_genexact as gx
 from pyro_genexact.conditioners import Recurrent, Transformer
-from pyro_genexact.contexts import Padded, Source
+from pyro_genexact.contexts import PaddedSequence, Source
 from pyro_genexact.testing import conditioner_inputs
 from support.networks import by_sites
 from support.registry import CONDITIONERS
@@ -27,23 +27,23 @@ def test_padding_of_a_source_never_matters(name, fill):
     assert beyond.all(2).any(1).tolist() == [True, True, True, False] * 2
     values = context.values.nan_to_num().requires_grad_()
     filled = values.detach().masked_fill(beyond, fill).requires_grad_()
-    phi, same = (net(y, Padded(v, context.lengths)) for v in (values, filled))
+    phi, same = (net(y, PaddedSequence(v, context.lengths)) for v in (values, filled))
     assert torch.equal(phi, same)
-    assert torch.equal(by_sites(net, y, Padded(filled, context.lengths))[0], by_sites(net, y, context)[0])
+    assert torch.equal(by_sites(net, y, PaddedSequence(filled, context.lengths))[0], by_sites(net, y, context)[0])
     grads = torch.autograd.grad(same.square().sum(), [filled, *net.parameters()])
     assert all(g.isfinite().all() for g in grads)
     assert (grads[0][beyond] == 0).all() and (grads[0][~beyond] != 0).all()
     longer = torch.cat([filled.detach(), torch.full((8, 2, 2), fill, dtype=F64)], 1)
-    torch.testing.assert_close(net(y, Padded(longer, context.lengths)), phi, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net(y, PaddedSequence(longer, context.lengths)), phi, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_empty_sources_add_zero(name):
     net = CONDITIONERS[name]()
     y, source = conditioner_inputs(net, rows=4)
-    empty = net(y, Padded(source, torch.zeros(4, dtype=torch.long)))
+    empty = net(y, PaddedSequence(source, torch.zeros(4, dtype=torch.long)))
     assert torch.equal(empty, net(y, source[:, :0]))
-    assert torch.equal(empty, net(y, Padded(source[:, :0], torch.zeros(4, dtype=torch.long))))
+    assert torch.equal(empty, net(y, PaddedSequence(source[:, :0], torch.zeros(4, dtype=torch.long))))
     torch.testing.assert_close(by_sites(net, y, source[:, :0])[0], empty, rtol=0, atol=1e-12)
     for g in torch.autograd.grad(empty.sum(), list(net.parameters()), allow_unused=True, materialize_grads=True):
         assert g.isfinite().all()
@@ -60,7 +60,7 @@ def test_empty_sources_add_zero(name):
 def test_full_lengths_change_nothing(name):
     net = CONDITIONERS[name]()
     y, source = conditioner_inputs(net, rows=4)
-    full = Padded(source, torch.full((4,), source.shape[1]))
+    full = PaddedSequence(source, torch.full((4,), source.shape[1]))
     torch.testing.assert_close(net(y, full), net(y, source), rtol=0, atol=1e-12)
 
 
@@ -106,27 +106,27 @@ def test_translations_have_total_mass_one():
             r"Expected context\.shape\[0\] == 2 \(rows of the batch\); got \(1, 5, 3\)\.",
         ),
         (
-            Padded(torch.zeros(2, 5, 3), torch.tensor([5])),
+            PaddedSequence(torch.zeros(2, 5, 3), torch.tensor([5])),
             ValueError,
             r"Expected context\.lengths\.shape == \(2,\) \(rows of the batch\); got \(1,\)\.",
         ),
         (
-            Padded(torch.zeros(2, 5, 3), torch.tensor([5.0, 1.0])),
+            PaddedSequence(torch.zeros(2, 5, 3), torch.tensor([5.0, 1.0])),
             TypeError,
             r"Expected context\.lengths to be a tensor of integers; got torch\.float32\.",
         ),
         (
-            Padded(torch.zeros(2, 5, 3), torch.tensor([6, 1])),
+            PaddedSequence(torch.zeros(2, 5, 3), torch.tensor([6, 1])),
             ValueError,
             r"Expected context\.lengths between 0 and 5 \(steps of the source\); got 6\.",
         ),
         (
-            Padded(torch.zeros(2, 5, 3), torch.tensor([0, -1])),
+            PaddedSequence(torch.zeros(2, 5, 3), torch.tensor([0, -1])),
             ValueError,
             r"Expected context\.lengths between 0 and 5 \(steps of the source\); got -1\.",
         ),
         (
-            Padded(torch.zeros(2, 5, 3, dtype=F64), torch.tensor([0, 1])),
+            PaddedSequence(torch.zeros(2, 5, 3, dtype=F64), torch.tensor([0, 1])),
             ValueError,
             r"Expected context\.dtype == torch\.float32",
         ),

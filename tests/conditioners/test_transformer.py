@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pyro_genexact as gx
 from pyro_genexact.conditioners import attention
-from pyro_genexact.contexts import Padded, Source, Steps
+from pyro_genexact.contexts import Covariates, PaddedSequence, Source
 from pyro_genexact.core.binding import bind
 from pyro_genexact.testing import conditioner_inputs, redraw
 from support.networks import by_sites
@@ -63,7 +63,7 @@ def by_hand(net, y, context):
     for layer in net.layers:
         query, key, value = (norm(x, layer.norm) @ layer.qkv.weight.T + layer.qkv.bias).chunk(3, 2)
         x = x + attend(query, key, value, net.num_heads, mask) @ layer.mix.weight.T + layer.mix.bias
-        if isinstance(context, Padded):
+        if isinstance(context, PaddedSequence):
             query = norm(x, layer.norm_source) @ layer.query.weight.T + layer.query.bias
             found = []
             for b, n in enumerate(context.lengths.tolist()):
@@ -83,7 +83,7 @@ def by_hand(net, y, context):
         {"window": 3},
         {"window": 1, "depth": 1},
         {"context": 2, "window": 9},
-        {"context": Steps(2)},
+        {"context": Covariates(2)},
         {"context": Source(3)},
         {"width": 12, "num_heads": 1, "depth": 3},
     ],

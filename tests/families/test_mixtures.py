@@ -13,7 +13,7 @@ from torch.distributions import MixtureSameFamily, constraints
 import pyro_genexact as gx
 from pyro_genexact.families.cdf import cdf
 from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
-from pyro_genexact.families.guard import contains, feasible_point, log_prob_everywhere
+from pyro_genexact.families.in_support import contains, feasible_point, log_prob_everywhere
 from pyro_genexact.families.mixture import Mixture, UnionConstraint, same_constraint, union
 from pyro_genexact.families.per_site import PerSite
 from support.values import F64, sized

@@ -13,7 +13,7 @@ import torch
 
 from pyro_genexact import Head
 from pyro_genexact.families.continuous_bernoulli import ContinuousBernoulli
-from pyro_genexact.families.guard import contains
+from pyro_genexact.families.in_support import contains
 from pyro_genexact.families.repaired import REPAIRED
 from pyro_genexact.heads import Parametric
 from pyro_genexact.heads.catalogue import families

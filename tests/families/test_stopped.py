@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_genexact import heads, testing
 from pyro_genexact.distributions import Stopped, StoppedConstraint
-from pyro_genexact.families.guard import feasible_point
+from pyro_genexact.families.in_support import feasible_point
 from support.checks import goodness
 from support.values import sized
 

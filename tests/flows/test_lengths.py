@@ -22,9 +22,9 @@ T = 5
 FLOWS = {  # recipe and options, of any number of features
     "maf recurrent": (flows.maf, {"conditioner": recurrent}),
     "iaf recurrent": (flows.iaf, {"conditioner": recurrent, "context": 2}),
-    "maf markov": (flows.maf, {"conditioner": markov, "context": gx.Steps(2), "support": constraints.positive}),
+    "maf markov": (flows.maf, {"conditioner": markov, "context": gx.Covariates(2), "support": constraints.positive}),
     "iaf markov": (flows.iaf, {"conditioner": markov, "support": constraints.interval(-30.0, 40.0)}),
-    "maf transformer": (flows.maf, {"conditioner": transformer, "context": gx.Steps(2)}),
+    "maf transformer": (flows.maf, {"conditioner": transformer, "context": gx.Covariates(2)}),
     "iaf transformer": (flows.iaf, {"conditioner": transformer, "transforms": 2}),
     "maf transformer source": (flows.maf, {"conditioner": transformer, "context": gx.Source(2), "transforms": 2}),
     "nsf": (flows.nsf, {"conditioner": recurrent, "bins": 3, "context": 2}),
@@ -37,7 +37,7 @@ def cut(flow, context, row, n):
     """A row's context in the flow of n features."""
     if context is None:
         return None
-    return context[row, :n] if isinstance(flow.context, gx.Steps) else context[row]
+    return context[row, :n] if isinstance(flow.context, gx.Covariates) else context[row]
 
 
 @pytest.fixture(params=FLOWS)
@@ -66,7 +66,7 @@ def draws(flow, context):
 def test_density_and_gradients_are_those_of_the_flow_of_n_features(case, padding):
     flow, of, context = case
     y = torch.where(MASK, draws(flow, context), padding).requires_grad_()
-    if isinstance(flow.context, gx.Steps):
+    if isinstance(flow.context, gx.Covariates):
         context = torch.where(MASK.unsqueeze(2), context, nan)
     if context is not None:
         context.requires_grad_()
@@ -92,7 +92,7 @@ def test_density_and_gradients_are_those_of_the_flow_of_n_features(case, padding
     for g, expected in zip(got, wanted, strict=True):
         close(g, expected, 1e-8)
     assert (got[0][~MASK] == 0).all()
-    assert not isinstance(flow.context, gx.Steps) or (got[1][~MASK] == 0).all()
+    assert not isinstance(flow.context, gx.Covariates) or (got[1][~MASK] == 0).all()
 
 
 def test_samples_are_those_of_the_flow_of_n_features(case):
@@ -228,7 +228,7 @@ def test_each_part_on_prefixes():
 @pytest.mark.parametrize("shape", [(), (2,)])
 def test_an_autoregressive_transform_alone(shape):
     """``on_prefixes`` of numbers and vectors, both ways: no sum over padding, whatever stands there."""
-    net = conditioners.Recurrent(shape, 2 * math.prod(shape), hidden=5, context=gx.Steps(2))
+    net = conditioners.Recurrent(shape, 2 * math.prod(shape), hidden=5, context=gx.Covariates(2))
     module = built(transforms.AutoregressiveTransform(net, heads.Affine(shape)))
     full = module(sized(6, T, 2))
     mask = MASK.reshape(*MASK.shape, *[1] * len(shape))

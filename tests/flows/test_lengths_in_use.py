@@ -30,7 +30,7 @@ SUBJECTS = {
 }
 NETS = {
     "MADE": lambda: conditioners.MADE(3, 2, hidden=(8,), context=2, activation=torch.tanh),
-    "Markov": lambda: conditioners.Markov((), 2, order=2, hidden=(6,), context=gx.Steps(2), activation=torch.tanh),
+    "Markov": lambda: conditioners.Markov((), 2, order=2, hidden=(6,), context=gx.Covariates(2), activation=torch.tanh),
     "Recurrent": lambda: conditioners.Recurrent((), 2, hidden=4, context=2),
 }
 
@@ -42,7 +42,7 @@ def test_transforms_of_prefixes_are_lawful(parts, net):
     module = transforms.AutoregressiveTransform(NETS[net](), heads.Affine())
     subject = built(OfPrefixes(SUBJECTS[parts](module), lengths))
     x = torch.where(torch.arange(3) < lengths.unsqueeze(1), sized(3, 3), 0.0)
-    context = sized(3, 3, 2, seed=1) if isinstance(module.context, gx.Steps) else sized(3, 2, seed=1)
+    context = sized(3, 3, 2, seed=1) if isinstance(module.context, gx.Covariates) else sized(3, 2, seed=1)
     testing.inverse(subject, x, context)
     testing.cache(subject, x, context)
     testing.derivatives(subject, x, context)

@@ -26,7 +26,7 @@ def test_each_row_reads_its_own_source(net, recipe, own):
     source, y = sized(6, 7, 2, seed=1), sized(6, T, seed=2)
     padding = torch.arange(7) >= SOURCE_LENGTHS.unsqueeze(1)
     filled = source.masked_fill(padding.unsqueeze(2), nan).requires_grad_()
-    ds = flow(filled, own, source_lengths=SOURCE_LENGTHS), flow(gx.Padded(filled, SOURCE_LENGTHS), own)
+    ds = flow(filled, own, source_lengths=SOURCE_LENGTHS), flow(gx.PaddedSequence(filled, SOURCE_LENGTHS), own)
     log_prob = ds[0].log_prob(y)
     close(ds[1].log_prob(y), log_prob)
     close(flow.condition(filled, own, SOURCE_LENGTHS).log_prob(y), log_prob)
@@ -66,7 +66,7 @@ def test_sources_of_a_batch_of_lengths():
         flow(source[:2]).transforms[0](y),
     )
     module = transforms.AutoregressiveTransform(transformer(2, gx.Source(2)), heads.Affine())
-    t = built(module)(gx.Padded(source, lengths))
+    t = built(module)(gx.PaddedSequence(source, lengths))
     with torch.no_grad():
         t(y)
         lengths.sub_(1)
@@ -81,9 +81,11 @@ def test_wrong_sources():
         "Expected source_lengths between 0 and 5 (steps of the source); got 6.",
         lambda: flow(source, None, n),
     )
-    fails(ValueError, "Expected source_lengths between 0 and 5", lambda: flow(gx.Padded(source, n)))
+    fails(ValueError, "Expected source_lengths between 0 and 5", lambda: flow(gx.PaddedSequence(source, n)))
     fails(
-        ValueError, "Expected no source_lengths beside a Padded", lambda: flow(gx.Padded(source, n), source_lengths=n)
+        ValueError,
+        "Expected no source_lengths beside a PaddedSequence",
+        lambda: flow(gx.PaddedSequence(source, n), source_lengths=n),
     )
     fails(
         TypeError, "Expected source_lengths to be a tensor of integers", lambda: flow(source, source_lengths=n.float())

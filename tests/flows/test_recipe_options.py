@@ -1,4 +1,4 @@
-"""Options of the recipes of flows: supports, sizes, heads, conditioners, and what they refuse."""
+"""NetworkOptions of the recipes of flows: supports, sizes, heads, conditioners, and what they refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.checks import close
 from support.recipes import COUPLINGS, RECIPES, by_jacobian, couplings, make, recipes
 from support.values import F64
 
-# Options
+# NetworkOptions
 
 
 @recipes

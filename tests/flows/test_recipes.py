@@ -141,7 +141,7 @@ def test_fast_directions(name, inverse):
         assert len(calls) == 2
 
 
-# Steps
+# Covariates
 
 
 @recipes

@@ -88,7 +88,17 @@ class States(gx.DistributionModule):
         return gx.HiddenMarkov(self.initial, self.transition, self.head(self.phi), lengths, duration=self.sites)
 
 
-MODELS = (gx.Autoregressive, gx.Sequence, gx.Conditional, gx.OrderEnsemble, gx.CRF, gx.Steps, gx.Source, Labels, States)
+MODELS = (
+    gx.Autoregressive,
+    gx.Sequence,
+    gx.Conditional,
+    gx.OrderEnsemble,
+    gx.CRF,
+    gx.Covariates,
+    gx.Source,
+    Labels,
+    States,
+)
 NAMES = {
     **{name: getattr(module, name) for module in (conditioners, heads) for name in module.__all__},
     **{part.__name__: part for part in MODELS},
@@ -185,19 +195,21 @@ ACTIVATIONS = ["torch.relu", "torch.tanh", "nn.functional.silu", "nn.ELU()", "to
 CONTEXTS = {
     "MADE": ["C"],
     "NADE": ["C"],
-    "Independent": ["C", "Steps"],
-    "Markov": ["C", "Steps"],
-    "Recurrent": ["C", "Steps", "Source"],
-    "Transformer": ["C", "Steps", "Source"],
+    "Independent": ["C", "Covariates"],
+    "Markov": ["C", "Covariates"],
+    "Recurrent": ["C", "Covariates", "Source"],
+    "Transformer": ["C", "Covariates", "Source"],
 }
 
 
 @draws
 def conditioner(draw, sites, site, kinds=tuple(CONTEXTS), bands=True):
-    """Code of a conditioner, and which context it reads: "" or "C", "Steps", "Source"."""
+    """Code of a conditioner, and which context it reads: "" or "C", "Covariates", "Source"."""
     kind = draw(pick(kinds))
     context = draw(pick(["", *CONTEXTS[kind]]))
-    given = {"": "", "C": ", context=2", "Steps": ", context=Steps(2)", "Source": ", context=Source(2)"}[context]
+    given = {"": "", "C": ", context=2", "Covariates": ", context=Covariates(2)", "Source": ", context=Source(2)"}[
+        context
+    ]
     options = ""
     args = f"{sites}, P, site={site}" if kind in ("MADE", "NADE", "Independent") else f"{site}, P"
     act = draw(pick(ACTIVATIONS))
@@ -252,7 +264,7 @@ def given_to(draw, context, sites, lengths=True):
         "seed": draw(st.integers(0, 99)),
     }
     if context:
-        inner = {"C": (2,), "Steps": (sites, 2), "Source": (3, 2)}[context]
+        inner = {"C": (2,), "Covariates": (sites, 2), "Source": (3, 2)}[context]
         found["context"] = draw(part_of(batch)) + inner
     if context == "Source" and draw(st.booleans()):
         found["source_lengths"] = draw(integers(draw(part_of(batch)), 0, 3))
@@ -352,7 +364,7 @@ def flow(draw):
     features, of = ("", f"{name}, ") if one else (f"{D}, ", "")
     if name in ("autoregressive", "coupling"):
         of = f"partial({name}, {HEADS[name]}), " if one else f"{HEADS[name]}, "
-    context_ = {"": "0", "C": "2", "Steps": "Steps(2)", "Source": "Source(2)"}[context]
+    context_ = {"": "0", "C": "2", "Covariates": "Covariates(2)", "Source": "Source(2)"}[context]
     model = f"{'univariate' if one else name}({of}{features}{context_}, {', '.join(filter(None, options))})"
     # as transforms of prefixes: none that mixes all sites
     ragged = not one and name not in (*COUPLINGS, "bnaf") and "simplex" not in support
@@ -364,7 +376,7 @@ def chain(draw):
     sites, V = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     what = draw(pick(["Labels", "States", "CRF"]))
     if what == "CRF":
-        given = draw(given_to("Steps", sites))
+        given = draw(given_to("Covariates", sites))
         allowed = f", allowed=torch.ones({V}, {V}).tril().bool()" if draw(st.booleans()) else ""
         return Case("chain", f"CRF({V}, 2{allowed})", **given)
     given = draw(given_to("", sites))

@@ -133,11 +133,11 @@ def truth(s: Subject, place: tuple[int, ...], row: dict[str, Tensor], y: Tensor)
 def site_by_site(model: Any, sites: Tensor, row: dict[str, Tensor], order: Any = None) -> Tensor:
     """log p (T) of sites (T, *site_shape) in visiting order, each from its own parameters: the network reads one at a time."""
     net, context = model.conditioner, row.get("context")
-    if isinstance(net.context, gx.Steps) and order is not None:
+    if isinstance(net.context, gx.Covariates) and order is not None:
         context = context[order]
     context = None if context is None else context.unsqueeze(0)
     if "source_lengths" in row:
-        context = gx.Padded(context, row["source_lengths"].reshape(1))
+        context = gx.PaddedSequence(context, row["source_lengths"].reshape(1))
     phi, state = net.start(context, 1)
     found = [phi.new_zeros(0)]
     for t, site in enumerate(sites):

@@ -18,7 +18,7 @@ import pyro_genexact as gx
 from pyro_genexact.base import Head
 from pyro_genexact.core.binding import bind
 from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
-from pyro_genexact.families.guard import contains
+from pyro_genexact.families.in_support import contains
 from pyro_genexact.families.mixture import Mixture
 from pyro_genexact.heads import composite
 from pyro_genexact.heads import mixture as heads

@@ -13,7 +13,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_genexact import heads
-from pyro_genexact.families.guard import contains, log_prob_everywhere
+from pyro_genexact.families.in_support import contains, log_prob_everywhere
 from pyro_genexact.heads import Normal, Parametric
 from pyro_genexact.heads.catalogue import markdown
 from support.families import DISCRETE, HEADS, ROWS, SCALARS, ends, noise

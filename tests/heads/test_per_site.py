@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 import pyro_genexact as gx
 from pyro_genexact.base import DistributionModule, Head
 from pyro_genexact.core.binding import bind
-from pyro_genexact.families.guard import contains, feasible_point, log_prob_everywhere
+from pyro_genexact.families.in_support import contains, feasible_point, log_prob_everywhere
 from pyro_genexact.families.per_site import PerSite, PerSiteConstraint
 from pyro_genexact.heads import composite
 from pyro_genexact.heads import mixture as heads
@@ -336,7 +336,7 @@ def test_building_heads_leaves_the_users_random_numbers():
 
 
 def test_errors_of_conditional_head():
-    for context in (0, gx.Steps(3) if hasattr(gx, "Steps") else "Steps(3)"):
+    for context in (0, gx.Covariates(3) if hasattr(gx, "Covariates") else "Covariates(3)"):
         with pytest.raises(ValueError, match=r"module.context to be an integer >= 1; got"):
             composite.ConditionalHead(Regression(context))
     with pytest.raises(ValueError, match=r"event_shape \(\) or \(k,\); got \(\) and \(2, 2\)"):

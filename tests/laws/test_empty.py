@@ -14,7 +14,7 @@ from pyro_genexact import testing
 from pyro_genexact.conditioners import MADE, Recurrent
 from pyro_genexact.core.independent import independent
 from pyro_genexact.core.leaves import map_leaves
-from pyro_genexact.families.guard import with_support
+from pyro_genexact.families.in_support import with_support
 from pyro_genexact.heads.catalogue import families
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.empty_batches import of_samples, queries
@@ -136,7 +136,7 @@ RAGGED = {
         sized(rows, 2), sized(2, 2), dist.Categorical(logits=sized(2, 3)), duration=3
     ),
     "Autoregressive": lambda rows: gx.distributions.AutoregressiveDistribution(
-        built(Recurrent((), 2, hidden=4, context=gx.Steps(2))),
+        built(Recurrent((), 2, hidden=4, context=gx.Covariates(2))),
         h.Normal(),
         (3,),
         sized(rows, 3, 2),

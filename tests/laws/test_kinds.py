@@ -7,7 +7,7 @@ import torch
 import pyro_genexact as gx
 from pyro_genexact import conditioners, heads, testing
 from pyro_genexact.contexts import Source
-from pyro_genexact.families.guard import with_support
+from pyro_genexact.families.in_support import with_support
 from pyro_genexact.testing import made
 from pyro_genexact.testing.kinds import INTEGERS
 from support import registry
@@ -63,7 +63,7 @@ BY_LENGTHS = {
         torch.zeros(2), torch.eye(2), dist.Normal(torch.tensor([-1.0, 1.0]), 1.0), n, duration=SITES
     ).log_prob(ROWS),
     "source": lambda n: attending()(SOURCES, source_lengths=n).log_prob(ROWS[:, :3]),
-    "padded source": lambda n: attending().conditioner(ROWS[:, :3], gx.Padded(SOURCES, n)),
+    "padded source": lambda n: attending().conditioner(ROWS[:, :3], gx.PaddedSequence(SOURCES, n)),
     "prefix": lambda n: (
         gx.Sequence(conditioners.Recurrent(SITES, SITES, hidden=4), heads.Categorical(SITES), 0, SITES)()
         .conditional_on_prefix(torch.ones(3, 120, dtype=torch.long), lengths=n)

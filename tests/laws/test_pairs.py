@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_genexact.families.guard import contains
+from pyro_genexact.families.in_support import contains
 from support import registry
 from support.registry.heads import paired
 

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 
 from pyro_genexact import distributions, testing
-from pyro_genexact.families.guard import with_support
+from pyro_genexact.families.in_support import with_support
 from pyro_genexact.heads import catalogue
 from support.values import sized
 

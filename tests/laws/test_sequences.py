@@ -29,7 +29,7 @@ def padded():
     """Sources of several lengths, one of them empty, with NaN for padding."""
     source, lengths = sized(3, 3, 2, seed=1), torch.tensor([3, 0, 1])
     gone = torch.arange(3) >= lengths.unsqueeze(1)
-    return gx.Padded(source.masked_fill(gone.unsqueeze(2), torch.nan), lengths)
+    return gx.PaddedSequence(source.masked_fill(gone.unsqueeze(2), torch.nan), lengths)
 
 
 def stopped(head, **options):
@@ -363,7 +363,7 @@ def test_sequence_has_power(kind, message):
 
 
 def test_covariates_have_power():
-    net = built(conditioners.Markov(3, 3, order=1, hidden=(5,), context=gx.Steps(2)))
+    net = built(conditioners.Markov(3, 3, order=1, hidden=(5,), context=gx.Covariates(2)))
     with pytest.raises(AssertionError, match=r"sequence broken .(gradient of covariates|log_prob, covariates NaN)"):
         testing.sequence(ReadsCovariates(net, heads.Categorical(3), 0, 4, sized(2, 4, 2, seed=1)))
 

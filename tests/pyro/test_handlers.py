@@ -65,7 +65,7 @@ LENGTHS = torch.tensor([3, 0, 2, 1])
 def with_steps(head="Bernoulli"):
     torch.manual_seed(0)
     head = HEADS[head]()
-    net = conditioners.Recurrent((), head.num_params, context=gx.Steps(C), hidden=5)
+    net = conditioners.Recurrent((), head.num_params, context=gx.Covariates(C), hidden=5)
     return built(gx.Autoregressive(net, head, (T,)))
 
 

@@ -23,7 +23,7 @@ def markov(P, C):
 
 def context_of(flow, rows=6):
     context = flow.context
-    if isinstance(context, (gx.Steps, gx.Source)):
+    if isinstance(context, (gx.Covariates, gx.Source)):
         return sized(rows, T, context.features, seed=1)
     return sized(rows, context, seed=1) if context else None
 

@@ -59,7 +59,7 @@ def phi_by_hand(model, w, y, x=None):
         h, read = y.new_zeros(*y.shape[:-1], net.hidden), w["begin"].expand(*y.shape[:-1], 1)
         for t in range(T):
             if x is not None:
-                now = x[..., t, :] if isinstance(net.context, gx.Steps) else x
+                now = x[..., t, :] if isinstance(net.context, gx.Covariates) else x
                 read = torch.cat([read, now.expand(*read.shape[:-1], C)], -1)
             a = (read @ w["rnn.weight_ih_l0"].T + w["rnn.bias_ih_l0"]).chunk(3, -1)
             b = (h @ w["rnn.weight_hh_l0"].T + w["rnn.bias_hh_l0"]).chunk(3, -1)
@@ -85,7 +85,7 @@ def scale_of(raw, name):
 def sites_by_hand(model, y, x=None, w=None):
     """log p of each site, (*batch, T)."""
     x = x if model.context else None
-    dims = 2 if isinstance(model.context, gx.Steps) else 1
+    dims = 2 if isinstance(model.context, gx.Covariates) else 1
     shape = torch.broadcast_shapes(y.shape[:-1], () if x is None else x.shape[:-dims])
     y = y.expand(*shape, T)
     return family_by_hand(model, phi_by_hand(model, params_of(model) if w is None else w, y, x)).log_prob(y)

@@ -20,7 +20,9 @@ class Bigram(gx.Conditioner):
         self.work = []
 
     def start(self, context, batch_size):
-        return self.table[-1].expand(batch_size, -1), self.State(0, self.clock(), self.table.new_zeros(batch_size))
+        return self.table[-1].expand(batch_size, -1), self.State(
+            0, self.new_version(), self.table.new_zeros(batch_size)
+        )
 
     def extend(self, y, state):
         self.work.append(y.numel())
@@ -32,7 +34,7 @@ class RunningSum(gx.Conditioner):
 
     class State(NamedTuple):
         position: int
-        clock: list[int]
+        version: list[int]
         total: Tensor
         context: Tensor | None
 
@@ -44,7 +46,7 @@ class RunningSum(gx.Conditioner):
 
     def start(self, context, batch_size):
         total = self.read.weight.new_zeros(batch_size, 1, 6)
-        return self._phi(total, context).squeeze(1), self.State(0, self.clock(), total, context)
+        return self._phi(total, context).squeeze(1), self.State(0, self.new_version(), total, context)
 
     def extend(self, y, state):
         if len(y) != len(state.total):

@@ -45,7 +45,7 @@ def conditional(head):
 
 
 def steps():
-    net = gx.conditioners.Recurrent((), 2, hidden=5, context=gx.Steps(2))
+    net = gx.conditioners.Recurrent((), 2, hidden=5, context=gx.Covariates(2))
     return built(gx.Autoregressive(net, h.Laplace(), (2,))), sized(3, 2, 2, seed=1)
 
 

@@ -28,7 +28,7 @@ DISTRIBUTIONS = {
     "Sequence made": strings(lambda P: MADE(6, P, site=3, hidden=(8,), activation=torch.tanh)),
     "Sequence nade": strings(lambda P: NADE(6, P, site=3, hidden=6, context=2), context=(2, 2)),
     "Sequence recurrent": strings(lambda P: Recurrent(3, P, hidden=5, context=2), eos=2, context=(2, 2)),
-    "Sequence steps": strings(lambda P: Recurrent(3, P, hidden=5, context=gx.Steps(2)), context=(2, 6, 2)),
+    "Sequence steps": strings(lambda P: Recurrent(3, P, hidden=5, context=gx.Covariates(2)), context=(2, 6, 2)),
     "Sequence markov": strings(lambda P: Markov(3, P, order=2, hidden=(6,), activation=torch.tanh), eos=1),
     "Sequence independent": strings(lambda P: Independent(6, P, site=3)),
     "Sequence transformer": strings(small_transformer),

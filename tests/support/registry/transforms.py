@@ -16,7 +16,7 @@ from support.values import Built, built, sized
 
 
 def context_of(net, rows, sites):
-    if isinstance(net.context, gx.Steps):
+    if isinstance(net.context, gx.Covariates):
         return sized(rows, sites, net.context.features, seed=1)
     return sized(rows, net.context, seed=1) if net.context else None
 
@@ -101,7 +101,7 @@ def fixed(make, *shape, scale=1.0):
 def on_one_axis():
     affine = gx.transforms.Affine(sized(1, seed=2), 0.5 * sized(1, seed=3), 1)
     chain = gx.transforms.Chain([affine, gx.transforms.ToSupport(constraints.positive, 1)])
-    return gx.Constant(gx.flows.OnOneAxis(chain)).double()
+    return gx.Constant(gx.flows.UnivariateTransform(chain)).double()
 
 
 def to_support(support, features, size=None):
@@ -239,7 +239,7 @@ TRANSFORMS = {
     "HalfLine below": plain(partial(gx.transforms.HalfLine, sign=-1), 5, bound=sized(seed=2)),
     "Interval": plain(gx.transforms.Interval, 5, low=sized(seed=2) - 2, high=sized(seed=3) + 2),
     "Simplex": fixed(gx.transforms.Simplex, 4, 2),
-    "OnOneAxis": fixed(on_one_axis, 5),
+    "UnivariateTransform": fixed(on_one_axis, 5),
     "ToSupport real": to_support(constraints.real, 3),
     "ToSupport positive": to_support(constraints.positive, 3),
     "ToSupport interval": to_support(constraints.unit_interval, 3),

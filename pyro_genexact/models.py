@@ -41,6 +41,7 @@ class Autoregressive(DistributionModule):
     Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Bernoulli()
         >>> model = Autoregressive(conditioners.MADE(784, head.num_params, hidden=(500,)), head, (28, 28))
@@ -181,6 +182,7 @@ class OrderEnsemble(DistributionModule):
     Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Bernoulli()
         >>> model = Autoregressive(conditioners.NADE(6, head.num_params), head, (6,))
@@ -281,6 +283,8 @@ class Conditional(DistributionModule):
         ValueError: for a network whose outputs are not ``head.num_params`` (when called), or whose C is not known.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from pyro_genexact import heads
         >>> head = heads.MultivariateNormal(2)  # mean and Cholesky factor
         >>> network = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, head.num_params))
@@ -340,6 +344,7 @@ class CRF(DistributionModule):
     Reference: Huang, Xu, Yu, "Bidirectional LSTM-CRF models for sequence tagging", 2015.
 
     Example:
+        >>> import torch
         >>> model = CRF(3, context=8)
         >>> crf = model(torch.randn(5, 7, 8), lengths=torch.tensor([7, 7, 4, 1, 0]))
         >>> crf.log_prob(crf.mode).shape

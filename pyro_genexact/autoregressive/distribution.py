@@ -58,6 +58,7 @@ class AutoregressiveDistribution(ChainRuleDistribution):
     Shapes: the batch shape is that of context, lengths and prefix, broadcast.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Bernoulli()
         >>> d = AutoregressiveDistribution(conditioners.MADE(6, head.num_params), head, (2, 3))

@@ -71,6 +71,7 @@ class SequenceDistribution(ChainRuleDistribution):
     Reference: Du et al., "A measure-theoretic characterization of tight language models", ACL 2023.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Categorical(3)
         >>> d = SequenceDistribution(conditioners.Recurrent(3, head.num_params, hidden=8), head, eos=0, max_len=4)

@@ -55,6 +55,7 @@ class LinearChainCRF(ChainDistribution):
     models", 1989.
 
     Example:
+        >>> import torch
         >>> crf = LinearChainCRF(torch.zeros(5, 7, 3), torch.eye(3))
         >>> crf.log_prob(crf.sample((4,))).shape, crf.marginals.shape
         (torch.Size([4, 5]), torch.Size([5, 7, 3]))

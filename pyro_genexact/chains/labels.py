@@ -50,6 +50,7 @@ class LabelStrings(PaddedSites):
     """Integers 0 ... V - 1 up to a row's length, anything after it.
 
     Example:
+        >>> import torch
         >>> LabelStrings(3, torch.tensor([2, 1])).check(torch.tensor([[0, 5], [2, -100]]))
         tensor([False,  True])
     """

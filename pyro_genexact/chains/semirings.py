@@ -23,6 +23,7 @@ class ChainPotentials(NamedTuple):
         lengths: (*) integers 0 ... N, or None where all sites count; potentials past the length must be finite.
 
     Example:
+        >>> import torch
         >>> chain = ChainPotentials(torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.zeros(3))
         >>> fold(LogSumExp(), chain)[0].exp()  # 3 ** 4 labellings of weight 1
         tensor(81.0000)
@@ -69,6 +70,7 @@ class Semiring:
     Example:
         The worst labelling's score, and the labelling:
 
+        >>> import torch
         >>> class Min(Semiring):
         ...     def plus(self, a, dim):
         ...         return a.amin(dim)
@@ -103,6 +105,7 @@ class LogSumExp(Semiring):
     Differentiable to any order; a sum of zeros alone is -inf with gradient zero.
 
     Example:
+        >>> import torch
         >>> LogSumExp().plus(torch.tensor([[0.0, 0.0], [-torch.inf, -torch.inf]]), -1)
         tensor([0.6931,   -inf])
     """
@@ -119,6 +122,7 @@ class Draw(LogSumExp):
     """Like :class:`LogSumExp`; a trace draws a labelling with its exact probability.
 
     Example:
+        >>> import torch
         >>> Draw().choose(torch.tensor([-torch.inf, 3.0]))
         tensor(1)
     """
@@ -131,6 +135,7 @@ class Max(Semiring):
     """Scores under maximum: the total is the best score, a trace is its labelling (Viterbi 1967).
 
     Example:
+        >>> import torch
         >>> Max().plus(torch.tensor([1.0, 3.0]), -1)
         tensor(3.)
     """
@@ -146,6 +151,7 @@ class KMax(Semiring):
     """The k best scores, sorted: elements (k, *), filled up with -inf where there are fewer.
 
     Example:
+        >>> import torch
         >>> chain = ChainPotentials(torch.tensor([[0.0, 1.0]]), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
         >>> fold(KMax(3), chain)[0]
         tensor([1., 0., -inf])
@@ -173,6 +179,7 @@ class Expectation(Semiring):
     Example:
         How many ones three fair coins show:
 
+        >>> import torch
         >>> def pair(value):
         ...     return torch.stack([torch.zeros_like(value), value])
         >>> ones = torch.tensor([0.0, 1.0]).expand(3, 2)
@@ -207,6 +214,7 @@ class Count(Semiring):
     """The number of labellings that nothing forbids, in float64: exact to 2**53.
 
     Example:
+        >>> import torch
         >>> no_repeats = torch.zeros(3, 3).fill_diagonal_(-torch.inf)
         >>> fold(Count(), ChainPotentials(torch.zeros(4, 3), no_repeats, torch.zeros(3), torch.zeros(3)))[0]
         tensor(24., dtype=torch.float64)

@@ -21,6 +21,7 @@ class Angles(Conditioner):
         ValueError: for a conditioner of other sites.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact.conditioners import MADE
         >>> net = Angles(MADE(3, 4, site=(2,), hidden=(8,)))
         >>> y = torch.randn(5, 3)

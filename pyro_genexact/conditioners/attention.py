@@ -89,6 +89,7 @@ class Transformer(Conditioner):
     embedding", 2021; Beltagy, Peters, Cohan, "Longformer", 2020 (window).
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import PaddedSequence, Source
         >>> net = Transformer(5, 3, width=16, depth=2, num_heads=2, context=Source(4))
         >>> source = PaddedSequence(torch.zeros(7, 6, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6]))

@@ -51,6 +51,7 @@ class Independent(Conditioner):
             rows than those of the state.
 
     Example:
+        >>> import torch
         >>> Independent(5, 2, context=3)(torch.zeros(7, 5), torch.zeros(7, 3)).shape
         torch.Size([7, 5, 2])
     """
@@ -112,6 +113,7 @@ class Independent(Conditioner):
             ValueError: for other orders, and for sites of several kinds.
 
         Example:
+            >>> import torch
             >>> Independent(3, 2).permuted(torch.tensor([2, 0, 1]))(torch.zeros(5, 3)).shape
             torch.Size([5, 3, 2])
         """

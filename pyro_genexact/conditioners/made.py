@@ -65,6 +65,7 @@ class MADE(Conditioner):
     Reference: Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution Estimation", ICML 2015.
 
     Example:
+        >>> import torch
         >>> net = MADE(5, 2, context=3, hidden=(32, 32))
         >>> net(torch.zeros(7, 5), torch.zeros(7, 3)).shape
         torch.Size([7, 5, 2])
@@ -217,6 +218,7 @@ class MADE(Conditioner):
         Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
 
         Example:
+            >>> import torch
             >>> net = MADE(3, 2)
             >>> net.permuted(torch.tensor([2, 0, 1]))(torch.zeros(5, 3)).shape
             torch.Size([5, 3, 2])

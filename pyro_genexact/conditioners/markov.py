@@ -59,6 +59,7 @@ class Markov(Conditioner):
     Reference (for categories): Bengio et al., "A neural probabilistic language model", JMLR 2003.
 
     Example:
+        >>> import torch
         >>> net = Markov((), 2, order=3, context=4)
         >>> net(torch.zeros(7, 9), torch.zeros(7, 4)).shape
         torch.Size([7, 9, 2])

@@ -28,6 +28,7 @@ class MaskedLinear(nn.Module):
         scale: the start's weights are uniform within scale / sqrt(inputs that the output reads).
 
     Example:
+        >>> import torch
         >>> layer = MaskedLinear(torch.tensor([[True, False], [True, True]]))
         >>> layer(torch.ones(3, 2)).shape
         torch.Size([3, 2])

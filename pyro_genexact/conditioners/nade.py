@@ -64,6 +64,7 @@ class NADE(Conditioner):
     Murray, Larochelle, "Neural Autoregressive Distribution Estimation", JMLR 2016.
 
     Example:
+        >>> import torch
         >>> net = NADE(5, 1, site=2, context=3)
         >>> net(torch.zeros(7, 5), torch.zeros(7, 3)).shape
         torch.Size([7, 5, 1])
@@ -153,6 +154,7 @@ class NADE(Conditioner):
         Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
 
         Example:
+            >>> import torch
             >>> NADE(3, 2).permuted(torch.tensor([2, 0, 1]))(torch.zeros(5, 3)).shape
             torch.Size([5, 3, 2])
         """

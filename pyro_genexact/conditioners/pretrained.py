@@ -62,6 +62,7 @@ class Pretrained(Conditioner):
     Reference: Wolf et al., "Transformers: state-of-the-art natural language processing", EMNLP 2020.
 
     Example:
+        >>> import torch
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> config = GPT2Config(vocab_size=9, n_positions=32, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
         >>> net = Pretrained(GPT2LMHeadModel(config).eval(), bos=0)

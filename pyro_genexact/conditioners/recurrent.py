@@ -89,6 +89,7 @@ class Recurrent(Conditioner):
     approaches to attention-based neural machine translation", EMNLP 2015 (attention to a source).
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import Covariates
         >>> net = Recurrent(5, 3, hidden=16, context=Covariates(2))
         >>> net(torch.zeros(7, 9, dtype=torch.long), torch.zeros(7, 9, 2)).shape

@@ -79,6 +79,7 @@ def minimum_bayes_risk(
 
     Example: exact, where the best choice for exact match is the mode; then from samples.
 
+        >>> import torch
         >>> from pyro_genexact import Autoregressive, conditioners, decoding, heads
         >>> head = heads.Categorical(3)
         >>> d = Autoregressive(conditioners.MADE(4, head.num_params, site=3), head, (4,))()

@@ -39,6 +39,7 @@ def pit(d: Distribution, value: Tensor) -> Tensor:
     series models", 1985.
 
     Example:
+        >>> import torch
         >>> import pyro.distributions as dist
         >>> pit(dist.LogNormal(torch.zeros(2), 1.0).to_event(1), torch.tensor([1.0, 2.0]))
         tensor([0.5000, 0.7559])

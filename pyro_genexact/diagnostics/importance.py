@@ -42,6 +42,7 @@ class Importance:
     Reference: Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024; Yao et al., "Yes, but did it work?", ICML 2018.
 
     Example:
+        >>> import torch
         >>> x = torch.linspace(-3, 3, 1000, dtype=torch.float64)
         >>> exact = Importance(torch.full((1000,), -2.0), {"x": x})
         >>> exact.khat, round(exact.ess), round(exact.log_evidence, 6), round(exact.expectation(lambda d: d["x"] ** 2).item(), 3)
@@ -182,6 +183,7 @@ def psis(
     Cost: S evaluations of model and guide, without gradients; at once, in S times the memory of one, where vectorised.
 
     Example:
+        >>> import torch
         >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

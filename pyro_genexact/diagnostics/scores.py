@@ -32,6 +32,7 @@ class HeldOut:
         ValueError: for log_prob of another shape, or NaN.
 
     Example:
+        >>> import torch
         >>> a, b = HeldOut(torch.tensor([-1.0, -3.0, -5.0])), HeldOut(torch.tensor([-2.0, -4.0, -6.0]))
         >>> a, a - b
         (HeldOut(-3.0000 ± 1.1547 nats, 3 rows), HeldOut(1.0000 ± 0.0000 nats, 3 rows))
@@ -86,6 +87,7 @@ def held_out(
         ValueError, TypeError: as :func:`~pyro_genexact.fit`; fewer than two rows.
 
     Example:
+        >>> import torch
         >>> import pyro_genexact as gx
         >>> from pyro.distributions import Normal
         >>> held_out(gx.Constant(Normal(0.0, 1.0)), torch.tensor([-1.0, 0.0, 1.0]))
@@ -131,6 +133,7 @@ def compare(scores: Mapping[str, HeldOut | Tensor]) -> list[Comparison]:
         ValueError: for no scores, or scores of different numbers of rows.
 
     Example:
+        >>> import torch
         >>> for row in compare({"a": torch.tensor([-2.0, -4.0]), "b": torch.tensor([-1.0, -3.5])}):
         ...     print(row)
         b: -2.2500 ± 1.2500, to the best 0.0000 ± 0.0000

@@ -47,6 +47,7 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
         ValueError: for fewer than two logits, and for a value of another width.
 
     Example:
+        >>> import torch
         >>> d = ContinuousCategorical(torch.zeros(3, 4))
         >>> d.sample((2,)).shape
         torch.Size([2, 3, 4])

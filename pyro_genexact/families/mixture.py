@@ -171,6 +171,7 @@ class UnionConstraint(constraints.Constraint):
     """Values that satisfy at least one of several constraints of equal ``event_dim``.
 
     Example:
+        >>> from torch.distributions import constraints
         >>> import torch
         >>> UnionConstraint([constraints.less_than(0.0), constraints.interval(1.0, 2.0)]).check(torch.tensor([0.5, 1.5]))
         tensor([False,  True])

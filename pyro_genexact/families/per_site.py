@@ -175,6 +175,7 @@ class PerSiteConstraint(constraints.Constraint):
         ValueError: for no constraints, or some of another ``event_dim``.
 
     Example:
+        >>> from torch.distributions import constraints
         >>> import torch
         >>> c = PerSiteConstraint([constraints.positive, constraints.boolean])
         >>> c.check(torch.tensor([[2.0, 1.0], [0.0, 0.5]]))

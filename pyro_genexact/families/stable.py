@@ -69,6 +69,8 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
             rounding of the end of the support. Also for values more than 1e60 scales from loc.
 
     Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> d = Stable(torch.tensor([1.0, 2.0]), torch.zeros(2))
         >>> d.log_prob(torch.tensor(3.0))
         tensor([-3.4473, -3.5155])

@@ -32,6 +32,7 @@ class Stopped(Parametrised, TorchDistribution):
             tell apart, and values outside the support when validating.
 
     Example:
+        >>> import torch
         >>> import pyro.distributions as dist
         >>> d = Stopped(dist.Normal(torch.zeros(5), 1.0), torch.zeros(5))
         >>> d.sample().shape, d.support.check(torch.tensor([[-1.3, 1.0], [2.0, 0.5]]))
@@ -126,6 +127,8 @@ class StoppedConstraint(constraints.Constraint):
     """Vectors (k + 1,) of a value that satisfies a constraint and is finite, and a flag 0 or 1.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
         >>> StoppedConstraint(constraints.positive).check(torch.tensor([[2.0, 1.0], [-2.0, 1.0], [torch.inf, 0.0]]))
         tensor([ True, False, False])
     """

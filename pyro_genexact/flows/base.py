@@ -44,6 +44,7 @@ class Flow(DistributionModule):
             source_lengths outside of 0 ... S, or without a source.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> import torch
         >>> from pyro_genexact.transforms import Reverse
         >>> flow = Flow([Reverse()], dist.Normal(torch.zeros(3), 1.0).to_event(1))

@@ -68,6 +68,7 @@ def autoregressive(
         ValueError: as :func:`maf`.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> flow = autoregressive(lambda: heads.Affine(bound=2.0), 3, context=2, hidden=(16,))
         >>> flow(torch.zeros(5, 2)).rsample().shape

@@ -75,6 +75,7 @@ def maf(
     Reference: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.
 
     Example:
+        >>> import torch
         >>> flow = maf(3, context=2, transforms=2, hidden=(16,))
         >>> flow(torch.zeros(5, 2)).log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
@@ -123,6 +124,7 @@ def iaf(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> F
     Reference: Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", NeurIPS 2016.
 
     Example:
+        >>> import torch
         >>> q = iaf(8, context=32)(torch.zeros(5, 32))
         >>> q.rsample().shape
         torch.Size([5, 8])
@@ -145,6 +147,7 @@ def nsf(
     Reference: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", NeurIPS 2019.
 
     Example:
+        >>> import torch
         >>> nsf(3, bins=4, hidden=(16,))().log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
@@ -193,6 +196,7 @@ def umnn(
     Reference: Wehenkel, Louppe, "Unconstrained Monotonic Neural Networks", NeurIPS 2019.
 
     Example:
+        >>> import torch
         >>> umnn(2, signal=4, network=(16,), hidden=(16,))().log_prob(torch.zeros(5, 2)).shape
         torch.Size([5])
     """
@@ -277,6 +281,7 @@ def bnaf(
     Reference: De Cao, Titov, Aziz, "Block Neural Autoregressive Flow", UAI 2019.
 
     Example:
+        >>> import torch
         >>> bnaf(3, context=2)(torch.zeros(5, 2)).log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
@@ -307,6 +312,7 @@ def realnvp(features: int, context: int = 0, **options: Unpack[NetworkOptions]) 
     Reference: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017.
 
     Example:
+        >>> import torch
         >>> realnvp(5, context=2)(torch.zeros(3, 2)).rsample().shape
         torch.Size([3, 5])
     """

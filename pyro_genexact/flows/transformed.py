@@ -17,6 +17,7 @@ class TransformedDistribution(dist.TransformedDistribution):
     """Pyro's own, whose ``has_rsample`` can be set: there ``has_rsample_`` raises an AttributeError.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> import torch
         >>> d = TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [dist.transforms.ExpTransform()])
         >>> d.has_rsample, d.has_rsample_(False).has_rsample

@@ -42,6 +42,8 @@ def univariate(
     Reference: Papamakarios et al., "Normalizing Flows for Probabilistic Modeling and Inference", JMLR 2021, section 2.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
         >>> from pyro_genexact.flows import maf
         >>> wage = univariate(maf, context=2, support=constraints.positive)
         >>> d = wage(torch.zeros(5, 2))
@@ -72,6 +74,7 @@ class UnivariateFlow(Flow):
         base: a univariate distribution, or a module whose call returns one.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> from pyro_genexact.flows import iaf
         >>> UnivariateFlow(iaf(1), dist.Laplace(0.0, 1.0))().sample((3,)).shape
         torch.Size([3])
@@ -112,6 +115,8 @@ class UnivariateDistribution(TransformedDistribution):
     :func:`pyro_genexact.families.cdf.cdf` does.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
         >>> from pyro_genexact.flows import maf, univariate
         >>> d = univariate(maf, support=constraints.unit_interval)()
         >>> d.cdf(torch.tensor([-1.0, 2.0])).tolist()
@@ -153,6 +158,9 @@ class UnivariateTransform(RememberingTransform):
         chain (pyro_genexact.transforms.Chain): whose last part is a :class:`~pyro_genexact.transforms.ToSupport`.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> from pyro_genexact.transforms import Chain, ToSupport
         >>> UnivariateTransform(Chain([ToSupport(constraints.positive, 1)]))(torch.zeros(3))
         tensor([1., 1., 1.])
     """

@@ -66,6 +66,8 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
         RuntimeError: for second derivatives, where zuko has none.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> class Shift(nn.Module):  # what zuko calls a lazy transform
         ...     def forward(self, c=None):
         ...         return torch.distributions.AffineTransform(torch.ones(2), 1.0, event_dim=1)

@@ -26,6 +26,7 @@ class Affine(Head):
         ValueError: for a bound that is not positive.
 
     Example:
+        >>> import torch
         >>> t = Affine()(torch.zeros(4, 3, 2))
         >>> t(torch.ones(4, 3)).shape
         torch.Size([4, 3])
@@ -59,6 +60,7 @@ class Shift(Head):
     Reference: Dinh, Krueger, Bengio, "NICE: Non-linear Independent Components Estimation", ICLR workshop 2015.
 
     Example:
+        >>> import torch
         >>> Shift()(torch.ones(4, 3, 1))(torch.ones(4, 3))[0]
         tensor([2., 2., 2.])
     """

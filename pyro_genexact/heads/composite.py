@@ -42,6 +42,7 @@ class PerSite(Head):
         ValueError: for no heads, heads of different site shapes, or a ``PerSite`` or ``MinLength`` among them.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact.heads.mixture import DiscretizedLogistic
         >>> head = PerSite([DiscretizedLogistic(16), DiscretizedLogistic(4, K=2)])
         >>> head.num_params, head(torch.zeros(5, 2, 6)).log_prob(torch.tensor([15.0, 3.0])).shape
@@ -167,6 +168,7 @@ class ConditionalHead(Head):
             that of its context.
 
     Example:
+        >>> import torch
         >>> import pyro_genexact as gx
         >>> head = ConditionalHead(gx.flows.maf(features=2, transforms=1, hidden=(8,), context=5))
         >>> head.num_params, head.site_shape, head(torch.zeros(4, 3, 5)).batch_shape

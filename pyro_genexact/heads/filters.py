@@ -92,6 +92,7 @@ class Tempered(Filter):
     Reference: Ackley, Hinton, Sejnowski, "A learning algorithm for Boltzmann machines", Cognitive Science, 1985.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> Tempered(heads.Categorical(2), 0.5)(torch.tensor([[1.0, 3.0]]).log()).probs
         tensor([[0.1000, 0.9000]])
@@ -120,6 +121,7 @@ class TopK(Filter):
     Reference: Fan, Lewis, Dauphin, "Hierarchical neural story generation", ACL 2018.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> TopK(heads.Categorical(4), 2)(torch.tensor([[1.0, 4.0, 2.0, 2.0]]).log()).probs
         tensor([[0.0000, 0.6667, 0.3333, 0.0000]])
@@ -155,6 +157,7 @@ class TopP(Filter):
     Reference: Holtzman, Buys, Du, Forbes, Choi, "The curious case of neural text degeneration", ICLR 2020.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> TopP(heads.Categorical(3), 0.7)(torch.tensor([[0.1, 0.6, 0.3]]).log()).probs
         tensor([[0.0000, 0.6667, 0.3333]])
@@ -188,6 +191,7 @@ class MinP(Filter):
     Reference: Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs", 2024.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> MinP(heads.Categorical(3), 0.4)(torch.tensor([[0.1, 0.6, 0.3]]).log()).probs
         tensor([[0.0000, 0.6667, 0.3333]])
@@ -243,6 +247,7 @@ class Forbid(_Without):
             mass either.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> Forbid(heads.Categorical(3), [1])(torch.tensor([[0.1, 0.6, 0.3]]).log()).probs
         tensor([[0.2500, 0.0000, 0.7500]])
@@ -280,6 +285,7 @@ class MinLength(_Without):
             have no mass.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> MinLength(heads.Categorical(2), 1, eos=0)(torch.zeros(3, 2)).probs[:, 0]
         tensor([0.0000, 0.5000, 0.5000])

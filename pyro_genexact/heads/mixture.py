@@ -39,6 +39,7 @@ class Mixture(Head):
         ValueError: for K beside a list, no K beside a head, heads of different site shapes, or some discrete and some not.
 
     Example:
+        >>> import torch
         >>> head = Mixture(DiscretizedLogistic(16), K=3)
         >>> head.num_params
         9
@@ -95,6 +96,7 @@ class DiscretizedLogistic(Head):
     Reference: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017.
 
     Example:
+        >>> import torch
         >>> head = DiscretizedLogistic(256, K=10)
         >>> head.num_params, head(torch.zeros(28, head.num_params)).log_prob(torch.tensor(127.0)).shape
         (30, torch.Size([28]))

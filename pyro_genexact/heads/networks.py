@@ -73,6 +73,7 @@ class MonotoneNetwork(_OwnNetwork):
     Flows", ICML 2018.
 
     Example:
+        >>> import torch
         >>> head = MonotoneNetwork(signal=4, hidden=(16, 16))
         >>> t = head(torch.zeros(5, 3, head.num_params))
         >>> torch.allclose(t(t.inv(torch.full((5, 3), 1e3)).clone()), torch.tensor(1e3))
@@ -126,6 +127,7 @@ class IntegratedPositive(_OwnNetwork):
     Reference: Wehenkel, Louppe, "Unconstrained Monotonic Neural Networks", NeurIPS 2019.
 
     Example:
+        >>> import torch
         >>> head = IntegratedPositive(signal=4, hidden=(16, 16))
         >>> t = head(torch.zeros(5, 3, head.num_params))
         >>> torch.allclose(t(t.inv(torch.full((5, 3), 1e3)).clone()), torch.tensor(1e3))

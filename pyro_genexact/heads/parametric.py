@@ -61,6 +61,8 @@ class Parametric(Head):
         TypeError: for a fixed parameter that is no number, tensor or head.
 
     Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> head = Parametric(dist.StudentT, df=3.0)
         >>> head, head.num_params
         (Parametric(StudentT, df=3.0), 2)

@@ -40,6 +40,7 @@ class SumOfSquares(Head):
     Reference: Jaini, Selby, Yu, "Sum-of-Squares Polynomial Flow", ICML 2019.
 
     Example:
+        >>> import torch
         >>> t = SumOfSquares(polynomials=2, degree=1)(torch.ones(2, 5))
         >>> t.inv(t(torch.tensor([2.0, 1e6])).clone())
         tensor([2.0000e+00, 1.0000e+06])
@@ -104,6 +105,7 @@ class Bernstein(Head):
     using Bernstein-type Polynomials", 2021.
 
     Example:
+        >>> import torch
         >>> t = Bernstein(degree=3)(torch.ones(2, 4))
         >>> t.inv(t(torch.tensor([2.0, 1e6])).clone())
         tensor([2.0000e+00, 1.0000e+06])

@@ -33,6 +33,7 @@ class DeepSigmoid(Head):
     Reference: Huang, Krueger, Lacoste, Courville, "Neural Autoregressive Flows", ICML 2018.
 
     Example:
+        >>> import torch
         >>> head = DeepSigmoid(units=4)
         >>> t = head(torch.zeros(5, 3, head.num_params))
         >>> t.inv(torch.tensor([0.0, 10.0, 1e6]))[0]
@@ -77,6 +78,7 @@ class LogisticMixtureCDF(Head):
     Dequantization and Architecture Design", ICML 2019.
 
     Example:
+        >>> import torch
         >>> head = LogisticMixtureCDF(components=4)
         >>> t = head(torch.zeros(5, 3, head.num_params))
         >>> t.inv(torch.tensor([0.0, 10.0, 1e6]))[0]

@@ -34,6 +34,7 @@ class RationalQuadraticSpline(Head):
     Reference: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
     Example:
+        >>> import torch
         >>> t = RationalQuadraticSpline(bins=4)(torch.ones(2, 11))
         >>> t.inv(torch.tensor([2.5, 1e6]))
         tensor([2.5000e+00, 1.0000e+06])
@@ -71,6 +72,8 @@ class CircularSpline(Head):
     Reference: Rezende et al., "Normalizing Flows on Tori and Spheres", ICML 2020.
 
     Example:
+        >>> import torch
+        >>> from math import pi
         >>> t = CircularSpline(bins=4)(torch.full((1, 13), 3.0))
         >>> t(torch.tensor([-pi])), t(torch.tensor([pi]))
         (tensor([-0.1416]), tensor([-0.1416]))

@@ -27,6 +27,7 @@ class Stopped(Head):
         ValueError: for a ``PerSite``.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> head = Stopped(heads.Normal())
         >>> y = head(torch.zeros(4, 5, 3)).sample()

@@ -65,6 +65,7 @@ class AutoFlow(AutoContinuous):
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
 
     Example:
+        >>> import torch
         >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(y):

@@ -117,6 +117,7 @@ def fit_guide(
             with the step and the sites; the weights stay those before.
 
     Example:
+        >>> import torch
         >>> import pyro, pyro_genexact as gx
         >>> import pyro.distributions as dist
         >>> def model(y):

@@ -33,6 +33,7 @@ def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: i
         x, of the same value.
 
     Example:
+        >>> import torch
         >>> y = torch.tensor(8.0, requires_grad=True)
         >>> x = implicit(lambda x: x**3, torch.tensor(2.0), y)
         >>> torch.autograd.grad(x, y)[0]

@@ -19,6 +19,7 @@ class ConvergenceError(RuntimeError):
         bracket: (low, high) around the root, or the bounds of the integral.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact.numerics import root
         >>> root(torch.tanh, torch.tensor([0.5, 2.0]))
         Traceback (most recent call last):

@@ -46,6 +46,7 @@ def integrate(
     Reference: Piessens et al., "QUADPACK", Springer 1983 (rules and estimate).
 
     Example:
+        >>> import torch
         >>> value, error = integrate(torch.exp, torch.tensor(0.0), torch.tensor(1.0))
         >>> value
         tensor(1.7183)

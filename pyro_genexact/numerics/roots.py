@@ -68,6 +68,7 @@ def root(
     Reference: Press et al., "Numerical Recipes", 3rd ed., section 9.4 (Newton's method with a bracket).
 
     Example:
+        >>> import torch
         >>> a = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> x = root(lambda x, a: x**3 + a * x, torch.tensor([2.0, 12.0]), a)
         >>> x
@@ -104,6 +105,7 @@ def find(
     For classes that call :func:`implicit` on their own.
 
     Example:
+        >>> import torch
         >>> find(lambda x: (x**3, torch.log(3 * x**2)), torch.tensor(8.0))
         tensor(2.)
     """
@@ -205,6 +207,7 @@ def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: 
         (*batch) the end at which it is true, (high - low) / 2^steps from one at which it is not.
 
     Example:
+        >>> import torch
         >>> bisect(lambda x: x.floor() >= 3, torch.tensor(0.0), torch.tensor(8.0), 3)
         tensor(3.)
     """

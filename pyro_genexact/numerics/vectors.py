@@ -29,6 +29,7 @@ def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
         ConvergenceError: where fifty steps do not lead to |f(x) - y| <= 1000 eps (1 + |y|), nor to a step within rounding.
 
     Example:
+        >>> import torch
         >>> refine(lambda x: x**3, torch.tensor([[8.0, 27.0]]), torch.tensor([[1.9, 3.1]]))
         tensor([[2.0000, 3.0000]])
     """

@@ -47,6 +47,7 @@ def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws:
         ValueError: for more than 4096 label strings.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import LinearChainCRF
         >>> chain(LinearChainCRF(torch.randn(2, 3, 4).double(), torch.randn(4, 4).double(), lengths=torch.tensor([3, 1])))
     """

@@ -19,6 +19,7 @@ class Affine(PlainTransform):
         event_dim: how many rightmost dims are one event.
 
     Example:
+        >>> import torch
         >>> t = Affine(torch.tensor(1.0), torch.tensor(0.0))
         >>> t(torch.tensor(2.0)), t.inv(torch.tensor(3.0))
         (tensor(3.), tensor(2.))

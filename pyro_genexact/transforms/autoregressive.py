@@ -39,6 +39,7 @@ class ConditionedAutoregressive(ConditionedTransform):
     Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Affine()
         >>> t = ConditionedAutoregressive(conditioners.MADE(3, head.num_params), head)
@@ -137,6 +138,7 @@ class AutoregressiveTransform(BijectionModule):
     Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Affine()
         >>> module = AutoregressiveTransform(conditioners.MADE(3, head.num_params, context=2), head)

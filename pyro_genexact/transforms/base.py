@@ -243,6 +243,7 @@ class Chain(RememberingTransform):
         parts: transforms, at least one; each is evaluated once a call.
 
     Example:
+        >>> import torch
         >>> from torch.distributions import AffineTransform
         >>> from pyro_genexact.transforms import Affine
         >>> chain = Chain([Affine(torch.zeros(2), torch.ones(2)), AffineTransform(0.0, 2.0)])

@@ -38,6 +38,7 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
         ConvergenceError: if the inverse of a value is not found to rounding.
 
     Example:
+        >>> import torch
         >>> t = ConditionedBlockAutoregressive(BlockAutoregressive(3))
         >>> x = torch.randn(5, 3)
         >>> torch.allclose(t.inv(t(x).clone()), x, atol=1e-5)
@@ -115,6 +116,7 @@ class BlockAutoregressive(BijectionModule):
     Reference: De Cao, Titov, Aziz, "Block Neural Autoregressive Flow", UAI 2019.
 
     Example:
+        >>> import torch
         >>> module = BlockAutoregressive(3, hidden=(4,), context=2)
         >>> module(torch.zeros(4, 2)).forward_shape((3,))
         torch.Size([4, 3])

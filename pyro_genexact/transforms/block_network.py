@@ -126,6 +126,7 @@ class BlockNetwork(Protocol):
     """What the two directions use of a module."""
 
     residual: Any
+    layers: Any
 
     def blocks(self) -> Any: ...
 

@@ -36,6 +36,7 @@ class ConditionedCoupling(ConditionedTransform):
     Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> t = ConditionedCoupling(Coupling(4, heads.Affine()))
         >>> x = torch.randn(5, 4)
@@ -113,6 +114,7 @@ class Coupling(BijectionModule):
     Real NVP", ICLR 2017.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact import heads
         >>> module = Coupling(4, heads.Affine(), mask=torch.tensor([True, False, True, False]), context=2)
         >>> module(torch.zeros(5, 2)).forward_shape((4,))

@@ -49,6 +49,7 @@ class Permute(_Reordering):
         ValueError: if ``permutation`` is none, or ``dim`` is not negative.
 
     Example:
+        >>> import torch
         >>> Permute(torch.tensor([2, 0, 1]))(torch.tensor([10.0, 11.0, 12.0]))
         tensor([12., 10., 11.])
     """
@@ -84,6 +85,7 @@ class Reverse(_Reordering):
         ValueError: if ``dim`` is not negative.
 
     Example:
+        >>> import torch
         >>> Reverse()(torch.tensor([1.0, 2.0, 3.0]))
         tensor([3., 2., 1.])
         >>> Reverse(lengths=torch.tensor(2))(torch.tensor([1.0, 2.0, 3.0]))
@@ -145,6 +147,7 @@ class Standardize(PlainTransform, TransformModule):
         ValueError: if shapes differ or a scale is not positive and finite.
 
     Example:
+        >>> import torch
         >>> t = Standardize.from_data(torch.tensor([[1.0], [3.0]]))
         >>> t(torch.tensor([3.0])), t.inv(torch.tensor([0.0]))
         (tensor([1.]), tensor([2.]))

@@ -43,6 +43,7 @@ class LULinear(PlainTransform, TransformModule):
     References: Oliva et al., "Transformation Autoregressive Networks", ICML 2018; Kingma, Dhariwal, "Glow", NeurIPS 2018.
 
     Example:
+        >>> import torch
         >>> t = LULinear(3)
         >>> t(torch.tensor([1.0, 2.0, 3.0])).tolist(), t.log_abs_det_jacobian(torch.zeros(2, 3), None)
         ([1.0, 2.0, 3.0], tensor([0., 0.], grad_fn=<ExpandBackward0>))
@@ -127,6 +128,7 @@ class Rotation(_Orthogonal):
     Mathematik 32, 1846.
 
     Example:
+        >>> import torch
         >>> t = Rotation(2)
         >>> with torch.no_grad():
         ...     _ = t.skew[1, 0].fill_(1.0)  # the tangent of half the angle
@@ -170,6 +172,7 @@ class Householder(_Orthogonal):
     "Accumulating Householder transformations, revisited", ACM TOMS 32, 2006 (the product).
 
     Example:
+        >>> import torch
         >>> torch.allclose(Householder(3, 2)(x := torch.tensor([1.0, 2.0, 3.0])), x, atol=1e-5)
         True
     """

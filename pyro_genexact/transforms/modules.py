@@ -45,6 +45,7 @@ class Inverse(BijectionModule):
         transform: a module that is a transform, or whose call (with a context, if it has ``context`` features) returns one.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact.transforms import Standardize
         >>> shift = Standardize(torch.tensor([1.0]), torch.tensor([2.0]))
         >>> Inverse(shift)()(torch.zeros(1))

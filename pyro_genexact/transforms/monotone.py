@@ -31,6 +31,7 @@ class Monotone(RememberingTransform):
     Shapes: x and y (\*batch), broadcast with the parameters'.
 
     Example:
+        >>> import torch
         >>> def cubic(x, a):
         ...     a = a[..., 0].exp()
         ...     return x**3 + a * x, (3 * x**2 + a).log()

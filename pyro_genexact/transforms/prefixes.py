@@ -40,6 +40,7 @@ class Prefixes(Chain):
         TypeError: for lengths that are no tensor of integers.
 
     Example:
+        >>> import torch
         >>> from pyro_genexact.transforms import Reverse
         >>> Prefixes([Reverse()], torch.tensor([3, 2]))(torch.tensor([10.0, 11.0, 12.0]))
         tensor([[12., 11., 10.],

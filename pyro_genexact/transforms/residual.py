@@ -31,6 +31,7 @@ class ConditionedResidual(ConditionedTransform):
     Shapes: x and y (*batch, D), broadcast with the context's batch: each context row has a transform of its own.
 
     Example:
+        >>> import torch
         >>> t = ConditionedResidual(Radial(3, context=2), torch.zeros(5, 2))
         >>> t.forward_shape((3,)), t(torch.zeros(3)).shape
         (torch.Size([5, 3]), torch.Size([5, 3]))
@@ -122,6 +123,7 @@ class Planar(_Residual):
     Reference: Rezende, Mohamed, "Variational inference with normalizing flows", ICML 2015.
 
     Example:
+        >>> import torch
         >>> t = Planar(3)()
         >>> y = torch.tensor([1.0, -2.0, 1e4])
         >>> torch.allclose(t(t.inv(y).clone()), y)
@@ -175,6 +177,7 @@ class Radial(_Residual):
     Reference: Rezende, Mohamed, "Variational inference with normalizing flows", ICML 2015.
 
     Example:
+        >>> import torch
         >>> t = Radial(3)()
         >>> y = torch.tensor([1.0, -2.0, 1e4])
         >>> torch.allclose(t(t.inv(y).clone()), y)
@@ -247,6 +250,7 @@ class Sylvester(_Residual):
     Reference: van den Berg et al., "Sylvester normalizing flows for variational inference", UAI 2018.
 
     Example:
+        >>> import torch
         >>> t = Sylvester(3, rank=2)()
         >>> y = torch.tensor([1.0, -2.0, 1e4])
         >>> torch.allclose(t(t.inv(y).clone()), y)

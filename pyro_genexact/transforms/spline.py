@@ -37,6 +37,7 @@ class RationalQuadratic(RememberingTransform):
     Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
     Example:
+        >>> import torch
         >>> t = RationalQuadratic(torch.tensor([[-1.0, 0.0, 1.0], [-1.0, 0.5, 1.0], [1.0, 0.5, 1.0]]))
         >>> t(torch.tensor([-2.0, 0.0, 1.0, 1e6]))
         tensor([-2.0000e+00,  5.0000e-01,  1.0000e+00,  1.0000e+06])
@@ -114,6 +115,8 @@ class CircularRationalQuadratic(RationalQuadratic):
     Reference: Rezende et al., "Normalizing Flows on Tori and Spheres", ICML 2020.
 
     Example:
+        >>> import torch
+        >>> from math import pi
         >>> t = CircularRationalQuadratic(torch.tensor([[-pi, pi], [-pi, pi], [1.0, 1.0]]), torch.tensor(3.0))
         >>> t(torch.tensor([-1.0, 1.0])), t.inv(torch.tensor(2.0))
         (tensor([ 2.0000, -2.2832]), tensor(-1.0000))

@@ -32,6 +32,7 @@ class HalfLine(PlainTransform):
         sign: 1 or -1.
 
     Example:
+        >>> import torch
         >>> HalfLine(1.0)(torch.tensor(0.0))
         tensor(2.)
     """
@@ -73,6 +74,7 @@ class Interval(PlainTransform):
         low, high: numbers or tensors that broadcast.
 
     Example:
+        >>> import torch
         >>> Interval(-1.0, 1.0)(torch.tensor(0.0))
         tensor(0.)
     """
@@ -116,6 +118,7 @@ class Simplex(PlainTransform):
     Reference: Aitchison, "The Statistical Analysis of Compositional Data", JRSS B 1982.
 
     Example:
+        >>> import torch
         >>> Simplex()(torch.zeros(1))
         tensor([0.5000, 0.5000])
     """
@@ -155,6 +158,8 @@ class ToSupport(RememberingTransform):
         ValueError: for a discrete support, one whose events are no vectors, or a list of another length.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
         >>> t = ToSupport(constraints.positive, 2)
         >>> t.codomain.check(torch.tensor([[1.0, 2.0], [1.0, 0.0]]))
         tensor([ True, False])

@@ -15,12 +15,13 @@ from . import (
 from .base import Conditioner, Constant, DistributionModule, Head
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov
+from .chains.module import CRF
 from .contexts import Covariates, PaddedSequence, Source
 from .core.faces import publish
 from .flows.base import Flow
 from .inference.fit import FitResult, fit
 from .inference.fit_guide import GuideResult, fit_guide
-from .models import CRF, Autoregressive, Conditional, OrderEnsemble, Sequence
+from .models import Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics.errors import ConvergenceError
 
 __version__ = "0.1.0"

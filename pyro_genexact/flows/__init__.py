@@ -3,7 +3,8 @@
 from ..core.faces import publish
 from .base import Flow
 from .build import autoregressive, coupling
-from .recipes import bnaf, bpf, coupling_nsf, glow_vector, iaf, maf, naf, nice, nsf, realnvp, sospf, umnn
+from .coupling_recipes import coupling_nsf, glow_vector, nice, realnvp
+from .recipes import bnaf, bpf, iaf, maf, naf, nsf, sospf, umnn
 from .univariate import UnivariateDistribution, UnivariateFlow, UnivariateTransform, univariate
 from .zuko import from_zuko
 

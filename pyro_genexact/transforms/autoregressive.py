@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head
+from ..conditioners.site_loop import SiteLoop
 from ..contexts import PaddedSequence, kind_of
 from ..core.binding import Held
 from ..core.functional import transformed, vjp
@@ -180,31 +181,19 @@ def _solve(
 
     Where the mask (B, T) is False x is 0.
     """
-    phis: list[Tensor] = []
-    ys = y.split(1, 1)
-
-    def visit(phi: Tensor, t: int) -> Tensor:
-        phis.append(phi)
-        x_t = adapted(head.forward(phi, t)).invert(ys[t])  # a call of the module would cost as much as two operations
-        return x_t if mask is None else _masked(x_t, mask[:, t : t + 1])
-
+    xs, phis, ys = [], [], y.split(1, 1)
     with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
-        xs, state = _walk(conditioner, conditioner.start(context, len(y)), len(ys), visit)
+        loop = SiteLoop(conditioner, context, len(y), len(ys))
+        for t, phi_t in loop:
+            x_t = adapted(head.forward(phi_t, t)).invert(
+                ys[t]
+            )  # a call of the module would cost as much as two operations
+            x_t = x_t if mask is None else _masked(x_t, mask[:, t : t + 1])
+            loop.read(x_t)
+            xs.append(x_t)
+            phis.append(phi_t)
     x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
-    return x, -_masked(head(phi).log_abs_det_jacobian(x, y), mask).sum(1), phi, state
-
-
-def _walk(
-    conditioner: Conditioner, start: tuple[Tensor, Any], sites: int, visit: Callable[[Tensor, int], Tensor]
-) -> tuple[list[Tensor], Any]:
-    """What ``visit`` makes of the parameters (B, 1, P) of each site, which the conditioner reads, and its last state."""
-    phi, state = start[0].unsqueeze(1), start[1]
-    values: list[Tensor] = []
-    for t in range(sites):
-        if t:
-            phi, state = conditioner.extend(values[-1], state)
-        values.append(visit(phi, t))
-    return values, state
+    return x, -_masked(head(phi).log_abs_det_jacobian(x, y), mask).sum(1), phi, loop.state
 
 
 class _Solve(torch.autograd.Function):

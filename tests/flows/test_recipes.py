@@ -66,7 +66,9 @@ def test_mass_in_one_dimension_with_parameters_scaled_by_ten(name, inverse):
     redraw(flow.double(), spread=0.3)
     with torch.no_grad():
         for part in flow.modules():
-            if isinstance(part, (MADE, Independent, flows.recipes.Diagonal, gx.transforms.BlockAutoregressive)):
+            if isinstance(
+                part, (MADE, Independent, flows.coupling_recipes.Diagonal, gx.transforms.BlockAutoregressive)
+            ):
                 for p in (part.layers[-1] if isinstance(part, MADE) else part).parameters():
                     p.mul_(10)
         d = flow()

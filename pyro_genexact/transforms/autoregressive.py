@@ -18,7 +18,7 @@ from ..contexts import PaddedSequence, kind_of
 from ..core.binding import Held
 from ..core.functional import transformed, vjp
 from ..core.independent import independent
-from ..core.lengths import after, present, zero_padding
+from ..core.lengths import after, expand_mask, present, zero_padding
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
 
@@ -86,13 +86,12 @@ class ConditionedAutoregressive(ConditionedTransform):
         inputs = [rows, *([] if self.context is None else [self.context]), *self._tensors]
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
-        if tracked and not functorch and self.conditioner.has_adjoint and self.source_lengths is None:
-            x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
-        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, PaddedSequence):
+        conditioner = self.conditioner
+        if tracked and not functorch and conditioner.has_adjoint and self.source_lengths is None:
             x, ladj = _Solve.apply(self.with_cache(0), mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
-                x, ladj = _solve(self.conditioner, self.head, rows, context, mask)[:2]
+                x, ladj = _solve(conditioner, self.head, rows, context, mask)[:2]
         return _shaped(x, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
     def _flatten(self, value: Tensor) -> tuple[Tensor, Any, Tensor | None, torch.Size]:
@@ -116,7 +115,7 @@ class ConditionedAutoregressive(ConditionedTransform):
         if self._lengths is not None:
             mask = present(self._lengths.expand(shape[:-dims]).reshape(-1), rows, -dims).flatten(1)
             rows = _masked(rows, mask)
-            if context is not None and kind_of(self.conditioner.context).by_site:
+            if context is not None and self._by_site:
                 context = _masked(context, mask)
         if self.source_lengths is not None:
             context = PaddedSequence(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))
@@ -171,7 +170,7 @@ def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _masked(value: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, ...) with zeros where the mask (B, T) is False."""
-    return value if mask is None else torch.where(mask.reshape(*mask.shape, *[1] * (value.dim() - 2)), value, 0.0)
+    return value if mask is None else torch.where(expand_mask(mask, value), value, 0.0)
 
 
 def _solve(
@@ -185,9 +184,8 @@ def _solve(
     with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
         loop = SiteLoop(conditioner, context, len(y), len(ys))
         for t, phi_t in loop:
-            x_t = adapted(head.forward(phi_t, t)).invert(
-                ys[t]
-            )  # a call of the module would cost as much as two operations
+            # a call of the head as a module would cost as much as two operations
+            x_t = adapted(head.forward(phi_t, t)).invert(ys[t])
             x_t = x_t if mask is None else _masked(x_t, mask[:, t : t + 1])
             loop.read(x_t)
             xs.append(x_t)

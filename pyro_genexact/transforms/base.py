@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable, Sequence
 from math import isfinite, prod
 from typing import Any, NamedTuple
@@ -22,9 +23,7 @@ from ..core.versions import versions_of
 class _Inverted(_InverseTransform):
     """The inverse of one of the transforms of this package, with their methods."""
 
-    def __init__(self, transform: Bijection) -> None:
-        super().__init__(transform)
-        self._inv: Any = transform
+    _inv: Any
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inv.inverse_and_ladj(x)  # type: ignore[no-any-return]
@@ -54,13 +53,16 @@ class Bijection(Transform):
 
     bijective = True
     keeps_volume = False
+    _inv: Any
 
     @property
     def inv(self) -> Any:
         """The inverse, whose ``inv`` is the transform itself."""
-        if self._inv is None:
-            self._inv = _Inverted(self)
-        return self._inv
+        inverse = self._inv and self._inv()
+        if inverse is None:
+            inverse = _Inverted(self)
+            self._inv = weakref.ref(inverse)  # as torch's: two that hold each other would keep their graphs
+        return inverse
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and log|dy/dx| from x, in one evaluation."""

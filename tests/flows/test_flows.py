@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
+import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -296,6 +298,23 @@ def test_state_kept_for_the_sweep_is_linear_in_the_sites():
 
     small, middle, large = (kept(size) for size in (64, 128, 256))
     assert (large - middle) == pytest.approx(2 * (middle - small), rel=0.05)
+
+
+@pytest.mark.parametrize("recipe", [gx.flows.maf, gx.flows.iaf, gx.flows.bnaf, gx.flows.coupling_nsf])
+def test_a_training_step_leaves_nothing_to_the_garbage_collector(recipe):
+    """Graphs are as large as a batch: they are freed when the step ends, not some steps later."""
+    flow = recipe(3)
+    gc.disable()
+    try:
+        d = flow()
+        d.log_prob(d.rsample((4,))).sum().backward()
+        d.log_prob(torch.zeros(4, 3)).sum().backward()
+        parts = [part for part in d.transforms[0].parts if not isinstance(part, nn.Module)]
+        alive = [weakref.ref(part) for part in (d, *d.transforms, *parts)]
+        del d, parts
+        assert len(alive) > 4 and not any(part() for part in alive[:-1])
+    finally:
+        gc.enable()
 
 
 def test_chain_has_the_sign_of_its_parts():

@@ -159,3 +159,11 @@ def test_overflow_is_density_zero_but_nan_stays_nan(recipe, monkeypatch):
     with torch.no_grad():
         next(flow.parameters()).fill_(torch.nan)
     assert flow(context).log_prob(y)[0].isnan()
+
+
+def test_an_inverse_under_grad_goes_over_the_sites_once(monkeypatch):
+    net, starts = network(), []
+    start = gx.conditioners.MADE.start
+    monkeypatch.setattr(gx.conditioners.MADE, "start", lambda *given: starts.append(1) or start(*given))
+    gx.transforms.AutoregressiveTransform(net, gx.heads.Affine())().inv(torch.randn(3, T, dtype=F64)).sum().backward()
+    assert len(starts) == 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..base import Conditioner, Head
 from ..conditioners.site_loop import SiteLoop
 from ..contexts import PaddedSequence, checked_source, kind_of
-from ..core.binding import bind
+from ..core.binding import Held, held_tensors
 from ..core.checks import check_like
 from ..core.lengths import expand_mask
 from ..core.rows import flat_rows
@@ -22,26 +22,22 @@ from ..core.values import numbers
 from .checks import steps_in_order
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChainRule:
     """p(y_t | x, y_{<t}) of the sites of rows, in visiting order.
 
     Attributes:
-        conditioner, head: bound copies, of the weights they had.
+        conditioner, head: as they were.
         context: (*batch, C), or of more dims (:class:`Covariates`, :class:`Source`), or None.
         source_lengths: (*batch), of sources.
         sites: how many a row has.
-        tensors: what the modules compute with, each once.
-        like: of the dtype and on the device of the numbers.
     """
 
-    conditioner: Conditioner
-    head: Head
+    conditioner: Any = Held()  # noqa: RUF009  (a descriptor, and no default)
+    head: Any = Held()  # noqa: RUF009
     context: Tensor | None
     source_lengths: Tensor | None
     sites: int
-    tensors: list[Tensor]
-    like: Tensor
 
     @classmethod
     def of(
@@ -56,13 +52,25 @@ class ChainRule:
     ) -> ChainRule:
         """Of the modules as they are now; covariates are of the ``given`` first sites, then of others in another order."""
         context, source_lengths = checked_source(conditioner, context, source_lengths)
-        (net, of_net), (bound, of_head) = bind(conditioner, one_draw=True), bind(head, one_draw=True)
-        tensors = list({id(t): t for t in of_net + of_head}.values())
-        floating = (t for t in (*tensors, context) if t is not None and t.is_floating_point())
         if context is not None and kind_of(conditioner.context).by_site:
             context = steps_in_order(context, order, given, sites)
-        like = next(floating, torch.empty(0, device="cpu"))
-        return cls(net, bound, context, source_lengths, sites, tensors, like)
+        return cls(conditioner=conditioner, head=head, context=context, source_lengths=source_lengths, sites=sites)
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """What the modules compute with, each once."""
+        return held_tensors(self)
+
+    @cached_property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the numbers."""
+        floating = (t for t in (*self.tensors, self.context) if t is not None and t.is_floating_point())
+        return next(floating, torch.empty(0, device="cpu"))
+
+    @cached_property
+    def reads_numbers(self) -> bool:
+        """Whether sites are numbers to the conditioner, or categories."""
+        return isinstance(self.conditioner.site, tuple)
 
     @property
     def context_dims(self) -> int:
@@ -100,13 +108,13 @@ class ChainRule:
 
     def read(self, y: Tensor) -> Tensor:
         """Sites as the conditioner reads them: numbers in its dtype, categories as they are."""
-        return y.to(self.like.dtype) if isinstance(self.conditioner.site, tuple) else y
+        return y.to(self.like.dtype) if self.reads_numbers else y
 
     def typed(self, name: str, value: Tensor) -> Tensor:
         """Values in the dtype of the conditioner, or single for half precision; integers and Booleans for numbers of the same value."""
         value = numbers(name, value)
         if value.is_floating_point():
-            if isinstance(self.conditioner.site, tuple):
+            if self.reads_numbers:
                 single = value.dtype == torch.float32 and self.like.dtype.itemsize < 4
                 check_like(name, value, self.like.float() if single else self.like)
             return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -34,12 +35,13 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     _arguments: tuple[str, ...] = ()  # of the constructor, besides those of all classes
+    conditioner = property(attrgetter("chain.conditioner"), doc="As it was at the call.")
+    head = property(attrgetter("chain.head"), doc="As it was at the call.")
 
     def __init__(self, chain: ChainRule, layout: Layout, limit: int, validate_args: bool | None) -> None:
         self.chain, self.layout, self.limit = chain, layout, limit
         # as they were given, whatever the batch is expanded to
-        self.conditioner, self.head, self.context = chain.conditioner, chain.head, chain.context
-        self.source_lengths, self.prefix = chain.source_lengths, layout.prefix
+        self.context, self.source_lengths, self.prefix = chain.context, chain.source_lengths, layout.prefix
         batch_shape = broadcast_batches(
             context=chain.batch_shape,
             lengths=() if layout.lengths is None else layout.lengths.shape,

@@ -13,7 +13,7 @@ from torch.nn.functional import dropout, embedding
 
 from ..base import Conditioner, Site
 from ..contexts import PaddedSequence, unpadded
-from ..core.binding import ModuleT, bind
+from ..core.binding import Bound, ModuleT
 from ..core.checks import check_like, check_sizes, check_widths, permutation
 from ..core.functional import visible
 from ..core.lengths import checked_lengths, present
@@ -197,7 +197,7 @@ def joined(inputs: Tensor, context: Tensor | None, first: int) -> Tensor:
 
 def with_tensors(module: ModuleT, **tensors: Tensor) -> ModuleT:
     """A bound copy that computes with other tensors in place of its own parameters of those names."""
-    bound, _ = bind(module)
+    bound = Bound(module).copy()
     kinds = (
         cls for cls in type(module).__mro__ if not any(isinstance(getattr(cls, n, None), property) for n in tensors)
     )

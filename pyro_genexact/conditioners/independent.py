@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..base import Conditioner, Site
 from ..contexts import Covariates, check_context, kind_of
-from ..core.binding import bind
+from ..core.binding import Bound
 from ..core.checks import check_sizes
 from .checks import check_chunk, check_sites
 from .encoding import Dense, resumed, site_kinds, visits, with_tensors
@@ -117,7 +117,7 @@ class Independent(Conditioner):
             >>> Independent(3, 2).permuted(torch.tensor([2, 0, 1]))(torch.zeros(5, 3)).shape
             torch.Size([5, 3, 2])
         """
-        net, _ = bind(self)
+        net = Bound(self).copy()
         sites, rows = visits(self, order, net.phi if net.net is None else net.net.last.weight, 1, self.num_params)
         if net.net is None:
             return with_tensors(net, phi=net.phi[sites])

@@ -12,7 +12,7 @@ from torch.nn.functional import pad, silu
 
 from ..base import Conditioner, Site
 from ..contexts import check_context
-from ..core.binding import bind
+from ..core.binding import Bound
 from ..core.checks import check_sizes, check_widths
 from ..core.functional import transformed
 from .checks import check_chunk, check_rate, check_sites
@@ -227,7 +227,7 @@ class MADE(Conditioner):
             raise ValueError(
                 "Expected adjacency == None, to visit sites in another order; got a matrix, which is of sites."
             )
-        net, _ = bind(self)
+        net = Bound(self).copy()
         layers: Any = net.layers._modules
         first, last = "0", str(len(layers) - 1)
         inputs = layers[first].mask.shape[1] // self.num_sites

@@ -12,7 +12,7 @@ from torch.nn.functional import embedding, linear
 
 from ..base import Conditioner, Site
 from ..contexts import check_context
-from ..core.binding import bind
+from ..core.binding import Bound
 from ..core.buffers import register_derived
 from ..core.checks import check_like, check_sizes
 from ..core.functional import visible
@@ -158,7 +158,7 @@ class NADE(Conditioner):
             >>> NADE(3, 2).permuted(torch.tensor([2, 0, 1]))(torch.zeros(5, 3)).shape
             torch.Size([5, 3, 2])
         """
-        net, _ = bind(self)
+        net = Bound(self).copy()
         sites, rows = visits(self, order, net.weight, 1, len(net.weight) // self.num_sites)
         parts = {name: getattr(net, name)[sites] for name in ("readout", "bias", *["readout_context"][: self.context])}
         return with_tensors(net, weight=net.weight[rows], **parts)

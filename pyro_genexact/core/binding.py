@@ -1,4 +1,4 @@
-"""Modules as they were at a call, with the tensors of that call, and the tensors in all kinds of values."""
+"""Modules as they were at a call: with the parameters, buffers, parts and modes that they had then."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ class Bound(Generic[ModuleT]):
         for module, _, training, tensors, buffers, parts in self._tree:
             fields = module.__dict__ | {"training": training, "_parameters": tensors.copy(), "_buffers": buffers.copy()}
             fields["_modules"] = {name: None if part is None else made[id(part)] for name, part in parts.items()}
-            fields[
-                "_load_state_dict_pre_hooks"
-            ] = {}  # which hold the module itself, and could not be copied without it
+            fields["_load_state_dict_pre_hooks"] = {}  # they hold the module itself, and could not be copied without it
             if isinstance(module, PyroModule):
                 fields |= {"_pyro_params": {}, "_pyro_samples": {}}  # which stand among the parameters
             made[id(module)].__dict__.update(fields)
@@ -123,9 +121,7 @@ class Held:
         return self if instance is None else instance.__dict__[self.name].module
 
 
-def bind(module: ModuleT, one_draw: bool = False) -> tuple[ModuleT, list[Tensor]]:
-    """A shallow copy of the module as it is now, and the tensors that it computes with: see :class:`Bound`."""
-    if _is_bare(module):
-        return module, []
-    bound = Bound(module, one_draw)
-    return bound.copy(), bound.tensors
+def held_tensors(instance: Any) -> list[Tensor]:
+    """What the modules compute with that an instance has in attributes of the kind :class:`Held`, each tensor once."""
+    held = (part.tensors for part in vars(instance).values() if isinstance(part, Bound))
+    return list({id(t): t for tensors in held for t in tensors}.values())

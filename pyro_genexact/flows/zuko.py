@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from ..core.binding import bind
+from ..core.binding import Bound
 from ..core.checks import check_sizes
 from ..core.independent import REAL_VECTOR, to_event
 from ..numerics.derivatives import implicit
@@ -138,8 +138,8 @@ class ConditionedZuko(ConditionedTransform):
     def __init__(self, module: ZukoTransform, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(module, context, cache_size)
         _check_modes(module.transform)
-        self.module, tensors = bind(module.transform, one_draw=True)
-        self._tensors = list({id(t): t for t in tensors}.values())
+        bound = Bound(module.transform, one_draw=True)
+        self.module, self._tensors = bound.copy(), list({id(t): t for t in bound.tensors}.values())
         self._like = next((t for t in self._tensors if t.is_floating_point()), None)
         part: Any
         for part in list(self.module.modules()):
@@ -149,9 +149,6 @@ class ConditionedZuko(ConditionedTransform):
                 part.ode = nn.Sequential(part.ode, _Finite())
                 rounding = 16 * torch.finfo(part.freqs.dtype).eps  # below which steps would have no end
                 part.atol, part.rtol = max(part.atol, rounding), max(part.rtol, rounding)
-
-    def _weights(self) -> Iterator[Tensor]:
-        return iter(self._tensors)
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._of_rows(x, self._to_data)
@@ -264,7 +261,7 @@ class _Image:
 
     def __call__(self, y: Tensor, *given: Tensor) -> Tensor:
         new = {id(old): t for old, t in zip(self.tensors, given, strict=True)}
-        module, _ = bind(self.module)
+        module = Bound(self.module).copy()
         for part in module.modules():
             for name, p in part._parameters.items():
                 part._parameters[name] = new.get(id(p), p)  # type: ignore[assignment]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..contexts import PaddedSequence, checked_source, kind_of
-from ..core.binding import Bound, bind
+from ..core.binding import Bound, held_tensors
 from ..core.checks import check_like
 from ..core.shapes import broadcast_shapes
 from .base import RememberingTransform
@@ -69,7 +69,7 @@ class Inverse(BijectionModule):
 def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Transform:
     """What a module contributes to a chain: itself as it is now if it is a transform, else what its call returns."""
     if isinstance(module, Transform):
-        bound, _ = bind(module)
+        bound = Bound(module).copy()
         if bound is not module:
             bound._inv = None  # its inverse must be that of the copy
         return bound
@@ -99,14 +99,9 @@ class ConditionedTransform(RememberingTransform):
         self._context_dims = kind_of(module.context).dims
         self._lengths: Tensor | None = None
 
-    def _weights(self) -> Iterator[Tensor]:
-        """What the modules compute with, perhaps more than once."""
-        return (t for part in vars(self).values() if isinstance(part, Bound) for t in part.tensors)
-
     @cached_property
     def _tensors(self) -> list[Tensor]:
-        """The same, each once."""
-        return list({id(t): t for t in self._weights()}.values())
+        return held_tensors(self)
 
     def watched(self) -> Sequence[Tensor]:
         given = self.context, self.source_lengths, self._lengths
@@ -125,6 +120,6 @@ class ConditionedTransform(RememberingTransform):
 
     def _broadcast(self, value: Tensor) -> Tensor:
         """The value, broadcast with the context; a ValueError for another dtype or device than that of the weights."""
-        check_like("value", value, next((t for t in self._weights() if t.is_floating_point()), value))
+        check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
         shape = self.forward_shape(value.shape)
         return value if shape == value.shape else value.expand(shape)

@@ -18,7 +18,7 @@ from pyro_genexact.conditioners.markov import Markov
 from pyro_genexact.conditioners.nade import NADE
 from pyro_genexact.conditioners.recurrent import Recurrent
 from pyro_genexact.contexts import Covariates
-from pyro_genexact.core.binding import bind
+from pyro_genexact.core.binding import Bound
 from pyro_genexact.testing import conditioner_inputs
 from pyro_genexact.transforms import AutoregressiveTransform
 from support.networks import in_a_model, naive_nade
@@ -122,7 +122,7 @@ def test_priors_on_weights(name):
     drawn = {key: trace.nodes[key]["value"] for key in shapes}
     assert torch.equal(trace.nodes["_RETURN"]["value"], functional_call(plain, drawn, (y, context)))
 
-    trace, bound = in_a_model(pyro_copy, lambda net: bind(net)[0])  # it keeps its draw, in every view
+    trace, bound = in_a_model(pyro_copy, lambda net: Bound(net).copy())  # it keeps its draw, in every view
     drawn = {key: trace.nodes[f"net.{key}"]["value"] for key in shapes}
     expected = functional_call(plain, drawn, (y, context))
     assert torch.equal(bound(y, context), expected)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from pyro_genexact.conditioners.recurrent import Recurrent
 from pyro_genexact.contexts import Covariates
-from pyro_genexact.core.binding import bind
+from pyro_genexact.core.binding import Bound
 from pyro_genexact.testing import conditioner_inputs, redraw
 from support.registry import CONDITIONERS
 from support.registry.conditioners import factory
@@ -62,11 +62,12 @@ def test_recurrent_weights_of_the_call(cell):
     for grad in torch.autograd.grad(net(y, x).square().sum(), list(net.parameters())):
         assert grad.abs().max() > 0
 
-    bound, tensors = bind(net)
-    assert {id(t) for t in tensors} == {id(p) for p in net.parameters()}
+    bound = Bound(net)
+    assert {id(t) for t in bound.tensors} == {id(p) for p in net.parameters()}
     for name in ("weight_ih_l0", "weight_hh_l1"):  # replaced on the module, not in the copy
         setattr(net.rnn, name, nn.Parameter(2 * getattr(net.rnn, name).detach()))
     assert not torch.allclose(net(y, x), before)
+    bound = bound.module
     for module in (bound, pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound)):
         assert torch.equal(module(y, x), before)
         phi, state = module.start(x, len(y))

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pyro_genexact as gx
 from pyro_genexact.conditioners import attention
 from pyro_genexact.contexts import Covariates, PaddedSequence, Source
-from pyro_genexact.core.binding import bind
+from pyro_genexact.core.binding import Bound
 from pyro_genexact.testing import conditioner_inputs, redraw
 from support.networks import by_sites
 from support.registry import CONDITIONERS
@@ -244,12 +244,12 @@ def test_weights_of_the_call():
     expected = other(y, context)
     weights = dict(other.named_parameters())
     assert torch.equal(functional_call(net, weights, (y, context)), expected)
-    bound, tensors = bind(net)
-    assert {id(t) for t in tensors} == {id(p) for p in net.parameters()}
+    bound = Bound(net)
+    assert {id(t) for t in bound.tensors} == {id(p) for p in net.parameters()}
     before = net(y, context)
     net.layers[1].qkv.weight = nn.Parameter(2 * net.layers[1].qkv.weight.detach())
-    assert torch.equal(bound(y, context), before) and not torch.allclose(net(y, context), before)
-    torch.testing.assert_close(by_sites(bound, y, context)[0], before, rtol=0, atol=1e-12)
+    assert torch.equal(bound.module(y, context), before) and not torch.allclose(net(y, context), before)
+    torch.testing.assert_close(by_sites(bound.module, y, context)[0], before, rtol=0, atol=1e-12)
 
 
 def test_priors_on_weights():

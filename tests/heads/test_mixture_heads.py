@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact.base import Head
-from pyro_genexact.core.binding import bind
+from pyro_genexact.core.binding import Bound
 from pyro_genexact.families.discretized_logistic import DiscretizedLogistic
 from pyro_genexact.families.in_support import contains
 from pyro_genexact.families.mixture import Mixture
@@ -66,7 +66,7 @@ def test_heads_in_copies_and_float32(name):
     phi = sized(2, 4, head.num_params)
     y = head(phi).sample()
     lp = head(phi).log_prob(y)
-    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head)), bind(head)[0]):
+    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head)), Bound(head).copy()):
         assert torch.equal(other(phi).log_prob(y), lp)
         assert contains(other.support, y).all()
     d = head(phi)

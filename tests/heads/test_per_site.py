@@ -16,7 +16,7 @@ from torch.distributions import biject_to, constraints
 
 import pyro_genexact as gx
 from pyro_genexact.base import DistributionModule, Head
-from pyro_genexact.core.binding import bind
+from pyro_genexact.core.binding import Bound
 from pyro_genexact.families.in_support import contains, feasible_point, log_prob_everywhere
 from pyro_genexact.families.per_site import PerSite, PerSiteConstraint
 from pyro_genexact.heads import composite
@@ -69,7 +69,7 @@ def test_per_site_calls_equal_heads_once_also_when_bound():
     d = head(phi)
     assert calls == [(3, 10, 2)] and type(d) is dist.Normal
     calls.clear()
-    bound = bind(copy.deepcopy(composite.PerSite([one, Gamma()] * 5)))[0]
+    bound = Bound(copy.deepcopy(composite.PerSite([one, Gamma()] * 5))).copy()
     calls.clear()
     bound(phi)
     assert calls == [(3, 5, 2)]

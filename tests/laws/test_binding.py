@@ -11,7 +11,8 @@ from torch.func import functional_call
 import pyro_genexact as gx
 from pyro_genexact import heads, transforms
 from pyro_genexact.conditioners import MADE
-from pyro_genexact.core.binding import Bound, bind
+from pyro_genexact.core.binding import Bound
+from pyro_genexact.testing.helpers import seeded
 from support.values import built, sized
 
 X = sized(3, 4)
@@ -127,6 +128,31 @@ def test_a_graph_made_within_a_functional_call_is_differentiated_after_it(module
     same(found, expected)
 
 
+def scores(d):
+    """Log-probabilities, their gradients, and samples."""
+    x = X.clone().requires_grad_()
+    with seeded(0):
+        found = [d.log_prob(x), d.rsample((3,))]
+    return [*found, *torch.autograd.grad(found[0].sum(), x)]
+
+
+@pytest.mark.parametrize("change", [assign, replace, replace_parts])
+def test_distributions_read_the_weights_of_their_call(change):
+    net = MADE(4, 2, hidden=(8,))
+    module = built(gx.Autoregressive(net, heads.Normal(), (4,)))
+    d, expected = module(), scores(module())
+    change(module)
+    same(scores(d), expected)
+    for other in (copy.deepcopy(d), pickle.loads(pickle.dumps(d)), d.expand((3,))):
+        same([other.log_prob(X)], expected[:1])
+    rest = d.conditional_on_prefix(X[0, :2])
+    change(module)
+    again = d.conditional_on_prefix(X[0, :2])
+    same([again.log_prob(X[:, 2:])], [rest.log_prob(X[:, 2:])])
+    with pytest.raises(AssertionError):
+        same(scores(module()), expected)
+
+
 def test_buffers_of_a_functional_call():
     module = coupling()
     t = functional_call(module, {"order": torch.tensor([1, 3, 0, 2]), "restore": torch.tensor([2, 0, 3, 1])}, ())
@@ -189,7 +215,7 @@ def test_a_parametrisation_after_the_call():
 
 def test_a_module_that_still_has_all_is_not_copied():
     net = MADE(4, 2, hidden=(8,))
-    bound, made = Bound(net), bind(net)[0]
+    bound, made = Bound(net), Bound(net).copy()
     assert (
         bound.module is net
         and made is not net

@@ -51,6 +51,12 @@ def check_like(name: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(f"Expected {name}.device == {like.device} (that of the parameters); got {value.device}.")
 
 
+def check_last(value: Tensor, size: int, of: str, dim: int = -1) -> None:
+    """Raises a ValueError unless the value has this size along a dim that is counted from the right."""
+    if value.dim() < -dim or value.shape[dim] != size:
+        raise ValueError(f"Expected value.shape[{dim}] == {size} ({of}); got {tuple(value.shape)}.")
+
+
 def check_kind(name: str, value: Any, kind: type) -> None:
     """Raises a TypeError for an argument of another class."""
     if not isinstance(value, kind):

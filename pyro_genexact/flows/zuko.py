@@ -12,9 +12,10 @@ from torch.distributions import Distribution, constraints
 
 from ..core.binding import Bound
 from ..core.checks import check_sizes
+from ..core.functional import transformed
 from ..core.independent import REAL_VECTOR, to_event
 from ..numerics.derivatives import implicit
-from ..numerics.errors import ConvergenceError, branching, worst_of
+from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.vectors import refine
 from ..transforms.base import adapted
 from ..transforms.modules import BijectionModule, ConditionedTransform
@@ -168,7 +169,7 @@ class ConditionedZuko(ConditionedTransform):
             finite = value.isfinite().all(-1, keepdim=True)
             image, ladj = direction(torch.where(finite, value, 0.0), context)
             inputs = [t for t in (value, context, *self._tensors) if t is not None and t.requires_grad]
-            if inputs and torch.is_grad_enabled() and branching():
+            if inputs and torch.is_grad_enabled() and not transformed():
                 image, ladj = _Once.apply(self, image, ladj, *inputs)
             return torch.where(finite, image, value), torch.where(finite.squeeze(-1), ladj, 0.0)
 

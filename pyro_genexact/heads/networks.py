@@ -12,8 +12,8 @@ from torch.nn.functional import linear, softplus
 
 from ..base import Head
 from ..core.checks import check_positive, check_sizes, check_widths
+from ..core.functional import visible
 from ..core.shapes import broadcast_shapes
-from ..numerics.errors import branching
 from ..numerics.quadrature import integrate
 from ..transforms.monotone import Monotone
 from .sigmoidal import bounded
@@ -237,7 +237,7 @@ def _panels(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     t = t.flatten()
     size = t.detach().abs().nan_to_num(1)
     counts = size.ceil().clamp(min=1).long()
-    if branching() and not t.is_meta:
+    if visible(t):
         rows, stops = torch.repeat_interleave(counts), counts.cumsum(0)
         k = torch.arange(len(rows), device=t.device) - (stops - counts)[rows]
     else:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..core.functional import visible
 from .derivatives import Sloped
-from .errors import ConvergenceError, branching, worst_of
+from .errors import ConvergenceError, worst_of
 
 _FREE_STEPS = 64  # of the search
 _HALVINGS = 66  # after those, enough for the 64 bits of a number
@@ -68,11 +69,11 @@ def search(
             answer[place] = at.answer
             left = (~at.done).nonzero()[:, 0]
             at, parameters, place = at.take(left), [p[left] for p in parameters], place[left]
-        if branching() and at.done.all():
+        if visible(at.done) and at.done.all():
             break
         before, at = at, _narrowed(f, at, parameters, shared, tol, free=steps < _FREE_STEPS)
         failed = at.done & ~before.done & at.answer.isnan()
-        if branching() and failed.any():
+        if visible(failed) and failed.any():
             _fail(at, failed, None if place is None else [r[place] for r in rows or ()])
     if place is None:
         return at.answer

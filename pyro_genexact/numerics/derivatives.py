@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .errors import branching
+from ..core.functional import transformed
 
 Increasing = Callable[..., Any]
 
@@ -41,7 +41,7 @@ def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: i
     """
     if not torch.is_grad_enabled():
         return x
-    if branching():
+    if not transformed():
         return _Implicit.apply(f, event_dim, x, y, *tensors) if any(t.requires_grad for t in (y, *tensors)) else x
     constants = [t.detach() for t in tensors]  # with a fixed slope, each step adds one order of exact derivatives
     for _ in range(3):
@@ -66,7 +66,7 @@ class Sloped:
             if isinstance(output, tuple):
                 return output[0], output[1].exp()
             self.alone = True
-        if not branching():
+        if transformed():
             value, pull = torch.func.vjp(lambda x: self.f(x, *tensors), x)[:2]
             return value, pull(torch.ones_like(value))[0]
         with torch.inference_mode(False), torch.enable_grad():

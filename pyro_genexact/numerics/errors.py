@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.functional import transformed
-
 
 class ConvergenceError(RuntimeError):
     """A root or an integral was not found to the accuracy that was asked for.
@@ -40,8 +38,3 @@ def worst_of(bad: Tensor, residual: Tensor) -> tuple[tuple[int, ...], float]:
     scores = torch.where(bad, residual.nan_to_num(nan=torch.inf), -1.0)
     index = tuple(int(i) for i in torch.unravel_index(scores.argmax(), bad.shape))
     return index, residual[index].item()
-
-
-def branching() -> bool:
-    """Whether code may branch on values, which it can't under a transform of torch.func."""
-    return not transformed()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.functional import transformed, visible
 from .brackets import INTEGERS, bracket, search
 from .derivatives import Increasing, Sloped, implicit, value_of
-from .errors import branching
 
 _NEWTON_STEPS = 7  # all elements together
 _GUARDED_STEPS = 32  # of Newton's method between the numbers that were seen, for elements that are left
@@ -113,11 +113,11 @@ def find(
         return torch.empty_like(y)
     tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
     sloped, x = Sloped(f), y if guess is None else guess
-    whole = not parameters or not y.dim() or not branching()  # f may enclose tensors for all elements
+    whole = not parameters or not y.dim() or transformed()  # f may enclose tensors for all elements
     near = torch.zeros_like(y, dtype=torch.bool)
     if tol > 0 and low is None and high is None:
         x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
-        if branching() and near.all():
+        if visible(near) and near.all():
             return x
         x = torch.where(x.isfinite(), x, y if guess is None else guess)  # some step was too far
         if whole:
@@ -128,7 +128,7 @@ def find(
             some = [_of_rows(p, near.shape, rows) for p in parameters]
             moved, found = _newton(sloped, y[rows], x[rows], some, shared, tol, _GUARDED_STEPS, guarded=True)
             x, near = x.index_put(rows, moved), near.index_put(rows, found)
-        if branching() and near.all():
+        if visible(near) and near.all():
             return x
     guess, low, high = (None if t is None else t.expand(y.shape) for t in (guess, low, high))
     if whole:
@@ -172,7 +172,7 @@ def _newton(
         step = residual / slope
         moved = x - step
         last = steps == count - 1
-        if guarded or last or steps > 2 or (branching() and (residual.abs() <= bound).all()):
+        if guarded or last or steps > 2 or (visible(residual) and (residual.abs() <= bound).all()):
             near, taken = _settled(x, earlier, y, step, residual, before, bound)
             held = torch.where(taken & ~done, moved, x)
             near = near | done
@@ -181,7 +181,7 @@ def _newton(
                 pinned = _pinned(x, residual, slope, high - low) & ~near
                 held = torch.where(pinned & (moved >= low) & (moved <= high), moved, held)
                 near = near | pinned
-            if last or (branching() and near.all()):
+            if last or (visible(near) and near.all()):
                 return held, near
         if guarded:
             size, middle = step.abs(), (low + high) / 2
@@ -277,7 +277,7 @@ def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts:
                 f"Expected {name}.shape to broadcast with {tuple(y.shape)} (that of y); got {tuple(start.shape)}."
             )
     low, high = starts["low"], starts["high"]
-    if low is not None and high is not None and branching() and not (low.is_meta or (low <= high).all()):
+    if low is not None and high is not None and visible(low) and not (low <= high).all():
         raise ValueError("Expected low <= high; got others, or NaN.")
     for i, p in enumerate(parameters):
         if not isinstance(p, Tensor):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .errors import ConvergenceError, branching, worst_of
+from ..core.functional import transformed
+from .errors import ConvergenceError, worst_of
 
 _STEPS, _HALVINGS = 50, 8
 
@@ -36,7 +37,7 @@ def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
     eps, x, residual = 1000 * torch.finfo(y.dtype).eps, guess, f(guess) - y
     for _ in range(_STEPS):
         far = ~(residual.abs() <= eps * (1 + y.abs())).all(-1, keepdim=True) & ~y.isnan().any(-1, keepdim=True)
-        if not branching():
+        if transformed():
             return torch.where(far, torch.nan, x)
         if y.is_meta or not far.any():
             return x

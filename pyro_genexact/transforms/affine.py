@@ -49,5 +49,3 @@ class Affine(PlainTransform):
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return torch.broadcast_shapes(shape, self.shift.shape)
-
-    inverse_shape = forward_shape

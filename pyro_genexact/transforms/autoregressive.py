@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ..base import Conditioner, Head
 from ..conditioners.site_loop import SiteLoop
-from ..contexts import PaddedSequence, kind_of
+from ..contexts import PaddedSequence
 from ..core.binding import Held
 from ..core.functional import transformed, vjp
 from ..core.independent import independent
@@ -57,7 +57,6 @@ class ConditionedAutoregressive(ConditionedTransform):
         super().__init__(conditioner, context, cache_size)
         self.conditioner, self.head = conditioner, head
         self._sites = conditioner.num_sites, tuple(head.site_shape)
-        self._by_site = kind_of(conditioner.context).by_site
         self._domain = independent(head.domain, 1 + len(head.site_shape))
 
     @constraints.dependent_property(is_discrete=False)
@@ -110,12 +109,12 @@ class ConditionedAutoregressive(ConditionedTransform):
         context: Any = self.context
         mask = None
         if context is not None:
-            features = context.shape[-self._context_dims :]
+            features = context.shape[-self._kind.dims :]
             context = _shaped(context.expand(*shape[:-dims], *features), (len(rows), *features))
         if self._lengths is not None:
             mask = present(self._lengths.expand(shape[:-dims]).reshape(-1), rows, -dims).flatten(1)
             rows = _masked(rows, mask)
-            if context is not None and self._by_site:
+            if context is not None and self._kind.by_site:
                 context = _masked(context, mask)
         if self.source_lengths is not None:
             context = PaddedSequence(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))

@@ -82,6 +82,10 @@ class Bijection(Transform):
         """The tensors that the transform computes with beside its argument."""
         return tensors_in(self)
 
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """That of x from that of y: as ``forward_shape``, unless events change their size."""
+        return self.forward_shape(shape)
+
 
 class PlainTransform(Bijection):
     """A bijection that is cheap in both directions, so that there is nothing to remember.

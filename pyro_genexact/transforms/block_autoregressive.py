@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.binding import Held
-from ..core.checks import check_sizes, check_widths
+from ..core.checks import check_last, check_sizes, check_widths
 from ..core.functional import transformed
 from ..core.independent import REAL_VECTOR
 from .block_network import FORMS, BlockLinear, Solve, Start, bounded, parallel, site_by_site
@@ -74,10 +74,7 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
     def _flatten(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """The columns (T, B) of the value, the rows (B, C) of the context, and the shape of the broadcast value."""
         sites = self.module.num_sites
-        if value.dim() < 1 or value.shape[-1] != sites:
-            raise ValueError(
-                f"Expected value.shape[-1] == {sites} (the sites of the transform); got {tuple(value.shape)}."
-            )
+        check_last(value, sites, "the sites of the transform")
         value = self._broadcast(value)
         columns, shape = value.reshape(-1, sites).mT, value.shape
         if self.context is None:
@@ -152,10 +149,6 @@ class BlockAutoregressive(BijectionModule):
             for i, ((below, above), scale) in enumerate(zip(pairwise([1, *hidden, 1]), scales, strict=True))
         )
         self.gate = nn.Parameter(torch.tensor(4.0)) if residual == "gated" else None
-
-    def blocks(self) -> list[BlockLinear]:
-        """The layers, first to last."""
-        return [*self.layers]  # type: ignore[list-item]
 
     def gates(self) -> list[Tensor]:
         """a, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import atanh, exp, log
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -122,17 +122,6 @@ FORMS = {
 }
 
 
-class BlockNetwork(Protocol):
-    """What the two directions use of a module."""
-
-    residual: Any
-    layers: Any
-
-    def blocks(self) -> Any: ...
-
-    def gates(self) -> Any: ...
-
-
 def _through(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """One site x (B,) by itself: y and log dy/dx (B,), and its units (B, n) of each layer.
 
@@ -157,9 +146,9 @@ def _at_site(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tens
     return _through(form, count, x, *tensors)[:2]
 
 
-def parallel(module: BlockNetwork, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def parallel(module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (T, B) and log|dy/dx| (B,) of x (T, B), given the context (B, C)."""
-    form, layers = FORMS[module.residual], module.blocks()
+    form, layers = FORMS[module.residual], module.layers
     units, j, taken = x.unsqueeze(1), None, 0.0  # (T, units of a site, B)
     for i, layer in enumerate(layers):
         weight, blocks = layer.weights()
@@ -172,11 +161,11 @@ def parallel(module: BlockNetwork, x: Tensor, context: Tensor | None) -> tuple[T
     return y.squeeze(1), ladj.sum((0, 1))
 
 
-def site_by_site(module: BlockNetwork, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def site_by_site(module: Any, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """x (T, B) and log|dy/dx| (B,) of y (T, B), given the context (B, C)."""
     form, gates, count = FORMS[module.residual], module.gates(), len(module.layers)
     at_site = partial(_at_site, form, count)
-    layers: Any = [_by_site(layer, context if i == 0 else None) for i, layer in enumerate(module.blocks())]
+    layers: Any = [_by_site(layer, context if i == 0 else None) for i, layer in enumerate(module.layers)]
     below = [y[:0]] * count  # what each layer reads, (T' n, B) of the T' sites that are finished
     total: Any = 0.0
     for y_t, *of_site in zip(y.unbind(0), *layers, strict=True):
@@ -238,9 +227,9 @@ class Solve(Function):
         return None, *(next(rest) if need else None for need in needed)
 
 
-def _over_jacobian(module: BlockNetwork, x: Tensor, context: Tensor | None, g: Tensor) -> Tensor:
+def _over_jacobian(module: Any, x: Tensor, context: Tensor | None, g: Tensor) -> Tensor:
     """v (T, B) with J^T v = g, J = dy/dx: site by site from the last, whose v is known to reach only earlier ones."""
-    form, layers = FORMS[module.residual], module.blocks()
+    form, layers = FORMS[module.residual], [*module.layers]
     weights, blocks = zip(*(layer.weights() for layer in layers), strict=True)
     one, gates = x.new_ones(()), module.gates()
     of_x, of_net = (form.finish(a, 1 - a, one, 0.0, *gates)[0] for a in (one, 1 - one))  # y is linear in both

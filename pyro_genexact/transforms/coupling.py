@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
 from ..base import Conditioner, Head
 from ..conditioners.encoding import Dense, new_conditioner
 from ..conditioners.independent import Independent
 from ..core.binding import Held
 from ..core.buffers import register_derived
-from ..core.checks import check_sizes
+from ..core.checks import check_kind, check_sizes
 from ..core.independent import independent
+from ..core.leaves import zeros_for
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
 
@@ -50,13 +51,7 @@ class ConditionedCoupling(ConditionedTransform):
         super().__init__(coupling, context, cache_size)
         head, order = coupling.head, coupling.order
         self.coupling, self._head = coupling, head if order is None else head.permuted(order)
-        self._domain = independent(head.domain, 1 + len(head.site_shape))
-
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self._domain
-
-    codomain = domain  # type: ignore[assignment]
+        self.domain = self.codomain = independent(head.domain, 1 + len(head.site_shape))
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(x, inverse=False)
@@ -181,11 +176,9 @@ class _FirstSite(nn.Module):
 
 def check_bijection(head: Any, sites: int = 1, first: int = 0) -> None:
     """Raises a TypeError unless the call of the head, on numbers of so many sites, returns a transform."""
-    if not isinstance(head, Head):
-        raise TypeError(f"Expected head to be of class Head; got {type(head).__name__}.")
-    like = next((p for p in head.parameters() if p.is_floating_point()), torch.zeros(()))
+    check_kind("head", head, Head)
     with torch.no_grad():
-        made = head(like.new_zeros(1, sites, head.num_params), first)
+        made = head(zeros_for(head, 1, sites, head.num_params), first)
     if not isinstance(made, Transform):
         raise TypeError(
             f"Expected head to make bijections; got {type(head).__name__}, whose call returns {type(made).__name__}."

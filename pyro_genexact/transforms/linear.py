@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core.buffers import register_given
+from ..core.checks import check_last
 from ..core.independent import REAL_VECTOR, independent
 from ..core.lengths import after, checked_integers, zero_padding
 from ..core.shapes import broadcast_shapes
@@ -25,11 +26,11 @@ class _Reordering(PlainTransform, TransformModule):
         super().__init__()
         if not isinstance(dim, int) or dim >= 0:
             raise ValueError(f"Expected dim to be a negative integer (counted from the right); got {dim}.")
-        self.dim, self._domain = dim, independent(constraints.real, -dim)
+        self.dim = dim
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self._domain
+        return independent(constraints.real, -self.dim)  # type: ignore[no-any-return]
 
     codomain = domain  # type: ignore[assignment]
 
@@ -101,8 +102,8 @@ class Reverse(_Reordering):
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
         if self.lengths is None:
-            return self._domain
-        return after(partial(zero_padding, lengths=self.lengths, dim=self.dim), self._domain)  # type: ignore[no-any-return]
+            return super().domain
+        return after(partial(zero_padding, lengths=self.lengths, dim=self.dim), super().domain)  # type: ignore[no-any-return]
 
     codomain = domain  # type: ignore[assignment]
 
@@ -130,8 +131,6 @@ class Reverse(_Reordering):
         if self.lengths is None:
             return shape
         return broadcast_shapes(shape[: self.dim], self.lengths.shape) + shape[self.dim :]
-
-    inverse_shape = forward_shape
 
 
 class Standardize(PlainTransform, TransformModule):
@@ -200,8 +199,5 @@ class Standardize(PlainTransform, TransformModule):
 
 
 def _sized(value: Tensor, dim: int, size: int) -> Tensor:
-    if value.dim() < -dim or value.shape[dim] != size:
-        raise ValueError(
-            f"Expected value.shape[{dim}] == {size} (the size of the transform); got {tuple(value.shape)}."
-        )
+    check_last(value, size, "the size of the transform", dim)
     return value

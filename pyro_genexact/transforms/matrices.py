@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.linalg import solve_triangular
 from torch.nn.functional import linear
 
-from ..core.checks import check_like, check_sizes
+from ..core.checks import check_last, check_like, check_sizes
 from ..core.functional import visible
 from ..core.independent import REAL_VECTOR
 from .base import PlainTransform
@@ -208,9 +208,6 @@ def reflected(normals: Tensor, columns: int) -> Tensor:
 
 def _checked(value: Tensor, like: Tensor) -> Tensor:
     """The value, if it has D features, the dtype and the device of the parameters."""
-    if value.dim() < 1 or value.shape[-1] != like.shape[-1]:
-        raise ValueError(
-            f"Expected value.shape[-1] == {like.shape[-1]} (the features of the transform); got {tuple(value.shape)}."
-        )
+    check_last(value, like.shape[-1], "the features of the transform")
     check_like("value", value, like)
     return value

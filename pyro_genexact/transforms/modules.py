@@ -96,7 +96,7 @@ class ConditionedTransform(RememberingTransform):
         if context is not None or module.context:
             given = checked_source(module, context, None)
         self.context, self.source_lengths = given
-        self._context_dims = kind_of(module.context).dims
+        self._kind = kind_of(module.context)
         self._lengths: Tensor | None = None
 
     @cached_property
@@ -110,13 +110,11 @@ class ConditionedTransform(RememberingTransform):
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         given = [t.shape for t in (self.source_lengths, self._lengths) if t is not None]
         if self.context is not None:
-            given.append(self.context.shape[: -self._context_dims])
+            given.append(self.context.shape[: -self._kind.dims])
         if not given:
             return shape
         cut = len(shape) - self.domain.event_dim
         return broadcast_shapes(shape[:cut], *given) + shape[cut:]
-
-    inverse_shape = forward_shape
 
     def _broadcast(self, value: Tensor) -> Tensor:
         """The value, broadcast with the context; a ValueError for another dtype or device than that of the weights."""

@@ -75,5 +75,3 @@ class Monotone(RememberingTransform):
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return broadcast_shapes(shape, *(p.shape[:-1] for p in self.parameters))
-
-    inverse_shape = forward_shape

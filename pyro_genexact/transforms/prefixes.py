@@ -110,8 +110,6 @@ class _Elementwise(RememberingTransform):
         shape = self.transform.forward_shape(shape)
         return broadcast_shapes(shape[:-1], self.lengths.shape) + shape[-1:]
 
-    inverse_shape = forward_shape
-
     def _zeroed(self, value: Tensor) -> Tensor:
         return zero_padding(value, self.lengths)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..conditioners.encoding import Dense
 from ..core.binding import Held
 from ..core.buffers import register_derived
-from ..core.checks import check_sizes
+from ..core.checks import check_last, check_sizes
 from ..core.independent import REAL_VECTOR
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
@@ -53,9 +53,7 @@ class ConditionedResidual(ConditionedTransform):
         return x, -ladj
 
     def _checked(self, value: Tensor) -> Tensor:
-        features = self.module.features
-        if value.shape[-1:] != (features,):
-            raise ValueError(f"Expected value.shape[-1] == {features} (features); got {tuple(value.shape)}.")
+        check_last(value, self.module.features, "features")
         return self._broadcast(value)
 
 

@@ -85,8 +85,6 @@ class RationalQuadratic(RememberingTransform):
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return broadcast_shapes(shape, self.knots.shape[:-2])
 
-    inverse_shape = forward_shape
-
     def _bin(self, value: Tensor, row: int) -> tuple[Tensor, ...]:
         """The value, and x, y and slope of the knots before and after it, as that row of the knots has them."""
         knots = self.knots

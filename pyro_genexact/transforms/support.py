@@ -14,7 +14,7 @@ from torch.distributions import CatTransform, Transform, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
-from ..core.checks import check_numbers, check_sizes
+from ..core.checks import check_last, check_numbers, check_sizes
 from ..core.independent import REAL_VECTOR, independent
 from ..core.shapes import sum_rightmost
 from ..core.values import floating, numbers
@@ -196,10 +196,7 @@ class ToSupport(RememberingTransform):
         return y, self._ladj(x, y)
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        if y.shape[-1:] != (self.features,):
-            raise ValueError(
-                f"Expected value.shape[-1] == {self.features} (features of the flow); got {tuple(y.shape)}."
-            )
+        check_last(y, self.features, "features of the flow")
         y = numbers("value", y)
         if self._real and y.is_floating_point() and y.device.type == "cpu" and all_finite(y):
             return y, y.new_zeros(y.shape[:-1])  # elsewhere a look at the values would wait for them

@@ -16,7 +16,8 @@ from torch.distributions import constraints
 
 from .contexts import Covariates, Source
 from .core.buffers import register_derived, register_given, restore_derived
-from .core.leaves import map_leaves, take_rows
+from .core.leaves import map_leaves
+from .core.rows import take_rows
 
 Site = int | tuple[int, ...]
 """What one site looks like to a network: ``()`` a real number, ``(k,)`` a real vector, an integer V one of V categories."""

@@ -15,9 +15,9 @@ from ..base import Conditioner, Head
 from ..core.checks import check_sizes, permutation
 from ..core.independent import independent
 from ..core.lengths import checked_lengths
-from ..core.rows import at_least_single
 from ..core.settable import Settable
 from ..core.shapes import broadcast_batches, shape_of
+from ..core.values import at_least_single
 from ..families.per_site import PerSiteConstraint
 from .chain_rule import ChainRule
 from .checks import shape_of_prefix, sites_of

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core.lengths import expand_mask
-from ..core.rows import at_least_single
 from ..core.shapes import broadcast_batches, broadcast_shapes
+from ..core.values import at_least_single
 from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration
 from ..families.in_support import feasible_point, known_to_contain

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base import Conditioner
 from ..contexts import check_context
 from ..core.checks import check_kind
-from ..core.leaves import take_rows
+from ..core.rows import take_rows
 from .checks import check_chunk, check_sites
 from .encoding import labels_of
 

@@ -13,7 +13,7 @@ from ..base import Conditioner, Site
 from ..contexts import Covariates, PaddedSequence, Source, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.functional import transformed
-from ..core.leaves import take_rows
+from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import SiteEncoder, joined, resumed, small_linear, source_steps
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType
@@ -94,6 +96,13 @@ def _independent(constraint: Any, dims: int) -> Any:
     joint: Any = constraints.independent(constraint, dims)
     joint.check = _All(constraint, dims)
     return joint
+
+
+def with_check(constraint: Any, check: Callable[[Tensor], Tensor]) -> Any:
+    """The constraint with another check, of its very class, so that Pyro's bijections know it."""
+    new = copy.copy(constraint)
+    new.check = check
+    return new
 
 
 REAL_VECTOR = independent(constraints.real_vector)

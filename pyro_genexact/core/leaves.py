@@ -1,4 +1,4 @@
-"""The tensors within distributions, transforms, modules and collections of these."""
+"""The tensors within distributions, transforms, modules and collections of these; zeros like those of a module."""
 
 from __future__ import annotations
 
@@ -61,14 +61,6 @@ def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any
             parts.update({name: forgotten for name, forgotten in FORGOTTEN.items() if name in parts})
         parts.update({name: map_leaves(fn, part, kind) for name, part in parts.items()})
     return value
-
-
-def take_rows(field: Any, index: Tensor) -> Any:
-    if isinstance(field, Tensor):
-        return field.index_select(0, index)
-    if hasattr(field, "_fields"):
-        return type(field)(*(take_rows(part, index) for part in field))
-    return type(field)(take_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
 
 
 def zeros_for(module: torch.nn.Module, *shape: int) -> Tensor:

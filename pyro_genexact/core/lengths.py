@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .functional import visible
+from .independent import with_check
 from .shapes import broadcast_batches
 
 
@@ -36,11 +36,9 @@ def zero_padding(value: Tensor, lengths: Tensor, dim: int = -1) -> Tensor:
     return torch.where(present(lengths, value, dim), value, 0.0)
 
 
-def after(fill: Callable[[Tensor], Tensor], constraint: Any) -> Any:
-    """The constraint of filled values, of its very class, so that Pyro's bijections know it."""
-    of_filled = copy.copy(constraint)
-    of_filled.check = partial(_check, fill, constraint)
-    return of_filled
+def filled_constraint(fill: Callable[[Tensor], Tensor], constraint: Any) -> Any:
+    """The constraint of filled values."""
+    return with_check(constraint, partial(_check, fill, constraint))
 
 
 def _check(fill: Callable[[Tensor], Tensor], constraint: Any, value: Tensor) -> Tensor:

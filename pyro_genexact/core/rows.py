@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ def flat_rows(tensor: Tensor, batch_shape: torch.Size, event_dims: int) -> Tenso
     return tensor.expand(batch_shape + event).reshape(prod(batch_shape), *event)
 
 
-def at_least_single(x: Tensor) -> Tensor:
-    """Half precision as single, which is enough for sums over sites."""
-    return x if x.dtype.itemsize >= 4 or not x.is_floating_point() else x.float()
+def take_rows(field: Any, index: Tensor) -> Any:
+    """The rows ``index`` (B',) of a tensor, or of those in a tuple, a list or a NamedTuple; anything else as it is."""
+    if isinstance(field, Tensor):
+        return field.index_select(0, index)
+    if hasattr(field, "_fields"):
+        return type(field)(*(take_rows(part, index) for part in field))
+    return type(field)(take_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field

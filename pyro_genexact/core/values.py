@@ -1,4 +1,4 @@
-"""What values users may give."""
+"""The values that users may give, and the dtypes that they are computed in."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def numbers(name: str, value: Any) -> Tensor:
     if kind.is_complex:
         raise TypeError(f"Expected {name} of real numbers; got {kind}.")
     return value if kind.is_floating_point or kind == torch.bool else value.long()
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision as single, which is enough for sums over sites."""
+    return x if x.dtype.itemsize >= 4 or not x.is_floating_point() else x.float()
 
 
 def in_every_dtype(number: float) -> dict[torch.dtype, Tensor]:

@@ -13,9 +13,9 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from ..base import Constant, DistributionModule
 from ..contexts import PaddedSequence, checked_source
 from ..core.independent import to_event
-from ..core.lengths import checked_lengths
+from ..core.lengths import checked_lengths, site_mask
 from ..transforms.base import Chain
-from ..transforms.modules import transform_of
+from ..transforms.modules import result_of, transform_of
 from ..transforms.prefixes import Prefixes
 from .transformed import TransformedDistribution
 
@@ -74,28 +74,25 @@ class Flow(DistributionModule):
         source_lengths: Tensor | None = None,
     ) -> TransformedDistribution:
         """The distribution given the context (*batch, C), the lengths (*batch) of its rows and those of their sources."""
-        given = checked(self, context, source_lengths)
-        base = self.base(given) if getattr(self.base, "context", 0) else self.base()
-        parts = [transform_of(t, given) for t in self.transforms]
+        base, parts = self.parts(context, source_lengths)
         if lengths is None:
             return TransformedDistribution(to_event(base), [Chain(parts)])
         elements = _elements(base)
         lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()  # as they are now, for base and transforms
-        sites = torch.arange(elements.batch_shape[-1], device=lengths.device)
-        masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
+        masked = dist.MaskedDistribution(elements, site_mask(lengths, elements.batch_shape[-1])).to_event(1)
         return TransformedDistribution(to_event(masked), [Prefixes(parts, lengths)])
+
+    def parts(self, context: Any, source_lengths: Tensor | None) -> tuple[Any, list[Transform]]:
+        """The base and the transforms given the context; a ValueError unless the flow was built for it."""
+        context, lengths = checked_source(self, context, source_lengths)
+        given = context if lengths is None else PaddedSequence(context, lengths)
+        return result_of(self.base, given), [transform_of(t, given) for t in self.transforms]
 
 
 def standard_normal(*shape: int) -> Constant:
     """The base that recipes have by default, of events of this shape; it follows from sizes, so it is not saved."""
     zeros = torch.zeros(shape, device="cpu")
     return Constant(to_event(dist.Normal(zeros, zeros + 1), len(shape)), persistent=False)
-
-
-def checked(flow: Flow, context: Any, source_lengths: Tensor | None) -> Any:
-    """The context, a ``PaddedSequence`` where there are lengths of sources; a ValueError unless the flow was built for them."""
-    context, lengths = checked_source(flow, context, source_lengths)
-    return context if lengths is None else PaddedSequence(context, lengths)
 
 
 def support_of_numbers(d: Distribution) -> Any:

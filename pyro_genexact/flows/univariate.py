@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from ..contexts import PaddedSequence
+from ..core.independent import with_check
 from ..families.cdf import cdf, icdf
 from ..transforms.base import Chain, RememberingTransform
-from ..transforms.modules import transform_of
 from ..transforms.support import ToSupport
-from .base import Flow, checked, over_reals, standard_normal
+from .base import Flow, over_reals, standard_normal
 from .transformed import TransformedDistribution
 
 
@@ -92,11 +91,9 @@ class UnivariateFlow(Flow):
         """The univariate distribution given the context (*batch, C), and the lengths (*batch) of its sources."""
         if lengths is not None:
             raise ValueError("Expected no lengths (of one feature); got some.")
-        given = checked(self, context, source_lengths)
-        base = _checked(self.base(given) if getattr(self.base, "context", 0) else self.base())
-        parts = [transform_of(t, given) for t in self.transforms]
+        base, parts = self.parts(context, source_lengths)
         turned = [dist.transforms.AffineTransform(0.0, -1.0)] if parts[-1].bijection.sign < 0 else []  # type: ignore[attr-defined]
-        return UnivariateDistribution(base, [UnivariateTransform(Chain([*turned, *parts]))])
+        return UnivariateDistribution(_checked(base), [UnivariateTransform(Chain([*turned, *parts]))])
 
 
 def _checked(base: Any) -> Any:
@@ -174,9 +171,7 @@ class UnivariateTransform(RememberingTransform):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        interior: Any = copy.copy(self._onto.support.base_constraint)  # of its very class, as in ToSupport
-        interior.check = self._contains
-        return interior
+        return with_check(self._onto.support.base_constraint, self._contains)  # type: ignore[no-any-return]
 
     def interior(self, like: Tensor) -> Tensor:
         """A value inside the support."""

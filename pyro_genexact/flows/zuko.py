@@ -14,6 +14,7 @@ from ..core.binding import Bound
 from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.independent import REAL_VECTOR, to_event
+from ..core.leaves import zeros_for
 from ..numerics.derivatives import implicit
 from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.vectors import refine
@@ -141,7 +142,6 @@ class ConditionedZuko(ConditionedTransform):
         _check_modes(module.transform)
         bound = Bound(module.transform, one_draw=True)
         self.module, self._tensors = bound.copy(), list({id(t): t for t in bound.tensors}.values())
-        self._like = next((t for t in self._tensors if t.is_floating_point()), None)
         part: Any
         for part in list(self.module.modules()):
             if type(part).__module__.startswith("zuko.flows"):
@@ -170,7 +170,7 @@ class ConditionedZuko(ConditionedTransform):
             image, ladj = direction(torch.where(finite, value, 0.0), context)
             inputs = [t for t in (value, context, *self._tensors) if t is not None and t.requires_grad]
             if inputs and torch.is_grad_enabled() and not transformed():
-                image, ladj = _Once.apply(self, image, ladj, *inputs)
+                image, ladj = _Once.apply(self.with_cache(0), image, ladj, *inputs)  # which remembers nothing: no cycle
             return torch.where(finite, image, value), torch.where(finite.squeeze(-1), ladj, 0.0)
 
     def _to_data(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -187,8 +187,8 @@ class ConditionedZuko(ConditionedTransform):
     def holds_function_of_zuko(self, features: int) -> bool:
         """Whether one of zuko's own autograd Functions is in the graph, of one row."""
         context = None if self.context is None else self.context.new_zeros(1, self.context.shape[-1])
-        row = self._like.new_zeros(1, features) if self._like is not None else torch.zeros(1, features)
-        seen, left = set(), [t.grad_fn for t in adapted(self.module(context)).call_and_ladj(row.requires_grad_())]
+        row = zeros_for(self.module, 1, features).requires_grad_()
+        seen, left = set(), [t.grad_fn for t in adapted(self.module(context)).call_and_ladj(row)]
         while left:
             node = left.pop()
             if node is not None and node not in seen:
@@ -308,9 +308,8 @@ def _width(layer: Any) -> int | None:
 
 def _features(base: nn.Module, context: int) -> int:
     """The size of the base's vectors; ValueError unless they are all real ones."""
-    like = next((t for t in (*base.parameters(), *base.buffers()) if t.is_floating_point()), torch.zeros(()))
     with torch.no_grad():
-        d: Distribution = base(like.new_zeros(context) if context else None)
+        d: Distribution = base(zeros_for(base, context) if context else None)
     try:
         known = over_reals(d)
     except NotImplementedError:  # as of zuko's mixtures

@@ -120,29 +120,30 @@ def find(
         if visible(near) and near.all():
             return x
         x = torch.where(x.isfinite(), x, y if guess is None else guess)  # some step was too far
-        if whole:
-            moved, found = _newton(sloped, y, x, parameters, shared, tol, _GUARDED_STEPS, guarded=True)
-            x, near = torch.where(near, x, moved), near | found
-        else:
-            rows = (~near).nonzero(as_tuple=True)
-            some = [_of_rows(p, near.shape, rows) for p in parameters]
-            moved, found = _newton(sloped, y[rows], x[rows], some, shared, tol, _GUARDED_STEPS, guarded=True)
-            x, near = x.index_put(rows, moved), near.index_put(rows, found)
+        rows = None if whole else (~near).nonzero(as_tuple=True)
+        at_y, at_x, *some = (_of_rows(t, near.shape, rows) for t in (y, x, *parameters))
+        moved, found = _newton(sloped, at_y, at_x, some, shared, tol, _GUARDED_STEPS, guarded=True)
+        x, near = _put(x, near, rows, moved), _put(near, near, rows, found)
         if visible(near) and near.all():
             return x
-    guess, low, high = (None if t is None else t.expand(y.shape) for t in (guess, low, high))
-    if whole:
-        start = bracket(y, guess, low, high, near | _unknown(y, parameters, shared))
-        return torch.where(near, x, search(sloped, start, parameters, shared, tol))
-    rows = (~near).nonzero(as_tuple=True)
-    some = [_of_rows(p, near.shape, rows) for p in parameters]
-    y, (guess, low, high) = y[rows], (None if t is None else t[rows] for t in (guess, low, high))
-    start = bracket(y, guess, low, high, _unknown(y, some, shared))
-    return x.expand(near.shape).index_put(rows, search(sloped, start, some, shared, tol, rows))
+    rows = None if whole else (~near).nonzero(as_tuple=True)
+    at_y, *some = (_of_rows(t, near.shape, rows) for t in (y, *parameters))
+    guess, low, high = (
+        None if t is None else _of_rows(t.expand(y.shape), near.shape, rows) for t in (guess, low, high)
+    )
+    unknown = _unknown(at_y, some, shared)
+    start = bracket(at_y, guess, low, high, near | unknown if whole else unknown)
+    return _put(x.expand(near.shape), near, rows, search(sloped, start, some, shared, tol, rows))
 
 
-def _of_rows(p: Tensor, shape: torch.Size, rows: tuple[Tensor, ...]) -> Tensor:
-    return p.expand(shape + p.shape[len(shape) :])[rows]
+def _of_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
+    """A tensor that broadcasts with the shape, or begins so, of these rows; of all as it is."""
+    return t if rows is None else t.expand(shape + t.shape[len(shape) :])[rows]
+
+
+def _put(t: Tensor, near: Tensor, rows: tuple[Tensor, ...] | None, found: Tensor) -> Tensor:
+    """What was found, in the place of the rows that were left."""
+    return torch.where(near, t, found) if rows is None else t.index_put(rows, found)
 
 
 def _newton(

@@ -18,7 +18,7 @@ from ..contexts import PaddedSequence
 from ..core.binding import Held
 from ..core.functional import transformed, vjp
 from ..core.independent import independent
-from ..core.lengths import after, expand_mask, present, zero_padding
+from ..core.lengths import expand_mask, filled_constraint, present, zero_padding
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
 
@@ -64,7 +64,7 @@ class ConditionedAutoregressive(ConditionedTransform):
         if self._lengths is None:
             return self._domain
         fill = partial(zero_padding, lengths=self._lengths, dim=-self._domain.event_dim)
-        return after(fill, self._domain)  # type: ignore[no-any-return]
+        return filled_constraint(fill, self._domain)  # type: ignore[no-any-return]
 
     codomain = domain  # type: ignore[assignment]
 

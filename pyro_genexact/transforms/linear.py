@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from ..core.buffers import register_given
 from ..core.checks import check_last
 from ..core.independent import REAL_VECTOR, independent
-from ..core.lengths import after, checked_integers, zero_padding
+from ..core.lengths import checked_integers, filled_constraint, zero_padding
 from ..core.shapes import broadcast_shapes
 from .base import PlainTransform
 
@@ -103,7 +103,7 @@ class Reverse(_Reordering):
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
         if self.lengths is None:
             return super().domain
-        return after(partial(zero_padding, lengths=self.lengths, dim=self.dim), super().domain)  # type: ignore[no-any-return]
+        return filled_constraint(partial(zero_padding, lengths=self.lengths, dim=self.dim), super().domain)  # type: ignore[no-any-return]
 
     codomain = domain  # type: ignore[assignment]
 

@@ -73,7 +73,12 @@ def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> 
         if bound is not module:
             bound._inv = None  # its inverse must be that of the copy
         return bound
-    return module(context) if getattr(module, "context", 0) else module()  # type: ignore[no-any-return]
+    return result_of(module, context)  # type: ignore[no-any-return]
+
+
+def result_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Any:
+    """What the call of a module returns: with the context, if it reads one."""
+    return module(context) if getattr(module, "context", 0) else module()
 
 
 class ConditionedTransform(RememberingTransform):

@@ -12,7 +12,7 @@ from torch.distributions import AffineTransform, ComposeTransform, IndependentTr
 from torch.distributions.transforms import _InverseTransform
 
 from ..core.independent import REAL_VECTOR, independent
-from ..core.lengths import after, checked_integers, checked_lengths, present, zero_padding
+from ..core.lengths import checked_integers, checked_lengths, filled_constraint, present, zero_padding
 from ..core.shapes import broadcast_shapes, sum_rightmost
 from .affine import Affine
 from .base import Bijection, Chain, RememberingTransform, adapted
@@ -89,12 +89,12 @@ class _Elementwise(RememberingTransform):
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        return after(self._zeroed, REAL_VECTOR)  # type: ignore[no-any-return]
+        return filled_constraint(self._zeroed, REAL_VECTOR)  # type: ignore[no-any-return]
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         codomain: Any = self.transform.codomain
-        return after(self._filled, independent(codomain, 0 if codomain.event_dim else 1))  # type: ignore[no-any-return]
+        return filled_constraint(self._filled, independent(codomain, 0 if codomain.event_dim else 1))  # type: ignore[no-any-return]
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._zeroed(x)

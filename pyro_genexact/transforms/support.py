@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import groupby
 from math import exp, inf, isfinite, log
@@ -15,7 +14,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
 from ..core.checks import check_last, check_numbers, check_sizes
-from ..core.independent import REAL_VECTOR, independent
+from ..core.independent import REAL_VECTOR, independent, with_check
 from ..core.shapes import sum_rightmost
 from ..core.values import floating, numbers
 from .base import PlainTransform, RememberingTransform, all_finite
@@ -178,10 +177,7 @@ class ToSupport(RememberingTransform):
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        # of the constraint's very class, so that Pyro's bijections know it, but without its boundary
-        interior: Any = copy.copy(self.support)
-        interior.check = self.contains
-        return interior
+        return with_check(self.support, self.contains)  # type: ignore[no-any-return]
 
     def contains(self, y: Tensor) -> Tensor:
         """Whether y (*batch, features) lies in the interior, (*batch,) Boolean; a TypeError for complex numbers."""

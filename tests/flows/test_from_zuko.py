@@ -185,6 +185,15 @@ def test_no_leak():
     assert sum(ref() is not None for ref in seen) <= 1
 
 
+def test_a_transform_that_remembers_a_graph_is_freed():
+    _, flow = make("MAF", 2)
+    t = flow.transforms[0]()
+    t(torch.zeros(3, 2, dtype=torch.float64))
+    t, seen = None, weakref.ref(t)
+    gc.collect()
+    assert seen() is None
+
+
 def test_never_stale():
     module, flow = make("MAF", 2)
     y = flow().rsample().detach()

@@ -77,7 +77,7 @@ def autoregressive(
 
     check_options("autoregressive", ends)
 
-    def step(size: int, number: int) -> list[Transform | nn.Module]:
+    def step(size: int) -> list[Transform | nn.Module]:
         it = new_head(head)
         check_bijection(it)
         if conditioner is None:
@@ -87,7 +87,7 @@ def autoregressive(
         else:
             net = new_conditioner(conditioner, it.num_params, context)
         module = AutoregressiveTransform(net, it)
-        return [*([Reverse()] if number else []), module if inverse else module.inv]
+        return [module if inverse else module.inv]
 
     return assemble(step, features, **ends)
 
@@ -123,17 +123,17 @@ def coupling(
     """
     check_options("coupling", ends)
 
-    def step(size: int, number: int) -> list[Transform | nn.Module]:
+    def step(size: int) -> list[Transform | nn.Module]:
         module = Coupling(
             size, new_head(head), context=context, hidden=hidden, activation=activation, conditioner=conditioner
         )
-        return [*([Reverse()] if number else []), module if inverse else module.inv]
+        return [module if inverse else module.inv]
 
     return assemble(step, features, **ends)
 
 
 def assemble(
-    step: Callable[[int, int], Sequence[Transform | nn.Module]],
+    step: Callable[[int], Sequence[Transform | nn.Module]],
     features: int,
     *,
     transforms: int = 3,
@@ -144,13 +144,16 @@ def assemble(
     """The flow of the base, the steps, shift and scale of ``standardize``, and the way onto the support.
 
     Args:
-        step: makes the transforms of a step, base to data, from the number of real features and that of the step.
+        step: makes the transforms of a step, base to data, from the number of real features. Each but the first follows a
+            :class:`~pyro_genexact.transforms.Reverse`.
         features, transforms, base, support, standardize: as in :func:`maf`.
     """
     check_sizes(1, features=features, transforms=transforms)
     onto = ToSupport(constraints.real if support is None else support, features)
     size = onto.inverse_shape(torch.Size([features]))[0]
-    chain = [part for number in range(transforms) for part in step(size, number)]
+    chain = [*step(size)]
+    for _ in range(transforms - 1):
+        chain += [Reverse(), *step(size)]
     if standardize is not None:
         chain.append(Inverse(Standardize.from_data(_unconstrained(standardize, onto))))
     if isinstance(base, Distribution) and (base.batch_shape + base.event_shape)[-1:] != (size,):

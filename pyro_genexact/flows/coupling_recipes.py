@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch.distributions import Transform
 from ..heads.bijections import Affine, Shift
 from ..heads.spline import RationalQuadraticSpline
 from ..transforms.coupling import Coupling
-from ..transforms.linear import Reverse
 from ..transforms.matrices import LULinear
 from ..transforms.modules import Inverse
 from .base import Flow
@@ -112,13 +111,12 @@ def glow_vector(
     """
     check_options("glow_vector", ends)
 
-    def step(size: int, number: int) -> list[Transform | nn.Module]:
+    def step(size: int) -> list[Transform | nn.Module]:
         couple = Coupling(
             size, Affine(), context=context, hidden=hidden, activation=activation, conditioner=conditioner
         )
-        parts: list[nn.Module] = [Diagonal(size), LULinear(size), couple]
-        directed = parts if inverse else [Inverse(part) for part in reversed(parts)]
-        return [*([Reverse()] if number else []), *directed]
+        parts: list[Any] = [Diagonal(size), LULinear(size), couple]
+        return parts if inverse else [Inverse(part) for part in reversed(parts)]
 
     return assemble(step, features, **ends)
 

@@ -18,7 +18,6 @@ from ..heads.polynomial import Bernstein, SumOfSquares
 from ..heads.sigmoidal import DeepSigmoid
 from ..heads.spline import RationalQuadraticSpline
 from ..transforms.block_autoregressive import BlockAutoregressive
-from ..transforms.linear import Reverse
 from .base import Flow
 from .build import (
     MakeConditioner,
@@ -290,8 +289,8 @@ def bnaf(
     check_options("bnaf", ends)
     check_widths(1, hidden=hidden)
 
-    def step(size: int, number: int) -> list[Transform | nn.Module]:
+    def step(size: int) -> list[Transform | nn.Module]:
         module = BlockAutoregressive(size, hidden=hidden, context=context, residual=residual)
-        return [*([Reverse()] if number else []), module if inverse else module.inv]
+        return [module if inverse else module.inv]
 
     return assemble(step, features, **ends)

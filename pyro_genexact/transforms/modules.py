@@ -97,10 +97,7 @@ class ConditionedTransform(RememberingTransform):
 
     def __init__(self, module: nn.Module, context: Tensor | PaddedSequence | None, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
-        given: tuple[Any, Tensor | None] = None, None
-        if context is not None or module.context:
-            given = checked_source(module, context, None)
-        self.context, self.source_lengths = given
+        self.context, self.source_lengths = checked_source(module, context, None)
         self._kind = kind_of(module.context)
         self._lengths: Tensor | None = None
 

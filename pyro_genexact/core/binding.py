@@ -1,4 +1,4 @@
-"""Modules as they were at a call, with the tensors of that call, and the tensors in all kinds of values."""
+"""Bound: a module as it was at a call (weights, buffers, parts, modes), and the tensors it uses."""
 
 from __future__ import annotations
 

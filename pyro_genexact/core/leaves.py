@@ -69,11 +69,3 @@ def take_rows(field: Any, index: Tensor) -> Any:
     if hasattr(field, "_fields"):
         return type(field)(*(take_rows(part, index) for part in field))
     return type(field)(take_rows(part, index) for part in field) if isinstance(field, (tuple, list)) else field
-
-
-def zeros_for(module: torch.nn.Module, *shape: int) -> Tensor:
-    """Zeros of the dtype and on the device of a module's tensors; on the CPU where it has none."""
-    tensors = [*module.parameters(), *module.buffers()]
-    like = next((t for t in tensors if t.is_floating_point()), None)
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return torch.zeros(shape, device=device) if like is None else like.new_zeros(shape)

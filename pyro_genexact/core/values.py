@@ -1,4 +1,4 @@
-"""What values users may give."""
+"""Dtypes of the values that users give: complex refused, integers widened, or made floating."""
 
 from __future__ import annotations
 

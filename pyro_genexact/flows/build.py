@@ -1,4 +1,4 @@
-"""What the recipes share: a chain of steps between a base and a support, steps of one head, and their options."""
+"""Building blocks of the recipes: autoregressive, coupling, assemble, and the types of options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows on one axis, whose distribution function and quantiles are exact."""
+"""Flows of one real number, with exact cdf and quantiles."""
 
 from __future__ import annotations
 

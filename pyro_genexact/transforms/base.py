@@ -1,4 +1,4 @@
-"""Transforms that evaluate value and log-determinant together and remember their last call."""
+"""Base classes of transforms: value and log-determinant in one call, the cache, Chain."""
 
 from __future__ import annotations
 

@@ -16,9 +16,10 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..core.devices import device_of
+
 Site = dict[str, Any]
 CHECKED = 1e-3  # how far, relative to 1 + |log p|, a draw's log-probability may differ between the two ways
-from ..core.devices import device_of
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 from ..base import Constant, DistributionModule
 from ..contexts import PaddedSequence, checked_source
 from ..core.independent import to_event
-from ..core.lengths import checked_lengths
+from ..core.lengths import checked_lengths, site_mask
 from ..transforms.base import Chain
 from ..transforms.modules import transform_of
 from ..transforms.prefixes import Prefixes
@@ -81,8 +81,7 @@ class Flow(DistributionModule):
             return TransformedDistribution(to_event(base), [Chain(parts)])
         elements = _elements(base)
         lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()  # as they are now, for base and transforms
-        sites = torch.arange(elements.batch_shape[-1], device=lengths.device)
-        masked = dist.MaskedDistribution(elements, sites < lengths.unsqueeze(-1)).to_event(1)
+        masked = dist.MaskedDistribution(elements, site_mask(lengths, elements.batch_shape[-1])).to_event(1)
         return TransformedDistribution(to_event(masked), [Prefixes(parts, lengths)])
 
 

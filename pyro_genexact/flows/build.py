@@ -26,7 +26,7 @@ MakeConditioner = Callable[[int, int], Conditioner]
 
 
 class RecipeOptions(TypedDict, total=False):
-    """NetworkOptions of every recipe: see :func:`maf`."""
+    """Options of every recipe: see :func:`maf`."""
 
     transforms: int
     base: Distribution | nn.Module | None
@@ -35,7 +35,7 @@ class RecipeOptions(TypedDict, total=False):
 
 
 class NetworkOptions(RecipeOptions, total=False):
-    """NetworkOptions of the recipes with a network: see :func:`maf`."""
+    """Options of the recipes with a network: see :func:`maf`."""
 
     hidden: Sequence[int]
     activation: Callable[[Tensor], Tensor]

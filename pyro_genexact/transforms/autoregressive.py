@@ -87,8 +87,6 @@ class ConditionedAutoregressive(ConditionedTransform):
         functorch = transformed()  # which differentiates by transforming plain operations
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         if tracked and not functorch and self.conditioner.has_adjoint and self.source_lengths is None:
-            x, ladj = _Solve.apply(self, mask, rows, context, *self._tensors)
-        if tracked and not functorch and self.conditioner.has_adjoint and not isinstance(context, PaddedSequence):
             x, ladj = _Solve.apply(self.with_cache(0), mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):

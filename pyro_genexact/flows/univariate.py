@@ -112,7 +112,7 @@ class UnivariateDistribution(TransformedDistribution):
 
     ``cdf`` costs one inversion of the transform and a cdf of the base, ``icdf`` a quantile of the base and the transform:
     one of them is a pass of the networks, the other one solves the heads. Both know every base that
-    :func:`pyro_genexact.families.cdf.cdf` does.
+    ``families.cdf.cdf`` does.
 
     Example:
         >>> import torch

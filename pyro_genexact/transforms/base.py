@@ -131,9 +131,9 @@ class RememberingTransform(Bijection):
 
     So ``rsample`` then ``log_prob`` evaluates a network once, and ``log_abs_det_jacobian`` is free after a call of either
     direction. What is remembered is served only for the very tensors of that call, in the grad mode of that call, and
-    only if neither they nor the tensors that the transform computes with (:meth:`~pyro_genexact.transforms.Bijection.watched`) changed in between.
+    only if neither they nor the tensors that the transform computes with (``watched``) changed in between.
 
-    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which remember nothing; :meth:`~pyro_genexact.transforms.Bijection.invert` too if x alone is
+    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which remember nothing; ``invert`` too if x alone is
     cheaper than the pair.
     """
 

@@ -9,7 +9,7 @@ project = "pyro-genexact"
 copyright = "the authors of pyro-genexact"
 release = version = pyro_genexact.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_nb"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.doctest", "myst_nb"]
 exclude_patterns = ["_build", "generated", "jupyter_execute"]
 html_theme = "furo"
 html_title = "pyro-genexact"
@@ -32,10 +32,10 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"Tensor|Distribution|Transform|TorchDistribution|Axes|ScoreParts|MaskedDistribution|ExpandedDistribution|__init__",
     ),
-    (
-        r"py:class",
-        r"_DependentProperty|Weights|pyro_genexact\.flows\.build\.\w+|pyro_genexact\.testing\.helpers\.ModuleT",
-    ),
+    # internal types in annotations
+    (r"py:class", r"_DependentProperty|_Residual|Weights|ChainRule|Layout"),
+    (r"py:class", r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|families\.categorical\.Categorical)"),
+    (r"py:class", r"pyro_genexact\.(testing\.helpers\.ModuleT|transforms\.block_network\.BlockLinear)"),
 ]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]

@@ -1,4 +1,4 @@
-"""The protocol: a conditioner encodes context and history, a head says what its numbers parameterise.
+"""The base classes Conditioner, Head and DistributionModule, and Constant, a fixed value as a module.
 
 Symbols in every docstring: B flattened batch rows, T sites, S sites of a chunk, P parameters a site
 (``head.num_params``), C context features, D features of a vector event.

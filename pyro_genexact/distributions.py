@@ -1,4 +1,4 @@
-"""Distributions that a call returns, as ordinary Pyro distributions."""
+"""Public names of this package's distributions, which are defined in other modules."""
 
 from .autoregressive.distribution import AutoregressiveDistribution
 from .autoregressive.sequence import SequenceDistribution, TerminationCurve

@@ -1,4 +1,4 @@
-"""Flows as automatic guides."""
+"""Public name of the automatic guide AutoFlow, which inference/autoflow.py defines."""
 
 from .core.faces import publish
 from .inference.autoflow import AutoFlow

@@ -1,4 +1,4 @@
-"""Modules whose call returns a distribution: the chain rule, mixtures over orders, one known family."""
+"""Modules whose call returns a distribution: Autoregressive, Sequence, OrderEnsemble, Conditional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""One recursion, many semirings: what is computed of a linear chain of factors depends on what "plus" and "times" mean.
+r"""Public names of the semirings and the recursion over linear chains, and what they compute.
 
 A :class:`ChainPotentials` gives every labelling y_1 ... y_N the weight of a product of factors, written as a sum of log-potentials,
 

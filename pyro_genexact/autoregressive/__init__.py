@@ -1,1 +1,1 @@
-"""The chain rule as one distribution: conditioner + distribution head."""
+"""Autoregressive distributions: a fixed number of sites, or sequences of random length."""

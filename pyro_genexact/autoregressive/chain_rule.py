@@ -1,4 +1,4 @@
-"""The chain rule over rows: a conditioner and a head as they are at one call, with their context."""
+"""ChainRule: a conditioner and a head as they are at one call, with context; draws the sites."""
 
 from __future__ import annotations
 

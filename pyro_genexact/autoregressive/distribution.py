@@ -1,4 +1,4 @@
-"""The chain rule as one Pyro distribution: conditioner + distribution head."""
+"""AutoregressiveDistribution: the chain rule over a fixed number of sites, with a prefix or lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the sites of an event stand in the rows that a conditioner reads, and which of them are present."""
+"""Events as rows of sites: visiting order, prefix, padding, and the end of a sequence."""
 
 from __future__ import annotations
 

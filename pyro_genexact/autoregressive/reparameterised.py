@@ -1,4 +1,4 @@
-"""Gradients of a sample through its whole history by one reverse sweep, instead of a graph of T network steps."""
+"""Gradients of rsample by the conditioner's adjoint, one reverse sweep for all sites."""
 
 from __future__ import annotations
 

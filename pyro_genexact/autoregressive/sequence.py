@@ -1,4 +1,4 @@
-"""Sequences whose length is random: the chain rule with an end that absorbs."""
+"""SequenceDistribution: sequences of random length, each of which stops at its first end."""
 
 from __future__ import annotations
 

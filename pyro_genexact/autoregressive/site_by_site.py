@@ -1,4 +1,4 @@
-"""What all distributions by the chain rule share: densities in one pass, draws site by site, Rosenblatt's transform."""
+"""ChainRuleDistribution, base of the autoregressive distributions: log_prob, samples, Rosenblatt."""
 
 from __future__ import annotations
 

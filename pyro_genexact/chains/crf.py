@@ -1,4 +1,4 @@
-"""The linear-chain conditional random field as a Pyro distribution: every query, and conditioning on labels."""
+"""LinearChainCRF: the distribution, with marginals, mode, k best, entropy and conditioning."""
 
 from __future__ import annotations
 

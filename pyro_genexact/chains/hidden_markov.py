@@ -1,4 +1,4 @@
-"""Hidden Markov models: the directed siblings of the linear-chain CRF, through the same recursion."""
+"""Hidden Markov models, computed by the same recursion as linear-chain CRFs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact inference in a batch of linear chains: messages, modes and scores, computed once for all queries."""
+"""ChainInference: log Z, the mode, scores and queries of messages, kept for all queries of a CRF."""
 
 from __future__ import annotations
 

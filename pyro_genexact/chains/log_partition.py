@@ -1,4 +1,4 @@
-"""Gradients, to any order, of log Z and of other quantities computed from messages."""
+"""log Z of linear chains, and gradients to any order of it and of other queries of messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Semirings and the recursion over a linear chain, :func:`fold`; :mod:`pyro_genexact.semirings` explains them."""
+"""The recursion over a linear chain in any semiring, and the way back: Viterbi, k best, draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sites on the circle, for any network that reads vectors."""
+"""Angles: wraps a conditioner so that it reads each angle as its cosine and sine."""
 
 from __future__ import annotations
 

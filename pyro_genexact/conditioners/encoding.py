@@ -1,4 +1,4 @@
-"""What the networks share: how they read sites and covariates, check what they are given, and put weights elsewhere."""
+"""Shared parts of conditioners: site encoders, dense layers, contexts, the mask of a padded source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Independent: sites that do not read each other."""
+"""Independent: parameters from the context alone (mean field); sites do not read each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked dense layers, and their masks from the sites that each site may read and the degrees of the units."""
+"""MaskedLinear, and masks from which sites each site may read and the units' degrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loop over sites: each is visited with its parameters, then read; rows may leave, multiply or change places."""
+"""SiteLoop, the loop of all site-by-site evaluation; rows may be dropped, copied or reordered."""
 
 from __future__ import annotations
 

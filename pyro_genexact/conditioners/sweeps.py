@@ -1,4 +1,4 @@
-"""The sweeps of a masked network over its sites: forward in panels of sites, and in reverse for gradients."""
+"""MADE site by site: incremental evaluation in panels of sites, and the reverse sweep."""
 
 from __future__ import annotations
 

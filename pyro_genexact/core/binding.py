@@ -1,4 +1,4 @@
-"""Modules as they were at a call: with the parameters, buffers, parts and modes that they had then."""
+"""Bound and Held: a module as it was at a call (weights, buffers, parts, modes), and the tensors it uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffers that follow from a module's arguments: no part of its ``state_dict``, rebuilt when a state is loaded."""
+"""Buffers: copies of what the user gave, and derived ones (default device, unsaved, rebuilt on load)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public names: a class or function names the module that users import it from, whatever file defines it."""
+"""publish: sets the __module__ of public names to the module that users import them from."""
 
 from __future__ import annotations
 

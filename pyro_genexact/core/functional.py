@@ -1,4 +1,4 @@
-"""What torch.func allows: whether values may be read, and gradients of several outputs."""
+"""Whether torch.func or meta forbids to read values; gradients of several outputs."""
 
 from __future__ import annotations
 

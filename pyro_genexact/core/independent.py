@@ -1,4 +1,4 @@
-"""Independent parts of an event, also of batches that have no rows, which torch's own classes cannot flatten."""
+"""Independent, to_event and the independent constraint, as torch's, but right for empty batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensors within distributions, transforms, modules and collections of these; zeros like those of a module."""
+"""The tensors within distributions, transforms, modules and collections of these."""
 
 from __future__ import annotations
 
@@ -61,11 +61,3 @@ def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any
             parts.update({name: forgotten for name, forgotten in FORGOTTEN.items() if name in parts})
         parts.update({name: map_leaves(fn, part, kind) for name, part in parts.items()})
     return value
-
-
-def zeros_for(module: torch.nn.Module, *shape: int) -> Tensor:
-    """Zeros of the dtype and on the device of a module's tensors; on the CPU where it has none."""
-    tensors = [*module.parameters(), *module.buffers()]
-    like = next((t for t in tensors if t.is_floating_point()), None)
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return torch.zeros(shape, device=device) if like is None else like.new_zeros(shape)

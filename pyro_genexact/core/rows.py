@@ -1,4 +1,4 @@
-"""Batches as rows: tensors (*batch, *event) as (B, *event)."""
+"""Batches as rows: tensors (*batch, *event) as (B, *event), and some rows of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties that an instance may override."""
+"""Settable: a property that one instance may override, as Pyro's has_rsample_ does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that users may give, and the dtypes that they are computed in."""
+"""Dtypes of the values that users give: complex refused, integers widened, or made floating."""
 
 from __future__ import annotations
 

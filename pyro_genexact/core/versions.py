@@ -1,4 +1,4 @@
-"""Whether tensors are what they were: what caches compare before they serve a remembered value."""
+"""Whether tensors were replaced or changed in place since: for caches."""
 
 from __future__ import annotations
 

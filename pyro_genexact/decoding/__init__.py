@@ -1,4 +1,4 @@
-"""Decisions from a distribution over strings, with the exact log-probability of what they choose."""
+"""Decoding of strings: greedy, beams, exact mode, minimum Bayes risk; exact log-probabilities."""
 
 from ..core.faces import publish
 from . import utilities

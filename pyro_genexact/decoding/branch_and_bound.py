@@ -1,4 +1,4 @@
-"""Depth-first search with bounds: the mode, proven or with how far it may be off."""
+"""exact_mode: the most probable value by depth-first branch and bound, proven or with its gap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every search does: it extends prefixes of a distribution's values site by site."""
+"""PrefixSearch, the part all searches share: extends prefixes and scores the next site's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that say whether to believe a fit, and the bridge to ArviZ (0.x and 1.x), which is imported when first needed.
+"""Diagnostics of a fit: trust in a guide, calibration, held-out scores, and the bridge to ArviZ.
 
 Of a posterior: :func:`psis` weighs a guide's draws, :func:`inference_data` hands them to ArviZ, :func:`sbc_ranks` checks
 them on simulated data. Of a density: :func:`held_out` and :func:`compare` score rows kept aside, :func:`pit` calibrates.

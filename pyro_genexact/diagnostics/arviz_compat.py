@@ -1,4 +1,4 @@
-"""What ArviZ 0.x and 1.x call by different names. It is imported here only, and when first needed."""
+"""Calls that differ between ArviZ 0.x and 1.x; it is imported here only, when first needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that are uniform if a model is right: probability integral transforms, and ranks of simulated truths."""
+"""Calibration: probability integral transforms (pit) and ranks of simulated truths (SBC)."""
 
 from __future__ import annotations
 

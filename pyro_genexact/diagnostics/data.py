@@ -1,4 +1,4 @@
-"""From a guide, or any posterior draws, to ArviZ."""
+"""inference_data: posterior draws, log-likelihoods and predictions in ArviZ's format."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..core.devices import device_of
+
 Site = dict[str, Any]
 CHECKED = 1e-3  # how far, relative to 1 + |log p|, a draw's log-probability may differ between the two ways
 
@@ -259,16 +261,17 @@ def _check(guide: Any, model: Any, of_model: list[str]) -> None:
 def _total(trace: Any, size: int) -> Tensor:
     """Joint log-probability of each draw (S,)."""
     if any(site["fn"] is None for _, site in _samples(trace)):
-        return torch.zeros(size, device=_device(trace))  # given draws have no density
+        return torch.zeros(
+            size, device=device_of(site["value"] for _, site in _samples(trace))
+        )  # given draws have no density
     trace.compute_log_prob()
     parts = [site["log_prob"] for _, site in _samples(trace)]
     sums = [p.reshape(size, -1).sum(1) if len(p.shape[:1]) and len(p) == size else p.sum().expand(size) for p in parts]
-    return torch.stack(sums).sum(0) if sums else torch.zeros(size, device=_device(trace))
-
-
-def _device(trace: Any) -> torch.device:
-    """That of the values of the first site."""
-    return next((site["value"].device for _, site in _samples(trace)), torch.get_default_device())
+    return (
+        torch.stack(sums).sum(0)
+        if sums
+        else torch.zeros(size, device=device_of(site["value"] for _, site in _samples(trace)))
+    )
 
 
 def _rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:

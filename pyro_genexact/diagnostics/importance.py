@@ -85,7 +85,7 @@ class Importance:
     def khat_of(self, function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         """k-hat of the estimate of E[function(draws)], elementwise: (...) in float64 for values (S, ...).
 
-        It is the largest of ``khat`` and of the shapes of both tails of the values times the ratios. :attr:`khat` alone
+        It is the largest of ``khat`` and of the shapes of both tails of the values times the ratios. ``khat`` alone
         warrants the evidence and expectations of bounded functions; a second moment of heavy tails may need more.
 
         Raises:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.checks import check_sizes
+from ..core.devices import device_of
 from ..inference.batches import Context, rows_of
 from ..inference.fit import log_prob_of
 from ..inference.fitting import modes_kept
@@ -96,8 +97,7 @@ def held_out(
     check_sizes(1, batch_size=batch_size)
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected module to be a torch.nn.Module; got {type(module).__name__}.")
-    like = next(iter((*module.parameters(), *module.buffers())), None)
-    device = like.device if like is not None else data.device if isinstance(data, Tensor) else torch.device("cpu")
+    device = device_of([*module.parameters(), *module.buffers(), *([data] if isinstance(data, Tensor) else [])])
     with modes_kept(module):
         module.eval()
         batches = rows_of(data, context, "data").batches(batch_size, device)

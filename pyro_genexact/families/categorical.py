@@ -1,4 +1,4 @@
-"""Distributions of finitely many integers by their log-probabilities, of which some may be -inf."""
+"""Categorical with log-probabilities of -inf: entropy, divergence, normalisation, exact gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sites need of every family: Pyro's methods, validation, and samples and batches without elements."""
+"""completed: gives a family Pyro's methods, validation and empty batches, as heads need them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exponential family of the simplex whose sufficient statistic is the value itself."""
+"""The continuous categorical distribution: log density linear in the point of the simplex."""
 
 from __future__ import annotations
 

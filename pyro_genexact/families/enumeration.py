@@ -1,4 +1,4 @@
-"""What a finite support tells when it is small enough to be enumerated."""
+"""Entropy, mean and mode by enumeration, for families with a small finite support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""log_prob that is -inf outside the support, whatever the family does there."""
+"""What follows from a support: log_prob of -inf outside, membership, a feasible point, its ends."""
 
 from __future__ import annotations
 

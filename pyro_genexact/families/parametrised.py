@@ -1,4 +1,4 @@
-"""Shapes and expansion of a family by what ``arg_constraints`` says of its parameters."""
+"""Mix-ins that derive infer_shapes and expand from a family's arg_constraints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples that rounding would carry to an end of an open support."""
+"""Moves samples back inside an open support where rounding put them on its end."""
 
 from __future__ import annotations
 

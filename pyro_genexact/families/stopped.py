@@ -1,4 +1,4 @@
-"""A site that says whether it is the last one: a value, and a flag beside it."""
+"""Distribution of a value and a flag that is 1 at the last site of a sequence."""
 
 from __future__ import annotations
 

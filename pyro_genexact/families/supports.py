@@ -1,4 +1,4 @@
-"""Exact supports of families whose own are wider than their mass, or closed where the density is infinite at an end."""
+"""Constraints stricter than torch's: counts, unit vectors, open intervals; table.py assigns them."""
 
 from __future__ import annotations
 

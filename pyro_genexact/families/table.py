@@ -1,4 +1,4 @@
-"""Overrides for families whose own ``arg_constraints``, supports and reasons are incomplete."""
+"""By family name: how parameters are predicted, the exact support, or why it cannot be a head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base distribution pushed through transforms."""
+"""Flow: a module whose call returns a base distribution pushed through transforms."""
 
 from __future__ import annotations
 

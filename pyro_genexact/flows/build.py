@@ -1,4 +1,4 @@
-"""What the recipes share: a chain of steps between a base and a support, steps of one head, and their options."""
+"""Building blocks of the recipes: autoregressive, coupling, assemble, and the types of options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeConditioner = Callable[[int, int], Conditioner]
 
 
 class RecipeOptions(TypedDict, total=False):
-    """The options of every recipe: see :func:`maf`."""
+    """Options of every recipe: see :func:`maf`."""
 
     transforms: int
     base: Distribution | nn.Module | None
@@ -35,7 +35,7 @@ class RecipeOptions(TypedDict, total=False):
 
 
 class NetworkOptions(RecipeOptions, total=False):
-    """The options of the recipes with a network: see :func:`maf`."""
+    """Options of the recipes with a network: see :func:`maf`."""
 
     hidden: Sequence[int]
     activation: Callable[[Tensor], Tensor]

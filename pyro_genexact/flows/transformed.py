@@ -1,4 +1,4 @@
-"""Distributions pushed through transforms."""
+"""Pyro's TransformedDistribution with a settable has_rsample, right for empty batches."""
 
 from __future__ import annotations
 

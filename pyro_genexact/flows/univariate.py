@@ -1,4 +1,4 @@
-"""Flows on one axis, whose distribution function and quantiles are exact."""
+"""Flows of one real number, with exact cdf and quantiles."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class UnivariateDistribution(TransformedDistribution):
 
     ``cdf`` costs one inversion of the transform and a cdf of the base, ``icdf`` a quantile of the base and the transform:
     one of them is a pass of the networks, the other one solves the heads. Both know every base that
-    :func:`pyro_genexact.families.cdf.cdf` does.
+    ``families.cdf.cdf`` does.
 
     Example:
         >>> import torch

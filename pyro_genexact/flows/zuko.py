@@ -12,9 +12,9 @@ from torch.distributions import Distribution, constraints
 
 from ..core.binding import Bound
 from ..core.checks import check_sizes
+from ..core.devices import zeros_for
 from ..core.functional import transformed
 from ..core.independent import REAL_VECTOR, to_event
-from ..core.leaves import zeros_for
 from ..numerics.derivatives import implicit
 from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.vectors import refine

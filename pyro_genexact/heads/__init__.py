@@ -1,4 +1,4 @@
-"""What the parameters of a site mean: a distribution or a strictly monotone bijection of its value."""
+"""Heads, one file per kind: from a site's parameters, its distribution or a bijection of its value."""
 
 from ..core.faces import publish
 from .bijections import Affine, Shift

@@ -1,4 +1,4 @@
-"""Heads that make a strictly monotone bijection of each site."""
+"""Affine and Shift: heads of elementwise affine bijections."""
 
 from __future__ import annotations
 

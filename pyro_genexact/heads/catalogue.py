@@ -1,4 +1,4 @@
-"""All families that Pyro exports, each tried as a head: those that can be one, and why the others cannot."""
+"""All of Pyro's families tried as a head: which can be one, and why the others cannot."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from torch.distributions import Distribution
 
 from ..base import Head
 from ..core.checks import check_kind
-from ..core.leaves import zeros_for
+from ..core.devices import zeros_for
 
 
 def check_distribution_head(head: Head) -> None:

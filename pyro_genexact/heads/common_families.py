@@ -1,4 +1,4 @@
-"""Heads of the common families, each a class of its own with a short name."""
+"""Short names of Parametric heads: Normal, Categorical, Gamma, ... as classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads made of others: another head for each site, or a whole model as the conditional of one site."""
+"""PerSite, another head for each site; ConditionalHead, a whole model as the head of one site."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Constant, Head
-from ..core.leaves import zeros_for
+from ..core.devices import zeros_for
 from ..families.per_site import PerSite as PerSiteDistribution
 from ..families.per_site import PerSiteConstraint
 from .filters import MinLength

@@ -1,4 +1,4 @@
-"""Decoding rules as heads: what is left of a distribution of tokens, renormalised, is an exact distribution, too."""
+"""Decoding rules as heads: temperature, top-k, top-p, min-p, forbidden tokens; renormalised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 from ..base import Head
 from ..core.buffers import register_derived
 from ..core.checks import check_numbers, check_sizes, check_widths
+from ..core.devices import zeros_for
 from ..core.functional import visible
-from ..core.leaves import zeros_for
 from ..families.categorical import Categorical, log_probs, normalised
 from .checks import check_distribution_head
 

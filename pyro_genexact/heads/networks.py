@@ -1,4 +1,4 @@
-"""Bijections that are networks of the head's own: increasing ones, and integrals of positive ones."""
+"""MonotoneNetwork and IntegratedPositive: bijections that are networks of the head's own."""
 
 from __future__ import annotations
 

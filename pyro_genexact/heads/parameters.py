@@ -1,4 +1,4 @@
-"""How a head predicts parameters, and what it takes for fixed ones."""
+"""Maps unconstrained numbers to a family's parameters, and checks parameters that are fixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bijections made of sigmoids: cdfs of logistic mixtures, brought back onto the real line, once or in layers."""
+"""DeepSigmoid and LogisticMixtureCDF: heads of bijections made of sigmoids."""
 
 from __future__ import annotations
 

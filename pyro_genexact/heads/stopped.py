@@ -1,4 +1,4 @@
-"""A stopping probability beside the distribution of a site."""
+"""Stopped: a head of a value and a flag that is 1 at the last site of a sequence."""
 
 from __future__ import annotations
 

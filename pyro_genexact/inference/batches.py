@@ -1,4 +1,4 @@
-"""What ``fit`` takes as data: rows of tensors or of a Dataset, checked, split for validation, and cut into batches."""
+"""Data of fit: rows of tensors or of a Dataset, checked, split, cut into batches, moved to a device."""
 
 from __future__ import annotations
 

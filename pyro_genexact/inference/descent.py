@@ -1,4 +1,4 @@
-"""The optimizer's steps in a fit of a guide: parameters as they are met, long gradients cut, restarts at a lower rate."""
+"""The optimiser's step in fit_guide: new parameters, gradient clipping, a lower rate on restart."""
 
 from __future__ import annotations
 

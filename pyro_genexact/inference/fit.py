@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset
 
 from ..base import DistributionModule
+from ..core.devices import device_of
 from ..core.random import seeded
 from .batches import SHOWN, Batch, Context, hold_out, rows_of
 from .fitting import Progress, modes_kept
@@ -131,7 +132,7 @@ def fit(
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise ValueError("Expected module to have trainable parameters; got none.")
-    device, generator = params[0].device, torch.Generator(device="cpu").manual_seed(seed)
+    device, generator = device_of(params), torch.Generator(device="cpu").manual_seed(seed)
     train, held_out = hold_out(rows_of(data, context, "data"), validation, generator)
     opt = torch.optim.Adam(params, lr or 1e-3) if optimizer is None else optimizer(params)
     scheduler = (schedule or CosineAnnealingLR)(opt, epochs * math.ceil(len(train.index) / batch_size))

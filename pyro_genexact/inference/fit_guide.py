@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..core.checks import check_sizes
+from ..core.devices import device_of
 from ..core.random import seeded
 from .descent import Descent
 from .elbo import default_loss
@@ -131,7 +132,7 @@ def fit_guide(
     _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio)
     start = time.perf_counter()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
-    device = _device(modules, args, kwargs)
+    device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
     with modes_kept(modules), seeded(seed, device), poutine.block(), torch.enable_grad(), _same_latents():
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             guide(*args, **kwargs)
@@ -229,11 +230,6 @@ class _Fit:
         final = self.weights.keep_best(lambda: self.objective.elbo(seed, repeats))
         self.descent.clear()
         return final
-
-
-def _device(modules: nn.Module, args: Any, kwargs: dict[str, Any]) -> torch.device:
-    tensors = [*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))]
-    return tensors[0].device if tensors else torch.get_default_device()
 
 
 def _check(model: Any, guide: Any, steps: Any, lr: float, num_particles: int, loss: Any, ratio: float) -> None:

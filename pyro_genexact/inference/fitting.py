@@ -1,4 +1,4 @@
-"""What every fit needs: modes of modules given back, and progress on stderr."""
+"""For every fit: train and eval modes restored, and progress shown on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gaussian that the flow of a guide starts from, and its tails."""
+"""The last layers of AutoFlow: a full-covariance Gaussian (affine map) and sinh-arcsinh tails."""
 
 from __future__ import annotations
 

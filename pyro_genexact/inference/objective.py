@@ -1,4 +1,4 @@
-"""The ELBO of a model and its guide in numbers: gradients, estimates, and the sites where it is not finite."""
+"""Objective: a Pyro ELBO of model and guide evaluated: gradients, estimates, non-finite sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plates of an amortised guide's rows: which of a model's plates they are, and the sizes that they have in a call."""
+"""RowPlates: the model's plates that are the batch dims of an amortised guide's context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that a fit of a guide may end with: averages, the best of them so far, and those of the start."""
+"""Weights: running averages and the best values of a guide's parameters; the best ones are kept."""
 
 from __future__ import annotations
 

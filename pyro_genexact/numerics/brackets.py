@@ -1,4 +1,4 @@
-"""The bracketed search for a root, over the floating point numbers themselves: the last resort of :func:`root`."""
+"""Bracketed search for a root over the floating-point numbers: the last resort of root."""
 
 from __future__ import annotations
 

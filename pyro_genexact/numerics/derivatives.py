@@ -1,4 +1,4 @@
-"""Derivatives of functions by their argument, and of roots by what they depend on."""
+"""Derivatives of roots (implicit differentiation), and slopes of functions by their argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error of every numerical method that did not converge."""
+"""ConvergenceError, the worst residual that it reports, and whether code may branch on values."""
 
 from __future__ import annotations
 

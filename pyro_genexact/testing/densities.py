@@ -1,4 +1,4 @@
-"""Densities that the laws integrate, and frequencies that they compare with them."""
+"""Helpers of the laws: log densities without validation, quadrature, goodness of fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law of empty batches: what is true of one row and of two is true of none."""
+"""The law of empty batches: shapes, dtypes and gradients follow from those of one and two rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the laws share: subjects far from the identity, inputs for them, and comparisons that name the law they are for."""
+"""Helpers of the laws: redrawn weights, inputs, and comparisons that name the law."""
 
 from __future__ import annotations
 

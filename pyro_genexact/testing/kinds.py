@@ -1,4 +1,4 @@
-"""The law of the dtypes that values come in."""
+"""The law of value dtypes: all integer dtypes score alike, complex values raise an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mass of distributions of one real number, to more digits than a fixed grid gives."""
+"""The law that a distribution of one real number has mass 1, by adaptive quadrature."""
 
 from __future__ import annotations
 

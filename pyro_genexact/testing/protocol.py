@@ -1,4 +1,4 @@
-"""What torch and Pyro expect of every distribution in addition to its density and its samples."""
+"""The law of optional methods (mean, entropy, cdf, ...): right shapes, or NotImplementedError."""
 
 from __future__ import annotations
 

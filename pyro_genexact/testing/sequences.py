@@ -1,4 +1,4 @@
-"""The laws of sequences of random length: what is true of every string, and of nothing else."""
+"""The laws of sequences of random length: each query against the chain rule, string by string."""
 
 from __future__ import annotations
 

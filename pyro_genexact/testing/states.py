@@ -1,4 +1,4 @@
-"""The law that a module emptied of its numbers is whole again once its state is loaded."""
+"""The law of loading: after to_empty or on meta, a state_dict makes a module whole again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law that a call returns the right values for its own arguments, whenever another thread makes a call."""
+"""The law of threads: a call returns its own result, whatever another thread calls meanwhile."""
 
 from __future__ import annotations
 

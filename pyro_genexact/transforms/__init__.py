@@ -3,12 +3,12 @@
 from ..core.faces import publish
 from .affine import Affine
 from .autoregressive import AutoregressiveTransform, ConditionedAutoregressive
-from .base import Chain, PlainTransform, RememberingTransform
+from .base import Bijection, Chain, PlainTransform, RememberingTransform
 from .block_autoregressive import BlockAutoregressive, ConditionedBlockAutoregressive
 from .coupling import ConditionedCoupling, Coupling
 from .linear import Permute, Reverse, Standardize
 from .matrices import Householder, LULinear, Rotation
-from .modules import Inverse
+from .modules import BijectionModule, Inverse
 from .monotone import Monotone
 from .prefixes import Prefixes
 from .residual import ConditionedResidual, Planar, Radial, Sylvester
@@ -18,6 +18,8 @@ from .support import HalfLine, Interval, Simplex, ToSupport
 __all__ = [
     "Affine",
     "AutoregressiveTransform",
+    "Bijection",
+    "BijectionModule",
     "BlockAutoregressive",
     "Chain",
     "CircularRationalQuadratic",

@@ -1,4 +1,4 @@
-"""Conditioner + bijection head: one triangular system, parallel one way, sequential the other."""
+"""Autoregressive transforms: conditioner + bijection head; parallel one way, sequential the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms that evaluate value and log-determinant together and remember their last call."""
+"""Base classes of transforms: value and log-determinant in one call, the cache, Chain."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ class RememberingTransform(Bijection):
 
     So ``rsample`` then ``log_prob`` evaluates a network once, and ``log_abs_det_jacobian`` is free after a call of either
     direction. What is remembered is served only for the very tensors of that call, in the grad mode of that call, and
-    only if neither they nor the tensors that the transform computes with (:meth:`watched`) changed in between.
+    only if neither they nor the tensors that the transform computes with (``watched``) changed in between.
 
-    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which remember nothing; :meth:`invert` too if x alone is
+    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which remember nothing; ``invert`` too if x alone is
     cheaper than the pair.
     """
 

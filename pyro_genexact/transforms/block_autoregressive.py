@@ -1,4 +1,4 @@
-"""A network that is itself the bijection: block triangular weights, positive on the diagonal."""
+"""Block autoregressive flow: the network itself is the bijection, increasing in each own site."""
 
 from __future__ import annotations
 

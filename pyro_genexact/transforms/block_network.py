@@ -1,4 +1,4 @@
-"""The layers of a block autoregressive network, and its two directions; values are columns (T, B) of T sites."""
+"""Layers of the block autoregressive network; its parallel pass and its inverse site by site."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from ..conditioners.independent import Independent
 from ..core.binding import Held
 from ..core.buffers import register_derived
 from ..core.checks import check_kind, check_sizes
+from ..core.devices import zeros_for
 from ..core.independent import independent
-from ..core.leaves import zeros_for
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
 

@@ -1,4 +1,4 @@
-"""Bijections without context that reorder the sites or shift and scale the features."""
+"""Permute, Reverse and Standardize: fixed reorderings of sites, shift and scale of features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules whose call returns a transform, and what they return: a transform with the weights and the context of one call."""
+"""BijectionModule and Inverse: modules whose call returns a transform; ConditionedTransform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The elementwise bijection that is given by an increasing function alone: its inverse is a root."""
+"""Monotone: an elementwise bijection given by an increasing function; the inverse is a root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms of sequences of varying length: those of each row's first sites."""
+"""Prefixes: transforms of padded sequences, applied to the first sites of each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Residual bijections of vectors, y = x + g(x), whose Jacobian is the identity plus a matrix of low rank: with inverses."""
+"""Planar, radial and Sylvester flows, y = x + g(x), with inverses."""
 
 from __future__ import annotations
 

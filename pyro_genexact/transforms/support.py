@@ -1,4 +1,4 @@
-"""Bijections from the reals onto bounded supports, whose inverses and densities are exact up to the boundary."""
+"""Bijections from the reals onto half lines, intervals and simplices, exact up to the boundary."""
 
 from __future__ import annotations
 

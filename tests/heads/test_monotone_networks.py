@@ -143,9 +143,7 @@ def test_integrals_of_any_depth_with_large_weights(hidden, factor):
                 tensors = [v.double() for v in (*t.parameters, *t.shared)]
                 with pytest.MonkeyPatch.context() as patch:
                     fine = partial(numerics.integrate, tol=1.0, panels=64)
-                    patch.setattr(
-                        networks.numerics, "integrate", lambda g, low, high, fine=fine, **_: fine(g, low, high)
-                    )
+                    patch.setattr(networks, "integrate", lambda g, low, high, fine=fine, **_: fine(g, low, high))
                     exact = t.function(x.to(dtype).double(), *tensors)[0]
             assert ((got - exact).abs() <= most * exact.abs()).all()
 

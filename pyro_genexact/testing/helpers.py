@@ -92,13 +92,32 @@ def same(law: str, case: str, got: Any, expected: Any) -> None:
         broken(law, case, f"{got}, not {expected}")
 
 
-def close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> None:
-    """Equal within tol * (1 + |expected|), equal infinities included."""
+def close(law: str, case: str, got: Tensor, expected: Tensor | float, tol: float) -> None:
+    """Equal within tol * (1 + |expected|), equal infinities included; with one number, all of them."""
+    if not isinstance(expected, Tensor):
+        expected = torch.full_like(got, expected)
     same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
-    near = (got - expected).abs() <= tol * (1 + expected.abs())
-    off = ~((near & expected.isfinite()) | (got == expected))
+    within(law, case, got, expected, tol * (1 + expected.abs()))
+
+
+def within(law: str, case: str, got: Tensor, expected: Tensor, bound: Tensor | float) -> None:
+    """Equal within a bound, equal infinities included."""
+    gap = (got - expected).abs()
+    off = ~(((gap <= bound) & expected.isfinite()) | (got == expected))
     if off.any():
-        broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
+        first, other, by = (x[off][0].item() for x in (got, expected, gap))
+        broken(law, case, f"{first:.12g}, not {other:.12g} (off by {by:.3g})")
+
+
+def each(law: str, case: str, values: Tensor, good: Tensor, otherwise: str, at: Tensor | None = None) -> None:
+    """All values are good; ``otherwise`` says what the first is that is not, ``at`` what it belongs to."""
+    if not good.all():
+        where = "" if at is None else f" at {at[~good].flatten()[0]:.9g}"
+        broken(law, f"{case}{where}", f"{values[~good].flatten()[0]:.10g}, {otherwise}")
+
+
+def finite(law: str, case: str, values: Tensor, at: Tensor | None = None) -> None:
+    each(law, case, values, values.isfinite(), "not finite", at)
 
 
 def like_of(head: Head, dtype: torch.dtype) -> Tensor:

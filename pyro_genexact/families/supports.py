@@ -1,4 +1,4 @@
-"""Constraints stricter than torch's: counts, unit vectors, open intervals; table.py assigns them."""
+"""Constraints stricter than torch's: counts, unit vectors, open intervals; table.py assigns them. Parts of independent ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+
+
+def innermost(constraint: Any) -> Any:
+    """The constraint of the parts of an independent one, or of any other itself."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
 
 
 class Counts(constraints.Constraint):

@@ -85,8 +85,8 @@ class Objective:
         with poutine.trace(param_only=True) as capture:
             value = _number(self.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs))
         store: Any = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
-        sites = {name: site for name, site in capture.trace.nodes.items() if site["type"] == "param"}
-        values: dict[str, Tensor] = {name: site["value"].unconstrained() for name, site in sites.items()}  # type: ignore[union-attr]
+        nodes: dict[str, Any] = capture.trace.nodes
+        values = {name: site["value"].unconstrained() for name, site in nodes.items() if site["type"] == "param"}
         found = {p: name for name, p in values.items() if name not in store or store[name].unconstrained() is p}
         for part in (self.model, self.guide):
             if isinstance(part, nn.Module):  # of two modules with the same name Pyro's store knows one

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.distributions import constraints
 from torch.func import functional_call
 
 from ..base import Head
+from ..families.supports import innermost
 from ..numerics.errors import ConvergenceError
 from .helpers import (
     broken,
@@ -252,8 +252,7 @@ def _variants(
 
 
 def _ends(constraint: Any) -> tuple[float, float]:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = innermost(constraint)
     return float(getattr(constraint, "lower_bound", -inf)), float(getattr(constraint, "upper_bound", inf))
 
 

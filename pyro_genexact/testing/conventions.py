@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import _InverseTransform
 
+from ..families.supports import innermost
 from .helpers import broken, close, made, no_error, same, seeded
 
 
@@ -209,10 +210,7 @@ def _pushed(case: str, t: Any, forward: bool, like: Tensor, tol: float) -> None:
 
 def _base(domain: Any, like: Tensor) -> Any:
     """A distribution over the domain, of the shape of ``like``."""
-    plain = domain
-    while isinstance(plain, constraints.independent):
-        plain = plain.base_constraint
-    onto = None if plain is constraints.real else biject_to(domain)
+    onto = None if innermost(domain) is constraints.real else biject_to(domain)
     size = like.shape if onto is None else onto.inverse_shape(like.shape)
     dims = domain.event_dim if onto is None else onto.domain.event_dim
     base = dist.Normal(like.new_zeros(size), like.new_ones(size)).to_event(dims)

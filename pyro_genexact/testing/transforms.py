@@ -116,12 +116,10 @@ def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
 
         def f(value: Tensor, *rest: Tensor, forward: bool = name == "t") -> tuple[Tensor, Tensor]:
             given, weights = (None, rest) if context is None else (rest[0], rest[1:])
-            if isinstance(subject, Transform):
-                t: Any = subject
-            elif isinstance(subject, nn.Module):
-                t = functional_call(
-                    subject, dict(zip(parameters, weights, strict=True)), () if given is None else (given,)
-                )
+            t: Any
+            if parameters:
+                named = dict(zip(parameters, weights, strict=True))
+                t = functional_call(subject, named, () if given is None else (given,))
             else:
                 t = made(subject, given)
             if not forward and x.shape != y.shape:  # off the support there is no derivative: the way there and back

@@ -15,6 +15,7 @@ from ..families.discretized_logistic import DiscretizedLogistic as DiscretizedLo
 from ..families.mixture import Mixture as MixtureDistribution
 from ..families.mixture import union
 from .checks import checked_heads
+from .parameters import bounded
 
 _BOUND = 10.0  # of the log-scale
 _GOLDEN = 0.6180339887498949
@@ -115,7 +116,7 @@ class DiscretizedLogistic(Head):
         if self.mixture is not None:
             return self.mixture(phi, first)
         loc, raw = phi.unbind(-1)
-        scale = (_BOUND * torch.tanh(raw / _BOUND)).exp() / pi
+        scale = bounded(raw, _BOUND).exp() / pi
         return DiscretizedLogisticDistribution(loc, scale, self.levels, validate_args=False)
 
 

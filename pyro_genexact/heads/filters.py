@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 from ..base import Head
 from ..core.buffers import register_derived
 from ..core.checks import check_numbers, check_sizes, check_widths
-from ..core.devices import zeros_for
 from ..core.functional import visible
 from ..families.categorical import Categorical, log_probs, normalised
 from .checks import check_distribution_head

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call
 
 from ..base import Head
 from ..families.supports import innermost
 from ..numerics.errors import ConvergenceError
 from .helpers import (
+    as_function,
     broken,
     close,
     each,
@@ -201,7 +201,7 @@ def differentiability(head: Head, seed: int = 0) -> None:
             for check in (gradcheck, gradgradcheck):
                 case = f"{check.__name__} of {name}{where}"
                 with no_error("differentiability", case, RuntimeError, AssertionError):  # ConvergenceError among them
-                    check(_function(head, names, name == "t"), inputs, fast_mode=True)
+                    check(as_function(head, names, name == "t"), inputs, fast_mode=True)
 
 
 def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
@@ -218,7 +218,7 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
         found: list[list[Tensor]] = []
         for training in (True, False):
             variant = copy.deepcopy(head).train(training)
-            y, ladj = _function(variant, names, name == "t")(*inputs)
+            y, ladj = as_function(variant, names, name == "t")(*inputs)
             total = y.sin().sum() + ladj.square().sum()
             mode = f"{name}, {'train' if training else 'eval'}"
             grads = torch.autograd.grad(total, inputs, create_graph=True, allow_unused=True)
@@ -356,15 +356,3 @@ def _leaves(head: Head, x: Tensor, phi: Tensor) -> tuple[list[str], list[Tensor]
     names = [name for name, p in head.named_parameters() if p.requires_grad]
     own = [p for p in head.parameters() if p.requires_grad]
     return names, [v.detach().clone().requires_grad_() for v in (x, phi, *own)]
-
-
-def _function(head: Head, names: Sequence[str], forward: bool) -> Any:
-    """Value and log-derivative as a function of the argument, phi and the parameters."""
-
-    def f(value: Tensor, phi: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        t = functional_call(head, dict(zip(names, weights, strict=True)), (phi,))
-        t, value = t if forward else t.inv, value.clone()
-        out = t(value)
-        return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
-
-    return f

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.func import functional_call
 
 from ..base import Conditioner, Head
 from ..contexts import Covariates, PaddedSequence, Source
@@ -81,6 +82,25 @@ def made(subject: Any, context: Tensor | None = None) -> Any:
     if isinstance(subject, (Transform, Distribution)):
         return subject
     return subject() if context is None else subject(context)
+
+
+def as_function(subject: Any, names: Sequence[str], forward: bool, there_and_back: bool = False) -> Any:
+    """Value and log-determinant as a function of the argument, the context, if any, and the parameters of these names.
+
+    Of the transform that the subject is or returns, or of its inverse, whose argument may be found from that of the transform.
+    """
+
+    def f(value: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = rest[: len(rest) - len(names)], rest[len(rest) - len(names) :]
+        state = dict(zip(names, weights, strict=True))
+        t: Any = functional_call(subject, state, context) if names else made(subject, *context)
+        if there_and_back and not forward:
+            value = t(value)
+        t, value = t if forward else t.inv, value.clone()  # gradcheck edits .data, which no cache can see
+        out = t(value)
+        return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
+
+    return f
 
 
 def broken(law: str, case: str, numbers: str) -> NoReturn:

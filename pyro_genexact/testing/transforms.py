@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import ComposeTransform, Transform
 from torch.distributions.utils import _sum_rightmost
-from torch.func import functional_call
 
-from .helpers import broken, close, gradients_of, made, no_error, same
+from .helpers import as_function, broken, close, gradients_of, made, no_error, same
 
 
 def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
@@ -111,24 +110,12 @@ def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
     By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-determinant; arguments as in :func:`inverse`.
     """
     y = made(subject, context)(x).detach()
-    parameters = dict(subject.named_parameters()) if isinstance(subject, nn.Module) else {}
+    of_module = isinstance(subject, nn.Module) and not isinstance(subject, Transform)  # Pyro's TransformModule is both
+    parameters = dict(subject.named_parameters()) if of_module else {}
+    there_and_back = x.shape != y.shape  # off the support there is no derivative
     for name, value in (("t", x), ("t.inv", y)):
-
-        def f(value: Tensor, *rest: Tensor, forward: bool = name == "t") -> tuple[Tensor, Tensor]:
-            given, weights = (None, rest) if context is None else (rest[0], rest[1:])
-            t: Any
-            if parameters:
-                named = dict(zip(parameters, weights, strict=True))
-                t = functional_call(subject, named, () if given is None else (given,))
-            else:
-                t = made(subject, given)
-            if not forward and x.shape != y.shape:  # off the support there is no derivative: the way there and back
-                value = t(value)
-            t, value = t if forward else t.inv, value.clone()  # gradcheck edits .data, which no cache can see
-            out = t(value)
-            return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
-
-        leaves = [x if x.shape != y.shape else value, *([] if context is None else [context])]
+        f = as_function(subject, list(parameters), name == "t", there_and_back)
+        leaves = [x if there_and_back else value, *([] if context is None else [context])]
         inputs = [v.detach().clone().requires_grad_() for v in (*leaves, *parameters.values())]
         for check in (gradcheck, gradgradcheck):
             with no_error("derivatives", f"{check.__name__} of {name}", RuntimeError, AssertionError):

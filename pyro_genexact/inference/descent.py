@@ -32,7 +32,7 @@ class Descent:
         self.start: State = {}
         self.average: State = {}
         self.best: State = {}
-        self.usual_norm, self.returns = math.nan, 0
+        self.usual_norm, self.went_back = math.nan, 0
 
     def meet(self, found: dict[Tensor, str]) -> None:
         """Takes on the parameters that are allowed and new, by name."""
@@ -70,7 +70,7 @@ class Descent:
             norm = longest
         self.usual_norm = norm if math.isnan(self.usual_norm) else 0.98 * self.usual_norm + 0.02 * norm
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * SLOWER**self.returns * group.setdefault("initial_lr", group["lr"])
+            group["lr"] = factor * SLOWER**self.went_back * group.setdefault("initial_lr", group["lr"])
         self.optimizer.step()
         with torch.no_grad():
             for p in self.names:
@@ -84,7 +84,7 @@ class Descent:
         """Loads the best weights so far, or the averages; forgets the optimizer's state, and steps are slower from here."""
         _load(self.best or self.average)
         self.optimizer.state.clear()
-        self.returns += 1
+        self.went_back += 1
 
     def keep_best(self, score: Callable[[], tuple[float, float]]) -> float:
         """Loads the weights, of the averages, the remembered and the last ones, with the best score, and returns that.

@@ -1,4 +1,4 @@
-"""The choice of the ELBO, which of Pyro's suits a model and its guide; its gradients, estimates and sites not finite."""
+"""The choice of the ELBO for a model and its guide, its gradients and estimates, and sites where it is not finite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particl
         nesting = -min(dims, default=0)
         if any(site["infer"].get("enumerate") == "parallel" for site in sites):
             return TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=nesting)
-        at_once = num_particles > 1 and _vectorizes(model, guide, nesting)
+        at_once = num_particles > 1 and vectorizes(model, guide, nesting)
     return Trace_ELBO(num_particles=num_particles, vectorize_particles=at_once, max_plate_nesting=nesting)
 
 
@@ -33,7 +33,7 @@ def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lamb
     return guide_trace, poutine.trace(wrap(poutine.replay(model, trace=guide_trace))).get_trace()
 
 
-def _vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
+def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
     """Whether two draws at once have the same log_prob as one by one."""
     at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
     try:

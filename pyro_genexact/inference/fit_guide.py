@@ -210,7 +210,7 @@ class _Fit:
         self.skipped[step] = where
         self.in_a_row += 1
         lost = self.in_a_row == SKIPPED
-        if step == 0 or (lost and self.descent.returns == BACK):
+        if step == 0 or (lost and self.descent.went_back == BACK):
             raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
         if lost:
             self.descent.go_back()

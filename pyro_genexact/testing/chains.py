@@ -247,9 +247,8 @@ def _padding(case: str, d: Any, tol: float) -> None:
             close("chain", f"{name}{where}", query(other), query(d), tol)
         close("chain", f"max_log_prob{where}", other.max_log_prob, d.max_log_prob, tol)
         close("chain", f"log_prob{where}", other.log_prob(mode), d.log_prob(mode), tol)
-        total = (
-            other.log_prob(mode) + other.entropy() + other.marginals.square().sum((-1, -2)) + 2 * other.log_partition
-        ).sum()
+        total = other.log_prob(mode) + other.entropy() + 2 * other.log_partition
+        total = (total + other.marginals.square().sum((-1, -2))).sum()
         grads = gradients_of(total, [getattr(other, name) for name in masks])
         for (name, mask), grad in zip(masks.items(), grads, strict=True):
             close("chain", f"gradient in the padding of {name}{where}", grad[mask], 0.0, 0.0)

@@ -89,14 +89,12 @@ def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
 
 
 def _methods(t: Transform, x: Tensor, y: Tensor, tol: float) -> None:
-    forward = not isinstance(t, _InverseTransform)  # which torch makes of the other one's
-    of: Any = t if forward else t.inv
-    for name, value, image in (
-        (("_call", x, y), ("_inverse", y, x)) if forward else (("_inverse", x, y), ("_call", y, x))
-    ):
+    if isinstance(t, _InverseTransform):  # which torch makes of the other one's
+        t, x, y = t.inv, y, x
+    for name, value, image in (("_call", x, y), ("_inverse", y, x)):
         try:
             with torch.no_grad():
-                found = getattr(of, name)(value)
+                found = getattr(t, name)(value)
         except NotImplementedError:
             broken("conventions", name, "not implemented")
         close("conventions", name, found, image, tol)

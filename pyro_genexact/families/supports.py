@@ -1,4 +1,4 @@
-"""Constraints stricter than torch's: counts, unit vectors, open intervals; table.py assigns them. Parts of independent ones."""
+"""Constraints stricter than torch's: counts, unit vectors, open intervals; table.py assigns them."""
 
 from __future__ import annotations
 

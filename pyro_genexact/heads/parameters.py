@@ -1,4 +1,4 @@
-"""Maps unconstrained numbers to a family's parameters, and checks parameters that are fixed."""
+"""Bounds unconstrained numbers, maps them to a family's parameters, and checks parameters that are fixed."""
 
 from __future__ import annotations
 

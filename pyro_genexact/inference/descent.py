@@ -1,4 +1,4 @@
-"""The optimiser's steps in fit_guide: new parameters, gradient clipping, averaged and best weights, the way back."""
+"""The optimiser's steps in fit_guide: new parameters, gradient clipping, averaged and best weights, restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers of the laws: log densities without validation, quadrature, goodness of fit."""
+"""Helpers of the laws: log densities without validation, quadrature, samples and their goodness of fit."""
 
 from __future__ import annotations
 

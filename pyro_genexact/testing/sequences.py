@@ -83,7 +83,7 @@ class ByChainRule(NamedTuple):
     sites: Tensor
 
     def lengths(self, d: Any) -> Tensor:
-        """A flag at the last site is no end of its own, a token is."""
+        """The number of sites before the end; where the end is a flag beside a value, that value counts too."""
         return (self.present if d.eos is None else self.present & ~self.ends).sum(-1)
 
 

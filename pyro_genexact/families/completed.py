@@ -13,6 +13,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from ..core.shapes import sum_rightmost
+from .enumeration import in_batch
 
 
 class Completed:
@@ -43,8 +44,7 @@ class Completed:
         d = self._some()
         if d is self or d is None:
             return super().enumerate_support(expand)  # type: ignore[misc,no-any-return]
-        values = d.enumerate_support(False).reshape(-1, *[1] * len(self._batch_shape), *self._event_shape)
-        return values.expand(-1, *self._batch_shape, *self._event_shape) if expand else values  # type: ignore[no-any-return]
+        return in_batch(d.enumerate_support(False), self, expand)
 
     def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
         new = super().expand(Size(batch_shape), _instance)  # type: ignore[misc]

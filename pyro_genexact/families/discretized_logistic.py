@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from ..core.checks import check_sizes
 from ..core.values import checked_value
-from .enumeration import ByEnumeration
+from .enumeration import ByEnumeration, in_batch
 from .in_support import contains
 from .parametrised import Parametrised
 
@@ -100,8 +100,7 @@ class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """0 ... L - 1, of shape (L, *batch), or (L, 1, ...) without ``expand``."""
         values = torch.arange(self.levels, dtype=self.loc.dtype, device=self.loc.device)
-        values = values.reshape(-1, *[1] * len(self.batch_shape))
-        return values.expand(-1, *self.batch_shape) if expand else values
+        return in_batch(values, self, expand)
 
     def _in_levels(self) -> tuple[Tensor, Tensor]:
         """loc and scale in units of one level, where the cells' ends y ± 1/2 are exact: the masses then sum to 1."""

@@ -1,4 +1,4 @@
-"""Entropy, mean and mode by enumeration, for families with a small finite support."""
+"""The shape of enumerated supports; entropy, mean and mode by enumeration, for small finite supports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def in_batch(values: Tensor, d: Any, expand: bool) -> Tensor:
+    """Values (N, *event) of a distribution, as its ``enumerate_support`` returns them."""
+    values = values.reshape(-1, *[1] * len(d.batch_shape), *d.event_shape)
+    return values.expand(-1, *d.batch_shape, *d.event_shape) if expand else values
 
 
 class ByEnumeration:

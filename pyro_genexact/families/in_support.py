@@ -87,11 +87,9 @@ class _WithSupport:
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (
-            super().__reduce_ex__(protocol)
-            if self._supported is None
-            else (with_support, self._supported, self._settings())
-        )
+        if self._supported is None:
+            return super().__reduce_ex__(protocol)
+        return with_support, self._supported, self._settings()
 
     def _settings(self) -> dict[str, Any]:
         """What was set after :func:`with_support` made this."""

@@ -16,9 +16,10 @@ from ..core.independent import REAL_VECTOR
 from ..core.leaves import map_leaves, tensors_in
 from ..core.values import checked_value
 from .cdf import cdf
-from .enumeration import ByEnumeration
+from .enumeration import ByEnumeration, in_batch
 from .in_support import feasible_point, log_prob_everywhere, support_ends
 from .parametrised import Parametrised
+from .supports import innermost
 
 
 class Mixture(ByEnumeration, Parametrised, TorchDistribution):
@@ -117,8 +118,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         """All values that some component can take, (N, *batch, *event), or (N, 1, ..., *event) without ``expand``."""
         values = [d.enumerate_support(expand=False).reshape(-1, *self.event_shape) for d in self._list()]
         distinct = values[0] if len(values) == 1 else torch.cat(values).unique(dim=0)
-        distinct = distinct.reshape(len(distinct), *[1] * len(self.batch_shape), *self.event_shape)
-        return distinct.expand(-1, *self.batch_shape, *self.event_shape) if expand else distinct
+        return in_batch(distinct, self, expand)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Mixture:
         new: Mixture = super().expand(batch_shape, _instance)
@@ -207,7 +207,7 @@ def union(parts: Sequence[Any]) -> Any:
     """The constraint that holds where one of the parts does; where that is one of the parts, that very one."""
     different: list[Any] = []
     for part in parts:
-        if _is_real(part):
+        if type(innermost(part)) is type(constraints.real):
             return part
         if not any(same_constraint(part, other) for other in different):
             different.append(part)
@@ -229,12 +229,6 @@ def same_constraint(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same_constraint, a, b))
     return bool(a == b)
-
-
-def _is_real(constraint: Any) -> bool:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return type(constraint) is type(constraints.real)
 
 
 def _component(support: Any, k: int, inner: int) -> Any:

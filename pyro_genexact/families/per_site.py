@@ -19,6 +19,7 @@ from .cdf import cdf, icdf
 from .in_support import feasible_point, log_prob_everywhere
 from .mixture import same_constraint
 from .parametrised import Parametrised
+from .supports import innermost
 
 
 class PerSite(Parametrised, TorchDistribution):
@@ -75,11 +76,11 @@ class PerSite(Parametrised, TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            return self._all(lambda part: part.sample(Size(sample_shape))).to(dtype=self.dtype)
+            return self._all(lambda part: part.sample(Size(sample_shape)))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Where all parts have it."""
-        return self._all(lambda part: part.rsample(Size(sample_shape))).to(dtype=self.dtype)
+        return self._all(lambda part: part.rsample(Size(sample_shape)))
 
     @Settable
     def has_rsample(self) -> bool:
@@ -95,15 +96,15 @@ class PerSite(Parametrised, TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self._all(lambda part: part.mean).to(dtype=self.dtype)
+        return self._all(lambda part: part.mean)
 
     @property
     def variance(self) -> Tensor:
-        return self._all(lambda part: part.variance).to(dtype=self.dtype)
+        return self._all(lambda part: part.variance)
 
     @property
     def mode(self) -> Tensor:
-        return self._all(lambda part: part.mode).to(dtype=self.dtype)
+        return self._all(lambda part: part.mode)
 
     def entropy(self) -> Tensor:
         """Of each site, in nats: (*batch, S)."""
@@ -129,15 +130,11 @@ class PerSite(Parametrised, TorchDistribution):
         Raises:
             NotImplementedError: for sites whose supports are not of one size N.
         """
-        found = [part.enumerate_support() for part in self.parts]
-        if len({len(values) for values in found}) > 1:
-            sizes = [len(values) for values in found]
+        sizes = [len(part.enumerate_support(expand=False)) for part in self.parts]
+        if len(set(sizes)) > 1:
             raise NotImplementedError(f"Expected supports of one size to enumerate them; got sizes {sizes}.")
-        values = _in_order(found, self.sites, -1 - len(self.event_shape)).to(dtype=self.dtype)
-        if expand:
-            return values
-        batch = len(self.batch_shape) - 1
-        return values[(slice(None), *[slice(1)] * batch)]
+        values = self._all(lambda part: part.enumerate_support())
+        return values if expand else values[(slice(None), *[slice(1)] * (len(self.batch_shape) - 1))]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PerSite:
         batch_shape = Size(batch_shape)
@@ -150,7 +147,9 @@ class PerSite(Parametrised, TorchDistribution):
         return new
 
     def _all(self, quantity: Callable[[Any], Tensor]) -> Tensor:
-        return _in_order([quantity(part) for part in self.parts], self.sites, -1 - len(self.event_shape))
+        """A quantity (..., S, *event) of every part, in the order of the sites and the dtype of values."""
+        found = [quantity(part) for part in self.parts]
+        return _in_order(found, self.sites, -1 - len(self.event_shape)).to(dtype=self.dtype)
 
     def each(self, quantity: Callable[..., Tensor], value: Tensor, *more: Sequence[Any]) -> Tensor:
         """``quantity(part, its values, ...)`` of every part, (*sample, *batch, S) in the order of the sites."""
@@ -230,9 +229,7 @@ def side_by_side(parts: Sequence[Any]) -> Any:
     """One constraint a site, torch's own where sites are of scalars: ``biject_to`` works if all are continuous."""
     dims = parts[0].event_dim
     runs: list[tuple[Any, int]] = []
-    for part in parts:
-        while isinstance(part, constraints.independent):
-            part = part.base_constraint
+    for part in map(innermost, parts):
         if part.event_dim:
             return PerSiteConstraint(parts)
         same = runs and same_constraint(part, runs[-1][0])

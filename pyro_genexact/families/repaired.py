@@ -184,7 +184,7 @@ class SoftLaplace(dist.SoftLaplace):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         u = self.loc.new_empty(self._extended_shape(torch.Size(sample_shape))).uniform_()
-        return self.icdf(rounded(u, high=1 - torch.finfo(u.dtype).eps / 2))
+        return self.icdf(rounded_in_unit(u))
 
 
 class StudentT(dist.StudentT):  # type: ignore[name-defined]

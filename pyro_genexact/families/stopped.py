@@ -146,9 +146,8 @@ class StoppedConstraint(constraints.Constraint):
         """Some value inside with flag 0, of the shape of ``like`` (*batch, k + 1)."""
         inner, flag = _parts(like, self.inner.event_dim)
         value = feasible_point(self.inner, inner).expand_as(inner)
-        return torch.cat(
-            [value if self.inner.event_dim else value.unsqueeze(-1), torch.zeros_like(flag).unsqueeze(-1)], -1
-        )
+        value = value if self.inner.event_dim else value.unsqueeze(-1)
+        return torch.cat([value, torch.zeros_like(flag).unsqueeze(-1)], -1)
 
     def __repr__(self) -> str:
         return f"StoppedConstraint({self.inner})"

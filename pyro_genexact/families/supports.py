@@ -13,6 +13,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
+def innermost(constraint: Any) -> Any:
+    """The constraint of the parts of an independent one, or of any other itself."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
 class Counts(constraints.Constraint):
     """Vectors of counts that sum to the total (torch's own admits smaller sums)."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.distributions import constraints
 
-from .supports import ANGLE, UNIT, Counts, Sphere, open_interval, open_simplex
+from .supports import ANGLE, UNIT, Counts, Sphere, innermost, open_interval, open_simplex
 
 
 class Parameter(NamedTuple):
@@ -22,8 +22,7 @@ class Parameter(NamedTuple):
 def describe(constraint: Any) -> Parameter:
     """What ``arg_constraints`` says of a parameter; numbers of real ones are not bounded."""
     dims = 0 if constraints.is_dependent(constraint) else constraint.event_dim
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = innermost(constraint)
     return Parameter(constraint, ("k",) * dims, None if constraint is constraints.real else 10.0)
 
 

@@ -7,6 +7,7 @@ from .common_families import (
     Beta,
     Binomial,
     Categorical,
+    ContinuousCategorical,
     Dirichlet,
     Exponential,
     Gamma,
@@ -29,7 +30,6 @@ from .networks import IntegratedPositive, MonotoneNetwork
 from .parametric import Parametric
 from .polynomial import Bernstein, SumOfSquares
 from .sigmoidal import DeepSigmoid, LogisticMixtureCDF
-from .simplex import ContinuousCategorical
 from .spline import CircularSpline, RationalQuadraticSpline
 from .stopped import Stopped
 

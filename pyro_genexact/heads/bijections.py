@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor
 
 from ..base import Head
 from ..core.checks import check_positive, check_widths
 from ..core.values import in_every_dtype
 from ..transforms.affine import Affine as AffineTransform
+from .parameters import bounded
 
 
 class Affine(Head):
@@ -43,9 +43,8 @@ class Affine(Head):
         """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
         if self.site_shape:
             phi = phi.unflatten(-1, (2, *self.site_shape))
-        bound = self._bounds[phi.dtype]
         shift, raw = phi.unbind(-1 - len(self.site_shape))
-        return AffineTransform(shift, torch.tanh(raw / bound) * bound, len(self.site_shape))
+        return AffineTransform(shift, bounded(raw, self._bounds[phi.dtype]), len(self.site_shape))
 
 
 class Shift(Head):

@@ -8,10 +8,30 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ..core.checks import check_sizes
+from ..families import continuous_categorical
 from .parametric import Parametric
 
 
-class Bernoulli(Parametric):
+class _OfScalars(Parametric):
+    """Of a family of scalars: independent ones at each site."""
+
+    of: Any
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        super().__init__(self.of, shape)
+
+
+class _OfVectors(Parametric):
+    """Of a family of vectors."""
+
+    of: Any
+
+    def __init__(self, size: int) -> None:
+        check_sizes(1, size=size)
+        super().__init__(self.of, (size,))
+
+
+class Bernoulli(_OfScalars):
     """0 or 1, by logits.
 
     Example:
@@ -19,15 +39,13 @@ class Bernoulli(Parametric):
         88
     """
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Bernoulli, shape)
+    of = dist.Bernoulli
 
 
-class Beta(Parametric):
+class Beta(_OfScalars):
     """Numbers in [0, 1], by two concentrations."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Beta, shape)
+    of = dist.Beta
 
 
 class Binomial(Parametric):
@@ -50,50 +68,65 @@ class Categorical(Parametric):
         super().__init__(dist.Categorical, (categories,))
 
 
-class Dirichlet(Parametric):
+class ContinuousCategorical(Parametric):
+    """Sites (k,) on the simplex with a log-linear density: phi (*batch, S, k) are the logits, and phi = 0 is uniform.
+
+    See :class:`pyro_genexact.distributions.ContinuousCategorical` for the density and its reference.
+
+    Args:
+        k: the number of shares of a site, at least 2.
+
+    Raises:
+        ValueError: for fewer than two.
+
+    Example:
+        >>> import torch
+        >>> ContinuousCategorical(3)(torch.zeros(5, 2, 3)).mean[0, 0]
+        tensor([0.3333, 0.3333, 0.3333])
+    """
+
+    def __init__(self, k: int) -> None:
+        check_sizes(2, k=k)
+        super().__init__(continuous_categorical.ContinuousCategorical, (k,))
+
+
+class Dirichlet(_OfVectors):
     """Points (k,) of the simplex, by concentrations."""
 
-    def __init__(self, size: int) -> None:
-        check_sizes(1, size=size)
-        super().__init__(dist.Dirichlet, (size,))
+    of = dist.Dirichlet
 
 
-class Exponential(Parametric):
+class Exponential(_OfScalars):
     """Positive numbers, by their rate."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Exponential, shape)
+    of = dist.Exponential
 
 
-class Gamma(Parametric):
+class Gamma(_OfScalars):
     """Positive numbers, by concentration and rate."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Gamma, shape)
+    of = dist.Gamma
 
 
-class Geometric(Parametric):
+class Geometric(_OfScalars):
     """Counts of failures before the first success, by logits."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Geometric, shape)
+    of = dist.Geometric
 
 
-class Laplace(Parametric):
+class Laplace(_OfScalars):
     """Real numbers, by location and scale."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Laplace, shape)
+    of = dist.Laplace
 
 
-class LogNormal(Parametric):
+class LogNormal(_OfScalars):
     """Positive numbers, by location and scale of their logarithm."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.LogNormal, shape)
+    of = dist.LogNormal
 
 
-class MultivariateNormal(Parametric):
+class MultivariateNormal(_OfVectors):
     """Real vectors (k,), by mean and Cholesky factor: k + k(k+1)/2 numbers.
 
     Example:
@@ -101,19 +134,16 @@ class MultivariateNormal(Parametric):
         9
     """
 
-    def __init__(self, size: int) -> None:
-        check_sizes(1, size=size)
-        super().__init__(dist.MultivariateNormal, (size,))
+    of = dist.MultivariateNormal
 
 
-class NegativeBinomial(Parametric):
+class NegativeBinomial(_OfScalars):
     """Overdispersed counts, by total count and logits."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.NegativeBinomial, shape)
+    of = dist.NegativeBinomial
 
 
-class Normal(Parametric):
+class Normal(_OfScalars):
     """Real numbers, by mean and standard deviation.
 
     Example:
@@ -122,23 +152,19 @@ class Normal(Parametric):
         tensor([1., 1., 1., 1.])
     """
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Normal, shape)
+    of = dist.Normal
 
 
-class OneHotCategorical(Parametric):
+class OneHotCategorical(_OfVectors):
     """One-hot vectors (k,), by logits."""
 
-    def __init__(self, size: int) -> None:
-        check_sizes(1, size=size)
-        super().__init__(dist.OneHotCategorical, (size,))
+    of = dist.OneHotCategorical
 
 
-class Poisson(Parametric):
+class Poisson(_OfScalars):
     """Counts, by their rate."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.Poisson, shape)
+    of = dist.Poisson
 
 
 class StudentT(Parametric):
@@ -148,15 +174,13 @@ class StudentT(Parametric):
         super().__init__(dist.StudentT, shape, **fixed)
 
 
-class VonMises(Parametric):
+class VonMises(_OfScalars):
     """Angles in [-pi, pi], by location and concentration."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.VonMises, shape)
+    of = dist.VonMises
 
 
-class ZeroInflatedPoisson(Parametric):
+class ZeroInflatedPoisson(_OfScalars):
     """Counts with more zeros, by rate and logit of the extra zeros."""
 
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
-        super().__init__(dist.ZeroInflatedPoisson, shape)
+    of = dist.ZeroInflatedPoisson

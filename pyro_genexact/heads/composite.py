@@ -17,8 +17,8 @@ from ..base import Constant, Head
 from ..core.devices import zeros_for
 from ..families.per_site import PerSite as PerSiteDistribution
 from ..families.per_site import PerSiteConstraint
+from .checks import checked_heads
 from .filters import MinLength
-from .mixture import listed
 from .parametric import Parametric
 
 
@@ -56,7 +56,7 @@ class PerSite(Head):
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        heads = listed("heads", heads)
+        heads = checked_heads("heads", heads)
         if any(isinstance(head, PerSite) for head in heads):
             raise ValueError("Expected heads of single sites; got a PerSite among them.")
         if any(isinstance(part, MinLength) for head in heads for part in head.modules()):

@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 from ..base import Head
 from ..core.buffers import register_derived
 from ..core.checks import check_numbers, check_sizes, check_widths
-from ..core.devices import zeros_for
 from ..core.functional import visible
 from ..families.categorical import Categorical, log_probs, normalised
 from .checks import check_distribution_head
@@ -311,13 +310,11 @@ class MinLength(_Without):
 
 def _tokens_of(head: Any) -> int:
     """V of a head of the integers 0 ... V - 1; TypeError for another one."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
-        check_distribution_head(head)
-        d = head(zeros_for(head, 1, 1, head.num_params))
-        if not d.event_shape and d.has_enumerate_support:
-            values = d.enumerate_support(expand=False).flatten()
-            if values.is_meta or values.tolist() == list(range(len(values))):
-                return len(values)
+    d = check_distribution_head(head)
+    if not d.event_shape and d.has_enumerate_support:
+        values = d.enumerate_support(expand=False).flatten()
+        if values.is_meta or values.tolist() == list(range(len(values))):
+            return len(values)
     raise TypeError(f"Expected head to be of integers 0 ... V - 1; got one of {type(d).__name__}.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import pi
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from ..core.checks import check_sizes
 from ..families.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
 from ..families.mixture import Mixture as MixtureDistribution
 from ..families.mixture import union
-from .checks import check_distribution_head
+from .checks import checked_heads
+from .parameters import bounded
 
 _BOUND = 10.0  # of the log-scale
 _GOLDEN = 0.6180339887498949
@@ -49,7 +49,7 @@ class Mixture(Head):
 
     def __init__(self, head: Head | Sequence[Head], K: int | None = None) -> None:
         super().__init__()
-        heads = listed("head", [head] if isinstance(head, Head) else head)
+        heads = checked_heads("head", [head] if isinstance(head, Head) else head)
         if any(part.num_sites is not None for part in heads):
             raise ValueError(
                 "Expected head to treat all sites alike; got a PerSite (make it PerSite([Mixture(...), ...]))."
@@ -116,25 +116,8 @@ class DiscretizedLogistic(Head):
         if self.mixture is not None:
             return self.mixture(phi, first)
         loc, raw = phi.unbind(-1)
-        scale = (_BOUND * torch.tanh(raw / _BOUND)).exp() / pi
+        scale = bounded(raw, _BOUND).exp() / pi
         return DiscretizedLogisticDistribution(loc, scale, self.levels, validate_args=False)
-
-
-def listed(name: str, heads: Any) -> list[Head]:
-    """One or more heads of distributions, of one site_shape, as a list; raises for anything else."""
-    if not isinstance(heads, (Sequence, nn.ModuleList)):
-        raise TypeError(f"Expected {name} to be a sequence of heads; got {type(heads).__name__}.")
-    if not heads:
-        raise ValueError(f"Expected {name} to hold at least one head; got none.")
-    for h in heads:
-        if not isinstance(h, Head):
-            raise TypeError(f"Expected {name} to be of class Head; got {type(h).__name__}.")
-        if h.site_shape != heads[0].site_shape:
-            raise ValueError(f"Expected {name} of one site_shape; got {heads[0].site_shape} and {h.site_shape}.")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
-        for h in dict.fromkeys(heads):
-            check_distribution_head(h)
-    return list(heads)
 
 
 def _offsets(K: int, num_params: int) -> Tensor:

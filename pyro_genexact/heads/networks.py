@@ -16,7 +16,7 @@ from ..core.functional import visible
 from ..core.shapes import broadcast_shapes
 from ..numerics.quadrature import integrate
 from ..transforms.monotone import Monotone
-from .sigmoidal import bounded
+from .parameters import bounded
 
 _SCALE = 5.0  # bound of logarithms of scales
 _STEEP, _HEIGHT = 4.0, 3.0  # bounds of an integrand's weights in the first layer, and of the sum of those in the last
@@ -44,12 +44,8 @@ class _OwnNetwork(Head):
     def _split(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Three numbers a value, each (*batch, S, 1), and what the signal adds to each hidden layer (*batch, S, n)."""
         shift, scale, amplitude, signal = phi.split([1, 1, 1, self.signal], -1)
-        return (
-            shift,
-            bounded(scale, _SCALE),
-            bounded(amplitude, _HEIGHT),
-            list(self.shares(signal).split(self.hidden, -1)),
-        )
+        shares = list(self.shares(signal).split(self.hidden, -1))
+        return shift, bounded(scale, _SCALE), bounded(amplitude, _HEIGHT), shares
 
 
 class MonotoneNetwork(_OwnNetwork):

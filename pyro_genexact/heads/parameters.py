@@ -1,4 +1,4 @@
-"""Maps unconstrained numbers to a family's parameters, and checks parameters that are fixed."""
+"""Bounds unconstrained numbers, maps them to a family's parameters, and checks parameters that are fixed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ class Part(NamedTuple):
     link: Callable[[Tensor], Tensor] | None
 
 
+def bounded(raw: Tensor, bound: float | Tensor) -> Tensor:
+    """raw, smoothly kept within ±bound."""
+    return torch.tanh(raw / bound) * bound
+
+
 class Link:
     """Maps numbers, first bounded to offset ± bound smoothly, into a constraint."""
 
@@ -32,9 +37,8 @@ class Link:
         self.transform = torch.exp if above_0 and constraint.lower_bound == 0 else transform_to(constraint)
 
     def __call__(self, raw: Tensor) -> Tensor:
-        bound = self.bounds[raw.dtype]
-        bounded = torch.tanh(raw / bound) * bound
-        return self.transform(bounded + self.offset if self.offset else bounded)
+        within = bounded(raw, self.bounds[raw.dtype])
+        return self.transform(within + self.offset if self.offset else within)
 
 
 class Cholesky:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from itertools import chain
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro.distributions as dist
 import torch
@@ -151,7 +151,7 @@ class Parametric(Head):
     def __repr__(self) -> str:
         return f"Parametric({self.extra_repr()})"
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise ValueError(f"Expected a family that can be a head; got {self.name}: {reason}.")
 
     def _parameters_to_predict(self, fixed: dict[str, Any]) -> dict[str, table.Parameter]:
@@ -223,7 +223,6 @@ class Parametric(Head):
             return Link(constraint, bound, table.OFFSETS.get(name, 0.0))
         except NotImplementedError:
             self._refuse(f"{name} has no map from real numbers: fix it")
-            raise
 
     def _support(self, phi: Tensor) -> Any:
         d, dims = self(phi), len(self._lead)

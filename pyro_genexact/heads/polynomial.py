@@ -13,6 +13,7 @@ from ..base import Head
 from ..core.checks import check_positive, check_sizes
 from ..transforms.monotone import Monotone
 from ..transforms.spline import RationalQuadratic
+from .parameters import bounded
 
 _FLATTEST = 1e-3  # the least slope of a sum of squares, as a share of that at phi = 0
 _STEEPEST = 5.0  # log-slopes of Bernstein polynomials stay within ±5
@@ -120,7 +121,7 @@ class Bernstein(Head):
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """phi (*batch, S, P) to the transform of values (*batch, S)."""
         phi = phi.contiguous()  # strided rows slow products down 60 times
-        slopes = (torch.tanh(phi / _STEEPEST) * _STEEPEST).exp()[..., 1:]
+        slopes = bounded(phi, _STEEPEST).exp()[..., 1:]
         excess = slopes - 1
         total = excess.cumsum(-1)  # offsets: of the coefficients from those of the identity, of mean 0 at the ends
         offsets = (total - excess - total[..., -1:] / 2) * (2 * self.bound / self.degree)
@@ -137,9 +138,8 @@ def _bernstein(
     In the tails what varies, and everywhere the shift, is added last: each sum rises, or rounds to what was there before.
     """
     share = x.clamp(-bound, bound) / (2 * bound) + 0.5
-    near = (share - 0.5) * (
-        2 * bound
-    )  # where the basis is evaluated: what the bound, or rounding, left is a straight line
+    # where the basis is evaluated: what the bound, or rounding, left is a straight line
+    near = (share - 0.5) * (2 * bound)
     up, down = _powers(torch.stack([share, 1 - share]), len(choose)).unbind(0)
     basis = choose * up * down.flip(-1)
     slope = (slopes * basis).sum(-1)

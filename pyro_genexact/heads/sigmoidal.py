@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 from ..base import Head
 from ..core.checks import check_positive, check_sizes
 from ..transforms.monotone import Monotone
+from .parameters import bounded
 
 
 class DeepSigmoid(Head):
@@ -117,9 +118,8 @@ def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
         units = z.shape[-1]
         log_w = log_w.unflatten(-1, (log_w.shape[-1] // units, units))
         log_a = log_a if slope is None else log_a + slope
-        sides = torch.stack([logsigmoid(z), logsigmoid(-z)], -2).unsqueeze(-2) + log_w.unsqueeze(
-            -3
-        )  # (*batch, 2, J, K)
+        both = torch.stack([logsigmoid(z), logsigmoid(-z)], -2)
+        sides = both.unsqueeze(-2) + log_w.unsqueeze(-3)  # (*batch, 2, J, K)
         peak = sides.detach().amax(-1, keepdim=True)
         sides = sides - peak  # before all else, so that the rounding of large numbers does not enter the shares
         total = sides.exp().sum(-1, keepdim=True).log()
@@ -134,11 +134,6 @@ def logistic_mixture(x: Tensor, shift: Tensor, log_scale: Tensor, *layer: Tensor
     h, slope = deep_sigmoid(x, *layer)
     s = log_scale.squeeze(-1)
     return torch.addcmul(shift.squeeze(-1), h, s.exp()), slope + s
-
-
-def bounded(raw: Tensor, bound: float) -> Tensor:
-    """raw, smoothly kept within ±bound."""
-    return torch.tanh(raw / bound) * bound
 
 
 def _spread(count: int, like: Tensor) -> Tensor:

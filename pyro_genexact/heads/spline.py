@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from ..base import Head
 from ..core.checks import check_positive, check_sizes
 from ..transforms.spline import CircularRationalQuadratic, RationalQuadratic
+from .parameters import bounded
 
 _SPREAD = 2.0  # of log-sizes of bins; steeper splines would lose a round trip in single precision
 
@@ -101,7 +102,7 @@ def _check_bins(bins: int, reason: str) -> None:
 
 
 def _positive(phi: Tensor) -> Tensor:
-    return (torch.tanh(phi / _SPREAD) * _SPREAD).exp()
+    return bounded(phi, _SPREAD).exp()
 
 
 def _knots(sizes: Tensor, slopes: Tensor, bound: float) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..base import Head
@@ -39,8 +38,7 @@ class Stopped(Head):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a model within a head may draw an order
-            check_distribution_head(head)
+        check_distribution_head(head)
         if head.num_sites is not None:
             raise ValueError("Expected head to treat all sites alike; got a PerSite.")
         self.head, self.num_params = head, head.num_params + 1

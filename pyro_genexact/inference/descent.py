@@ -1,4 +1,4 @@
-"""The optimiser's step in fit_guide: new parameters, gradient clipping, a lower rate on restart."""
+"""The optimiser's steps in fit_guide: new parameters, gradient clipping, averaged and best weights, restarts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-SLOWER = 0.3  # the factor of the learning rate after each restart
+SLOWER = 0.3  # the factor of the learning rate after each return to earlier weights
+State = dict[Tensor, Tensor]
 
 
 class Descent:
-    """Steps of an optimizer that is made with the first parameters.
+    """Steps of an optimizer that is made with the first parameters, and values of these that are kept on the way.
 
     Args:
         make: the optimizer from parameters.
@@ -21,27 +22,31 @@ class Descent:
         max_ratio: gradients longer than this times their usual norm are cut to it.
     """
 
+    optimizer: Optimizer
+
     def __init__(
         self, make: Callable[[list[Tensor]], Optimizer], allowed: Iterable[Tensor] | None, max_ratio: float
     ) -> None:
         self.make, self.allowed, self.max_ratio = make, None if allowed is None else set(allowed), max_ratio
         self.names: dict[Tensor, str] = {}
-        self.optimizer: Optimizer | None = None
-        self.usual_norm, self.restarts = math.nan, 0
+        self.start: State = {}
+        self.average: State = {}
+        self.best: State = {}
+        self.usual_norm, self.went_back = math.nan, 0
 
-    def meet(self, found: dict[Tensor, str]) -> list[Tensor]:
-        """Takes on the parameters that are allowed and new, by name, and returns them."""
+    def meet(self, found: dict[Tensor, str]) -> None:
+        """Takes on the parameters that are allowed and new, by name."""
         new = [p for p in found if p not in self.names and (self.allowed is None or p in self.allowed)]
         if not new and not self.names:
             raise ValueError("Expected model or guide to have parameters; got none.")
-        self.names |= {p: found[p] for p in new}
-        for p in found.keys() - self.names.keys():
-            p.grad = None
-        if self.optimizer is None:
+        if not self.names:
             self.optimizer = self.make(new)
         elif new:
             self.optimizer.add_param_group({"params": new})
-        return new
+        self.names |= {p: found[p] for p in new}
+        self.start |= _copies(new)
+        for p in found.keys() - self.names.keys():
+            p.grad = None
 
     def clear(self) -> None:
         """Drops the gradients."""
@@ -52,8 +57,11 @@ class Descent:
         """Those that there are, with the parameters' names."""
         return [(name, p.grad) for p, name in self.names.items() if p.grad is not None]
 
-    def step(self, factor: float, norm: float) -> None:
-        """Takes a step at ``factor`` times the optimizer's own rate; norm is that of the gradients."""
+    def step(self, factor: float, norm: float, weight: float) -> None:
+        """Takes a step at ``factor`` times the optimizer's own rate; moves the averages to the new weights by ``weight``.
+
+        ``norm`` is that of the gradients.
+        """
         longest = self.max_ratio * self.usual_norm
         if norm > longest:
             nn.utils.clip_grads_with_norm_(
@@ -61,11 +69,49 @@ class Descent:
             )
             norm = longest
         self.usual_norm = norm if math.isnan(self.usual_norm) else 0.98 * self.usual_norm + 0.02 * norm
-        for group in self.optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = factor * SLOWER**self.restarts * group.setdefault("initial_lr", group["lr"])
-        self.optimizer.step()  # type: ignore[union-attr]
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * SLOWER**self.went_back * group.setdefault("initial_lr", group["lr"])
+        self.optimizer.step()
+        with torch.no_grad():
+            for p in self.names:
+                self.average.setdefault(p, p.detach().clone()).lerp_(p, weight)
 
-    def restart(self) -> None:
-        """Forgets the optimizer's state; steps are slower from here."""
-        self.optimizer.state.clear()  # type: ignore[union-attr]
-        self.restarts += 1
+    def remember(self) -> None:
+        """Takes the averages for the best so far."""
+        self.best = {p: value.clone() for p, value in self.average.items()}
+
+    def go_back(self) -> None:
+        """Loads the best weights so far, or the averages; forgets the optimizer's state, and steps are slower from here."""
+        _load(self.best or self.average)
+        self.optimizer.state.clear()
+        self.went_back += 1
+
+    def keep_best(self, score: Callable[[], tuple[float, float]]) -> float:
+        """Loads the weights, of the averages, the remembered and the last ones, with the best score, and returns that.
+
+        Those of the start if they are better by more than chance: losses need not tell of each improvement.
+
+        Args:
+            score: of the weights that are loaded, and its standard error.
+        """
+        scores = []
+        for state in filter(None, [_copies(self.average), self.average, self.best, self.start]):
+            _load(state)
+            scores.append((*score(), state))
+        *others, (first, error, _) = scores
+        best, _, state = max(others, key=lambda one: one[0])
+        if first - 2 * error > best:
+            best, state = first, self.start
+        _load(state)
+        self.clear()
+        return best
+
+
+def _copies(parameters: Iterable[Tensor]) -> State:
+    return {p: p.detach().clone() for p in parameters}
+
+
+@torch.no_grad()
+def _load(state: State) -> None:
+    for p, value in state.items():
+        p.copy_(value)

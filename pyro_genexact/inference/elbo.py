@@ -1,15 +1,18 @@
-"""The choice of the ELBO: which of Pyro's suits a model and its guide."""
+"""The choice of the ELBO for a model and its guide, its gradients and estimates, and sites where it is not finite."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int) -> Any:
@@ -20,7 +23,7 @@ def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particl
         nesting = -min(dims, default=0)
         if any(site["infer"].get("enumerate") == "parallel" for site in sites):
             return TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=nesting)
-        at_once = num_particles > 1 and _vectorizes(model, guide, nesting)
+        at_once = num_particles > 1 and vectorizes(model, guide, nesting)
     return Trace_ELBO(num_particles=num_particles, vectorize_particles=at_once, max_plate_nesting=nesting)
 
 
@@ -30,7 +33,7 @@ def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lamb
     return guide_trace, poutine.trace(wrap(poutine.replay(model, trace=guide_trace))).get_trace()
 
 
-def _vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
+def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
     """Whether two draws at once have the same log_prob as one by one."""
     at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
     try:
@@ -67,3 +70,52 @@ def _row(trace: Any, dim: int, row: int) -> Any:
             if value.dim() >= -at and value.shape[at] == 2:
                 one.nodes[name] = {**site, "value": value.select(at, row)}
     return one
+
+
+class Objective:
+    """A loss of Pyro's, called with a model, its guide and their arguments."""
+
+    def __init__(
+        self, loss: Any, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        self.loss, self.model, self.guide, self.args, self.kwargs = loss, model, guide, args, kwargs
+
+    def gradients(self) -> tuple[float, dict[Tensor, str]]:
+        """The loss, added to the gradients of the parameters that it has, and the names of these."""
+        with poutine.trace(param_only=True) as capture:
+            value = _number(self.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs))
+        store: Any = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
+        nodes: dict[str, Any] = capture.trace.nodes
+        values = {name: site["value"].unconstrained() for name, site in nodes.items() if site["type"] == "param"}
+        found = {p: name for name, p in values.items() if name not in store or store[name].unconstrained() is p}
+        for part in (self.model, self.guide):
+            if isinstance(part, nn.Module):  # of two modules with the same name Pyro's store knows one
+                found |= {p: found.get(p, name) for name, p in part.named_parameters() if p.requires_grad}
+        return value, found
+
+    @torch.no_grad()
+    def elbo(self, seed: int, repeats: int) -> tuple[float, float]:
+        """The mean of estimates, -inf if it is not finite, and its standard error."""
+        torch.default_generator.manual_seed(seed)
+        values = [_number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)]
+        mean = -statistics.fmean(values)
+        return (mean, statistics.stdev(values) / math.sqrt(repeats)) if math.isfinite(mean) else (-math.inf, 0.0)
+
+    @torch.no_grad()
+    def non_finite_sites(self, state: Tensor) -> list[str]:
+        """The sites whose log_prob is not finite, with the draws from a state of torch's generator."""
+        torch.set_rng_state(state)
+        if not hasattr(self.loss, "_get_traces"):
+            return []
+        found: dict[str, None] = {}
+        for traces in self.loss._get_traces(self.model, self.guide, self.args, self.kwargs):
+            for of, trace in zip(("model", "guide"), traces, strict=True):
+                trace.compute_log_prob()
+                sites = ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and "log_prob" in s)
+                found |= {f"{n} ({of})": None for n, s in sites if not s["log_prob"].isfinite().all()}
+        return list(found)
+
+
+def _number(loss: Any) -> float:
+    """A loss as a number; of two, as ``ReweightedWakeSleep`` has, the model's: minus the importance-weighted bound."""
+    return float(loss[0] if isinstance(loss, tuple) else loss)

@@ -22,11 +22,9 @@ from ..core.checks import check_sizes
 from ..core.devices import device_of
 from ..core.random import seeded
 from .descent import Descent
-from .elbo import default_loss
+from .elbo import Objective, default_loss
 from .fitting import Progress, modes_kept
 from .learning_rate import LearningRate
-from .objective import Objective
-from .weights import Weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +161,7 @@ class _Fit:
     """What the parts of a fit do in each step and at the end; ``elbo`` and ``skipped`` are as in the result."""
 
     def __init__(self, objective: Objective, descent: Descent, rate: LearningRate) -> None:
-        self.objective, self.descent, self.rate, self.weights = objective, descent, rate, Weights()
+        self.objective, self.descent, self.rate = objective, descent, rate
         self.elbo: list[float] = []
         self.skipped: dict[int, list[str]] = {}
         self.in_a_row = 0
@@ -175,7 +173,7 @@ class _Fit:
                 self.step(step)
                 bar.report(step + 1, lambda: f"ELBO {statistics.median(self.elbo[-bar.every :]):.3f} nats")
                 if self.rate.improves(self.elbo):
-                    self.weights.remember()
+                    self.descent.remember()
                 if self.rate.flat:
                     return "flat"
             return "steps"
@@ -189,7 +187,7 @@ class _Fit:
             loss, found = self.objective.gradients()
         except ValueError as error:  # validate_args met NaN parameters or a value outside the support: say when
             raise ValueError(f"{error}\nMet at step {step}.") from error
-        self.weights.add(self.descent.meet(found))
+        self.descent.meet(found)
         gradients = self.descent.gradients()
         if not step and not gradients:
             raise ValueError(
@@ -202,8 +200,7 @@ class _Fit:
             self.skip(step, state, loss, norm)
             return
         self.in_a_row = 0
-        self.descent.step(self.rate.factor(step), norm)
-        self.weights.follow(self.descent.names, self.rate.weight(step))
+        self.descent.step(self.rate.factor(step), norm, self.rate.weight(step))
 
     def skip(self, step: int, state: Tensor, loss: float, norm: float) -> None:
         """Notes where a step was not finite; goes back, or raises a FloatingPointError, if that is all there is."""
@@ -213,23 +210,20 @@ class _Fit:
         self.skipped[step] = where
         self.in_a_row += 1
         lost = self.in_a_row == SKIPPED
-        if step == 0 or (lost and self.descent.restarts == BACK):
+        if step == 0 or (lost and self.descent.went_back == BACK):
             raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
         if lost:
-            self.weights.go_back()
-            self.descent.restart()
+            self.descent.go_back()
             self.in_a_row = 0
 
     def keep_best(self) -> float:
         """Loads the best weights by some hundred fresh draws, the same for all; returns their ELBO."""
-        if not self.weights.average:
+        if not self.descent.average:
             return -math.inf
         seed = int(torch.randint(2**31, (), device="cpu"))
         particles = getattr(self.objective.loss, "num_particles", 1)
         repeats = max(8, min(64, 256 // particles, len(self.elbo) // 10))
-        final = self.weights.keep_best(lambda: self.objective.elbo(seed, repeats))
-        self.descent.clear()
-        return final
+        return self.descent.keep_best(lambda: self.objective.elbo(seed, repeats))
 
 
 def _check(model: Any, guide: Any, steps: Any, lr: float, num_particles: int, loss: Any, ratio: float) -> None:

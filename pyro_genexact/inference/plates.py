@@ -92,16 +92,15 @@ class RowPlates:
                 f"Expected context.shape[:-1] == {_sizes(found.frames)}, the sizes of the plates {self.names}; "
                 f"got {tuple(sizes)}."
             )
-        made = {frame.name: _plate(frame) for frame in sorted(found.frames)}  # by name, as Pyro's guides make theirs
+        made = {  # by name, as Pyro's guides make theirs
+            f.name: pyro.plate(f.name, f.full_size or f.size, dim=f.dim, subsample_size=f.size)
+            for f in sorted(found.frames)
+        }
         return [made[name] for name in self.names]
 
 
 def _sizes(frames: Iterable[Any]) -> tuple[int, ...]:
     return tuple(frame.size for frame in frames)
-
-
-def _plate(frame: Any) -> pyro.plate:
-    return pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim, subsample_size=frame.size)
 
 
 class _Reached(Exception):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .densities import goodness_of_fit
-from .helpers import broken, close, gradients_of, made, noise_like, same, seeded
+from .densities import drawn, frequencies
+from .helpers import broken, close, gradients_of, made, noise_like, same
 
 LARGEST = 4096
 
@@ -63,7 +63,6 @@ def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws:
         _sums(case, it, truth, tol)
         _best(case, it, truth, tol)
         _draws(case, it, truth, draws)
-        _chain_rule(case, it, truth, tol)
         _derivatives(case, it, tol)
         _padding(case, it, tol)
 
@@ -173,6 +172,8 @@ def _sums(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     for fill in (0, -100, d.num_labels):
         log_prob = truth.scores - truth.log_partition()
         close("chain", f"log_prob, {fill} for padding{case}", d.log_prob(_filled(truth, fill)), log_prob, tol)
+    by_sites = d.as_autoregressive().log_prob(_filled(truth, 0))
+    close("chain", f"as_autoregressive{case}", by_sites, truth.scores - truth.log_partition(), tol)
 
 
 def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
@@ -195,24 +196,9 @@ def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
 
 def _draws(case: str, d: Any, truth: Enumerated, draws: int) -> None:
     """Strings are drawn as often as their probability says, independently from row to row of an expanded batch."""
-    expected = draws * truth.log_prob().detach().exp()
-    for name, draw in (
-        ("sample", lambda: d.sample((draws,))),
-        ("sample of expand", lambda: d.expand((draws, *d.batch_shape)).sample()),
-    ):
-        with seeded(0):
-            labels = draw()
-        if not d.support.check(labels).all():
-            broken("chain", f"{name}{case}", f"a string outside {d.support}")
-        seen = _index(truth, labels, f"{name}{case}")
-        rows = torch.arange(len(truth.strings), device=seen.device).reshape(-1, 1, *[1] * len(d.batch_shape))
-        goodness_of_fit("chain", f"{name}{case}", (seen == rows).sum(1).to(expected), expected)
-
-
-def _chain_rule(case: str, d: Any, truth: Enumerated, tol: float) -> None:
-    """The left-to-right conditionals multiply to the same."""
-    log_prob = d.as_autoregressive().log_prob(_filled(truth, 0))
-    close("chain", f"as_autoregressive{case}", log_prob, truth.scores - truth.log_partition(), tol)
+    strings = truth.strings.reshape(len(truth.strings), *[1] * len(d.batch_shape), -1)
+    for name, labels in drawn("chain", case, d, draws):
+        frequencies("chain", name, labels, strings, truth.log_prob())
 
 
 def _derivatives(case: str, d: Any, tol: float) -> None:
@@ -261,12 +247,11 @@ def _padding(case: str, d: Any, tol: float) -> None:
             close("chain", f"{name}{where}", query(other), query(d), tol)
         close("chain", f"max_log_prob{where}", other.max_log_prob, d.max_log_prob, tol)
         close("chain", f"log_prob{where}", other.log_prob(mode), d.log_prob(mode), tol)
-        total = (
-            other.log_prob(mode) + other.entropy() + other.marginals.square().sum((-1, -2)) + 2 * other.log_partition
-        ).sum()
+        total = other.log_prob(mode) + other.entropy() + 2 * other.log_partition
+        total = (total + other.marginals.square().sum((-1, -2))).sum()
         grads = gradients_of(total, [getattr(other, name) for name in masks])
         for (name, mask), grad in zip(masks.items(), grads, strict=True):
-            close("chain", f"gradient in the padding of {name}{where}", grad[mask], torch.zeros_like(grad[mask]), 0.0)
+            close("chain", f"gradient in the padding of {name}{where}", grad[mask], 0.0, 0.0)
 
 
 def _index(truth: Enumerated, strings: Tensor, case: str) -> Tensor:

@@ -52,18 +52,11 @@ def causality(
             for s in range(y.shape[1]):
                 change = (net(_with_other_site(conditioner, y, s), context) - phi).abs().amax((0, 2)).tolist()
                 for t, by in enumerate(change):
+                    found = f"changes the parameters of site {t} by {by:.3g}"
                     if by > 1e-12 and not reads[t, s]:
-                        broken(
-                            "causality",
-                            f"{case}, site {s}",
-                            f"changes the parameters of site {t} by {by:.3g}, not by 0",
-                        )
+                        broken("causality", f"{case}, site {s}", f"{found}, not by 0")
                     if not by > 1e-9 and must_read[t, s]:
-                        broken(
-                            "causality",
-                            f"{case}, site {s}",
-                            f"changes the parameters of site {t} by {by:.3g}, not by more",
-                        )
+                        broken("causality", f"{case}, site {s}", f"{found}, not by more")
 
 
 def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9, padded: bool = False) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import _InverseTransform
 
+from ..families.supports import innermost
 from .helpers import broken, close, made, no_error, same, seeded
 
 
@@ -77,12 +78,8 @@ def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
         if constraint.event_dim > value.dim():
             broken("conventions", f"event dims of the {name}", f"{constraint.event_dim}, of {value.dim()} dims")
         of_inverse = getattr(t.inv, "codomain" if name == "domain" else "domain")
-        same(
-            "conventions",
-            f"{name} as that of t.inv",
-            (type(of_inverse), of_inverse.event_dim),
-            (type(constraint), constraint.event_dim),
-        )
+        kinds = [(type(c), c.event_dim) for c in (of_inverse, constraint)]
+        same("conventions", f"{name} as that of t.inv", *kinds)
         inside = constraint.check(value)
         same("conventions", f"shape of {name}.check", tuple(inside.shape), _batch(value, constraint.event_dim))
         if not inside.all():
@@ -92,14 +89,12 @@ def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
 
 
 def _methods(t: Transform, x: Tensor, y: Tensor, tol: float) -> None:
-    forward = not isinstance(t, _InverseTransform)  # which torch makes of the other one's
-    of: Any = t if forward else t.inv
-    for name, value, image in (
-        (("_call", x, y), ("_inverse", y, x)) if forward else (("_inverse", x, y), ("_call", y, x))
-    ):
+    if isinstance(t, _InverseTransform):  # which torch makes of the other one's
+        t, x, y = t.inv, y, x
+    for name, value, image in (("_call", x, y), ("_inverse", y, x)):
         try:
             with torch.no_grad():
-                found = getattr(of, name)(value)
+                found = getattr(t, name)(value)
         except NotImplementedError:
             broken("conventions", name, "not implemented")
         close("conventions", name, found, image, tol)
@@ -118,23 +113,21 @@ def _sign(t: Transform, x: Tensor, y: Tensor) -> None:
         if not monotone:  # as a rotation of the circle
             broken("conventions", f"sign of {name}", f"{sign.flatten()[0].item()}, though it is not monotone")
         value = value.detach().clone().requires_grad_()
-        rows = (prod(_batch(value, u.domain.event_dim)), -1) if dims != (0, 0) else (1, -1)
-        flat = value.reshape(rows)[0] if dims != (0, 0) else value.flatten()
-        rest = value.reshape(rows)[1:].detach() if dims != (0, 0) else value.new_zeros(0)
+        if dims == (0, 0):
+            (slope,) = torch.autograd.grad(u(value).sum(), value)
+            found = slope.sign()
+        else:  # of the first row
+            rows = value.detach().reshape(prod(_batch(value, u.domain.event_dim)), -1)
 
-        def image(flat: Tensor, u: Any = u, rest: Tensor = rest, shape: Any = value.shape) -> Tensor:
-            whole = torch.cat([flat.unsqueeze(0), rest]) if dims != (0, 0) else flat
-            out = u(whole.reshape(shape))
-            return out.reshape(len(whole), -1)[0] if dims != (0, 0) else out.flatten()
+            def image(first: Tensor, u: Any = u, rows: Tensor = rows, shape: Any = value.shape) -> Tensor:
+                out: Tensor = u(torch.cat([first.unsqueeze(0), rows[1:]]).reshape(shape))
+                return out.reshape(len(rows), -1)[0]
 
-        jacobian = torch.autograd.functional.jacobian(image, flat.detach())
-        if jacobian.shape[0] != jacobian.shape[1]:
-            return
-        found = jacobian.diagonal().sign() if dims == (0, 0) else torch.linalg.slogdet(jacobian)[0]
-        wrong = (
-            found != sign.to(found).expand(value.shape if sign.dim() else found.shape).reshape(found.shape)
-        ).nonzero()
-        if len(wrong):
+            jacobian = torch.autograd.functional.jacobian(image, rows[0])
+            if jacobian.shape[0] != jacobian.shape[1]:
+                return
+            found = torch.linalg.slogdet(jacobian)[0]
+        if (found != sign.to(found)).any():
             broken("conventions", f"sign of {name}", f"{sign.flatten()[0].item()}, not {found.flatten()[0].item():g}")
 
 
@@ -215,10 +208,7 @@ def _pushed(case: str, t: Any, forward: bool, like: Tensor, tol: float) -> None:
 
 def _base(domain: Any, like: Tensor) -> Any:
     """A distribution over the domain, of the shape of ``like``."""
-    plain = domain
-    while isinstance(plain, constraints.independent):
-        plain = plain.base_constraint
-    onto = None if plain is constraints.real else biject_to(domain)
+    onto = None if innermost(domain) is constraints.real else biject_to(domain)
     size = like.shape if onto is None else onto.inverse_shape(like.shape)
     dims = domain.event_dim if onto is None else onto.domain.event_dim
     base = dist.Normal(like.new_zeros(size), like.new_ones(size)).to_event(dims)

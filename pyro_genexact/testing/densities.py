@@ -1,9 +1,9 @@
-"""Helpers of the laws: log densities without validation, quadrature, goodness of fit."""
+"""Helpers of the laws: log densities without validation, quadrature, samples and their goodness of fit."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf, prod
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .helpers import broken
+from .helpers import broken, same, seeded
 
 
 def unvalidated_log_prob(d: Any, value: Tensor) -> Tensor:
@@ -52,6 +52,28 @@ def quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tupl
         w = w.reshape(-1, *[1] * len(d.batch_shape)).expand(u.shape[:-1])
         with torch.no_grad():
             yield u, w, log_density(d, u).exp()
+
+
+def drawn(law: str, case: str, d: Any, count: int) -> Iterator[tuple[str, Tensor]]:
+    """Samples (count, *batch, *event) within the support, directly and by ``expand``; with the case that they are."""
+    ways: dict[str, Callable[[], Tensor]] = {
+        "sample": lambda: d.sample(torch.Size([count])),
+        "sample of expand": lambda: d.expand((count, *d.batch_shape)).sample(),
+    }
+    for name, draw in ways.items():
+        with seeded(0):
+            y = draw()
+        if not d.support.check(y).all():
+            broken(law, f"{name}{case}", "a value outside the support")
+        yield f"{name}{case}", y
+
+
+def frequencies(law: str, case: str, draws: Tensor, values: Tensor, log_prob: Tensor, limit: float = 5.0) -> None:
+    """Draws (M, *batch, *event) are of certain values (N, *batch or 1s, *event), as often as log_prob (N, *batch) says."""
+    dim = log_prob.dim()
+    seen = torch.stack([(draws == v).unsqueeze(-1).flatten(dim).all(-1).sum(0) for v in values]).to(log_prob)
+    same(law, f"{case}, draws among all values", seen.sum(0).min().item(), float(len(draws)))
+    goodness_of_fit(law, case, seen, len(draws) * log_prob.detach().exp(), limit)
 
 
 def goodness_of_fit(law: str, case: str, observed: Tensor, expected: Tensor, limit: float = 5.0) -> None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection
 from fnmatch import fnmatch
 from itertools import combinations_with_replacement
-from math import inf, log, prod
+from math import copysign, inf, log, prod
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..base import Constant
-from .densities import goodness_of_fit, log_density, quadrature, unvalidated_log_prob
-from .helpers import broken, close, gradients_of, made, noise_like, raises, redraw, same, seeded
+from .densities import frequencies, log_density, quadrature, unvalidated_log_prob
+from .helpers import broken, close, each, finite, gradients_of, made, noise_like, raises, redraw, same, seeded
 from .transforms import copies
 
 
@@ -34,13 +34,8 @@ def shapes(subject: Any, context: Tensor | None = None) -> None:
     value = d.sample()
     for dropped in range(1, len(batch) + 1):
         part = value[(0,) * dropped]
-        close(
-            "shapes",
-            f"a value without its first {dropped} batch dims",
-            d.log_prob(part),
-            d.log_prob(part.expand_as(value)),
-            1e-9,
-        )
+        whole = d.log_prob(part.expand_as(value))
+        close("shapes", f"a value without its first {dropped} batch dims", d.log_prob(part), whole, 1e-9)
     lp = d.log_prob(value)
     for kind in (torch.Size, tuple, list):
         wide = d.expand(kind((4, *batch)))
@@ -66,11 +61,8 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
     """
     d = made(subject, context)
     value = d.sample((count,))
-    inside = d.support.check(value)
-    if not inside.all():
-        broken("support", "samples inside", f"{value[~inside].flatten()[0]}, not within {d.support}")
-    if not (lp := d.log_prob(value)).isfinite().all():
-        broken("support", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
+    each("support", "samples inside", value, d.support.check(value), f"not within {d.support}")
+    finite("support", "log_prob of samples", d.log_prob(value))
     if d.support.is_discrete and outside is None:
         return
     one = value[0].reshape(-1, *d.event_shape)[0]
@@ -99,7 +91,7 @@ def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None
         total = d.log_prob(d.enumerate_support()).exp().sum(0)
     else:
         total = torch.stack([(density * weights).sum(0) for _, weights, density in quadrature(d)]).sum(0)
-    close("mass", "total", total, torch.ones_like(total), tol)
+    close("mass", "total", total, 1.0, tol)
 
 
 def agreement(
@@ -113,7 +105,10 @@ def agreement(
     """
     d = made(subject, context)
     if d.support.is_discrete:
-        return _chi_square(d, count, seed, limit)
+        values = d.enumerate_support(expand=False)
+        with seeded(seed):
+            y = d.sample((count,))
+        return frequencies("agreement", "samples and log_prob", y, values, d.log_prob(values), limit)
     with seeded(seed), torch.no_grad():
         y = d.sample((count,))
         u = biject_to(d.support).inv(y).reshape(count, prod(d.batch_shape), -1)
@@ -130,16 +125,11 @@ def agreement(
 
         ours, theirs = terms(u, 1.0), terms(v, -1.0)
         z = (ours.mean(1) - theirs.mean(1)) / ((ours.var(1) + theirs.var(1)) / count).sqrt()
-        if not z.abs().max() < limit:
-            broken(
-                "agreement",
-                "samples and log_prob",
-                f"means that differ by {z.abs().max():.3g} standard errors, not below {limit}",
-            )
+        off = f"standard errors between the means, not below {limit}"
+        each("agreement", "samples and log_prob", z.abs(), z.abs() < limit, off)
         if u.shape[-1] == 1:
-            points, weights, density = (
-                torch.cat(parts).reshape(-1, u.shape[1]) for parts in zip(*quadrature(d), strict=True)
-            )
+            parts = zip(*quadrature(d), strict=True)
+            points, weights, density = (torch.cat(part).reshape(-1, u.shape[1]) for part in parts)
             cdf = (weights * density).cumsum(0) - weights * density / 2
             for row in range(u.shape[1]):
                 mine = u[:, row, 0].sort()[0].contiguous()
@@ -149,16 +139,6 @@ def agreement(
                 statistic = (p - (torch.arange(count, device=p.device) + 0.5) / count).abs().max() * count**0.5
                 if not statistic < 2.2:  # p = 1e-4
                     broken("agreement", f"Kolmogorov-Smirnov, row {row}", f"{statistic:.3g}, not below 2.2")
-
-
-def _chi_square(d: Any, count: int, seed: int, limit: float) -> None:
-    support = d.enumerate_support(expand=False).unsqueeze(-1).flatten(1 + len(d.batch_shape))
-    expected = count * d.log_prob(d.enumerate_support(expand=False)).exp().detach()
-    with seeded(seed):
-        y = d.sample((count,)).reshape(count, 1, *d.batch_shape, -1)
-    observed = (y == support).all(-1).to(expected).sum(0)  # (N, *batch)
-    close("agreement", "samples in the support", observed.sum(0), torch.full_like(observed[0], count), 0.0)
-    goodness_of_fit("agreement", "samples and log_prob", observed, expected, limit)
 
 
 def gradients(module: nn.Module, context: Tensor | None = None, inert: Collection[str] = (), tol: float = 1e-4) -> None:
@@ -209,17 +189,14 @@ def extremes(module: nn.Module, context: Tensor | None = None) -> None:
         given = None if context is None else context.to(dtype)
         d = made(net, given)
         for far in (1e4, -1e4, 1e8, -1e8):
-            u = torch.full(
-                size, far if real else log(abs(far)) * (1 if far > 0 else -1), dtype=dtype, device=d.sample().device
-            )
+            u = d.sample().new_full(size, far if real else copysign(log(abs(far)), far), dtype=dtype)
             for sign in (1.0, (-1.0) ** torch.arange(size[-1], device=u.device)):
                 y = biject_to(d.support)(u * sign).detach().requires_grad_()
                 lp = unvalidated_log_prob(d, y)
                 grads = gradients_of(lp[lp.isfinite()].sum(), [y, *net.parameters()], keep_graph=True)
                 for what, value in (("log_prob", lp), *((f"gradient {i}", g) for i, g in enumerate(grads))):
                     good = value.isfinite() if dtype == torch.float64 else ~value.isnan()
-                    if not good.all():
-                        broken("extremes", f"{what} at {far:g}, {dtype}", f"{value[~good].flatten()[0]}, not finite")
+                    each("extremes", f"{what} at {far:g}, {dtype}", value, good, "not finite")
 
 
 def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
@@ -229,8 +206,7 @@ def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
         if bool(d.support.check(y).all()):
             lp = d.log_prob(y)
             for i, value in enumerate((lp, *gradients_of(lp.sum(), list(module.parameters())))):
-                if not value.isfinite().all():
-                    broken("extremes", f"log_prob or gradient {i} at {far:g}", f"{value.flatten()[0]}, not finite")
+                finite("extremes", f"log_prob or gradient {i} at {far:g}", value)
 
 
 def saturation(module: nn.Module, context: Tensor | None = None) -> None:
@@ -256,9 +232,8 @@ def saturation(module: nn.Module, context: Tensor | None = None) -> None:
             }
             for case, value in values.items():
                 for i, found in enumerate((value, *gradients_of(value.sum(), [*module.parameters()], keep_graph=True))):
-                    if not found.isfinite().all():
-                        what = f"gradient {i - 1} of {case}" if i else case
-                        broken("saturation", f"{what}, base of deviation {spread:g}", "not finite")
+                    what = f"gradient {i - 1} of {case}" if i else case
+                    finite("saturation", f"{what}, base of deviation {spread:g}", found)
 
 
 def persistence(module: nn.Module, context: Tensor | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ..base import Head
 from ..families.in_support import contains, log_prob_everywhere
-from .helpers import broken, close, each_matters, like_of, no_error, noise_like, same, seeded
+from .helpers import broken, close, each, each_matters, finite, like_of, no_error, noise_like, same, seeded
 
 
 def distribution_head(
@@ -40,12 +40,10 @@ def distribution_head(
         y = d.sample()
     same("head", "shape of samples", tuple(y.shape), (8, sites, *event))
     for case, values in (("samples", y), ("samples at phi = 0", head(torch.zeros_like(phi)).sample())):
-        if not contains(head.support, values).all():
-            broken("head", f"support holds {case}", f"{values.flatten()[0]} outside {head.support}")
+        each("head", f"support holds {case}", values, contains(head.support, values), f"outside {head.support}")
     lp = d.log_prob(y)
     same("head", "shape of log_prob", tuple(lp.shape), (8, sites))
-    if not lp.isfinite().all():
-        broken("head", "log_prob of samples", f"{lp[~lp.isfinite()][0]}, not finite")
+    finite("head", "log_prob of samples", lp)
     for t in range(sites):
         part = head(phi[:, t : t + 1], t)
         close("head", f"site {t} alone", part.log_prob(y[:, t : t + 1]), lp[:, t : t + 1], tol)
@@ -59,7 +57,7 @@ def distribution_head(
         _pathwise(head, phi[0].detach(), seed)
     if y.is_floating_point():
         wrong = log_prob_everywhere(d, torch.full_like(y, torch.nan), head.support)
-        close("head", "log_prob of NaN", wrong, torch.full_like(wrong, -torch.inf), tol)
+        close("head", "log_prob of NaN", wrong, -torch.inf, tol)
     _expands(head(phi), y, phi, tol)
     _unmoved_by_samples(head(phi), y, phi, "the samples'")
     for far in (1e4, -1e4, 1e8, -1e8):
@@ -110,14 +108,12 @@ def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
     lp = d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi)
     for what, value in (("log_prob", lp), ("gradient", grad)):
-        wrong = value.isnan() if value.dtype == torch.float32 else ~value.isfinite()
-        if wrong.any():
-            broken("head", f"{what} at phi = {case}", f"{value[wrong][0]}, not finite")
+        good = ~value.isnan() if value.dtype == torch.float32 else value.isfinite()
+        each("head", f"{what} at phi = {case}", value, good, "not finite")
     if lp.dtype == torch.float32:
         exact = copy.deepcopy(head).double()(phi.double()).log_prob(y.double() if y.is_floating_point() else y)
-        wrong = lp.isinf() & (exact.abs() < torch.finfo(torch.float32).max)
-        if wrong.any():
-            broken("head", f"log_prob at phi = {case}", f"{lp[wrong][0]}, not {exact[wrong][0]:.6g}")
+        good = lp.isfinite() | (exact.abs() >= torch.finfo(torch.float32).max)
+        each("head", f"log_prob at phi = {case}", lp, good, "finite in float64")
     _unmoved_by_samples(head(phi), y, phi, case)
 
 
@@ -130,7 +126,7 @@ def _not_ruled_out(head: Head, y: Any, phi: torch.Tensor, case: str) -> Any:
         broken("head", f"log_prob and gradient at phi = {case}", "not finite, nor -inf and 0")
     if d.has_enumerate_support:
         total = d.log_prob(d.enumerate_support()).logsumexp(0)
-        close("head", f"log of the total mass at phi = {case}", total, torch.zeros_like(total), 1e-5)
+        close("head", f"log of the total mass at phi = {case}", total, 0.0, 1e-5)
     with seeded(0):
         return d.sample()
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.func import functional_call
 
 from ..base import Conditioner, Head
 from ..contexts import Covariates, PaddedSequence, Source
@@ -83,6 +84,25 @@ def made(subject: Any, context: Tensor | None = None) -> Any:
     return subject() if context is None else subject(context)
 
 
+def as_function(subject: Any, names: Sequence[str], forward: bool, there_and_back: bool = False) -> Any:
+    """Value and log-determinant as a function of the argument, the context, if any, and the parameters of these names.
+
+    Of the transform that the subject is or returns, or of its inverse, whose argument may be found from that of the transform.
+    """
+
+    def f(value: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = rest[: len(rest) - len(names)], rest[len(rest) - len(names) :]
+        state = dict(zip(names, weights, strict=True))
+        t: Any = functional_call(subject, state, context) if names else made(subject, *context)
+        if there_and_back and not forward:
+            value = t(value)
+        t, value = t if forward else t.inv, value.clone()  # gradcheck edits .data, which no cache can see
+        out = t(value)
+        return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
+
+    return f
+
+
 def broken(law: str, case: str, numbers: str) -> NoReturn:
     raise AssertionError(f"{law} broken [{case}]: {numbers}")
 
@@ -92,13 +112,32 @@ def same(law: str, case: str, got: Any, expected: Any) -> None:
         broken(law, case, f"{got}, not {expected}")
 
 
-def close(law: str, case: str, got: Tensor, expected: Tensor, tol: float) -> None:
-    """Equal within tol * (1 + |expected|), equal infinities included."""
+def close(law: str, case: str, got: Tensor, expected: Tensor | float, tol: float) -> None:
+    """Equal within tol * (1 + |expected|), equal infinities included; with one number, all of them."""
+    if not isinstance(expected, Tensor):
+        expected = torch.full_like(got, expected)
     same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
-    near = (got - expected).abs() <= tol * (1 + expected.abs())
-    off = ~((near & expected.isfinite()) | (got == expected))
+    within(law, case, got, expected, tol * (1 + expected.abs()))
+
+
+def within(law: str, case: str, got: Tensor, expected: Tensor, bound: Tensor | float) -> None:
+    """Equal within a bound, equal infinities included."""
+    gap = (got - expected).abs()
+    off = ~(((gap <= bound) & expected.isfinite()) | (got == expected))
     if off.any():
-        broken(law, case, f"{got[off][0].item():.10g}, not {expected[off][0].item():.10g} (tolerance {tol:g})")
+        first, other, by = (x[off][0].item() for x in (got, expected, gap))
+        broken(law, case, f"{first:.12g}, not {other:.12g} (off by {by:.3g})")
+
+
+def each(law: str, case: str, values: Tensor, good: Tensor, otherwise: str, at: Tensor | None = None) -> None:
+    """All values are good; ``otherwise`` says what the first is that is not, ``at`` what it belongs to."""
+    if not good.all():
+        where = "" if at is None else f" at {at[~good].flatten()[0]:.9g}"
+        broken(law, f"{case}{where}", f"{values[~good].flatten()[0]:.10g}, {otherwise}")
+
+
+def finite(law: str, case: str, values: Tensor, at: Tensor | None = None) -> None:
+    each(law, case, values, values.isfinite(), "not finite", at)
 
 
 def like_of(head: Head, dtype: torch.dtype) -> Tensor:

@@ -28,17 +28,15 @@ def quantities(subject: Any, context: Tensor | None = None) -> None:
         context: (*batch, C) or None.
     """
     d = made(subject, context)
-    batch, value = tuple(d.batch_shape), (*d.batch_shape, *d.event_shape)
+    batch, event = tuple(d.batch_shape), tuple(d.event_shape)
+    value, narrow = batch + event, (1,) * len(batch) + event
     expected: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
         **{name: (partial(getattr, d, name), value) for name in ("mean", "variance", "stddev", "mode")},
         "entropy": (d.entropy, batch),
         "perplexity": (d.perplexity, batch),
         "rsample": (lambda: d.rsample((2,)), (2, *value)),
         "enumerate_support": (lambda: d.enumerate_support()[0], value),
-        "enumerate_support without expand": (
-            lambda: d.enumerate_support(expand=False)[0],
-            (*[1] * len(batch), *d.event_shape),
-        ),
+        "enumerate_support without expand": (lambda: d.enumerate_support(expand=False)[0], narrow),
         "cdf": (lambda: d.cdf(d.sample()), batch),
         "icdf": (lambda: d.icdf(torch.full_like(d.log_prob(d.sample()), 0.3)), batch),
     }

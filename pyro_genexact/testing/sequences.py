@@ -11,8 +11,8 @@ from torch import Tensor
 from ..base import Conditioner
 from ..contexts import Covariates, PaddedSequence
 from ..heads.filters import Tempered
-from .densities import goodness_of_fit, unvalidated_log_prob
-from .helpers import broken, close, gradients_of, made, raises, same, seeded
+from .densities import drawn, frequencies, unvalidated_log_prob
+from .helpers import broken, close, finite, gradients_of, made, raises, same, seeded
 
 LARGEST = 4096
 
@@ -64,7 +64,7 @@ def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, dr
     _other_lengths(d, truth, tol)
     _other_head(d, truth, tol)
     _draws(d, truth, arrays is not None, draws, tol)
-    _curve_after_prefixes(d, truth, arrays is not None, draws, tol)
+    _after_prefixes(d, truth, arrays is not None, draws, tol)
 
 
 class ByChainRule(NamedTuple):
@@ -82,8 +82,9 @@ class ByChainRule(NamedTuple):
     present: Tensor
     sites: Tensor
 
-    def lengths(self, counts_end: bool) -> Tensor:
-        return (self.present if counts_end else self.present & ~self.ends).sum(-1)
+    def lengths(self, d: Any) -> Tensor:
+        """The number of sites before the end; where the end is a flag beside a value, that value counts too."""
+        return (self.present if d.eos is None else self.present & ~self.ends).sum(-1)
 
 
 def _again(d: Any, **changes: Any) -> Any:
@@ -146,7 +147,7 @@ def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
 def _enumeration(d: Any, truth: ByChainRule, tol: float) -> None:
     """The mass is on the strings, all of them and each once."""
     log_prob = truth.sites.sum(-1)
-    close("sequence", "mass of all strings", d.log_prob(truth.strings).logsumexp(0), torch.zeros_like(log_prob[0]), tol)
+    close("sequence", "mass of all strings", d.log_prob(truth.strings).logsumexp(0), 0.0, tol)
     mine = d.enumerate_support()
     same("sequence", "shape of enumerate_support", tuple(mine.shape), tuple(truth.strings.shape))
     found = (mine.unsqueeze(1) == truth.strings.unsqueeze(0)).flatten(2).all(-1)
@@ -167,16 +168,12 @@ def _illegal(d: Any, truth: ByChainRule, arrays: Tensor | None) -> None:
         arrays[:, -1] = torch.stack([gone[:, -1] + fill for fill in (1.0, -2.0, torch.nan)]).flatten(0, 1)
     if not len(arrays):
         return
-    checked = d.support.check(arrays.reshape(-1, *[1] * len(d.batch_shape), *d.event_shape))
-    if checked.any():
-        broken(
-            "sequence",
-            "support",
-            f"{arrays[checked.flatten(1).any(1) if checked.dim() > 1 else checked][0].tolist()} is inside",
-        )
     shaped = arrays.reshape(-1, *[1] * len(d.batch_shape), *d.event_shape)
+    checked = d.support.check(shaped).reshape(len(arrays), -1).any(1)
+    if checked.any():
+        broken("sequence", "support", f"{arrays[checked][0].tolist()} is inside")
     log_prob = _again(d, validate_args=False).log_prob(shaped)
-    close("sequence", "log_prob of what is no sequence", log_prob, torch.full_like(log_prob, -inf), 0.0)
+    close("sequence", "log_prob of what is no sequence", log_prob, -inf, 0.0)
     strict = _again(d, validate_args=True)
     for array in arrays[:: max(len(arrays) // 100, 1)]:
         with raises("sequence", f"log_prob of {array.tolist()}, validated", ValueError):
@@ -186,7 +183,7 @@ def _illegal(d: Any, truth: ByChainRule, arrays: Tensor | None) -> None:
 def _values(d: Any, truth: ByChainRule, tol: float) -> None:
     close("sequence", "log_prob", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
     close("sequence", "log_prob_sites", d.log_prob_sites(truth.strings), truth.sites, tol)
-    same("sequence", "lengths_of", d.lengths_of(truth.strings).tolist(), truth.lengths(d.eos is None).tolist())
+    same("sequence", "lengths_of", d.lengths_of(truth.strings).tolist(), truth.lengths(d).tolist())
 
 
 class Spied(Conditioner):
@@ -198,12 +195,10 @@ class Spied(Conditioner):
         self.num_params, self.num_sites, self.site, self.context = net.num_params, net.num_sites, net.site, net.context
 
     def start(self, context: Any, batch_size: int) -> tuple[Tensor, Any]:
-        phi, state = self.net.start(context, batch_size)
-        return phi, state
+        return self.net.start(context, batch_size)  # type: ignore[no-any-return]
 
     def extend(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        phi, state = self.net.extend(y, state)
-        return phi, state
+        return self.net.extend(y, state)  # type: ignore[no-any-return]
 
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         phi: Tensor = self.net(torch.where(self.mask, self.other, y), context)
@@ -226,7 +221,7 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
         grads = gradients_of(total, [added, *([y] if y.requires_grad else [])])
         for name, grad in zip(("the parameters", "the values"), grads, strict=False):
             after = grad.reshape(*gone.shape, -1)[gone]
-            close("sequence", f"gradient of {name} after the end", after, torch.zeros_like(after), 0.0)
+            close("sequence", f"gradient of {name} after the end", after, 0.0, 0.0)
 
 
 def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
@@ -239,48 +234,33 @@ def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
     close("sequence", "log_prob, covariates NaN after the end", log_prob, truth.sites.sum(-1), tol)
     leaves = [context, *(p for p in d.conditioner.parameters() if p.requires_grad)]
     grads = gradients_of(log_prob[log_prob > -inf].sum(), leaves)
-    after = grads[0][~truth.present]
-    close("sequence", "gradient of covariates after the end", after, torch.zeros_like(after), 0.0)
-    if not all(grad.isfinite().all() for grad in grads):
-        broken("sequence", "gradient, covariates NaN after the end", "not finite")
+    close("sequence", "gradient of covariates after the end", grads[0][~truth.present], 0.0, 0.0)
+    for grad in grads:
+        finite("sequence", "gradient, covariates NaN after the end", grad)
 
 
 def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
-    """What follows a prefix has the probability of both over that of the prefix."""
-    strings, T, dim = truth.strings, d.max_len, truth.ends.dim() - 1
-    counts = d.eos is None
-    for k in range(1, T):
-        first, rest = strings.split([k, T - k], dim)
-        expected = truth.sites[..., k:].sum(-1)
-        lengths = truth._replace(ends=truth.ends[..., k:], present=truth.present[..., k:]).lengths(counts)
-        given = {f"{k} sites": d.conditional_on_prefix(first)}
-        if k > 1:
-            halves = first.split([1, k - 1], dim)
-            given[f"1 and {k - 1} sites"] = d.conditional_on_prefix(halves[0]).conditional_on_prefix(halves[1])
-        for name, c in given.items():
-            close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
-            same("sequence", f"lengths_of after {name}", c.lengths_of(rest).tolist(), lengths.tolist())
-        _ragged(d, truth, k, tol)
-
-
-def _ragged(d: Any, truth: ByChainRule, k: int, tol: float) -> None:
-    """Each row has its own number of sites, from 0 to k."""
+    """What follows a prefix, of as many sites in all rows or from 0 to k, has the probability of both over that of the prefix."""
     strings, dim = truth.strings, truth.ends.dim() - 1
-    starts = (torch.arange(truth.ends[..., 0].numel(), device=strings.device) % (k + 1)).reshape(truth.ends.shape[:-1])
-    index = starts.unsqueeze(-1) + torch.arange(d.max_len - k, device=starts.device)
-    rest = strings.take_along_dim(_like_sites(index, strings), dim)
-    expected = truth.sites.take_along_dim(index, -1).sum(-1)
-    behind = torch.arange(k, device=starts.device) >= starts.unsqueeze(-1)
-    first = strings.narrow(dim, 0, k)
-    first = torch.where(_like_sites(behind, first), torch.nan if first.is_floating_point() else -100, first)
-    ragged = {f"up to {k} sites": d.conditional_on_prefix(first, starts)}
-    if k > 1:  # the second part as far as there is one
-        halves = [first.narrow(dim, 0, 1), first.narrow(dim, 1, k - 1)]
-        lengths = [starts.clamp(max=1), (starts - 1).clamp(min=0)]
-        step = d.conditional_on_prefix(halves[0], lengths[0])
-        ragged[f"up to 1 and {k - 1} sites"] = step.conditional_on_prefix(halves[1], lengths[1])
-    for name, c in ragged.items():
-        close("sequence", f"log_prob after {name}", c.log_prob(rest), expected, tol)
+    rows = torch.arange(truth.ends[..., 0].numel(), device=strings.device).reshape(truth.ends.shape[:-1])
+    for k in range(1, d.max_len):
+        for case, starts in (("", None), ("up to ", rows % (k + 1))):
+            first, index = strings.narrow(dim, 0, k), torch.arange(d.max_len - k, device=strings.device)
+            index = (torch.full_like(rows, k) if starts is None else starts).unsqueeze(-1) + index
+            if starts is not None:
+                behind = torch.arange(k, device=strings.device) >= starts.unsqueeze(-1)
+                first = torch.where(_like_sites(behind, first), torch.nan if first.is_floating_point() else -100, first)
+            given = {f"{case}{k} sites": d.conditional_on_prefix(first, starts)}
+            if k > 1:  # the second part as far as there is one
+                lengths = (None, None) if starts is None else (starts.clamp(max=1), (starts - 1).clamp(min=0))
+                step = d.conditional_on_prefix(first.narrow(dim, 0, 1), lengths[0])
+                step = step.conditional_on_prefix(first.narrow(dim, 1, k - 1), lengths[1])
+                given[f"{case}1 and {k - 1} sites"] = step
+            rest = strings.take_along_dim(_like_sites(index, strings), dim)
+            after = ByChainRule(rest, *(of.take_along_dim(index, -1) for of in truth[1:]))
+            for name, c in given.items():
+                close("sequence", f"log_prob after {name}", c.log_prob(rest), after.sites.sum(-1), tol)
+                same("sequence", f"lengths_of after {name}", c.lengths_of(rest).tolist(), after.lengths(d).tolist())
 
 
 def _like_sites(index: Tensor, sites: Tensor) -> Tensor:
@@ -311,48 +291,32 @@ def _other_head(d: Any, truth: ByChainRule, tol: float) -> None:
     close("sequence", "log_prob after with_head", d.log_prob(truth.strings), truth.sites.sum(-1), tol)
 
 
-def _draws(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> None:
+def _draws(d: Any, truth: ByChainRule, listed: bool, draws: int, tol: float) -> None:
     """Strings are drawn as often as their probability says, independently from row to row of an expanded batch."""
     with seeded(0):
         curve = d.termination_curve(num_samples=(samples := max(draws // 4, 2)))
-    wide = d.expand((draws, *d.batch_shape))
     many = d.chain.like
-    for name, draw in (("sample", lambda: d.sample((draws,))), ("sample of expand", wide.sample)):
-        with seeded(0):
-            many = draw()
-        if not d.support.check(many).all():
-            broken("sequence", name, "a value outside the support")
-        if finite:
-            _frequencies(name, many, truth.strings, d.log_prob(truth.strings))
-    if finite:
+    for name, many in drawn("sequence", "", d, draws):
+        if listed:
+            frequencies("sequence", name, many, truth.strings, truth.sites.sum(-1))
+    if listed:
         p = truth.sites.sum(-1).exp()
         ended, noise = (p.unsqueeze(-1) * (truth.ends.cumsum(-1) > 0)).sum(0), d.chain.like.new_zeros(())
     else:
         ended = (_where(d, many)[0].cumsum(-1) > 0).to(d.chain.like).mean(0)
         noise = ended * (1 - ended) / draws
     error = (curve.standard_error.square() + noise).sqrt()
-    off = (curve.probability - ended).abs() - 5 * error - 1 / samples  # rarer histories may be missed
-    if not (off <= tol).all():
-        broken("sequence", "termination_curve", f"off by {off.max():.3g} more than 5 standard errors")
-    rows = truth.strings[:: max(len(truth.strings) // 5, 1)][:6]
-    k = min(2, d.max_len - 1)
-    if finite and k:
-        starts = (torch.arange(rows.shape[: rows.dim() - len(d.event_shape)].numel(), device=rows.device) + 1) % (k + 1)
-        starts = starts.reshape(rows.shape[: rows.dim() - len(d.event_shape)])
-        c = d.conditional_on_prefix(rows.narrow(starts.dim(), 0, k), starts)
-        arrays, legal = _all_arrays(d, d.max_len - k)
-        rest = arrays[legal].reshape(-1, *[1] * starts.dim(), *c.event_shape)
-        with seeded(1):
-            _frequencies("sample after a prefix", c.sample((draws,)), rest, unvalidated_log_prob(c, rest))
+    # rarer histories may be missed
+    _within("termination_curve", (curve.probability - ended).abs() - 1 / samples, error, tol)
 
 
-def _curve_after_prefixes(d: Any, truth: ByChainRule, finite: bool, draws: int, tol: float) -> None:
-    """The curve of ten rows, of whose prefixes one has ended, as long as the others or not."""
+def _after_prefixes(d: Any, truth: ByChainRule, listed: bool, draws: int, tol: float) -> None:
+    """Draws and the curve of ten rows, of whose prefixes one has ended, as long as the others or not."""
     k, dim, samples = min(2, d.max_len - 1), truth.ends.dim() - 1, max(draws // 4, 2)
     over = truth.ends[..., :k].any(-1)
-    whole, none = (part.flatten(1).all(1) if dim > 1 else part for part in (over, ~over))
+    whole, none = (part.reshape(len(part), -1).all(1) for part in (over, ~over))
     rows = torch.cat([whole.nonzero()[:1], none.nonzero()[:9]]).flatten()
-    if not k or len(rows) < 2:
+    if not k:
         return
     prefix, over = truth.strings[rows].narrow(dim, 0, k), over[rows]
     starts = torch.where(over, k, torch.arange(len(rows), device=rows.device).reshape(-1, *[1] * (dim - 1)) % (k + 1))
@@ -361,21 +325,20 @@ def _curve_after_prefixes(d: Any, truth: ByChainRule, finite: bool, draws: int, 
         with seeded(2):
             curve = c.termination_curve(num_samples=samples)
         name = f"termination_curve after a prefix{case}"
-        close("sequence", f"{name}, ended", curve.probability[over], torch.ones_like(curve.probability[over]), 0.0)
-        if finite:
+        if listed:
             arrays, legal = _all_arrays(d, c.max_len)
             rest = arrays[legal].reshape(-1, *[1] * dim, *c.event_shape)
-            ended = _where(d, rest)[0].cumsum(-1) > 0
-            p = torch.where(ended, unvalidated_log_prob(c, rest).exp().unsqueeze(-1), 0.0).sum(0)
+            log_prob = unvalidated_log_prob(c, rest)
+            with seeded(1):
+                frequencies("sequence", f"sample after a prefix{case}", c.sample((draws,)), rest, log_prob)
+            p = torch.where(_where(d, rest)[0].cumsum(-1) > 0, log_prob.exp().unsqueeze(-1), 0.0).sum(0)
             # no history of a probability above 10 / samples is likely to be missed
-            off = (curve.probability - p).abs() - 5 * curve.standard_error - 10 / samples
-            if not (off[~over] <= tol).all():
-                broken("sequence", name, f"off by {off[~over].max():.3g} more than 5 standard errors")
+            off = (curve.probability - p).abs() - 10 / samples
+            _within(name, off[~over], curve.standard_error[~over], tol)
+        close("sequence", f"{name}, ended", curve.probability[over], 1.0, 0.0)
 
 
-def _frequencies(case: str, many: Tensor, strings: Tensor, log_prob: Tensor) -> None:
-    """Draws (M, *batch, *event) of strings (S, *batch or 1s, *event) with these log-probabilities (S, *batch)."""
-    batch = log_prob.dim() - 1
-    seen = torch.stack([(many == string).flatten(1 + batch).all(-1).sum(0) for string in strings]).to(log_prob)
-    same("sequence", f"{case}, strings among all", seen.sum(0).min().item(), float(len(many)))
-    goodness_of_fit("sequence", case, seen, len(many) * log_prob.detach().exp())
+def _within(case: str, off: Tensor, error: Tensor, tol: float) -> None:
+    """Differences of no more than 5 standard errors."""
+    if not (off - 5 * error <= tol).all():
+        broken("sequence", case, f"off by {off.max():.3g}, more than 5 standard errors")

@@ -13,7 +13,7 @@ import scipy.stats as st
 import torch
 
 from pyro_genexact.families.continuous_categorical import ContinuousCategorical, _Break, _log_mean_exp, _log_means
-from pyro_genexact.heads.simplex import ContinuousCategorical as Head
+from pyro_genexact.heads import ContinuousCategorical as Head
 from support.values import F64
 from support.values import double as t
 

@@ -11,10 +11,10 @@ import torch
 from torch.distributions import constraints
 
 from pyro_genexact.families.repaired import REPAIRED
-from pyro_genexact.heads.catalogue import families
+from support import families
 
 ROWS, BINS, LEAST = 4000, 20, 0.01
-HEADS = {row.name: row.head for row in families() if row.head is not None}
+HEADS = dict(families.HEADS)
 del HEADS["StableWithLogProb"]  # another name of Stable
 SCALARS = [name for name, head in HEADS.items() if head.site_shape == ()]
 

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
 from pyro_genexact.inference import learning_rate
-from pyro_genexact.inference.elbo import _vectorizes
+from pyro_genexact.inference.elbo import vectorizes
 from pyro_genexact.inference.fit_guide import fit_guide
 
 EVIDENCE = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()
@@ -206,7 +206,7 @@ def test_draws_at_once_only_where_that_is_right():
     for f, expected, nesting in ((wrong, False, 0), (right, True, 0), (plated, True, 2)):
         q = gx.guides.AutoFlow(f, hidden=(4,))
         q()
-        assert _vectorizes(f, q, nesting) is expected
+        assert vectorizes(f, q, nesting) is expected
 
 
 def test_given_loss_is_used():

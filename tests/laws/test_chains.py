@@ -279,7 +279,7 @@ class ForgetsFinal(LinearChainCRF):
         (WorstFirst, "log_prob of k_best"),
         (OnlyTheBest, "log_prob of k_best"),
         (Tempered, r"sample\]: chi-square"),
-        (DrawsPadding, "padding of sample"),
+        (DrawsPadding, r"sample\]: a value of probability 0"),
         (SharedNoise, r"sample of expand\]: chi-square"),
         (ForgetsFinal, "as_autoregressive"),
     ],

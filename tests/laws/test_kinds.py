@@ -131,3 +131,9 @@ def test_kinds_has_power():
         testing.kinds(Narrow(torch.ones(200) / 200, validate_args=True), torch.tensor(3))
     with pytest.raises(AssertionError, match=r"kinds broken \[complex values, validating\]: no error"):
         testing.kinds(dist.Normal(0.0, 1.0), torch.tensor(0.5))
+
+
+def test_kinds_leaves_the_distribution_as_it_is():
+    d = gx.distributions.DiscretizedLogistic(torch.zeros(2), torch.ones(2), levels=3, validate_args=True)
+    testing.kinds(d, torch.ones(2))
+    assert d._validate_args

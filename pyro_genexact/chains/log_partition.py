@@ -120,7 +120,7 @@ def _from_marginals(chain: ChainPotentials, messages: Messages, grad: Tensor, ne
     if needed[1] and chain.transition.dim() == 2:
         grads[1] = messages.expected_steps(grad)
     elif needed[1]:
-        pairs = messages.pair_marginals() * grad[:, None, None, None]
+        pairs = messages.pair_marginals().mul_(grad[:, None, None, None])  # in place: a copy costs as much as the step
         grads[1] = pairs if pairs.shape == chain.transition.shape else pairs.sum(1, keepdim=True)
     if needed[3]:
         grads[3] = nodes.take_along_dim(last_site(chain).unsqueeze(-1), 1).squeeze(1)

@@ -127,7 +127,7 @@ class ScaledMessages:
         return self.joint * mask_padding(self.lengths, 1 / self.total).unsqueeze(-1)
 
     def pair_marginals(self) -> Tensor:
-        return self.weights.transition * (self._left(1.0).unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
+        return (self._left(1.0).unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2)).mul_(self.weights.transition)
 
     def expected_steps(self, weight: Tensor) -> Tensor:
         left = self._left(weight.unsqueeze(-1))

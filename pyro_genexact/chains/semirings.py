@@ -53,14 +53,14 @@ class ChainPotentials(NamedTuple):
 
     def reversed(self) -> ChainPotentials:
         """The chain read from its end, each row from its own; the total stays."""
-        sites, transition = self.unary.shape[-2], self.transition.mT
+        sites, transition = self.unary.shape[-2], self.transition
         if transition.dim() > 2 and transition.shape[-3] > 1:
             steps = None if self.lengths is None else (self.lengths - 1) % sites
             batch = () if steps is None else torch.broadcast_shapes(transition.shape[:-3], steps.shape)
             transition = transition.expand(*batch, *transition.shape[-3:]) if batch else transition
             transition = flip_within_lengths(transition.flatten(-2), steps).unflatten(-1, transition.shape[-2:])
         return ChainPotentials(
-            flip_within_lengths(self.unary, self.lengths), transition, self.final, self.initial, self.lengths
+            flip_within_lengths(self.unary, self.lengths), transition.mT, self.final, self.initial, self.lengths
         )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..core.expand import ShallowExpand
 from ..core.lengths import expand_mask
 from ..core.rows import at_least_single
 from ..core.shapes import broadcast_batches, broadcast_shapes
@@ -22,7 +22,7 @@ from .checks import check_uniforms
 from .layout import Layout
 
 
-class ChainRuleDistribution(ByEnumeration, TorchDistribution):
+class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     """A distribution of events whose sites are visited one by one.
 
     Args:
@@ -53,18 +53,6 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
     def __repr__(self) -> str:
         parts = f"{type(self.conditioner).__name__}, {type(self.head).__name__}"
         return f"{type(self).__name__}({parts}, {tuple(self.batch_shape)}, {tuple(self.event_shape)})"
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same with another batch shape; rows are drawn independently."""
-        new = self._get_checked_instance(type(self), _instance)
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
-        shape = torch.Size(batch_shape)
-        if len(shape) < len(self.batch_shape) or any(
-            n not in (1, m) for n, m in zip(reversed(self.batch_shape), reversed(shape), strict=False)
-        ):
-            raise ValueError(f"Expected batch_shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}.")
-        new._batch_shape = shape
-        return new
 
     def _like_this(self, **changes: Any) -> Any:
         """The same but for some arguments of the constructor."""

@@ -22,8 +22,8 @@ from .crf import LinearChainCRF
 from .distribution import ChainDistribution
 from .labels import PaddedSites
 from .log_partition import log_partition_or_none, plain_operations_only
-from .messages import LogMessages, mask_padding
-from .semirings import ChainPotentials, Max, fold
+from .messages import LogMessages
+from .semirings import ChainPotentials, Max, fold, mask_padding
 
 
 class HiddenMarkov(ChainDistribution):
@@ -144,7 +144,7 @@ class HiddenMarkov(ChainDistribution):
         posterior = self.posterior(value).inference
         # in log space: what exp space loses matters for no whole sequence, but may for its beginning
         messages = LogMessages(posterior.possible())
-        return posterior.in_batch(mask_padding(messages.lengths, messages.forward.softmax(-1)), 2)
+        return posterior.in_batch(mask_padding(messages.padding, messages.forward.softmax(-1)), 2)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Observations (*sample_shape, *batch, N, *obs)."""

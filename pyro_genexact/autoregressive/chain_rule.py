@@ -123,10 +123,6 @@ class ChainRule:
             return context
         return torch.where(present.unsqueeze(2), context, 0.0)
 
-    def given(self, y: Tensor, shape: torch.Size, present: Tensor | None) -> Any:
-        """The distributions (B, T) of the sites of rows y, each given the earlier ones, by one parallel pass."""
-        return self.site(self.conditioner(self.read(y), self.contexts(shape, present)))
-
     def draw(
         self, loop: SiteLoop, draw: Callable[[Tensor, int], Tensor], lengths: Tensor | None = None
     ) -> list[Tensor]:

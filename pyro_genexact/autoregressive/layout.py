@@ -77,11 +77,9 @@ class Layout:
         """The prefix and more sites (*batch, S, *site_shape) in one, of this batch shape."""
         if self.prefix is None:
             return sites
-        dim = len(batch_shape)
-        parts = [
-            part.expand(*batch_shape, *part.shape[-1 - len(self.head.site_shape) :]) for part in (self.prefix, sites)
-        ]
-        return torch.cat(parts, dim)
+        event = -1 - len(self.head.site_shape)
+        parts = [part.expand(*batch_shape, *part.shape[event:]) for part in (self.prefix, sites)]
+        return torch.cat(parts, len(batch_shape))
 
     def filler(self, like: Tensor, rows: int = 1, sites: int = 1) -> Tensor:
         return like.new_full((rows, sites, *self.head.site_shape), self.fill)
@@ -108,7 +106,7 @@ class Layout:
         return self.arrange(y, shape)
 
     def present(self, shape: torch.Size) -> Tensor | None:
-        """Which sites (B, k + T) are present whatever their values; None where that is known of none."""
+        """Which sites (B, k + T) are present whatever their values; None where all are, or where their values decide."""
         lengths = self.length_rows(shape)
         return None if lengths is None else site_mask(lengths, self.given + self.count)
 

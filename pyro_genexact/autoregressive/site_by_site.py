@@ -146,7 +146,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return self.layout.arrange(self.layout.of_event(u, shape), shape)
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """the inverse of ``to_uniform``: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
+        """The inverse of ``to_uniform``: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
 
         Raises:
             NotImplementedError: if the head's family has no icdf.
@@ -201,7 +201,9 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         if good is not None:
             good = expand_mask(good, y)
             read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, feasible_point(support, y))
-        return self.chain.given(read, shape, present), y, mask, present, shape
+        chain = self.chain
+        d = chain.site(chain.conditioner(chain.read(read), chain.contexts(shape, present)))
+        return d, y, mask, present, shape
 
     def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""

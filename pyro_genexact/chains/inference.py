@@ -62,8 +62,9 @@ class ChainInference:
 
     def possible(self) -> ChainPotentials:
         """The potentials in double precision; a ValueError where a row allows no label string."""
-        self.log_partition()
-        return self.potentials().map(double_precision)
+        chain = self.potentials()
+        self.messages(chain)
+        return chain.map(double_precision)
 
     def messages(self, chain: ChainPotentials | None = None) -> Messages:
         """Of all rows, from their :meth:`potentials` where these are at hand; a ValueError as in :meth:`possible`."""

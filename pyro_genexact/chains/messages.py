@@ -326,7 +326,7 @@ def backward_step(transition: Tensor, after: Tensor) -> Tensor:
 
 
 def absorb_ends(chain: ChainPotentials) -> Tensor:
-    """The unary potentials (B, N, V), wide, a copy, with those of the ends (0 of empty rows) at the first and last site."""
+    """The unary potentials (B, N, V) in double precision, a copy, with those of the ends (0 of empty rows) at the first and last site."""
     unary = chain.unary.to(double_precision(chain.unary).dtype, copy=True)
     unary[:, 0] += chain.initial
     last = last_site(chain).unsqueeze(-1).expand(-1, 1, unary.shape[-1])

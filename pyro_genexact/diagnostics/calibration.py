@@ -74,7 +74,7 @@ def sbc_ranks(
     Each simulation draws latents and data from the model, then the posterior given these data. The rank of a latent is
     the number of its draws below it, uniform on 0 ... num_samples if the posterior is exact (ties, as of discrete
     latents, are broken at random). Uniform ranks are necessary, not sufficient: the prior itself passes, which has learned nothing.
-    Ranks piled at both ends tell of a posterior too narrow, in the middle too wide, at one end biased.
+    Ranks piled at both ends show a posterior too narrow, in the middle too wide, at one end biased.
 
     Args:
         model: called as ``model(*args, **kwargs)``; its observed sites are drawn anew.

@@ -115,9 +115,8 @@ def _branches(
     top = torch.full_like(best, -torch.inf).scatter_reduce(0, rows, log_p, "amax")
     for row in (top > best).nonzero().flatten().tolist():
         at = int(((rows == row) & (log_p == top[row])).nonzero()[0])
-        string = torch.cat([node.strings[at], values[value[at]].unsqueeze(0)])
-        strings[row] = search.filler(strings.shape[1])
-        strings[row, : len(string)], best[row] = string, top[row]
+        strings[row] = search.filled(torch.cat([node.strings[at], values[value[at]].unsqueeze(0)]))
+        best[row] = top[row]
     going = torch.where(ends | last, -torch.inf, total)
     parent, value = (going > best[rows].unsqueeze(-1)).nonzero().unbind(1)
     log_p, order = going[parent, value].sort(descending=True)

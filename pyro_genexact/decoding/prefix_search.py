@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
+from torch.nn.functional import pad
 
 from ..autoregressive.distribution import AutoregressiveDistribution
 from ..autoregressive.sequence import SequenceDistribution
@@ -99,6 +100,10 @@ class PrefixSearch:
         values = values.take_along_dim(index.expand(*values.shape[:-1], -1), -1)
         batch = torch.Size(shape) + self.d.batch_shape
         return self.layout.events(values.reshape(prod(batch), self.sites), batch)
+
+    def filled(self, strings: Tensor) -> Tensor:
+        """Strings (*, L) with fillers up to the end of the last row."""
+        return pad(strings, (0, self.stop - self.first - strings.shape[-1]), value=self.layout.fill)
 
     def filler(self, *shape: int) -> Tensor:
         return self.chain.like.new_full(shape, self.layout.fill, dtype=self.dtype)

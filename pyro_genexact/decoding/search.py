@@ -166,8 +166,7 @@ class Pool:
         score, best = torch.cat([self.score[rows], score], 1).topk(self.score.shape[1], 1)
         if torch.equal(score, self.score[rows]):
             return
-        room = search.filler(*strings.shape[:2], search.stop - search.first - strings.shape[2])
-        both = torch.cat([self.strings[rows], torch.cat([strings, room], -1)], 1)
+        both = torch.cat([self.strings[rows], search.filled(strings)], 1)
         self.strings[rows] = both.take_along_dim(best.unsqueeze(-1), 1)
         self.log_p[rows] = torch.cat([self.log_p[rows], log_p], 1).take_along_dim(best, 1)
         self.score[rows] = score

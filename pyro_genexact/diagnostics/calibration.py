@@ -170,7 +170,8 @@ def _truth(trace: Any, data_names: list[str]) -> dict[str, Tensor]:
 def _draws(
     model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int, count: int
 ) -> Mapping[str, Tensor]:
-    parameters = _parameters(posterior)
+    called = posterior.forward if isinstance(posterior, torch.nn.Module) else posterior
+    parameters = inspect.signature(called).parameters
     given, named = _with_data(parameters, args, kwargs, data)
     if "num_samples" in parameters:
         with torch.enable_grad():  # for samplers that follow gradients
@@ -185,10 +186,6 @@ def _draws(
         return posterior(*given, **named)
 
     return draw(program, guide, (), {}, num_samples).draws
-
-
-def _parameters(posterior: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(posterior.forward if isinstance(posterior, torch.nn.Module) else posterior).parameters
 
 
 def _with_data(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def sbc_ranks(
         trace: Any = poutine.trace(ResampleObserved()(model)).get_trace(*args, **kwargs)
         truth = _truth(trace, data_names)
         data = {name: trace.nodes[name]["value"] for name in data_names}
-        draws = _draws(model, posterior, args, kwargs, data, num_samples, len(truth))
+        draws = _draws(model, posterior, args, kwargs, data, num_samples)
         for name, value in truth.items():
             if name not in draws or draws[name].shape != (num_samples, *value.shape):
                 got = tuple(draws[name].shape) if name in draws else "none"
@@ -168,7 +169,7 @@ def _truth(trace: Any, data_names: list[str]) -> dict[str, Tensor]:
 
 
 def _draws(
-    model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int, count: int
+    model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int
 ) -> Mapping[str, Tensor]:
     called = posterior.forward if isinstance(posterior, torch.nn.Module) else posterior
     parameters = inspect.signature(called).parameters
@@ -177,15 +178,8 @@ def _draws(
         with torch.enable_grad():  # for samplers that follow gradients
             draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
         return {name: value.detach() for name, value in draws.items()}
-    conditioned = poutine.condition(ResampleObserved()(model), data=data)
-
-    def program(*_: Any, **__: Any) -> Any:
-        return conditioned(*args, **kwargs)
-
-    def guide(*_: Any, **__: Any) -> Any:
-        return posterior(*given, **named)
-
-    return draw(program, guide, (), {}, num_samples).draws
+    program = partial(poutine.condition(ResampleObserved()(model), data=data), *args, **kwargs)
+    return draw(program, partial(posterior, *given, **named), (), {}, num_samples).draws
 
 
 def _with_data(

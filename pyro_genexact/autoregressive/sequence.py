@@ -240,7 +240,7 @@ class SequenceDistribution(ChainRuleDistribution):
         check_uniforms(u)
         missing = u.isnan()
         y = super().from_uniform(torch.where(missing, 0.5, u))
-        _, present, shape = self._rows(y)
+        _, present, shape = self.rows_of(y)
         if present is not None and (missing & self.layout.of_event(present, shape).reshape(y.shape)).any():
             raise ValueError("Expected u between 0 and 1 up to the end of a sequence; got NaN.")
         return y

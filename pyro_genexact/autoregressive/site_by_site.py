@@ -64,7 +64,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
         """Whether the head's family has a finite support, all rows have all sites, and no prefix has ended."""
-        return not self.layout.obstructed(self.batch_shape) and bool(self.chain.probe.has_enumerate_support)
+        return self.layout.obstacle(self.batch_shape) is None and bool(self.chain.probe.has_enumerate_support)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
@@ -75,9 +75,10 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         """
         chain, layout = self.chain, self.layout
         if not self.has_enumerate_support:
-            wanted, obstacle = layout.obstacle
-            got = obstacle if layout.obstructed(self.batch_shape) else chain.family
-            raise NotImplementedError(f"Expected a head that enumerates a finite support, and {wanted}; got {got}.")
+            got = layout.obstacle(self.batch_shape) or chain.family
+            raise NotImplementedError(
+                f"Expected a head that enumerates a finite support, and {layout.enumerable}; got {got}."
+            )
         going, ended = chain.site_at_zero(layout.given).enumerate_support()[:1, 0, :0], list[Tensor]()
         for t in range(layout.given, chain.sites):
             values = chain.site_at_zero(t).enumerate_support()[:, 0]  # (K, 1, *site_shape)
@@ -190,7 +191,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             They, (B, sites); their values, replaced where outside the support or padding; which sites are inside (or
             padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
         """
-        y, present, shape = self._rows(value)
+        y, present, shape = self.rows_of(value)
         support = self.head.support
         mask = None if present is None and known_to_contain(support, y) else self.layout.inside(y, present)
         if self._validate_args and mask is not None:
@@ -205,7 +206,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         d = chain.site(chain.conditioner(chain.read(read), chain.contexts(shape, present)))
         return d, y, mask, present, shape
 
-    def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
+    def rows_of(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
         value = self.chain.typed("value", value)
         shape = broadcast_shapes(self._batch_of("value", value), self.batch_shape)
@@ -229,11 +230,11 @@ class EventConstraint(constraints.Constraint):
         self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
 
     def check(self, value: Tensor) -> Tensor:
-        y, present, shape = self.d._rows(value)
+        y, present, shape = self.d.rows_of(value)
         return self.d.layout.inside(y, present).all(1).reshape(shape)
 
     def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside, of the shape of ``like`` broadcast with the batch."""
-        y, _, shape = self.d._rows(like)
+        y, _, shape = self.d.rows_of(like)
         y = self.d.layout.of_event(feasible_point(self.d.head.support, y).expand_as(y), shape)
         return self.d.layout.arrange(y, shape)

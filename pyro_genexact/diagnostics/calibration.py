@@ -13,6 +13,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from ..autoregressive.site_by_site import ChainRuleDistribution
 from ..core.checks import check_sizes
 from ..families.cdf import probability_integral
 from . import arviz_compat
@@ -51,7 +52,7 @@ def pit(d: Distribution, value: Tensor) -> Tensor:
         u = pit(d.base_dist, value)
         mask = torch.as_tensor(d._mask, device=u.device)
         return torch.where(mask.reshape(*mask.shape, *[1] * d.base_dist.event_dim), u, torch.nan)
-    if hasattr(d, "to_uniform"):
+    if isinstance(d, ChainRuleDistribution):
         return d.to_uniform(value)
     if isinstance(d, TransformedDistribution) and d.event_shape:
         for transform in reversed(d.transforms):

@@ -109,7 +109,7 @@ def _branches(
         return []
     values, factors = search.factors(phi, t, rows)
     total = node.log_p.unsqueeze(-1) + factors
-    ends, last = search.ends(values.expand(total.shape), t, rows), search.last(t, rows).unsqueeze(-1)
+    ends, last = search.ends(values.expand(total.shape), t, rows), (search.sizes(t, rows) == search.sites).unsqueeze(-1)
     complete = ends if search.layout.has_ends else ends | last
     log_p, value = torch.where(complete, total, -torch.inf).max(1)
     top = torch.full_like(best, -torch.inf).scatter_reduce(0, rows, log_p, "amax")

@@ -86,10 +86,6 @@ class PrefixSearch:
         ends = self.layout.ends(values)
         return ends if t >= self.layout.given else ends & expand_mask(t >= self.starts[rows], ends)
 
-    def last(self, t: int, rows: Tensor) -> Tensor:
-        """Whether site t is the last of these rows (n)."""
-        return t == self.starts[rows] + self.sites - 1
-
     def sizes(self, t: int, rows: Tensor) -> Tensor:
         """How many sites of the event have been visited after site t, (n)."""
         return t - self.starts[rows] + 1

@@ -78,7 +78,8 @@ def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
         done = done.take_along_dim(parent, 1)
         value = torch.where(done, search.filler(), values[index % len(values)])
         strings = torch.cat([strings.take_along_dim(parent.unsqueeze(-1), 1), value.unsqueeze(-1)], -1)
-        done = done | (log_p == -torch.inf) | search.ends(value, t, rows) | search.last(t, rows).unsqueeze(-1)
+        last = (search.sizes(t, rows) == search.sites).unsqueeze(-1)
+        done = done | (log_p == -torch.inf) | search.ends(value, t, rows) | last
         if done.all():
             break
         offset = torch.arange(0, search.rows * beams, beams, device=rows.device).unsqueeze(-1)

@@ -30,9 +30,9 @@ class ChainRule:
         conditioner, head: bound copies, of the weights they had.
         context: (*batch, C), or of more dims (:class:`Covariates`, :class:`Source`), or None.
         source_lengths: (*batch), of sources.
-        sites: how many a row has.
-        tensors: what the modules compute with, each once.
-        like: of the dtype and on the device of the numbers.
+        sites: how many a row has, those of a prefix included.
+        tensors: parameters, buffers and samples of the modules, each once.
+        like: a tensor of the dtype and on the device that is computed in.
     """
 
     conditioner: Conditioner
@@ -54,7 +54,10 @@ class ChainRule:
         order: Tensor | None = None,
         given: int = 0,
     ) -> ChainRule:
-        """Of the modules as they are now; covariates are of the ``given`` first sites, then of others in another order."""
+        """Binds the modules as they are now.
+
+        Covariates are given in the order of the event, after those of the ``given`` sites of a prefix; ``order`` is that of visits.
+        """
         context, source_lengths = checked_source(conditioner, context, source_lengths)
         (net, of_net), (bound, of_head) = bind(conditioner, one_draw=True), bind(head, one_draw=True)
         tensors = list({id(t): t for t in of_net + of_head}.values())
@@ -144,6 +147,6 @@ class ChainRule:
         return ys
 
     def loop(self, shape: torch.Size, stop: int, prefix: Tensor | None, present: Tensor | None = None) -> SiteLoop:
-        """Over the sites of the rows of a batch, after those of their prefixes (B, k, *site_shape)."""
+        """The loop over the sites of a batch's rows, from the end of their prefixes (B, k, *site_shape) to ``stop``."""
         prefix = None if prefix is None else self.read(prefix)
         return SiteLoop(self.conditioner, self.contexts(shape, present), prod(shape), stop, prefix)

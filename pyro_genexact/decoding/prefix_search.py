@@ -63,7 +63,7 @@ class PrefixSearch:
         loop.read(self.chain.read(values.unsqueeze(1)), rows)
 
     def extend(self, values: Tensor, state: Any, rows: Tensor) -> tuple[Tensor, Any]:
-        """The same outside of a loop: the next site's parameters, and a new state."""
+        """Reads values as :meth:`read` does, outside of a loop: the next site's parameters, and a new state."""
         return advance(self.chain.conditioner, self.chain.read(values.unsqueeze(1)), state, rows)
 
     def open(self) -> Tensor:
@@ -87,7 +87,7 @@ class PrefixSearch:
         return ends if t >= self.layout.given else ends & expand_mask(t >= self.starts[rows], ends)
 
     def sizes(self, t: int, rows: Tensor) -> Tensor:
-        """How many sites of the event have been visited after site t, (n)."""
+        """How many sites of the event these rows (n) have after site t."""
         return t - self.starts[rows] + 1
 
     def event(self, values: Tensor, shape: tuple[int, ...] = ()) -> Tensor:

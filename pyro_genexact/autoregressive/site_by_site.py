@@ -229,6 +229,9 @@ class EventConstraint(constraints.Constraint):
     def __init__(self, d: ChainRuleDistribution) -> None:
         self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.d.head.support})"
+
     def check(self, value: Tensor) -> Tensor:
         y, present, shape = self.d.rows_of(value)
         return self.d.layout.inside(y, present).all(1).reshape(shape)

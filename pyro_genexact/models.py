@@ -199,9 +199,7 @@ class OrderEnsemble(DistributionModule):
         if autoregressive.order is not None:
             raise ValueError("Expected autoregressive.order == None (the ensemble brings its orders); got one.")
         self.autoregressive, self.context, self.validation = autoregressive, autoregressive.context, validation
-        sites = prod(
-            autoregressive.event_shape[: len(autoregressive.event_shape) - len(autoregressive.head.site_shape)]
-        )
+        sites = prod(sites_of(autoregressive.conditioner, autoregressive.head, autoregressive.event_shape, 0))
         if isinstance(orders, int):
             check_sizes(1, orders=orders)
             orders = torch.stack([torch.randperm(sites, device="cpu") for _ in range(orders)])

@@ -30,7 +30,7 @@ class ChainRule:
         conditioner, head: as they were.
         context: (*batch, C), or of more dims (:class:`Covariates`, :class:`Source`), or None.
         source_lengths: (*batch), of sources.
-        sites: how many a row has.
+        sites: how many a row has, those of a prefix included.
     """
 
     conditioner: Any = Held()  # noqa: RUF009  (a descriptor, and no default)
@@ -50,7 +50,10 @@ class ChainRule:
         order: Tensor | None = None,
         given: int = 0,
     ) -> ChainRule:
-        """Of the modules as they are now; covariates are of the ``given`` first sites, then of others in another order."""
+        """Binds the modules as they are now.
+
+        Covariates are given in the order of the event, after those of the ``given`` sites of a prefix; ``order`` is that of visits.
+        """
         context, source_lengths = checked_source(conditioner, context, source_lengths)
         if context is not None and kind_of(conditioner.context).by_site:
             context = steps_in_order(context, order, given, sites)
@@ -131,10 +134,6 @@ class ChainRule:
             return context
         return torch.where(present.unsqueeze(2), context, 0.0)
 
-    def given(self, y: Tensor, shape: torch.Size, present: Tensor | None) -> Any:
-        """The distributions (B, T) of the sites of rows y, each given the earlier ones, by one parallel pass."""
-        return self.site(self.conditioner(self.read(y), self.contexts(shape, present)))
-
     def draw(
         self, loop: SiteLoop, draw: Callable[[Tensor, int], Tensor], lengths: Tensor | None = None
     ) -> list[Tensor]:
@@ -156,6 +155,6 @@ class ChainRule:
         return ys
 
     def loop(self, shape: torch.Size, stop: int, prefix: Tensor | None, present: Tensor | None = None) -> SiteLoop:
-        """Over the sites of the rows of a batch, after those of their prefixes (B, k, *site_shape)."""
+        """The loop over the sites of a batch's rows, from the end of their prefixes (B, k, *site_shape) to ``stop``."""
         prefix = None if prefix is None else self.read(prefix)
         return SiteLoop(self.conditioner, self.contexts(shape, present), prod(shape), stop, prefix)

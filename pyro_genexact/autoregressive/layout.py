@@ -35,7 +35,7 @@ class Layout:
 
     has_ends = False  # whether a site may be the last one of its row
     fill = 0  # what stands in padding
-    obstacle = "no lengths", "lengths"  # what enumeration asks of rows, and what stands in its way
+    enumerable = "no lengths"  # what enumeration asks of rows
 
     @property
     def count(self) -> int:
@@ -69,19 +69,17 @@ class Layout:
         """Which rows (B) have a prefix that has ended; None where none can."""
         return None
 
-    def obstructed(self, shape: torch.Size) -> bool:
-        """Whether the events of a batch cannot be enumerated, though sites can."""
-        return self.lengths is not None
+    def obstacle(self, shape: torch.Size) -> str | None:
+        """Why the events of a batch cannot be enumerated, though sites can; None if they can."""
+        return None if self.lengths is None else "lengths"
 
     def after_prefix(self, sites: Tensor, batch_shape: torch.Size) -> Tensor:
         """The prefix and more sites (*batch, S, *site_shape) in one, of this batch shape."""
         if self.prefix is None:
             return sites
-        dim = len(batch_shape)
-        parts = [
-            part.expand(*batch_shape, *part.shape[-1 - len(self.head.site_shape) :]) for part in (self.prefix, sites)
-        ]
-        return torch.cat(parts, dim)
+        event = -1 - len(self.head.site_shape)
+        parts = [part.expand(*batch_shape, *part.shape[event:]) for part in (self.prefix, sites)]
+        return torch.cat(parts, len(batch_shape))
 
     def filler(self, like: Tensor, rows: int = 1, sites: int = 1) -> Tensor:
         return like.new_full((rows, sites, *self.head.site_shape), self.fill)
@@ -108,7 +106,7 @@ class Layout:
         return self.arrange(y, shape)
 
     def present(self, shape: torch.Size) -> Tensor | None:
-        """Which sites (B, k + T) are present whatever their values; None where that is known of none."""
+        """Which sites (B, k + T) are present whatever their values; None where all are, or where their values decide."""
         lengths = self.length_rows(shape)
         return None if lengths is None else site_mask(lengths, self.given + self.count)
 
@@ -160,7 +158,7 @@ class SequenceLayout(Layout):
     prefix_lengths: Tensor | None = None
 
     has_ends = True
-    obstacle = "prefixes that go on", "a prefix that has ended"
+    enumerable = "prefixes that go on"
 
     @property
     def fill(self) -> int:  # type: ignore[override]
@@ -185,9 +183,9 @@ class SequenceLayout(Layout):
         ends = self.ends(prefix)
         return (ends if starts is None else ends & site_mask(starts, self.given)).any(1)
 
-    def obstructed(self, shape: torch.Size) -> bool:
+    def obstacle(self, shape: torch.Size) -> str | None:
         over = self.over(shape)
-        return over is not None and visible(over) and bool(over.any())
+        return "a prefix that has ended" if over is not None and visible(over) and over.any() else None
 
     def after_prefix(self, sites: Tensor, batch_shape: torch.Size) -> Tensor:
         both, starts = super().after_prefix(sites, batch_shape), self.prefix_lengths

@@ -42,7 +42,7 @@ class SequenceDistribution(ChainRuleDistribution):
     r"""Sequences of random length: p(y | x) = prod_{t <= n} p(y_t | x, y_{<t}), n the first site that is an end.
 
     An event is an array of max_len sites. After the first ``eos`` all of it is ``eos``; an array without one stands for all
-    sequences that are longer, so that the probabilities of all arrays add up to 1. With ``eos=None`` the head tells which
+    sequences that are longer, so that the probabilities of all arrays add up to 1. With ``eos=None`` the head marks which
     sites are ends (:class:`~pyro_genexact.heads.Stopped`), and zeros follow them.
 
     Cost: ``log_prob`` is one parallel pass of the conditioner. ``sample`` extends one state site by site, of the rows that go
@@ -51,7 +51,7 @@ class SequenceDistribution(ChainRuleDistribution):
     Args:
         conditioner: reads the sites; the weights that it has now are used from here on.
         head: makes the distribution of each site.
-        eos: the symbol that ends a sequence; None where the head tells it.
+        eos: the symbol that ends a sequence; None where the head marks it.
         max_len: T, sites of an array.
         context: (*batch, C), with ``Covariates`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``PaddedSequence`` of it and its
             lengths, or None.
@@ -62,7 +62,7 @@ class SequenceDistribution(ChainRuleDistribution):
         validate_args: whether values are checked; without, arrays that are no sequences have log_prob -inf.
 
     Raises:
-        TypeError: for an ``eos`` that is no integer, and for a head that tells no ends where it is None.
+        TypeError: for an ``eos`` that is no integer, and for a head that marks no ends where it is None.
         ValueError: for a conditioner, head and max_len that do not fit each other, an ``eos`` outside the support, and (when
             validating) a prefix or value that is no sequence.
 
@@ -116,7 +116,7 @@ class SequenceDistribution(ChainRuleDistribution):
         layout = SequenceLayout(chain.head, dims, prefix, eos=eos, prefix_lengths=prefix_lengths)
         super().__init__(chain, layout, limit, validate_args)
 
-    eos = property(attrgetter("layout.eos"), doc="The symbol that ends a sequence; None where the head tells it.")
+    eos = property(attrgetter("layout.eos"), doc="The symbol that ends a sequence; None where the head marks it.")
     max_len = property(attrgetter("layout.count"), doc="T, sites of an array.")
     prefix_lengths = property(
         attrgetter("layout.prefix_lengths"), doc="(*batch), of the prefix, or None where all are k."
@@ -224,16 +224,15 @@ class SequenceDistribution(ChainRuleDistribution):
                 log_survival = torch.where(over.reshape(*d.batch_shape, 1), -torch.inf, log_survival)
             both = torch.stack([log_survival.exp(), -log_survival.expm1()])
             mean = both.mean(1)
-            variance = (both - mean.unsqueeze(1)).square().sum(1) / (
-                num_samples - 1
-            )  # without a warning if there are no rows
+            # by hand, without a warning if there are no rows
+            variance = (both - mean.unsqueeze(1)).square().sum(1) / (num_samples - 1)
             of_survival, of_end = variance.sqrt()
             spread = torch.where(mean[0] < mean[1], of_survival, of_end)  # the same, but for rounding
             rounding = 64 * torch.finfo(spread.dtype).eps * torch.special.entr(mean).sum(0)
             return TerminationCurve(mean[1], torch.where(spread <= rounding, 0.0, spread / num_samples**0.5))
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """the inverse of ``to_uniform``, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
+        """The inverse of ``to_uniform``, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
 
         Raises:
             NotImplementedError, ValueError: as that of :class:`~pyro_genexact.distributions.AutoregressiveDistribution`.
@@ -241,7 +240,7 @@ class SequenceDistribution(ChainRuleDistribution):
         check_uniforms(u)
         missing = u.isnan()
         y = super().from_uniform(torch.where(missing, 0.5, u))
-        _, present, shape = self._rows(y)
+        _, present, shape = self.rows_of(y)
         if present is not None and (missing & self.layout.of_event(present, shape).reshape(y.shape)).any():
             raise ValueError("Expected u between 0 and 1 up to the end of a sequence; got NaN.")
         return y

@@ -7,10 +7,10 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..core.expand import ShallowExpand
 from ..core.lengths import expand_mask
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import at_least_single
@@ -23,7 +23,7 @@ from .checks import check_uniforms
 from .layout import Layout
 
 
-class ChainRuleDistribution(ByEnumeration, TorchDistribution):
+class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     """A distribution of events whose sites are visited one by one.
 
     Args:
@@ -56,18 +56,6 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
         parts = f"{type(self.conditioner).__name__}, {type(self.head).__name__}"
         return f"{type(self).__name__}({parts}, {tuple(self.batch_shape)}, {tuple(self.event_shape)})"
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same with another batch shape; rows are drawn independently."""
-        new = self._get_checked_instance(type(self), _instance)
-        new.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_batch_shape"})
-        shape = torch.Size(batch_shape)
-        if len(shape) < len(self.batch_shape) or any(
-            n not in (1, m) for n, m in zip(reversed(self.batch_shape), reversed(shape), strict=False)
-        ):
-            raise ValueError(f"Expected batch_shape that {tuple(self.batch_shape)} broadcasts to; got {tuple(shape)}.")
-        new._batch_shape = shape
-        return new
-
     def _like_this(self, **changes: Any) -> Any:
         """The same but for some arguments of the constructor."""
         names = ("conditioner", "head", "context", "source_lengths", "prefix", "limit", *self._arguments)
@@ -78,7 +66,7 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
         """Whether the head's family has a finite support, all rows have all sites, and no prefix has ended."""
-        return not self.layout.obstructed(self.batch_shape) and bool(self.chain.probe.has_enumerate_support)
+        return self.layout.obstacle(self.batch_shape) is None and bool(self.chain.probe.has_enumerate_support)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
@@ -89,9 +77,10 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
         """
         chain, layout = self.chain, self.layout
         if not self.has_enumerate_support:
-            wanted, obstacle = layout.obstacle
-            got = obstacle if layout.obstructed(self.batch_shape) else chain.family
-            raise NotImplementedError(f"Expected a head that enumerates a finite support, and {wanted}; got {got}.")
+            got = layout.obstacle(self.batch_shape) or chain.family
+            raise NotImplementedError(
+                f"Expected a head that enumerates a finite support, and {layout.enumerable}; got {got}."
+            )
         going, ended = chain.site_at_zero(layout.given).enumerate_support()[:1, 0, :0], list[Tensor]()
         for t in range(layout.given, chain.sites):
             values = chain.site_at_zero(t).enumerate_support()[:, 0]  # (K, 1, *site_shape)
@@ -160,7 +149,7 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
         return self.layout.arrange(self.layout.of_event(u, shape), shape)
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """the inverse of ``to_uniform``: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
+        """The inverse of ``to_uniform``: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
 
         Raises:
             NotImplementedError: if the head's family has no icdf.
@@ -204,7 +193,7 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
             They, (B, sites); their values, replaced where outside the support or padding; which sites are inside (or
             padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
         """
-        y, present, shape = self._rows(value)
+        y, present, shape = self.rows_of(value)
         support = self.head.support
         mask = None if present is None and known_to_contain(support, y) else self.layout.inside(y, present)
         if self._validate_args and mask is not None:
@@ -215,9 +204,11 @@ class ChainRuleDistribution(ByEnumeration, TorchDistribution):
         if good is not None:
             good = expand_mask(good, y)
             read, y = torch.where(good, y, y.new_zeros(())), torch.where(good, y, feasible_point(support, y))
-        return self.chain.given(read, shape, present), y, mask, present, shape
+        chain = self.chain
+        d = chain.site(chain.conditioner(chain.read(read), chain.contexts(shape, present)))
+        return d, y, mask, present, shape
 
-    def _rows(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
+    def rows_of(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
         value = self.chain.typed("value", value)
         shape = broadcast_shapes(self._batch_of("value", value), self.batch_shape)
@@ -240,12 +231,15 @@ class EventConstraint(constraints.Constraint):
     def __init__(self, d: ChainRuleDistribution) -> None:
         self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.d.head.support})"
+
     def check(self, value: Tensor) -> Tensor:
-        y, present, shape = self.d._rows(value)
+        y, present, shape = self.d.rows_of(value)
         return self.d.layout.inside(y, present).all(1).reshape(shape)
 
     def feasible_point(self, like: Tensor) -> Tensor:
         """Some value inside, of the shape of ``like`` broadcast with the batch."""
-        y, _, shape = self.d._rows(like)
+        y, _, shape = self.d.rows_of(like)
         y = self.d.layout.of_event(feasible_point(self.d.head.support, y).expand_as(y), shape)
         return self.d.layout.arrange(y, shape)

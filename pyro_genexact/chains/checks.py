@@ -84,13 +84,6 @@ def finite(**values: Tensor | None) -> None:
             raise ValueError(f"Expected {name} of finite numbers; got {value[~fine][0].item()}.")
 
 
-def expansion(old: Size, new: Size) -> None:
-    """Raises a ValueError unless an old batch shape broadcasts to the new one."""
-    padded = (1,) * (len(new) - len(old)) + old
-    if len(padded) > len(new) or any(m < 0 or n not in (1, m) for n, m in zip(padded, new, strict=False)):
-        raise ValueError(f"Expected batch_shape that {tuple(old)} broadcasts to; got {tuple(new)}.")
-
-
 def possible(log_partition: Tensor, shape: Size) -> None:
     """Raises a ValueError that names a row where no label string is possible."""
     if not visible(log_partition) or not (impossible := log_partition == -torch.inf).any():

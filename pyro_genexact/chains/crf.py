@@ -114,7 +114,8 @@ class LinearChainCRF(ChainDistribution):
         value = self._checked(value)
         if self._validate_args:
             self._validate_sample(value)
-        log_prob = self.inference.score(value) - self.inference.log_partition()
+        inference = self.inference
+        log_prob = inference.score(value) - inference.log_partition()
         return log_prob.to(self.unary.dtype).expand(broadcast_shapes(value.shape[:-1], self.batch_shape))
 
     @property

@@ -1,19 +1,16 @@
-"""The common base of linear-chain CRFs and hidden Markov models: lengths, ``expand``, enumeration."""
+"""The common base of linear-chain CRFs and hidden Markov models: lengths and enumeration."""
 
 from __future__ import annotations
 
-from typing import Any, Self
-
 import torch
-from pyro.distributions import TorchDistribution
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import constraints
 
-from ..core.lengths import site_mask
-from . import checks as check
+from ..core.expand import ShallowExpand
+from .semirings import padding_mask
 
 
-class ChainDistribution(TorchDistribution):
+class ChainDistribution(ShallowExpand):
     """Sequences of N sites, of which the first ``lengths`` of a row count.
 
     A subclass sets ``lengths`` before it calls the constructor, and defines :meth:`site_values` where these are finitely many.
@@ -25,14 +22,6 @@ class ChainDistribution(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     lengths: Tensor | None
     events = "sequences"  # what an error calls them
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same with another batch shape, without copies; rows are drawn independently, everything else is computed once."""
-        new = self.__new__(type(self)) if _instance is None else _instance
-        new.__dict__.update(self.__dict__)
-        check.expansion(self.batch_shape, Size(batch_shape))
-        new._batch_shape = Size(batch_shape)
-        return new
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
@@ -71,7 +60,5 @@ class ChainDistribution(TorchDistribution):
 
     def padding(self, more: int = 0) -> Tensor | None:
         """(*, N, 1 ...), which sites are padding, with so many more dims of 1; None without lengths."""
-        if self.lengths is None:
-            return None
-        mask = ~site_mask(self.lengths, self.event_shape[0])
-        return mask.reshape(*mask.shape, *[1] * more)
+        mask = padding_mask(self.lengths, self.event_shape[0])
+        return None if mask is None else mask.reshape(*mask.shape, *[1] * more)

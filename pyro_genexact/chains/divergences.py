@@ -50,23 +50,16 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     return divergence.expand(batch_shape)
 
 
-def of_crf_from_independent(p: LinearChainCRF, q: Independent[Any]) -> Tensor:
-    """KL(p | q) for independent categories or one-hot vectors q of each site, of the batch shape (*batch, N) before ``to_event(1)``."""
-    return of_crfs(p, as_crf(q, p))
-
-
-def of_independent_from_crf(p: Independent[Any], q: LinearChainCRF) -> Tensor:
-    """KL(p | q), the other way round."""
-    return of_crfs(as_crf(p, q), q)
-
-
 register_kl(LinearChainCRF, LinearChainCRF)(of_crfs)
-register_kl(LinearChainCRF, Independent)(of_crf_from_independent)
-register_kl(Independent, LinearChainCRF)(of_independent_from_crf)
+register_kl(LinearChainCRF, Independent)(lambda p, q: of_crfs(p, as_crf(q, p)))
+register_kl(Independent, LinearChainCRF)(lambda p, q: of_crfs(as_crf(p, q), q))
 
 
 def as_crf(d: Independent[Any], like: LinearChainCRF) -> LinearChainCRF:
-    """Independent categories as a chain without transitions, of the lengths of another one."""
+    """Independent categories or one-hot vectors of each site, (*batch, N) before ``to_event(1)``, as a chain without transitions.
+
+    It has the lengths of another one.
+    """
     base = d.base_dist
     if not isinstance(base, (Categorical, OneHotCategorical)) or d.reinterpreted_batch_ndims != 1:
         raise ValueError(

@@ -22,8 +22,8 @@ from .crf import LinearChainCRF
 from .distribution import ChainDistribution
 from .labels import PaddedSites
 from .log_partition import log_partition_or_none, plain_operations_only
-from .messages import LogMessages, mask_padding
-from .semirings import ChainPotentials, Max, fold
+from .messages import LogMessages
+from .semirings import ChainPotentials, Max, fold, mask_padding
 
 
 class HiddenMarkov(ChainDistribution):
@@ -97,7 +97,11 @@ class HiddenMarkov(ChainDistribution):
         super().__init__(batch_shape, Size((sites, *observation_dist.event_shape)), validate_args=validate_args)
         if self._validate_args:
             for name, logits in (("initial", initial), ("transition", transition)):
-                _check_logits(name, logits)
+                check.log_weights(**{name: logits})
+                if visible(logits) and (logits == -torch.inf).all(-1).any():
+                    raise ValueError(
+                        f"Expected {name} with a finite logit in each row (of next states); got a row of -inf alone."
+                    )
 
     def __repr__(self) -> str:
         parts = f"{type(self.observation_dist).__name__}, {tuple(self.batch_shape)}, {tuple(self.event_shape)}"
@@ -144,7 +148,7 @@ class HiddenMarkov(ChainDistribution):
         posterior = self.posterior(value).inference
         # in log space: what exp space loses matters for no whole sequence, but may for its beginning
         messages = LogMessages(posterior.possible())
-        return posterior.in_batch(mask_padding(messages.lengths, messages.forward.softmax(-1)), 2)
+        return posterior.in_batch(mask_padding(messages.padding, messages.forward.softmax(-1)), 2)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Observations (*sample_shape, *batch, N, *obs)."""
@@ -290,10 +294,3 @@ def _shapes(
         lengths=getattr(lengths, "shape", ()),
     )
     return next(iter(durations.values())), batch_shape
-
-
-def _check_logits(name: str, logits: Tensor) -> None:
-    """Raises a ValueError for logits that are NaN or +inf, or of which none in a row is finite."""
-    check.log_weights(**{name: logits})
-    if visible(logits) and (logits == -torch.inf).all(-1).any():
-        raise ValueError(f"Expected {name} with a finite logit in each row (of next states); got a row of -inf alone.")

@@ -14,8 +14,8 @@ from ..core.versions import version_of
 from . import checks as check
 from .labels import GivenPotentials, log_weight
 from .log_partition import log_partition, messages_for, plain_operations_only, with_gradients
-from .messages import Messages, double_precision, mask_padding
-from .semirings import ChainPotentials, Max, fold, trace
+from .messages import Messages, double_precision
+from .semirings import ChainPotentials, Max, fold, mask_padding, padding_mask, trace
 
 
 @dataclass
@@ -48,21 +48,23 @@ class ChainInference:
             return potentials.expand((*rows, *shape)).reshape(prod(rows), *shape)
 
         lengths = None if self.lengths is None else flat(self.lengths, 0)
+        padding = padding_mask(lengths, unary.shape[-2])
         if transition.dim() > 2:
             transition = flat(transition, 3)
             if transition.shape[1] == unary.shape[-2] - 1:
-                transition = mask_padding(lengths, transition, 1)
+                transition = mask_padding(padding, transition, 1)
         zero = unary.new_zeros(unary.shape[-1])
         initial, final = (flat(zero if p is None else p, 1) for p in (initial, final))
         if lengths is not None:  # an empty row has no ends
             empty = (lengths == 0).unsqueeze(-1)
             initial, final = initial.masked_fill(empty, 0.0), final.masked_fill(empty, 0.0)
-        return ChainPotentials(mask_padding(lengths, flat(unary, 2)), transition, initial, final, lengths)
+        return ChainPotentials(mask_padding(padding, flat(unary, 2)), transition, initial, final, lengths)
 
     def possible(self) -> ChainPotentials:
         """The potentials in double precision; a ValueError where a row allows no label string."""
-        self.log_partition()
-        return self.potentials().map(double_precision)
+        chain = self.potentials()
+        self.messages(chain)
+        return chain.map(double_precision)
 
     def messages(self, chain: ChainPotentials | None = None) -> Messages:
         """Of all rows, from their :meth:`potentials` where these are at hand; a ValueError as in :meth:`possible`."""

@@ -12,7 +12,8 @@ from ..base import Conditioner
 from ..contexts import Covariates
 from ..core.lengths import site_mask
 from ..families.in_support import feasible_point
-from .messages import LogMessages, double_precision, mask_padding
+from .messages import LogMessages, double_precision
+from .semirings import mask_padding, padding_mask
 
 GivenPotentials = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """unary (*, N, V), transition (V, V) or (*, N - 1 or 1, V, V), initial and final (*, V) or None."""
@@ -93,7 +94,7 @@ def conditional_logits(messages: LogMessages) -> Tensor:
     tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
     # normalised here, in double precision; what no history leads to is never looked up
     tables = tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0).log_softmax(-1)
-    return mask_padding(chain.lengths, tables)
+    return mask_padding(messages.padding, tables)
 
 
 def log_weight(potentials: GivenPotentials, lengths: Tensor | None, value: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def log_weight(potentials: GivenPotentials, lengths: Tensor | None, value: Tenso
     """
     unary, transition, initial, final = potentials
     sites, num_labels = unary.shape[-2:]
-    padding = None if lengths is None else ~site_mask(lengths, sites)
+    padding = padding_mask(lengths, sites)
     value = value if padding is None else torch.where(padding, 0, value)
     labels = value.long()
     inside = (labels >= 0) & (labels < num_labels) & (labels == value)

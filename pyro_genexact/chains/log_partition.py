@@ -28,7 +28,7 @@ def messages_for(chain: ChainPotentials) -> Messages:
 def log_partition(chain: ChainPotentials, messages: Messages) -> Tensor:
     """log Z (B) in nats, in double precision; its gradients are the marginals, taken from the messages."""
     return with_gradients(
-        lambda messages: messages.log_partition,
+        lambda messages: messages.log_partition.clone(),  # which becomes a part of a graph
         messages,
         chain,
         first_order=lambda grad, needed: _from_marginals(chain, messages, grad, needed),
@@ -58,36 +58,33 @@ def with_gradients(
     Gradients are those of the same query of messages in log space, made by plain operations, so that they have gradients in turn.
 
     Args:
-        query: of the messages, and of further chains.
+        query: of the messages, and of further chains; a new tensor.
         messages: of the first chain, by :func:`messages_for`.
         chains: whose potentials get gradients.
         first_order: the gradients in the first chain's potentials, where they are not to be differentiated again; of the gradient
             of the result, and which are needed.
     """
-    if plain_operations_only():
-        return query(messages, *chains[1:])
-    with torch.no_grad():
-        value = query(messages, *chains[1:])
     tensors = [p for chain in chains for p in chain[:4]]
-    if not (torch.is_grad_enabled() and any(p.requires_grad for p in tensors)):
-        return value
+    wanted = torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
+    if not wanted or plain_operations_only():
+        return query(messages, *chains[1:])
 
     def of_tensors(*tensors: Tensor) -> Tensor:
         parts = (tensors[4 * i : 4 * i + 4] for i in range(len(chains)))
         first, *others = (ChainPotentials(*part, c.lengths) for part, c in zip(parts, chains, strict=True))  # type: ignore[call-arg, arg-type]
         return query(LogGradients(first), *others)
 
-    return _WithGradients.apply(value, of_tensors, first_order, *tensors)
+    return _WithGradients.apply(lambda: query(messages, *chains[1:]), of_tensors, first_order, *tensors)
 
 
 class _WithGradients(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, value: Tensor, function: Callable[..., Tensor], first_order: Any, *tensors: Tensor
+        ctx: Any, value: Callable[[], Tensor], function: Callable[..., Tensor], first_order: Any, *tensors: Tensor
     ) -> Tensor:
         ctx.function, ctx.first_order = function, first_order
         ctx.save_for_backward(*tensors)
-        return value.clone()
+        return value()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -120,7 +117,7 @@ def _from_marginals(chain: ChainPotentials, messages: Messages, grad: Tensor, ne
     if needed[1] and chain.transition.dim() == 2:
         grads[1] = messages.expected_steps(grad)
     elif needed[1]:
-        pairs = messages.pair_marginals() * grad[:, None, None, None]
+        pairs = messages.pair_marginals().mul_(grad[:, None, None, None])  # in place: a copy costs as much as the step
         grads[1] = pairs if pairs.shape == chain.transition.shape else pairs.sum(1, keepdim=True)
     if needed[3]:
         grads[3] = nodes.take_along_dim(last_site(chain).unsqueeze(-1), 1).squeeze(1)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.functional import visible
-from ..core.lengths import site_mask
 from .semirings import (
     ChainPotentials,
     Draw,
@@ -24,7 +23,9 @@ from .semirings import (
     draw,
     flip_within_lengths,
     fold,
+    mask_padding,
     mean,
+    padding_mask,
     trace,
 )
 
@@ -87,7 +88,7 @@ class ScaledMessages:
 
     def __init__(self, chain: ChainPotentials, every: int) -> None:
         batch, sites, labels = chain.unary.shape
-        self.lengths, self.last = chain.lengths, last_site(chain)
+        self.padding, self.last = padding_mask(chain.lengths, sites), last_site(chain)
 
         unary, top = shifted(absorb_ends(chain), (-1,))
         transition, top_of_step = shifted(double_precision(chain.transition), (-2, -1))
@@ -96,8 +97,8 @@ class ScaledMessages:
         backward = self.weights.reversed()
         x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
         scales = forward_backward(x, self.weights, backward, every)
-        if chain.lengths is not None:  # past the ends, last in both directions, anything may have become of them
-            padding = ~site_mask(chain.lengths, sites).T.unsqueeze(1)  # (N, 1, B)
+        if self.padding is not None:  # past the ends, last in both directions, anything may have become of them
+            padding = self.padding.T.unsqueeze(1)  # (N, 1, B)
             x.masked_fill_(padding.unsqueeze(-1), 1.0)
             scales[1:].masked_fill_(padding[every::every], 1.0)
         sums = x.sum(-1)
@@ -113,10 +114,10 @@ class ScaledMessages:
         self.total = self.joint.sum(-1)  # s_t
 
         ends = (sums[:, 0].T * self.total).take_along_dim(self.last, 1).squeeze(1)
-        log_partition = ends.log() + scales[:, 0].log().sum(0) + mask_padding(self.lengths, top.squeeze(-1)).sum(-1)
-        log_partition += mask_padding(self.lengths, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
+        log_partition = ends.log() + scales[:, 0].log().sum(0) + mask_padding(self.padding, top.squeeze(-1)).sum(-1)
+        log_partition += mask_padding(self.padding, top_of_step[..., 0, 0].expand(batch, sites - 1), 1).sum(-1)
         smallest = torch.minimum(sums.amin((0, 1)), scales.amin((0, 1)))
-        least = mask_padding(self.lengths, self.total, fill=1.0).amin(-1) * smallest
+        least = mask_padding(self.padding, self.total, fill=1.0).amin(-1) * smallest
         info = torch.finfo(least.dtype)
         exact = least > sites * labels**2 * info.tiny / info.eps
         if chain.lengths is not None:
@@ -124,10 +125,10 @@ class ScaledMessages:
         self.log_partition, self.exact = log_partition, exact
 
     def marginals(self) -> Tensor:
-        return self.joint * mask_padding(self.lengths, 1 / self.total).unsqueeze(-1)
+        return self.joint * mask_padding(self.padding, 1 / self.total).unsqueeze(-1)
 
     def pair_marginals(self) -> Tensor:
-        return self.weights.transition * (self._left(1.0).unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2))
+        return (self._left(1.0).unsqueeze(-1) * self.backward[:, 1:].unsqueeze(-2)).mul_(self.weights.transition)
 
     def expected_steps(self, weight: Tensor) -> Tensor:
         left = self._left(weight.unsqueeze(-1))
@@ -146,7 +147,7 @@ class ScaledMessages:
 
     def _left(self, weight: float | Tensor) -> Tensor:
         """(B, N - 1, V), what a pair has of its left site, times a weight of the row; 0 where the right one is padding."""
-        return self.forward[:, :-1] * mask_padding(self.lengths, weight / self.total[:, :-1], 1).unsqueeze(-1)
+        return self.forward[:, :-1] * mask_padding(self.padding, weight / self.total[:, :-1], 1).unsqueeze(-1)
 
 
 class LogMessages:
@@ -156,7 +157,7 @@ class LogMessages:
     """
 
     def __init__(self, chain: ChainPotentials) -> None:
-        self.chain, self.lengths = chain.map(double_precision), chain.lengths
+        self.chain, self.padding = chain.map(double_precision), padding_mask(chain.lengths, chain.unary.shape[-2])
 
     @cached_property
     def _folded(self) -> tuple[Tensor, list[Tensor]]:
@@ -175,16 +176,16 @@ class LogMessages:
     def backward(self) -> Tensor:
         """(B, N, V): those of the sites from here on, by the label here."""
         backward = fold(LogSumExp(), self.chain.reversed())[1]
-        return flip_within_lengths(torch.stack(backward, -2), self.lengths)
+        return flip_within_lengths(torch.stack(backward, -2), self.chain.lengths)
 
     def marginals(self) -> Tensor:
         unary = self.chain.unary
         joint = (self.forward + self.backward - unary).masked_fill(unary == -torch.inf, -torch.inf)
-        return mask_padding(self.lengths, joint.softmax(-1))
+        return mask_padding(self.padding, joint.softmax(-1))
 
     def pair_marginals(self) -> Tensor:
         joint = self.forward[:, :-1].unsqueeze(-1) + self.chain.transition + self.backward[:, 1:].unsqueeze(-2)
-        return mask_padding(self.lengths, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
+        return mask_padding(self.padding, joint.flatten(-2).softmax(-1).unflatten(-1, joint.shape[-2:]), 1)
 
     def expected_steps(self, weight: Tensor) -> Tensor:
         return torch.einsum("b,btij->ij", weight, self.pair_marginals())
@@ -296,7 +297,8 @@ def draw_by_tables(forward: Tensor, chain: ChainPotentials, count: int) -> Tenso
             place = place.addmv_(share.index_select(0, place.long()).lt_(level), ones, beta=width)
             row = place.sub_(row, alpha=width**2).add_(offset)
     strings = torch.stack([row.long(), *drawn[::-1]]).sub_(first).reshape(sites, batch, count).permute(2, 1, 0)
-    return mask_padding(None if ends is None else ends.reshape(batch, count).T, strings.contiguous())
+    ends = None if ends is None else ends.reshape(batch, count).T
+    return mask_padding(padding_mask(ends, sites), strings.contiguous())
 
 
 def forward_backward(x: Tensor, forward: ChainPotentials, backward: ChainPotentials, every: int) -> Tensor:
@@ -324,19 +326,11 @@ def backward_step(transition: Tensor, after: Tensor) -> Tensor:
 
 
 def absorb_ends(chain: ChainPotentials) -> Tensor:
-    """The unary potentials (B, N, V), wide, a copy, with those of the ends (0 of empty rows) at the first and last site."""
+    """The unary potentials (B, N, V) in double precision, a copy, with those of the ends (0 of empty rows) at the first and last site."""
     unary = chain.unary.to(double_precision(chain.unary).dtype, copy=True)
     unary[:, 0] += chain.initial
     last = last_site(chain).unsqueeze(-1).expand(-1, 1, unary.shape[-1])
     return unary.scatter_add_(1, last, chain.final.to(unary).unsqueeze(1))
-
-
-def mask_padding(lengths: Tensor | None, values: Tensor, first: int = 0, fill: float = 0.0) -> Tensor:
-    """Values (*, N - first, ...) of the sites from the first on; the fill at padding."""
-    if lengths is None:
-        return values
-    padding = ~site_mask(lengths, values.shape[lengths.dim()] + first)[..., first:]
-    return values.masked_fill(padding.reshape(*padding.shape, *[1] * (values.dim() - padding.dim())), fill)
 
 
 def last_site(chain: ChainPotentials) -> Tensor:

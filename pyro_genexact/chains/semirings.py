@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.lengths import site_mask
+from ..core.lengths import expand_mask, site_mask
 
 
 class ChainPotentials(NamedTuple):
@@ -53,14 +53,14 @@ class ChainPotentials(NamedTuple):
 
     def reversed(self) -> ChainPotentials:
         """The chain read from its end, each row from its own; the total stays."""
-        sites, transition = self.unary.shape[-2], self.transition.mT
+        sites, transition = self.unary.shape[-2], self.transition
         if transition.dim() > 2 and transition.shape[-3] > 1:
             steps = None if self.lengths is None else (self.lengths - 1) % sites
             batch = () if steps is None else torch.broadcast_shapes(transition.shape[:-3], steps.shape)
             transition = transition.expand(*batch, *transition.shape[-3:]) if batch else transition
             transition = flip_within_lengths(transition.flatten(-2), steps).unflatten(-1, transition.shape[-2:])
         return ChainPotentials(
-            flip_within_lengths(self.unary, self.lengths), transition, self.final, self.initial, self.lengths
+            flip_within_lengths(self.unary, self.lengths), transition.mT, self.final, self.initial, self.lengths
         )
 
 
@@ -347,6 +347,15 @@ def _rows(matrices: Tensor, label: Tensor) -> Tensor:
 def without_padding(backward: list[Tensor], lengths: Tensor | None) -> Tensor:
     """Labels (*, N) of the sites given from the last to the first, 0 past the length."""
     labels = torch.stack(backward[::-1]).movedim(0, -1).contiguous()  # faster than to stack along the last dim
-    if lengths is None:
-        return labels
-    return labels.masked_fill(~site_mask(lengths, len(backward)), 0)
+    padding = padding_mask(lengths, len(backward))
+    return labels if padding is None else labels.masked_fill(padding, 0)
+
+
+def padding_mask(lengths: Tensor | None, sites: int) -> Tensor | None:
+    """Which of N sites are padding, (*lengths, N); None without lengths."""
+    return None if lengths is None else ~site_mask(lengths, sites)
+
+
+def mask_padding(padding: Tensor | None, values: Tensor, first: int = 0, fill: float = 0.0) -> Tensor:
+    """Values (*, N - first, ...) of the sites from the first on; the fill at padding (*, N)."""
+    return values if padding is None else values.masked_fill(expand_mask(padding[..., first:], values), fill)

@@ -109,15 +109,14 @@ def _branches(
         return []
     values, factors = search.factors(phi, t, rows)
     total = node.log_p.unsqueeze(-1) + factors
-    ends, last = search.ends(values.expand(total.shape), t, rows), search.last(t, rows).unsqueeze(-1)
+    ends, last = search.ends(values.expand(total.shape), t, rows), (search.sizes(t, rows) == search.sites).unsqueeze(-1)
     complete = ends if search.layout.has_ends else ends | last
     log_p, value = torch.where(complete, total, -torch.inf).max(1)
     top = torch.full_like(best, -torch.inf).scatter_reduce(0, rows, log_p, "amax")
     for row in (top > best).nonzero().flatten().tolist():
         at = int(((rows == row) & (log_p == top[row])).nonzero()[0])
-        string = torch.cat([node.strings[at], values[value[at]].unsqueeze(0)])
-        strings[row] = search.filler(strings.shape[1])
-        strings[row, : len(string)], best[row] = string, top[row]
+        strings[row] = search.filled(torch.cat([node.strings[at], values[value[at]].unsqueeze(0)]))
+        best[row] = top[row]
     going = torch.where(ends | last, -torch.inf, total)
     parent, value = (going > best[rows].unsqueeze(-1)).nonzero().unbind(1)
     log_p, order = going[parent, value].sort(descending=True)

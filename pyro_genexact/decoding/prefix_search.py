@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
+from torch.nn.functional import pad
 
 from ..autoregressive.distribution import AutoregressiveDistribution
 from ..autoregressive.sequence import SequenceDistribution
@@ -62,7 +63,7 @@ class PrefixSearch:
         loop.read(self.chain.read(values.unsqueeze(1)), rows)
 
     def extend(self, values: Tensor, state: Any, rows: Tensor) -> tuple[Tensor, Any]:
-        """The same outside of a loop: the next site's parameters, and a new state."""
+        """Reads values as :meth:`read` does, outside of a loop: the next site's parameters, and a new state."""
         return advance(self.chain.conditioner, self.chain.read(values.unsqueeze(1)), state, rows)
 
     def open(self) -> Tensor:
@@ -85,12 +86,8 @@ class PrefixSearch:
         ends = self.layout.ends(values)
         return ends if t >= self.layout.given else ends & expand_mask(t >= self.starts[rows], ends)
 
-    def last(self, t: int, rows: Tensor) -> Tensor:
-        """Whether site t is the last of these rows (n)."""
-        return t == self.starts[rows] + self.sites - 1
-
     def sizes(self, t: int, rows: Tensor) -> Tensor:
-        """How many sites of the event have been visited after site t, (n)."""
+        """How many sites of the event these rows (n) have after site t."""
         return t - self.starts[rows] + 1
 
     def event(self, values: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
@@ -99,6 +96,10 @@ class PrefixSearch:
         values = values.take_along_dim(index.expand(*values.shape[:-1], -1), -1)
         batch = torch.Size(shape) + self.d.batch_shape
         return self.layout.events(values.reshape(prod(batch), self.sites), batch)
+
+    def filled(self, strings: Tensor) -> Tensor:
+        """Strings (*, L) with fillers up to the end of the last row."""
+        return pad(strings, (0, self.stop - self.first - strings.shape[-1]), value=self.layout.fill)
 
     def filler(self, *shape: int) -> Tensor:
         return self.chain.like.new_full(shape, self.layout.fill, dtype=self.dtype)

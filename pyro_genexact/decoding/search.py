@@ -130,10 +130,11 @@ def beams(search: PrefixSearch, width: int, length_penalty: float = 0.0, unfinis
         ahead = value.unsqueeze(-1)
         if strings is not None:
             ahead = torch.cat([strings.take_along_dim(parent.unsqueeze(-1), 1), ahead], -1)
-        ended, last = search.ends(value, t, rows), search.last(t, rows).unsqueeze(-1)
+        ended, sizes = search.ends(value, t, rows), search.sizes(t, rows)
+        last = (sizes == search.sites).unsqueeze(-1)
         complete = ended if search.layout.has_ends and not unfinished else ended | last
         among = torch.arange(score.shape[1], device=score.device) < width
-        pool.add(rows, ahead, torch.where(complete & among, score, -torch.inf), search.sizes(t, rows))
+        pool.add(rows, ahead, torch.where(complete & among, score, -torch.inf), sizes)
         # those that go on, in their order
         log_p, place = torch.where(ended | last, -torch.inf, score).topk(min(width, score.shape[1]), 1)
         offset = torch.arange(0, len(rows) * beams, beams, device=rows.device).unsqueeze(-1)
@@ -166,8 +167,7 @@ class Pool:
         score, best = torch.cat([self.score[rows], score], 1).topk(self.score.shape[1], 1)
         if torch.equal(score, self.score[rows]):
             return
-        room = search.filler(*strings.shape[:2], search.stop - search.first - strings.shape[2])
-        both = torch.cat([self.strings[rows], torch.cat([strings, room], -1)], 1)
+        both = torch.cat([self.strings[rows], search.filled(strings)], 1)
         self.strings[rows] = both.take_along_dim(best.unsqueeze(-1), 1)
         self.log_p[rows] = torch.cat([self.log_p[rows], log_p], 1).take_along_dim(best, 1)
         self.score[rows] = score

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..core.checks import check_sizes
 from .prefix_search import PrefixSearch
@@ -77,16 +78,15 @@ def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
         done = done.take_along_dim(parent, 1)
         value = torch.where(done, search.filler(), values[index % len(values)])
         strings = torch.cat([strings.take_along_dim(parent.unsqueeze(-1), 1), value.unsqueeze(-1)], -1)
-        done = done | (log_p == -torch.inf) | search.ends(value, t, rows) | search.last(t, rows).unsqueeze(-1)
+        last = (search.sizes(t, rows) == search.sites).unsqueeze(-1)
+        done = done | (log_p == -torch.inf) | search.ends(value, t, rows) | last
         if done.all():
             break
         offset = torch.arange(0, search.rows * beams, beams, device=rows.device).unsqueeze(-1)
         search.read(loop, value.flatten(), (parent + offset).flatten())
-    room = search.filler(*strings.shape[:2], search.stop - search.first - strings.shape[2])
-    strings = torch.cat([strings, room], -1)
-    missing = max(k + 1 - log_p.shape[1], 0)
-    if missing:
-        log_p, noisy = (torch.nn.functional.pad(x, (0, missing), value=-torch.inf) for x in (log_p, noisy))
+    strings = search.filled(strings)
+    if missing := max(k + 1 - log_p.shape[1], 0):
+        log_p, noisy = (pad(x, (0, missing), value=-torch.inf) for x in (log_p, noisy))
         strings = torch.cat([strings, strings[:, :1].expand(-1, missing, -1)], 1)
     threshold = noisy[:, k]
     log_p, noisy, strings = log_p[:, :k], noisy[:, :k], strings[:, :k]

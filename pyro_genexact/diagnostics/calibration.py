@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from ..autoregressive.site_by_site import ChainRuleDistribution
 from ..core.checks import check_sizes
 from ..families.cdf import probability_integral
 from . import arviz_compat
@@ -50,7 +52,7 @@ def pit(d: Distribution, value: Tensor) -> Tensor:
         u = pit(d.base_dist, value)
         mask = torch.as_tensor(d._mask, device=u.device)
         return torch.where(mask.reshape(*mask.shape, *[1] * d.base_dist.event_dim), u, torch.nan)
-    if hasattr(d, "to_uniform"):
+    if isinstance(d, ChainRuleDistribution):
         return d.to_uniform(value)
     if isinstance(d, TransformedDistribution) and d.event_shape:
         for transform in reversed(d.transforms):
@@ -74,7 +76,7 @@ def sbc_ranks(
     Each simulation draws latents and data from the model, then the posterior given these data. The rank of a latent is
     the number of its draws below it, uniform on 0 ... num_samples if the posterior is exact (ties, as of discrete
     latents, are broken at random). Uniform ranks are necessary, not sufficient: the prior itself passes, which has learned nothing.
-    Ranks piled at both ends tell of a posterior too narrow, in the middle too wide, at one end biased.
+    Ranks piled at both ends show a posterior too narrow, in the middle too wide, at one end biased.
 
     Args:
         model: called as ``model(*args, **kwargs)``; its observed sites are drawn anew.
@@ -112,7 +114,7 @@ def sbc_ranks(
         trace: Any = poutine.trace(ResampleObserved()(model)).get_trace(*args, **kwargs)
         truth = _truth(trace, data_names)
         data = {name: trace.nodes[name]["value"] for name in data_names}
-        draws = _draws(model, posterior, args, kwargs, data, num_samples, len(truth))
+        draws = _draws(model, posterior, args, kwargs, data, num_samples)
         for name, value in truth.items():
             if name not in draws or draws[name].shape != (num_samples, *value.shape):
                 got = tuple(draws[name].shape) if name in draws else "none"
@@ -168,27 +170,17 @@ def _truth(trace: Any, data_names: list[str]) -> dict[str, Tensor]:
 
 
 def _draws(
-    model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int, count: int
+    model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int
 ) -> Mapping[str, Tensor]:
-    parameters = _parameters(posterior)
+    called = posterior.forward if isinstance(posterior, torch.nn.Module) else posterior
+    parameters = inspect.signature(called).parameters
     given, named = _with_data(parameters, args, kwargs, data)
     if "num_samples" in parameters:
         with torch.enable_grad():  # for samplers that follow gradients
             draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
         return {name: value.detach() for name, value in draws.items()}
-    conditioned = poutine.condition(ResampleObserved()(model), data=data)
-
-    def program(*_: Any, **__: Any) -> Any:
-        return conditioned(*args, **kwargs)
-
-    def guide(*_: Any, **__: Any) -> Any:
-        return posterior(*given, **named)
-
-    return draw(program, guide, (), {}, num_samples).draws
-
-
-def _parameters(posterior: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(posterior.forward if isinstance(posterior, torch.nn.Module) else posterior).parameters
+    program = partial(poutine.condition(ResampleObserved()(model), data=data), *args, **kwargs)
+    return draw(program, partial(posterior, *given, **named), (), {}, num_samples).draws
 
 
 def _with_data(

@@ -71,7 +71,8 @@ def inference_data(
     found = draw(model, posterior, args, kwargs, num_samples, predict=True)
     if not found.draws:
         raise ValueError(NO_POSTERIOR.format("a model without latents"))
-    names = _names(found, dims or {})
+    names = {name: [dim for dim in own if dim is not None] for name, own in found.dims.items()}
+    names |= {name: list(given) for name, given in (dims or {}).items()}  # ArviZ names the other dims
     groups = {
         "posterior": _arrays(found.draws | found.deterministic, found),
         "log_likelihood": _arrays(found.log_likelihood, found),
@@ -100,9 +101,3 @@ def _arrays(values: Mapping[str, Tensor], found: GuideDraws, chain: bool = True)
         array = value.detach().squeeze(gone).cpu().numpy() if gone else value.detach().cpu().numpy()
         arrays[name] = array[None] if chain else array
     return arrays
-
-
-def _names(found: GuideDraws, given: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Names of the leading dims of each site; ArviZ names the rest."""
-    own = {name: [dim for dim in dims if dim is not None] for name, dims in found.dims.items()}
-    return own | {name: list(names) for name, names in given.items()}

@@ -73,7 +73,7 @@ def draw(
 
 
 class ModelAndPosterior:
-    """A model and its posterior, with one run of both that tells the shapes."""
+    """A model and its posterior, with one run of both that has the shapes."""
 
     def __init__(self, model: Any, posterior: Any, args: Any, kwargs: Any, predict: bool) -> None:
         self.model, self.posterior, self.args, self.kwargs, self.predict = model, posterior, args, kwargs, predict
@@ -96,15 +96,15 @@ class ModelAndPosterior:
         """All draws in one pass; None where that is not what single runs give."""
         if self.enumerated:  # their sum runs over all plates, that of the draws too
             return None
-        wrap = self._vectorise(size)
-        guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(wrap(self.posterior))
-        found = self._read(guide, self._replay(guide, wrap), size, wrap)
+        plate: Any = pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1)
+        guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(plate(self.posterior))
+        found = self._read(guide, self._replay(guide, plate(self.model)), size, plate)
         return found if all(self._is_alone(found, guide, i, size) for i in {0, size - 1}) else None
 
     def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
         """Whether draw i has the log-probabilities and deterministic values of a run of its own."""
         row = self._row(guide, i, size)
-        replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, model=self.posterior)
+        replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, self.posterior)
         model = self._replay(replayed)
         pairs = [(_total(model, 1)[0], found.log_p[i]), (_total(replayed, 1)[0], found.log_q[i])]
         pairs += [(model.nodes[name]["value"].double(), v[i].double()) for name, v in found.deterministic.items()]
@@ -117,21 +117,11 @@ class ModelAndPosterior:
         found.dims = {name: _dims(name, site) for name, site in _samples(self.trace)}
         return found
 
-    def _vectorise(self, size: int) -> Callable[[Any], Any]:
-        def wrap(program: Any) -> Any:
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                with pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1):
-                    return program(*args, **kwargs)
-
-            return wrapped
-
-        return wrap
-
     def _traced(self, program: Any) -> Any:
         return poutine.trace(program).get_trace(*self.args, **self.kwargs)
 
-    def _replay(self, guide: Any, wrap: Any = lambda program: program, model: Any = None) -> Any:
-        return self._traced(poutine.replay(wrap(self.model if model is None else model), trace=guide))
+    def _replay(self, guide: Any, program: Any = None) -> Any:
+        return self._traced(poutine.replay(self.model if program is None else program, trace=guide))
 
     def _proposal(self, i: int) -> Any:
         if not isinstance(self.posterior, Mapping):
@@ -151,7 +141,7 @@ class ModelAndPosterior:
         random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
         return _given({name: _rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
 
-    def _read(self, guide: Any, model: Any, size: int, wrap: Any = lambda program: program) -> GuideDraws:
+    def _read(self, guide: Any, model: Any, size: int, plate: Any = lambda program: program) -> GuideDraws:
         if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some only."
@@ -163,7 +153,7 @@ class ModelAndPosterior:
             likelihood[name] = _rows(log_p, self.trace.nodes[name]["fn"].batch_shape, size)
         predictive = {}
         if self.predict:
-            new = self._replay(guide, lambda program: wrap(ResampleObserved()(program)))
+            new = self._replay(guide, plate(ResampleObserved()(self.model)))
             predictive = {name: _rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
         return GuideDraws(
             {name: value[name] for name in self.latents},
@@ -180,7 +170,7 @@ class ModelAndPosterior:
     def _marginal(self, guide: Any) -> Tensor:
         """log p with the enumerated latents summed out, (1,)."""
         enumerated = poutine.enum(self.model, first_available_dim=-1 - self.depth)
-        trace = self._traced(poutine.replay(enumerated, trace=guide))
+        trace = self._replay(guide, enumerated)
         log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
         return log_p.reshape(1)
 
@@ -297,11 +287,11 @@ def _dims(name: str, site: Site) -> list[str | None]:
 
 def _joined(runs: list[GuideDraws]) -> GuideDraws:
     """Single draws as one."""
+
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+
     fields = ("draws", "deterministic", "log_p", "log_q", "log_likelihood", "predictive")
-    return GuideDraws(**{name: _concatenated([getattr(run, name) for run in runs]) for name in fields})
-
-
-def _concatenated(values: list[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        return torch.cat(values)
-    return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+    return GuideDraws(**{name: joined([getattr(run, name) for run in runs]) for name in fields})

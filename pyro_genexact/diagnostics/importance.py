@@ -111,7 +111,7 @@ class Importance:
     def log_evidence(self) -> float:
         """log p(data) in nats: the log of the mean ratio, its tail smoothed."""
         ratios = self.log_ratios.double()
-        # smoothing keeps the ratios below the tail: any of them tells the constant that normalising took away
+        # smoothing keeps the ratios below the tail: any of them gives the constant that normalising took away
         kept = ratios.masked_fill(ratios.isneginf(), torch.inf).argsort()[: max(1, int(ratios.isfinite().sum()) // 2)]
         constant = (ratios[kept] - self.log_weights[kept]).median()
         return constant.item() - math.log(len(ratios))

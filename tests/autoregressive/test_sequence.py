@@ -358,3 +358,9 @@ def test_fit_reaches_the_counts():
     best = torch.special.xlogy(counts, counts / counts.sum(1, keepdim=True).clamp(min=1)).sum() / 200
     found = model().log_prob(y).mean().item()
     assert best - 2e-3 < found <= best + 1e-9
+
+
+def test_support_names_that_of_the_head():
+    head = heads.Categorical(3)
+    model = gx.Sequence(conditioners.Recurrent(3, head.num_params, hidden=4), head, eos=0, max_len=4)
+    assert repr(model().support) == f"EventConstraint({head.support})"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..base import Conditioner, Head
-from ..contexts import Covariates, PaddedSequence, Source
+from ..contexts import PaddedSequence, kind_of
 from ..transforms.autoregressive import ConditionedAutoregressive
 from .helpers import broken, close, conditioner_inputs, gradients_of, noise_like, raises, redraw, tensors_of
 
@@ -112,7 +112,7 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             _, old = conditioner.start(context, len(y))
-            if conditioner.num_sites or isinstance(conditioner.context, Covariates):
+            if conditioner.num_sites or kind_of(conditioner.context).by_site:
                 with raises("consumption", f"{T} of {T} sites, grad {grad}", ValueError):
                     conditioner.extend(y, old)
             if T > 1:
@@ -145,7 +145,7 @@ def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
         phi, zero = phi_of(values), phi_of(torch.zeros_like(values))
         close("context use", "padding", conditioner(y, context), phi, 0.0)
         for feature in range(values.shape[-1]):
-            for s in range(values.shape[1]) if isinstance(conditioner.context, Source) else [None]:
+            for s in range(values.shape[1]) if kind_of(conditioner.context).attended else [None]:
                 step = torch.zeros_like(values)
                 (step if s is None else step[:, s])[..., feature] = 1.5
                 case = f"feature {feature}" + ("" if s is None else f" of step {s}")
@@ -164,7 +164,7 @@ def _own_change(
     conditioner: Conditioner, phi_of: Callable[[Tensor], Tensor], context: Tensor, step: Tensor, phi: Tensor
 ) -> Tensor:
     """(T,): by how much each site's parameters change with the context; with its own covariates, where it has such."""
-    if not isinstance(conditioner.context, Covariates):
+    if not kind_of(conditioner.context).by_site:
         return (phi_of(context + step) - phi).abs().amax((0, 2))
     sites = torch.eye(phi.shape[1], dtype=context.dtype, device=context.device).unsqueeze(-1)
     changes = [phi_of(context + own * step) - phi for own in sites]

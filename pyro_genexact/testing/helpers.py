@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Transform
 from torch.func import functional_call
 
 from ..base import Conditioner, Head
-from ..contexts import Covariates, PaddedSequence, Source
+from ..contexts import PaddedSequence, kind_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -67,9 +67,9 @@ def conditioner_inputs(
 
     parts = [draw_kind(kind, sites if len(kinds) == 1 else 1) for kind in kinds]
     y = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
-    if isinstance(conditioner.context, Covariates):
+    if kind_of(conditioner.context).by_site:
         return y, draw(rows, sites, conditioner.context.features)
-    if isinstance(conditioner.context, Source):
+    if kind_of(conditioner.context).attended:
         values = draw(rows, 3, conditioner.context.features)
         lengths = torch.arange(rows, device=values.device) % 4
         beyond = torch.arange(3, device=values.device) >= lengths.unsqueeze(1)

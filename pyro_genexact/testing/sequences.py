@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base import Conditioner
-from ..contexts import Covariates, PaddedSequence
+from ..contexts import PaddedSequence, kind_of
 from ..heads.filters import Tempered
 from .densities import drawn, frequencies, unvalidated_log_prob
 from .helpers import broken, close, finite, gradients_of, made, raises, same, seeded
@@ -226,7 +226,7 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
 
 def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
     """No covariates are read after the end, be they NaN."""
-    if not isinstance(d.conditioner.context, Covariates):
+    if not kind_of(d.conditioner.context).by_site:
         return
     shape = (*truth.present.shape, d.context.shape[-1])
     context = d.context.expand(shape).masked_fill(~truth.present.unsqueeze(-1), torch.nan).requires_grad_()
@@ -269,7 +269,7 @@ def _like_sites(index: Tensor, sites: Tensor) -> Tensor:
 
 def _other_lengths(d: Any, truth: ByChainRule, tol: float) -> None:
     """With another max_len, ended strings have the same probability, and an array without end is that many sites."""
-    if d.conditioner.num_sites is not None or isinstance(d.conditioner.context, Covariates):
+    if d.conditioner.num_sites is not None or kind_of(d.conditioner.context).by_site:
         return
     dim = truth.ends.dim() - 1
     for T in range(1, d.max_len):

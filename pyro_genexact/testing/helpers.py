@@ -67,14 +67,15 @@ def conditioner_inputs(
 
     parts = [draw_kind(kind, sites if len(kinds) == 1 else 1) for kind in kinds]
     y = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
-    if kind_of(conditioner.context).by_site:
-        return y, draw(rows, sites, conditioner.context.features)
-    if kind_of(conditioner.context).attended:
-        values = draw(rows, 3, conditioner.context.features)
+    kind = kind_of(conditioner.context)
+    if kind.by_site:
+        return y, draw(rows, sites, kind.features)
+    if kind.attended:
+        values = draw(rows, 3, kind.features)
         lengths = torch.arange(rows, device=values.device) % 4
         beyond = torch.arange(3, device=values.device) >= lengths.unsqueeze(1)
         return y, PaddedSequence(values.masked_fill(beyond.unsqueeze(2), torch.nan), lengths) if padded else values
-    return y, draw(rows, conditioner.context) if conditioner.context else None
+    return y, draw(rows, kind.features) if kind.features else None
 
 
 def made(subject: Any, context: Tensor | None = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import Transform, constraints
 
 from ..base import Conditioner, Head
 from ..conditioners.encoding import Dense, new_conditioner
@@ -46,6 +46,7 @@ class ConditionedCoupling(ConditionedTransform):
     """
 
     coupling, _head = Held(), Held()
+    domain = codomain = constraints.dependent(is_discrete=False)  # of the class
 
     def __init__(self, coupling: Coupling, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(coupling, context, cache_size)

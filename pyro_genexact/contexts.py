@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -79,10 +80,15 @@ class Source(Features):
 
 def kind_of(context: Any, *allowed: type[Features]) -> Features:
     """What a network's ``context`` means; a ValueError unless it is a size, or of one of the allowed kinds."""
+    if type(context) is int and context >= 0:
+        return _of_size(context)
     if isinstance(context, allowed or Features):
         return context
     check_sizes(0, context=context)
     return Features(context)
+
+
+_of_size = cache(Features)
 
 
 class PaddedSequence(NamedTuple):
@@ -104,6 +110,8 @@ def unpadded(context: Any) -> tuple[Any, Tensor | None]:
 
 def check_context(module: Any, context: Any) -> None:
     """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
+    if context is None and module.context == 0:
+        return
     name, kind = type(module).__name__, kind_of(module.context)
     if kind.attended:
         context, _ = unpadded(context)

@@ -46,7 +46,7 @@ class Features:
 
 
 class Covariates(Features):
-    """A context of one vector of covariates a site, known in advance: ``context=Covariates(C)`` expects (*batch, T, C).
+    """A context of one vector of covariates per site, known in advance: ``context=Covariates(C)`` expects (*batch, T, C).
 
     Example:
         >>> Covariates(3)

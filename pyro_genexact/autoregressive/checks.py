@@ -82,9 +82,9 @@ def check_ends(head: Head, eos: int | None) -> None:
         raise ValueError(f"Expected a head that treats all sites alike; got a {name}.")
     if head.has_ends:
         if eos is not None:
-            raise ValueError(f"Expected eos=None ({name} tells the ends); got {eos}.")
+            raise ValueError(f"Expected eos=None ({name} marks the ends); got {eos}.")
     elif not isinstance(eos, int) or isinstance(eos, bool):
-        raise TypeError(f"Expected eos to be an integer ({name} tells no ends); got {eos!r}.")
+        raise TypeError(f"Expected eos to be an integer ({name} marks no ends); got {eos!r}.")
     elif support.event_dim or not support.is_discrete or not _holds(_within(support, eos)):
         raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
     else:

@@ -99,9 +99,9 @@ def test_values_of_stopped_sites(value, text):
 @pytest.mark.parametrize(
     ("eos", "head", "kind", "text"),
     [
-        (None, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical tells no ends); got None."),
-        (None, heads.Tempered(heads.Categorical(3), 0.5), TypeError, "(Tempered tells no ends); got None."),
-        (1.0, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical tells no ends); got 1.0."),
+        (None, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical marks no ends); got None."),
+        (None, heads.Tempered(heads.Categorical(3), 0.5), TypeError, "(Tempered marks no ends); got None."),
+        (1.0, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical marks no ends); got 1.0."),
         (True, heads.Categorical(3), TypeError, "got True."),
         (
             3,
@@ -112,7 +112,7 @@ def test_values_of_stopped_sites(value, text):
         (-1, heads.Categorical(3), ValueError, "got -1."),
         (0, heads.Normal(), ValueError, "Expected eos within the support of the head, Real(); got 0."),
         (0, heads.OneHotCategorical(3), ValueError, "Expected eos within the support of the head, OneHot(); got 0."),
-        (0, heads.Stopped(heads.Normal()), ValueError, "Expected eos=None (Stopped tells the ends); got 0."),
+        (0, heads.Stopped(heads.Normal()), ValueError, "Expected eos=None (Stopped marks the ends); got 0."),
         (
             0,
             heads.PerSite([heads.Bernoulli()] * 4),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro
 import torch
-from cases import Labels, States, build
+from descriptions import Labels, States, build
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import functional_call, vmap

@@ -16,8 +16,9 @@ from contextlib import suppress
 
 import hypothesis
 import torch
-from cases import KINDS, Case
+from cases import KINDS
 from checks import CHECKS
+from descriptions import Case
 from hypothesis import HealthCheck, Phase, settings
 from truths import Subject
 

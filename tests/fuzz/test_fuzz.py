@@ -1,11 +1,12 @@
 """A short seeded run over cases of every kind, and broken doubles that the checks find. The long run is ``run.py``."""
 
-import cases
+import descriptions
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import KINDS, Case, Labels
+from cases import KINDS
 from checks import CHECKS
+from descriptions import Case, Labels
 from hypothesis import HealthCheck, given, settings
 from run import violations
 from torch import nn
@@ -214,8 +215,8 @@ def of_class(name, sites):
     ids=str,
 )
 def test_checks_have_power(check, case, monkeypatch):
-    for name in {**cases.NAMES, **globals()}:
-        monkeypatch.setitem(cases.NAMES, name, globals().get(name, cases.NAMES.get(name)))
+    for name in {**descriptions.NAMES, **globals()}:
+        monkeypatch.setitem(descriptions.NAMES, name, globals().get(name, descriptions.NAMES.get(name)))
     assert check in [name for name, _ in violations(case)]
 
 

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from cases import Case, States, build
+from descriptions import Case, States, build
 from torch import Tensor
 from torch.autograd.functional import jacobian
 from torch.distributions import constraints

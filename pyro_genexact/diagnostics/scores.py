@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from ..core.checks import check_sizes
 from ..core.devices import device_of
 from ..inference.batches import Context, rows_of
-from ..inference.fit import log_prob_of
 from ..inference.fitting import modes_kept
+from ..inference.log_prob import LogProb, log_prob_of
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def held_out(
     device = device_of([*module.parameters(), *module.buffers(), *([data] if isinstance(data, Tensor) else [])])
     with modes_kept(module):
         module.eval()
-        batches = rows_of(data, context, "data").batches(batch_size, device)
-        return HeldOut(torch.cat([log_prob_of(module, batch, "held-out rows") for batch in batches]))
+        plain, batches = LogProb(module), rows_of(data, context, "data").batches(batch_size, device)
+        return HeldOut(torch.cat([log_prob_of(plain, plain, batch, "held-out rows")[0] for batch in batches]))
 
 
 @dataclass(frozen=True)

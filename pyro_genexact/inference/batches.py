@@ -1,16 +1,21 @@
-"""Data of fit: rows of tensors or of a Dataset, checked, split, cut into batches, moved to a device."""
+"""Data of fit: tensors, arrays, tables, Datasets and loaders, checked, split, cut into batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
-Context = Tensor | Mapping[str, Tensor] | None
+from ..core.random import generator
+from .ranks import Ranks
+
+Context = Any  # a tensor, an array or a table (N, ...), a dict of such, or None
 SHOWN = 10  # rows that an error message lists
 
 
@@ -19,98 +24,307 @@ class Batch:
     """B rows; ``rows`` (B,) are their numbers in the user's data. The key of a positional context is None."""
 
     rows: Tensor
-    data: Tensor
-    context: dict[str | None, Tensor]
+    data: Any
+    context: dict[str | None, Any]
+    weights: Tensor | None = None
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, function: Callable[[Any], Any]) -> Batch:
         context = {key: function(value) for key, value in self.context.items()}
-        return Batch(function(self.rows), function(self.data), context)
+        weights = None if self.weights is None else function(self.weights)
+        return Batch(function(self.rows), function(self.data), context, weights)
 
     def take(self, rows: Tensor) -> Batch:
-        return self.map(lambda x: x.detach().index_select(0, rows.to(x.device)))
+        return self.map(lambda x: _taken(x, rows))
+
+    def to(self, device: torch.device) -> Batch:
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """What DataLoader asks for."""
+        return self.map(lambda x: x.pin_memory())
 
     def check(self, name: str) -> Batch:
         """Raises for a tensor of another number of rows, or with NaN or infinity; name is the argument."""
         prefix = "context" if name == "data" else f"{name} context"
         named = {prefix + ("" if key is None else f"[{key!r}]"): value for key, value in self.context.items()}
         for label, x in {name: self.data, **named}.items():
-            if not isinstance(x, Tensor):
+            if not isinstance(x, (Tensor, np.memmap)):
                 raise TypeError(f"Expected {label} to be a tensor; got {type(x).__name__}.")
             if x.shape[:1] != self.rows.shape:
                 raise ValueError(
                     f"Expected {label}.shape[0] == {len(self.rows)} (rows of {name}); got {tuple(x.shape)}."
                 )
-            if x.is_floating_point() and not x.isfinite().all():
+            if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
                 bad = self.rows[~x.isfinite().reshape(len(x), -1).all(1).to(self.rows.device)].tolist()
                 raise ValueError(f"Expected {label} to be finite; got NaN or infinity, first in rows {bad[:SHOWN]}.")
         return self
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows ``index`` (N,) of tensors or of a Dataset; ``name`` is the argument that gave them."""
-
-    source: Batch | Dataset[Any]
-    index: Tensor
-    name: str
-
-    def batches(
-        self, batch_size: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> Iterator[Batch]:
-        """Batches on the device, in random order where a generator is given."""
-        order = self.index if generator is None else self.index[_permutation(len(self.index), generator)]
-        if isinstance(self.source, Batch):
-            order = order.to(self.source.data.device)  # once an epoch, not once a batch
-        for rows in torch.split(order, batch_size):
-            yield self.take(rows).map(lambda x: x.to(device))
-
-    def take(self, rows: Tensor) -> Batch:
-        if isinstance(self.source, Batch):
-            return self.source.take(rows)
-        batch = default_collate([self.source[row] for row in rows.tolist()])
-        # a TensorDataset of one tensor has 1-tuples
-        row, *context = batch if isinstance(batch, (tuple, list)) else (batch,)
-        if len(context) > 1:
-            raise TypeError(f"Expected items of {self.name} to be a row or (row, context); got {len(batch)} parts.")
-        return Batch(rows, row, _keyed(*context)).check(self.name)
+def _taken(x: Any, rows: Tensor) -> Tensor:
+    if isinstance(x, Tensor):
+        return x.detach().index_select(0, rows.to(x.device))
+    return torch.from_numpy(x[rows.cpu().numpy()])  # a copy: indices, not a slice
 
 
-def _keyed(context: Any = None) -> dict[str | None, Tensor]:
+class Columns(Dataset[Batch]):
+    """Tensors, and arrays on disk, of the same rows; an item is the batch of some rows.
+
+    Args:
+        columns: all rows.
+        name: the argument that gave them.
+        dtype: of the module: that of numbers with a fraction in arrays on disk.
+    """
+
+    def __init__(self, columns: Batch, name: str, dtype: torch.dtype) -> None:
+        self.columns, self.name, self.dtype = columns.check(name), name, dtype
+        values = (columns.data, *columns.context.values())
+        self.lazy = any(not isinstance(x, Tensor) for x in values)  # read, converted and checked batch by batch
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        batch = self.columns.take(rows)
+        if not self.lazy:
+            return batch
+        return replace(batch.map(self._converted), rows=rows, weights=batch.weights).check(self.name)
+
+    def _converted(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype if x.is_floating_point() else torch.bool if x.dtype == torch.bool else torch.int64)
+
+
+class Items(Dataset[Batch]):
+    """A map-style Dataset whose items are a row or a (row, context) tuple; an item is the batch of some rows."""
+
+    def __init__(self, dataset: Dataset[Any], name: str, weights: Tensor | None) -> None:
+        self.dataset, self.name, self.weights = dataset, name, weights
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        weights = None if self.weights is None else self.weights[rows]
+        return batch_of(self._collated(rows.tolist()), rows, self.name, weights)
+
+    def _collated(self, rows: list[int]) -> Any:
+        if hasattr(self.dataset, "__getitems__"):
+            items = self.dataset.__getitems__(rows)
+        else:
+            items = [self._item(row) for row in rows]
+        if isinstance(items[0], list):
+            raise TypeError(f"Expected items of {self.name} to be a row or a tuple (row, context); got a list.")
+        try:
+            return default_collate(items)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected items of {self.name} of one shape; got others in rows {rows}: {error}"
+            ) from error
+
+    def _item(self, row: int) -> Any:
+        try:
+            return self.dataset[row]
+        except Exception as error:
+            error.add_note(f"Raised by row {row} of {self.name}.")
+            raise
+
+
+def batch_of(items: Any, rows: Tensor | None, name: str, weights: Tensor | None = None) -> Batch:
+    """The batch of collated items: rows, or rows and their contexts."""
+    # a TensorDataset of one tensor has 1-tuples
+    row, *context = items if isinstance(items, (tuple, list)) else (items,)
+    if len(context) > 1:
+        raise TypeError(f"Expected items of {name} to be a row or (row, context); got {len(items)} parts.")
+    if rows is None:
+        rows = torch.arange(len(row) if isinstance(row, Tensor) and row.dim() else 0, device="cpu")
+    return Batch(rows, row, keyed(*context), weights).check(name)
+
+
+def keyed(context: Any = None) -> dict[str | None, Any]:
     if context is None:
         return {}
     return dict(context) if isinstance(context, Mapping) else {None: context}
 
 
-def _permutation(size: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(size, generator=generator, device="cpu")
+class Order(Sampler[Tensor]):
+    """The rows of each batch of an epoch, of one of several processes.
+
+    In random order where there is a seed: all processes cut the same permutation into joint batches and take their share
+    of each. A last joint batch with fewer rows than processes is part of the one before.
+
+    Args:
+        index: the rows (N,).
+        batch_size: rows in a batch of a process.
+        ranks: the processes.
+        seed: of the permutations, which differ from epoch to epoch; None for the order of the index.
+    """
+
+    def __init__(self, index: Tensor, batch_size: int, ranks: Ranks, seed: int | None) -> None:
+        self.index, self.ranks, self.seed = index, ranks, seed
+        joint = batch_size * ranks.size
+        self.cuts = list(range(joint, len(index) - ranks.size + 1, joint))
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return len(self.cuts) + 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        index = self.index
+        if self.seed is not None:
+            order = torch.randperm(len(index), generator=generator(self.seed, self.epoch), device="cpu")
+            index = index[order.to(index.device)]
+        for joint in index.tensor_split(self.cuts)[self.start :]:
+            yield joint.tensor_split(self.ranks.size)[self.ranks.rank]
 
 
-def rows_of(data: Any, context: Any, name: str) -> Rows:
+@dataclass(frozen=True)
+class Rows:
+    """The rows ``index`` (N,) of a source; ``name`` is the argument that gave them."""
+
+    source: Columns | Items
+    index: Tensor
+    name: str
+
+    def loader(
+        self, batch_size: int, ranks: Ranks, device: torch.device, seed: int | None = None, num_workers: int = 0
+    ) -> Loader:
+        """Their batches, in random order where there is a seed."""
+        index = self.index
+        if isinstance(self.source, Columns) and num_workers == 0 and not self.source.lazy:
+            index = index.to(self.source.columns.data.device)  # once, not once a batch
+        order = Order(index, batch_size, ranks, seed)
+        on_cpu = not isinstance(self.source, Columns) or self.source.lazy or not self.source.columns.data.is_cuda
+        loader = DataLoader(
+            self.source,
+            batch_size=None,
+            sampler=order,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda" and on_cpu,
+            persistent_workers=num_workers > 0,
+            generator=generator(seed or 0, ranks.rank),
+        )
+        return Loader(loader, self.name, device, order)
+
+    def batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
+        """Batches in the order of the index."""
+        return (self.source[rows].to(device) for rows in self.index.split(batch_size))
+
+
+class Loader:
+    """Batches on a device, epoch by epoch.
+
+    Args:
+        loader: yields batches, or collated items.
+        name: the argument that gave them.
+        device: where batches go.
+        order: that of the loader, where it is ours.
+    """
+
+    def __init__(self, loader: Iterable[Any], name: str, device: torch.device, order: Order | None = None) -> None:
+        self.loader, self.name, self.device, self.order = loader, name, device, order
+
+    @property
+    def batches(self) -> int | None:
+        """How many an epoch has, if that is known."""
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from one on."""
+        if self.order is not None:
+            self.order.epoch, self.order.start = number, start
+        with torch.device("cpu"):  # where DataLoader draws its seed
+            items = iter(self.loader)
+        if self.order is None:
+            next(islice(items, start, start), None)  # the seeds of samplers, too, are drawn here
+        return (self._batch(item) for item in items)
+
+    def _batch(self, item: Any) -> Batch:
+        return (item if isinstance(item, Batch) else batch_of(item, None, self.name)).to(self.device)
+
+
+def source_of(data: Any, context: Any, weights: Any, name: str, dtype: torch.dtype) -> Rows | Iterable[Any]:
+    """Rows of what the user gave, or a loader of them, checked as far as can be without reading a Dataset.
+
+    Args:
+        data, context, weights: as the user gave them.
+        name: the argument that gave them.
+        dtype: of the module: that of arrays and tables of numbers with a fraction.
+    """
+    data = column(data, name, dtype)
+    if isinstance(data, (DataLoader, IterableDataset)) or type(data).__name__ == "_FabricDataLoader":
+        for other, value in (("context", context), ("weights", weights)):
+            if value is not None:
+                raise ValueError(f"Expected {other}=None with a {type(data).__name__} of {name}; got one.")
+        return data
+    return rows_of(data, context, name, dtype, weights)
+
+
+def rows_of(data: Any, context: Any, name: str, dtype: torch.dtype = torch.float32, weights: Any = None) -> Rows:
     """All rows of what the user gave, checked as far as can be without reading a Dataset."""
-    if not isinstance(data, Tensor) and not (isinstance(data, Dataset) and hasattr(data, "__len__")):
-        raise TypeError(f"Expected {name} to be a tensor or a map-style Dataset; got {type(data).__name__}.")
-    if (isinstance(data, Tensor) and data.dim() == 0) or len(data) == 0:
-        got = f"shape {tuple(data.shape)}" if isinstance(data, Tensor) else "an empty Dataset"
+    data = column(data, name, dtype)
+    columns = isinstance(data, (Tensor, np.memmap))
+    if not columns and not (isinstance(data, Dataset) and hasattr(data, "__len__")):
+        raise TypeError(
+            f"Expected {name} to be a tensor, an array, a table, a Dataset or a DataLoader; got {type(data).__name__}."
+        )
+    if (columns and data.ndim == 0) or len(data) == 0:
+        got = f"shape {tuple(data.shape)}" if columns else "an empty Dataset"
         raise ValueError(f"Expected {name} with at least one row; got {got}.")
     index = torch.arange(len(data), device="cpu")
-    if isinstance(data, Tensor):
-        return Rows(Batch(index, data, _keyed(context)).check(name), index, name)
+    weights = _weights(weights, len(data), dtype)
+    if columns:
+        contexts = {
+            key: column(value, "context" + ("" if key is None else f"[{key!r}]"), dtype)
+            for key, value in keyed(context).items()
+        }
+        return Rows(Columns(Batch(index, data, contexts, weights), name, dtype), index, name)
     if context is not None:
         raise ValueError("Expected context=None with a Dataset (its items may be (row, context)); got one.")
-    return Rows(data, index, name)
+    return Rows(Items(data, name, weights), index, name)
 
 
-def hold_out(train: Rows, validation: Any, generator: torch.Generator) -> tuple[Rows, Rows | None]:
-    """Rows for training and rows for validation."""
+def column(x: Any, name: str, dtype: torch.dtype) -> Any:
+    """Arrays and tables as tensors of the module's dtype or of integers; those on disk, and all else, as they are."""
+    if isinstance(x, (Tensor, Dataset, np.memmap)):
+        return x
+    array = x.to_numpy() if hasattr(x, "to_numpy") else x
+    if not isinstance(array, np.ndarray):
+        return x
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"Expected {name} of numbers; got {type(x).__name__} of dtype {array.dtype}. Encode categories as integers "
+            "from 0, e.g. by pandas.factorize, and give columns of several kinds as one array of floats."
+        )
+    if array.dtype.kind in "iu":
+        array = array.astype(np.int64, copy=False)
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _weights(weights: Any, rows: int, dtype: torch.dtype) -> Tensor | None:
+    """Row weights with mean 1."""
+    if weights is None:
+        return None
+    values = torch.as_tensor(column(weights, "weights", dtype), device="cpu").to(dtype)
+    if values.shape != (rows,):
+        raise ValueError(f"Expected weights.shape == ({rows},), one a row; got {tuple(values.shape)}.")
+    if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
+        raise ValueError("Expected weights finite, not negative and not all 0; got others.")
+    return values / values.mean()
+
+
+def hold_out(train: Any, validation: Any, seed: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """What to train on, and what to validate on, or None."""
     if validation is None:
         return train, None
     if isinstance(validation, (int, float)):
-        return _split(train, validation, generator)
+        return _split(train, validation, seed)
     pair = validation if isinstance(validation, (tuple, list)) else (validation, None)
     if len(pair) != 2:
         raise ValueError(f"Expected validation to be a (data, context) pair; got {len(pair)} parts.")
-    held_out = rows_of(pair[0], pair[1], "validation")
-    one, other = train.take(train.index[:1]), held_out.take(held_out.index[:1])
+    held_out = source_of(pair[0], pair[1], None, "validation", dtype)
+    if isinstance(train, Rows) and isinstance(held_out, Rows):
+        _check_alike(train.source[train.index[:1]], held_out.source[held_out.index[:1]])
+    return train, held_out
+
+
+def _check_alike(one: Batch, other: Batch) -> None:
     if other.context.keys() != one.context.keys():
         raise ValueError(
             f"Expected validation with {_describe(one)} (as data has), e.g. as (data, context); got {_describe(other)}."
@@ -118,7 +332,6 @@ def hold_out(train: Rows, validation: Any, generator: torch.Generator) -> tuple[
     shape, got = tuple(one.data.shape[1:]), tuple(other.data.shape[1:])
     if got != shape:
         raise ValueError(f"Expected validation.shape[1:] == {shape} (that of data); got {got}.")
-    return train, held_out
 
 
 def _describe(batch: Batch) -> str:
@@ -126,11 +339,14 @@ def _describe(batch: Batch) -> str:
     return "no context" if not keys else "a context" if keys == [None] else f"a context of {keys}"
 
 
-def _split(rows: Rows, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
+def _split(rows: Any, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    if not isinstance(rows, Rows):
+        raise ValueError(f"Expected validation rows of their own with a {type(rows).__name__}; got {fraction}.")
     total = len(rows.index)
     if not 0 < fraction < 1:
         raise ValueError(f"Expected 0 < validation < 1 (a fraction of data); got {fraction}.")
     if not 0 < round(fraction * total) < total:
         raise ValueError(f"Expected validation to leave rows on both sides; got {fraction} of {total} rows.")
-    held_out, kept = _permutation(total, generator).tensor_split([round(fraction * total)])
+    order = torch.randperm(total, generator=generator(seed), device="cpu")
+    held_out, kept = order.tensor_split([round(fraction * total)])
     return replace(rows, index=kept), replace(rows, index=held_out)

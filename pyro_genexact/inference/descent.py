@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .learning_rate import set_rate
+
 SLOWER = 0.3  # the factor of the learning rate after each return to earlier weights
+STATES = ("start", "average", "best")
 State = dict[Tensor, Tensor]
 
 
@@ -29,9 +33,11 @@ class Descent:
     ) -> None:
         self.make, self.allowed, self.max_ratio = make, None if allowed is None else set(allowed), max_ratio
         self.names: dict[Tensor, str] = {}
+        self.groups: list[list[Tensor]] = []
         self.start: State = {}
         self.average: State = {}
         self.best: State = {}
+        self.last: State = {}
         self.usual_norm, self.went_back = math.nan, 0
 
     def meet(self, found: dict[Tensor, str]) -> None:
@@ -39,14 +45,19 @@ class Descent:
         new = [p for p in found if p not in self.names and (self.allowed is None or p in self.allowed)]
         if not new and not self.names:
             raise ValueError("Expected model or guide to have parameters; got none.")
-        if not self.names:
-            self.optimizer = self.make(new)
-        elif new:
-            self.optimizer.add_param_group({"params": new})
+        if new:
+            self._take(new)
         self.names |= {p: found[p] for p in new}
-        self.start |= _copies(new)
         for p in found.keys() - self.names.keys():
             p.grad = None
+
+    def _take(self, new: list[Tensor]) -> None:
+        if self.groups:
+            self.optimizer.add_param_group({"params": new})
+        else:
+            self.optimizer = self.make(new)
+        self.groups.append(new)
+        self.start |= _copies(new)
 
     def clear(self) -> None:
         """Drops the gradients."""
@@ -69,8 +80,7 @@ class Descent:
             )
             norm = longest
         self.usual_norm = norm if math.isnan(self.usual_norm) else 0.98 * self.usual_norm + 0.02 * norm
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * SLOWER**self.went_back * group.setdefault("initial_lr", group["lr"])
+        set_rate(self.optimizer, factor * SLOWER**self.went_back)
         self.optimizer.step()
         with torch.no_grad():
             for p in self.names:
@@ -86,25 +96,56 @@ class Descent:
         self.optimizer.state.clear()
         self.went_back += 1
 
-    def keep_best(self, score: Callable[[], tuple[float, float]]) -> float:
+    def keep_best(self, score: Callable[[], tuple[float, float]]) -> tuple[float, float | None]:
         """Loads the weights, of the averages, the remembered and the last ones, with the best score, and returns that.
 
-        Those of the start if they are better by more than chance: losses need not tell of each improvement.
+        Those of the start if they are better by more than chance: losses need not tell of each improvement. Then the best
+        score of the others is returned too.
 
         Args:
             score: of the weights that are loaded, and its standard error.
         """
+        last = self.last = self.last or _copies(self.average)  # an interrupt leaves other weights loaded
         scores = []
-        for state in filter(None, [_copies(self.average), self.average, self.best, self.start]):
+        for state in filter(None, [last, self.average, self.best, self.start]):
             _load(state)
             scores.append((*score(), state))
         *others, (first, error, _) = scores
         best, _, state = max(others, key=lambda one: one[0])
+        worse = None
         if first - 2 * error > best:
-            best, state = first, self.start
+            best, worse, state = first, best, self.start
         _load(state)
         self.clear()
-        return best
+        return best, worse
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and values of the parameters, in the order in which they were met, and the optimizer's state."""
+        order = list(self.names)
+        states = {name: [getattr(self, name).get(p) for p in order] for name in STATES}
+        groups = [[self.names[p] for p in group] for group in self.groups]
+        numbers = {"usual_norm": self.usual_norm, "went_back": self.went_back}
+        optimizer = self.optimizer.state_dict() if self.groups else None
+        return {"groups": groups, "values": [p.detach() for p in order], "optimizer": optimizer, **states, **numbers}
+
+    def load_state_dict(self, state: dict[str, Any], found: dict[Tensor, str]) -> None:
+        """Restores a state; ``found`` are the parameters by name."""
+        named: dict[str, list[Tensor]] = {}
+        for p, name in found.items():
+            if self.allowed is None or p in self.allowed:
+                named.setdefault(name, []).append(p)
+        for names in state["groups"]:
+            group = [named[name].pop(0) for name in names]
+            self._take(group)
+            self.names |= dict(zip(group, names, strict=True))
+        order = list(self.names)
+        _load(dict(zip(order, state["values"], strict=True)))
+        for name in STATES:
+            values = zip(order, state[name], strict=True)
+            setattr(self, name, {p: value.to(p.device) for p, value in values if value is not None})
+        if self.groups:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.usual_norm, self.went_back = state["usual_norm"], state["went_back"]
 
 
 def _copies(parameters: Iterable[Tensor]) -> State:

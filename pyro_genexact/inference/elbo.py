@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyro
@@ -73,16 +74,23 @@ def _row(trace: Any, dim: int, row: int) -> Any:
 
 
 class Objective:
-    """A loss of Pyro's, called with a model, its guide and their arguments."""
+    """A loss of Pyro's, called with a model, its guide and their arguments, in the context that a fabric's autocast makes."""
 
     def __init__(
-        self, loss: Any, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+        self,
+        loss: Any,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: Any,
+        kwargs: dict[str, Any],
+        autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.loss, self.model, self.guide, self.args, self.kwargs = loss, model, guide, args, kwargs
+        self.autocast = autocast
 
     def gradients(self) -> tuple[float, dict[Tensor, str]]:
         """The loss, added to the gradients of the parameters that it has, and the names of these."""
-        with poutine.trace(param_only=True) as capture:
+        with poutine.trace(param_only=True) as capture, self.autocast():
             value = _number(self.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs))
         store: Any = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
         nodes: dict[str, Any] = capture.trace.nodes
@@ -97,14 +105,16 @@ class Objective:
     def elbo(self, seed: int, repeats: int) -> tuple[float, float]:
         """The mean of estimates, -inf if it is not finite, and its standard error."""
         torch.default_generator.manual_seed(seed)
-        values = [_number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)]
+        with self.autocast():
+            values = [
+                _number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)
+            ]
         mean = -statistics.fmean(values)
         return (mean, statistics.stdev(values) / math.sqrt(repeats)) if math.isfinite(mean) else (-math.inf, 0.0)
 
     @torch.no_grad()
-    def non_finite_sites(self, state: Tensor) -> list[str]:
-        """The sites whose log_prob is not finite, with the draws from a state of torch's generator."""
-        torch.set_rng_state(state)
+    def non_finite_sites(self) -> list[str]:
+        """The sites whose log_prob is not finite in a run."""
         if not hasattr(self.loss, "_get_traces"):
             return []
         found: dict[str, None] = {}

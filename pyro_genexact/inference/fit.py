@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import math
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torch.utils.data import Dataset
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, IterableDataset
 
-from ..base import DistributionModule
+from ..core.checks import check_positive, check_sizes
 from ..core.devices import device_of
-from ..core.random import seeded
-from .batches import SHOWN, Batch, Context, hold_out, rows_of
-from .fitting import Progress, modes_kept
+from ..core.random import checked_seed, seeded
+from .batches import Columns, Context, Loader, Rows, hold_out, source_of
+from .checkpoint import Checkpoint
+from .engine import Clock, Engine
+from .fitting import Progress, fabric_of, modes_kept
+from .learning_rate import DROPS, WARM, LearningRate
+from .likelihood import MaximumLikelihood, takes_closure
+from .log_prob import Penalty
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+LONG, LONGEST = 100, 1000  # epochs at most, without and with validation
+PATIENCE = 10  # epochs without better validation nats after which the learning rate drops
+COOLING = 0.25  # the last part of the budget, in which the learning rate goes to 0
+SAMPLE = 64  # rows that a checkpoint compares
 
 
 @dataclass(frozen=True)
@@ -38,14 +47,22 @@ class FitResult:
         best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or the last
             full one without validation (after an interrupt the weights are those of its last step); -1 if no epoch was completed or none had a finite validation.
         seconds: wall-clock time.
-        interrupted: whether a KeyboardInterrupt ended the training.
+        stopped: why training ended: "flat" (the validation nats, or the loss of an optimizer with a closure), "epochs" or
+            "seconds" (all of them spent), or "interrupted".
+        steps: how many the optimizer took.
     """
 
     train: list[float]
     validation: list[float]
     best_epoch: int
     seconds: float
-    interrupted: bool
+    stopped: str
+    steps: int
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a KeyboardInterrupt ended the training."""
+        return self.stopped == "interrupted"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws nats over epochs, on new axes unless some are given, and returns the axes."""
@@ -66,17 +83,26 @@ class FitResult:
 
 def fit(
     module: nn.Module,
-    data: Tensor | Dataset[Any],
+    data: Any,
     context: Context = None,
     *,
-    validation: Tensor | tuple[Tensor, Context] | Dataset[Any] | float | None = None,
-    epochs: int = 100,
+    validation: Any = None,
+    weights: Any = None,
+    epochs: int | None = None,
+    seconds: float | None = None,
     batch_size: int = 256,
+    accumulate: int = 1,
+    num_workers: int = 0,
     lr: float | None = None,
-    patience: int = 20,
+    patience: int | None = None,
     optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
     max_grad_norm: float = 10.0,
+    penalty: Penalty | None = None,
+    ema: float | None = None,
+    fabric: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> FitResult:
@@ -128,152 +154,105 @@ def fit(
         >>> abs(model.loc.item() - 3) < 0.1, len(result.train)
         (True, 100)
     """
-    _check_settings(module, epochs, batch_size, patience, lr, optimizer, max_grad_norm)
+    seed = checked_seed(seed)
+    counts = {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate, "patience": patience}
+    _check(module, optimizer, lr, seconds, ema, max_grad_norm, num_workers, every=every, **counts)
+    settings = {**counts, "seconds": seconds, "ema": ema, "max_grad_norm": max_grad_norm, "seed": seed}
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise ValueError("Expected module to have trainable parameters; got none.")
-    device, generator = device_of(params), torch.Generator(device="cpu").manual_seed(seed)
-    train, held_out = hold_out(rows_of(data, context, "data"), validation, generator)
-    opt = torch.optim.Adam(params, lr or 1e-3) if optimizer is None else optimizer(params)
-    scheduler = (schedule or CosineAnnealingLR)(opt, epochs * math.ceil(len(train.index) / batch_size))
-
-    scorer = module.for_validation() if isinstance(module, DistributionModule) else module
-    history: tuple[list[float], list[float]] = ([], [])
-    best_epoch, best_nats, best_state, interrupted = -1, -math.inf, None, False
-    start = time.perf_counter()
-    with Progress(epochs, "epoch", progress) as bar, modes_kept(module), seeded(seed, device), torch.enable_grad():
-        try:
-            for epoch in range(epochs):
-                module.train()
-                batches = train.batches(batch_size, device, generator)
-                nats = [_train_epoch(module, batches, opt, scheduler, max_grad_norm, epoch)]
-                if held_out is None:
-                    best_epoch = epoch
-                else:
-                    nats.append(_evaluate(scorer.eval(), held_out.batches(batch_size, device), epoch))
-                    if nats[1] > best_nats:
-                        best_epoch, best_nats, best_state = epoch, nats[1], copy.deepcopy(module.state_dict())
-                for values, value in zip(history, nats, strict=False):
-                    values.append(value)
-                stop = epoch + 1 == epochs or epoch - best_epoch >= patience
-                bar.report(epoch + 1, partial(_text, nats), last=stop)
-                if stop:
-                    break
-        except KeyboardInterrupt:
-            interrupted = True
-        if best_state is not None:
-            module.load_state_dict(best_state)
-        module.zero_grad()
-    return FitResult(*history, best_epoch, time.perf_counter() - start, interrupted)
+    clock = Clock()
+    fabric = fabric_of(fabric, device_of(params))
+    ranks, device = Ranks(fabric), fabric.device
+    with modes_kept(module), seeded(seed + ranks.rank, device), torch.enable_grad():
+        with ranks.agreed():
+            dtype = next((p.dtype for p in params if p.is_floating_point()), torch.get_default_dtype())
+            sources = hold_out(source_of(data, context, weights, "data", dtype), validation, seed, dtype)
+            train = _loader(sources[0], batch_size, ranks, device, seed, num_workers)
+            held_out = None if sources[1] is None else _loader(sources[1], batch_size, ranks, device, None, num_workers)
+            epochs = epochs or (LONG if held_out is None else LONGEST)
+            opt = torch.optim.Adam(params, lr or 1e-3) if optimizer is None else optimizer(params)
+            steps = math.inf if train.batches is None else epochs * math.ceil(train.batches / accumulate)
+            own = None if schedule is None else schedule(opt, _known(steps))
+            rate = _rate(own is not None or takes_closure(opt), held_out is not None, patience, steps)
+            settings |= _described(module, opt, own, fabric, sources)
+        task = MaximumLikelihood(
+            module, opt, fabric, ranks, train, held_out, rate, own, clock,
+            epochs, seconds, max_grad_norm, accumulate, penalty, ema,
+        )  # fmt: skip
+        with Progress(epochs, "epoch", progress and ranks.first) as bar:
+            stopped = Engine(ranks, device, clock, Checkpoint(checkpoint, every, settings, ranks), bar).run(task)
+    return FitResult(*task.history, task.best_epoch, clock.seconds, stopped, task.steps)
 
 
-def _train_epoch(
-    module: nn.Module,
-    batches: Iterator[Batch],
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    max_grad_norm: float,
-    epoch: int,
-) -> float:
-    """One pass; returns the mean log_prob of its rows."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    total, count = 0.0, 0
-    for number, batch in enumerate(batches):
-        where = f"epoch {epoch}, batch {number}"
-        optimizer.zero_grad()
-        log_prob = log_prob_of(module, batch, where)
-        loss = -log_prob.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-        value, length = torch.stack((loss.detach(), norm)).tolist()  # the one wait for the device in a step
-        if not math.isfinite(value + length):
-            what, got = ("gradient", length) if math.isfinite(value) else ("loss", value)
-            bad = batch.rows[~log_prob.detach().isfinite()].tolist()[:SHOWN] or _offending(module, batch)
-            raise FloatingPointError(f"Expected a finite {what}; got {got} at {where}, first in rows {bad}.")
-        if length > max_grad_norm:
-            nn.utils.clip_grads_with_norm_(params, max_grad_norm, norm)
-        optimizer.step()
-        scheduler.step()
-        total -= value * len(batch.rows)
-        count += len(batch.rows)
-    return total / count
+def _loader(
+    source: Rows | Iterable[Any], batch_size: int, ranks: Ranks, device: torch.device, seed: int | None, workers: int
+) -> Loader:
+    if isinstance(source, Rows):
+        return source.loader(batch_size, ranks, device, seed, workers)
+    if isinstance(source, IterableDataset):
+        source = DataLoader(source, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    return Loader(source, "data" if seed is not None else "validation", device)
 
 
-@torch.no_grad()
-def _evaluate(module: nn.Module, batches: Iterator[Batch], epoch: int) -> float:
-    """Mean log_prob of all rows; -inf and NaN are results like others, only never the best."""
-    values = [log_prob_of(module, batch, f"epoch {epoch}, validation") for batch in batches]
-    return torch.cat(values).mean().item()
+def _known(steps: float) -> int:
+    if math.isinf(steps):
+        raise ValueError("Expected data of known length with schedule; got a loader without a length.")
+    return int(steps)
 
 
-def log_prob_of(module: nn.Module, batch: Batch, where: str) -> Tensor:
-    """log_prob (B,) of the rows of the batch."""
-    try:
-        log_prob = _call(module, batch)
-    except ValueError as error:  # validate_args met NaN parameters or a value outside the support: say where
-        raise ValueError(f"{error}\nMet at {where}, first in rows {_offending(module, batch)}.") from error
-    if log_prob.shape != batch.rows.shape:
-        raise ValueError(
-            f"Expected log_prob.shape == {tuple(batch.rows.shape)}, a value a row (do event dims lack "
-            f".to_event?); got {tuple(log_prob.shape)}."
-        )
-    return log_prob
+def _rate(constant: bool, validated: bool, patience: int | None, steps: float) -> LearningRate:
+    """The rule; under the user's own it ends a fit by patience alone, and without validation it cannot."""
+    if constant:
+        return LearningRate(1, patience or 20, (1.0,), 0.0)
+    warm = min(WARM, steps / 10)
+    if validated:
+        return LearningRate(warm, patience or PATIENCE, DROPS, COOLING)
+    return LearningRate(1, 1, (1.0,), 1.0)
 
 
-def _call(module: nn.Module, batch: Batch) -> Tensor:
-    args = [value for key, value in batch.context.items() if key is None]
-    distribution = module(*args, **{key: value for key, value in batch.context.items() if key is not None})
-    if not isinstance(distribution, torch.distributions.Distribution):
-        raise TypeError(f"Expected module to return a distribution; got {type(distribution).__name__}.")
-    log_prob: Tensor = distribution.log_prob(batch.data)
-    return log_prob
+def _described(
+    module: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, fabric: Any, sources: Iterable[Any]
+) -> dict[str, Any]:
+    """Of the arguments that are no plain values, what can be compared with a checkpoint."""
+    plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, (int, float, str, tuple))}
+    shapes = {name: [*p.shape] for name, p in module.named_parameters()}
+    of_data, of_validation = (None if source is None else _digest(source) for source in sources)
+    return {
+        "module": f"{type(module).__name__} of parameters {shapes}",
+        "optimizer": f"{type(optimizer).__name__}({plain})",
+        "schedule": None if schedule is None else type(schedule).__name__,
+        "processes": fabric.world_size,
+        "precision": fabric.strategy.precision.precision,
+        "data": of_data,
+        "validation": of_validation,
+    }
 
 
-def _offending(module: nn.Module, batch: Batch) -> list[int]:
-    """The first rows that alone raise, or make loss or gradient non-finite.
-
-    In eval mode, for batch norm cannot train on one row.
-    """
-    module.eval()
-    with torch.enable_grad():
-        return list(islice(_bisect(module, batch), SHOWN))
-
-
-def _bisect(module: nn.Module, batch: Batch) -> Iterator[int]:
-    # Halves are evaluated afresh: in a joint graph one row's infinite gradient, times zero, is NaN for all.
-    if _is_finite(module, batch):
-        return
-    if len(batch.rows) == 1:
-        yield int(batch.rows)
-        return
-    for half in torch.arange(len(batch.rows), device=batch.rows.device).tensor_split(2):
-        yield from _bisect(module, batch.take(half))
+def _digest(source: Any) -> str:
+    """The number of rows, and a hash of some of them."""
+    if not isinstance(source, Rows):
+        return type(source).__name__
+    rows = source.index[:: max(1, len(source.index) // SAMPLE)]
+    content = hashlib.sha256(rows.numpy().tobytes())
+    if isinstance(source.source, Columns):
+        batch = source.source[rows]
+        for x in (batch.data, *batch.context.values(), *([] if batch.weights is None else [batch.weights])):
+            content.update(repr(x.tolist()).encode())
+    return f"{len(source.index)} rows ({content.hexdigest()[:8]})"
 
 
-def _is_finite(module: nn.Module, batch: Batch) -> bool:
-    try:
-        loss = _call(module, batch).sum()
-    except ValueError:
-        return False
-    grads = torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
-    return all(bool(x.isfinite().all()) for x in (loss, *grads) if x is not None)
-
-
-def _text(nats: list[float]) -> str:
-    return ", ".join(f"{name} {value:.4f} nats" for name, value in zip(("train", "validation"), nats, strict=False))
-
-
-def _check_settings(
-    module: Any, epochs: int, batch_size: int, patience: int, lr: float | None, optimizer: Any, max_grad_norm: float
+def _check(
+    module: Any, optimizer: Any, lr: Any, seconds: Any, ema: Any, max_grad_norm: float, num_workers: Any, **counts: Any
 ) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected module to be a torch.nn.Module; got {type(module).__name__}.")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-        if not value >= 1:
-            raise ValueError(f"Expected {name} >= 1; got {value}.")
+    check_sizes(1, **{name: value for name, value in counts.items() if value is not None})
+    check_sizes(0, num_workers=num_workers)
     if lr is not None and optimizer is not None:
         raise ValueError(f"Expected lr=None with an optimizer (which brings its own); got {lr}.")
-    if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f"Expected lr positive and finite; got {lr}.")
+    check_positive(**{name: x for name, x in (("lr", lr), ("seconds", seconds)) if x is not None})
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"Expected 0 < ema < 1; got {ema}.")
     if not max_grad_norm > 0:
         raise ValueError(f"Expected max_grad_norm > 0; got {max_grad_norm}.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import statistics
-import time
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,20 +18,19 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.checks import check_sizes
+from ..core.checks import check_positive, check_sizes
 from ..core.devices import device_of
-from ..core.random import seeded
+from ..core.random import checked_seed, seeded
+from .checkpoint import Checkpoint
 from .descent import Descent
 from .elbo import Objective, default_loss
-from .fitting import Progress, modes_kept
-from .learning_rate import LearningRate
+from .engine import Clock, Engine
+from .fitting import Progress, fabric_of, modes_kept
+from .ranks import Ranks
+from .variational import Variational
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-SKIPPED = 10  # non-finite steps in a row after which the fit goes back and on, more slowly,
-BACK = 3  # so many times
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,9 @@ def fit_guide(
     parameters: Iterable[Tensor] | None = None,
     seed: int = 0,
     progress: bool = True,
+    fabric: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | None = None,
     **kwargs: Any,
 ) -> GuideResult:
     """Maximises the ELBO of a Pyro model and its guide, in place, as SVI does, but to the end.
@@ -127,21 +129,51 @@ def fit_guide(
         >>> abs(result.final - dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()) < 0.1
         True
     """
-    _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio)
-    start = time.perf_counter()
+    seed = checked_seed(seed)
+    _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every)
+    clock = Clock()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
+    fabric = _on_one_device(fabric_of(fabric, device), device)
+    settings = {
+        "steps": steps, "lr": lr, "num_particles": num_particles, "max_grad_ratio": max_grad_ratio, "seed": seed,
+        "loss": type(loss).__name__, "optimizer": getattr(optimizer, "__name__", repr(optimizer)),
+        "arguments": _digest(args, kwargs), "precision": fabric.strategy.precision.precision,
+    }  # fmt: skip
     with modes_kept(modules), seeded(seed, device), poutine.block(), torch.enable_grad(), _same_latents():
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             guide(*args, **kwargs)
         if loss is None:
             loss = default_loss(partial(model, *args, **kwargs), partial(guide, *args, **kwargs), num_particles)
+        objective = Objective(loss, model, guide, args, kwargs, fabric.autocast)
         descent = Descent(optimizer or partial(torch.optim.Adam, lr=lr), parameters, max_grad_ratio)
-        fit = _Fit(Objective(loss, model, guide, args, kwargs), descent, LearningRate(steps))
-        with Progress(fit.rate.total, "step", progress) as bar:
-            stopped = fit.run(bar)
-        final = fit.keep_best()
-    return GuideResult(fit.elbo, final, time.perf_counter() - start, len(fit.elbo), stopped, fit.skipped)
+        task = Variational(objective, descent, steps, device, modules)
+        ranks = Ranks(fabric)
+        with Progress(task.total, "step", progress) as bar:
+            stopped = Engine(ranks, device, clock, Checkpoint(checkpoint, every, settings, ranks), bar).run(task)
+    return GuideResult(task.elbo, task.final, clock.seconds, task.steps, stopped, task.skipped)
+
+
+def _on_one_device(fabric: Any, device: torch.device) -> Any:
+    if fabric.world_size > 1:
+        raise ValueError(
+            f"Expected fabric of one device (Pyro's ELBOs call backward themselves); got one of {fabric.world_size} "
+            "processes."
+        )
+    if fabric.device.type != device.type:
+        raise ValueError(f"Expected fabric on the device of model and guide, {device}; got {fabric.device}.")
+    return fabric
+
+
+def _digest(args: Any, kwargs: dict[str, Any]) -> str:
+    """What a checkpoint can compare of the arguments of model and guide."""
+    described = [
+        hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+        if isinstance(x, Tensor)
+        else type(x).__name__
+        for x in (*args, *(kwargs[name] for name in sorted(kwargs)))
+    ]
+    return ", ".join(described)
 
 
 @contextmanager
@@ -157,82 +189,15 @@ def _same_latents() -> Iterator[None]:
             raise ValueError(f"Expected the same latents in every run of model and guide; {error}.") from error
 
 
-class _Fit:
-    """What the parts of a fit do in each step and at the end; ``elbo`` and ``skipped`` are as in the result."""
-
-    def __init__(self, objective: Objective, descent: Descent, rate: LearningRate) -> None:
-        self.objective, self.descent, self.rate = objective, descent, rate
-        self.elbo: list[float] = []
-        self.skipped: dict[int, list[str]] = {}
-        self.in_a_row = 0
-
-    def run(self, bar: Progress) -> str:
-        """Steps until the end; returns why it is the end."""
-        try:
-            for step in range(self.rate.total):
-                self.step(step)
-                bar.report(step + 1, lambda: f"ELBO {statistics.median(self.elbo[-bar.every :]):.3f} nats")
-                if self.rate.improves(self.elbo):
-                    self.descent.remember()
-                if self.rate.flat:
-                    return "flat"
-            return "steps"
-        except KeyboardInterrupt:
-            return "interrupted"
-
-    def step(self, step: int) -> None:
-        state = torch.get_rng_state()
-        self.descent.clear()
-        try:
-            loss, found = self.objective.gradients()
-        except ValueError as error:  # validate_args met NaN parameters or a value outside the support: say when
-            raise ValueError(f"{error}\nMet at step {step}.") from error
-        self.descent.meet(found)
-        gradients = self.descent.gradients()
-        if not step and not gradients:
-            raise ValueError(
-                f"Expected parameters that the loss depends on; got none of {[*self.descent.names.values()]}. Does Pyro's store "
-                "have others of these names? pyro.clear_param_store() empties it."
-            )
-        norm = nn.utils.get_total_norm([gradient for _, gradient in gradients]).item()
-        self.elbo.append(-loss)
-        if not math.isfinite(loss + norm):
-            self.skip(step, state, loss, norm)
-            return
-        self.in_a_row = 0
-        self.descent.step(self.rate.factor(step), norm, self.rate.weight(step))
-
-    def skip(self, step: int, state: Tensor, loss: float, norm: float) -> None:
-        """Notes where a step was not finite; goes back, or raises a FloatingPointError, if that is all there is."""
-        what, got = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
-        where = self.objective.non_finite_sites(state) if what == "loss" else []
-        where = where or [name for name, grad in self.descent.gradients() if not grad.isfinite().all()]
-        self.skipped[step] = where
-        self.in_a_row += 1
-        lost = self.in_a_row == SKIPPED
-        if step == 0 or (lost and self.descent.went_back == BACK):
-            raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
-        if lost:
-            self.descent.go_back()
-            self.in_a_row = 0
-
-    def keep_best(self) -> float:
-        """Loads the best weights by some hundred fresh draws, the same for all; returns their ELBO."""
-        if not self.descent.average:
-            return -math.inf
-        seed = int(torch.randint(2**31, (), device="cpu"))
-        particles = getattr(self.objective.loss, "num_particles", 1)
-        repeats = max(8, min(64, 256 // particles, len(self.elbo) // 10))
-        return self.descent.keep_best(lambda: self.objective.elbo(seed, repeats))
-
-
-def _check(model: Any, guide: Any, steps: Any, lr: float, num_particles: int, loss: Any, ratio: float) -> None:
+def _check(
+    model: Any, guide: Any, steps: Any, lr: float, num_particles: int, loss: Any, ratio: float, every: Any
+) -> None:
     for name, value in (("model", model), ("guide", guide)):
         if not callable(value):
             raise TypeError(f"Expected {name} to be callable; got {type(value).__name__}.")
-    check_sizes(1, num_particles=num_particles, **({} if steps is None else {"steps": steps}))
-    if not 0 < lr < math.inf:
-        raise ValueError(f"Expected lr positive and finite; got {lr}.")
+    given = {name: value for name, value in (("steps", steps), ("every", every)) if value is not None}
+    check_sizes(1, num_particles=num_particles, **given)
+    check_positive(lr=lr)
     if not ratio > 0:
         raise ValueError(f"Expected max_grad_ratio > 0; got {ratio}.")
     if loss is not None and not hasattr(loss, "loss_and_grads"):

@@ -1,13 +1,44 @@
-"""For every fit: train and eval modes restored, and progress shown on stderr."""
+"""For every fit: its device, train and eval modes restored, and progress shown on stderr."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
-from tqdm import tqdm
+import torch
+from torch import distributed, nn
+from tqdm.auto import tqdm
+
+STRATEGIES = ("SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+PATIENCE = 60.0  # seconds without a line of progress
+
+
+def fabric_of(fabric: Any, device: torch.device) -> Any:
+    """The user's Fabric, checked; without one, that of a device."""
+    if fabric is None:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+
+        return Fabric(accelerator=device.type, devices=1, strategy=SingleDeviceStrategy(device))
+    if not all(hasattr(fabric, name) for name in ("setup", "backward", "strategy", "world_size")):
+        raise TypeError(f"Expected fabric to be a lightning Fabric; got {type(fabric).__name__}.")
+    strategy = fabric.strategy
+    if type(strategy).__name__ not in STRATEGIES:
+        raise ValueError(
+            f"Expected fabric of one device or with strategy 'ddp' (parameters are whole in each process); got "
+            f"{type(strategy).__name__}."
+        )
+    if strategy.precision.precision not in PRECISIONS:
+        raise ValueError(
+            f"Expected fabric of precision {', '.join(map(repr, PRECISIONS))}; got {strategy.precision.precision!r}."
+        )
+    if fabric.world_size > 1 and not distributed.is_initialized():
+        raise ValueError("Expected a launched fabric of several devices; call fabric.launch() before the fit.")
+    return fabric
 
 
 @contextmanager
@@ -22,7 +53,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
-    """Reports on stderr: a bar in a terminal, about ten lines elsewhere; a context manager.
+    """Reports on stderr: a bar in a terminal; elsewhere about ten lines, and one after each minute of silence.
 
     Args:
         total: how many units there are, at most.
@@ -31,15 +62,27 @@ class Progress(tqdm):  # type: ignore[type-arg]
     """
 
     def __init__(self, total: int, unit: str, on: bool) -> None:
-        super().__init__(total=total, unit=unit, disable=not (on and sys.stderr.isatty()))
+        form = "{l_bar}{bar}| {n:.4g}/{total} " + unit + "s [{elapsed}<{remaining}{postfix}]"
+        super().__init__(total=total, bar_format=form, disable=not (on and sys.stderr.isatty()))
         self.unit, self.on, self.every = unit, on, max(1, total // (10 if self.disable else 100))
+        self.next, self.said = float(self.every), time.monotonic()
 
-    def report(self, done: int, text: Callable[[], str], last: bool = False) -> None:
-        """After each unit; the text is asked for where it is shown, as that of the last unit always is."""
-        if not self.on or (done % self.every and done != self.total and not last):
+    def report(self, done: float, text: Callable[[], str], last: bool = False) -> None:
+        """After each step, with the units done; the text is asked for where it is shown, as the last one always is."""
+        if not self.on:
             return
+        silence = time.monotonic() - self.said
         if self.disable:
-            print(f"{done}/{self.total} {self.unit}s: {text()}", file=sys.stderr, flush=True)
+            if done < self.next and not last and silence < PATIENCE:
+                return
+            whole = f"{done:.0f}" if float(done).is_integer() else f"{done:.2f}"
+            print(f"{whole}/{self.total} {self.unit}s: {text()}", file=sys.stderr, flush=True)
         else:
+            if silence < self.mininterval and not last:
+                return
             self.set_postfix_str(text(), refresh=False)
-            self.update(done - self.n)
+            self.n = done
+            self.refresh()
+        self.said = time.monotonic()
+        while self.next <= done:
+            self.next += self.every

@@ -1,57 +1,58 @@
-"""The learning-rate rule of guides: when the rate of ``fit_guide`` rises and drops, and when the fit ends."""
+"""The learning-rate rule of every fit: how the rate rises and falls, and when a fit ends."""
 
 from __future__ import annotations
 
 import math
-import statistics
+from collections.abc import Sequence
+from typing import Any
 
-WARM = 100  # first steps, over which the learning rate rises; at most a tenth of them
-WINDOW = 250  # steps over which ELBOs and weights are averaged
-PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
-DROPS = (1.0, 0.3, 0.1, 0.03)  # of the learning rate; after the last the ELBO is flat
-LONGEST = 20_000  # steps, unless the user says how many
+from torch.optim import Optimizer
+
+WARM = 100  # first steps, over which the learning rate rises; at most a tenth of all
+DROPS = (1.0, 0.3, 0.1, 0.03)  # of the learning rate; after the last the score is flat
 
 
 class LearningRate:
-    """Falls along a cosine to 0 over a number of steps; without one, it drops whenever the ELBO is flat.
+    """The factor of an optimizer's own rate: it rises, falls whenever a score is flat, and falls to 0 at the end of the budget.
 
     Args:
-        steps: how many, or None.
+        warm: steps in which it rises, along a line.
+        patience: readings of the score without a better one, after which it falls.
+        drops: the factors between which it falls.
+        cooling: the last part of the budget, in which it goes to 0 along a cosine; 0 for none.
     """
 
-    def __init__(self, steps: int | None) -> None:
-        self.steps, self.total = steps, steps or LONGEST
-        self.best, self.waited, self.drops = -math.inf, 0, 0
+    def __init__(self, warm: float, patience: int, drops: Sequence[float], cooling: float) -> None:
+        self.warm, self.patience, self.drops, self.cooling = warm, patience, drops, cooling
+        self.best, self.waited, self.dropped = -math.inf, 0, 0
 
-    def factor(self, step: int) -> float:
-        """Of the optimizer's own rate, in a step."""
-        fall = DROPS[self.drops] if self.steps is None else 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return fall * min(1.0, (step + 1) / min(WARM, self.total / 10))
+    def factor(self, step: int, spent: float) -> float:
+        """In a step, counted from 0, when a part of the budget (0 to 1) is spent."""
+        late = 0.0 if self.cooling == 0 else max(0.0, 1 - (1 - spent) / self.cooling)
+        return self.drops[self.dropped] * 0.5 * (1 + math.cos(math.pi * late)) * min(1.0, (step + 1) / self.warm)
 
-    def weight(self, step: int) -> float:
-        """Of a step's weights in the averages."""
-        window = WINDOW if self.steps is None else max(1, min(WINDOW, self.steps // 10))
-        return max(1 / (step + 1), 1 / window)
-
-    def improves(self, elbo: list[float]) -> bool:
-        """Reads the ELBOs of all steps so far, after each step; whether a window ends here that is the best so far."""
-        if len(elbo) % WINDOW:
-            return False
-        middle, error = _middle(elbo[-WINDOW:])
-        self.waited = 0 if middle > self.best + error else self.waited + 1
-        better, self.best = middle > self.best, max(middle, self.best)
-        if self.waited >= PATIENCE and self.steps is None:
-            self.waited, self.drops = 0, self.drops + 1
+    def read(self, score: float, error: float = 0.0) -> bool:
+        """Takes a score, known up to an error; whether it is the best so far."""
+        self.waited = 0 if score > self.best + error else self.waited + 1
+        better = score > self.best
+        self.best = max(score, self.best)
+        if self.waited >= self.patience:
+            self.waited, self.dropped = 0, self.dropped + 1
         return better
 
     @property
     def flat(self) -> bool:
-        """Whether the ELBO stayed flat at the last rate."""
-        return self.drops == len(DROPS)
+        """Whether the score stayed flat at the last rate."""
+        return self.dropped == len(self.drops)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "dropped": self.dropped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.waited, self.dropped = state["best"], state["waited"], state["dropped"]
 
 
-def _middle(values: list[float]) -> tuple[float, float]:
-    """Median and its standard error, whatever the tails."""
-    ranked = sorted(x if math.isfinite(x) else -math.inf for x in values)
-    low, high = ranked[len(ranked) // 4], ranked[3 * len(ranked) // 4]
-    return statistics.median(ranked), 0.93 * (high - low) / math.sqrt(len(ranked))
+def set_rate(optimizer: Optimizer, factor: float) -> None:
+    """Sets the rates of an optimizer to a factor of its own."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])

@@ -53,7 +53,10 @@ ERRORS = {
         r"a density of each latent; got one value in all draws for \['mu'\]",
     ),
     "sometimes": (lambda: dg.psis(sometimes, sometimes, DATA), r"same latents in every run .*; got \['more'\] in some"),
-    "fit": (lambda: dg.inference_data(gx.flows.maf(2), gx.FitResult([], [], 0, 0.0, False)), "no draws to average"),
+    "fit": (
+        lambda: dg.inference_data(gx.flows.maf(2), gx.FitResult([], [], 0, 0.0, "epochs", 0)),
+        "no draws to average",
+    ),
     "no latents": (lambda: dg.inference_data(nothing, lambda y: None, DATA), "a model without latents.*held_out"),
     "no draws": (lambda: dg.inference_data(model, {"mu": torch.tensor(1.0)}, DATA), r"draws of shape \(S, ...\)"),
     "row": (lambda: dg.HeldOut(torch.zeros(1)), r"log_prob of shape \(N,\), N >= 2; got \(1,\)"),

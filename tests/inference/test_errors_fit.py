@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions import constraints
 from torch.utils.data import IterableDataset, TensorDataset
 
-from support.regressions import Gaussian, Keywords, Linear, quiet, regression_rows, weights
+from support.regressions import Gaussian, Keywords, Linear, keep_rate, quiet, regression_rows, weights
 
 # --- numbers that are not finite --------------------------------------------------------------------------
 
@@ -93,7 +93,9 @@ def test_minus_infinity_in_validation_is_never_the_best():
         def forward(self):
             return dist.Uniform(0.0, self.width, validate_args=False)
 
-    result = quiet(Uniform(), torch.rand(8), validation=torch.full((4,), 5.0), epochs=30, patience=4)
+    result = quiet(
+        Uniform(), torch.rand(8), validation=torch.full((4,), 5.0), epochs=30, patience=4, schedule=keep_rate
+    )
     assert result.validation == [-math.inf] * 4 and result.best_epoch == -1
 
 
@@ -109,7 +111,7 @@ class Wrong(nn.Module):
         return self.result(self.scale)
 
 
-class Endless(IterableDataset):
+class Empty(IterableDataset):
     def __iter__(self):
         return iter(())
 
@@ -121,12 +123,13 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: quiet(Gaussian(), ROWS, epochs=0), "Expected epochs >= 1; got 0."),
-        (lambda: quiet(Gaussian(), ROWS, batch_size=0), "Expected batch_size >= 1; got 0."),
-        (lambda: quiet(Gaussian(), ROWS, patience=0), "Expected patience >= 1; got 0."),
-        (lambda: quiet(Gaussian(), ROWS, lr=0.0), "Expected lr positive and finite; got 0.0."),
-        (lambda: quiet(Gaussian(), ROWS, lr=math.nan), "Expected lr positive and finite; got nan."),
-        (lambda: quiet(Gaussian(), ROWS, lr=math.inf), "Expected lr positive and finite; got inf."),
+        (lambda: quiet(Gaussian(), ROWS, epochs=0), "Expected epochs to be an integer >= 1; got 0."),
+        (lambda: quiet(Gaussian(), ROWS, batch_size=0), "Expected batch_size to be an integer >= 1; got 0."),
+        (lambda: quiet(Gaussian(), ROWS, batch_size=2.5), "Expected batch_size to be an integer >= 1; got 2.5."),
+        (lambda: quiet(Gaussian(), ROWS, patience=0), "Expected patience to be an integer >= 1; got 0."),
+        (lambda: quiet(Gaussian(), ROWS, lr=0.0), "Expected lr to be positive and finite; got 0.0."),
+        (lambda: quiet(Gaussian(), ROWS, lr=math.nan), "Expected lr to be positive and finite; got nan."),
+        (lambda: quiet(Gaussian(), ROWS, lr=math.inf), "Expected lr to be positive and finite; got inf."),
         (
             lambda: quiet(Gaussian(), ROWS, lr=0.1, optimizer=torch.optim.SGD),
             "Expected lr=None with an optimizer (which brings its own); got 0.1.",
@@ -140,11 +143,11 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         ),
         (
             lambda: quiet(Gaussian(), ROWS.tolist()),
-            "Expected data to be a tensor or a map-style Dataset; got list.",
+            "Expected data to be a tensor, an array, a table, a Dataset or a DataLoader; got list.",
         ),
         (
-            lambda: quiet(Gaussian(), Endless()),
-            "Expected data to be a tensor or a map-style Dataset; got Endless.",
+            lambda: quiet(Gaussian(), Empty()),
+            "Expected data with at least one row; got a loader without batches.",
         ),
         (lambda: quiet(Gaussian(), ROWS[:0]), "Expected data with at least one row; got shape (0, 3)."),
         (lambda: quiet(Gaussian(), ROWS[0, 0]), "Expected data with at least one row; got shape ()."),

@@ -119,14 +119,15 @@ def test_clips_the_gradient():
 
 def test_schedule_is_stepped_once_a_batch_and_anneals_to_zero():
     y, x = regression_rows(40)
-    made = []
+    rates = []
 
-    def sgd(params):
-        made.append(torch.optim.SGD(params, lr=0.1))
-        return made[-1]
+    class Watched(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
 
-    quiet(Linear(), y, x, epochs=3, batch_size=16, optimizer=sgd)
-    assert made[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    quiet(Linear(), y, x, epochs=10, batch_size=16, optimizer=functools.partial(Watched, lr=0.1))
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 30)) for step in range(30)])
     totals, steps = [], []
 
     def schedule(optimizer, total):

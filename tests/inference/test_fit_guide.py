@@ -14,9 +14,10 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
-from pyro_genexact.inference import learning_rate
+from pyro_genexact.inference import variational
 from pyro_genexact.inference.elbo import vectorizes
 from pyro_genexact.inference.fit_guide import fit_guide
+from pyro_genexact.inference.learning_rate import LearningRate
 
 EVIDENCE = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()
 
@@ -46,7 +47,7 @@ def test_exact_posterior():
 
 
 def test_stops_when_flat(monkeypatch):
-    monkeypatch.setattr(learning_rate, "WINDOW", 25)
+    monkeypatch.setattr(variational, "WINDOW", 25)
     result = fit(num_particles=2)
     assert result.stopped == "flat" and 25 * 3 * 4 <= result.steps < 2500
     assert result.final == pytest.approx(EVIDENCE, abs=0.03)
@@ -239,7 +240,7 @@ def test_plot():
     "options, error, text",
     [
         ({"steps": 0}, ValueError, "Expected steps"),
-        ({"lr": -1.0}, ValueError, "Expected lr positive and finite; got -1.0"),
+        ({"lr": -1.0}, ValueError, "Expected lr to be positive and finite; got -1.0"),
         ({"num_particles": 0}, ValueError, "Expected num_particles"),
         ({"max_grad_ratio": 0.0}, ValueError, "Expected max_grad_ratio > 0; got 0.0"),
         ({"loss": 3}, TypeError, "Expected loss to be a Pyro ELBO"),
@@ -316,11 +317,14 @@ def test_parameters_under_a_name_that_is_taken_raise():
 
 
 def test_the_learning_rate_drops_whenever_the_elbo_is_flat():
-    rate, elbo, factors = learning_rate.LearningRate(None), [], []
+    rate, factors = LearningRate(10, 3, (1.0, 0.3, 0.1), 0.0), []
     while not rate.flat:
-        factors.append(rate.factor(len(elbo)))
-        elbo.append(0.0)
-        assert rate.improves(elbo) == (len(elbo) == learning_rate.WINDOW)  # the first window is the best
-    assert factors[0] == 1 / learning_rate.WARM and sorted(set(factors[learning_rate.WARM :])) == [0.03, 0.1, 0.3, 1.0]
-    cosine = learning_rate.LearningRate(1000)
-    assert cosine.factor(500) == pytest.approx(0.5) and cosine.factor(999) < 1e-5 and not cosine.flat
+        factors.append(rate.factor(len(factors), 0.9))
+        assert rate.read(0.0) == (len(factors) == 1)  # the first is the best
+    assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, *[0.3 * x for x in (0.5, 0.6, 0.7)], 0.08, 0.09, 0.1])
+    rate = LearningRate(10, 3, (1.0, 0.3), 0.0)
+    assert [rate.read(score, 0.5) for score in (0.0, 0.4, 0.8, 1.2)] == [
+        True
+    ] * 4 and rate.dropped == 1  # within the error
+    cooling = LearningRate(1, 1, (1.0,), 0.5)
+    assert [cooling.factor(9, spent) for spent in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.5, 0])

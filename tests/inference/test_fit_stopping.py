@@ -12,7 +12,9 @@ def test_early_stopping_restores_the_best_weights():
     y, x = regression_rows(60)
     held_out = (y[40:] + 0.4, x[40:])  # of another bias, so that the path passes its optimum
     module = Linear()
-    result = quiet(module, y[:40], x[:40], validation=held_out, epochs=500, patience=3, lr=0.1, batch_size=16)
+    result = quiet(
+        module, y[:40], x[:40], validation=held_out, epochs=500, patience=3, lr=0.1, batch_size=16, schedule=keep_rate
+    )
     assert len(result.train) == len(result.validation) < 500
     assert len(result.validation) == result.best_epoch + 1 + 3
     assert result.validation[result.best_epoch] == max(result.validation) > result.validation[-1]

@@ -1,0 +1,348 @@
+"""Maximum likelihood, step by step: what the engine runs for ``fit``."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import Parameter, signature
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from ..base import DistributionModule
+from ..core.random import random_state, set_random_state
+from .batches import SHOWN, Batch, Loader
+from .engine import Clock, uninterrupted
+from .learning_rate import LearningRate, set_rate
+from .log_prob import LogProb, Penalty, log_prob_of, offending
+from .ranks import Ranks
+
+FLAT = 1e-8  # the relative change of the loss in a step of L-BFGS or the like, at which a fit ends
+PLAIN = (
+    "steps",
+    "stopped",
+    "best_epoch",
+    "best",
+    "history",
+    "spent",
+    "worst",
+    "last_loss",
+)  # attributes that are saved as they are
+
+
+@dataclass
+class Position:
+    """Where in its epochs a fit stands; sums over the rows of this epoch so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    nats: float = 0.0
+    rows: float = 0.0
+
+
+@dataclass
+class MaximumLikelihood:
+    """Steps of an optimizer along the gradient of the mean log_prob of batches: a task for the engine.
+
+    Args:
+        module: what is trained.
+        optimizer: of its parameters.
+        fabric: wraps both.
+        ranks: the processes of the fabric.
+        train, held_out: the batches.
+        rate: the learning rate, and the end by validation.
+        schedule: the user's own learning rate, stepped once a step; None for that of ``rate``.
+        clock: of the fit.
+        epochs, seconds, max_grad_norm, accumulate, penalty, ema: as in fit.
+    """
+
+    module: nn.Module
+    optimizer: Optimizer
+    fabric: Any
+    ranks: Ranks
+    train: Loader
+    held_out: Loader | None
+    rate: LearningRate
+    schedule: LRScheduler | None
+    clock: Clock
+    epochs: int
+    seconds: float | None
+    max_grad_norm: float
+    accumulate: int
+    penalty: Penalty | None
+    ema: float | None
+    steps: int = 0
+    stopped: str | None = None
+    best_epoch: int = -1
+    best: dict[str, Any] | None = None
+    history: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    at: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        self.plain = LogProb(self.module, self.penalty)
+        self.model, self.stepper = self.fabric.setup(self.plain, self.optimizer)
+        for part in self.model.modules():
+            if isinstance(part, DistributedDataParallel):
+                part.broadcast_buffers = False  # masks are as large as weights; see _share_buffers
+        self.averages = (
+            None if self.ema is None else AveragedModel(self.module, multi_avg_fn=partial(_average, self.ema))
+        )
+        self.params = [p for p in self.module.parameters() if p.requires_grad]
+        self.closure = takes_closure(self.optimizer)
+        self.versions = self._versions()
+        self.batches: Iterator[Batch] | None = None
+        self.spent, self.worst, self.last_loss, self.flat = 0.0, -math.inf, math.inf, False
+        self.random: list[Tensor] = []
+
+    # --- steps --------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Takes a step, or ends an epoch."""
+        if self.batches is None:
+            self.batches = self._epoch()
+            self.module.train()
+        with self.ranks.agreed():
+            group = list(islice(self.batches, self.accumulate))
+        rows, ended = self.ranks.sum(sum(len(batch.rows) for batch in group), not group)
+        if ended:
+            self._end_epoch()
+            return
+        where = f"epoch {self.at.epoch}, batch {self.at.batch // self.accumulate}"
+        if self.schedule is None:
+            set_rate(self.optimizer, self.rate.factor(self.steps, self.spent))
+        descend = self._search if self.closure else self._descend
+        nats = descend(group, rows, where)
+
+        def count() -> None:
+            if not self.closure:
+                self.stepper.step()
+            if self.schedule is not None:
+                self.schedule.step()
+            if self.averages is not None:
+                self.averages.update_parameters(self.module)
+            self.steps += 1
+            self.at.batch += len(group)
+            self.at.nats += nats * rows
+            self.at.rows += rows
+
+        uninterrupted(count)
+        self.fabric.call("on_train_batch_end", module=self.module, step=self.steps, nats=nats)
+        self._spend()
+        if self.stopped is None and self.at.batch == self.train.batches:
+            self._end_epoch()
+
+    def _epoch(self) -> Iterator[Batch]:
+        if self.at.batch == 0:
+            self.random = random_state(self.fabric.device)
+            return self.train.epoch(self.at.epoch)
+        now = random_state(self.fabric.device)
+        set_random_state(self.random, self.fabric.device)  # what a loader drew at the start of the epoch it draws again
+        batches = self.train.epoch(self.at.epoch, self.at.batch)
+        set_random_state(now, self.fabric.device)
+        return batches
+
+    def _spend(self) -> None:
+        """Notes which part of the budget is spent; ends the fit when its seconds are over."""
+        self.spent = self.done / self.epochs
+        if self.seconds is None:
+            return
+        seconds = self.ranks.sum(self.clock.seconds)[0] / self.ranks.size
+        self.spent = max(self.spent, seconds / self.seconds)
+        if seconds >= self.seconds:
+            self._end_epoch("seconds")
+
+    @property
+    def done(self) -> float:
+        """Epochs, parts of them included where their length is known."""
+        return self.at.epoch + (self.at.batch / self.train.batches if self.train.batches else 0.0)
+
+    # --- gradients ----------------------------------------------------------------------------------------
+
+    def _descend(self, group: list[Batch], rows: float, where: str) -> float:
+        """Sets the gradients of a step, cut to their largest norm; returns the mean log_prob."""
+        _, nats, norm = self._gradients(group, rows, where)
+        if norm > self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.params, self.max_grad_norm, torch.as_tensor(norm))
+        return nats
+
+    def _search(self, group: list[Batch], rows: float, where: str) -> float:
+        """Takes a step of an optimizer that evaluates the loss itself; returns the mean log_prob before it."""
+        before = [p.detach().clone() for p in self.params]
+        seen: list[tuple[float, float]] = []
+
+        def evaluate() -> Tensor:
+            loss, nats, _ = self._gradients(group, rows, where)
+            seen.append((loss, nats))
+            return torch.as_tensor(loss, dtype=self.params[0].dtype, device=self.params[0].device)
+
+        try:
+            self.stepper.step(evaluate)
+        except BaseException:
+            with torch.no_grad():
+                for p, value in zip(self.params, before, strict=True):
+                    p.copy_(value)
+            raise
+        loss, nats = seen[0]
+        self.flat = self.last_loss - loss <= FLAT * abs(loss)
+        self.last_loss = loss
+        return nats
+
+    def _gradients(self, group: list[Batch], rows: float, where: str) -> tuple[float, float, float]:
+        """Loss, mean log_prob and the norm of the gradients of a joint batch of all processes."""
+        self.optimizer.zero_grad()
+        log_probs: list[Tensor] = []
+        with self.ranks.agreed():
+            for batch in group[:-1]:
+                with self.fabric.no_backward_sync(self.model, enabled=self.ranks.size > 1):
+                    self.fabric.backward(self._loss(batch, rows, where, log_probs)[0])
+            loss, penalty = self._loss(group[-1], rows, where, log_probs)
+        self.fabric.backward(loss if penalty is None else loss + penalty)
+        nats = torch.stack([_weighted(x, batch).sum() for x, batch in zip(log_probs, group, strict=True)]).sum() / rows
+        norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        numbers = [nats, norm, nats.new_zeros(()) if penalty is None else penalty.detach()]
+        own, length, extra = torch.stack(
+            [x.to(nats) for x in numbers]
+        ).tolist()  # the one wait for the device in a step
+        value = self.ranks.sum(own)[0]
+        if not math.isfinite(value + extra + length):
+            what, got = ("gradient", length) if math.isfinite(value + extra) else ("loss", extra - value)
+            bad = [row for rows in self.ranks.gather(self._bad_rows(group, log_probs)) for row in rows]
+            raise FloatingPointError(f"Expected a finite {what}; got {got} at {where}, first in rows {bad[:SHOWN]}.")
+        if self.steps == 0 and self.worst == -math.inf:
+            spread = log_probs[-1].std() if len(log_probs[-1]) > 1 else log_probs[-1].abs().sum()
+            self.worst = value - 3 * float(spread)
+        return extra - value, value, length
+
+    def _loss(self, batch: Batch, rows: float, where: str, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """This batch's part in the mean loss of all rows of the step, and the penalty."""
+        log_prob, penalty = log_prob_of(self.model, self.plain, batch, where)
+        log_probs.append(log_prob.detach())
+        return _weighted(log_prob, batch).sum() * (-self.ranks.size / rows), penalty  # the processes' mean is taken
+
+    def _bad_rows(self, group: list[Batch], log_probs: list[Tensor]) -> list[int]:
+        bad = [batch.rows[~x.isfinite()].tolist() for batch, x in zip(group, log_probs, strict=True)]
+        if not any(bad):
+            with self.fabric.autocast():
+                bad = [offending(self.plain, batch) for batch in group]
+        return [row for rows in bad for row in rows]
+
+    # --- epochs -------------------------------------------------------------------------------------------
+
+    def _end_epoch(self, stopped: str | None = None) -> None:
+        """Validates; keeps the best weights; decides whether that is the end."""
+        if self.at.rows == 0:
+            raise ValueError("Expected data with at least one row; got a loader without batches.")
+        self._share_buffers()
+        held_out = None if self.held_out is None else self._score(self.held_out)
+
+        def record() -> None:
+            self.history[0].append(self.at.nats / self.at.rows)
+            if held_out is None:
+                self.best_epoch = self.at.epoch
+            else:
+                self.history[1].append(held_out)
+                if self.rate.read(held_out):
+                    self.best_epoch, self.best = self.at.epoch, copy.deepcopy(self._kept.state_dict())
+            self.at, self.batches = Position(self.at.epoch + 1), None
+            flat = "flat" if self.rate.flat or self.flat else None
+            self.stopped = stopped or flat or ("epochs" if self.at.epoch == self.epochs else None)
+
+        uninterrupted(record)
+        named = {name: values[-1] for name, values in zip(("train", "validation"), self.history, strict=True) if values}
+        self.fabric.log_dict(named, step=self.steps)
+        self.fabric.call("on_train_epoch_end", module=self.module, epoch=self.at.epoch - 1, **named)
+
+    @property
+    def _kept(self) -> nn.Module:
+        """The module whose weights are validated and kept."""
+        return self.module if self.averages is None else self.averages.module
+
+    @torch.no_grad()
+    def _score(self, held_out: Loader) -> float:
+        """Mean log_prob of the validation rows of all processes; -inf and NaN are results like others, only never the best."""
+        scorer = self._kept.for_validation() if isinstance(self._kept, DistributionModule) else self._kept
+        plain, where = LogProb(scorer.eval()), f"epoch {self.at.epoch}, validation"
+        nats, weight = [], 0.0
+        with self.ranks.agreed(), self.fabric.autocast():
+            for batch in held_out.epoch(0):
+                nats.append(_weighted(log_prob_of(plain, plain, batch, where)[0], batch).sum())
+                weight += len(batch.rows) if batch.weights is None else float(batch.weights.sum())
+            own = torch.stack(nats).sum().item() if nats else 0.0
+        total, weight = self.ranks.sum(own, weight)
+        return total / weight if weight else math.nan
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}
+
+    def _share_buffers(self) -> None:
+        """Gives all processes the buffers of the first that training has changed, such as running means."""
+        if self.ranks.size == 1:
+            return
+        for name, buffer in self.module.named_buffers():
+            if self.versions.get(name) != (id(buffer), buffer._version):
+                distributed.broadcast(buffer, 0)
+        self.versions = self._versions()
+
+    def finish(self, hurry: bool) -> None:
+        """Loads the weights that are kept."""
+        if self.best is not None:
+            self.module.load_state_dict(self.best)
+        elif self.averages is not None and self.steps:
+            self.module.load_state_dict(self.averages.module.state_dict())
+        self.module.zero_grad()
+
+    # --- checkpoints and progress -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, but for torch's random state."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": (self.schedule or self.rate).state_dict(),
+            "averages": None if self.averages is None else self.averages.state_dict(),
+            "random": self.random,
+            "at": vars(self.at),
+            "plain": {name: getattr(self, name) for name in PLAIN},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores a state."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        (self.schedule or self.rate).load_state_dict(state["schedule"])
+        if self.averages is not None:
+            self.averages.load_state_dict(state["averages"])
+        self.random, self.at = state["random"], Position(**state["at"])
+        for name, value in state["plain"].items():
+            setattr(self, name, value)
+
+    def text(self) -> str:
+        """The nats of the last epoch, or those of this one so far."""
+        if not self.history[0]:
+            return f"train {self.at.nats / max(self.at.rows, 1):.4f} nats so far"
+        named = zip(("train", "validation"), self.history, strict=True)
+        return ", ".join(f"{name} {values[-1]:.4f} nats" for name, values in named if values)
+
+
+def takes_closure(optimizer: Optimizer) -> bool:
+    """Whether the optimizer evaluates the loss itself, as L-BFGS does."""
+    closure = signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
+
+
+def _weighted(log_prob: Tensor, batch: Batch) -> Tensor:
+    return log_prob if batch.weights is None else log_prob.where(batch.weights > 0, 0.0) * batch.weights
+
+
+def _average(decay: float, averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
+    """Moves averages to new values: at first their mean, so that the start does not last."""
+    torch._foreach_lerp_(averages, values, max(1 - decay, 1 / (float(number) + 1)))

@@ -1,0 +1,68 @@
+"""Processes that train one module together: sums over them, and errors that reach all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+class Ranks:
+    """The processes of a Fabric.
+
+    Numbers travel through a group of CPU processes, so that no GPU waits for them.
+
+    Args:
+        fabric: launched, of one or several devices.
+    """
+
+    def __init__(self, fabric: Any) -> None:
+        self.rank, self.size = fabric.global_rank, fabric.world_size
+        self._group = distributed.new_group(backend="gloo") if self.size > 1 else None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return bool(self.rank == 0)
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """Sums over the processes."""
+        if self.size == 1:
+            return values
+        numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
+        distributed.all_reduce(numbers, group=self._group)
+        return tuple(numbers.tolist())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """An exception in one process is raised in all of them.
+
+        Between processes nothing else may be exchanged in this context.
+        """
+        error: BaseException | None = None
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as raised:
+            if self.size == 1:
+                raise
+            error = raised
+        if self.sum(error is not None)[0] == 0:
+            return
+        errors = self.gather(error and (type(error) is KeyboardInterrupt, f"{type(error).__name__}: {error}"))
+        if error is not None:
+            raise error
+        if all(one[0] for one in errors if one):
+            raise KeyboardInterrupt
+        rank, text = next((rank, one[1]) for rank, one in enumerate(errors) if one and not one[0])
+        raise RuntimeError(f"Process {rank} of this fit raised {text}")

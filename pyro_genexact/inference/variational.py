@@ -1,0 +1,200 @@
+"""Variational inference, step by step: what the engine runs for ``fit_guide``."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..core.random import random_state, set_random_state
+from .descent import Descent
+from .elbo import Objective
+from .engine import uninterrupted
+from .learning_rate import DROPS, WARM, LearningRate
+
+WINDOW = 250  # steps over which ELBOs and weights are averaged
+PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
+LONGEST = 20_000  # steps, unless the user says how many
+SKIPPED = 10  # non-finite steps in a row after which the fit goes back and on, more slowly,
+BACK = 3  # so many times
+DRY = 100  # runs of model and guide that look for the parameters of a checkpoint
+FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+PLAIN = ("elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved as they are
+
+
+class Variational:
+    """Steps along the gradient of an ELBO: a task for the engine. ``elbo`` and ``skipped`` are as in the result.
+
+    Args:
+        objective: the ELBO.
+        descent: the steps.
+        steps: how many, or None.
+        device: of the draws.
+        modules: model and guide, as far as they are modules.
+    """
+
+    def __init__(
+        self, objective: Objective, descent: Descent, steps: int | None, device: torch.device, modules: nn.Module
+    ) -> None:
+        self.objective, self.descent, self.device, self.modules = objective, descent, device, modules
+        self.total = steps or LONGEST
+        self.window = WINDOW if steps is None else max(1, min(WINDOW, steps // 10))
+        warm = min(WARM, self.total / 10)
+        self.rate = (
+            LearningRate(warm, PATIENCE, DROPS, 0.0) if steps is None else LearningRate(warm, self.total, (1.0,), 1.0)
+        )
+        self.elbo: list[float] = []
+        self.skipped: dict[int, list[str]] = {}
+        self.in_a_row = 0
+        self.final = math.nan
+        self.stopped: str | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.elbo)
+
+    @property
+    def done(self) -> float:
+        return self.steps
+
+    def step(self) -> None:
+        """Takes a step, or skips one that is not finite."""
+        state = random_state(self.device)
+        loss, norm = self._gradients(state)
+
+        def count() -> None:
+            step = self.steps
+            if math.isfinite(loss + norm):
+                self.in_a_row = 0
+                self.descent.step(self.rate.factor(step, step / self.total), norm, max(1 / (step + 1), 1 / self.window))
+            else:
+                self._skip(step, state, loss, norm)
+            self.elbo.append(-loss)
+            self._end_window()
+
+        uninterrupted(count)
+
+    def _end_window(self) -> None:
+        if self.steps % WINDOW == 0 and self.rate.read(*_middle(self.elbo[-WINDOW:])):
+            self.descent.remember()
+        self.stopped = "flat" if self.rate.flat else "steps" if self.steps == self.total else None
+
+    def _gradients(self, state: list[Tensor]) -> tuple[float, float]:
+        """The loss and the norm of its gradients, which are set."""
+        try:
+            return self._evaluate()
+        except FAILURES as error:
+            # validate_args met NaN parameters, as steps that are far too long make, or a value outside the support
+            set_random_state(state, self.device)
+            loss = math.nan if self.steps and self._lost() else 0.0
+            if math.isfinite(loss):
+                error.add_note(f"Met at step {self.steps}.")
+                raise
+            return loss, math.nan
+
+    def _lost(self) -> bool:
+        """Whether loss or gradients are not finite when nothing is validated."""
+        try:
+            with pyro.validation_enabled(False):
+                return not math.isfinite(sum(self._evaluate()))
+        except FAILURES:
+            return not all(bool(p.isfinite().all()) for p in self.descent.names)
+
+    def _evaluate(self) -> tuple[float, float]:
+        self.descent.clear()
+        loss, found = self.objective.gradients()
+        self.descent.meet(found)
+        gradients = self.descent.gradients()
+        if not self.steps and not gradients:
+            raise ValueError(
+                f"Expected parameters that the loss depends on; got none of {[*self.descent.names.values()]}. Does Pyro's store "
+                "have others of these names? pyro.clear_param_store() empties it."
+            )
+        return loss, nn.utils.get_total_norm([gradient for _, gradient in gradients]).item()
+
+    def _skip(self, step: int, state: list[Tensor], loss: float, norm: float) -> None:
+        """Notes where a step was not finite; goes back, or raises a FloatingPointError, if that is all there is."""
+        what, got = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        set_random_state(state, self.device)
+        where = self.objective.non_finite_sites() if what == "loss" else []
+        where = where or [name for name, grad in self.descent.gradients() if not grad.isfinite().all()]
+        self.skipped[step] = where
+        self.in_a_row += 1
+        lost = self.in_a_row == SKIPPED
+        if step == 0 or (lost and self.descent.went_back == BACK):
+            raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
+        if lost:
+            self.descent.go_back()
+            self.in_a_row = 0
+
+    def finish(self, hurry: bool) -> None:
+        """Loads the best weights by some hundred fresh draws, the same for all, and notes their ELBO."""
+        if not math.isnan(self.final):
+            return
+        if not self.descent.average:
+            self.final = -math.inf
+            return
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        particles = getattr(self.objective.loss, "num_particles", 1)
+        repeats = 2 if hurry else max(8, min(64, 256 // particles, self.steps // 10))
+        self.final, start = self.descent.keep_best(lambda: self.objective.elbo(seed, repeats))
+        if start is not None and self.final > start + 1:
+            warnings.warn(
+                f"The fit ended at an ELBO of {start:.4g}, below its start at {self.final:.4g} nats, whose weights are kept. "
+                "Try a smaller lr.",
+                stacklevel=6,
+            )
+
+    # --- checkpoints and progress -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that the next steps depend on, but for torch's random state."""
+        store: Any = pyro.get_param_store()
+        return {
+            "modules": self.modules.state_dict(),
+            "store": {name: value.detach() for name, value in store._params.items()},
+            "descent": self.descent.state_dict(),
+            "rate": self.rate.state_dict(),
+            "plain": {name: getattr(self, name) for name in PLAIN},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores a state, whose parameters some runs of model and guide make first."""
+        found: dict[Tensor, str] = {}
+        wanted = [name for group in state["descent"]["groups"] for name in group]
+        for _ in range(DRY):
+            found |= self.objective.gradients()[1]
+            if all(list(found.values()).count(name) >= wanted.count(name) for name in wanted):
+                break
+        else:
+            raise ValueError(
+                f"Expected model and guide with the parameters of the checkpoint, {wanted}; got {[*found.values()]}."
+            )
+        self.modules.load_state_dict(state["modules"])
+        store: Any = pyro.get_param_store()
+        with torch.no_grad():
+            for name, value in state["store"].items():
+                if name in store._params:
+                    store._params[name].copy_(value)
+                else:
+                    pyro.param(name, value)
+        self.descent.load_state_dict(state["descent"], found)
+        self.rate.load_state_dict(state["rate"])
+        for name, value in state["plain"].items():
+            setattr(self, name, value)
+
+    def text(self) -> str:
+        """The ELBO of the last steps."""
+        return f"ELBO {statistics.median(self.elbo[-max(1, self.total // 10) :]):.3f} nats"
+
+
+def _middle(values: list[float]) -> tuple[float, float]:
+    """Median and its standard error, whatever the tails."""
+    ranked = sorted(x if math.isfinite(x) else -math.inf for x in values)
+    low, high = ranked[len(ranked) // 4], ranked[3 * len(ranked) // 4]
+    return statistics.median(ranked), 0.93 * (high - low) / math.sqrt(len(ranked))

@@ -14,7 +14,16 @@ from torch.distributions import Transform
 import pyro_genexact
 
 ROOT = Path(pyro_genexact.__file__).parent
-OPTIONAL = {"arviz", "arviz_plots", "arviz_stats", "lightning_fabric", "matplotlib", "sacrebleu", "transformers", "xarray"}
+OPTIONAL = {
+    "arviz",
+    "arviz_plots",
+    "arviz_stats",
+    "lightning_fabric",
+    "matplotlib",
+    "sacrebleu",
+    "transformers",
+    "xarray",
+}
 """Heavy packages that are imported when first needed."""
 
 

@@ -211,18 +211,17 @@ class Loader:
         name: the argument that gave them.
         device: where batches go.
         order: that of the loader, where it is ours.
+
+    Attributes:
+        batches: how many an epoch has, or None where that is not known.
     """
 
     def __init__(self, loader: Iterable[Any], name: str, device: torch.device, order: Order | None = None) -> None:
         self.loader, self.name, self.device, self.order = loader, name, device, order
-
-    @property
-    def batches(self) -> int | None:
-        """How many an epoch has, if that is known."""
         try:
-            return len(self.loader)  # type: ignore[arg-type]
+            self.batches: int | None = len(loader)  # type: ignore[arg-type]
         except TypeError:
-            return None
+            self.batches = None
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from one on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -73,6 +73,7 @@ class Engine:
         clock: of the fit.
         checkpoint: where states are written.
         bar: shows progress.
+        interrupts: that the task holds back.
     """
 
     ranks: Ranks
@@ -80,35 +81,45 @@ class Engine:
     clock: Clock
     checkpoint: Checkpoint
     bar: Progress
+    interrupts: Interrupts
 
     def run(self, task: Task) -> str:
         """Continues from the checkpoint, if there is one; returns why the task ended."""
         state = self.checkpoint.load()
-        stopped = None if state is None else state["stopped"]
+        with self.interrupts.watched():
+            stopped = self._steps(task, state)
+            if _finish(task):
+                stopped = "interrupted"
+        if stopped != "interrupted" and (state is None or state["stopped"] is None):
+            self._save(task, stopped)
+        return stopped
+
+    def _steps(self, task: Task, state: dict[str, Any] | None) -> str:
         try:
             if state is not None:
                 self._restore(task, state)
+            stopped = task.stopped
             while stopped is None:
                 self._step(task)
                 stopped = task.stopped
                 self.bar.report(task.done, task.text, last=stopped is not None)
                 if stopped is None and self.checkpoint.due(task.steps):
                     self._save(task, None)
+            return stopped
         except KeyboardInterrupt:
-            stopped = "interrupted"
-        if _finish(task):
-            stopped = "interrupted"
-        if stopped != "interrupted" and (state is None or state["stopped"] is None):
-            self._save(task, stopped)
-        return stopped
+            return "interrupted"
 
     def _step(self, task: Task) -> None:
         if self.ranks.size == 1:
             task.step()
             return
-        with held_interrupts() as came:  # all processes stop after the same step
-            task.step()
-        if self.ranks.sum(bool(came))[0]:
+        try:
+            with self.interrupts.held():
+                task.step()
+            came = False
+        except KeyboardInterrupt:
+            came = True
+        if self.ranks.sum(came)[0]:  # all processes stop after the same step
             raise KeyboardInterrupt
 
     def _save(self, task: Task, stopped: str | None) -> None:
@@ -135,24 +146,40 @@ def _finish(task: Task) -> bool:
             interrupted = True
 
 
-@contextmanager
-def held_interrupts() -> Iterator[list[int]]:
-    """Collects interrupts (SIGINT) of the main thread in place of raising them."""
-    came: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is None:
-        yield came
-        return
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGINT, handler)
+class Interrupts:
+    """Interrupts (SIGINT) of the main thread, which can be held back while what is done belongs together."""
 
+    def __init__(self) -> None:
+        self.holding, self.came = False, False
 
-def uninterrupted(function: Callable[[], None]) -> None:
-    """Calls a short function that no interrupt may cut in two."""
-    with held_interrupts() as came:
-        function()
-    if came:
-        raise KeyboardInterrupt
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Handles the signal in this context."""
+        old = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(old):
+            yield
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if self.holding:
+                self.came = True
+            else:
+                old(number, frame)
+
+        signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Raises a KeyboardInterrupt at the end in place of one that comes."""
+        outer, self.holding = self.holding, True
+        try:
+            yield
+        finally:
+            self.holding = outer
+        if self.came and not outer:
+            self.came = False
+            raise KeyboardInterrupt

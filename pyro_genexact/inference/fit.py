@@ -20,7 +20,7 @@ from ..core.devices import device_of
 from ..core.random import checked_seed, seeded
 from .batches import Columns, Context, Loader, Rows, hold_out, source_of
 from .checkpoint import Checkpoint
-from .engine import Clock, Engine
+from .engine import Clock, Engine, Interrupts
 from .fitting import Progress, fabric_of, modes_kept
 from .learning_rate import DROPS, WARM, LearningRate
 from .likelihood import MaximumLikelihood, takes_closure
@@ -178,10 +178,11 @@ def fit(
             settings |= _described(module, opt, own, fabric, sources)
         task = MaximumLikelihood(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
-            epochs, seconds, max_grad_norm, accumulate, penalty, ema,
+            epochs, seconds, max_grad_norm, accumulate, penalty, ema, Interrupts(),
         )  # fmt: skip
         with Progress(epochs, "epoch", progress and ranks.first) as bar:
-            stopped = Engine(ranks, device, clock, Checkpoint(checkpoint, every, settings, ranks), bar).run(task)
+            file = Checkpoint(checkpoint, every, settings, ranks)
+            stopped = Engine(ranks, device, clock, file, bar, task.interrupts).run(task)
     return FitResult(*task.history, task.best_epoch, clock.seconds, stopped, task.steps)
 
 

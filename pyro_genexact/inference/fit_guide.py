@@ -24,7 +24,7 @@ from ..core.random import checked_seed, seeded
 from .checkpoint import Checkpoint
 from .descent import Descent
 from .elbo import Objective, default_loss
-from .engine import Clock, Engine
+from .engine import Clock, Engine, Interrupts
 from .fitting import Progress, fabric_of, modes_kept
 from .ranks import Ranks
 from .variational import Variational
@@ -147,10 +147,11 @@ def fit_guide(
             loss = default_loss(partial(model, *args, **kwargs), partial(guide, *args, **kwargs), num_particles)
         objective = Objective(loss, model, guide, args, kwargs, fabric.autocast)
         descent = Descent(optimizer or partial(torch.optim.Adam, lr=lr), parameters, max_grad_ratio)
-        task = Variational(objective, descent, steps, device, modules)
+        task = Variational(objective, descent, steps, device, modules, Interrupts())
         ranks = Ranks(fabric)
         with Progress(task.total, "step", progress) as bar:
-            stopped = Engine(ranks, device, clock, Checkpoint(checkpoint, every, settings, ranks), bar).run(task)
+            file = Checkpoint(checkpoint, every, settings, ranks)
+            stopped = Engine(ranks, device, clock, file, bar, task.interrupts).run(task)
     return GuideResult(task.elbo, task.final, clock.seconds, task.steps, stopped, task.skipped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..base import DistributionModule
 from ..core.random import random_state, set_random_state
 from .batches import SHOWN, Batch, Loader
-from .engine import Clock, uninterrupted
+from .engine import Clock, Interrupts
 from .learning_rate import LearningRate, set_rate
 from .log_prob import LogProb, Penalty, log_prob_of, offending
 from .ranks import Ranks
@@ -34,6 +35,7 @@ PLAIN = (
     "best",
     "history",
     "spent",
+    "start",
     "worst",
     "last_loss",
 )  # attributes that are saved as they are
@@ -62,6 +64,7 @@ class MaximumLikelihood:
         rate: the learning rate, and the end by validation.
         schedule: the user's own learning rate, stepped once a step; None for that of ``rate``.
         clock: of the fit.
+        interrupts: held back in each update.
         epochs, seconds, max_grad_norm, accumulate, penalty, ema: as in fit.
     """
 
@@ -80,6 +83,7 @@ class MaximumLikelihood:
     accumulate: int
     penalty: Penalty | None
     ema: float | None
+    interrupts: Interrupts
     steps: int = 0
     stopped: str | None = None
     best_epoch: int = -1
@@ -100,7 +104,7 @@ class MaximumLikelihood:
         self.closure = takes_closure(self.optimizer)
         self.versions = self._versions()
         self.batches: Iterator[Batch] | None = None
-        self.spent, self.worst, self.last_loss, self.flat = 0.0, -math.inf, math.inf, False
+        self.start, self.spent, self.worst, self.last_loss, self.flat = 0.0, 0.0, -math.inf, math.inf, False
         self.random: list[Tensor] = []
 
     # --- steps --------------------------------------------------------------------------------------------
@@ -134,7 +138,8 @@ class MaximumLikelihood:
             self.at.nats += nats * rows
             self.at.rows += rows
 
-        uninterrupted(count)
+        with self.interrupts.held():
+            count()
         self.fabric.call("on_train_batch_end", module=self.module, step=self.steps, nats=nats)
         self._spend()
         if self.stopped is None and self.at.batch == self.train.batches:
@@ -200,26 +205,26 @@ class MaximumLikelihood:
         """Loss, mean log_prob and the norm of the gradients of a joint batch of all processes."""
         self.optimizer.zero_grad()
         log_probs: list[Tensor] = []
+        losses: list[Tensor] = []
         with self.ranks.agreed():
             for batch in group[:-1]:
                 with self.fabric.no_backward_sync(self.model, enabled=self.ranks.size > 1):
-                    self.fabric.backward(self._loss(batch, rows, where, log_probs)[0])
+                    losses.append(self._loss(batch, rows, where, log_probs)[0])
+                    self.fabric.backward(losses[-1])
             loss, penalty = self._loss(group[-1], rows, where, log_probs)
         self.fabric.backward(loss if penalty is None else loss + penalty)
-        nats = torch.stack([_weighted(x, batch).sum() for x, batch in zip(log_probs, group, strict=True)]).sum() / rows
         norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
-        numbers = [nats, norm, nats.new_zeros(()) if penalty is None else penalty.detach()]
-        own, length, extra = torch.stack(
-            [x.to(nats) for x in numbers]
-        ).tolist()  # the one wait for the device in a step
-        value = self.ranks.sum(own)[0]
+        numbers = [norm.to(loss), *([] if penalty is None else [penalty.to(loss)]), loss, *losses]
+        length, *values = torch.stack(numbers).tolist()  # the one wait for the device in a step
+        extra = 0.0 if penalty is None else values.pop(0)
+        value = -self.ranks.sum(sum(values))[0] / self.ranks.size
         if not math.isfinite(value + extra + length):
             what, got = ("gradient", length) if math.isfinite(value + extra) else ("loss", extra - value)
             bad = [row for rows in self.ranks.gather(self._bad_rows(group, log_probs)) for row in rows]
             raise FloatingPointError(f"Expected a finite {what}; got {got} at {where}, first in rows {bad[:SHOWN]}.")
         if self.steps == 0 and self.worst == -math.inf:
             spread = log_probs[-1].std() if len(log_probs[-1]) > 1 else log_probs[-1].abs().sum()
-            self.worst = value - 3 * float(spread)
+            self.start, self.worst = value, value - 3 * float(spread)
         return extra - value, value, length
 
     def _loss(self, batch: Batch, rows: float, where: str, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -256,7 +261,8 @@ class MaximumLikelihood:
             flat = "flat" if self.rate.flat or self.flat else None
             self.stopped = stopped or flat or ("epochs" if self.at.epoch == self.epochs else None)
 
-        uninterrupted(record)
+        with self.interrupts.held():
+            record()
         named = {name: values[-1] for name, values in zip(("train", "validation"), self.history, strict=True) if values}
         self.fabric.log_dict(named, step=self.steps)
         self.fabric.call("on_train_epoch_end", module=self.module, epoch=self.at.epoch - 1, **named)
@@ -299,6 +305,12 @@ class MaximumLikelihood:
         elif self.averages is not None and self.steps:
             self.module.load_state_dict(self.averages.module.state_dict())
         self.module.zero_grad()
+        if self.history[0] and self.history[0][-1] < self.worst and not hurry:
+            warnings.warn(
+                f"The fit diverged: {self.history[0][-1]:.4g} nats in the last epoch, {self.start:.4g} in the first step. Try a "
+                "smaller lr.",
+                stacklevel=6,
+            )
 
     # --- checkpoints and progress -------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.random import random_state, set_random_state
 from .descent import Descent
 from .elbo import Objective
-from .engine import uninterrupted
+from .engine import Interrupts
 from .learning_rate import DROPS, WARM, LearningRate
 
 WINDOW = 250  # steps over which ELBOs and weights are averaged
@@ -36,12 +36,20 @@ class Variational:
         steps: how many, or None.
         device: of the draws.
         modules: model and guide, as far as they are modules.
+        interrupts: held back in each update.
     """
 
     def __init__(
-        self, objective: Objective, descent: Descent, steps: int | None, device: torch.device, modules: nn.Module
+        self,
+        objective: Objective,
+        descent: Descent,
+        steps: int | None,
+        device: torch.device,
+        modules: nn.Module,
+        interrupts: Interrupts,
     ) -> None:
         self.objective, self.descent, self.device, self.modules = objective, descent, device, modules
+        self.interrupts = interrupts
         self.total = steps or LONGEST
         self.window = WINDOW if steps is None else max(1, min(WINDOW, steps // 10))
         warm = min(WARM, self.total / 10)
@@ -77,7 +85,8 @@ class Variational:
             self.elbo.append(-loss)
             self._end_window()
 
-        uninterrupted(count)
+        with self.interrupts.held():
+            count()
 
     def _end_window(self) -> None:
         if self.steps % WINDOW == 0 and self.rate.read(*_middle(self.elbo[-WINDOW:])):

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class FitResult:
         validation: the same for the validation rows after each epoch, in eval mode, under ``module.for_validation()`` where
             the module has that; empty without validation.
         best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or the last
-            full one without validation (after an interrupt the weights are those of its last step); -1 if no epoch was completed or none had a finite validation.
+            full one without validation (after an interrupt the weights are those of its last step); -1 if no epoch was completed
+            or none had a finite validation.
         seconds: wall-clock time.
         stopped: why training ended: "flat" (the validation nats, or the loss of an optimizer with a closure), "epochs" or
             "seconds" (all of them spent), or "interrupted".
@@ -108,36 +110,59 @@ def fit(
 ) -> FitResult:
     """Maximises the mean log_prob of the rows of ``data`` (nats) by minibatch stochastic gradient, in place.
 
-    Parameters with ``requires_grad=False`` stay as they are. Batches are moved to the module's device one by
-    one. The same seed gives the same weights. Torch's global random state and the module's train or eval mode
-    are left as they were.
+    With validation rows the learning rate rises over the first steps, drops whenever the validation nats are flat, and the fit
+    ends when they stay flat at the lowest rate; the weights with the best validation nats are kept. Without them the rate goes to
+    0 along a cosine over all epochs, and the last weights are kept. ``epochs`` and ``seconds`` are caps: the rate goes to 0
+    in the last part of whichever is spent first.
+
+    Parameters with ``requires_grad=False`` stay as they are. The same seed gives the same weights. Torch's global random state
+    and the module's train or eval mode are left as they were.
 
     Args:
         module: called as ``module()``, ``module(context)`` or, with a dict, ``module(**context)``; returns a
             distribution whose log_prob of B rows has shape (B,).
-        data: tensor (N, *event_shape), or a map-style Dataset whose items are a row or a (row, context) pair.
-        context: tensor (N, ...) or dict of such tensors, taken row by row with the data.
-        validation: rows held out: a tensor, a (data, context) pair, a Dataset, or the fraction of ``data`` to
-            take at random. The weights with the best validation nats are kept; without it, the last ones.
-        epochs: passes over the data, at most.
-        batch_size: rows in a step.
+        data: a tensor (N, *event_shape); a NumPy array or a pandas table of numbers; a map-style or iterable Dataset whose items are
+            a row or a (row, context) tuple; or a DataLoader of these. Arrays become tensors of the module's dtype, or of
+            integers; those in memory-mapped files are read batch by batch.
+        context: a tensor, array or table (N, ...), or a dict of such, taken row by row with the data.
+        validation: rows held out: as ``data``, a (data, context) pair, or the fraction of ``data`` to take at random.
+        weights: of the rows, (N,), finite and not negative: the weighted mean is maximised.
+        epochs: passes over the data, at most: by default 100, and 1000 with validation.
+        seconds: of training, at most. The epoch in which they end is cut short.
+        batch_size: rows in a batch of each process; a DataLoader brings its own.
+        accumulate: batches in a step.
+        num_workers: processes that read a Dataset ahead, as in a DataLoader.
         lr: learning rate of Adam, 1e-3 by default; an ``optimizer`` brings its own.
-        patience: epochs without better validation nats after which training stops.
-        optimizer: makes the optimizer of the parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
-        schedule: makes a scheduler from the optimizer and the total number of steps; stepped once a batch;
-            cosine annealing to 0 by default.
+        patience: epochs without better validation nats after which the rate drops, by default 10; with a ``schedule``, after which
+            the fit ends, by default 20.
+        optimizer: makes the optimizer of the parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1)``. One that evaluates
+            the loss itself (``torch.optim.LBFGS``) is for steps of all rows: its gradients are not cut, its rate stays,
+            and the fit ends when a step improves the loss by less than 1e-8 of it.
+        schedule: makes a scheduler from the optimizer and the total number of steps, in place of the rule above; stepped once
+            a step.
         max_grad_norm: longer gradients are cut to this norm; ``math.inf`` cuts none.
+        penalty: of the module, in nats a row, as a scalar tensor; it is subtracted from the mean log_prob, as the logarithm
+            of a prior over N is.
+        ema: decay of an exponential moving average of the weights, such as 0.999. The averages are validated and kept.
+        fabric: a Lightning Fabric of one or several devices, launched by the user, with its precision, loggers and callbacks;
+            by default one of the module's device. The module moves to its device. Loggers receive the nats of each epoch,
+            callbacks ``on_train_batch_end(module, step, nats)`` and ``on_train_epoch_end(module, epoch, train, validation)``.
+        checkpoint: a file. A fit that was killed continues from it, when called again with the same arguments, and ends
+            bit for bit where it would have ended (on a CPU with the same number of threads; not with ``seconds`` or an
+            iterable Dataset). A fit that was complete returns at once.
+        every: steps between two checkpoints; by default a minute.
         seed: of the shuffling, the random split and whatever the module draws.
-        progress: shows nats on stderr: a bar in a terminal, about ten lines elsewhere.
+        progress: shows nats on stderr: a bar in a terminal, about ten lines elsewhere, and one a minute.
 
     Returns:
         The history; after a KeyboardInterrupt too, with the weights kept as above.
 
     Raises:
         ValueError, TypeError: for an argument that does not fit, NaN or infinity in data or context, a
-            log_prob of another shape than (B,), or a result that is no distribution.
-        FloatingPointError: for a loss or gradient that is not finite, with epoch, batch and rows (from 0);
-            the weights stay those before that batch.
+            log_prob of another shape than (B,), a result that is no distribution, or a checkpoint of other arguments.
+        FloatingPointError: for a loss or gradient that is not finite, with epoch, step and rows (from 0);
+            the weights stay those before that step.
+        RuntimeError: in the other processes, when one raises.
 
     Example:
         >>> import torch
@@ -180,7 +205,7 @@ def fit(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
             epochs, seconds, max_grad_norm, accumulate, penalty, ema, Interrupts(),
         )  # fmt: skip
-        with Progress(epochs, "epoch", progress and ranks.first) as bar:
+        with closing(task), Progress(epochs, "epoch", progress and ranks.first) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
             stopped = Engine(ranks, device, clock, file, bar, task.interrupts).run(task)
     return FitResult(*task.history, task.best_epoch, clock.seconds, stopped, task.steps)

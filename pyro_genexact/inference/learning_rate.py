@@ -16,7 +16,7 @@ class LearningRate:
     """The factor of an optimizer's own rate: it rises, falls whenever a score is flat, and falls to 0 at the end of the budget.
 
     Args:
-        warm: steps in which it rises, along a line.
+        warm: steps in which it rises, along a line; at most a tenth of the budget.
         patience: readings of the score without a better one, after which it falls.
         drops: the factors between which it falls.
         cooling: the last part of the budget, in which it goes to 0 along a cosine; 0 for none.
@@ -29,7 +29,8 @@ class LearningRate:
     def factor(self, step: int, spent: float) -> float:
         """In a step, counted from 0, when a part of the budget (0 to 1) is spent."""
         late = 0.0 if self.cooling == 0 else max(0.0, 1 - (1 - spent) / self.cooling)
-        return self.drops[self.dropped] * 0.5 * (1 + math.cos(math.pi * late)) * min(1.0, (step + 1) / self.warm)
+        rise = min(1.0, max((step + 1) / self.warm, 10 * spent))
+        return self.drops[self.dropped] * 0.5 * (1 + math.cos(math.pi * late)) * rise
 
     def read(self, score: float, error: float = 0.0) -> bool:
         """Takes a score, known up to an error; whether it is the best so far."""

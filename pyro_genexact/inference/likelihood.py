@@ -312,6 +312,11 @@ class MaximumLikelihood:
                 stacklevel=6,
             )
 
+    def close(self) -> None:
+        """Ends the workers of the loaders."""
+        for loader in filter(None, (self.train, self.held_out)):
+            loader.close()
+
     # --- checkpoints and progress -------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,306 @@
+"""``gx.fit``: kinds of data, row weights, workers, budgets, accumulated gradients, averaged weights, penalties, L-BFGS."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import pyro_genexact as gx
+from support.regressions import Gaussian, Linear, gaussian_rows, keep_rate, quiet, regression_rows, weights
+
+sgd = functools.partial(torch.optim.SGD, lr=0.1)
+
+
+class Stream(IterableDataset):
+    def __init__(self, *columns):
+        self.columns = columns
+
+    def __iter__(self):
+        return zip(*self.columns, strict=True)
+
+
+class Rows(Dataset):
+    """Items as given; what an item raises it raises."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        if isinstance(self.items[row], Exception):
+            raise self.items[row]
+        return self.items[row]
+
+
+# --- kinds of data ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["array", "read-only array", "table", "memory map", "dict of a series"])
+def test_arrays_and_tables_give_the_weights_of_tensors(kind, tmp_path):
+    y, x = regression_rows()
+    np.save(tmp_path / "x.npy", x.double().numpy())
+    of_others, frozen = np.load(tmp_path / "x.npy", mmap_mode="r"), x.double().numpy().copy()
+    frozen.flags.writeable = False
+    data, context = {
+        "array": (y.double().numpy(), x.double().numpy()),
+        "read-only array": (y, frozen),
+        "table": (pd.Series(y.numpy()), pd.DataFrame(x.numpy(), columns=["a", "b"])),
+        "memory map": (y.numpy(), of_others),
+        "dict of a series": (pd.Series(y.double().numpy()), {"x": x}),
+    }[kind]
+    one, other = Linear(), Linear()
+    first = quiet(one, y, x, validation=0.25, epochs=3, batch_size=16)
+    second = quiet(other, data, context, validation=0.25, epochs=3, batch_size=16)
+    assert torch.equal(weights(one), weights(other)) and weights(one).norm() > 0
+    assert first.validation == second.validation and weights(other).dtype == torch.float32
+
+
+def test_integers_and_truth_values_of_arrays():
+    seen = []
+
+    class Seeing(Linear):
+        def forward(self, x):
+            seen.append(x.dtype)
+            return super().forward(x.float())
+
+    y, x = regression_rows(8)
+    for kind in (np.int16, np.uint8, np.bool_):
+        quiet(Seeing(), y, x.numpy().astype(kind), epochs=1)
+    assert seen == [torch.int64, torch.int64, torch.bool]
+
+
+def test_text_in_a_table_is_named():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
+    with pytest.raises(TypeError, match=r"Expected data of numbers; got DataFrame of dtype object. Encode categories"):
+        quiet(Gaussian(2), table)
+
+
+def test_a_loader_is_used_as_it_is():
+    y, x = regression_rows()
+    one, other, third = Linear(), Linear(), Linear()
+    quiet(one, DataLoader(TensorDataset(y, x), 16), epochs=2, optimizer=sgd, schedule=keep_rate)
+    quiet(other, Stream(y, x), batch_size=16, epochs=2, optimizer=sgd)  # of unknown length: see the rate below
+    for start in 2 * [*range(0, len(y), 16)]:
+        rows = slice(start, start + 16)
+        third.zero_grad()
+        (-third(x[rows]).log_prob(y[rows]).mean()).backward()
+        with torch.no_grad():
+            for p in third.parameters():
+                p -= 0.1 * p.grad
+    torch.testing.assert_close(weights(one), weights(third))
+    assert weights(other).norm() > 0
+    result = quiet(Linear(), Stream(y, x), validation=DataLoader(TensorDataset(y, x), 7), epochs=2)
+    assert len(result.validation) == 2
+
+
+def test_a_loader_shuffles_by_the_seed():
+    y, x = regression_rows()
+
+    def train(seed):
+        module = Linear()
+        quiet(module, DataLoader(TensorDataset(y, x), 16, shuffle=True), epochs=2, seed=seed)
+        return weights(module)
+
+    assert torch.equal(train(0), train(0)) and not torch.equal(train(0), train(1))
+
+
+def test_workers_give_the_same_weights():
+    y, x = regression_rows()
+    one, other = Linear(), Linear()
+    first = quiet(one, TensorDataset(y, x), validation=0.25, epochs=2, batch_size=8)
+    second = quiet(other, TensorDataset(y, x), validation=0.25, epochs=2, batch_size=8, num_workers=2)
+    assert torch.equal(weights(one), weights(other)) and first.validation == second.validation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_that_raises_is_named(workers):
+    items = [*torch.zeros(12, 3, dtype=torch.float64)]
+    items[7] = OSError("broken disk")
+    with pytest.raises(OSError, match="broken disk") as error:
+        quiet(Gaussian(), Rows(items), batch_size=4, num_workers=workers)
+    text = str(error.value) + "".join(getattr(error.value, "__notes__", []))
+    assert "Raised by row 7 of data." in text
+
+
+def test_rows_of_other_shapes_and_lists():
+    ragged = Rows([torch.zeros(3), torch.zeros(4)])
+    with pytest.raises(ValueError, match=r"Expected items of data of one shape; got others in rows \[[01], [01]\]"):
+        quiet(Gaussian(), ragged)
+    with pytest.raises(TypeError, match=r"Expected items of data to be a row or a tuple \(row, context\); got a list."):
+        quiet(Gaussian(2), Rows([[1.0, 2.0], [3.0, 4.0]]))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda y, x: quiet(Linear(), Stream(y, x), schedule=keep_rate), "Expected data of known length with schedule"),
+        (lambda y, x: quiet(Linear(), Stream(y, x), x), "Expected context=None with a Stream of data; got one."),
+        (
+            lambda y, x: quiet(Linear(), DataLoader(TensorDataset(y, x)), weights=y),
+            "Expected weights=None with a DataLoader of data; got one.",
+        ),
+        (
+            lambda y, x: quiet(Linear(), Stream(y, x), validation=0.1),
+            "Expected validation rows of their own with a Stream; got 0.1.",
+        ),
+        (lambda y, x: quiet(Linear(), y, x, weights=y[:3]), "Expected weights.shape == (40,), one a row; got (3,)."),
+        (lambda y, x: quiet(Linear(), y, x, weights=-y.abs()), "Expected weights finite, not negative and not all 0"),
+        (lambda y, x: quiet(Linear(), y, x, ema=1.0), "Expected 0 < ema < 1; got 1.0."),
+        (lambda y, x: quiet(Linear(), y, x, seconds=0), "Expected seconds to be positive and finite; got 0."),
+        (
+            lambda y, x: quiet(Linear(), y, x, seed=2**64),
+            "Expected seed to be an integer from 0 to 2**63 - 1; got 1844674",
+        ),
+        (lambda y, x: quiet(Linear(), y, x, seed=-1), "Expected seed to be an integer from 0 to 2**63 - 1; got -1."),
+        (lambda y, x: quiet(Linear(), y, x, num_workers=-1), "Expected num_workers to be an integer >= 0; got -1."),
+        (lambda y, x: quiet(Linear(), y, x, accumulate=0), "Expected accumulate to be an integer >= 1; got 0."),
+    ],
+)
+def test_error_texts(call, text):
+    with pytest.raises((ValueError, TypeError), match="^" + re.escape(text)):
+        call(*regression_rows())
+
+
+def test_a_seed_of_numpy():
+    y, x = regression_rows()
+    one, other = Linear(), Linear()
+    quiet(one, y, x, seed=3, epochs=2, batch_size=8)
+    quiet(other, y, x, seed=np.int64(3), epochs=2, batch_size=8)
+    assert torch.equal(weights(one), weights(other))
+
+
+# --- weights, steps, averages -----------------------------------------------------------------------------
+
+
+def test_weights_of_rows_are_numbers_of_copies():
+    data = gaussian_rows(60)
+    counts = torch.arange(60) % 3
+    one, other = Gaussian(), Gaussian()
+    quiet(one, data, weights=counts, epochs=200, lr=0.05)
+    quiet(other, data.repeat_interleave(counts, 0), epochs=200, lr=0.05)
+    torch.testing.assert_close(weights(one), weights(other))
+
+
+def test_rows_of_weight_zero_may_be_impossible():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.ones(()))
+
+        def forward(self):
+            return dist.Uniform(0.0, 4.0 * self.rate, validate_args=False)
+
+    module = Half()
+    result = quiet(module, torch.tensor([1.0, 9.0]), weights=[1.0, 0.0], epochs=1, optimizer=sgd)
+    assert result.train[0] == pytest.approx(-math.log(4.0))
+
+
+def test_accumulated_batches_are_one_step():
+    data = gaussian_rows()
+    one, other = Gaussian(), Gaussian()
+    result = quiet(one, data, epochs=3, batch_size=30, accumulate=3, optimizer=sgd, schedule=keep_rate)
+    assert quiet(other, data, epochs=3, batch_size=90, optimizer=sgd, schedule=keep_rate).steps == result.steps == 9
+    torch.testing.assert_close(weights(one), weights(other))
+
+
+def test_averages_are_validated_and_kept():
+    data, decay = gaussian_rows(), 0.8
+    path, module = [], Gaussian()
+
+    class Watched(torch.optim.SGD):
+        def step(self):
+            super().step()
+            path.append(torch.cat([p.detach().flatten().clone() for g in self.param_groups for p in g["params"]]))
+
+    options = {"epochs": 4, "batch_size": 50, "optimizer": functools.partial(Watched, lr=0.05), "schedule": keep_rate}
+    result = quiet(module, data, validation=data, ema=decay, **options)
+    average, after = path[0], {}
+    for step, values in enumerate(path):
+        average = average.lerp(values, max(1 - decay, 1 / (step + 1)))
+        after[step // 4] = average
+    torch.testing.assert_close(weights(module), after[result.best_epoch])
+    assert result.best_epoch == 3 and result.validation[3] == pytest.approx(module().log_prob(data).mean().item())
+    plain = Gaussian()
+    quiet(plain, data, ema=decay, **options)  # without validation the last averages are kept
+    torch.testing.assert_close(weights(plain), weights(module))
+
+
+def test_seconds_end_a_fit_and_its_rate():
+    rates = []
+
+    class Slow(torch.optim.SGD):
+        def step(self):
+            time.sleep(0.01)
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    y, x = regression_rows()
+    result = quiet(
+        Linear(), y, x, validation=(y, x), seconds=0.5, batch_size=8, optimizer=functools.partial(Slow, lr=0.1)
+    )
+    assert result.stopped == "seconds" and 0.5 <= result.seconds < 1.5
+    assert max(rates) == 0.1 and rates[-1] < 0.01 and len(result.train) == len(result.validation)
+
+
+def test_progress_within_an_epoch(capsys, monkeypatch):
+    monkeypatch.setattr("pyro_genexact.inference.fitting.PATIENCE", 0.0)
+    y, x = regression_rows()
+    gx.fit(Linear(), y, x, epochs=1, batch_size=10)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["0.25/1", "0.50/1", "0.75/1", "1/1"]
+    assert all(line.endswith("nats so far") for line in lines[:3])
+
+
+# --- L-BFGS, penalties ------------------------------------------------------------------------------------
+
+lbfgs = functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe", max_iter=50)
+
+
+def test_lbfgs_reaches_the_optimum_over_batches_of_one_step():
+    data, module = gaussian_rows(), Gaussian()
+    result = quiet(module, data, batch_size=64, accumulate=4, optimizer=lbfgs)
+    assert result.stopped == "flat" and result.steps < 10
+    torch.testing.assert_close(module().mean.detach(), data.mean(0), rtol=0, atol=1e-4)
+    covariance = torch.cov(data.T, correction=0)
+    torch.testing.assert_close(module().covariance_matrix.detach(), covariance, rtol=0, atol=1e-3)
+
+
+def test_penalty_is_the_prior_of_ridge_regression():
+    y, x = (t.double() for t in regression_rows())
+    module = Linear().double()
+    quiet(module, y, x, optimizer=lbfgs, penalty=lambda m: 3.0 * (m.weight @ m.weight) / (2 * len(y)))
+    ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    ridge = torch.linalg.solve(ones.T @ ones + torch.diag(torch.tensor([3.0, 3.0, 0.0])), ones.T @ y)
+    torch.testing.assert_close(torch.cat([module.weight, module.bias[None]]).detach(), ridge, rtol=0, atol=1e-5)
+
+
+def test_lbfgs_leaves_the_weights_of_a_step_that_is_not_finite():
+    y, x = regression_rows()
+
+    class Broken(Linear):
+        def forward(self, x):
+            loc = super().forward(x).loc
+            return dist.Normal(loc * math.nan if self.weight.norm() > 0 else loc, 1.0, validate_args=False)
+
+    module = Broken()
+    with pytest.raises(FloatingPointError, match="Expected a finite loss; got nan at epoch 0, batch 0"):
+        quiet(module, y, x, optimizer=lbfgs)
+    assert weights(module).norm() == 0
+
+
+def test_a_fit_that_diverges_warns():
+    y, x = regression_rows()
+    with pytest.warns(UserWarning, match=r"The fit diverged: -.* nats in the last epoch, -.* in the first step"):
+        quiet(Linear(), y, x, optimizer=functools.partial(torch.optim.SGD, lr=3.0), schedule=keep_rate, epochs=5)

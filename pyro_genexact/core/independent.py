@@ -48,7 +48,7 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
 
 
 @dataclass(frozen=True)
-class _All:
+class All:
     """The check of an independent constraint."""
 
     constraint: Any
@@ -88,13 +88,13 @@ def _reals(dims: int) -> Any:
 
 def _independent(constraint: Any, dims: int) -> Any:
     while isinstance(constraint, constraints.independent) and isinstance(
-        vars(constraint).get("check"), (NoneType, _All)
+        vars(constraint).get("check"), (NoneType, All)
     ):
         constraint, dims = constraint.base_constraint, dims + constraint.reinterpreted_batch_ndims
     if not dims:
         return constraint
     joint: Any = constraints.independent(constraint, dims)
-    joint.check = _All(constraint, dims)
+    joint.check = All(constraint, dims)
     return joint
 
 

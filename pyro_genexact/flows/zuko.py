@@ -96,7 +96,7 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
             raise ValueError(f"Expected context == {found} (that of zuko's layers); got {context}.")
     width = context or found or 0
     features = _features(base, width)
-    return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], _Base(base, width))
+    return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], ZukoBase(base, width))
 
 
 class ZukoTransform(BijectionModule):
@@ -270,7 +270,7 @@ class _Image:
         return x
 
 
-class _Base(nn.Module):
+class ZukoBase(nn.Module):
     """The base module of a flow of zuko, whose distributions are made one of vectors."""
 
     def __init__(self, base: nn.Module, context: int) -> None:

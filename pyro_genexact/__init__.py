@@ -1,6 +1,5 @@
 """Exact autoregressive models and normalising flows as ordinary Pyro distributions."""
 
-from . import parts as parts  # under whose names files hold them
 from . import (
     conditioners,
     decoding,
@@ -13,6 +12,7 @@ from . import (
     semirings,
     transforms,
 )
+from . import parts as parts  # under whose names files hold them
 from .base import Conditioner, Constant, DistributionModule, Head
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from .contexts import Covariates, Source
@@ -203,9 +203,7 @@ class Constant(WithDerived):
 
     def forward(self) -> Any:
         return (
-            map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot)
-            if self._buffers
-            else self._template
+            map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot) if self._buffers else self._template
         )
 
 

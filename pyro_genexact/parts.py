@@ -7,105 +7,49 @@ from .conditioners.sweeps import Sweeps
 from .core.buffers import Packed
 from .core.faces import publish
 from .core.independent import All, Independent
-from .families.categorical import Categorical
-from .families.continuous_bernoulli import ContinuousBernoulli
-from .families.repaired import (
-    Binomial,
-    ExtendedBinomial,
-    FisherSnedecor,
-    GeneralizedPareto,
-    Gumbel,
-    InverseGamma,
-    Kumaraswamy,
-    Logistic,
-    LogNormal,
-    Pareto,
-    RelaxedBernoulli,
-    SkewLogistic,
-    SoftAsymmetricLaplace,
-    SoftLaplace,
-    StudentT,
-    Weibull,
-)
-from .families.repaired_vectors import (
-    LogisticNormal,
-    LowRankMultivariateNormal,
-    MixtureOfDiagNormals,
-    MixtureOfDiagNormalsSharedCovariance,
-    Multinomial,
-    MultivariateNormal,
-    MultivariateStudentT,
-    RelaxedOneHotCategorical,
-    SineBivariateVonMises,
-    SineSkewed,
-    VonMises3D,
-)
+from .families.repaired import REPAIRED
 from .families.supports import AllPositive, Between, Counts, Sphere
-from .families.zero_inflated import ZeroInflatedDistribution, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from .flows.coupling_recipes import Diagonal
 from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
+from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite
+from .transforms.support import Interior
 
 __all__ = [
     "Adapted",
     "All",
     "AllPositive",
     "Between",
-    "Binomial",
     "BlockLinear",
-    "Categorical",
     "Cholesky",
-    "ContinuousBernoulli",
+    "CholeskyAffine",
     "Counts",
     "Dense",
     "Diagonal",
-    "ExtendedBinomial",
     "FirstSite",
-    "FisherSnedecor",
-    "GeneralizedPareto",
+    "Gaussian",
     "Grouping",
-    "Gumbel",
     "Independent",
-    "InverseGamma",
+    "Interior",
     "Inverted",
-    "Kumaraswamy",
     "Layer",
     "Link",
-    "LogNormal",
-    "Logistic",
-    "LogisticNormal",
-    "LowRankMultivariateNormal",
-    "MixtureOfDiagNormals",
-    "MixtureOfDiagNormalsSharedCovariance",
-    "Multinomial",
-    "MultivariateNormal",
-    "MultivariateStudentT",
     "Packed",
-    "Pareto",
     "Part",
-    "RelaxedBernoulli",
-    "RelaxedOneHotCategorical",
-    "SineBivariateVonMises",
-    "SineSkewed",
+    "SinhArcsinh",
     "SiteEncoder",
-    "SkewLogistic",
     "Slot",
-    "SoftAsymmetricLaplace",
-    "SoftLaplace",
     "Sphere",
-    "StudentT",
     "Sweeps",
-    "VonMises3D",
-    "Weibull",
-    "ZeroInflatedDistribution",
-    "ZeroInflatedNegativeBinomial",
-    "ZeroInflatedPoisson",
+    "Tails",
     "ZukoBase",
     "ZukoTransform",
 ]
 
-publish(globals())
+_families = {family.__name__: family for family in REPAIRED.values()}  # those that the installed torch and Pyro have
+globals().update(_families)
+publish({**globals(), "__all__": [*__all__, *_families]})

@@ -112,7 +112,9 @@ def load(
         try:
             module = _loaded(file, path, names, device)
         except (pickle.UnpicklingError, EOFError) as error:  # torch's own text says how to load it without any list
-            raise ValueError(f"Expected a file written by pyro_genexact.save; got {path}, which was changed.") from error
+            raise ValueError(
+                f"Expected a file written by pyro_genexact.save; got {path}, which was changed."
+            ) from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected a file with a module; got {path} with {type(module).__name__}.")
     return module

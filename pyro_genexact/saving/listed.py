@@ -20,18 +20,80 @@ from ..core.faces import PUBLISHED
 
 _FACES = ("", ".conditioners", ".distributions", ".flows", ".heads", ".parts", ".transforms")
 _KINDS = (nn.Module, Distribution, Transform, constraints.Constraint, Features)
-_FAMILIES = """
-    AffineBeta AsymmetricLaplace Bernoulli Beta BetaBinomial Binomial Categorical Cauchy Chi2 ContinuousBernoulli Delta
-    Dirichlet DirichletMultinomial Exponential ExtendedBetaBinomial ExtendedBinomial FisherSnedecor FoldedDistribution
-    Gamma GammaPoisson GeneralizedPareto Geometric Gumbel HalfCauchy HalfNormal Independent InverseGamma Kumaraswamy LKJ
-    LKJCholesky Laplace LogNormal Logistic LogisticNormal LowRankMultivariateNormal MaskedDistribution
-    MixtureOfDiagNormals MixtureOfDiagNormalsSharedCovariance MixtureSameFamily Multinomial MultivariateNormal
-    MultivariateStudentT NegativeBinomial Normal OneHotCategorical OneHotCategoricalStraightThrough OrderedLogistic Pareto
-    Poisson ProjectedNormal RelaxedBernoulli RelaxedBernoulliStraightThrough RelaxedOneHotCategorical
-    RelaxedOneHotCategoricalStraightThrough SineBivariateVonMises SineSkewed SkewLogistic SoftAsymmetricLaplace SoftLaplace
-    Stable StableWithLogProb StudentT TransformedDistribution Uniform Unit VonMises VonMises3D Weibull Wishart
-    ZeroInflatedDistribution ZeroInflatedNegativeBinomial ZeroInflatedPoisson
-""".split()
+_FAMILIES = [
+    "AffineBeta",
+    "AsymmetricLaplace",
+    "Bernoulli",
+    "Beta",
+    "BetaBinomial",
+    "Binomial",
+    "Categorical",
+    "Cauchy",
+    "Chi2",
+    "ContinuousBernoulli",
+    "Delta",
+    "Dirichlet",
+    "DirichletMultinomial",
+    "Exponential",
+    "ExtendedBetaBinomial",
+    "ExtendedBinomial",
+    "FisherSnedecor",
+    "FoldedDistribution",
+    "Gamma",
+    "GammaPoisson",
+    "GeneralizedPareto",
+    "Geometric",
+    "Gumbel",
+    "HalfCauchy",
+    "HalfNormal",
+    "Independent",
+    "InverseGamma",
+    "Kumaraswamy",
+    "LKJ",
+    "LKJCholesky",
+    "Laplace",
+    "LogNormal",
+    "Logistic",
+    "LogisticNormal",
+    "LowRankMultivariateNormal",
+    "MaskedDistribution",
+    "MixtureOfDiagNormals",
+    "MixtureOfDiagNormalsSharedCovariance",
+    "MixtureSameFamily",
+    "Multinomial",
+    "MultivariateNormal",
+    "MultivariateStudentT",
+    "NegativeBinomial",
+    "Normal",
+    "OneHotCategorical",
+    "OneHotCategoricalStraightThrough",
+    "OrderedLogistic",
+    "Pareto",
+    "Poisson",
+    "ProjectedNormal",
+    "RelaxedBernoulli",
+    "RelaxedBernoulliStraightThrough",
+    "RelaxedOneHotCategorical",
+    "RelaxedOneHotCategoricalStraightThrough",
+    "SineBivariateVonMises",
+    "SineSkewed",
+    "SkewLogistic",
+    "SoftAsymmetricLaplace",
+    "SoftLaplace",
+    "Stable",
+    "StableWithLogProb",
+    "StudentT",
+    "TransformedDistribution",
+    "Uniform",
+    "Unit",
+    "VonMises",
+    "VonMises3D",
+    "Weibull",
+    "Wishart",
+    "ZeroInflatedDistribution",
+    "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
+]
 _FUNCTIONS = {
     torch: """
         abs atan celu cos erf exp expm1 log1p log_softmax relu rrelu selu sigmoid sin sinh asinh softmax square tan tanh

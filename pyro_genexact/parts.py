@@ -17,6 +17,7 @@ from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite
+from .transforms.prefixes import Elementwise
 from .transforms.support import Interior
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Counts",
     "Dense",
     "Diagonal",
+    "Elementwise",
     "FirstSite",
     "Gaussian",
     "Grouping",

@@ -24,6 +24,9 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
     With no dims it wraps a distribution of vectors, whose own log_prob may not handle batches without rows.
 
     Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_genexact.core.independent import to_event
         >>> to_event(dist.Normal(torch.zeros(0, 3), 1.0), 1).log_prob(torch.zeros(0, 3)).shape
         torch.Size([0])
     """

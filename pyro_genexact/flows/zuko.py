@@ -107,6 +107,8 @@ class ZukoTransform(BijectionModule):
         context: C, features of the context; 0 for none.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> class Shift(nn.Module):
         ...     def forward(self, c=None):
         ...         return torch.distributions.AffineTransform(1.0, 2.0, event_dim=1)

@@ -70,7 +70,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
         with zipfile.ZipFile(part, "a") as archive:
             archive.comment = f"{_STAMP}{__version__}".encode()
         part.replace(path)
-    except (pickle.PicklingError, AttributeError) as error:
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(f"Expected a module that can be saved; got {type(module).__name__}: {error}.") from error
     finally:
         part.unlink(missing_ok=True)
@@ -170,13 +170,13 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, _NAMED):
             if not _importable(value):
-                raise TypeError(
-                    f"Expected a module whose classes and functions can be imported by name; got {value!r}. "
-                    "Define it at the top level of a file, without lambda."
+                raise pickle.PicklingError(
+                    f"{value!r} cannot be imported by name; define it at the top level of a file"
                 )
             return value.__name__ if callable_of_c(value) else NotImplemented
         if isinstance(value, Transform):
-            make, args, state, *rest = value.__reduce_ex__(2)
+            reduced: Any = value.__reduce_ex__(2)
+            make, args, state, *rest = reduced
             state = state | {name: forgotten for name, forgotten in FORGOTTEN.items() if name in state}
             return make, args, state, *rest
         return NotImplemented

@@ -20,80 +20,23 @@ from ..core.faces import PUBLISHED
 
 _FACES = ("", ".conditioners", ".distributions", ".flows", ".heads", ".parts", ".transforms")
 _KINDS = (nn.Module, Distribution, Transform, constraints.Constraint, Features)
-_FAMILIES = [
-    "AffineBeta",
-    "AsymmetricLaplace",
-    "Bernoulli",
-    "Beta",
-    "BetaBinomial",
-    "Binomial",
-    "Categorical",
-    "Cauchy",
-    "Chi2",
-    "ContinuousBernoulli",
-    "Delta",
-    "Dirichlet",
-    "DirichletMultinomial",
-    "Exponential",
-    "ExtendedBetaBinomial",
-    "ExtendedBinomial",
-    "FisherSnedecor",
-    "FoldedDistribution",
-    "Gamma",
-    "GammaPoisson",
-    "GeneralizedPareto",
-    "Geometric",
-    "Gumbel",
-    "HalfCauchy",
-    "HalfNormal",
-    "Independent",
-    "InverseGamma",
-    "Kumaraswamy",
-    "LKJ",
-    "LKJCholesky",
-    "Laplace",
-    "LogNormal",
-    "Logistic",
-    "LogisticNormal",
-    "LowRankMultivariateNormal",
-    "MaskedDistribution",
-    "MixtureOfDiagNormals",
-    "MixtureOfDiagNormalsSharedCovariance",
-    "MixtureSameFamily",
-    "Multinomial",
-    "MultivariateNormal",
-    "MultivariateStudentT",
-    "NegativeBinomial",
-    "Normal",
-    "OneHotCategorical",
-    "OneHotCategoricalStraightThrough",
-    "OrderedLogistic",
-    "Pareto",
-    "Poisson",
-    "ProjectedNormal",
-    "RelaxedBernoulli",
-    "RelaxedBernoulliStraightThrough",
-    "RelaxedOneHotCategorical",
-    "RelaxedOneHotCategoricalStraightThrough",
-    "SineBivariateVonMises",
-    "SineSkewed",
-    "SkewLogistic",
-    "SoftAsymmetricLaplace",
-    "SoftLaplace",
-    "Stable",
-    "StableWithLogProb",
-    "StudentT",
-    "TransformedDistribution",
-    "Uniform",
-    "Unit",
-    "VonMises",
-    "VonMises3D",
-    "Weibull",
-    "Wishart",
-    "ZeroInflatedDistribution",
-    "ZeroInflatedNegativeBinomial",
-    "ZeroInflatedPoisson",
-]
+_FAMILIES = """
+    AffineBeta AsymmetricLaplace Bernoulli Beta BetaBinomial Binomial Categorical Cauchy Chi2 ContinuousBernoulli
+    Delta Dirichlet DirichletMultinomial Exponential ExtendedBetaBinomial ExtendedBinomial FisherSnedecor
+    FoldedDistribution Gamma GammaPoisson GeneralizedPareto Geometric Gumbel HalfCauchy HalfNormal Independent
+    InverseGamma Kumaraswamy LKJ LKJCholesky Laplace LogNormal Logistic LogisticNormal LowRankMultivariateNormal
+    MaskedDistribution MixtureOfDiagNormals MixtureOfDiagNormalsSharedCovariance MixtureSameFamily Multinomial
+    MultivariateNormal MultivariateStudentT NegativeBinomial Normal OneHotCategorical OneHotCategoricalStraightThrough
+    OrderedLogistic Pareto Poisson ProjectedNormal RelaxedBernoulli RelaxedBernoulliStraightThrough
+    RelaxedOneHotCategorical RelaxedOneHotCategoricalStraightThrough SineBivariateVonMises SineSkewed SkewLogistic
+    SoftAsymmetricLaplace SoftLaplace Stable StableWithLogProb StudentT TransformedDistribution Uniform Unit VonMises
+    VonMises3D Weibull Wishart ZeroInflatedDistribution ZeroInflatedNegativeBinomial ZeroInflatedPoisson
+"""
+_MAPS = """
+    CholeskyTransform CorrLCholeskyTransform CorrMatrixCholeskyTransform DiscreteCosineTransform ELUTransform
+    HaarTransform LeakyReLUTransform LowerCholeskyAffine Normalize OrderedTransform Permute PositivePowerTransform
+    SimplexToOrderedTransform SoftplusLowerCholeskyTransform SoftplusTransform
+"""
 _FUNCTIONS = {
     torch: """
         abs atan celu cos erf exp expm1 log1p log_softmax relu rrelu selu sigmoid sin sinh asinh softmax square tan tanh
@@ -137,8 +80,9 @@ def _constraints() -> list[Any]:
 
 def _others() -> list[Any]:
     modules = [getattr(nn, name) for name in nn.modules.__all__]
-    families = [getattr(place, name, None) for name in _FAMILIES for place in (dist, torch.distributions)]
+    families = [getattr(place, name, None) for name in _FAMILIES.split() for place in (dist, torch.distributions)]
     maps = [getattr(transforms, name) for name in transforms.__all__]
+    maps += [getattr(dist.transforms, name) for name in _MAPS.split() if hasattr(dist.transforms, name)]
     functions = [getattr(place, name) for place, names in _FUNCTIONS.items() for name in names.split()]
     return [
         *(kind for kind in modules if issubclass(kind, nn.Module)),

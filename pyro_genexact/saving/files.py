@@ -154,7 +154,7 @@ def _stamped(file: IO[bytes], path: Any) -> str:
 def _allowed(allow: Any) -> dict[str, Any]:
     if not isinstance(allow, (list, tuple, set, frozenset)):
         raise TypeError(f"Expected allow to be a sequence of classes and functions; got {allow!r}.")
-    pairs = [one if isinstance(one, tuple) else (full_name(_checked(one)), one)[::-1] for one in allow]
+    pairs = [one if isinstance(one, tuple) else (one, full_name(_checked(one))) for one in allow]
     return {name: _checked(value) for value, name in pairs}
 
 

@@ -12,6 +12,7 @@ from . import (
     semirings,
     transforms,
 )
+from . import parts as parts  # under whose names files hold them
 from .base import Conditioner, Constant, DistributionModule, Head
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov
@@ -23,8 +24,8 @@ from .inference.fit import FitResult, fit
 from .inference.fit_guide import GuideResult, fit_guide
 from .models import Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics.errors import ConvergenceError
-
-__version__ = "0.1.0"
+from .saving.files import load, save
+from .version import __version__
 
 __all__ = [
     "CRF",
@@ -55,7 +56,9 @@ __all__ = [
     "flows",
     "guides",
     "heads",
+    "load",
     "numerics",
+    "save",
     "semirings",
     "transforms",
 ]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from .contexts import Covariates, Source
-from .core.buffers import register_derived, register_given, restore_derived
+from .core.buffers import WithDerived, register_derived, register_given
 from .core.leaves import map_leaves
 from .core.rows import take_rows
 
@@ -23,7 +23,7 @@ Site = int | tuple[int, ...]
 """What one site looks like to a network: ``()`` a real number, ``(k,)`` a real vector, an integer V one of V categories."""
 
 
-class Conditioner(nn.Module):
+class Conditioner(WithDerived):
     """Encodes the context and the history of a site into the P parameters of that site.
 
     A conditioner defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` follow from them.
@@ -102,7 +102,7 @@ class Conditioner(nn.Module):
         return state._replace(position=state.position + sites)
 
 
-class Head(nn.Module):
+class Head(WithDerived):
     """Says what the P numbers of a site parameterise: a distribution of it or a strictly monotone bijection of it.
 
     A new head defines ``num_params`` and :meth:`forward`.
@@ -125,10 +125,6 @@ class Head(nn.Module):
     eos: int | None = None
     has_ends: bool = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_pre_hook(restore_derived)
-
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""
         raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
@@ -143,7 +139,7 @@ class Head(nn.Module):
 
 
 @ConditionalDistribution.register
-class DistributionModule(nn.Module):
+class DistributionModule(WithDerived):
     """A learnable distribution: calling it with a context (or none) returns a Pyro distribution of one forward pass.
 
     Attributes:
@@ -152,10 +148,6 @@ class DistributionModule(nn.Module):
     """
 
     context: int | Covariates | Source = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_pre_hook(restore_derived)
 
     def forward(self, context: Tensor | None = None) -> Any:
         """The distribution given the context (*batch, C)."""
@@ -170,7 +162,7 @@ class DistributionModule(nn.Module):
         return self
 
 
-class Constant(nn.Module):
+class Constant(WithDerived):
     """A module whose call returns a fixed distribution or transform; its tensors are buffers of the module.
 
     So they follow the module's device and dtype, and belong to its ``state_dict``. Plain numbers, such as the bound of
@@ -193,11 +185,11 @@ class Constant(nn.Module):
     def __init__(self, value: Any, persistent: bool = True) -> None:
         super().__init__()
 
-        slots: dict[int, _Slot] = {}
+        slots: dict[int, Slot] = {}
 
-        def keep(tensor: Tensor) -> _Slot:
+        def keep(tensor: Tensor) -> Slot:
             if id(tensor) not in slots:
-                slots[id(tensor)] = _Slot(f"value_{len(slots)}")
+                slots[id(tensor)] = Slot(f"value_{len(slots)}")
                 register = register_given if persistent else register_derived
                 register(self, slots[id(tensor)].name, tensor)
             return slots[id(tensor)]
@@ -211,13 +203,11 @@ class Constant(nn.Module):
 
     def forward(self) -> Any:
         return (
-            map_leaves(lambda slot: self._buffers[slot.name], self._template, _Slot)
-            if self._buffers
-            else self._template
+            map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot) if self._buffers else self._template
         )
 
 
-class _Slot(NamedTuple):
+class Slot(NamedTuple):
     """Where a tensor of a template goes."""
 
     name: str

@@ -30,6 +30,7 @@ class SiteEncoder(nn.Module):
     Shapes: (B, S, *site_shape) to (B, S, features), features = width or the numbers of a site.
 
     Example:
+        >>> import torch
         >>> SiteEncoder(5, width=8)(torch.zeros(2, 3, dtype=torch.long), like=torch.zeros(1)).shape
         torch.Size([2, 3, 8])
         >>> SiteEncoder((), width=8).features
@@ -57,6 +58,7 @@ class Dense(nn.Module):
     """Linear layers with an activation between them; the last one small, so that heads start near phi = 0.
 
     Example:
+        >>> import torch
         >>> Dense(3, 4, hidden=(8,), activation=torch.relu)(torch.zeros(2, 3)).shape
         torch.Size([2, 4])
     """

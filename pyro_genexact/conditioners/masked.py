@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..core.buffers import register_derived
+from ..core.buffers import WithDerived, register_derived
 
 
-class MaskedLinear(nn.Module):
+class MaskedLinear(WithDerived):
     """A linear layer whose weight is masked wherever it is used, with a linear term in the context beside it.
 
     y = (mask * weight) x + context_weight c + bias

@@ -9,15 +9,28 @@ import torch
 from torch import Tensor, nn
 
 
-class _Packed(NamedTuple):
+class Packed(NamedTuple):
     """A Boolean tensor in an eighth of a byte per entry: masks of wide layers would double a module on the host."""
 
-    bits: np.ndarray[Any, Any]
+    bits: bytes
     shape: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        flat = np.unpackbits(self.bits, count=int(np.prod(self.shape, dtype=np.int64)))
+        flat = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=int(np.prod(self.shape, dtype=np.int64)))
         return torch.from_numpy(flat.astype(np.bool_)).view(self.shape)
+
+
+class WithDerived(nn.Module):
+    """A module whose derived buffers, and those of its parts, are restored before its state is loaded.
+
+    Parts without tensors of their own follow the modules above them. It is a method and no hook, which pickles would hold.
+    """
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        _restore(self, state_dict, prefix, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
 def register_given(module: nn.Module, name: str, value: Tensor | None) -> None:
@@ -32,7 +45,7 @@ def register_given(module: nn.Module, name: str, value: Tensor | None) -> None:
     module.register_buffer(name, value)
 
 
-def register_derived(module: nn.Module, name: str, value: Tensor | None, dtype: torch.dtype | None = None) -> None:
+def register_derived(module: WithDerived, name: str, value: Tensor | None, dtype: torch.dtype | None = None) -> None:
     """Registers a buffer that is not saved, and restores it before each ``load_state_dict``.
 
     So ``module.to_empty(device=...)`` followed by ``load_state_dict`` gives a whole module, and checkpoints hold no masks.
@@ -47,19 +60,12 @@ def register_derived(module: nn.Module, name: str, value: Tensor | None, dtype: 
     if value is None:
         return
     derived = module.__dict__.setdefault("_derived", {})
-    if not derived:
-        module.register_load_state_dict_pre_hook(restore_derived)
     host = value.detach().cpu().clone()
-    derived[name] = _Packed(np.packbits(host.numpy()), tuple(host.shape)) if host.dtype == torch.bool else host
+    derived[name] = Packed(np.packbits(host.numpy()).tobytes(), tuple(host.shape)) if host.dtype == torch.bool else host
 
 
-def restore_derived(
-    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any], *rest: Any
-) -> None:
-    """Fills the derived buffers of a module and its parts, where they are; with ``assign`` as the state is.
-
-    A hook of ``load_state_dict``. Parts without tensors of their own follow the modules above them that have it as a hook.
-    """
+def _restore(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+    """Fills the derived buffers of a module and its parts, where they are; with ``assign`` as the state is."""
     assigned: list[Tensor] = []
     if metadata.get("assign_to_params_buffers"):
         assigned = [t for name, t in state.items() if name.startswith(prefix)]
@@ -71,5 +77,5 @@ def restore_derived(
             if device.type == "meta" and metadata.get("assign_to_params_buffers") and not (assigned or prefix):
                 device = torch.device("cpu")  # a module without saved tensors that is loaded by itself
             dtype = number if number is not None and buffer.is_floating_point() else buffer.dtype
-            value = kept.tensor() if isinstance(kept, _Packed) else kept
+            value = kept.tensor() if isinstance(kept, Packed) else kept
             part._buffers[name] = value.to(device=device, dtype=dtype, copy=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _FACES: set[str] = set()
+PUBLISHED: dict[str, Any] = {}
+"""What faces publish, by its full name in each."""
 
 
 def publish(face: dict[str, Any]) -> None:
@@ -18,5 +20,7 @@ def publish(face: dict[str, Any]) -> None:
     _FACES.add(face["__name__"])
     for name in face["__all__"]:
         value = face[name]
-        if hasattr(value, "__qualname__") and value.__module__ not in _FACES:
-            value.__module__ = face["__name__"]
+        if hasattr(value, "__qualname__"):
+            PUBLISHED[f"{face['__name__']}.{value.__qualname__}"] = value
+            if value.__module__ not in _FACES:
+                value.__module__ = face["__name__"]

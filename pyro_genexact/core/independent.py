@@ -24,6 +24,9 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
     With no dims it wraps a distribution of vectors, whose own log_prob may not handle batches without rows.
 
     Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_genexact.core.independent import to_event
         >>> to_event(dist.Normal(torch.zeros(0, 3), 1.0), 1).log_prob(torch.zeros(0, 3)).shape
         torch.Size([0])
     """
@@ -48,7 +51,7 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
 
 
 @dataclass(frozen=True)
-class _All:
+class All:
     """The check of an independent constraint."""
 
     constraint: Any
@@ -88,13 +91,13 @@ def _reals(dims: int) -> Any:
 
 def _independent(constraint: Any, dims: int) -> Any:
     while isinstance(constraint, constraints.independent) and isinstance(
-        vars(constraint).get("check"), (NoneType, _All)
+        vars(constraint).get("check"), (NoneType, All)
     ):
         constraint, dims = constraint.base_constraint, dims + constraint.reinterpreted_batch_ndims
     if not dims:
         return constraint
     joint: Any = constraints.independent(constraint, dims)
-    joint.check = _All(constraint, dims)
+    joint.check = All(constraint, dims)
     return joint
 
 

@@ -49,7 +49,7 @@ class Sphere(constraints.Constraint):
 
 
 @dataclass(frozen=True)
-class _Between:
+class Between:
     """The check of an interval without its ends, where densities may be infinite."""
 
     low: Any
@@ -60,7 +60,7 @@ class _Between:
 
 
 @dataclass(frozen=True)
-class _AllPositive:
+class AllPositive:
     """The check of a simplex without its faces, where densities may be infinite."""
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -70,14 +70,14 @@ class _AllPositive:
 def open_interval(low: Any, high: Any) -> Any:
     """An interval, for ``biject_to`` as others, that checks strictly."""
     interval: Any = constraints.interval(low, high)
-    interval.check = _Between(low, high)
+    interval.check = Between(low, high)
     return interval
 
 
 def open_simplex() -> Any:
     """A simplex, for ``biject_to`` as others, that checks strictly."""
     simplex: Any = copy.copy(constraints.simplex)
-    simplex.check = _AllPositive()
+    simplex.check = AllPositive()
     return simplex
 
 

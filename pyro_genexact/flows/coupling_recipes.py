@@ -128,6 +128,7 @@ class Diagonal(nn.Module):
         features: D.
 
     Example:
+        >>> import torch
         >>> Diagonal(3)()(torch.ones(3))
         tensor([1., 1., 1.], grad_fn=<AddcmulBackward0>)
     """

@@ -14,7 +14,7 @@ from ..contexts import PaddedSequence
 from ..core.independent import with_check
 from ..families.cdf import cdf, icdf
 from ..transforms.base import Chain, RememberingTransform
-from ..transforms.support import ToSupport
+from ..transforms.support import Interior, ToSupport
 from .base import Flow, over_reals, standard_normal
 from .transformed import TransformedDistribution
 
@@ -171,7 +171,7 @@ class UnivariateTransform(RememberingTransform):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        return with_check(self._onto.support.base_constraint, self._contains)  # type: ignore[no-any-return]
+        return with_check(self._onto.support.base_constraint, Interior(self))  # type: ignore[no-any-return]
 
     def interior(self, like: Tensor) -> Tensor:
         """A value inside the support."""
@@ -181,7 +181,8 @@ class UnivariateTransform(RememberingTransform):
     def _onto(self) -> Any:
         return self.chain.parts[-1]
 
-    def _contains(self, y: Tensor) -> Tensor:
+    def contains(self, y: Tensor) -> Tensor:
+        """Whether y lies in the interior of the support, Boolean."""
         inside: Tensor = self._onto.contains(y.unsqueeze(-1))
         return inside
 

@@ -96,7 +96,7 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
             raise ValueError(f"Expected context == {found} (that of zuko's layers); got {context}.")
     width = context or found or 0
     features = _features(base, width)
-    return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], _Base(base, width))
+    return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], ZukoBase(base, width))
 
 
 class ZukoTransform(BijectionModule):
@@ -107,6 +107,8 @@ class ZukoTransform(BijectionModule):
         context: C, features of the context; 0 for none.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> class Shift(nn.Module):
         ...     def forward(self, c=None):
         ...         return torch.distributions.AffineTransform(1.0, 2.0, event_dim=1)
@@ -270,7 +272,7 @@ class _Image:
         return x
 
 
-class _Base(nn.Module):
+class ZukoBase(nn.Module):
     """The base module of a flow of zuko, whose distributions are made one of vectors."""
 
     def __init__(self, base: nn.Module, context: int) -> None:

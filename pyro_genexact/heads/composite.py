@@ -68,8 +68,9 @@ class PerSite(Head):
         self._places = [place[head] for head in heads]
         self.num_sites = len(heads)
         self.num_params, self.site_shape = max(head.num_params for head in heads), heads[0].site_shape
-        self.register_load_state_dict_post_hook(_group)
-        _group(self)
+        grouping = Grouping()
+        self.register_load_state_dict_post_hook(grouping)
+        grouping(self)
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """phi (*batch, S, P) of the sites first ... first + S - 1 to their distribution, of batch shape (*batch, S).
@@ -117,13 +118,15 @@ class PerSite(Head):
         return head(phi if head.num_params == self.num_params else phi[..., : head.num_params])
 
 
-def _group(head: PerSite, *_: Any) -> None:
+class Grouping:
     """Finds sites whose heads are alike, by the fixed parameters that they have now; a hook of ``load_state_dict``."""
-    first: dict[Hashable, int] = {}
-    alike = [first.setdefault(_settings(one), i) for i, one in enumerate(head.heads)]  # type: ignore[arg-type]
-    head._which = [alike[place] for place in head._places]
-    head.supports = [head.heads[place].support for place in head._places]
-    head.support = PerSiteConstraint(head.supports)
+
+    def __call__(self, head: PerSite, *_: Any) -> None:
+        first: dict[Hashable, int] = {}
+        alike = [first.setdefault(_settings(one), i) for i, one in enumerate(head.heads)]  # type: ignore[arg-type]
+        head._which = [alike[place] for place in head._places]
+        head.supports = [head.heads[place].support for place in head._places]
+        head.support = PerSiteConstraint(head.supports)
 
 
 class _Settings(pickle.Pickler):

@@ -20,7 +20,7 @@ from ..core.shapes import sum_rightmost
 from ..core.versions import versions_of
 
 
-class _Inverted(_InverseTransform):
+class Inverted(_InverseTransform):
     """The inverse of one of the transforms of this package, with their methods."""
 
     _inv: Any
@@ -60,7 +60,7 @@ class Bijection(Transform):
         """The inverse, whose ``inv`` is the transform itself."""
         inverse = self._inv and self._inv()
         if inverse is None:
-            inverse = _Inverted(self)
+            inverse = Inverted(self)
             self._inv = weakref.ref(inverse)  # as torch's: two that hold each other would keep their graphs
         return inverse
 
@@ -98,7 +98,7 @@ class PlainTransform(Bijection):
         return self
 
 
-class _Adapted(PlainTransform):
+class Adapted(PlainTransform):
     """A transform of another library as one of this package's."""
 
     def __init__(self, transform: Transform) -> None:
@@ -129,7 +129,7 @@ class _Adapted(PlainTransform):
 
 def adapted(transform: Any) -> Any:
     """A transform with the methods of :class:`Bijection`: itself if it is one of this package's."""
-    return transform if isinstance(transform, (Bijection, _Inverted)) else _Adapted(transform)
+    return transform if isinstance(transform, (Bijection, Inverted)) else Adapted(transform)
 
 
 class RememberingTransform(Bijection):

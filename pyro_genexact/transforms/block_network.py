@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from ..core.buffers import register_derived
+from ..core.buffers import WithDerived, register_derived
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
 
@@ -37,7 +37,7 @@ class Start(NamedTuple):
     spread: float
 
 
-class BlockLinear(nn.Module):
+class BlockLinear(WithDerived):
     """A linear layer of T blocks of units: block t reads earlier blocks freely and its own with positive weights.
 
     W = exp(log_scale) V / |V| row by row, V = ``weight`` below the diagonal blocks and exp(``log_diagonal``) on them.

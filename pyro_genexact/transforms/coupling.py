@@ -146,7 +146,7 @@ class Coupling(BijectionModule):
         if conditioner is None and sizes[1]:
             self.network: nn.Module = Dense(sizes[1], sizes[0], hidden, activation)
         else:
-            self.network = _FirstSite(new_conditioner(conditioner or _constants, *sizes))
+            self.network = FirstSite(new_conditioner(conditioner or _constants, *sizes))
 
     def extra_repr(self) -> str:
         return f"{self.num_sites}, passing={self.passing}, context={self.context}"
@@ -162,7 +162,7 @@ class Coupling(BijectionModule):
         return ConditionedCoupling(self, context)
 
 
-class _FirstSite(nn.Module):
+class FirstSite(nn.Module):
     """A conditioner as a network from its context (*batch, C) to the parameters (*batch, P) of its first site."""
 
     def __init__(self, conditioner: Conditioner) -> None:

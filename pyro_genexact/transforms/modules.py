@@ -13,13 +13,14 @@ from torch.distributions import Transform
 
 from ..contexts import PaddedSequence, checked_source, kind_of
 from ..core.binding import Bound, held_tensors
+from ..core.buffers import WithDerived
 from ..core.checks import check_like
 from ..core.shapes import broadcast_shapes
 from .base import RememberingTransform
 
 
 @ConditionalTransformModule.register
-class BijectionModule(nn.Module):
+class BijectionModule(WithDerived):
     """A learnable bijection: calling it with a context (or none) returns a transform of one forward pass.
 
     Attributes:

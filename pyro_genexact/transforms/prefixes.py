@@ -77,10 +77,10 @@ def on_prefixes(transform: Transform, lengths: Tensor) -> Transform:
             "Expected transforms that leave the first sites to themselves, with lengths (autoregressive or elementwise ones, "
             f"Reverse, ToSupport of numbers); got {type(getattr(transform, 'bijection', transform)).__name__}."
         )
-    return _Elementwise(adapted(transform), of_numbers, lengths)
+    return Elementwise(adapted(transform), of_numbers, lengths)
 
 
-class _Elementwise(RememberingTransform):
+class Elementwise(RememberingTransform):
     """A transform of each site, ``of_numbers`` the same of numbers, whose log-derivatives are those of the sites."""
 
     def __init__(self, transform: Bijection, of_numbers: Transform, lengths: Tensor, cache_size: int = 1) -> None:

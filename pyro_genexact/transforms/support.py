@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from math import exp, inf, isfinite, log
 from typing import Any
@@ -142,6 +143,16 @@ class Simplex(PlainTransform):
         return torch.Size((*shape[:-1], shape[-1] - 1))
 
 
+@dataclass(frozen=True)
+class Interior:
+    """The check of the interior of a support, which ``contains`` of the transform onto it is."""
+
+    onto: Any
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return self.onto.contains(value)  # type: ignore[no-any-return]
+
+
 class ToSupport(RememberingTransform):
     """The bijection from real vectors onto the interior of a support; its codomain accepts the interior alone.
 
@@ -177,7 +188,7 @@ class ToSupport(RememberingTransform):
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        return with_check(self.support, self.contains)  # type: ignore[no-any-return]
+        return with_check(self.support, Interior(self))  # type: ignore[no-any-return]
 
     def contains(self, y: Tensor) -> Tensor:
         """Whether y (*batch, features) lies in the interior, (*batch,) Boolean; a TypeError for complex numbers."""

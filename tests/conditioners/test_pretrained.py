@@ -242,3 +242,14 @@ def test_errors(monkeypatch):
 def test_our_import_leaves_transformers_alone():
     code = "import sys, pyro_genexact; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_saving(net, tmp_path):
+    """With the classes of transformers allowed, and not without."""
+    gx.save(net, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=f"got transformers.*{type(net.model).__name__}.* Pass allow="):
+        gx.load(tmp_path / "net.pt")
+    parts = {type(part) for part in net.modules() if type(part).__module__.startswith("transformers.")}
+    same = gx.load(tmp_path / "net.pt", allow=[*parts, type(net.model.config), transformers.GenerationConfig])
+    y, context = testing.conditioner_inputs(net)
+    assert torch.equal(same(y, context), net(y, context))

@@ -1,0 +1,57 @@
+"""What modules consist of that users do not construct themselves: saved files have these names, which must stay."""
+
+from .base import Slot
+from .conditioners.attention import Layer
+from .conditioners.encoding import Dense, SiteEncoder
+from .conditioners.sweeps import Sweeps
+from .core.buffers import Packed
+from .core.faces import publish
+from .core.independent import All, Independent
+from .families.repaired import REPAIRED
+from .families.supports import AllPositive, Between, Counts, Sphere
+from .flows.coupling_recipes import Diagonal
+from .flows.zuko import ZukoBase, ZukoTransform
+from .heads.composite import Grouping
+from .heads.parameters import Cholesky, Link, Part
+from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .transforms.base import Adapted, Inverted
+from .transforms.block_network import BlockLinear
+from .transforms.coupling import FirstSite
+from .transforms.prefixes import Elementwise
+from .transforms.support import Interior
+
+__all__ = [
+    "Adapted",
+    "All",
+    "AllPositive",
+    "Between",
+    "BlockLinear",
+    "Cholesky",
+    "CholeskyAffine",
+    "Counts",
+    "Dense",
+    "Diagonal",
+    "Elementwise",
+    "FirstSite",
+    "Gaussian",
+    "Grouping",
+    "Independent",
+    "Interior",
+    "Inverted",
+    "Layer",
+    "Link",
+    "Packed",
+    "Part",
+    "SinhArcsinh",
+    "SiteEncoder",
+    "Slot",
+    "Sphere",
+    "Sweeps",
+    "Tails",
+    "ZukoBase",
+    "ZukoTransform",
+]
+
+_families = {family.__name__: family for family in REPAIRED.values()}  # those that the installed torch and Pyro have
+globals().update(_families)
+publish({**globals(), "__all__": [*__all__, *_families]})

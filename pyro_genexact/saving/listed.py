@@ -1,0 +1,99 @@
+"""The classes and functions that a saved file may name.
+
+Each is listed by its exact name. A file can call what is listed with arguments of its choice, and set any attribute of an
+instance. So nothing here imports, evaluates text, opens files or returns attributes of other objects by name, and no
+instance is listed, whose attributes a file could change for the whole process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+from torch.distributions import Distribution, Transform, constraints, transforms
+from torch.nn import functional
+
+from ..contexts import Features
+from ..core.faces import PUBLISHED
+
+_FACES = ("", ".conditioners", ".distributions", ".flows", ".heads", ".parts", ".transforms")
+_KINDS = (nn.Module, Distribution, Transform, constraints.Constraint, Features)
+_FAMILIES = """
+    AffineBeta AsymmetricLaplace Bernoulli Beta BetaBinomial Binomial Categorical Cauchy Chi2 ContinuousBernoulli
+    Delta Dirichlet DirichletMultinomial Exponential ExtendedBetaBinomial ExtendedBinomial FisherSnedecor
+    FoldedDistribution Gamma GammaPoisson GeneralizedPareto Geometric Gumbel HalfCauchy HalfNormal Independent
+    InverseGamma Kumaraswamy LKJ LKJCholesky Laplace LogNormal Logistic LogisticNormal LowRankMultivariateNormal
+    MaskedDistribution MixtureOfDiagNormals MixtureOfDiagNormalsSharedCovariance MixtureSameFamily Multinomial
+    MultivariateNormal MultivariateStudentT NegativeBinomial Normal OneHotCategorical OneHotCategoricalStraightThrough
+    OrderedLogistic Pareto Poisson ProjectedNormal RelaxedBernoulli RelaxedBernoulliStraightThrough
+    RelaxedOneHotCategorical RelaxedOneHotCategoricalStraightThrough SineBivariateVonMises SineSkewed SkewLogistic
+    SoftAsymmetricLaplace SoftLaplace Stable StableWithLogProb StudentT TransformedDistribution Uniform Unit VonMises
+    VonMises3D Weibull Wishart ZeroInflatedDistribution ZeroInflatedNegativeBinomial ZeroInflatedPoisson
+"""
+_MAPS = """
+    CholeskyTransform CorrLCholeskyTransform CorrMatrixCholeskyTransform DiscreteCosineTransform ELUTransform
+    HaarTransform LeakyReLUTransform LowerCholeskyAffine Normalize OrderedTransform Permute PositivePowerTransform
+    SimplexToOrderedTransform SoftplusLowerCholeskyTransform SoftplusTransform
+"""
+_FUNCTIONS = {
+    torch: """
+        abs atan celu cos erf exp expm1 log1p log_softmax relu rrelu selu sigmoid sin sinh asinh softmax square tan tanh
+    """,
+    functional: """
+        celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish relu relu6 rrelu
+        selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink
+    """,
+}
+
+
+def full_name(value: Any) -> str:
+    """The name that a pickle has for a class or function."""
+    return f"{value.__module__}.{value.__name__ if callable_of_c(value) else value.__qualname__}"
+
+
+def callable_of_c(value: Any) -> bool:
+    """Whether this is a function such as ``torch.tanh``, whose qualified name is not that in its module."""
+    return isinstance(value, type(len))
+
+
+def listed() -> dict[str, Any]:
+    """The classes and functions by full name: this package's under the names of its faces, and those of torch and Pyro."""
+    ours = {
+        name: value
+        for name, value in PUBLISHED.items()
+        for face, _, last in [name.rpartition(".")]
+        if face in _OUR_FACES and isinstance(value, type)
+        if face == _PARTS or issubclass(value, _KINDS)
+    }
+    return ours | _OTHERS
+
+
+def _constraints() -> list[Any]:
+    """The classes of the constraints that torch and Pyro export."""
+    exported = [getattr(dist.constraints, name) for name in dist.constraints.__all__]
+    kinds = [kind if isinstance(kind, type) else type(kind) for kind in exported]
+    kinds = [kind for kind in kinds if issubclass(kind, constraints.Constraint)]
+    return [kind for kind in kinds if kind is not constraints.dependent_property]
+
+
+def _others() -> list[Any]:
+    modules = [getattr(nn, name) for name in nn.modules.__all__]
+    families = [getattr(place, name, None) for name in _FAMILIES.split() for place in (dist, torch.distributions)]
+    maps = [getattr(transforms, name) for name in transforms.__all__]
+    maps += [getattr(dist.transforms, name) for name in _MAPS.split() if hasattr(dist.transforms, name)]
+    functions = [getattr(place, name) for place, names in _FUNCTIONS.items() for name in names.split()]
+    return [
+        *(kind for kind in modules if issubclass(kind, nn.Module)),
+        *(kind for kind in families if kind is not None),
+        *(kind for kind in maps if isinstance(kind, type)),
+        transforms._InverseTransform,
+        *_constraints(),
+        *functions,
+    ]
+
+
+_PACKAGE = __name__.partition(".")[0]
+_OUR_FACES, _PARTS = {_PACKAGE + face for face in _FACES}, f"{_PACKAGE}.parts"
+_OTHERS = {full_name(value): value for value in _others()}

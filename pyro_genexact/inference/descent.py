@@ -90,9 +90,16 @@ class Descent:
         """Takes the averages for the best so far."""
         self.best = {p: value.clone() for p, value in self.average.items()}
 
-    def go_back(self) -> None:
-        """Loads the best weights so far, or the averages; forgets the optimizer's state, and steps are slower from here."""
-        _load(self.best or self.average)
+    def go_back(self, works: Callable[[], bool]) -> None:
+        """Loads the best weights so far, the averages or the first ones; forgets the optimizer's state; next steps are shorter.
+
+        Args:
+            works: whether weights that are loaded are of use.
+        """
+        for state in filter(None, (self.best, self.average, self.start)):
+            _load(state)
+            if works():
+                break
         self.optimizer.state.clear()
         self.went_back += 1
 

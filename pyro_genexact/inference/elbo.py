@@ -105,7 +105,7 @@ class Objective:
     def elbo(self, seed: int, repeats: int) -> tuple[float, float]:
         """The mean of estimates, -inf if it is not finite, and its standard error."""
         torch.default_generator.manual_seed(seed)
-        with self.autocast():
+        with self.autocast(), pyro.validation_enabled(False):  # -inf where a draw is outside of a support
             values = [
                 _number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)
             ]

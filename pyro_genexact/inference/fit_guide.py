@@ -91,8 +91,11 @@ def fit_guide(
 
     With ``steps`` the learning rate goes to 0 along a cosine. Without, it drops whenever the ELBO is flat, three times, and
     then the fit ends, or after 20 000 steps. Weights are averaged over the last steps, and of the
-    averages, the last and the first weights those with the best ELBO on fresh draws are kept. A step whose loss or gradient is
-    not finite changes nothing; after ten in a row the fit goes back to the averages, and on with 0.3 times the learning rate. Torch's global random state and the modes of modules are left as they were.
+    averages, the last and the first weights those with the best ELBO on fresh draws are kept.
+
+    A step whose loss or gradient is not finite changes nothing, also where Pyro's validation raises because of it. After ten in
+    a row the fit goes back to the averages, and on with 0.3 times the learning rate. Torch's global random state and the modes
+    of modules are left as they were.
 
     Args:
         model, guide: called as ``model(*args, **kwargs)``; their parameters are those of Pyro's SVI.
@@ -106,7 +109,12 @@ def fit_guide(
         max_grad_ratio: longer gradients than this times their usual norm are cut to it; ``math.inf`` cuts none.
         parameters: the only ones to change; by default all.
         seed: of all draws.
-        progress: shows the ELBO on stderr: a bar in a terminal, about ten lines elsewhere.
+        progress: shows the ELBO on stderr: a bar in a terminal, about ten lines elsewhere, and one a minute.
+        fabric: a Lightning Fabric of one device, for its precision; by default that of model and guide in full precision.
+        checkpoint: a file. A fit that was killed continues from it, when called again with the same arguments, and ends bit for
+            bit where it would have ended (on a CPU with the same number of threads). It holds Pyro's parameter store, and the
+            states of model and guide where these are modules.
+        every: steps between two checkpoints; by default a minute.
 
     Returns:
         The history; after a KeyboardInterrupt too.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 STRATEGIES = ("SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy")
@@ -36,8 +36,6 @@ def fabric_of(fabric: Any, device: torch.device) -> Any:
         raise ValueError(
             f"Expected fabric of precision {', '.join(map(repr, PRECISIONS))}; got {strategy.precision.precision!r}."
         )
-    if fabric.world_size > 1 and not distributed.is_initialized():
-        raise ValueError("Expected a launched fabric of several devices; call fabric.launch() before the fit.")
     return fabric
 
 

@@ -230,6 +230,8 @@ class MaximumLikelihood:
     def _loss(self, batch: Batch, rows: float, where: str, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """This batch's part in the mean loss of all rows of the step, and the penalty."""
         log_prob, penalty = log_prob_of(self.model, self.plain, batch, where)
+        if not log_prob.requires_grad:
+            raise ValueError("Expected a log_prob that depends on the module's parameters; got one that does not.")
         log_probs.append(log_prob.detach())
         return _weighted(log_prob, batch).sum() * (-self.ranks.size / rows), penalty  # the processes' mean is taken
 

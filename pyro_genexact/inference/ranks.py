@@ -21,6 +21,8 @@ class Ranks:
 
     def __init__(self, fabric: Any) -> None:
         self.rank, self.size = fabric.global_rank, fabric.world_size
+        if self.size > 1 and not distributed.is_initialized():
+            raise ValueError("Expected a launched fabric of several devices; call fabric.launch() before the fit.")
         self._group = distributed.new_group(backend="gloo") if self.size > 1 else None
 
     @property

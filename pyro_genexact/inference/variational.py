@@ -134,12 +134,13 @@ class Variational:
         where = where or [name for name, grad in self.descent.gradients() if not grad.isfinite().all()]
         self.skipped[step] = where
         self.in_a_row += 1
-        lost = self.in_a_row == SKIPPED
-        if step == 0 or (lost and self.descent.went_back == BACK):
-            raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
-        if lost:
-            self.descent.go_back()
+        if self.in_a_row == SKIPPED:
+            now = random_state(self.device)
+            self.descent.go_back(lambda: math.isfinite(self.objective.elbo(step, 2)[0]))
+            set_random_state(now, self.device)
             self.in_a_row = 0
+        if step == 0 or self.descent.went_back > BACK:
+            raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
 
     def finish(self, hurry: bool) -> None:
         """Loads the best weights by some hundred fresh draws, the same for all, and notes their ELBO."""

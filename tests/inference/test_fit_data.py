@@ -300,6 +300,15 @@ def test_lbfgs_leaves_the_weights_of_a_step_that_is_not_finite():
     assert weights(module).norm() == 0
 
 
+def test_a_log_prob_without_parameters():
+    class Fixed(Linear):
+        def forward(self, x):
+            return dist.Normal(x.sum(-1), 1.0)
+
+    with pytest.raises(ValueError, match="Expected a log_prob that depends on the module's parameters"):
+        quiet(Fixed(), *regression_rows())
+
+
 def test_a_fit_that_diverges_warns():
     y, x = regression_rows()
     with pytest.warns(UserWarning, match=r"The fit diverged: -.* nats in the last epoch, -.* in the first step"):

@@ -118,9 +118,12 @@ class Objective:
         if not hasattr(self.loss, "_get_traces"):
             return []
         found: dict[str, None] = {}
-        for traces in self.loss._get_traces(self.model, self.guide, self.args, self.kwargs):
+        with pyro.validation_enabled(False):
+            pairs = list(self.loss._get_traces(self.model, self.guide, self.args, self.kwargs))
+        for traces in pairs:
             for of, trace in zip(("model", "guide"), traces, strict=True):
-                trace.compute_log_prob()
+                with pyro.validation_enabled(False):
+                    trace.compute_log_prob()
                 sites = ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and "log_prob" in s)
                 found |= {f"{n} ({of})": None for n, s in sites if not s["log_prob"].isfinite().all()}
         return list(found)

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
 from .enumeration import in_batch
 
@@ -21,6 +22,7 @@ class Completed:
 
     _rows: Any = None  # the distribution of some, from which expand made one of none
 
+    @full_precision
     def log_prob(self: Any, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
@@ -34,11 +36,16 @@ class Completed:
         # a number that has their gradients, for each of no values
         return sum_rightmost(value.expand(shape), len(self._event_shape)) + d.log_prob(one).sum()  # type: ignore[no-any-return]
 
+    @full_precision
     def sample(self: Any, sample_shape: Any = ()) -> Tensor:
         if 0 not in self._batch_shape and 0 not in sample_shape:
             return super().sample(Size(sample_shape))  # type: ignore[misc,no-any-return]
         shape, d = self._extended_shape(Size(sample_shape)), self._some()
         return super().sample(Size(sample_shape)) if d is None else d.sample().new_empty(shape)  # type: ignore[misc,no-any-return]
+
+    @full_precision
+    def rsample(self: Any, sample_shape: Any = ()) -> Tensor:
+        return super().rsample(Size(sample_shape))  # type: ignore[misc,no-any-return]
 
     def enumerate_support(self: Any, expand: bool = True) -> Tensor:
         d = self._some()

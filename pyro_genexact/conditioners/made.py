@@ -156,7 +156,6 @@ class MADE(Conditioner):
         phi, state = self._finish(1, 0, state, units[0][:0].t())
         return phi.squeeze(1), state
 
-    @full_precision
     def extend(self, y: Tensor, state: MADEState) -> tuple[Tensor, MADEState]:
         """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
         first, sites = state.position, y.shape[1]

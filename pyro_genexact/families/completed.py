@@ -36,16 +36,11 @@ class Completed:
         # a number that has their gradients, for each of no values
         return sum_rightmost(value.expand(shape), len(self._event_shape)) + d.log_prob(one).sum()  # type: ignore[no-any-return]
 
-    @full_precision
     def sample(self: Any, sample_shape: Any = ()) -> Tensor:
         if 0 not in self._batch_shape and 0 not in sample_shape:
             return super().sample(Size(sample_shape))  # type: ignore[misc,no-any-return]
         shape, d = self._extended_shape(Size(sample_shape)), self._some()
         return super().sample(Size(sample_shape)) if d is None else d.sample().new_empty(shape)  # type: ignore[misc,no-any-return]
-
-    @full_precision
-    def rsample(self: Any, sample_shape: Any = ()) -> Tensor:
-        return super().rsample(Size(sample_shape))  # type: ignore[misc,no-any-return]
 
     def enumerate_support(self: Any, expand: bool = True) -> Tensor:
         d = self._some()
@@ -70,6 +65,7 @@ def completed(family: Any) -> Any:
     if issubclass(family, Completed):
         return family
     methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}
+    methods["rsample"] = full_precision(family.rsample)
     methods["__reduce__"] = lambda self: (_restore, (family, self.__dict__))
     bases = [Completed, family]
     if not issubclass(family, TorchDistributionMixin):

@@ -13,7 +13,6 @@ from torch.distributions import Distribution
 from torch.nn.functional import normalize
 
 from ..core.independent import REAL_VECTOR, independent
-from ..core.precision import full_precision
 from .parametrised import Parametrised, ShapesByParameters
 from .rounding import Rounded, rounded_in_unit
 from .supports import ANGLE, open_simplex
@@ -86,7 +85,6 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore
     """Computed in float64, and as a sum of squares, where torch's difference of two cancels: y = W z + rest."""
 
     support = REAL_VECTOR
-    __init__ = full_precision(dist.LowRankMultivariateNormal.__init__)  # type: ignore[attr-defined]
 
     def log_prob(self, value: Tensor) -> Tensor:
         factor, diagonal = (_Double.apply(p) for p in (self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag))

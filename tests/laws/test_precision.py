@@ -182,6 +182,12 @@ def covariance(tensor):
     return dist.MultivariateNormal(torch.zeros(2), tensor @ tensor.mT + torch.eye(2))
 
 
+def test_entropy_of_low_rank():
+    head = h.Parametric(dist.LowRankMultivariateNormal, (4,), rank=2)
+    phi = single(sized(3, 5, head.num_params))
+    exact(lambda: (head(phi).entropy(),))
+
+
 def test_base_of_vectors():
     module = gx.Flow(
         [gx.transforms.LULinear(2)], dist.LowRankMultivariateNormal(*single((sized(2), sized(2, 1), sized(2).exp())))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from ..core.precision import full_precision
 from ..core.values import checked_value
 from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.quadrature import kronrod_rule
@@ -170,7 +169,6 @@ def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     return torch.where(outside, -inf, log_f)
 
 
-@full_precision
 def _integral(x: Tensor, alpha: Tensor, beta: Tensor, panels: int) -> tuple[Tensor, Tensor]:
     """The log density by Kronrod's rule, and how far Gauss's is from it (0 where an argument is NaN)."""
     with torch.no_grad():

@@ -1,9 +1,12 @@
 """Under autocast networks round to bfloat16, and nothing else does."""
 
+from functools import partial
+
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Transform, constraints
 from torch.utils._pytree import tree_map
 
 import pyro_genexact as gx
@@ -11,9 +14,10 @@ from pyro_genexact import heads as h
 from pyro_genexact.conditioners import MADE, Recurrent
 from pyro_genexact.conditioners.site_loop import SiteLoop
 from pyro_genexact.core.precision import at_least, full_precision
+from pyro_genexact.inference.gaussian import CholeskyAffine
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.helpers import close, finite, gradients_of, same, within
-from pyro_genexact.transforms.base import PlainTransform, adapted
+from pyro_genexact.transforms.base import adapted
 from support import registry
 from support.values import built, sized
 
@@ -232,28 +236,66 @@ def test_what_an_encoder_predicts_is_widened(of):
     assert encoder.weight.grad.isfinite().all()
 
 
-def test_samples_have_the_gradients_of_the_sequential_direction():
-    """The reverse sweep and autograd's graph of T steps, both begun under autocast, whose region has ended."""
-    flow = built(gx.flows.maf(3, context=2, hidden=(6,), transforms=1)).float()
+@pytest.mark.parametrize("recipe", [gx.flows.maf, partial(gx.flows.bnaf, transforms=1)])
+def test_gradients_of_samples(recipe):
+    """By reverse sweeps, begun under autocast, whether its region has ended or not."""
+    flow = built(recipe(3, context=2, hidden=(6,))).float()
     context, wanted = single(sized(4, 2)), [*flow.parameters()]
-    torch.manual_seed(0)
-    expected = gradients_of(flow(context).rsample().square().sum(), wanted)
-    torch.manual_seed(0)
-    with autocast():
-        x = flow(context).rsample()
-    for got, other in zip(gradients_of(x.square().sum(), wanted), expected, strict=True):
-        close("precision", "gradient of a sample", got, other, 0.0)
+
+    def run():
+        return flow(context).rsample().square()
+
+    def with_gradients():
+        return gradients_of(run().sum(), wanted)
+
+    exact(lambda: (run(),), wanted)
+    exact(with_gradients)
 
 
-class Rounding(PlainTransform):
-    """y = 2 x by a product of matrices."""
+def test_matrices_by_themselves():
+    modules = gx.transforms.LULinear(3), gx.transforms.Rotation(3), gx.transforms.Householder(3)
+    for module in modules:
+        built(module).float()
+    exact(lambda: [module.weight for module in modules])
+
+
+class Doubling(Transform):
+    """y = 2 x by products of matrices."""
+
+    bijective, domain, codomain = True, constraints.real_vector, constraints.real_vector
 
     def _call(self, x):
         return x @ (2 * torch.eye(x.shape[-1]))
 
+    def _inverse(self, y):
+        return y @ (torch.eye(y.shape[-1]) / 2)
+
+    def log_abs_det_jacobian(self, x, y):
+        return (torch.ones_like(x) @ torch.full_like(x, 2).log().mT)[:, 0]
+
+
+def test_transforms_of_others():
+    t, x = adapted(Doubling()), single(sized(3, 2))
+    exact(lambda: (t(x), t.inv(x), t.log_abs_det_jacobian(x, x), *t.call_and_ladj(x), *t.inverse_and_ladj(x)))
+    chain = gx.transforms.Chain([Doubling(), CholeskyAffine(x[0], torch.eye(2) + x[:2].tril(-1))])
+    exact(lambda: (*chain.call_and_ladj(x), *chain.inverse_and_ladj(x)))
+
+
+class Turned(dist.MultivariateNormal):
+    """Multiplies matrices in float32, as a user's family may."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + (value.unsqueeze(-2) @ self.covariance_matrix).sum((-2, -1))
+
+
+def test_families_of_users():
+    head = h.Parametric(Turned, (2,))
+    phi = single(sized(3, head.num_params))
+    exact(lambda: (head(phi).log_prob(phi[:, :2]),))
+
 
 def test_precision_has_power():
-    t, x = Rounding(), single(sized(3, 2))
+    t, x = Doubling(), single(sized(3, 2))
     exact(lambda: (full_precision(t)(x),))
     with pytest.raises(AssertionError, match=r"precision broken \[dtype of 0\]: torch.bfloat16"):
         exact(lambda: (t(x),))

@@ -32,6 +32,9 @@ class Conditioner(WithDerived):
     and ``version`` (from :meth:`new_version`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
     A conditioner may also offer :meth:`adjoint`, the reverse sweep, and says so by ``has_adjoint``.
 
+    Under ``torch.autocast`` a conditioner may round, all else does not: heads read its parameters in the dtype of the values, and
+    the law of chunks holds up to that rounding.
+
     Attributes:
         num_params: P, the numbers predicted for each site.
         site: what one site looks like, see :data:`~pyro_genexact.base.Site`.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .core.checks import check_like, check_sizes
 from .core.lengths import checked_lengths
+from .core.precision import widened
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,13 @@ def unpadded(context: Any) -> tuple[Any, Tensor | None]:
     return context if isinstance(context, PaddedSequence) else (context, None)
 
 
-def check_context(module: Any, context: Any) -> None:
-    """Raises a ValueError unless the context is what the module was built for, in width, dtype and device."""
+def check_context(module: Any, context: Any) -> Any:
+    """The values of a context; a ValueError unless they are what the module was built for, in width, dtype and device.
+
+    Under autocast narrower values, as an encoder predicts them, are widened.
+    """
     if context is None and module.context == 0:
-        return
+        return None
     name, kind = type(module).__name__, kind_of(module.context)
     if kind.attended:
         context, _ = unpadded(context)
@@ -120,14 +124,17 @@ def check_context(module: Any, context: Any) -> None:
         got = "none" if context is None else f"one of shape {tuple(getattr(context, 'shape', ()))}"
         raise ValueError(f"Expected {expected} ({name} built with context={kind}); got {got}.")
     if context is None:
-        return
+        return None
     if not isinstance(context, Tensor):
         raise TypeError(f"Expected context to be a tensor; got {type(context).__name__}.")
     if context.dim() < kind.dims or context.shape[-1] != kind.features:
         raise ValueError(
             f"Expected context.shape[-1] == {kind.features} ({name} built with context={kind}); got {tuple(context.shape)}."
         )
-    check_like("context", context, next((p for p in module.parameters() if p.is_floating_point()), context))
+    like = next((p for p in module.parameters() if p.is_floating_point()), context)
+    context = widened(context, like.dtype)
+    check_like("context", context, like)
+    return context
 
 
 def checked_source(module: Any, context: Any, lengths: Tensor | None) -> tuple[Any, Tensor | None]:
@@ -136,10 +143,10 @@ def checked_source(module: Any, context: Any, lengths: Tensor | None) -> tuple[A
     Raises:
         ValueError: for a context that the module was not built for, lengths given twice, given without sources, or outside 0 ... S.
     """
-    values, own = unpadded(context)
+    _, own = unpadded(context)
     if own is not None and lengths is not None:
         raise ValueError("Expected no source_lengths beside a PaddedSequence context, which has them; got some.")
-    check_context(module, context)
+    values = check_context(module, context)
     lengths = own if lengths is None else lengths
     if lengths is None:
         return values, None

@@ -17,6 +17,7 @@ from .base import Conditioner, DistributionModule, Head
 from .contexts import check_context
 from .core.buffers import register_given
 from .core.checks import check_kind, check_sizes, permutation
+from .core.precision import at_least
 from .core.shapes import shape_of
 from .families.in_support import with_support
 from .families.mixture import Mixture
@@ -307,7 +308,7 @@ class Conditional(DistributionModule):
 
     def forward(self, context: Tensor | None = None) -> Any:
         """The distribution given the context (*batch, C), of batch shape (*batch)."""
-        check_context(self, context)
+        context = check_context(self, context)
         phi = self.network(context)
         if not isinstance(phi, Tensor) or not phi.is_floating_point():
             got = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
@@ -317,4 +318,4 @@ class Conditional(DistributionModule):
                 f"Expected the network's outputs (*batch, {self.head.num_params}) (num_params of the head); "
                 f"got {tuple(phi.shape)}."
             )
-        return with_support(self.head(phi), self.head.support)
+        return with_support(self.head(at_least(phi, context)), self.head.support)

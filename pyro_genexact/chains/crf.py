@@ -12,6 +12,7 @@ from torch.distributions import constraints, kl_divergence
 from ..autoregressive.distribution import AutoregressiveDistribution
 from ..core.checks import check_sizes
 from ..core.independent import independent
+from ..core.precision import widened
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import numbers
 from ..heads.common_families import Categorical
@@ -75,6 +76,7 @@ class LinearChainCRF(ChainDistribution):
         lengths: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        unary, transition, initial, final = map(widened, (unary, transition, initial, final))
         check.potentials(unary, transition, initial, final)
         self.num_labels, sites = unary.shape[-1], unary.shape[-2]
         self.unary, self.transition, self.initial, self.final = unary, transition, initial, final

@@ -13,6 +13,7 @@ from ..core.checks import check_kind, check_like, check_sizes
 from ..core.functional import visible
 from ..core.independent import independent
 from ..core.leaves import map_leaves, tensors_in
+from ..core.precision import exactly, widened
 from ..core.shapes import broadcast_shapes
 from ..core.values import floating, numbers
 from ..families.in_support import feasible_point, known_to_contain, log_prob_everywhere
@@ -89,6 +90,7 @@ class HiddenMarkov(ChainDistribution):
         duration: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        initial, transition = widened(initial), widened(transition)
         sites, batch_shape = _shapes(initial, transition, observation_dist, lengths, duration)
         self.num_states = initial.shape[-1]
         self.initial, self.transition = initial.log_softmax(-1), transition.log_softmax(-1)
@@ -155,7 +157,7 @@ class HiddenMarkov(ChainDistribution):
         with torch.no_grad():
             states = self.prior().sample(sample_shape)
             each = self.observation_dist.expand((*self.batch_shape, self.event_shape[0], self.num_states))
-            draws = each.sample(Size(sample_shape))
+            draws = exactly(each.sample, Size(sample_shape))
             index = states.reshape(*states.shape, 1, *[1] * (len(self.event_shape) - 1))
             seen = draws.take_along_dim(index, self._state_dim).squeeze(self._state_dim)
             padding = self.padding(len(self.event_shape) - 1)
@@ -209,8 +211,8 @@ class HiddenMarkov(ChainDistribution):
         if padding is not None:
             value = torch.where(padding, feasible_point(support, value), value)
         if not plain_operations_only() and known_to_contain(support, value):
-            return self.observation_dist.log_prob(value)
-        return log_prob_everywhere(self.observation_dist, value, support)
+            return exactly(self.observation_dist.log_prob, value)
+        return exactly(log_prob_everywhere, self.observation_dist, value, support)
 
     def _shares(self) -> Tensor:
         """p(z_t) (*batch, N, V, 1 ...) beside what the observation_dist tells of values."""

@@ -15,6 +15,7 @@ from ..contexts import check_context
 from ..core.binding import Bound
 from ..core.checks import check_sizes, check_widths
 from ..core.functional import transformed
+from ..core.precision import full_precision
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
@@ -132,6 +133,7 @@ class MADE(Conditioner):
             phi = phi + self.direct(inputs)
         return phi.unflatten(1, (self.num_sites, self.num_params))
 
+    @full_precision
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MADEState]:
         """(B, C) to the first site's parameters (B, P) and a state, whose buffers are written in place unless grad is on."""
         check_context(self, context)
@@ -178,6 +180,7 @@ class MADE(Conditioner):
         """False while dropout is active."""
         return not (self.dropout and self.training)
 
+    @full_precision
     def adjoint(
         self, state: MADEState, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:

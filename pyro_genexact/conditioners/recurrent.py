@@ -154,7 +154,7 @@ class Recurrent(Conditioner):
         """Reads y (B, S, *site_shape) in one fused call: the parameters (B, S, P) of the sites after them."""
         check_chunk(self, y, state.position, state.hidden[0].shape[1])
         state = resumed(state)
-        inputs = joined(self.encoder(y, state.hidden[0]), state.context, state.position + 1)
+        inputs = joined(self.encoder(y, self.begin), state.context, state.position + 1)
         return self._run(inputs, self.advance(state, y.shape[1]))
 
     def reorder(self, state: RecurrentState, index: Tensor) -> RecurrentState:

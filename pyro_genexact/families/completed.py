@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
 from .enumeration import in_batch
 
@@ -21,6 +22,7 @@ class Completed:
 
     _rows: Any = None  # the distribution of some, from which expand made one of none
 
+    @full_precision
     def log_prob(self: Any, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
@@ -63,6 +65,7 @@ def completed(family: Any) -> Any:
     if issubclass(family, Completed):
         return family
     methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}
+    methods["rsample"] = full_precision(family.rsample)
     methods["__reduce__"] = lambda self: (_restore, (family, self.__dict__))
     bases = [Completed, family]
     if not issubclass(family, TorchDistributionMixin):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor
+import torch
+from torch import Size, Tensor
 
 from ..core.independent import of_events
+from ..core.precision import exactly
 from ..core.settable import Settable
 from ..core.shapes import sum_rightmost
 from ..transforms.base import adapted
@@ -34,8 +36,22 @@ class TransformedDistribution(dist.TransformedDistribution):
             event_dim += t.domain.event_dim - t.codomain.event_dim
             ladjs.append(sum_rightmost(ladj, event_dim - t.domain.event_dim))
         base = self.base_dist if value.numel() and self.batch_shape.numel() else of_events(self.base_dist)
-        total: Tensor = sum_rightmost(base.log_prob(value), event_dim - len(base.event_shape))
+        total: Tensor = sum_rightmost(exactly(base.log_prob, value), event_dim - len(base.event_shape))
         return sum(ladjs, total)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Values (*sample_shape, *batch, *event)."""
+        with torch.no_grad():
+            return self._pushed(exactly(self.base_dist.sample, Size(sample_shape)))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The same with gradients, where the base has them."""
+        return self._pushed(exactly(self.base_dist.rsample, Size(sample_shape)))
+
+    def _pushed(self, x: Tensor) -> Tensor:
+        for t in self.transforms:
+            x = t(x)
+        return x
 
     base_dist: Any
 

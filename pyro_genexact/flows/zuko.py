@@ -15,6 +15,7 @@ from ..core.checks import check_sizes
 from ..core.devices import zeros_for
 from ..core.functional import transformed
 from ..core.independent import REAL_VECTOR, to_event
+from ..core.precision import full_precision
 from ..numerics.derivatives import implicit
 from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.vectors import refine
@@ -159,6 +160,7 @@ class ConditionedZuko(ConditionedTransform):
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self._of_rows(y, self._to_noise)
 
+    @full_precision
     def _of_rows(self, value: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
         """Images of rows. Those that are not finite stay as they are: they would stop zuko's solver for all others."""
         value = self._broadcast(value)

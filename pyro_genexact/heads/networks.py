@@ -13,6 +13,7 @@ from torch.nn.functional import linear, softplus
 from ..base import Head
 from ..core.checks import check_positive, check_sizes, check_widths
 from ..core.functional import visible
+from ..core.precision import full_precision
 from ..core.shapes import broadcast_shapes
 from ..numerics.quadrature import integrate
 from ..transforms.monotone import Monotone
@@ -41,6 +42,7 @@ class _OwnNetwork(Head):
     def extra_repr(self) -> str:
         return f"{self.signal}, hidden={self.hidden}"
 
+    @full_precision
     def _split(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Three numbers a value, each (*batch, S, 1), and what the signal adds to each hidden layer (*batch, S, n)."""
         shift, scale, amplitude, signal = phi.split([1, 1, 1, self.signal], -1)
@@ -155,6 +157,7 @@ def _limited(rows: Tensor, limit: float) -> Tensor:
     return rows / (1 + rows.abs().sum(1, keepdim=True) / limit)
 
 
+@full_precision
 def monotone_network(
     x: Tensor, shift: Tensor, scale: Tensor, amplitude: Tensor, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -178,6 +181,7 @@ def monotone_network(
     return y.squeeze(-1), torch.addcmul(scale, amplitude, linear(d, weights[-1])).log().squeeze(-1)
 
 
+@full_precision
 def integrated_positive(
     x: Tensor, shift: Tensor, log_scale: Tensor, amplitude: Tensor, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:

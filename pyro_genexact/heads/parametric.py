@@ -18,6 +18,7 @@ from ..core.buffers import register_given
 from ..core.checks import check_widths
 from ..core.independent import independent, to_event
 from ..core.leaves import tensors_in
+from ..core.precision import full_precision
 from ..families import table
 from ..families.completed import completed
 from ..families.repaired import REPAIRED
@@ -115,6 +116,7 @@ class Parametric(Head):
         support = self.support
         self._constant_support = None if tensors_in(support) else support
 
+    @full_precision  # families multiply matrices when they are built, too
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
         rows = phi.shape[:-1]

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from ..base import Head
 from ..core.checks import check_positive, check_sizes
+from ..core.precision import full_precision
 from ..transforms.monotone import Monotone
 from ..transforms.spline import RationalQuadratic
 from .parameters import bounded
@@ -64,6 +65,7 @@ class SumOfSquares(Head):
         return Monotone(function, [shift, coefficients], [rules], guess)
 
 
+@full_precision
 def _sum_of_squares(
     x: Tensor, shift: Tensor, coefficients: Tensor, rules: Tensor, bound: float
 ) -> tuple[Tensor, Tensor]:
@@ -75,6 +77,7 @@ def _sum_of_squares(
     return torch.addcmul(torch.addcmul(shift.squeeze(-1), near, mean), x - near, slope), slope.log()
 
 
+@full_precision
 def _sum_of_squares_guess(y: Tensor, shift: Tensor, coefficients: Tensor, rules: Tensor, bound: float) -> Tensor:
     nodes, width = rules.shape
     count = coefficients.shape[-1] // width
@@ -147,6 +150,7 @@ def _bernstein(
     return torch.addcmul(near + added, slope, x - near) + shift.squeeze(-1), slope.log()
 
 
+@full_precision
 def _bernstein_guess(y: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float) -> Tensor:
     degree = len(choose)
     _, basis = _binomials(degree, y.dtype, y.device)

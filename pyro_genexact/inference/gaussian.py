@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ..core.independent import REAL_VECTOR
+from ..core.precision import full_precision
 from ..transforms.base import Chain, PlainTransform
 
 
@@ -58,6 +59,7 @@ class CholeskyAffine(PlainTransform):
         super().__init__()
         self.loc, self.scale_tril = loc, scale_tril
 
+    @full_precision
     def _call(self, x: Tensor) -> Tensor:
         return self.loc + x @ self.scale_tril.mT
 

@@ -19,6 +19,7 @@ from ..core.binding import Held
 from ..core.functional import transformed, vjp
 from ..core.independent import independent
 from ..core.lengths import expand_mask, filled_constraint, present, zero_padding
+from ..core.precision import at_least
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
 
@@ -76,7 +77,7 @@ class ConditionedAutoregressive(ConditionedTransform):
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, mask, shape = self._flatten(x)
-        y, ladj = adapted(self.head(self.conditioner(rows, context))).call_and_ladj(rows)
+        y, ladj = adapted(self.head(at_least(self.conditioner(rows, context), rows))).call_and_ladj(rows)
         y, ladj = _masked(y, mask), _masked(ladj, mask).sum(-1)
         return _shaped(y, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
@@ -183,6 +184,7 @@ def _solve(
     with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
         loop = SiteLoop(conditioner, context, len(y), len(ys))
         for t, phi_t in loop:
+            phi_t = at_least(phi_t, y)
             # a call of the head as a module would cost as much as two operations
             x_t = adapted(head.forward(phi_t, t)).invert(ys[t])
             x_t = x_t if mask is None else _masked(x_t, mask[:, t : t + 1])

@@ -16,6 +16,7 @@ from torch.distributions.transforms import _InverseTransform
 from ..core.functional import visible
 from ..core.independent import independent
 from ..core.leaves import FORGOTTEN, tensors_in
+from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
 from ..core.versions import versions_of
 
@@ -113,15 +114,19 @@ class Adapted(PlainTransform):
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         return self.transform.codomain
 
+    @full_precision
     def _call(self, x: Tensor) -> Tensor:
         return self.transform(x)  # type: ignore[no-any-return]
 
+    @full_precision
     def _inverse(self, y: Tensor) -> Tensor:
         return self.transform.inv(y)  # type: ignore[no-any-return]
 
+    @full_precision
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.transform.log_abs_det_jacobian(x, y)  # type: ignore[no-any-return]
 
+    @full_precision
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pair = getattr(self.transform, "call_and_ladj", super().call_and_ladj)  # zuko's have it too
         return pair(x)  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..core.buffers import WithDerived, register_derived
+from ..core.precision import full_precision
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
 
@@ -146,6 +147,7 @@ def _at_site(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tens
     return _through(form, count, x, *tensors)[:2]
 
 
+@full_precision
 def parallel(module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (T, B) and log|dy/dx| (B,) of x (T, B), given the context (B, C)."""
     form, layers = FORMS[module.residual], module.layers
@@ -161,6 +163,7 @@ def parallel(module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Te
     return y.squeeze(1), ladj.sum((0, 1))
 
 
+@full_precision
 def site_by_site(module: Any, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """x (T, B) and log|dy/dx| (B,) of y (T, B), given the context (B, C)."""
     form, gates, count = FORMS[module.residual], module.gates(), len(module.layers)
@@ -206,6 +209,7 @@ class Solve(Function):
         return x, ladj
 
     @staticmethod
+    @full_precision
     def backward(ctx: Any, gx: Tensor, gl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, y, context, *tensors = ctx.saved_tensors
         module, needed = ctx.transform.module, ctx.needs_input_grad[1:]

@@ -18,6 +18,7 @@ from ..core.buffers import register_derived
 from ..core.checks import check_kind, check_sizes
 from ..core.devices import zeros_for
 from ..core.independent import independent
+from ..core.precision import at_least
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
 
@@ -155,7 +156,9 @@ class Coupling(BijectionModule):
         """phi (*batch, S, P) of the S sites that do not pass, from the numbers (*batch, d) that pass and the context."""
         batch = passing.shape[:-1]
         inputs = passing if context is None else torch.cat([passing, context.expand(*batch, self.context)], -1)
-        return self.network(inputs).reshape(*batch, self.num_sites - self.passing, self.head.num_params)
+        return at_least(self.network(inputs), inputs).reshape(
+            *batch, self.num_sites - self.passing, self.head.num_params
+        )
 
     def forward(self, context: Tensor | None = None) -> ConditionedCoupling:
         """The transform given the context (*batch, C)."""

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from ..core.checks import check_last, check_like, check_sizes
 from ..core.functional import visible
 from ..core.independent import REAL_VECTOR
+from ..core.precision import full_precision
 from .base import PlainTransform
 
 _BOUND = 7.0  # of log-scales, smoothly
@@ -63,6 +64,7 @@ class LULinear(PlainTransform, TransformModule):
         """L U D (D, D)."""
         return self._mix() * self._log_scales().exp()
 
+    @full_precision
     def _call(self, x: Tensor) -> Tensor:
         return linear(_checked(x, self.bias) * self._log_scales().exp(), self._mix(), self.bias)
 
@@ -79,6 +81,7 @@ class LULinear(PlainTransform, TransformModule):
     def _log_scales(self) -> Tensor:
         return torch.tanh(self.log_diagonal / _BOUND) * _BOUND
 
+    @full_precision
     def _mix(self) -> Tensor:
         """L U (D, D)."""
         one = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
@@ -93,10 +96,12 @@ class _Orthogonal(PlainTransform, TransformModule):
     domain = codomain = REAL_VECTOR
     weight: Tensor
 
+    @full_precision
     def _call(self, x: Tensor) -> Tensor:
         weight = self.weight
         return linear(_checked(x, weight), weight)
 
+    @full_precision
     def _inverse(self, y: Tensor) -> Tensor:
         weight = self.weight
         return linear(_checked(y, weight), weight.mT)
@@ -190,6 +195,7 @@ class Householder(_Orthogonal):
         return reflected(self.vectors, self.vectors.shape[1])
 
 
+@full_precision
 def reflected(normals: Tensor, columns: int) -> Tensor:
     """The first columns of the product of reflections, first to last, at planes with the normals (*batch, K, D).
 

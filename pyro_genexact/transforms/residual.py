@@ -13,6 +13,7 @@ from ..core.binding import Held
 from ..core.buffers import register_derived
 from ..core.checks import check_last, check_sizes
 from ..core.independent import REAL_VECTOR
+from ..core.precision import at_least, full_precision
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
 from .matrices import reflected
@@ -91,7 +92,7 @@ class _Residual(BijectionModule):
 
     def numbers(self, context: Tensor | None) -> Tensor:
         """(N,), or (*batch, N) from a context (*batch, C)."""
-        return self.phi if context is None else self.net(context)
+        return self.phi if context is None else at_least(self.net(context), context)
 
     def forward(self, context: Tensor | None = None) -> ConditionedResidual:
         """The transform given the context (*batch, C)."""
@@ -280,11 +281,13 @@ class Sylvester(_Residual):
         axes = torch.eye(features, device="cpu").repeat(-(-reflections // features), 1)[:reflections]
         register_derived(self, "axes", axes)
 
+    @full_precision
     def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         q, r, s, b, slope = self._read(phi)
         z = _times(_times(x, q), s.mT) + b
         return x + _times(_times(z.tanh(), r.mT), q.mT), _slope(z, slope).log().sum(-1)
 
+    @full_precision
     def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         q, r, s, b, slope = self._read(phi)
         z = _unmix(_times(_times(y, q), s.mT) + b, s @ r, slope)

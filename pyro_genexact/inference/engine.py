@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -84,32 +85,39 @@ class Engine:
     def run(self, task: Task) -> str:
         """Continues from the checkpoint, if there is one; returns why the task ended."""
         state = self.checkpoint.load()
+        if self.ranks.size == 1:
+            return self._run(task, state, [])
+        with held_interrupts() as came:  # all processes stop after the same step
+            return self._run(task, state, came)
+
+    def _run(self, task: Task, state: dict[str, Any] | None, came: list[int]) -> str:
         stopped = None if state is None else state["stopped"]
+        finished = stopped is not None
         try:
             if state is not None:
-                self._restore(task, state)
+                uninterrupted(partial(self._restore, task, state))
             while stopped is None:
-                self._step(task)
-                stopped = task.stopped
-                self.bar.report(task.done, task.text, last=stopped is not None)
-                if stopped is None and self.checkpoint.due(task.steps):
-                    self._save(task, None)
+                stopped = self._step(task, came)
         except KeyboardInterrupt:
             stopped = "interrupted"
         if _finish(task):
             stopped = "interrupted"
-        if stopped != "interrupted" and (state is None or state["stopped"] is None):
+        if finished or stopped == "interrupted":
+            return stopped
+        try:
             self._save(task, stopped)
+        except KeyboardInterrupt:
+            return "interrupted"
         return stopped
 
-    def _step(self, task: Task) -> None:
-        if self.ranks.size == 1:
-            task.step()
-            return
-        with held_interrupts() as came:  # all processes stop after the same step
-            task.step()
+    def _step(self, task: Task, came: list[int]) -> str | None:
+        task.step()
+        self.bar.report(task.done, task.text, last=task.stopped is not None)
+        if task.stopped is None and self.checkpoint.due(task.steps):
+            self._save(task, None)
         if self.ranks.sum(bool(came))[0]:
             raise KeyboardInterrupt
+        return task.stopped
 
     def _save(self, task: Task, stopped: str | None) -> None:
         if self.checkpoint.path is None:
@@ -140,7 +148,7 @@ def held_interrupts() -> Iterator[list[int]]:
     """Collects interrupts (SIGINT) of the main thread in place of raising them."""
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is None:
+    if not main or not callable(signal.getsignal(signal.SIGINT)):  # another thread, or interrupts are ignored
         yield came
         return
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
@@ -151,8 +159,8 @@ def held_interrupts() -> Iterator[list[int]]:
 
 
 def uninterrupted(function: Callable[[], None]) -> None:
-    """Calls a short function that no interrupt may cut in two."""
+    """Calls a short function that no interrupt may cut in two; the interrupt comes after it."""
     with held_interrupts() as came:
         function()
     if came:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

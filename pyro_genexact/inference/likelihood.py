@@ -98,7 +98,6 @@ class MaximumLikelihood:
         )
         self.params = [p for p in self.module.parameters() if p.requires_grad]
         self.closure = takes_closure(self.optimizer)
-        self.versions = self._versions()
         self.batches: Iterator[Batch] | None = None
         self.spent, self.worst, self.last_loss, self.flat = 0.0, -math.inf, math.inf, False
         self.random: list[Tensor] = []
@@ -212,7 +211,7 @@ class MaximumLikelihood:
         own, length, extra = torch.stack(
             [x.to(nats) for x in numbers]
         ).tolist()  # the one wait for the device in a step
-        value = self.ranks.sum(own)[0]
+        value, extra = self.ranks.sum(own, extra / self.ranks.size)
         if not math.isfinite(value + extra + length):
             what, got = ("gradient", length) if math.isfinite(value + extra) else ("loss", extra - value)
             bad = [row for rows in self.ranks.gather(self._bad_rows(group, log_probs)) for row in rows]
@@ -280,17 +279,16 @@ class MaximumLikelihood:
         total, weight = self.ranks.sum(own, weight)
         return total / weight if weight else math.nan
 
-    def _versions(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}
-
     def _share_buffers(self) -> None:
-        """Gives all processes the buffers of the first that training has changed, such as running means."""
+        """Gives all processes the buffers of the first: running means are those of its rows."""
         if self.ranks.size == 1:
             return
-        for name, buffer in self.module.named_buffers():
-            if self.versions.get(name) != (id(buffer), buffer._version):
-                distributed.broadcast(buffer, 0)
-        self.versions = self._versions()
+        for module in dict.fromkeys((self.module, self._kept)):
+            for buffer in module.buffers():
+                value = buffer.contiguous()
+                distributed.broadcast(value, 0)
+                if not torch.equal(value, buffer):
+                    buffer.copy_(value)
 
     def finish(self, hurry: bool) -> None:
         """Loads the weights that are kept."""

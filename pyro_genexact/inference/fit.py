@@ -176,6 +176,9 @@ def fit(
             own = None if schedule is None else schedule(opt, _known(steps))
             rate = _rate(own is not None or takes_closure(opt), held_out is not None, patience, steps)
             settings |= _described(module, opt, own, fabric, sources)
+        lengths = ranks.gather(train.batches)
+        if len(set(lengths)) > 1:
+            raise ValueError(f"Expected data with as many batches in each process; got {lengths}.")
         task = MaximumLikelihood(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
             epochs, seconds, max_grad_norm, accumulate, penalty, ema,

@@ -100,7 +100,8 @@ class MaximumLikelihood:
         self.closure = takes_closure(self.optimizer)
         self.batches: Iterator[Batch] | None = None
         self.spent, self.worst, self.last_loss, self.flat = 0.0, -math.inf, math.inf, False
-        self.random: list[Tensor] = []
+        self.random: list[Tensor] = []  # states of generators at the start of the epoch
+        self.drawn: list[Tensor] = []
 
     # --- steps --------------------------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class MaximumLikelihood:
 
     def _epoch(self) -> Iterator[Batch]:
         if self.at.batch == 0:
-            self.random = random_state(self.fabric.device)
+            self.random, self.drawn = random_state(self.fabric.device), self.train.states()
             return self.train.epoch(self.at.epoch)
         now = random_state(self.fabric.device)
         set_random_state(self.random, self.fabric.device)  # what a loader drew at the start of the epoch it draws again
@@ -308,6 +309,10 @@ class MaximumLikelihood:
             "schedule": (self.schedule or self.rate).state_dict(),
             "averages": None if self.averages is None else self.averages.state_dict(),
             "random": self.random,
+            "loaders": (
+                self.train.states() if self.batches is None else self.drawn,
+                [] if self.held_out is None else self.held_out.states(),
+            ),
             "at": vars(self.at),
             "plain": {name: getattr(self, name) for name in PLAIN},
         }
@@ -320,6 +325,10 @@ class MaximumLikelihood:
         if self.averages is not None:
             self.averages.load_state_dict(state["averages"])
         self.random, self.at = state["random"], Position(**state["at"])
+        self.drawn, held_out = state["loaders"]
+        self.train.restore(self.drawn)
+        if self.held_out is not None:
+            self.held_out.restore(held_out)
         for name, value in state["plain"].items():
             setattr(self, name, value)
 

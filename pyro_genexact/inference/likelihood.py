@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -225,6 +226,8 @@ class MaximumLikelihood:
     def _loss(self, batch: Batch, rows: float, where: str, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """This batch's part in the mean loss of all rows of the step, and the penalty."""
         log_prob, penalty = log_prob_of(self.model, self.plain, batch, where)
+        if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
+            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
         log_probs.append(log_prob.detach())
         return _weighted(log_prob, batch).sum() * (-self.ranks.size / rows), penalty  # the processes' mean is taken
 
@@ -298,6 +301,15 @@ class MaximumLikelihood:
         elif self.averages is not None and self.steps:
             self.module.load_state_dict(self.averages.module.state_dict())
         self.module.zero_grad()
+
+    def warn(self) -> None:
+        """Warns if the weights that are kept are far worse than those of the start."""
+        nats = self.history[0][self.best_epoch] if self.history[0] else math.inf
+        if nats < self.worst:
+            warnings.warn(
+                f"The fit ended at {nats:.4g} nats a row, far below its start. Try a smaller lr or max_grad_norm.",
+                stacklevel=3,
+            )
 
     # --- checkpoints and progress -------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
 from ..core.random import generator
 from .ranks import Ranks
@@ -100,6 +101,7 @@ class Items(Dataset[Batch]):
         self.dataset, self.name, self.weights = dataset, name, weights
 
     def __getitem__(self, rows: Tensor) -> Batch:
+        _seed_worker(rows)
         weights = None if self.weights is None else self.weights[rows]
         return batch_of(self._collated(rows.tolist()), rows, self.name, weights)
 
@@ -123,6 +125,16 @@ class Items(Dataset[Batch]):
         except Exception as error:
             error.add_note(f"Raised by row {row} of {self.name}.")
             raise
+
+
+def _seed_worker(rows: Tensor) -> None:
+    """Seeds what a worker process draws by its rows, so that a fit that was continued draws the same."""
+    worker = get_worker_info()
+    if worker is not None:
+        seed = hash((worker.seed - worker.id, *rows.tolist())) % 2**32  # without the id: that of all workers
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
 
 def batch_of(items: Any, rows: Tensor | None, name: str, weights: Tensor | None = None) -> Batch:
@@ -230,6 +242,8 @@ class Loader:
         """The batches of an epoch, from one on."""
         if self.order is not None:
             self.order.epoch, self.order.start = number, start
+        else:
+            _set_epoch(self.loader, number)
         with torch.device("cpu"):  # where DataLoader draws its seed
             items = iter(self.loader)
         if self.order is None:
@@ -242,8 +256,34 @@ class Loader:
         if iterator is not None:
             iterator._shutdown_workers()
 
+    def states(self) -> list[Tensor]:
+        """The states of the generators that a user's loader brings; torch's own is not among them."""
+        return [g.get_state() for g in self._generators()]
+
+    def restore(self, states: list[Tensor]) -> None:
+        """Restores what :meth:`states` returned."""
+        for g, state in zip(self._generators(), states, strict=True):
+            g.set_state(state.clone())
+
+    def _generators(self) -> list[torch.Generator]:
+        if self.order is not None:
+            return []
+        sampler, batches = (getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))
+        parts = (self.loader, sampler, batches, getattr(batches, "sampler", None))
+        found = (getattr(part, "generator", None) for part in parts)
+        return [*dict.fromkeys(g for g in found if isinstance(g, torch.Generator))]
+
     def _batch(self, item: Any) -> Batch:
         return (item if isinstance(item, Batch) else batch_of(item, None, self.name)).to(self.device)
+
+
+def _set_epoch(loader: Any, number: int) -> None:
+    """Tells samplers that shuffle by the number of the epoch."""
+    if hasattr(loader, "_num_iter_calls"):  # by which Fabric's loaders do this themselves
+        loader._num_iter_calls = number
+    set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(number)
 
 
 def source_of(data: Any, context: Any, weights: Any, name: str, dtype: torch.dtype) -> Rows | Iterable[Any]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .ranks import Ranks
 
 FORMAT = "pyro_genexact checkpoint 1"
 MINUTE = 60.0
+NUMPY: list[Any] = [
+    np.dtype,
+    np.float64(0).__reduce__()[0],
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+]  # of its scalars
 
 
 class Checkpoint:
@@ -29,6 +38,7 @@ class Checkpoint:
         self.path = None if path is None else Path(path)
         self.every, self.arguments, self.ranks = every, arguments, ranks
         self.written = time.monotonic()
+        self.readable = False  # whether what was written could be read
 
     def load(self) -> dict[str, Any] | None:
         """The state to continue from, or None where there is no file yet.
@@ -39,6 +49,8 @@ class Checkpoint:
         if self.path is None:
             return None
         with self.ranks.agreed():
+            if self.ranks.first and not self.path.parent.is_dir():
+                raise ValueError(f"Expected checkpoint in a folder that exists; got {self.path}.")
             content = self._read(self.path) if self.ranks.first else None
         return self.ranks.gather(content)[0]
 
@@ -46,7 +58,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _content(path)
         except Exception as error:  # whatever a file of anything may raise
             raise ValueError(
                 f"Expected checkpoint to be a file that a fit has written; {path} is truncated or of another "
@@ -92,8 +104,53 @@ class Checkpoint:
                         torch.save(content, file)
                         file.flush()
                         os.fsync(file.fileno())
+                    self._check_readable(part)
                     os.replace(part, self.path)
                 except BaseException:
                     part.unlink(missing_ok=True)
                     raise
         self.written = time.monotonic()
+
+    def _check_readable(self, part: Path) -> None:
+        """The first time only: states of one fit are alike."""
+        if self.readable:
+            return
+        try:
+            _content(part)
+        except Exception as error:
+            raise ValueError(
+                "Expected optimizer, schedule and module with states of tensors, numbers and text, in lists and dicts, alone: a "
+                "checkpoint of other objects could not be read again."
+            ) from error
+        self.readable = True
+
+
+def _content(path: Path) -> Any:
+    with torch.serialization.safe_globals(NUMPY):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def digest(value: Any) -> str:
+    """A short hash of tensors, arrays, numbers and text, also in dicts and lists; of other things the types."""
+    content = hashlib.sha256()
+    _feed(content, value)
+    return content.hexdigest()[:8]
+
+
+def _feed(content: Any, value: Any) -> None:
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        content.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        content.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        content.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        _feed(content, [*value.items()])
+    elif isinstance(value, (tuple, list)):
+        content.update(str(len(value)).encode())
+        for part in value:
+            _feed(content, part)
+    else:
+        content.update(
+            (repr(value) if isinstance(value, (int, float, str, type(None))) else type(value).__name__).encode()
+        )

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,41 +86,38 @@ class Engine:
     def run(self, task: Task) -> str:
         """Continues from the checkpoint, if there is one; returns why the task ended."""
         state = self.checkpoint.load()
-        with self.interrupts.watched():
-            stopped = self._steps(task, state)
-            if _finish(task):
-                stopped = "interrupted"
-        if stopped != "interrupted" and (state is None or state["stopped"] is None):
-            self._save(task, stopped)
-        return stopped
+        with self.interrupts.watched(), self.interrupts.held() if self.ranks.size > 1 else nullcontext():
+            return self._run(task, state)
 
-    def _steps(self, task: Task, state: dict[str, Any] | None) -> str:
+    def _run(self, task: Task, state: dict[str, Any] | None) -> str:
+        stopped = None if state is None else state["stopped"]
+        finished = stopped is not None
         try:
             if state is not None:
-                self._restore(task, state)
-            stopped = task.stopped
+                with self.interrupts.held():
+                    self._restore(task, state)
             while stopped is None:
-                self._step(task)
-                stopped = task.stopped
-                self.bar.report(task.done, task.text, last=stopped is not None)
-                if stopped is None and self.checkpoint.due(task.steps):
-                    self._save(task, None)
+                stopped = self._step(task)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        if _finish(task):
+            stopped = "interrupted"
+        if finished or stopped == "interrupted":
             return stopped
+        try:
+            self._save(task, stopped)
         except KeyboardInterrupt:
             return "interrupted"
+        return stopped
 
-    def _step(self, task: Task) -> None:
-        if self.ranks.size == 1:
-            task.step()
-            return
-        try:
-            with self.interrupts.held():
-                task.step()
-            came = False
-        except KeyboardInterrupt:
-            came = True
-        if self.ranks.sum(came)[0]:  # all processes stop after the same step
+    def _step(self, task: Task) -> str | None:
+        task.step()
+        self.bar.report(task.done, task.text, last=task.stopped is not None)
+        if task.stopped is None and self.checkpoint.due(task.steps):
+            self._save(task, None)
+        if self.ranks.sum(self.interrupts.taken())[0]:  # all processes stop after the same step
             raise KeyboardInterrupt
+        return task.stopped
 
     def _save(self, task: Task, stopped: str | None) -> None:
         if self.checkpoint.path is None:
@@ -157,7 +154,7 @@ class Interrupts:
         """Handles the signal in this context."""
         old = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is not threading.main_thread() or not callable(old):
-            yield
+            yield  # another thread, or interrupts are ignored
             return
 
         def handle(number: int, frame: Any) -> None:
@@ -180,6 +177,10 @@ class Interrupts:
             yield
         finally:
             self.holding = outer
-        if self.came and not outer:
-            self.came = False
+        if not outer and self.taken():
             raise KeyboardInterrupt
+
+    def taken(self) -> bool:
+        """Whether one came since this was asked."""
+        came, self.came = self.came, False
+        return came

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..core.checks import check_positive, check_sizes
 from ..core.devices import device_of
 from ..core.random import checked_seed, seeded
-from .batches import Columns, Context, Loader, Rows, hold_out, source_of
-from .checkpoint import Checkpoint
+from .batches import Context, Items, Loader, Rows, hold_out, source_of
+from .checkpoint import Checkpoint, digest
 from .engine import Clock, Engine, Interrupts
 from .fitting import Progress, fabric_of, modes_kept
 from .learning_rate import DROPS, WARM, LearningRate
@@ -200,7 +199,10 @@ def fit(
             steps = math.inf if train.batches is None else epochs * math.ceil(train.batches / accumulate)
             own = None if schedule is None else schedule(opt, _known(steps))
             rate = _rate(own is not None or takes_closure(opt), held_out is not None, patience, steps)
-            settings |= _described(module, opt, own, fabric, sources)
+            settings |= {} if checkpoint is None else _described(module, opt, own, penalty, fabric, sources)
+        lengths = ranks.gather(train.batches)
+        if len(set(lengths)) > 1:
+            raise ValueError(f"Expected data with as many batches in each process; got {lengths}.")
         task = MaximumLikelihood(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
             epochs, seconds, max_grad_norm, accumulate, penalty, ema, Interrupts(),
@@ -208,6 +210,8 @@ def fit(
         with closing(task), Progress(epochs, "epoch", progress and ranks.first) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
             stopped = Engine(ranks, device, clock, file, bar, task.interrupts).run(task)
+    if ranks.first:
+        task.warn()
     return FitResult(*task.history, task.best_epoch, clock.seconds, stopped, task.steps)
 
 
@@ -238,16 +242,24 @@ def _rate(constant: bool, validated: bool, patience: int | None, steps: float) -
 
 
 def _described(
-    module: nn.Module, optimizer: Optimizer, schedule: LRScheduler | None, fabric: Any, sources: Iterable[Any]
+    module: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler | None,
+    penalty: Penalty | None,
+    fabric: Any,
+    sources: Iterable[Any],
 ) -> dict[str, Any]:
     """Of the arguments that are no plain values, what can be compared with a checkpoint."""
     plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, (int, float, str, tuple))}
-    shapes = {name: [*p.shape] for name, p in module.named_parameters()}
+    shapes = {
+        name: f"{p.dtype} {[*p.shape]}{'' if p.requires_grad else ' frozen'}" for name, p in module.named_parameters()
+    }
     of_data, of_validation = (None if source is None else _digest(source) for source in sources)
     return {
         "module": f"{type(module).__name__} of parameters {shapes}",
         "optimizer": f"{type(optimizer).__name__}({plain})",
         "schedule": None if schedule is None else type(schedule).__name__,
+        "penalty": None if penalty is None else getattr(penalty, "__qualname__", type(penalty).__name__),
         "processes": fabric.world_size,
         "precision": fabric.strategy.precision.precision,
         "data": of_data,
@@ -260,12 +272,8 @@ def _digest(source: Any) -> str:
     if not isinstance(source, Rows):
         return type(source).__name__
     rows = source.index[:: max(1, len(source.index) // SAMPLE)]
-    content = hashlib.sha256(rows.numpy().tobytes())
-    if isinstance(source.source, Columns):
-        batch = source.source[rows]
-        for x in (batch.data, *batch.context.values(), *([] if batch.weights is None else [batch.weights])):
-            content.update(repr(x.tolist()).encode())
-    return f"{len(source.index)} rows ({content.hexdigest()[:8]})"
+    some: Any = source.source.weights if isinstance(source.source, Items) else vars(source.source[rows])
+    return f"{len(source.index)} rows ({digest([rows, some])})"
 
 
 def _check(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from ..core.checks import check_positive, check_sizes
 from ..core.devices import device_of
 from ..core.random import checked_seed, seeded
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, digest
 from .descent import Descent
 from .elbo import Objective, default_loss
 from .engine import Clock, Engine, Interrupts
@@ -143,14 +143,15 @@ def fit_guide(
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
     fabric = _on_one_device(fabric_of(fabric, device), device)
+    parameters = None if parameters is None else [*parameters]
     settings = {
-        "steps": steps, "lr": lr, "num_particles": num_particles, "max_grad_ratio": max_grad_ratio, "seed": seed,
-        "loss": type(loss).__name__, "optimizer": getattr(optimizer, "__name__", repr(optimizer)),
-        "arguments": _digest(args, kwargs), "precision": fabric.strategy.precision.precision,
+        "steps": steps, "lr": lr, "num_particles": num_particles, "max_grad_ratio": max_grad_ratio, "seed": seed
     }  # fmt: skip
     with modes_kept(modules), seeded(seed, device), poutine.block(), torch.enable_grad(), _same_latents():
         if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
             guide(*args, **kwargs)
+        if checkpoint is not None:
+            settings |= _described(model, guide, loss, optimizer, parameters, fabric, args, kwargs)
         if loss is None:
             loss = default_loss(partial(model, *args, **kwargs), partial(guide, *args, **kwargs), num_particles)
         objective = Objective(loss, model, guide, args, kwargs, fabric.autocast)
@@ -174,15 +175,28 @@ def _on_one_device(fabric: Any, device: torch.device) -> Any:
     return fabric
 
 
-def _digest(args: Any, kwargs: dict[str, Any]) -> str:
-    """What a checkpoint can compare of the arguments of model and guide."""
-    described = [
-        hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
-        if isinstance(x, Tensor)
-        else type(x).__name__
-        for x in (*args, *(kwargs[name] for name in sorted(kwargs)))
-    ]
-    return ", ".join(described)
+def _described(
+    model: Any, guide: Any, loss: Any, optimizer: Any, parameters: Any, fabric: Any, args: Any, kwargs: Any
+) -> dict[str, Any]:
+    """Of the arguments that are no plain values, what can be compared with a checkpoint."""
+    particles = getattr(loss, "num_particles", None)
+    return {
+        "model": _named(model),
+        "guide": _named(guide),
+        "loss": None if loss is None else f"{type(loss).__name__}(num_particles={particles})",
+        "optimizer": None if optimizer is None else _named(optimizer),
+        "parameters": None if parameters is None else len(parameters),
+        "precision": fabric.strategy.precision.precision,
+        "arguments": digest([args, sorted(kwargs.items())]),
+    }
+
+
+def _named(function: Any) -> str:
+    if isinstance(function, nn.Module):
+        return (
+            f"{type(function).__name__} of parameters { {name: [*p.shape] for name, p in function.named_parameters()} }"
+        )
+    return getattr(function, "__qualname__", None) or re.sub(" at 0x[0-9a-f]*", "", repr(function))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 STRATEGIES = ("SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy")
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")
 PATIENCE = 60.0  # seconds without a line of progress
 
 

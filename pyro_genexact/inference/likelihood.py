@@ -102,10 +102,10 @@ class MaximumLikelihood:
         )
         self.params = [p for p in self.module.parameters() if p.requires_grad]
         self.closure = takes_closure(self.optimizer)
-        self.versions = self._versions()
         self.batches: Iterator[Batch] | None = None
         self.start, self.spent, self.worst, self.last_loss, self.flat = 0.0, 0.0, -math.inf, math.inf, False
-        self.random: list[Tensor] = []
+        self.random: list[Tensor] = []  # states of generators at the start of the epoch
+        self.drawn: list[Tensor] = []
 
     # --- steps --------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class MaximumLikelihood:
 
     def _epoch(self) -> Iterator[Batch]:
         if self.at.batch == 0:
-            self.random = random_state(self.fabric.device)
+            self.random, self.drawn = random_state(self.fabric.device), self.train.states()
             return self.train.epoch(self.at.epoch)
         now = random_state(self.fabric.device)
         set_random_state(self.random, self.fabric.device)  # what a loader drew at the start of the epoch it draws again
@@ -217,7 +217,7 @@ class MaximumLikelihood:
         numbers = [norm.to(loss), *([] if penalty is None else [penalty.to(loss)]), loss, *losses]
         length, *values = torch.stack(numbers).tolist()  # the one wait for the device in a step
         extra = 0.0 if penalty is None else values.pop(0)
-        value = -self.ranks.sum(sum(values))[0] / self.ranks.size
+        value, extra = (x / self.ranks.size for x in self.ranks.sum(-sum(values), extra))
         if not math.isfinite(value + extra + length):
             what, got = ("gradient", length) if math.isfinite(value + extra) else ("loss", extra - value)
             bad = [row for rows in self.ranks.gather(self._bad_rows(group, log_probs)) for row in rows]
@@ -230,8 +230,8 @@ class MaximumLikelihood:
     def _loss(self, batch: Batch, rows: float, where: str, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """This batch's part in the mean loss of all rows of the step, and the penalty."""
         log_prob, penalty = log_prob_of(self.model, self.plain, batch, where)
-        if not log_prob.requires_grad:
-            raise ValueError("Expected a log_prob that depends on the module's parameters; got one that does not.")
+        if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
+            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
         log_probs.append(log_prob.detach())
         return _weighted(log_prob, batch).sum() * (-self.ranks.size / rows), penalty  # the processes' mean is taken
 
@@ -288,17 +288,16 @@ class MaximumLikelihood:
         total, weight = self.ranks.sum(own, weight)
         return total / weight if weight else math.nan
 
-    def _versions(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}
-
     def _share_buffers(self) -> None:
-        """Gives all processes the buffers of the first that training has changed, such as running means."""
+        """Gives all processes the buffers of the first: running means are those of its rows."""
         if self.ranks.size == 1:
             return
-        for name, buffer in self.module.named_buffers():
-            if self.versions.get(name) != (id(buffer), buffer._version):
-                distributed.broadcast(buffer, 0)
-        self.versions = self._versions()
+        for module in dict.fromkeys((self.module, self._kept)):
+            for buffer in module.buffers():
+                value = buffer.contiguous()
+                distributed.broadcast(value, 0)
+                if not torch.equal(value, buffer):
+                    buffer.copy_(value)
 
     def finish(self, hurry: bool) -> None:
         """Loads the weights that are kept."""
@@ -307,17 +306,20 @@ class MaximumLikelihood:
         elif self.averages is not None and self.steps:
             self.module.load_state_dict(self.averages.module.state_dict())
         self.module.zero_grad()
-        if self.history[0] and self.history[0][-1] < self.worst and not hurry:
-            warnings.warn(
-                f"The fit diverged: {self.history[0][-1]:.4g} nats in the last epoch, {self.start:.4g} in the first step. Try a "
-                "smaller lr.",
-                stacklevel=6,
-            )
 
     def close(self) -> None:
         """Ends the workers of the loaders."""
         for loader in filter(None, (self.train, self.held_out)):
             loader.close()
+
+    def warn(self) -> None:
+        """Warns if the last epoch was far worse than the first step."""
+        if self.history[0] and self.history[0][-1] < self.worst:
+            warnings.warn(
+                f"The fit diverged: {self.history[0][-1]:.4g} nats in the last epoch, {self.start:.4g} in the first step. "
+                "Try a smaller lr or max_grad_norm.",
+                stacklevel=3,
+            )
 
     # --- checkpoints and progress -------------------------------------------------------------------------
 
@@ -329,6 +331,10 @@ class MaximumLikelihood:
             "schedule": (self.schedule or self.rate).state_dict(),
             "averages": None if self.averages is None else self.averages.state_dict(),
             "random": self.random,
+            "loaders": (
+                self.train.states() if self.batches is None else self.drawn,
+                [] if self.held_out is None else self.held_out.states(),
+            ),
             "at": vars(self.at),
             "plain": {name: getattr(self, name) for name in PLAIN},
         }
@@ -341,6 +347,10 @@ class MaximumLikelihood:
         if self.averages is not None:
             self.averages.load_state_dict(state["averages"])
         self.random, self.at = state["random"], Position(**state["at"])
+        self.drawn, held_out = state["loaders"]
+        self.train.restore(self.drawn)
+        if self.held_out is not None:
+            self.held_out.restore(held_out)
         for name, value in state["plain"].items():
             setattr(self, name, value)
 

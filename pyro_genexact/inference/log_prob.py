@@ -14,6 +14,13 @@ from .batches import SHOWN, Batch
 Penalty = Callable[[nn.Module], Tensor]
 
 
+class Sealed:
+    """A batch that no wrapper looks into: Fabric's mixed precision would round its numbers."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+
 class LogProb(nn.Module):
     """A module whose forward returns the log_prob of a batch, so that whatever wraps forward sees the whole computation.
 
@@ -26,8 +33,9 @@ class LogProb(nn.Module):
         super().__init__()
         self.module, self.penalty = module, penalty
 
-    def forward(self, data: Tensor, context: dict[str | None, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor | None]:
         """log_prob (B,) of B rows and the penalty."""
+        data, context = sealed.batch.data, sealed.batch.context
         args = [value for key, value in context.items() if key is None]
         distribution = self.module(*args, **{key: value for key, value in context.items() if key is not None})
         if not isinstance(distribution, torch.distributions.Distribution):
@@ -46,7 +54,7 @@ def log_prob_of(model: Callable[..., Any], plain: LogProb, batch: Batch, where: 
         where: in training.
     """
     try:
-        log_prob, penalty = model(batch.data, batch.context)
+        log_prob, penalty = model(Sealed(batch))
     except ValueError as error:  # validate_args met NaN parameters or a value outside the support: say where
         raise ValueError(f"{error}\nMet at {where}, first in rows {offending(plain, batch)}.") from error
     if log_prob.shape != batch.rows.shape:
@@ -80,7 +88,7 @@ def _bisect(model: Any, batch: Batch) -> Iterator[int]:
 
 def _is_finite(model: Any, batch: Batch) -> bool:
     try:
-        loss = model(batch.data, batch.context)[0].sum()
+        loss = model(Sealed(batch))[0].sum()
     except ValueError:
         return False
     grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)

@@ -185,6 +185,12 @@ class Variational:
             raise ValueError(
                 f"Expected model and guide with the parameters of the checkpoint, {wanted}; got {[*found.values()]}."
             )
+        shapes, old = (
+            {name: tuple(getattr(x, "shape", ())) for name, x in values.items()}
+            for values in (self.modules.state_dict(), state["modules"])
+        )
+        if shapes != old:
+            raise ValueError(f"Expected model and guide of the shapes in the checkpoint, {old}; got {shapes}.")
         self.modules.load_state_dict(state["modules"])
         store: Any = pyro.get_param_store()
         with torch.no_grad():

@@ -47,7 +47,11 @@ def test_bfloat16_runs_the_network_and_keeps_the_density():
     flow = gx.flows.maf(3, transforms=2, hidden=(16,))
     x = torch.randn(256, 3)
     net = next(m for m in flow.modules() if isinstance(m, gx.conditioners.MADE))
-    net.register_forward_hook(lambda module, args, output: seen.setdefault("network", torch.is_autocast_enabled("cpu")))
+
+    def note(module, args, output):
+        seen["network"] = torch.is_autocast_enabled("cpu")
+
+    net.register_forward_hook(note)
 
     class Watched(torch.nn.Module):
         def __init__(self):

@@ -18,6 +18,8 @@ from .checkpoint import Checkpoint
 from .fitting import Progress
 from .ranks import Ranks
 
+STOPS = [signal.SIGINT, *([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])]  # whose handlers may raise
+
 
 class Task(Protocol):
     """What an engine runs."""
@@ -87,7 +89,7 @@ class Engine:
         state = self.checkpoint.load()
         if self.ranks.size == 1:
             return self._run(task, state, [])
-        with held_interrupts() as came:  # all processes stop after the same step
+        with held(signal.SIGINT) as came:  # all processes stop after the same step
             return self._run(task, state, came)
 
     def _run(self, task: Task, state: dict[str, Any] | None, came: list[int]) -> str:
@@ -144,23 +146,24 @@ def _finish(task: Task) -> bool:
 
 
 @contextmanager
-def held_interrupts() -> Iterator[list[int]]:
-    """Collects interrupts (SIGINT) of the main thread in place of raising them."""
+def held(*numbers: int) -> Iterator[list[int]]:
+    """Collects signals of the main thread in place of calling their handlers."""
     came: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not callable(signal.getsignal(signal.SIGINT)):  # another thread, or interrupts are ignored
-        yield came
-        return
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    handlers: dict[int, Any] = {}
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                if callable(signal.getsignal(number)):  # not if it is ignored
+                    handlers[number] = signal.signal(number, lambda number, _: came.append(number))
         yield came
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def uninterrupted(function: Callable[[], None]) -> None:
-    """Calls a short function that no interrupt may cut in two; the interrupt comes after it."""
-    with held_interrupts() as came:
+    """Calls a short function that no interrupt, or word of a dead worker of a DataLoader, may cut in two; they come after it."""
+    with held(*STOPS) as came:
         function()
-    if came:
-        signal.raise_signal(signal.SIGINT)
+    for number in came:
+        signal.raise_signal(number)

@@ -28,7 +28,19 @@ def seen(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["uneven", "accumulate", "row_weights", "validation", "ema", "schedule", "penalty", "lbfgs"]
+    "name",
+    [
+        "uneven",
+        "accumulate",
+        "row_weights",
+        "validation",
+        "ema",
+        "schedule",
+        "penalty",
+        "lbfgs",
+        "one_row",
+        "fewer_rows",
+    ],
 )
 def test_weights_and_nats_are_those_of_one_process_with_the_joint_batch(name, seen):
     for one in seen:
@@ -43,6 +55,10 @@ def test_both_processes_end_with_the_same_weights_buffers_and_history(name, seen
 
 def test_dropout_differs_between_processes(seen):
     assert seen[0]["draws"] != seen[1]["draws"]
+
+
+def test_no_forward_sends_buffers(seen):
+    assert seen[0]["buffers"] == seen[1]["buffers"] == 0
 
 
 def test_the_first_process_alone_prints(seen):
@@ -73,6 +89,11 @@ def test_the_first_process_alone_prints(seen):
         (
             "full_disk",
             ["OSError: [Errno 28] No space left", "Process 0 of this fit raised OSError: [Errno 28] No space left"],
+        ),
+        (
+            "unused",
+            ["ValueError: Expected a loss that depends on each parameter, in several processes; got none on ['unused']"]
+            * 2,
         ),
         ("uneven_loaders", ["ValueError: Expected data with as many batches in each process; got [2, 4]."] * 2),
     ],

@@ -5,8 +5,10 @@ A fit returns its history, with the weights that it promises, or raises before a
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import warnings
 from functools import partial
 
 import pyro
@@ -14,7 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.optim import SGD
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 import pyro_genexact as gx
 from pyro_genexact.inference import elbo, likelihood
@@ -317,6 +319,53 @@ def test_steps_that_are_far_too_long_are_skipped(lr):
 def test_a_fit_that_diverges_without_ever_being_infinite_warns():
     with pytest.warns(UserWarning, match="The fit ended at -.* nats a row, far below its start. Try a smaller lr"):
         quiet(Linear(), Y, X, optimizer=partial(SGD, lr=1e4), schedule=keep_rate, epochs=3)
+
+
+def unreadable():
+    raise OSError("unreadable")
+
+
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "text"),
+    [(unreadable, OSError, "(?s)worker process 3.*OSError: unreadable.*Raised by row"), (dies, RuntimeError, "worker")],
+)
+def test_a_worker_that_fails(what, error, text):
+    """Three batches of others come before."""
+    module, made = Linear(), []
+
+    def make(params):
+        made.append(Recording(params, 0.5))
+        return made[0]
+
+    data = Watched(lambda: get_worker_info().id == 3 and what())
+    with pytest.raises(error, match=text), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        quiet(module, data, num_workers=4, batch_size=8, optimizer=make)
+    assert len(made[0].seen) <= 3 and module.training
+    assert torch.equal(weights(module), made[0].seen[-1] if made[0].seen else torch.zeros(3))
+
+
+def test_word_of_a_dead_worker_cuts_no_step_in_two():
+    def handler(*_):
+        raise RuntimeError("DataLoader worker is killed")
+
+    module, made = Linear(), []
+
+    def make(params):
+        made.append(Recording(params, 0.5, At(2, lambda: signal.raise_signal(signal.SIGCHLD))))
+        return made[0]
+
+    old = signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(RuntimeError, match="worker is killed"):
+            quiet(module, Y, X, optimizer=make, epochs=5)
+    finally:
+        signal.signal(signal.SIGCHLD, old)
+    assert len(made[0].seen) == 2 and torch.equal(weights(module), made[0].seen[1])
 
 
 def test_a_loss_without_parameters():

@@ -23,6 +23,7 @@ import pyro.distributions as dist
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -51,6 +52,14 @@ class Net(nn.Module):
         return dist.Normal(self.net(x).squeeze(-1), 1.0, validate_args=False)
 
 
+class Unused(Net):
+    """Has a parameter that no loss depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(3))
+
+
 def rows(n=21):
     torch.manual_seed(4)
     x = torch.randn(n, 2, dtype=torch.float64)
@@ -77,10 +86,10 @@ def keep_rate(optimizer, steps):
 # --- the same as one process ------------------------------------------------------------------------------
 
 
-def as_one_process(**options):
+def as_one_process(*data, **options):
     """How far weights and history of two processes are from those of one with the joint batch."""
     joint, alone = Net(), Net()
-    two, one = fit(joint, **options), fit(alone, fabric=None, **options)
+    two, one = fit(joint, *data, **options), fit(alone, *data, fabric=None, **options)
     pairs = [*zip(two.train + two.validation, one.train + one.validation, strict=True)]
     return {
         "weights": distance(joint, alone),
@@ -106,6 +115,13 @@ def draws():
 def uneven_loaders():
     loader = DataLoader(TensorDataset(*rows(8 + 8 * TWO.global_rank)), 4)
     return fault(Net(), loader)
+
+
+def buffers_sent():
+    """How often buffers are sent in forwards."""
+    with mock.patch.object(DistributedDataParallel, "_sync_buffers") as sent:
+        fit(Net(norm=True))
+    return sent.call_count
 
 
 def silent():
@@ -299,7 +315,11 @@ def checks(folder):
         "equal_dropout": lambda: equal_weights(Net(dropout=0.5)),
         "equal_loaders": lambda: equal_weights(Net(), shuffled()),
         "draws": draws,
+        "one_row": lambda: as_one_process(*rows(1)),
+        "fewer_rows": lambda: as_one_process(*(x[:3] for x in rows()), validation=tuple(x[:1] for x in rows())),
         "uneven_loaders": uneven_loaders,
+        "unused": lambda: fault(Unused()),
+        "buffers": buffers_sent,
         "silent": silent,
         "nan": lambda: fault(Net(hook=after(5, infinite))),
         "raises": lambda: fault(Net(hook=after(5, raises))),

@@ -15,6 +15,9 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+# of distributions with parameters that are not finite, as steps that are far too long make, or values outside the support
+FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+
 
 def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int) -> Any:
     """Pyro's ELBO that suits: with enumeration if the model asks for it, of all draws at once where that is right."""
@@ -103,12 +106,15 @@ class Objective:
 
     @torch.no_grad()
     def elbo(self, seed: int, repeats: int) -> tuple[float, float]:
-        """The mean of estimates, -inf if it is not finite, and its standard error."""
+        """The mean of estimates, -inf if it is not finite or they fail, and its standard error."""
         torch.default_generator.manual_seed(seed)
-        with self.autocast(), pyro.validation_enabled(False):  # -inf where a draw is outside of a support
-            values = [
-                _number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)
-            ]
+        try:
+            with self.autocast(), pyro.validation_enabled(False):  # -inf where a draw is outside of a support
+                values = [
+                    _number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)
+                ]
+        except FAILURES:
+            return -math.inf, 0.0
         mean = -statistics.fmean(values)
         return (mean, statistics.stdev(values) / math.sqrt(repeats)) if math.isfinite(mean) else (-math.inf, 0.0)
 
@@ -118,14 +124,15 @@ class Objective:
         if not hasattr(self.loss, "_get_traces"):
             return []
         found: dict[str, None] = {}
-        with pyro.validation_enabled(False):
-            pairs = list(self.loss._get_traces(self.model, self.guide, self.args, self.kwargs))
-        for traces in pairs:
-            for of, trace in zip(("model", "guide"), traces, strict=True):
-                with pyro.validation_enabled(False):
-                    trace.compute_log_prob()
-                sites = ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and "log_prob" in s)
-                found |= {f"{n} ({of})": None for n, s in sites if not s["log_prob"].isfinite().all()}
+        try:
+            with pyro.validation_enabled(False):
+                for traces in self.loss._get_traces(self.model, self.guide, self.args, self.kwargs):
+                    for of, trace in zip(("model", "guide"), traces, strict=True):
+                        trace.compute_log_prob()
+                        sites = ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and "log_prob" in s)
+                        found |= {f"{n} ({of})": None for n, s in sites if not s["log_prob"].isfinite().all()}
+        except FAILURES:  # there is no log_prob
+            return []
         return list(found)
 
 

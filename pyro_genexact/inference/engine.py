@@ -17,6 +17,8 @@ from .checkpoint import Checkpoint
 from .fitting import Progress
 from .ranks import Ranks
 
+STOPS = [signal.SIGINT, *([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])]  # whose handlers may raise
+
 
 class Task(Protocol):
     """What an engine runs."""
@@ -115,7 +117,7 @@ class Engine:
         self.bar.report(task.done, task.text, last=task.stopped is not None)
         if task.stopped is None and self.checkpoint.due(task.steps):
             self._save(task, None)
-        if self.ranks.sum(self.interrupts.taken())[0]:  # all processes stop after the same step
+        if self.ranks.sum(signal.SIGINT in self.interrupts.taken())[0]:  # all processes stop after the same step
             raise KeyboardInterrupt
         return task.stopped
 
@@ -144,43 +146,51 @@ def _finish(task: Task) -> bool:
 
 
 class Interrupts:
-    """Interrupts (SIGINT) of the main thread, which can be held back while what is done belongs together."""
+    """Signals of the main thread that are held back while what is done belongs together."""
 
     def __init__(self) -> None:
-        self.holding, self.came = False, False
+        self.holding = False
+        self.came: list[int] = []
+        self.handlers: dict[int, Any] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Handles the signal in this context."""
-        old = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(old):
-            yield  # another thread, or interrupts are ignored
-            return
-
-        def handle(number: int, frame: Any) -> None:
-            if self.holding:
-                self.came = True
-            else:
-                old(number, frame)
-
-        signal.signal(signal.SIGINT, handle)
+        """Handles interrupts (SIGINT) in this context, and what else is watched in it."""
         try:
+            self.watch("SIGINT")
             yield
         finally:
-            signal.signal(signal.SIGINT, old)
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            self.handlers.clear()
+
+    def watch(self, name: str) -> None:
+        """Holds back a signal from here on; one that is ignored stays ignored."""
+        number = getattr(signal, name, None)
+        if number is None or number in self.handlers or threading.current_thread() is not threading.main_thread():
+            return
+        if callable(handler := signal.getsignal(number)):
+            self.handlers[number] = handler
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.holding:
+            self.came.append(number)
+        else:
+            self.handlers[number](number, frame)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Raises a KeyboardInterrupt at the end in place of one that comes."""
+        """Signals that come in this context arrive at its end."""
         outer, self.holding = self.holding, True
         try:
             yield
         finally:
             self.holding = outer
-        if not outer and self.taken():
-            raise KeyboardInterrupt
+        for number in [] if outer else self.taken():
+            signal.raise_signal(number)
 
-    def taken(self) -> bool:
-        """Whether one came since this was asked."""
-        came, self.came = self.came, False
+    def taken(self) -> list[int]:
+        """Those that came since this was asked."""
+        came, self.came = self.came, []
         return came

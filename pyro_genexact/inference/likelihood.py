@@ -94,9 +94,11 @@ class MaximumLikelihood:
     def __post_init__(self) -> None:
         self.plain = LogProb(self.module, self.penalty)
         self.model, self.stepper = self.fabric.setup(self.plain, self.optimizer)
+        self.all_used = False  # whether each parameter must have part in the loss
         for part in self.model.modules():
             if isinstance(part, DistributedDataParallel):
                 part.broadcast_buffers = False  # masks are as large as weights; see _share_buffers
+                self.all_used = not part.find_unused_parameters
         self.averages = (
             None if self.ema is None else AveragedModel(self.module, multi_avg_fn=partial(_average, self.ema))
         )
@@ -113,6 +115,7 @@ class MaximumLikelihood:
         """Takes a step, or ends an epoch."""
         if self.batches is None:
             self.batches = self._epoch()
+            self.interrupts.watch("SIGCHLD")  # by which a DataLoader hears of dead workers
             self.module.train()
         with self.ranks.agreed():
             group = list(islice(self.batches, self.accumulate))
@@ -213,6 +216,7 @@ class MaximumLikelihood:
                     self.fabric.backward(losses[-1])
             loss, penalty = self._loss(group[-1], rows, where, log_probs)
         self.fabric.backward(loss if penalty is None else loss + penalty)
+        self._check_used()
         norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
         numbers = [norm.to(loss), *([] if penalty is None else [penalty.to(loss)]), loss, *losses]
         length, *values = torch.stack(numbers).tolist()  # the one wait for the device in a step
@@ -234,6 +238,15 @@ class MaximumLikelihood:
             raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
         log_probs.append(log_prob.detach())
         return _weighted(log_prob, batch).sum() * (-self.ranks.size / rows), penalty  # the processes' mean is taken
+
+    def _check_used(self) -> None:
+        """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""
+        unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
+        if self.all_used and unused:
+            raise ValueError(
+                f"Expected a loss that depends on each parameter, in several processes; got none on {unused}. Freeze them by "
+                "requires_grad_(False), or set strategy='ddp_find_unused_parameters_true' of the fabric."
+            )
 
     def _bad_rows(self, group: list[Batch], log_probs: list[Tensor]) -> list[int]:
         bad = [batch.rows[~x.isfinite()].tolist() for batch, x in zip(group, log_probs, strict=True)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.random import random_state, set_random_state
 from .descent import Descent
-from .elbo import Objective
+from .elbo import FAILURES, Objective
 from .engine import Interrupts
 from .learning_rate import DROPS, WARM, LearningRate
 
@@ -23,7 +23,6 @@ LONGEST = 20_000  # steps, unless the user says how many
 SKIPPED = 10  # non-finite steps in a row after which the fit goes back and on, more slowly,
 BACK = 3  # so many times
 DRY = 100  # runs of model and guide that look for the parameters of a checkpoint
-FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 PLAIN = ("elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved as they are
 
 

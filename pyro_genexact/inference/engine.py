@@ -88,18 +88,22 @@ class Engine:
         """Continues from the checkpoint, if there is one; returns why the task ended."""
         state = self.checkpoint.load()
         if self.ranks.size == 1:
-            return self._run(task, state, [])
-        with held(signal.SIGINT) as came:  # all processes stop after the same step
-            return self._run(task, state, came)
+            return self._run(task, state)
+        with held(signal.SIGINT) as self.ranks.interrupts:  # all processes stop after the same step
+            return self._run(task, state)
 
-    def _run(self, task: Task, state: dict[str, Any] | None, came: list[int]) -> str:
+    def _run(self, task: Task, state: dict[str, Any] | None) -> str:
         stopped = None if state is None else state["stopped"]
         finished = stopped is not None
         try:
             if state is not None:
                 uninterrupted(partial(self._restore, task, state))
             while stopped is None:
-                stopped = self._step(task, came)
+                task.step()
+                stopped = task.stopped
+                self.bar.report(task.done, task.text, last=stopped is not None)
+                if stopped is None and self.checkpoint.due(task.steps):
+                    self._save(task, None)
         except KeyboardInterrupt:
             stopped = "interrupted"
         if _finish(task):
@@ -110,16 +114,7 @@ class Engine:
             self._save(task, stopped)
         except KeyboardInterrupt:
             return "interrupted"
-        return stopped
-
-    def _step(self, task: Task, came: list[int]) -> str | None:
-        task.step()
-        self.bar.report(task.done, task.text, last=task.stopped is not None)
-        if task.stopped is None and self.checkpoint.due(task.steps):
-            self._save(task, None)
-        if self.ranks.sum(bool(came))[0]:
-            raise KeyboardInterrupt
-        return task.stopped
+        return "interrupted" if self.ranks.sum(bool(self.ranks.interrupts))[0] else stopped
 
     def _save(self, task: Task, stopped: str | None) -> None:
         if self.checkpoint.path is None:

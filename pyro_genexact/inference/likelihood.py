@@ -113,9 +113,11 @@ class MaximumLikelihood:
         if self.batches is None:
             self.batches = self._epoch()
             self.module.train()
-        with self.ranks.agreed():
+        numbers = [0.0, 0.0]
+        with self.ranks.agreed(numbers):
             group = list(islice(self.batches, self.accumulate))
-        rows, ended = self.ranks.sum(sum(len(batch.rows) for batch in group), not group)
+            numbers[:] = sum(len(batch.rows) for batch in group), not group
+        rows, ended = numbers
         if ended:
             self._end_epoch()
             return

@@ -88,8 +88,12 @@ class Engine:
     def run(self, task: Task) -> str:
         """Continues from the checkpoint, if there is one; returns why the task ended."""
         state = self.checkpoint.load()
-        with self.interrupts.watched(), self.interrupts.held() if self.ranks.size > 1 else nullcontext():
-            return self._run(task, state)
+        self.ranks.interrupts = self.interrupts.came
+        alone = self.ranks.size == 1  # else all processes stop after the same step
+        with self.interrupts.watched(), nullcontext() if alone else self.interrupts.held(signal.SIGINT):
+            stopped = self._run(task, state)
+            self.interrupts.came.clear()  # what came has stopped the task
+        return stopped
 
     def _run(self, task: Task, state: dict[str, Any] | None) -> str:
         stopped = None if state is None else state["stopped"]
@@ -99,7 +103,11 @@ class Engine:
                 with self.interrupts.held():
                     self._restore(task, state)
             while stopped is None:
-                stopped = self._step(task)
+                task.step()
+                stopped = task.stopped
+                self.bar.report(task.done, task.text, last=stopped is not None)
+                if stopped is None and self.checkpoint.due(task.steps):
+                    self._save(task, None)
         except KeyboardInterrupt:
             stopped = "interrupted"
         if _finish(task):
@@ -110,16 +118,7 @@ class Engine:
             self._save(task, stopped)
         except KeyboardInterrupt:
             return "interrupted"
-        return stopped
-
-    def _step(self, task: Task) -> str | None:
-        task.step()
-        self.bar.report(task.done, task.text, last=task.stopped is not None)
-        if task.stopped is None and self.checkpoint.due(task.steps):
-            self._save(task, None)
-        if self.ranks.sum(signal.SIGINT in self.interrupts.taken())[0]:  # all processes stop after the same step
-            raise KeyboardInterrupt
-        return task.stopped
+        return "interrupted" if self.ranks.sum(bool(self.ranks.interrupts))[0] else stopped
 
     def _save(self, task: Task, stopped: str | None) -> None:
         if self.checkpoint.path is None:
@@ -146,12 +145,16 @@ def _finish(task: Task) -> bool:
 
 
 class Interrupts:
-    """Signals of the main thread that are held back while what is done belongs together."""
+    """Signals of the main thread that are held back while what is done belongs together.
+
+    Attributes:
+        came: those that are held back now.
+    """
 
     def __init__(self) -> None:
-        self.holding = False
         self.came: list[int] = []
-        self.handlers: dict[int, Any] = {}
+        self._holding: set[int] = set()
+        self._handlers: dict[int, Any] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -160,37 +163,33 @@ class Interrupts:
             self.watch("SIGINT")
             yield
         finally:
-            for number, handler in self.handlers.items():
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            self.handlers.clear()
+            self._handlers.clear()
 
     def watch(self, name: str) -> None:
-        """Holds back a signal from here on; one that is ignored stays ignored."""
+        """Can hold back a signal from here on; one that is ignored stays ignored."""
         number = getattr(signal, name, None)
-        if number is None or number in self.handlers or threading.current_thread() is not threading.main_thread():
+        if number is None or number in self._handlers or threading.current_thread() is not threading.main_thread():
             return
         if callable(handler := signal.getsignal(number)):
-            self.handlers[number] = handler
+            self._handlers[number] = handler
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.holding:
+        if number in self._holding:
             self.came.append(number)
         else:
-            self.handlers[number](number, frame)
+            self._handlers[number](number, frame)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals that come in this context arrive at its end."""
-        outer, self.holding = self.holding, True
+    def held(self, *numbers: int) -> Iterator[None]:
+        """Signals, by default all that are watched, arrive at the end of this context."""
+        outer, self._holding = self._holding, self._holding | set(numbers or self._handlers)
         try:
             yield
         finally:
-            self.holding = outer
-        for number in [] if outer else self.taken():
+            self._holding = outer
+        for number in [number for number in self.came if number not in outer]:
+            self.came.remove(number)
             signal.raise_signal(number)
-
-    def taken(self) -> list[int]:
-        """Those that came since this was asked."""
-        came, self.came = self.came, []
-        return came

@@ -117,9 +117,11 @@ class MaximumLikelihood:
             self.batches = self._epoch()
             self.interrupts.watch("SIGCHLD")  # by which a DataLoader hears of dead workers
             self.module.train()
-        with self.ranks.agreed():
+        numbers = [0.0, 0.0]
+        with self.ranks.agreed(numbers):
             group = list(islice(self.batches, self.accumulate))
-        rows, ended = self.ranks.sum(sum(len(batch.rows) for batch in group), not group)
+            numbers[:] = sum(len(batch.rows) for batch in group), not group
+        rows, ended = numbers
         if ended:
             self._end_epoch()
             return

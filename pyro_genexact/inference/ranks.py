@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed
@@ -24,6 +24,7 @@ class Ranks:
         if self.size > 1 and not distributed.is_initialized():
             raise ValueError("Expected a launched fabric of several devices; call fabric.launch() before the fit.")
         self._group = distributed.new_group(backend="gloo") if self.size > 1 else None
+        self.interrupts: list[int] = []  # that wait until all processes know of them
 
     @property
     def first(self) -> bool:
@@ -47,11 +48,13 @@ class Ranks:
         return values
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
-        """An exception in one process is raised in all of them.
+    def agreed(self, numbers: list[float] | None = None) -> Iterator[None]:
+        """An exception or interrupt in one process is raised in all of them.
 
-        Between processes nothing else may be exchanged in this context.
+        Between processes nothing else may be exchanged in this context. It ends with one exchange, which replaces
+        ``numbers``, as many in all processes, by their sums.
         """
+        numbers = [] if numbers is None else numbers
         error: BaseException | None = None
         try:
             yield
@@ -59,8 +62,13 @@ class Ranks:
             if self.size == 1:
                 raise
             error = raised
-        if self.sum(error is not None)[0] == 0:
-            return
+        failed, interrupted, *numbers[:] = self.sum(error is not None, bool(self.interrupts), *numbers)
+        if failed:
+            self._raise(error)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _raise(self, error: BaseException | None) -> NoReturn:
         errors = self.gather(error and (type(error) is KeyboardInterrupt, f"{type(error).__name__}: {error}"))
         if error is not None:
             raise error

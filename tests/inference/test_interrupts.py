@@ -317,7 +317,9 @@ def test_steps_that_are_far_too_long_are_skipped(lr):
 
 
 def test_a_fit_that_diverges_without_ever_being_infinite_warns():
-    with pytest.warns(UserWarning, match="The fit ended at -.* nats a row, far below its start. Try a smaller lr"):
+    with pytest.warns(
+        UserWarning, match="The fit diverged: -.* nats in the last epoch, -.* in the first step. Try a smaller lr"
+    ):
         quiet(Linear(), Y, X, optimizer=partial(SGD, lr=1e4), schedule=keep_rate, epochs=3)
 
 

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,11 +88,14 @@ class Engine:
     def run(self, task: Task) -> str:
         """Continues from the checkpoint, if there is one; returns why the task ended."""
         state = self.checkpoint.load()
-        self.ranks.interrupts = self.interrupts.came
-        alone = self.ranks.size == 1  # else all processes stop after the same step
-        with self.interrupts.watched(), nullcontext() if alone else self.interrupts.held(signal.SIGINT):
+        if self.ranks.size == 1:
+            with self.interrupts.watched():
+                return self._run(task, state)
+        # a signal in one process must not tear it out of an exchange: all stop at the same one
+        self.ranks.interrupted = lambda: signal.SIGINT in self.interrupts.came
+        with self.interrupts.watched(), self.interrupts.held("SIGINT", "SIGCHLD"):
             stopped = self._run(task, state)
-            self.interrupts.came.clear()  # what came has stopped the task
+            self.interrupts.came.clear()
         return stopped
 
     def _run(self, task: Task, state: dict[str, Any] | None) -> str:
@@ -118,7 +121,7 @@ class Engine:
             self._save(task, stopped)
         except KeyboardInterrupt:
             return "interrupted"
-        return "interrupted" if self.ranks.sum(bool(self.ranks.interrupts))[0] else stopped
+        return "interrupted" if self.ranks.sum(self.ranks.interrupted())[0] else stopped
 
     def _save(self, task: Task, stopped: str | None) -> None:
         if self.checkpoint.path is None:
@@ -153,7 +156,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.came: list[int] = []
-        self._holding: set[int] = set()
+        self._holding: set[int | None] = set()
         self._handlers: dict[int, Any] = {}
 
     @contextmanager
@@ -183,9 +186,10 @@ class Interrupts:
             self._handlers[number](number, frame)
 
     @contextmanager
-    def held(self, *numbers: int) -> Iterator[None]:
+    def held(self, *names: str) -> Iterator[None]:
         """Signals, by default all that are watched, arrive at the end of this context."""
-        outer, self._holding = self._holding, self._holding | set(numbers or self._handlers)
+        numbers = {getattr(signal, name, None) for name in names} or set(self._handlers)
+        outer, self._holding = self._holding, self._holding | numbers
         try:
             yield
         finally:

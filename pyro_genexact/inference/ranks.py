@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -24,7 +24,7 @@ class Ranks:
         if self.size > 1 and not distributed.is_initialized():
             raise ValueError("Expected a launched fabric of several devices; call fabric.launch() before the fit.")
         self._group = distributed.new_group(backend="gloo") if self.size > 1 else None
-        self.interrupts: list[int] = []  # that wait until all processes know of them
+        self.interrupted: Callable[[], bool] = lambda: False  # whether this process was, which all are to know
 
     @property
     def first(self) -> bool:
@@ -62,7 +62,7 @@ class Ranks:
             if self.size == 1:
                 raise
             error = raised
-        failed, interrupted, *numbers[:] = self.sum(error is not None, bool(self.interrupts), *numbers)
+        failed, interrupted, *numbers[:] = self.sum(error is not None, self.interrupted(), *numbers)
         if failed:
             self._raise(error)
         if interrupted:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from .batches import Context, Items, Loader, Rows, hold_out, source_of
 from .checkpoint import Checkpoint, digest
 from .engine import Clock, Engine, Interrupts
 from .fitting import Progress, fabric_of, modes_kept
-from .learning_rate import DROPS, WARM, LearningRate
+from .learning_rate import WARM, LearningRate
 from .likelihood import MaximumLikelihood, takes_closure
 from .log_prob import Penalty
 from .ranks import Ranks
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LONG, LONGEST = 100, 1000  # epochs at most, without and with validation
-PATIENCE = 10  # epochs without better validation nats after which the learning rate drops
-COOLING = 0.25  # the last part of the budget, in which the learning rate goes to 0
+RATE, VALIDATED_RATE = 1e-3, 3e-3  # of Adam; a higher one needs the validation that stops it
+DROPS = (1.0, 0.1)  # factors of the learning rate; after the last the validation nats are flat
+COOLING = 0.3  # the last part of the budget, in which the learning rate goes to 0
+EMA = 0.99  # decay of the averages that are validated too
+LONG_PATIENCE = 20  # epochs, with the user's own schedule
+LARGEST, SMALLEST, FEWEST = 256, 32, 32  # rows in a batch, and batches in an epoch of few rows with validation
 SAMPLE = 64  # rows that a checkpoint compares
 
 
@@ -91,7 +96,7 @@ def fit(
     weights: Any = None,
     epochs: int | None = None,
     seconds: float | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     accumulate: int = 1,
     num_workers: int = 0,
     lr: float | None = None,
@@ -192,20 +197,27 @@ def fit(
         with ranks.agreed():
             dtype = next((p.dtype for p in params if p.is_floating_point()), torch.get_default_dtype())
             sources = hold_out(source_of(data, context, weights, "data", dtype), validation, seed, dtype)
+            validated = sources[1] is not None
+            batch_size = batch_size or _batch_size(sources[0], validated, ranks)
             train = _loader(sources[0], batch_size, ranks, device, seed, num_workers)
-            held_out = None if sources[1] is None else _loader(sources[1], batch_size, ranks, device, None, num_workers)
-            epochs = epochs or (LONG if held_out is None else LONGEST)
-            opt = torch.optim.Adam(params, lr or 1e-3) if optimizer is None else optimizer(params)
-            steps = math.inf if train.batches is None else epochs * math.ceil(train.batches / accumulate)
-            own = None if schedule is None else schedule(opt, _known(steps))
-            rate = _rate(own is not None or takes_closure(opt), held_out is not None, patience, steps)
+            held_out = _loader(sources[1], batch_size, ranks, device, None, num_workers) if validated else None
+            epochs = epochs or (LONGEST if validated else LONG)
+            adam = partial(torch.optim.Adam, lr=lr or (VALIDATED_RATE if validated else RATE))
+            opt = (optimizer or adam)(params)
+            own = None if schedule is None else schedule(opt, _steps(train, epochs, accumulate))
+            by_rule = own is None and not takes_closure(opt)
+            rate = (
+                LearningRate(WARM, DROPS if validated else (1.0,), COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)
+            )
+            patience = patience or (None if by_rule else LONG_PATIENCE)
+            ema = EMA if ema is None and validated and by_rule else ema
             settings |= {} if checkpoint is None else _described(module, opt, own, penalty, fabric, sources)
         lengths = ranks.gather(train.batches)
         if len(set(lengths)) > 1:
             raise ValueError(f"Expected data with as many batches in each process; got {lengths}.")
         task = MaximumLikelihood(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
-            epochs, seconds, max_grad_norm, accumulate, penalty, ema, Interrupts(),
+            epochs, seconds, max_grad_norm, accumulate, penalty, ema or None, patience, Interrupts(),
         )  # fmt: skip
         with closing(task), Progress(epochs, "epoch", progress and ranks.first) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
@@ -225,20 +237,18 @@ def _loader(
     return Loader(source, "data" if seed is not None else "validation", device)
 
 
-def _known(steps: float) -> int:
-    if math.isinf(steps):
+def _steps(train: Loader, epochs: int, accumulate: int) -> int:
+    """Of all epochs."""
+    if train.batches is None:
         raise ValueError("Expected data of known length with schedule; got a loader without a length.")
-    return int(steps)
+    return epochs * math.ceil(train.batches / accumulate)
 
 
-def _rate(constant: bool, validated: bool, patience: int | None, steps: float) -> LearningRate:
-    """The rule; under the user's own it ends a fit by patience alone, and without validation it cannot."""
-    if constant:
-        return LearningRate(1, patience or 20, (1.0,), 0.0)
-    warm = min(WARM, steps / 10)
-    if validated:
-        return LearningRate(warm, patience or PATIENCE, DROPS, COOLING)
-    return LearningRate(1, 1, (1.0,), 1.0)
+def _batch_size(source: Any, validated: bool, ranks: Ranks) -> int:
+    """The default: small data that are validated get more steps an epoch."""
+    if not validated or not isinstance(source, Rows):
+        return LARGEST
+    return min(LARGEST, max(SMALLEST, len(source.index) // (FEWEST * ranks.size)))
 
 
 def _described(
@@ -286,7 +296,7 @@ def _check(
     if lr is not None and optimizer is not None:
         raise ValueError(f"Expected lr=None with an optimizer (which brings its own); got {lr}.")
     check_positive(**{name: x for name, x in (("lr", lr), ("seconds", seconds)) if x is not None})
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"Expected 0 < ema < 1; got {ema}.")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"Expected 0 <= ema < 1; got {ema}.")
     if not max_grad_norm > 0:
         raise ValueError(f"Expected max_grad_norm > 0; got {max_grad_norm}.")

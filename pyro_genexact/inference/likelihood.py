@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -23,16 +22,18 @@ from ..base import DistributionModule
 from ..core.random import random_state, set_random_state
 from .batches import SHOWN, Batch, Loader
 from .engine import Clock, Interrupts
+from .kept import Kept
 from .learning_rate import LearningRate, set_rate
 from .log_prob import LogProb, Penalty, log_prob_of, offending
 from .ranks import Ranks
 
+PATIENCE = 10  # epochs without better validation nats after which the learning rate drops,
+SHORTEST = 200  # but at least so many steps
 FLAT = 1e-8  # the relative change of the loss in a step of L-BFGS or the like, at which a fit ends
 PLAIN = (
     "steps",
     "stopped",
-    "best_epoch",
-    "best",
+    "last_epoch",
     "history",
     "spent",
     "start",
@@ -65,7 +66,7 @@ class MaximumLikelihood:
         schedule: the user's own learning rate, stepped once a step; None for that of ``rate``.
         clock: of the fit.
         interrupts: held back in each update.
-        epochs, seconds, max_grad_norm, accumulate, penalty, ema: as in fit.
+        epochs, seconds, max_grad_norm, accumulate, penalty, ema, patience: as in fit; None for the patience of the rule.
     """
 
     module: nn.Module
@@ -83,11 +84,11 @@ class MaximumLikelihood:
     accumulate: int
     penalty: Penalty | None
     ema: float | None
+    patience: int | None
     interrupts: Interrupts
     steps: int = 0
     stopped: str | None = None
-    best_epoch: int = -1
-    best: dict[str, Any] | None = None
+    last_epoch: int = -1
     history: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
     at: Position = field(default_factory=Position)
 
@@ -99,9 +100,11 @@ class MaximumLikelihood:
             if isinstance(part, DistributedDataParallel):
                 part.broadcast_buffers = False  # masks are as large as weights; see _share_buffers
                 self.all_used = not part.find_unused_parameters
-        self.averages = (
-            None if self.ema is None else AveragedModel(self.module, multi_avg_fn=partial(_average, self.ema))
-        )
+        self.averages = None
+        if self.ema is not None:
+            with torch.device("cpu"):  # of the count, which is read in each step
+                self.averages = AveragedModel(self.module, multi_avg_fn=partial(_average, self.ema))
+        self.kept = Kept([self.module] if self.averages is None else [self.module, self.averages.module])
         self.params = [p for p in self.module.parameters() if p.requires_grad]
         self.closure = takes_closure(self.optimizer)
         self.batches: Iterator[Batch] | None = None
@@ -264,16 +267,15 @@ class MaximumLikelihood:
         if self.at.rows == 0:
             raise ValueError("Expected data with at least one row; got a loader without batches.")
         self._share_buffers()
-        held_out = None if self.held_out is None else self._score(self.held_out)
+        scores = [] if self.held_out is None else [self._score(module, self.held_out) for module in self.kept.modules]
 
         def record() -> None:
             self.history[0].append(self.at.nats / self.at.rows)
-            if held_out is None:
-                self.best_epoch = self.at.epoch
-            else:
-                self.history[1].append(held_out)
-                if self.rate.read(held_out):
-                    self.best_epoch, self.best = self.at.epoch, copy.deepcopy(self._kept.state_dict())
+            self.last_epoch = self.at.epoch
+            if scores:
+                self.history[1].append(max(scores, key=lambda x: -math.inf if math.isnan(x) else x))
+                if self.rate.read(self.kept.record(self.at.epoch, scores), self._waited()) and not self.rate.flat:
+                    self.kept.load()
             self.at, self.batches = Position(self.at.epoch + 1), None
             flat = "flat" if self.rate.flat or self.flat else None
             self.stopped = stopped or flat or ("epochs" if self.at.epoch == self.epochs else None)
@@ -284,15 +286,21 @@ class MaximumLikelihood:
         self.fabric.log_dict(named, step=self.steps)
         self.fabric.call("on_train_epoch_end", module=self.module, epoch=self.at.epoch - 1, **named)
 
+    def _waited(self) -> float:
+        """The part of the patience that an epoch takes."""
+        if self.patience is not None:
+            return 1 / self.patience
+        return min(1 / PATIENCE, self.steps / (self.last_epoch + 1) / SHORTEST)
+
     @property
-    def _kept(self) -> nn.Module:
-        """The module whose weights are validated and kept."""
-        return self.module if self.averages is None else self.averages.module
+    def best_epoch(self) -> int:
+        """The epoch whose weights are kept."""
+        return self.last_epoch if self.held_out is None else self.kept.epoch
 
     @torch.no_grad()
-    def _score(self, held_out: Loader) -> float:
+    def _score(self, module: nn.Module, held_out: Loader) -> float:
         """Mean log_prob of the validation rows of all processes; -inf and NaN are results like others, only never the best."""
-        scorer = self._kept.for_validation() if isinstance(self._kept, DistributionModule) else self._kept
+        scorer = module.for_validation() if isinstance(module, DistributionModule) else module
         plain, where = LogProb(scorer.eval()), f"epoch {self.at.epoch}, validation"
         nats, weight = [], 0.0
         with self.ranks.agreed(), self.fabric.autocast():
@@ -307,7 +315,7 @@ class MaximumLikelihood:
         """Gives all processes the buffers of the first: running means are those of its rows."""
         if self.ranks.size == 1:
             return
-        for module in dict.fromkeys((self.module, self._kept)):
+        for module in self.kept.modules:
             for buffer in module.buffers():
                 value = buffer.contiguous()
                 distributed.broadcast(value, 0)
@@ -316,8 +324,8 @@ class MaximumLikelihood:
 
     def finish(self, hurry: bool) -> None:
         """Loads the weights that are kept."""
-        if self.best is not None:
-            self.module.load_state_dict(self.best)
+        if self.held_out is not None:
+            self.kept.load()
         elif self.averages is not None and self.steps:
             self.module.load_state_dict(self.averages.module.state_dict())
         self.module.zero_grad()
@@ -344,6 +352,7 @@ class MaximumLikelihood:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": (self.schedule or self.rate).state_dict(),
+            "kept": self.kept.state_dict(),
             "averages": None if self.averages is None else self.averages.state_dict(),
             "random": self.random,
             "loaders": (
@@ -359,6 +368,7 @@ class MaximumLikelihood:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         (self.schedule or self.rate).load_state_dict(state["schedule"])
+        self.kept.load_state_dict(state["kept"])
         if self.averages is not None:
             self.averages.load_state_dict(state["averages"])
         self.random, self.at = state["random"], Position(**state["at"])

@@ -15,15 +15,16 @@ from ..core.random import random_state, set_random_state
 from .descent import Descent
 from .elbo import FAILURES, Objective
 from .engine import Interrupts
-from .learning_rate import DROPS, WARM, LearningRate
+from .learning_rate import WARM, LearningRate
 
 WINDOW = 250  # steps over which ELBOs and weights are averaged
-PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
+PATIENCE = 3  # windows without a better ELBO after which the learning rate drops,
+DROPS = (1.0, 0.3, 0.1, 0.03)  # through these factors; after the last the ELBO is flat
 LONGEST = 20_000  # steps, unless the user says how many
 SKIPPED = 10  # non-finite steps in a row after which the fit goes back and on, more slowly,
 BACK = 3  # so many times
 DRY = 100  # runs of model and guide that look for the parameters of a checkpoint
-PLAIN = ("elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved as they are
+PLAIN = ("best", "elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved as they are
 
 
 class Variational:
@@ -51,10 +52,9 @@ class Variational:
         self.interrupts = interrupts
         self.total = steps or LONGEST
         self.window = WINDOW if steps is None else max(1, min(WINDOW, steps // 10))
-        warm = min(WARM, self.total / 10)
-        self.rate = (
-            LearningRate(warm, PATIENCE, DROPS, 0.0) if steps is None else LearningRate(warm, self.total, (1.0,), 1.0)
-        )
+        self.adaptive = steps is None
+        self.rate = LearningRate(WARM, DROPS, 0.0) if self.adaptive else LearningRate(WARM, (1.0,), 1.0)
+        self.best = -math.inf
         self.elbo: list[float] = []
         self.skipped: dict[int, list[str]] = {}
         self.in_a_row = 0
@@ -88,8 +88,13 @@ class Variational:
             count()
 
     def _end_window(self) -> None:
-        if self.steps % WINDOW == 0 and self.rate.read(*_middle(self.elbo[-WINDOW:])):
-            self.descent.remember()
+        if self.steps % WINDOW == 0:
+            middle, error = _middle(self.elbo[-WINDOW:])
+            if self.adaptive:
+                self.rate.read(middle > self.best + error, 1 / PATIENCE)
+            if middle > self.best:
+                self.best = middle
+                self.descent.remember()
         self.stopped = "flat" if self.rate.flat else "steps" if self.steps == self.total else None
 
     def _gradients(self, state: list[Tensor]) -> tuple[float, float]:

@@ -127,7 +127,9 @@ def test_schedule_is_stepped_once_a_batch_and_anneals_to_zero():
             super().step()
 
     quiet(Linear(), y, x, epochs=10, batch_size=16, optimizer=functools.partial(Watched, lr=0.1))
-    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 30)) for step in range(30)])
+    rise = [max((step + 1) / 100, step / 3) for step in range(30)]
+    fall = [0.5 * (1 + math.cos(math.pi * max(0, 1 - (1 - step / 30) / 0.3))) for step in range(30)]
+    assert rates == pytest.approx([0.1 * min(1, a) * b for a, b in zip(rise, fall, strict=True)])
     totals, steps = [], []
 
     def schedule(optimizer, total):
@@ -184,7 +186,7 @@ def test_modes_are_set_and_restored():
     y, x = regression_rows()
     module = Linear(dropout=0.1).train()
     module.dropout.eval()
-    quiet(module, y, x, validation=(y, x), epochs=2)
+    quiet(module, y, x, validation=(y, x), epochs=2, batch_size=40)
     assert module.modes == [True, False, True, False]
     assert module.training and not module.dropout.training
     quiet(module.eval(), y, x, epochs=1)

@@ -157,7 +157,7 @@ def test_rows_of_other_shapes_and_lists():
         ),
         (lambda y, x: quiet(Linear(), y, x, weights=y[:3]), "Expected weights.shape == (40,), one a row; got (3,)."),
         (lambda y, x: quiet(Linear(), y, x, weights=-y.abs()), "Expected weights finite, not negative and not all 0"),
-        (lambda y, x: quiet(Linear(), y, x, ema=1.0), "Expected 0 < ema < 1; got 1.0."),
+        (lambda y, x: quiet(Linear(), y, x, ema=1.0), "Expected 0 <= ema < 1; got 1.0."),
         (lambda y, x: quiet(Linear(), y, x, seconds=0), "Expected seconds to be positive and finite; got 0."),
         (
             lambda y, x: quiet(Linear(), y, x, seed=2**64),
@@ -215,7 +215,7 @@ def test_accumulated_batches_are_one_step():
     torch.testing.assert_close(weights(one), weights(other))
 
 
-def test_averages_are_validated_and_kept():
+def test_averages_are_validated_too_and_the_better_weights_kept():
     data, decay = gaussian_rows(), 0.8
     path, module = [], Gaussian()
 
@@ -224,17 +224,67 @@ def test_averages_are_validated_and_kept():
             super().step()
             path.append(torch.cat([p.detach().flatten().clone() for g in self.param_groups for p in g["params"]]))
 
-    options = {"epochs": 4, "batch_size": 50, "optimizer": functools.partial(Watched, lr=0.05), "schedule": keep_rate}
+    options = {"epochs": 8, "batch_size": 20, "optimizer": functools.partial(Watched, lr=0.7), "schedule": keep_rate}
     result = quiet(module, data, validation=data, ema=decay, **options)
-    average, after = path[0], {}
-    for step, values in enumerate(path):
-        average = average.lerp(values, max(1 - decay, 1 / (step + 1)))
-        after[step // 4] = average
-    torch.testing.assert_close(weights(module), after[result.best_epoch])
-    assert result.best_epoch == 3 and result.validation[3] == pytest.approx(module().log_prob(data).mean().item())
+    average, candidates = path[0], []
+    for step, values in enumerate(path, start=1):
+        average = average.lerp(values, max(1 - decay, 1 / step))
+        if step % 10 == 0:
+            candidates += [values, average]
+    other, nats = Gaussian(), []
+    for values in candidates:
+        nn.utils.vector_to_parameters(values, other.parameters())
+        nats.append(other().log_prob(data).mean().item())
+    best = max(range(16), key=nats.__getitem__)
+    assert result.validation == pytest.approx([max(pair) for pair in zip(nats[::2], nats[1::2], strict=True)])
+    torch.testing.assert_close(weights(module), candidates[best])
+    assert result.best_epoch == best // 2 and any(b > a for a, b in zip(nats[::2], nats[1::2], strict=True))
     plain = Gaussian()
     quiet(plain, data, ema=decay, **options)  # without validation the last averages are kept
-    torch.testing.assert_close(weights(plain), weights(module))
+    torch.testing.assert_close(weights(plain), candidates[-1])
+
+
+def test_the_rule_goes_back_to_the_best_drops_once_and_ends():
+    y, x = regression_rows()
+    rates, seen = [], []
+
+    class Watched(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            seen.append(torch.cat([p.detach().flatten().clone() for g in self.param_groups for p in g["params"]]))
+            super().step()
+
+    module = Linear()
+    far, nearer = (y + 2.0, x), y + 4.0  # the optimum of the validation is on the way of the bias
+    options = {"optimizer": functools.partial(Watched, lr=0.1), "patience": 30, "batch_size": 40}
+    result = quiet(module, nearer, x, validation=far, **options)
+    assert result.stopped == "flat" and result.best_epoch < 150
+    drops = [step for step in range(1, len(rates)) if rates[step] < rates[step - 1]]
+    assert len(drops) == 1 and rates[drops[0]] == pytest.approx(0.01) and rates[99] == pytest.approx(0.1)
+    again = module(x).log_prob(far[0]).mean().item()
+    assert again == pytest.approx(max(result.validation))
+    assert (seen[drops[0]] - weights(module)).norm() < (seen[drops[0] - 1] - weights(module)).norm()
+
+
+def test_small_data_with_validation_get_small_batches():
+    sizes = []
+
+    class Seeing(Linear):
+        def forward(self, x):
+            sizes.append(len(x)) if self.training else None
+            return super().forward(x)
+
+    for rows, options, expected in [
+        (100, {"validation": 0.2}, 32),
+        (2048, {"validation": 0.5}, 32),
+        (4096, {"validation": 0.5}, 64),
+        (20000, {"validation": 0.1}, 256),
+        (1000, {}, 256),
+        (1000, {"validation": 0.2, "batch_size": 7}, 7),
+    ]:
+        quiet(Seeing(), torch.zeros(rows), torch.zeros(rows, 2), epochs=1, **options)
+        assert sizes[0] == expected
+        sizes.clear()
 
 
 def test_seconds_end_a_fit_and_its_rate():

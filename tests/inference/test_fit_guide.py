@@ -317,14 +317,11 @@ def test_parameters_under_a_name_that_is_taken_raise():
 
 
 def test_the_learning_rate_drops_whenever_the_elbo_is_flat():
-    rate, factors = LearningRate(10, 3, (1.0, 0.3, 0.1), 0.0), []
+    rate, factors = LearningRate(10, (1.0, 0.3, 0.1), 0.0), []
     while not rate.flat:
         factors.append(rate.factor(len(factors), 0.0))
-        assert rate.read(0.0) == (len(factors) == 1)  # the first is the best
+        dropped = rate.read(len(factors) == 1, 1 / 3)  # the first is the best
+        assert dropped == (len(factors) in (4, 7, 10))
     assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, *[0.3 * x for x in (0.5, 0.6, 0.7)], 0.08, 0.09, 0.1])
-    rate = LearningRate(10, 3, (1.0, 0.3), 0.0)
-    assert [rate.read(score, 0.5) for score in (0.0, 0.4, 0.8, 1.2)] == [
-        True
-    ] * 4 and rate.dropped == 1  # within the error
-    cooling = LearningRate(1, 1, (1.0,), 0.5)
+    cooling = LearningRate(1, (1.0,), 0.5)
     assert [cooling.factor(9, spent) for spent in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.5, 0])

@@ -59,7 +59,7 @@ def test_interrupt_keeps_the_best_weights():
     y, x = regression_rows(60)
     module = Interrupted()
     held_out = (y[40:] + 0.4, x[40:])
-    result = quiet(module, y[:40], x[:40], validation=held_out, lr=0.3, patience=100, schedule=keep_rate)
+    result = quiet(module, y[:40], x[:40], validation=held_out, lr=0.3, patience=100, batch_size=40, schedule=keep_rate)
     assert result.interrupted and len(result.train) == len(result.validation) == 12
     assert result.best_epoch < 11
     again = Linear.forward(module, held_out[1]).log_prob(held_out[0]).mean().item()

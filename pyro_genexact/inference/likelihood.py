@@ -246,8 +246,8 @@ class MaximumLikelihood:
 
     def _check_used(self) -> None:
         """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""
-        unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
-        if self.all_used and unused:
+        if self.all_used and any(p.grad is None for p in self.params):
+            unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
             raise ValueError(
                 f"Expected a loss that depends on each parameter, in several processes; got none on {unused}. Freeze them by "
                 "requires_grad_(False), or set strategy='ddp_find_unused_parameters_true' of the fabric."

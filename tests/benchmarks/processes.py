@@ -7,7 +7,7 @@ maf of 63 features, 256x256 hidden units, 5 transforms.
 * gradients: float64, the gradients of a first step on 512 rows, of two processes with 256 each and of one with all: the largest
   difference, relative to the largest gradient. They are read off a step of plain SGD at rate 1.
 * throughput: float32, a thread and 256 rows a process and step; ``fit`` in two processes that exchange gradients, and in two that train
-  alone at the same time, in alternating order: medians of rows a second of both together over the rounds, which each time ``--steps``
+  alone at the same time, in alternating order: medians of rows a second, and a second of CPU time, over the rounds, which each time ``--steps``
   steps after a warm-up.
 """
 
@@ -61,9 +61,9 @@ def gradient(fabric: Any, batch: int) -> torch.Tensor:
     return torch.cat(seen)
 
 
-def speed(fabric: Any, own: bool, steps: int) -> float:
-    """Rows a second of this process."""
-    began = [0.0]
+def speed(fabric: Any, own: bool, steps: int) -> list[float]:
+    """Rows a second of this process, and its rows a second of CPU time."""
+    began = [0.0, 0.0]
 
     class Timed(torch.optim.Adam):
         taken = 0
@@ -72,7 +72,7 @@ def speed(fabric: Any, own: bool, steps: int) -> float:
             result = super().step(closure)
             self.taken += 1
             if self.taken == 3:
-                began[0] = time.perf_counter()
+                began[:] = time.perf_counter(), time.process_time()
             return result
 
     size = 1 if own else fabric.world_size
@@ -82,9 +82,9 @@ def speed(fabric: Any, own: bool, steps: int) -> float:
         flow(torch.float32), data, batch_size=BATCH, epochs=1, optimizer=Timed, schedule=keep_rate, fabric=None if own else fabric,
         progress=False,
     )  # fmt: skip
-    seconds = time.perf_counter() - began[0]
+    ended = time.perf_counter(), time.process_time()
     fabric.barrier()
-    return BATCH * steps / seconds
+    return [BATCH * steps / (end - start) for start, end in zip(began, ended, strict=True)]
 
 
 def main() -> None:
@@ -101,18 +101,22 @@ def main() -> None:
             f"gradients: {(joint - alone).abs().max() / alone.abs().max():.1e} apart, relative to the largest",
             flush=True,
         )
-    together: dict[bool, list[float]] = {False: [], True: []}
+    speeds: dict[bool, list[list[float]]] = {False: [], True: []}
     for number in range(args.rounds):
         for own in (False, True) if number % 2 else (True, False):
-            both = fabric.all_reduce(torch.tensor(speed(fabric, own, args.steps)), reduce_op="sum").item()
-            together[own].append(both)
+            speeds[own].append(
+                fabric.all_reduce(torch.tensor(speed(fabric, own, args.steps)), reduce_op="sum").tolist()
+            )
     if fabric.global_rank == 0:
-        ddp, apart = (statistics.median(together[own]) for own in (False, True))
-        ratios = [f"{a / b:.2f}" for a, b in zip(together[False], together[True], strict=True)]
-        print(
-            f"throughput: {ddp:.0f} rows a second of two processes together, {apart:.0f} of two alone: {ddp / apart:.2f}"
-        )
-        print(f"rounds: {', '.join(ratios)}; load average {os.getloadavg()[0]:.1f}")
+        for what, ddp, alone in zip(
+            ("second", "CPU second"), *(zip(*speeds[own], strict=True) for own in (False, True)), strict=True
+        ):
+            a, b = statistics.median(ddp), statistics.median(alone)
+            rounds = ", ".join(f"{x / y:.2f}" for x, y in zip(ddp, alone, strict=True))
+            print(
+                f"rows a {what}: {a:.0f} of two processes together, {b:.0f} of two alone: {a / b:.2f} (rounds: {rounds})"
+            )
+        print(f"load average {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def seen(tmp_path_factory):
     """The results of both processes."""
     folder = tmp_path_factory.mktemp("processes")
     script = [sys.executable, two_processes.__file__, str(folder)]
-    subprocess.run(script, check=True, timeout=120, cwd=TESTS.parent, capture_output=True)
+    done = subprocess.run(script, timeout=120, cwd=TESTS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

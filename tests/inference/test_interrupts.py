@@ -335,6 +335,9 @@ def dies():
     ("what", "error", "text"),
     [(unreadable, OSError, "(?s)worker process 3.*OSError: unreadable.*Raised by row"), (dies, RuntimeError, "worker")],
 )
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # DataLoader's own __del__ hears of it too
 def test_a_worker_that_fails(what, error, text):
     """Three batches of others come before."""
     module, made = Linear(), []

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from ..base import DistributionModule
 from ..core.random import random_state, set_random_state
-from .batches import SHOWN, Batch, Loader
+from .batches import Batch, Loader
 from .engine import Clock, Interrupts
+from .gradients import Gradients, Joint, weighted
 from .kept import Kept
 from .learning_rate import LearningRate, set_rate
-from .log_prob import LogProb, Penalty, log_prob_of, offending
+from .log_prob import LogProb, Penalty, log_prob_of
 from .ranks import Ranks
 
 PATIENCE = 10  # epochs without better validation nats after which the learning rate drops,
@@ -93,19 +93,12 @@ class MaximumLikelihood:
     at: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self.plain = LogProb(self.module, self.penalty)
-        self.model, self.stepper = self.fabric.setup(self.plain, self.optimizer)
-        self.all_used = False  # whether each parameter must have part in the loss
-        for part in self.model.modules():
-            if isinstance(part, DistributedDataParallel):
-                part.broadcast_buffers = False  # masks are as large as weights; see _share_buffers
-                self.all_used = not part.find_unused_parameters
+        self.gradients = Gradients(self.module, self.penalty, self.optimizer, self.fabric, self.ranks)
         self.averages = None
         if self.ema is not None:
             with torch.device("cpu"):  # of the count, which is read in each step
                 self.averages = AveragedModel(self.module, multi_avg_fn=partial(_average, self.ema))
         self.kept = Kept([self.module] if self.averages is None else [self.module, self.averages.module])
-        self.params = [p for p in self.module.parameters() if p.requires_grad]
         self.closure = takes_closure(self.optimizer)
         self.batches: Iterator[Batch] | None = None
         self.start, self.spent, self.worst, self.last_loss, self.flat = 0.0, 0.0, -math.inf, math.inf, False
@@ -120,31 +113,25 @@ class MaximumLikelihood:
             self.batches = self._epoch()
             self.interrupts.watch("SIGCHLD")  # by which a DataLoader hears of dead workers
             self.module.train()
-        numbers = [0.0, 0.0]
-        with self.ranks.agreed(numbers):
-            group = list(islice(self.batches, self.accumulate))
-            numbers[:] = sum(len(batch.rows) for batch in group), not group
-        rows, ended = numbers
-        if ended:
+        joint = self._fetch()
+        if joint is None:
             self._end_epoch()
             return
-        where = f"epoch {self.at.epoch}, batch {self.at.batch // self.accumulate}"
         if self.schedule is None:
             set_rate(self.optimizer, self.rate.factor(self.steps, self.spent))
-        descend = self._search if self.closure else self._descend
-        nats = descend(group, rows, where)
+        nats = self._search(joint) if self.closure else self._descend(joint)
 
         def count() -> None:
             if not self.closure:
-                self.stepper.step()
+                self.gradients.step()
             if self.schedule is not None:
                 self.schedule.step()
             if self.averages is not None:
                 self.averages.update_parameters(self.module)
             self.steps += 1
-            self.at.batch += len(group)
-            self.at.nats += nats * rows
-            self.at.rows += rows
+            self.at.batch += len(joint.batches)
+            self.at.nats += nats * joint.rows
+            self.at.rows += joint.rows
 
         with self.interrupts.held():
             count()
@@ -152,6 +139,16 @@ class MaximumLikelihood:
         self._spend()
         if self.stopped is None and self.at.batch == self.train.batches:
             self._end_epoch()
+
+    def _fetch(self) -> Joint | None:
+        """The batches of the next step; None at the end of an epoch."""
+        assert self.batches is not None
+        where = f"epoch {self.at.epoch}, batch {self.at.batch // self.accumulate}"
+        numbers = [0.0, 0.0]
+        with self.ranks.agreed(numbers):
+            batches = list(islice(self.batches, self.accumulate))
+            numbers[:] = sum(len(batch.rows) for batch in batches), not batches
+        return None if numbers[1] else Joint(batches, numbers[0], where)
 
     def _epoch(self) -> Iterator[Batch]:
         if self.at.batch == 0:
@@ -178,87 +175,39 @@ class MaximumLikelihood:
         """Epochs, parts of them included where their length is known."""
         return self.at.epoch + (self.at.batch / self.train.batches if self.train.batches else 0.0)
 
-    # --- gradients ----------------------------------------------------------------------------------------
-
-    def _descend(self, group: list[Batch], rows: float, where: str) -> float:
+    def _descend(self, joint: Joint) -> float:
         """Sets the gradients of a step, cut to their largest norm; returns the mean log_prob."""
-        _, nats, norm = self._gradients(group, rows, where)
+        _, nats, norm = self.gradients(joint)
         if norm > self.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.params, self.max_grad_norm, torch.as_tensor(norm))
+            nn.utils.clip_grads_with_norm_(self.gradients.params, self.max_grad_norm, torch.as_tensor(norm))
+        if self.steps == 0:
+            log_prob = self.gradients.log_prob
+            spread = log_prob.std() if len(log_prob) > 1 else log_prob.abs().sum()
+            self.start, self.worst = nats, nats - 3 * float(spread)
         return nats
 
-    def _search(self, group: list[Batch], rows: float, where: str) -> float:
+    def _search(self, joint: Joint) -> float:
         """Takes a step of an optimizer that evaluates the loss itself; returns the mean log_prob before it."""
-        before = [p.detach().clone() for p in self.params]
+        params = self.gradients.params
+        before = [p.detach().clone() for p in params]
         seen: list[tuple[float, float]] = []
 
         def evaluate() -> Tensor:
-            loss, nats, _ = self._gradients(group, rows, where)
+            loss, nats, _ = self.gradients(joint)
             seen.append((loss, nats))
-            return torch.as_tensor(loss, dtype=self.params[0].dtype, device=self.params[0].device)
+            return torch.as_tensor(loss, dtype=params[0].dtype, device=params[0].device)
 
         try:
-            self.stepper.step(evaluate)
+            self.gradients.step(evaluate)
         except BaseException:
             with torch.no_grad():
-                for p, value in zip(self.params, before, strict=True):
+                for p, value in zip(params, before, strict=True):
                     p.copy_(value)
             raise
         loss, nats = seen[0]
         self.flat = self.last_loss - loss <= FLAT * abs(loss)
         self.last_loss = loss
         return nats
-
-    def _gradients(self, group: list[Batch], rows: float, where: str) -> tuple[float, float, float]:
-        """Loss, mean log_prob and the norm of the gradients of a joint batch of all processes."""
-        self.optimizer.zero_grad()
-        log_probs: list[Tensor] = []
-        losses: list[Tensor] = []
-        with self.ranks.agreed():
-            for batch in group[:-1]:
-                with self.fabric.no_backward_sync(self.model, enabled=self.ranks.size > 1):
-                    losses.append(self._loss(batch, rows, where, log_probs)[0])
-                    self.fabric.backward(losses[-1])
-            loss, penalty = self._loss(group[-1], rows, where, log_probs)
-        self.fabric.backward(loss if penalty is None else loss + penalty)
-        self._check_used()
-        norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
-        numbers = [norm.to(loss), *([] if penalty is None else [penalty.to(loss)]), loss, *losses]
-        length, *values = torch.stack(numbers).tolist()  # the one wait for the device in a step
-        extra = 0.0 if penalty is None else values.pop(0)
-        value, extra = (x / self.ranks.size for x in self.ranks.sum(-sum(values), extra))
-        if not math.isfinite(value + extra + length):
-            what, got = ("gradient", length) if math.isfinite(value + extra) else ("loss", extra - value)
-            bad = [row for rows in self.ranks.gather(self._bad_rows(group, log_probs)) for row in rows]
-            raise FloatingPointError(f"Expected a finite {what}; got {got} at {where}, first in rows {bad[:SHOWN]}.")
-        if self.steps == 0 and self.worst == -math.inf:
-            spread = log_probs[-1].std() if len(log_probs[-1]) > 1 else log_probs[-1].abs().sum()
-            self.start, self.worst = value, value - 3 * float(spread)
-        return extra - value, value, length
-
-    def _loss(self, batch: Batch, rows: float, where: str, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """This batch's part in the mean loss of all rows of the step, and the penalty."""
-        log_prob, penalty = log_prob_of(self.model, self.plain, batch, where)
-        if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
-            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
-        log_probs.append(log_prob.detach())
-        return _weighted(log_prob, batch).sum() * (-self.ranks.size / rows), penalty  # the processes' mean is taken
-
-    def _check_used(self) -> None:
-        """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""
-        if self.all_used and any(p.grad is None for p in self.params):
-            unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
-            raise ValueError(
-                f"Expected a loss that depends on each parameter, in several processes; got none on {unused}. Freeze them by "
-                "requires_grad_(False), or set strategy='ddp_find_unused_parameters_true' of the fabric."
-            )
-
-    def _bad_rows(self, group: list[Batch], log_probs: list[Tensor]) -> list[int]:
-        bad = [batch.rows[~x.isfinite()].tolist() for batch, x in zip(group, log_probs, strict=True)]
-        if not any(bad):
-            with self.fabric.autocast():
-                bad = [offending(self.plain, batch) for batch in group]
-        return [row for rows in bad for row in rows]
 
     # --- epochs -------------------------------------------------------------------------------------------
 
@@ -305,7 +254,7 @@ class MaximumLikelihood:
         nats, weight = [], 0.0
         with self.ranks.agreed(), self.fabric.autocast():
             for batch in held_out.epoch(0):
-                nats.append(_weighted(log_prob_of(plain, plain, batch, where)[0], batch).sum())
+                nats.append(weighted(log_prob_of(plain, plain, batch, where)[0], batch).sum())
                 weight += len(batch.rows) if batch.weights is None else float(batch.weights.sum())
             own = torch.stack(nats).sum().item() if nats else 0.0
         total, weight = self.ranks.sum(own, weight)
@@ -391,10 +340,6 @@ def takes_closure(optimizer: Optimizer) -> bool:
     """Whether the optimizer evaluates the loss itself, as L-BFGS does."""
     closure = signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is Parameter.empty
-
-
-def _weighted(log_prob: Tensor, batch: Batch) -> Tensor:
-    return log_prob if batch.weights is None else log_prob.where(batch.weights > 0, 0.0) * batch.weights
 
 
 def _average(decay: float, averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:

@@ -1,0 +1,119 @@
+"""The gradient of the mean log_prob of a joint batch: of all rows of a step, in all processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from .batches import SHOWN, Batch
+from .log_prob import LogProb, Penalty, log_prob_of, offending
+from .ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The rows of a step.
+
+    Attributes:
+        batches: those of this process.
+        rows: how many all processes have.
+        where: in training.
+    """
+
+    batches: list[Batch]
+    rows: float
+    where: str
+
+
+class Gradients:
+    """Sets gradients of a module's parameters.
+
+    Args:
+        module: whose log_prob is maximised.
+        penalty: subtracted from it, or None.
+        optimizer: of the parameters.
+        fabric: wraps both.
+        ranks: the processes of the fabric.
+
+    Attributes:
+        step: the optimizer's step, through the fabric.
+        log_prob: that of the rows of the last batch.
+    """
+
+    def __init__(
+        self, module: nn.Module, penalty: Penalty | None, optimizer: Optimizer, fabric: Any, ranks: Ranks
+    ) -> None:
+        self.module, self.fabric, self.ranks = module, fabric, ranks
+        self.plain = LogProb(module, penalty)
+        self.model, self.optimizer = fabric.setup(self.plain, optimizer)
+        self.step = self.optimizer.step
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        self.all_used = False  # whether each parameter must have part in the loss
+        for part in self.model.modules():
+            if isinstance(part, DistributedDataParallel):
+                part.broadcast_buffers = False  # masks are as large as weights; the fit shares buffers after each epoch
+                self.all_used = not part.find_unused_parameters
+        self.log_prob = torch.empty(0, device="cpu")
+
+    def __call__(self, joint: Joint) -> tuple[float, float, float]:
+        """Loss, mean log_prob and the norm of the gradients."""
+        self.optimizer.zero_grad()
+        log_probs: list[Tensor] = []
+        losses: list[Tensor] = []
+        with self.ranks.agreed():
+            for batch in joint.batches[:-1]:
+                with self.fabric.no_backward_sync(self.model, enabled=self.ranks.size > 1):
+                    losses.append(self._loss(batch, joint, log_probs)[0])
+                    self.fabric.backward(losses[-1])
+            loss, penalty = self._loss(joint.batches[-1], joint, log_probs)
+        self.fabric.backward(loss if penalty is None else loss + penalty)
+        self._check_used()
+        norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        numbers = [norm.to(loss), *([] if penalty is None else [penalty.to(loss)]), loss, *losses]
+        length, *values = torch.stack(numbers).tolist()  # the one wait for the device in a step
+        extra = 0.0 if penalty is None else values.pop(0)
+        nats, extra = (x / self.ranks.size for x in self.ranks.sum(-sum(values), extra))
+        if not math.isfinite(nats + extra + length):
+            what, got = ("gradient", length) if math.isfinite(nats + extra) else ("loss", extra - nats)
+            bad = [row for rows in self.ranks.gather(self._bad_rows(joint, log_probs)) for row in rows]
+            raise FloatingPointError(
+                f"Expected a finite {what}; got {got} at {joint.where}, first in rows {bad[:SHOWN]}."
+            )
+        self.log_prob = log_probs[-1]
+        return extra - nats, nats, length
+
+    def _loss(self, batch: Batch, joint: Joint, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """This batch's part in the mean loss of all rows of the step, and the penalty."""
+        log_prob, penalty = log_prob_of(self.model, self.plain, batch, joint.where)
+        if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
+            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
+        log_probs.append(log_prob.detach())
+        # the mean over processes is taken
+        return weighted(log_prob, batch).sum() * (-self.ranks.size / joint.rows), penalty
+
+    def _check_used(self) -> None:
+        """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""
+        if self.all_used and any(p.grad is None for p in self.params):
+            unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
+            raise ValueError(
+                f"Expected a loss that depends on each parameter, in several processes; got none on {unused}. Freeze them by "
+                "requires_grad_(False), or set strategy='ddp_find_unused_parameters_true' of the fabric."
+            )
+
+    def _bad_rows(self, joint: Joint, log_probs: list[Tensor]) -> list[int]:
+        bad = [batch.rows[~x.isfinite()].tolist() for batch, x in zip(joint.batches, log_probs, strict=True)]
+        if not any(bad):
+            with self.fabric.autocast():
+                bad = [offending(self.plain, batch) for batch in joint.batches]
+        return [row for rows in bad for row in rows]
+
+
+def weighted(log_prob: Tensor, batch: Batch) -> Tensor:
+    """Times the weights of the rows, with 0 for those of weight 0."""
+    return log_prob if batch.weights is None else log_prob.where(batch.weights > 0, 0.0) * batch.weights

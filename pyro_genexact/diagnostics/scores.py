@@ -101,7 +101,7 @@ def held_out(
     with modes_kept(module):
         module.eval()
         plain, batches = LogProb(module), rows_of(data, context, "data").batches(batch_size, device)
-        return HeldOut(torch.cat([log_prob_of(plain, plain, batch, "held-out rows")[0] for batch in batches]))
+        return HeldOut(torch.cat([log_prob_of(plain, batch, "held-out rows")[0] for batch in batches]))
 
 
 @dataclass(frozen=True)

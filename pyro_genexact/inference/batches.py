@@ -256,6 +256,13 @@ class Loader:
         if iterator is not None:
             iterator._shutdown_workers()
 
+    def rows(self, start: int, batches: int) -> int | None:
+        """Rows of all processes in some batches from one on, where that is known."""
+        if self.order is None:
+            return None
+        cuts = [0, *self.order.cuts, len(self.order.index)]
+        return cuts[min(start + batches, len(cuts) - 1)] - cuts[start]
+
     def states(self) -> list[Tensor]:
         """The states of the generators that a user's loader brings; torch's own is not among them."""
         return [g.get_state() for g in self._generators()]

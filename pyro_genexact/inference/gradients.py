@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +26,57 @@ class Joint:
         batches: those of this process.
         rows: how many all processes have.
         where: in training.
+        error: that came up in place of batches.
     """
 
-    batches: list[Batch]
+    batches: Sequence[Batch | None]
     rows: float
     where: str
+    error: BaseException | None = None
+
+
+class Part:
+    """A batch of a step. Wrappers do not look into it: Fabric's mixed precision would round its numbers."""
+
+    def __init__(self, batch: Batch | None, joint: Joint) -> None:
+        self.batch, self.joint = batch, joint
+
+
+class Loss(nn.Module):
+    """The part that a batch has in the mean loss of a step, in one forward, so that whatever wraps forward sees all of it.
+
+    Args:
+        plain: log_prob of batches.
+        size: how many processes there are. One of several keeps an exception, as ``error``, and goes on with a loss of 0, for
+            the others wait for its gradients.
+    """
+
+    def __init__(self, plain: LogProb, size: int) -> None:
+        super().__init__()
+        self.plain, self.size = plain, size
+        self.error: BaseException | None = None
+
+    def forward(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The loss, the penalty, and log_prob (B,) without graph."""
+        if self.error is None:
+            try:
+                return self._parts(part)
+            except (Exception, KeyboardInterrupt) as error:
+                if self.size == 1:
+                    raise
+                self.error = error
+        zero = 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+        return zero, None, zero.detach()[None]
+
+    def _parts(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
+        joint, batch = part.joint, part.batch
+        if joint.error is not None or batch is None:
+            raise joint.error or ValueError("Expected a batch; got none.")
+        log_prob, penalty = log_prob_of(self.plain, batch, joint.where)
+        if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
+            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
+        loss = weighted(log_prob, batch).sum() * (-self.size / joint.rows)  # the mean over processes is taken
+        return loss, penalty, log_prob.detach()
 
 
 class Gradients:
@@ -51,7 +99,8 @@ class Gradients:
     ) -> None:
         self.module, self.fabric, self.ranks = module, fabric, ranks
         self.plain = LogProb(module, penalty)
-        self.model, self.optimizer = fabric.setup(self.plain, optimizer)
+        self.loss = Loss(self.plain, ranks.size)
+        self.model, self.optimizer = fabric.setup(self.loss, optimizer)
         self.step = self.optimizer.step
         self.params = [p for p in module.parameters() if p.requires_grad]
         self.all_used = False  # whether each parameter must have part in the loss
@@ -66,19 +115,25 @@ class Gradients:
         self.optimizer.zero_grad()
         log_probs: list[Tensor] = []
         losses: list[Tensor] = []
-        with self.ranks.agreed():
-            for batch in joint.batches[:-1]:
-                with self.fabric.no_backward_sync(self.model, enabled=self.ranks.size > 1):
-                    losses.append(self._loss(batch, joint, log_probs)[0])
-                    self.fabric.backward(losses[-1])
-            loss, penalty = self._loss(joint.batches[-1], joint, log_probs)
-        self.fabric.backward(loss if penalty is None else loss + penalty)
-        self._check_used()
+        penalty: Tensor | None = None
+        for number, batch in enumerate(joint.batches, 1):
+            last = number == len(joint.batches)
+            with nullcontext() if last or self.ranks.size == 1 else self.fabric.no_backward_sync(self.model):
+                loss, penalty, log_prob = self.model(Part(batch, joint))
+                self.fabric.backward(loss if penalty is None or not last else loss + penalty)
+            losses.append(loss)
+            log_probs.append(log_prob)
         norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
-        numbers = [norm.to(loss), *([] if penalty is None else [penalty.to(loss)]), loss, *losses]
-        length, *values = torch.stack(numbers).tolist()  # the one wait for the device in a step
+        scalars = [norm, *([] if penalty is None else [penalty]), *losses]
+        length, *values = torch.stack([x.detach().to(norm) for x in scalars]).tolist()  # the one wait for the device
         extra = 0.0 if penalty is None else values.pop(0)
-        nats, extra = (x / self.ranks.size for x in self.ranks.sum(-sum(values), extra))
+        numbers = [-sum(values), extra]
+        with self.ranks.agreed(numbers):
+            error, self.loss.error = self.loss.error, None
+            if error is not None:
+                raise error
+            self._check_used()
+        nats, extra = (x / self.ranks.size for x in numbers)
         if not math.isfinite(nats + extra + length):
             what, got = ("gradient", length) if math.isfinite(nats + extra) else ("loss", extra - nats)
             bad = [row for rows in self.ranks.gather(self._bad_rows(joint, log_probs)) for row in rows]
@@ -87,15 +142,6 @@ class Gradients:
             )
         self.log_prob = log_probs[-1]
         return extra - nats, nats, length
-
-    def _loss(self, batch: Batch, joint: Joint, log_probs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """This batch's part in the mean loss of all rows of the step, and the penalty."""
-        log_prob, penalty = log_prob_of(self.model, self.plain, batch, joint.where)
-        if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
-            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
-        log_probs.append(log_prob.detach())
-        # the mean over processes is taken
-        return weighted(log_prob, batch).sum() * (-self.ranks.size / joint.rows), penalty
 
     def _check_used(self) -> None:
         """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""
@@ -107,10 +153,11 @@ class Gradients:
             )
 
     def _bad_rows(self, joint: Joint, log_probs: list[Tensor]) -> list[int]:
-        bad = [batch.rows[~x.isfinite()].tolist() for batch, x in zip(joint.batches, log_probs, strict=True)]
+        batches = [batch for batch in joint.batches if batch is not None]
+        bad = [batch.rows[~x.isfinite()].tolist() for batch, x in zip(batches, log_probs, strict=True)]
         if not any(bad):
             with self.fabric.autocast():
-                bad = [offending(self.plain, batch) for batch in joint.batches]
+                bad = [offending(self.plain, batch) for batch in batches]
         return [row for rows in bad for row in rows]
 
 

@@ -144,6 +144,12 @@ class MaximumLikelihood:
         """The batches of the next step; None at the end of an epoch."""
         assert self.batches is not None
         where = f"epoch {self.at.epoch}, batch {self.at.batch // self.accumulate}"
+        rows = self.train.rows(self.at.batch, self.accumulate)
+        if rows is not None:  # all processes know it
+            try:
+                return Joint(list(islice(self.batches, self.accumulate)), rows, where)
+            except (Exception, KeyboardInterrupt) as error:  # raised where the processes meet
+                return Joint([None], rows, where, error)
         numbers = [0.0, 0.0]
         with self.ranks.agreed(numbers):
             batches = list(islice(self.batches, self.accumulate))
@@ -254,7 +260,7 @@ class MaximumLikelihood:
         nats, weight = [], 0.0
         with self.ranks.agreed(), self.fabric.autocast():
             for batch in held_out.epoch(0):
-                nats.append(weighted(log_prob_of(plain, plain, batch, where)[0], batch).sum())
+                nats.append(weighted(log_prob_of(plain, batch, where)[0], batch).sum())
                 weight += len(batch.rows) if batch.weights is None else float(batch.weights.sum())
             own = torch.stack(nats).sum().item() if nats else 0.0
         total, weight = self.ranks.sum(own, weight)

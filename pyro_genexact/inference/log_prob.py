@@ -14,15 +14,8 @@ from .batches import SHOWN, Batch
 Penalty = Callable[[nn.Module], Tensor]
 
 
-class Sealed:
-    """A batch that no wrapper looks into: Fabric's mixed precision would round its numbers."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-
 class LogProb(nn.Module):
-    """A module whose forward returns the log_prob of a batch, so that whatever wraps forward sees the whole computation.
+    """A module whose forward returns the log_prob of a batch.
 
     Args:
         module: returns a distribution.
@@ -33,9 +26,9 @@ class LogProb(nn.Module):
         super().__init__()
         self.module, self.penalty = module, penalty
 
-    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """log_prob (B,) of B rows and the penalty."""
-        data, context = sealed.batch.data, sealed.batch.context
+        data, context = batch.data, batch.context
         args = [value for key, value in context.items() if key is None]
         distribution = self.module(*args, **{key: value for key, value in context.items() if key is not None})
         if not isinstance(distribution, torch.distributions.Distribution):
@@ -44,18 +37,11 @@ class LogProb(nn.Module):
         return log_prob, None if self.penalty is None else self.penalty(self.module)
 
 
-def log_prob_of(model: Callable[..., Any], plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tensor | None]:
-    """log_prob (B,) of the rows of a batch, and the penalty.
-
-    Args:
-        model: the LogProb, wrapped or not.
-        plain: the LogProb itself, in which one process finds the rows that raise.
-        batch: the rows.
-        where: in training.
-    """
+def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tensor | None]:
+    """log_prob (B,) of the rows of a batch, and the penalty; an exception says where in training it came up."""
     try:
-        log_prob, penalty = model(Sealed(batch))
-    except ValueError as error:  # validate_args met NaN parameters or a value outside the support: say where
+        log_prob, penalty = plain(batch)
+    except ValueError as error:  # validate_args met NaN parameters or a value outside the support
         raise ValueError(f"{error}\nMet at {where}, first in rows {offending(plain, batch)}.") from error
     if log_prob.shape != batch.rows.shape:
         raise ValueError(
@@ -88,7 +74,7 @@ def _bisect(model: Any, batch: Batch) -> Iterator[int]:
 
 def _is_finite(model: Any, batch: Batch) -> bool:
     try:
-        loss = model(Sealed(batch))[0].sum()
+        loss = model(batch)[0].sum()
     except ValueError:
         return False
     grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)

@@ -36,6 +36,7 @@ RATE, VALIDATED_RATE = 1e-3, 3e-3  # of Adam; a higher one needs the validation 
 DROPS = (1.0, 0.1)  # factors of the learning rate; after the last the validation nats are flat
 COOLING = 0.3  # the last part of the budget, in which the learning rate goes to 0
 EMA = 0.99  # decay of the averages that are validated too
+FUSED = ("cpu", "cuda")  # devices on which one kernel of torch takes Adam's whole step
 LONG_PATIENCE = 20  # epochs, with the user's own schedule
 LARGEST, SMALLEST, FEWEST = 256, 32, 32  # rows in a batch, and batches in an epoch of few rows with validation
 SAMPLE = 64  # rows that a checkpoint compares
@@ -202,7 +203,8 @@ def fit(
             train = _loader(sources[0], batch_size, ranks, device, seed, num_workers)
             held_out = _loader(sources[1], batch_size, ranks, device, None, num_workers) if validated else None
             epochs = epochs or (LONGEST if validated else LONG)
-            adam = partial(torch.optim.Adam, lr=lr or (VALIDATED_RATE if validated else RATE))
+            fused = device.type in FUSED and all(p.is_floating_point() for p in params)
+            adam = partial(torch.optim.Adam, lr=lr or (VALIDATED_RATE if validated else RATE), fused=fused)
             opt = (optimizer or adam)(params)
             own = None if schedule is None else schedule(opt, _steps(train, epochs, accumulate))
             by_rule = own is None and not takes_closure(opt)

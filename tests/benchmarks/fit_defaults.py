@@ -19,6 +19,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +30,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_genexact as gx
 
-LR, BATCH_SIZE, MAX_GRAD_NORM = 3e-3, 256, 10.0
+LR, MAX_GRAD_NORM = 3e-3, 10.0
+SMALLEST, LARGEST, BATCHES = 32, 256, 32  # rows in a batch; an epoch has at least this many batches if the rows allow
 WARM, WARM_SHARE = 100, 0.1  # steps over which the rate rises; at most this share of the budget
 COOL_SHARE = 0.3  # of the budget, at its end, over which the rate falls to 0 along a cosine
 DROPS = (1.0, 0.1)  # of the rate, whenever validation is flat; after the last the fit ends
-PATIENCE, PATIENCE_STEPS = 10, 100  # epochs, and steps, without better validation: then it is flat
+PATIENCE, PATIENCE_STEPS = 10, 200  # epochs, and steps, in which neither weights nor averages got better: flat
 WINDOW = 100  # steps over which weights are averaged
 LONGEST = 1000  # epochs
 
@@ -95,16 +97,18 @@ def factor(step: int, used: float, drops: int) -> float:
 def candidate(module: nn.Module, s: Set, seconds: float) -> Trained:
     """Warm-up, a constant rate that drops where validation is flat, cool-down at the end of the budget.
 
-    Validation, after each epoch, is of the weights and of their average over the last steps; the best of either are kept, and
+    Validation, after each epoch, is of the weights and of their average over the last steps. It is flat when neither got better
+    than its own best, so that noise in one does not hide the progress of the other. The better of the two bests is kept, and
     the fit goes back to them when the rate drops.
     """
     start = time.process_time()
     parameters = list(module.parameters())
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(parameters, LR)
-    per_epoch = math.ceil(len(s.train.data) / BATCH_SIZE)
+    batch_size = min(LARGEST, max(SMALLEST, len(s.train.data) // BATCHES))
+    per_epoch = math.ceil(len(s.train.data) / batch_size)
     average = [p.detach().clone() for p in parameters]
-    best_nats, best = -math.inf, average
+    best = [(-math.inf, average)] * 2  # of averages, of weights
     step = drops = since = 0
 
     def used() -> float:
@@ -116,7 +120,7 @@ def candidate(module: nn.Module, s: Set, seconds: float) -> Trained:
 
     while drops < len(DROPS) and used() < 1:
         module.train()
-        for index in torch.randperm(len(s.train.data), generator=generator).split(BATCH_SIZE):
+        for index in torch.randperm(len(s.train.data), generator=generator).split(batch_size):
             spent = used()
             if spent >= 1:
                 break
@@ -129,16 +133,18 @@ def candidate(module: nn.Module, s: Set, seconds: float) -> Trained:
             with torch.no_grad():
                 torch._foreach_lerp_(average, parameters, max(1 / step, 1 / WINDOW))
         weights = [p.detach().clone() for p in parameters]
-        for values in (average, weights):
+        for kind, values in enumerate((average, weights)):
             load(values)
             found = nats(module, s.valid).mean().item()
-            if found > best_nats:
-                best_nats, best, since = found, [x.clone() for x in values], 0
+            if found > best[kind][0]:
+                best[kind], since = (found, [x.clone() for x in values]), 0
         if since >= max(PATIENCE * per_epoch, PATIENCE_STEPS):
             drops, since = drops + 1, 0
-            load(best)
-            average = [x.clone() for x in best]
-    load(best)
+            better = max(best, key=itemgetter(0))
+            best = [better] * 2
+            load(better[1])
+            average = [x.clone() for x in better[1]]
+    load(max(best, key=itemgetter(0))[1])
     return Trained(step / per_epoch, time.process_time() - start)
 
 

@@ -5,7 +5,8 @@
 Each row of the table trains the same module from the same weights twice. "Cosine" is Adam at 1e-3 with cosine annealing over
 a fixed number of epochs, batches of 256 and patience 20; the epochs are those of fit_defaults_sets.py. "New" has the seconds
 that the cosine took, unless it stops before; with --uncapped it has 1000 epochs instead, and no limit of time. Differences are new
-minus cosine, paired by test row, with 2 standard errors over rows (one seed: the variation between seeds is not in them).
+minus cosine, paired by test row, with 2 standard errors over rows (one seed: the variation between seeds is not in them;
+how long the GRU over frames stays at the marginals of the keys varies most).
 
 * ``--new default``: what ``gx.fit`` does by default.
 * ``--new candidate``: the rule below as a plain loop, which is what the constants were chosen with.

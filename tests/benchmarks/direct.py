@@ -24,6 +24,7 @@ import torch
 from published import floats
 from published_autoregressive import rows_of
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_genexact as gx
 
@@ -93,6 +94,7 @@ def main() -> None:
                     optimizer=partial(torch.optim.AdamW, lr=setting.lr),
                     seed=seed,
                     progress=False,
+                    schedule=CosineAnnealingLR,
                 )
                 nats.append(max(result.validation))
                 seconds.append(result.seconds / len(result.train))

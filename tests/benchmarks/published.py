@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import constraints
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_genexact as gx
 
@@ -111,8 +112,15 @@ def bsds300(data: Path, recipe: str, minutes: float, progress: bool) -> None:
     flow = getattr(gx.flows, recipe)(63, transforms=transforms, hidden=hidden, standardize=rows)
     epochs = epochs_within(60 * minutes, flow, rows)
     result = gx.fit(
-        flow, rows, validation=held_out, epochs=epochs, batch_size=BATCH_SIZE, lr=1e-3, progress=progress
-    )  # cosine annealing is its default
+        flow,
+        rows,
+        validation=held_out,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        lr=1e-3,
+        progress=progress,
+        schedule=CosineAnnealingLR,
+    )
     print(
         f"bsds300: {recipe}({transforms}) {figure(log_prob(flow, floats(valid)))}, target {TARGETS['bsds300']}; "
         f"held-out rows of train {result.validation[result.best_epoch]:.2f}, "
@@ -143,6 +151,7 @@ def red_wine(data: Path, recipe: str, progress: bool) -> None:
                 optimizer=partial(torch.optim.Adam, lr=2e-3, weight_decay=1e-4),
                 seed=seed,
                 progress=progress,
+                schedule=CosineAnnealingLR,
             )
             parts.append(log_prob(flow, floats(test)))
         mixture = np.logaddexp.reduce(parts) - math.log(SEEDS)
@@ -172,7 +181,7 @@ def digits(recipe: str, progress: bool) -> None:
     )
     optimizer = partial(torch.optim.AdamW, lr=2e-3, weight_decay=1.0)
     settings = {"epochs": 5, "batch_size": 256, "patience": 3, "optimizer": optimizer}
-    result = gx.fit(flow, train, validation=validation, progress=progress, **settings)
+    result = gx.fit(flow, train, validation=validation, progress=progress, **settings, schedule=CosineAnnealingLR)
     nats = log_prob(flow, test)
     bits = math.log2(example.LEVELS) - nats.mean() / (example.D * math.log(2))
     print(

@@ -33,6 +33,7 @@ import torch
 from published import figure, floats, log_prob
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_genexact as gx
 
@@ -115,6 +116,7 @@ def binary(name: str, data: Path, progress: bool) -> None:
         batch_size=settings.batch_size,
         optimizer=partial(torch.optim.AdamW, lr=settings.lr, weight_decay=settings.weight_decay),
         progress=progress,
+        schedule=CosineAnnealingLR,
     )
     sign = -1 if name == "mnist" else 1
     model = f"MADE({settings.hidden})" + (" in 16 orders" if settings.orders else "")
@@ -161,6 +163,7 @@ def jsb(name: str, data: Path, progress: bool) -> None:
         batch_size=16,
         lr=5e-3,
         progress=progress,
+        schedule=CosineAnnealingLR,
     )
     value = nats_a_frame(gx.Autoregressive(net, head, (160, KEYS)), *pieces(data, "test"))  # whole pieces
     report(name, "GRU(200), NADE over keys" if nested else "GRU(200)", value, time.perf_counter() - start, result)
@@ -185,6 +188,7 @@ def wine(name: str, data: Path, progress: bool) -> None:
             optimizer=partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.1),
             seed=k,
             progress=progress,
+            schedule=CosineAnnealingLR,
         )
         results.append(log_prob(model, test).mean())
         print(

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import pyro_genexact as gx
 
@@ -75,7 +75,7 @@ def tinyshakespeare(folder: Path, steps: int = 2000, progress: bool = False) -> 
     rows = windows(train, torch.randint(len(train) - WINDOW, (steps * BATCH,)))
     optimizer = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     settings = {"epochs": 1, "batch_size": BATCH, "optimizer": optimizer, "schedule": schedule, "max_grad_norm": 1.0}
-    result = gx.fit(model, rows, progress=progress, **settings)
+    result = gx.fit(model, rows, progress=progress, **settings, schedule=CosineAnnealingLR)
     found = nats(model.eval(), test)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     error = 2 * found.std() / len(found) ** 0.5

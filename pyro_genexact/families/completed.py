@@ -48,6 +48,10 @@ class Completed:
             return super().enumerate_support(expand)  # type: ignore[misc,no-any-return]
         return in_batch(d.enumerate_support(False), self, expand)
 
+    @full_precision
+    def rsample(self: Any, sample_shape: Any = ()) -> Tensor:
+        return super().rsample(Size(sample_shape))  # type: ignore[misc,no-any-return]
+
     def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
         new = super().expand(Size(batch_shape), _instance)  # type: ignore[misc]
         if 0 in batch_shape:
@@ -65,7 +69,6 @@ def completed(family: Any) -> Any:
     if issubclass(family, Completed):
         return family
     methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}
-    methods["rsample"] = full_precision(family.rsample)
     methods["__reduce__"] = lambda self: (_restore, (family, self.__dict__))
     bases = [Completed, family]
     if not issubclass(family, TorchDistributionMixin):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 STRATEGIES = ("SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy")
 PRECISIONS = ("32-true", "bf16-mixed")

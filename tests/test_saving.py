@@ -21,6 +21,7 @@ from torch.distributions import transforms
 from torch.serialization import get_safe_globals, safe_globals
 
 import pyro_genexact as gx
+from pyro_genexact.conditioners import MADE
 from pyro_genexact.saving.listed import listed
 from pyro_genexact.testing import conditioner_inputs, made
 from support import registry
@@ -165,6 +166,19 @@ def test_no_gradients_and_nothing_remembered(path):
     assert all(p.grad is not None for p in module[0].parameters()) and all(p.grad is None for p in same.parameters())
     assert path.stat().st_size == before and same[1]()._cached_x_y == (None, None)
     assert module[1]()._cached_x_y == (x, y)  # saving changes nothing
+
+
+def test_derived_buffers_are_left_out_of_the_file(path):
+    """They are refilled in the dtype and on the device that they had."""
+    net = MADE(20, 2, hidden=(200, 200)).double()
+    y = sized(3, 20)
+    same = again(net, path)
+    states, masks = (sum(t.nbytes for t in tensors) for tensors in (net.state_dict().values(), net.buffers()))
+    assert states < path.stat().st_size < states + masks / 10
+    assert torch.equal(same(y), net(y)) and {mask.dtype for mask in same.buffers()} == {torch.float64}
+    bare = again(net.to("meta"), path)
+    assert [mask.shape for mask in bare.buffers()] == [mask.shape for mask in net.buffers()]
+    assert {mask.device.type for mask in bare.buffers()} == {"meta"}
 
 
 def test_device(path, device):

@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributions import Transform
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ..core.buffers import WithDerived, restore_derived, without_derived
 from ..core.leaves import FORGOTTEN
 from ..version import __version__
 from .listed import callable_of_c, full_name, listed
@@ -117,6 +118,7 @@ def load(
             ) from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected a file with a module; got {path} with {type(module).__name__}.")
+    restore_derived(module)
     return module
 
 
@@ -165,7 +167,7 @@ def _checked(value: Any) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Names classes and functions as they can be imported, and leaves out what transforms remember."""
+    """Names classes and functions as they can be imported, and leaves out what transforms remember and derived buffers."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, _NAMED):
@@ -174,12 +176,15 @@ class _Pickler(pickle.Pickler):
                     f"{value!r} cannot be imported by name; define it at the top level of a file"
                 )
             return value.__name__ if callable_of_c(value) else NotImplemented
+        if not isinstance(value, (Transform, WithDerived)):
+            return NotImplemented
+        reduced: Any = value.__reduce_ex__(2)
+        make, args, state, *rest = reduced
         if isinstance(value, Transform):
-            reduced: Any = value.__reduce_ex__(2)
-            make, args, state, *rest = reduced
             state = state | {name: forgotten for name, forgotten in FORGOTTEN.items() if name in state}
-            return make, args, state, *rest
-        return NotImplemented
+        if isinstance(value, WithDerived):
+            state = without_derived(state)
+        return make, args, state, *rest
 
 
 class _Pickles:

@@ -168,6 +168,20 @@ def test_no_gradients_and_nothing_remembered(path):
     assert module[1]()._cached_x_y == (x, y)  # saving changes nothing
 
 
+def test_tensors_with_attributes(path):
+    """Buffers of torch.nn.Buffer are; they come back plain."""
+    module = nn.Identity()
+    module.first = nn.Buffer(torch.ones(2))
+    module.register_buffer("second", module.first)
+    module.leaf = torch.ones(3, requires_grad=True)
+    module.leaf.tag = 3
+    same = again(module, path)
+    assert same.first is same.second and same.leaf.requires_grad and torch.equal(same.first, module.first)
+    module.other = torch.ones(2).as_subclass(type("Other", (torch.Tensor,), {}))
+    with pytest.raises(TypeError, match=r"Identity: tensors of subclasses have no place in a file"):
+        gx.save(module, path)
+
+
 def test_derived_buffers_are_left_out_of_the_file(path):
     """They are refilled in the dtype and on the device that they had."""
     net = MADE(20, 2, hidden=(200, 200)).double()
@@ -320,12 +334,23 @@ def test_a_pickle_of_another_kind(path, mark):
         gx.load(path)
 
 
+IDENTITY = b"ctorch.nn.modules.linear\nIdentity\n)R"
 CHANGES = {  # of what every file shares, or by other ways than names
     "an attribute of a listed function": b"ctorch.nn.functional\nsilu\n}U\x01aK\x01sb.",
     "an attribute of a listed class": b"cpyro_genexact.flows\nFlow\n}U\x01aK\x01sb.",
     "a class of a stack": b"U\x02osU\x06system\x93.",
     "an instruction that calls": b"(U\x04trueios\nsystem\n.",
     "a call of what a call returned": b"ctorch.nn.modules.linear\nIdentity\n)R)R.",
+    "a function of torch that calls and sets attributes of a class": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n("
+        + IDENTITY
+        + b"ctorch.distributions.normal\nNormal\n"
+        # the class that the argument's method returns is taken for the tensor
+        + IDENTITY
+        + b"}U\x0bas_subclass"
+        + IDENTITY
+        + b"sb\x85}U\x01aK\x01stR."
+    ),
     "an unfinished pickle": b"}",
 }
 
@@ -336,6 +361,7 @@ def test_changes_are_refused(code, path):
     with pytest.raises(ValueError, match=r"^Expected a file written by .*, which was changed.$"):
         gx.load(path)
     assert not hasattr(nn.functional.silu, "a") and not hasattr(gx.Flow, "a")
+    assert not hasattr(torch.distributions.Normal, "a")
 
 
 def test_a_file_without_a_module(path):

@@ -14,7 +14,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -24,6 +24,7 @@ from ..version import __version__
 from .listed import callable_of_c, full_name, listed
 
 _STAMP = "pyro_genexact "  # the comment of the archive: this and the version
+_CALLS = b"_rebuild_from_type_v2"  # torch lists it, but it calls any object and can set attributes of classes
 _LOCK = threading.Lock()  # torch's list of safe names is one for all threads
 _NAMED = (
     type,
@@ -49,7 +50,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: if ``module`` is no module, or holds what a file cannot name: lambdas, methods, functions and classes
-            that are defined within functions, open files, locks.
+            that are defined within functions, tensors of subclasses, open files, locks.
+        RuntimeError: if a module is parametrised (by ``torch.nn.utils.parametrizations``): save its ``state_dict``.
 
     Example:
         >>> import tempfile, torch
@@ -125,6 +127,9 @@ def load(
 def _loaded(file: IO[bytes], path: Any, names: dict[str, Any], device: Any) -> Any:
     """What the file holds, if it names only these."""
     file.seek(0)
+    if _CALLS in torch._C.PyTorchFileReader(file).get_record("data.pkl"):
+        raise pickle.UnpicklingError(f"{path} has {_CALLS.decode()}")
+    file.seek(0)
     needed = sorted(get_unsafe_globals_in_checkpoint(file))
     if unlisted := [name for name in needed if name not in names]:
         kinds = ", ".join(name.rpartition(".")[2] for name in unlisted)
@@ -175,7 +180,11 @@ class _Pickler(pickle.Pickler):
                 raise pickle.PicklingError(
                     f"{value!r} cannot be imported by name; define it at the top level of a file"
                 )
+            if value.__name__ == _CALLS.decode():
+                raise pickle.PicklingError("tensors of subclasses have no place in a file; make them plain tensors")
             return value.__name__ if callable_of_c(value) else NotImplemented
+        if type(value) is Tensor and value.__dict__:  # without attributes of its own, which only _CALLS would set
+            return value.detach().requires_grad_(value.requires_grad).__reduce_ex__(2)
         if not isinstance(value, (Transform, WithDerived)):
             return NotImplemented
         reduced: Any = value.__reduce_ex__(2)

@@ -14,8 +14,11 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import transforms
 from torch.serialization import get_safe_globals, safe_globals
@@ -141,6 +144,19 @@ class Encoder(nn.Module):
         return self.layer(x)
 
 
+class Regression(PyroModule):
+    """Of a user of Pyro."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.ones(2), constraint=dist.constraints.positive)
+        self.shift = PyroSample(dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        self.flow = flow(context=2)
+
+    def forward(self):
+        return pyro.sample("y", self.flow(self.scale * self.shift))
+
+
 def flow(**options):
     return gx.flows.maf(2, hidden=(4,), transforms=1, **options)
 
@@ -193,6 +209,18 @@ def test_derived_buffers_are_left_out_of_the_file(path):
     bare = again(net.to("meta"), path)
     assert [mask.shape for mask in bare.buffers()] == [mask.shape for mask in net.buffers()]
     assert {mask.device.type for mask in bare.buffers()} == {"meta"}
+
+
+def test_modules_of_pyro(path):
+    """Such as a user's model, whose parameters and priors come back too."""
+    module = Regression()
+    same = again(module, path, [Regression])
+    values = []
+    for model in (module, same):
+        pyro.set_rng_seed(0)
+        pyro.clear_param_store()
+        values.append(pyro.poutine.trace(model).get_trace().log_prob_sum())
+    assert torch.equal(*values) and same.state_dict().keys() == module.state_dict().keys()
 
 
 def test_device(path, device):

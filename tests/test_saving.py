@@ -409,6 +409,16 @@ def test_incomplete_files(path):
         gx.load(path.parent / "none.pt")
 
 
+def test_damaged_files(path):
+    module = flow()
+    gx.save(module, path)
+    weights = next(p for p in module.parameters() if p.numel() == 8).detach().numpy().tobytes()
+    assert path.read_bytes().count(weights) == 1
+    path.write_bytes(path.read_bytes().replace(weights, weights[:-1] + bytes([weights[-1] ^ 1])))
+    with pytest.raises(ValueError, match=r"^Expected a file written by .*, whose checksums differ: it is damaged.$"):
+        gx.load(path)
+
+
 def test_a_state_dict(path):
     torch.save(flow().state_dict(), path)
     with pytest.raises(ValueError, match=r"torch.save wrote. Load a state_dict with module.load_state_dict\("):

@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -97,7 +98,7 @@ def load(
             arguments. A pair ``(class, "old_module.Name")`` gives the name that the file has for one that was moved.
 
     Raises:
-        ValueError: if the file was not written by :func:`save`, is incomplete, is of another major version, or names
+        ValueError: if the file was not written by :func:`save`, is incomplete or damaged, is of another major version, or names
             something that is not listed.
         TypeError: if ``allow`` is no sequence of classes and functions.
 
@@ -148,8 +149,11 @@ def _stamped(file: IO[bytes], path: Any) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             comment = archive.comment.decode(errors="replace")
-    except zipfile.BadZipFile as error:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(f"{expected}, which is incomplete or of another kind.") from error
+    if damaged:
+        raise ValueError(f"{expected}, whose checksums differ: it is damaged.")
     if not comment.startswith(_STAMP):
         raise ValueError(
             f"{expected}, which torch.save wrote. Load a state_dict with "

@@ -70,6 +70,11 @@ def exact(run, leaves=()):
         got = found(run)
     if leaves:
         expected, got = ((*tensors, *gradients_of(tensors[0].sum(), leaves)) for tensors in (expected, got))
+    equal(got, expected)
+
+
+def equal(got, expected):
+    """To the last digit, in the same dtypes."""
     for i, (value, other) in enumerate(zip(got, expected, strict=True)):
         same("precision", f"dtype of {i}", value.dtype, other.dtype)
         close("precision", f"value {i}", value, other, 0.0)
@@ -91,22 +96,14 @@ def by_sites(net, y, context):
         loop.read(y[:, t : t + 1])
 
 
-@pytest.fixture
-def model(distribution_name):
-    """A module in float32, a context and values."""
+def test_distribution(distribution_name, exact_networks):
+    """Networks round, to first order as weights do; without their rounding all is exact."""
     module, context = single(registry.DISTRIBUTIONS[distribution_name]())
     with torch.no_grad():
-        return module, context, made(module, context).sample()
-
-
-def test_all_but_networks_is_exact(model, exact_networks):
-    exact_networks(model[0])
-    exact(lambda: queries(*model), [*model[0].parameters()])
-
-
-def test_networks_round(model):
-    module, context, y = model
-    expected = made(module, context).log_prob(y)
+        y = made(module, context).sample()
+    expected, wanted = found(lambda: queries(module, context, y)), [*module.parameters()]
+    grads = gradients_of(expected[0].sum(), wanted)
+    expected = (*expected, *grads)
     with autocast():
         d = made(module, context)
         with torch.no_grad():  # before the weights are used with gradients, in the same region
@@ -114,14 +111,17 @@ def test_networks_round(model):
         log_prob, of_sample = d.log_prob(y), d.log_prob(x)
     same("precision", "dtype", (log_prob.dtype, of_sample.dtype), (torch.float32,) * 2)
     finite("precision", "log_prob of a sample", of_sample)
-    wanted = [*module.parameters()]
-    grads = gradients_of(expected.sum(), wanted)
     for got, other in zip(gradients_of(log_prob.sum(), wanted), grads, strict=True):
         finite("precision", "gradient", got)
         same("precision", "a gradient", bool(got.any()), bool(other.any()))
-    # to first order: weights, what they multiply, and the products each round once
+    # weights, what they multiply, and the products each round once
     moved = sum((p * grad).abs().sum() for p, grad in zip(wanted, grads, strict=True))
-    within("precision", "log_prob", log_prob.sum(), expected.sum(), 3 * ROUNDING * moved.detach() + 1e-5)
+    within("precision", "log_prob", log_prob.sum(), expected[0].sum(), 3 * ROUNDING * moved.detach() + 1e-5)
+
+    exact_networks(module)
+    with autocast():
+        got = found(lambda: queries(module, context, y))
+    equal((*got, *gradients_of(got[0].sum(), wanted)), expected)
 
 
 @pytest.mark.parametrize(

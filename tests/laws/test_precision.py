@@ -219,6 +219,7 @@ WEIGHTS = single(sized(5, 6))
         lambda code: gx.HiddenMarkov(code, torch.eye(6), dist.Normal(torch.zeros(6), 1.0), duration=2).log_prob(
             torch.ones(2)
         ),
+        lambda code: gx.HiddenMarkov(torch.zeros(6), torch.eye(6), dist.Normal(code[:2], 1.0)).log_prob(torch.ones(2)),
         lambda code: gx.Autoregressive(Recurrent((), 2, hidden=4, context=gx.contexts.Source(6)), h.Normal(), (2,))(
             code.unsqueeze(0), source_lengths=torch.tensor([3])
         ).log_prob(torch.zeros(1, 2)),
@@ -250,6 +251,35 @@ def test_gradients_of_samples(recipe):
 
     exact(lambda: (run(),), wanted)
     exact(with_gradients)
+
+
+class Rounding(MADE):
+    """Rounds as under autocast, to a tensor of the given dtype."""
+
+    dtype = torch.float32
+
+    def forward(self, y, context=None):
+        return super().forward(y, context).bfloat16().to(self.dtype)
+
+    def start(self, context, batch_size):
+        phi, state = super().start(context, batch_size)
+        return phi.bfloat16().to(self.dtype), state
+
+    def extend(self, y, state):
+        phi, state = super().extend(y, state)
+        return phi.bfloat16().to(self.dtype), state
+
+
+@pytest.mark.parametrize("head", [h.Affine(), h.RationalQuadraticSpline(4)])
+def test_heads_compute_in_the_dtype_of_the_values(head):
+    """Whatever that of their parameters, in both directions."""
+    net = Rounding(3, head.num_params, hidden=(6,))
+    t, x = built(gx.transforms.AutoregressiveTransform(net, head)).float(), single(sized(4, 3))
+    found = []
+    for net.dtype in (torch.bfloat16, torch.float32):
+        with torch.no_grad():
+            found.append((*t().call_and_ladj(x), *t().inverse_and_ladj(x + 0.1)))
+    equal(*found)
 
 
 def test_matrices_by_themselves():

@@ -26,7 +26,9 @@ from .listed import callable_of_c, full_name, listed
 
 _STAMP = "pyro_genexact "  # the comment of the archive: this and the version
 _CALLS = b"_rebuild_from_type_v2"  # torch lists it, but it calls any object and can set attributes of classes
-_LOCK = threading.Lock()  # torch's list of safe names is one for all threads
+_LOCK = (
+    threading.RLock()
+)  # torch's list of safe names is one for all threads; an allowed class may load a file of its own
 _NAMED = (
     type,
     types.FunctionType,

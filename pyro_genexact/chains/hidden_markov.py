@@ -90,7 +90,7 @@ class HiddenMarkov(ChainDistribution):
         duration: int | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        initial, transition = widened(initial), widened(transition)
+        initial, transition, observation_dist = map(widened, (initial, transition, observation_dist))
         sites, batch_shape = _shapes(initial, transition, observation_dist, lengths, duration)
         self.num_states = initial.shape[-1]
         self.initial, self.transition = initial.log_softmax(-1), transition.log_softmax(-1)

@@ -29,7 +29,7 @@ class WithDerived(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
-        _restore(self, state_dict, prefix, local_metadata)
+        restore_derived(self, state_dict, prefix, local_metadata)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
@@ -64,9 +64,17 @@ def register_derived(module: WithDerived, name: str, value: Tensor | None, dtype
     derived[name] = Packed(np.packbits(host.numpy()).tobytes(), tuple(host.shape)) if host.dtype == torch.bool else host
 
 
-def _restore(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
+def without_derived(state: dict[str, Any]) -> dict[str, Any]:
+    """The ``__dict__`` of a module for a file: its derived buffers, which :func:`restore_derived` fills, are empty."""
+    if "_derived" not in state:
+        return state
+    buffers = {name: state["_buffers"][name].new_empty(0) for name in state["_derived"]}
+    return state | {"_buffers": state["_buffers"] | buffers}
+
+
+def restore_derived(module: nn.Module, state: Any = None, prefix: str = "", metadata: Any = None) -> None:
     """Fills the derived buffers of a module and its parts, where they are; with ``assign`` as the state is."""
-    assigned: list[Tensor] = []
+    state, metadata, assigned = state or {}, metadata or {}, []
     if metadata.get("assign_to_params_buffers"):
         assigned = [t for name, t in state.items() if name.startswith(prefix)]
     number = next((t.dtype for t in assigned if t.is_floating_point()), None)

@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from .leaves import map_leaves
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _DEVICES = tuple(torch._C._autocast_supported_devices())
@@ -50,7 +52,9 @@ def at_least(x: Tensor, like: Tensor) -> Tensor:
 
 
 def widened(given: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """An argument, which under autocast a network may have predicted: a tensor in this dtype if it is narrower."""
-    if torch._C._is_any_autocast_enabled() and isinstance(given, Tensor) and given.is_floating_point():
-        return given if given.dtype.itemsize >= dtype.itemsize else given.to(dtype)
-    return given
+    """An argument, which under autocast a network may have predicted: its narrower tensors in this dtype."""
+
+    def wide(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() and x.dtype.itemsize < dtype.itemsize else x
+
+    return map_leaves(wide, given) if torch._C._is_any_autocast_enabled() else given

@@ -8,22 +8,27 @@ import sys
 import threading
 import types
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ..core.buffers import WithDerived, restore_derived, without_derived
 from ..core.leaves import FORGOTTEN
 from ..version import __version__
 from .listed import callable_of_c, full_name, listed
 
 _STAMP = "pyro_genexact "  # the comment of the archive: this and the version
-_LOCK = threading.Lock()  # torch's list of safe names is one for all threads
+_CALLS = b"_rebuild_from_type_v2"  # torch lists it, but it calls any object and can set attributes of classes
+_LOCK = (
+    threading.RLock()
+)  # torch's list of safe names is one for all threads; an allowed class may load a file of its own
 _NAMED = (
     type,
     types.FunctionType,
@@ -48,7 +53,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: if ``module`` is no module, or holds what a file cannot name: lambdas, methods, functions and classes
-            that are defined within functions, open files, locks.
+            that are defined within functions, tensors of subclasses, open files, locks.
+        RuntimeError: if a module is parametrised (by ``torch.nn.utils.parametrizations``): save its ``state_dict``.
 
     Example:
         >>> import tempfile, torch
@@ -94,7 +100,7 @@ def load(
             arguments. A pair ``(class, "old_module.Name")`` gives the name that the file has for one that was moved.
 
     Raises:
-        ValueError: if the file was not written by :func:`save`, is incomplete, is of another major version, or names
+        ValueError: if the file was not written by :func:`save`, is incomplete or damaged, is of another major version, or names
             something that is not listed.
         TypeError: if ``allow`` is no sequence of classes and functions.
 
@@ -117,11 +123,15 @@ def load(
             ) from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected a file with a module; got {path} with {type(module).__name__}.")
+    restore_derived(module)
     return module
 
 
 def _loaded(file: IO[bytes], path: Any, names: dict[str, Any], device: Any) -> Any:
     """What the file holds, if it names only these."""
+    file.seek(0)
+    if _CALLS in torch._C.PyTorchFileReader(file).get_record("data.pkl"):
+        raise pickle.UnpicklingError(f"{path} has {_CALLS.decode()}")
     file.seek(0)
     needed = sorted(get_unsafe_globals_in_checkpoint(file))
     if unlisted := [name for name in needed if name not in names]:
@@ -141,8 +151,11 @@ def _stamped(file: IO[bytes], path: Any) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             comment = archive.comment.decode(errors="replace")
-    except zipfile.BadZipFile as error:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(f"{expected}, which is incomplete or of another kind.") from error
+    if damaged:
+        raise ValueError(f"{expected}, whose checksums differ: it is damaged.")
     if not comment.startswith(_STAMP):
         raise ValueError(
             f"{expected}, which torch.save wrote. Load a state_dict with "
@@ -165,7 +178,7 @@ def _checked(value: Any) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Names classes and functions as they can be imported, and leaves out what transforms remember."""
+    """Names classes and functions as they can be imported, and leaves out what transforms remember and derived buffers."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, _NAMED):
@@ -173,13 +186,20 @@ class _Pickler(pickle.Pickler):
                 raise pickle.PicklingError(
                     f"{value!r} cannot be imported by name; define it at the top level of a file"
                 )
+            if value.__name__ == _CALLS.decode():
+                raise pickle.PicklingError("tensors of subclasses have no place in a file; make them plain tensors")
             return value.__name__ if callable_of_c(value) else NotImplemented
+        if type(value) is Tensor and value.__dict__:  # without attributes of its own, which only _CALLS would set
+            return value.detach().requires_grad_(value.requires_grad).__reduce_ex__(2)
+        if not isinstance(value, (Transform, WithDerived)):
+            return NotImplemented
+        reduced: Any = value.__reduce_ex__(2)
+        make, args, state, *rest = reduced
         if isinstance(value, Transform):
-            reduced: Any = value.__reduce_ex__(2)
-            make, args, state, *rest = reduced
             state = state | {name: forgotten for name, forgotten in FORGOTTEN.items() if name in state}
-            return make, args, state, *rest
-        return NotImplemented
+        if isinstance(value, WithDerived):
+            state = without_derived(state)
+        return make, args, state, *rest
 
 
 class _Pickles:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.nn.module import _Context  # a plain object that each PyroModule holds
 from torch import nn
 from torch.distributions import Distribution, Transform, constraints, transforms
 from torch.nn import functional
@@ -89,6 +90,7 @@ def _others() -> list[Any]:
         *(kind for kind in families if kind is not None),
         *(kind for kind in maps if isinstance(kind, type)),
         transforms._InverseTransform,
+        _Context,
         *_constraints(),
         *functions,
     ]

@@ -70,6 +70,11 @@ def exact(run, leaves=()):
         got = found(run)
     if leaves:
         expected, got = ((*tensors, *gradients_of(tensors[0].sum(), leaves)) for tensors in (expected, got))
+    equal(got, expected)
+
+
+def equal(got, expected):
+    """To the last digit, in the same dtypes."""
     for i, (value, other) in enumerate(zip(got, expected, strict=True)):
         same("precision", f"dtype of {i}", value.dtype, other.dtype)
         close("precision", f"value {i}", value, other, 0.0)
@@ -91,22 +96,14 @@ def by_sites(net, y, context):
         loop.read(y[:, t : t + 1])
 
 
-@pytest.fixture
-def model(distribution_name):
-    """A module in float32, a context and values."""
+def test_distribution(distribution_name, exact_networks):
+    """Networks round, to first order as weights do; without their rounding all is exact."""
     module, context = single(registry.DISTRIBUTIONS[distribution_name]())
     with torch.no_grad():
-        return module, context, made(module, context).sample()
-
-
-def test_all_but_networks_is_exact(model, exact_networks):
-    exact_networks(model[0])
-    exact(lambda: queries(*model), [*model[0].parameters()])
-
-
-def test_networks_round(model):
-    module, context, y = model
-    expected = made(module, context).log_prob(y)
+        y = made(module, context).sample()
+    expected, wanted = found(lambda: queries(module, context, y)), [*module.parameters()]
+    grads = gradients_of(expected[0].sum(), wanted)
+    expected = (*expected, *grads)
     with autocast():
         d = made(module, context)
         with torch.no_grad():  # before the weights are used with gradients, in the same region
@@ -114,14 +111,17 @@ def test_networks_round(model):
         log_prob, of_sample = d.log_prob(y), d.log_prob(x)
     same("precision", "dtype", (log_prob.dtype, of_sample.dtype), (torch.float32,) * 2)
     finite("precision", "log_prob of a sample", of_sample)
-    wanted = [*module.parameters()]
-    grads = gradients_of(expected.sum(), wanted)
     for got, other in zip(gradients_of(log_prob.sum(), wanted), grads, strict=True):
         finite("precision", "gradient", got)
         same("precision", "a gradient", bool(got.any()), bool(other.any()))
-    # to first order: weights, what they multiply, and the products each round once
+    # weights, what they multiply, and the products each round once
     moved = sum((p * grad).abs().sum() for p, grad in zip(wanted, grads, strict=True))
-    within("precision", "log_prob", log_prob.sum(), expected.sum(), 3 * ROUNDING * moved.detach() + 1e-5)
+    within("precision", "log_prob", log_prob.sum(), expected[0].sum(), 3 * ROUNDING * moved.detach() + 1e-5)
+
+    exact_networks(module)
+    with autocast():
+        got = found(lambda: queries(module, context, y))
+    equal((*got, *gradients_of(got[0].sum(), wanted)), expected)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,7 @@ WEIGHTS = single(sized(5, 6))
         lambda code: gx.HiddenMarkov(code, torch.eye(6), dist.Normal(torch.zeros(6), 1.0), duration=2).log_prob(
             torch.ones(2)
         ),
+        lambda code: gx.HiddenMarkov(torch.zeros(6), torch.eye(6), dist.Normal(code[:2], 1.0)).log_prob(torch.ones(2)),
         lambda code: gx.Autoregressive(Recurrent((), 2, hidden=4, context=gx.contexts.Source(6)), h.Normal(), (2,))(
             code.unsqueeze(0), source_lengths=torch.tensor([3])
         ).log_prob(torch.zeros(1, 2)),
@@ -250,6 +251,35 @@ def test_gradients_of_samples(recipe):
 
     exact(lambda: (run(),), wanted)
     exact(with_gradients)
+
+
+class Rounding(MADE):
+    """Rounds as under autocast, to a tensor of the given dtype."""
+
+    dtype = torch.float32
+
+    def forward(self, y, context=None):
+        return super().forward(y, context).bfloat16().to(self.dtype)
+
+    def start(self, context, batch_size):
+        phi, state = super().start(context, batch_size)
+        return phi.bfloat16().to(self.dtype), state
+
+    def extend(self, y, state):
+        phi, state = super().extend(y, state)
+        return phi.bfloat16().to(self.dtype), state
+
+
+@pytest.mark.parametrize("head", [h.Affine(), h.RationalQuadraticSpline(4)])
+def test_heads_compute_in_the_dtype_of_the_values(head):
+    """Whatever that of their parameters, in both directions."""
+    net = Rounding(3, head.num_params, hidden=(6,))
+    t, x = built(gx.transforms.AutoregressiveTransform(net, head)).float(), single(sized(4, 3))
+    found = []
+    for net.dtype in (torch.bfloat16, torch.float32):
+        with torch.no_grad():
+            found.append((*t().call_and_ladj(x), *t().inverse_and_ladj(x + 0.1)))
+    equal(*found)
 
 
 def test_matrices_by_themselves():

@@ -187,7 +187,7 @@ def test_modes_are_set_and_restored():
     module = Linear(dropout=0.1).train()
     module.dropout.eval()
     quiet(module, y, x, validation=(y, x), epochs=2, batch_size=40)
-    assert module.modes == [True, False, True, False]
+    assert module.modes == [True, False, False, True, False, False]  # the averages of its weights are validated too
     assert module.training and not module.dropout.training
     quiet(module.eval(), y, x, epochs=1)
     assert not module.training

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LONG, LONGEST = 100, 1000  # epochs at most, without and with validation
 RATE, VALIDATED_RATE = 1e-3, 3e-3  # of Adam; a higher one needs the validation that stops it
-DROPS = (1.0, 0.1)  # factors of the learning rate; after the last the validation nats are flat
+DROPS = (1.0, 0.1)  # factors of the learning rate with validation; after the last its nats are flat
 COOLING = 0.3  # the last part of the budget, in which the learning rate goes to 0
 EMA = 0.99  # decay of the averages that are validated too
 FUSED = ("cpu", "cuda")  # devices on which one kernel of torch takes Adam's whole step
@@ -214,9 +214,7 @@ def fit(
             opt = (optimizer or adam)(params)
             own = None if schedule is None else schedule(opt, _steps(train, epochs, accumulate))
             by_rule = own is None and not takes_closure(opt)
-            rate = (
-                LearningRate(WARM, DROPS if validated else (1.0,), COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)
-            )
+            rate = LearningRate(WARM, DROPS, COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)
             patience = patience or (None if by_rule else LONG_PATIENCE)
             ema = EMA if ema is None and validated and by_rule else ema
             settings |= {} if checkpoint is None else _described(module, opt, own, penalty, fabric, sources)
@@ -268,14 +266,15 @@ def _described(
     sources: Iterable[Any],
 ) -> dict[str, Any]:
     """Of the arguments that are no plain values, what can be compared with a checkpoint."""
-    plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, (int, float, str, tuple))}
+    kinds = (int, float, str, tuple, Tensor)
+    plain = [{name: x for name, x in group.items() if isinstance(x, kinds)} for group in optimizer.param_groups]
     shapes = {
         name: f"{p.dtype} {[*p.shape]}{'' if p.requires_grad else ' frozen'}" for name, p in module.named_parameters()
     }
     of_data, of_validation = (None if source is None else _digest(source) for source in sources)
     return {
         "module": f"{type(module).__name__} of parameters {shapes}",
-        "optimizer": f"{type(optimizer).__name__}({plain})",
+        "optimizer": f"{type(optimizer).__name__} of {plain}",
         "schedule": None if schedule is None else type(schedule).__name__,
         "penalty": None if penalty is None else getattr(penalty, "__qualname__", type(penalty).__name__),
         "processes": fabric.world_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import pyro
 import pyro.distributions as dist
@@ -284,12 +285,13 @@ def test_log_lines(capsys):
 
 def test_bar_in_a_terminal(capsys, monkeypatch):
     y, x = regression_rows()
+    threads = threading.active_count()
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     gx.fit(Linear(), y, x, validation=0.25, epochs=3)
     shown = capsys.readouterr().err
     assert "\r" in shown and "3/3" in shown and "validation" in shown and "epochs:" not in shown
     gx.fit(Linear(), y, x, epochs=3, progress=False)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "" and threading.active_count() == threads
 
 
 def test_plot_is_labelled():

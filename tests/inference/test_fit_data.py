@@ -248,8 +248,14 @@ def test_rows_of_weight_zero_may_be_impossible():
 def test_accumulated_batches_are_one_step():
     data = gaussian_rows()
     one, other = Gaussian(), Gaussian()
-    result = quiet(one, data, epochs=3, batch_size=30, accumulate=3, optimizer=sgd, schedule=keep_rate)
-    assert quiet(other, data, epochs=3, batch_size=90, optimizer=sgd, schedule=keep_rate).steps == result.steps == 9
+    options = {
+        "epochs": 3,
+        "optimizer": sgd,
+        "schedule": keep_rate,
+        "penalty": lambda module: 0.1 * module.loc.square().sum(),
+    }
+    result = quiet(one, data, batch_size=30, accumulate=3, **options)
+    assert quiet(other, data, batch_size=90, **options).steps == result.steps == 9
     torch.testing.assert_close(weights(one), weights(other))
 
 
@@ -336,6 +342,30 @@ def test_the_rule_goes_back_to_the_best_drops_once_and_ends():
     again = module(x).log_prob(far[0]).mean().item()
     assert again == pytest.approx(max(result.validation))
     assert (seen[drops[0]] - weights(module)).norm() < (seen[drops[0] - 1] - weights(module)).norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"patience": 10}, 21),  # the first epoch, and the patience at each of two rates
+        ({"batch_size": 2}, 21),  # 20 steps an epoch: ten epochs by default
+        ({"batch_size": 10}, 101),  # 4 steps an epoch: 200 steps
+        ({"batch_size": 10, "schedule": keep_rate}, 21),  # twenty epochs at the user's rate
+    ],
+)
+def test_patience(options, epochs):
+    y, x = regression_rows()
+    result = quiet(Linear(), y, x, validation=(y, x), optimizer=functools.partial(torch.optim.SGD, lr=1e-30), **options)
+    assert (result.stopped, len(result.validation), result.best_epoch) == ("flat", epochs, 0)
+
+
+def test_default_rates():
+    """Adam's first step is as long as its rate, which then is a hundredth of the full one."""
+    y, x = regression_rows()
+    for validation, rate in ((None, 1e-3), ((y, x), 3e-3)):
+        module = Linear()
+        assert quiet(module, y, x, validation=validation, epochs=1, batch_size=40).steps == 1
+        torch.testing.assert_close(weights(module).abs(), torch.full((3,), rate / 100), rtol=1e-3, atol=0)
 
 
 def test_small_data_with_validation_get_small_batches():

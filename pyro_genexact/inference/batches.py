@@ -67,7 +67,12 @@ class Batch:
 def _taken(x: Any, rows: Tensor) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach().index_select(0, rows.to(x.device))
-    return torch.from_numpy(x[rows.cpu().numpy()])  # a copy: indices, not a slice
+    return _from_numpy(x[rows.cpu().numpy()])  # a copy: indices, not a slice
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """A copy where torch cannot share the memory: of arrays that are reversed, read-only, or of another byte order."""
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 class Columns(Dataset[Batch]):
@@ -81,6 +86,7 @@ class Columns(Dataset[Batch]):
 
     def __init__(self, columns: Batch, name: str, dtype: torch.dtype) -> None:
         self.columns, self.name, self.dtype = columns.check(name), name, dtype
+        self.weights = columns.weights
         values = (columns.data, *columns.context.values())
         self.lazy = any(not isinstance(x, Tensor) for x in values)  # read, converted and checked batch by batch
 
@@ -106,10 +112,15 @@ class Items(Dataset[Batch]):
         return batch_of(self._collated(rows.tolist()), rows, self.name, weights)
 
     def _collated(self, rows: list[int]) -> Any:
-        if hasattr(self.dataset, "__getitems__"):
-            items = self.dataset.__getitems__(rows)
-        else:
+        if not hasattr(self.dataset, "__getitems__"):
             items = [self._item(row) for row in rows]
+        else:
+            try:
+                items = self.dataset.__getitems__(rows)
+            except Exception:
+                for row in rows:  # one by one, the row that raises is named
+                    self._item(row)
+                raise
         if isinstance(items[0], list):
             raise TypeError(f"Expected items of {self.name} to be a row or a tuple (row, context); got a list.")
         try:
@@ -348,7 +359,7 @@ def column(x: Any, name: str, dtype: torch.dtype) -> Any:
         )
     if array.dtype.kind in "iu":
         array = array.astype(np.int64, copy=False)
-    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    tensor = _from_numpy(array)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
@@ -404,4 +415,9 @@ def _split(rows: Any, fraction: float, seed: int) -> tuple[Rows, Rows]:
         raise ValueError(f"Expected validation to leave rows on both sides; got {fraction} of {total} rows.")
     order = torch.randperm(total, generator=generator(seed), device="cpu")
     held_out, kept = order.tensor_split([round(fraction * total)])
+    weights = rows.source.weights
+    if weights is not None:
+        if not (weights[kept].any() and weights[held_out].any()):
+            raise ValueError(f"Expected weights not all 0 in either part of the split; got validation={fraction}.")
+        weights /= weights[kept].mean()  # validation takes a weighted mean, whatever their scale
     return replace(rows, index=kept), replace(rows, index=held_out)

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, IterableDataset
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 LONG, LONGEST = 100, 1000  # epochs at most, without and with validation
 RATE, VALIDATED_RATE = 1e-3, 3e-3  # of Adam; a higher one needs the validation that stops it
-DROPS = (1.0, 0.1)  # factors of the learning rate; after the last the validation nats are flat
+DROPS = (1.0, 0.1)  # factors of the learning rate with validation; after the last its nats are flat
 COOLING = 0.3  # the last part of the budget, in which the learning rate goes to 0
 EMA = 0.99  # decay of the averages that are validated too
 FUSED = ("cpu", "cuda")  # devices on which one kernel of torch takes Adam's whole step
@@ -50,9 +51,9 @@ class FitResult:
         train: mean log_prob of a row in each epoch (nats; in train mode, while the weights moved).
         validation: the same for the validation rows after each epoch, in eval mode, under ``module.for_validation()`` where
             the module has that; empty without validation.
-        best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or the last
-            full one without validation (after an interrupt the weights are those of its last step); -1 if no epoch was completed
-            or none had a finite validation.
+        best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or, without validation, the
+            last one (after an interrupt the weights are those of its last step); -1 if no epoch ended or none had a finite
+            validation.
         seconds: wall-clock time.
         stopped: why training ended: "flat" (the validation nats, or the loss of an optimizer with a closure), "epochs" or
             "seconds" (all of them spent), or "interrupted".
@@ -115,10 +116,10 @@ def fit(
 ) -> FitResult:
     """Maximises the mean log_prob of the rows of ``data`` (nats) by minibatch stochastic gradient, in place.
 
-    With validation rows the learning rate rises over the first steps, drops whenever the validation nats are flat, and the fit
-    ends when they stay flat at the lowest rate; the weights with the best validation nats are kept. Without them the rate goes to
-    0 along a cosine over all epochs, and the last weights are kept. ``epochs`` and ``seconds`` are caps: the rate goes to 0
-    in the last part of whichever is spent first.
+    The learning rate rises over the first 100 steps. With validation rows it drops to a tenth when the validation nats are flat,
+    and the fit ends when they are flat again; the weights with the best validation nats, or their averages if these are better,
+    are kept. Without them the last weights are kept. ``epochs`` and ``seconds`` are caps: the rate goes to 0 along a cosine
+    in the last 30 % of whichever is spent first.
 
     Parameters with ``requires_grad=False`` stay as they are. The same seed gives the same weights. Torch's global random state
     and the module's train or eval mode are left as they were.
@@ -134,12 +135,13 @@ def fit(
         weights: of the rows, (N,), finite and not negative: the weighted mean is maximised.
         epochs: passes over the data, at most: by default 100, and 1000 with validation.
         seconds: of training, at most. The epoch in which they end is cut short.
-        batch_size: rows in a batch of each process; a DataLoader brings its own.
+        batch_size: rows in a batch of each process, by default 256, and with validation fewer (32 at least) where an epoch would
+            have less than 32 batches; a DataLoader brings its own.
         accumulate: batches in a step.
         num_workers: processes that read a Dataset ahead, as in a DataLoader.
-        lr: learning rate of Adam, 1e-3 by default; an ``optimizer`` brings its own.
-        patience: epochs without better validation nats after which the rate drops, by default 10; with a ``schedule``, after which
-            the fit ends, by default 20.
+        lr: learning rate of Adam, by default 1e-3, and 3e-3 with validation; an ``optimizer`` brings its own.
+        patience: epochs without better validation nats after which the rate drops, by default 10, but at least 200 steps; with a
+            ``schedule`` or an optimizer that evaluates the loss itself, after which the fit ends, by default 20.
         optimizer: makes the optimizer of the parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1)``. One that evaluates
             the loss itself (``torch.optim.LBFGS``) is for steps of all rows: its gradients are not cut, its rate stays,
             and the fit ends when a step improves the loss by less than 1e-8 of it.
@@ -148,7 +150,9 @@ def fit(
         max_grad_norm: longer gradients are cut to this norm; ``math.inf`` cuts none.
         penalty: of the module, in nats a row, as a scalar tensor; it is subtracted from the mean log_prob, as the logarithm
             of a prior over N is.
-        ema: decay of an exponential moving average of the weights, such as 0.999. The averages are validated and kept.
+        ema: decay of an exponential moving average of the weights. With validation it is 0.99 by default (unless there is a
+            ``schedule``), weights and averages are validated, and the better ones kept; without, there is none by default,
+            and the averages are kept if there are. 0 for none.
         fabric: a Lightning Fabric of one or several devices, launched by the user, with its precision, loggers and callbacks;
             by default one of the module's device. The module moves to its device. Loggers receive the nats of each epoch,
             callbacks ``on_train_batch_end(module, step, nats)`` and ``on_train_epoch_end(module, epoch, train, validation)``.
@@ -191,6 +195,8 @@ def fit(
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise ValueError("Expected module to have trainable parameters; got none.")
+    if any(is_lazy(p) for p in params):
+        raise ValueError("Expected module with initialised parameters; got lazy ones. Call it once on a few rows.")
     clock = Clock()
     fabric = fabric_of(fabric, device_of(params))
     ranks, device = Ranks(fabric), fabric.device
@@ -208,9 +214,7 @@ def fit(
             opt = (optimizer or adam)(params)
             own = None if schedule is None else schedule(opt, _steps(train, epochs, accumulate))
             by_rule = own is None and not takes_closure(opt)
-            rate = (
-                LearningRate(WARM, DROPS if validated else (1.0,), COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)
-            )
+            rate = LearningRate(WARM, DROPS, COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)
             patience = patience or (None if by_rule else LONG_PATIENCE)
             ema = EMA if ema is None and validated and by_rule else ema
             settings |= {} if checkpoint is None else _described(module, opt, own, penalty, fabric, sources)
@@ -262,14 +266,15 @@ def _described(
     sources: Iterable[Any],
 ) -> dict[str, Any]:
     """Of the arguments that are no plain values, what can be compared with a checkpoint."""
-    plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, (int, float, str, tuple))}
+    kinds = (int, float, str, tuple, Tensor)
+    plain = [{name: x for name, x in group.items() if isinstance(x, kinds)} for group in optimizer.param_groups]
     shapes = {
         name: f"{p.dtype} {[*p.shape]}{'' if p.requires_grad else ' frozen'}" for name, p in module.named_parameters()
     }
     of_data, of_validation = (None if source is None else _digest(source) for source in sources)
     return {
         "module": f"{type(module).__name__} of parameters {shapes}",
-        "optimizer": f"{type(optimizer).__name__}({plain})",
+        "optimizer": f"{type(optimizer).__name__} of {plain}",
         "schedule": None if schedule is None else type(schedule).__name__,
         "penalty": None if penalty is None else getattr(penalty, "__qualname__", type(penalty).__name__),
         "processes": fabric.world_size,

@@ -59,6 +59,8 @@ class Progress(tqdm):  # type: ignore[type-arg]
         on: whether there are reports at all.
     """
 
+    monitor_interval = 0  # no thread that watches
+
     def __init__(self, total: int, unit: str, on: bool) -> None:
         form = "{l_bar}{bar}| {n:.4g}/{total} " + unit + "s [{elapsed}<{remaining}{postfix}]"
         super().__init__(total=total, bar_format=form, disable=not (on and sys.stderr.isatty()))

@@ -125,13 +125,16 @@ class Gradients:
             log_probs.append(log_prob)
         norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
         scalars = [norm, *([] if penalty is None else [penalty]), *losses]
-        length, *values = torch.stack([x.detach().to(norm) for x in scalars]).tolist()  # the one wait for the device
+        length, *values = torch.stack(
+            [x.detach().to(norm.device) for x in scalars]
+        ).tolist()  # the one wait for the device
         extra = 0.0 if penalty is None else values.pop(0)
         numbers = [-sum(values), extra]
         with self.ranks.agreed(numbers):
             error, self.loss.error = self.loss.error, None
             if error is not None:
                 raise error
+            self._check_known()
             self._check_used()
         nats, extra = (x / self.ranks.size for x in numbers)
         if not math.isfinite(nats + extra + length):
@@ -142,6 +145,18 @@ class Gradients:
             )
         self.log_prob = log_probs[-1]
         return extra - nats, nats, length
+
+    def _check_known(self) -> None:
+        """Raises, in the first step, for parameters that the optimizer has not got."""
+        if len(self.log_prob):
+            return
+        known = {id(p) for p in self.params}
+        new = [name for name, p in self.module.named_parameters() if p.requires_grad and id(p) not in known]
+        if new:
+            raise ValueError(
+                f"Expected module to keep its parameters; its forward made or replaced {new}. Does Pyro's store have others "
+                "of these names? pyro.clear_param_store() empties it."
+            )
 
     def _check_used(self) -> None:
         """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 
 class Kept:
-    """The best weights of modules of one kind, such as a module and the averages of its weights, each by its own scores.
+    """The best weights of a module, of several kinds, such as those of the last step and averages: each by its own scores.
 
     Args:
-        modules: that are validated.
+        module: whose weights they are.
+        kinds: how many.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
-        self.scores = [-math.inf] * len(modules)
-        self.epochs = [-1] * len(modules)
-        self.states: list[dict[str, Any]] = [{}] * len(modules)
+    def __init__(self, module: nn.Module, kinds: int) -> None:
+        self.module = module
+        self.scores, self.epochs = [-math.inf] * kinds, [-1] * kinds
+        self.states: list[dict[str, Any]] = [{}] * kinds
 
-    def record(self, epoch: int, scores: Sequence[float]) -> bool:
-        """Keeps the weights with better scores than their module had; whether there are some."""
-        better = [i for i, score in enumerate(scores) if score > self.scores[i]]
-        for i in better:
-            self._keep(i, scores[i], epoch, copy.deepcopy(self.modules[i].state_dict()))
-        return bool(better)
+    def record(self, kind: int, score: float, epoch: int) -> bool:
+        """Keeps the weights that the module has now, if their score is the best of their kind; whether it is."""
+        if not score > self.scores[kind]:
+            return False
+        self.scores[kind], self.epochs[kind] = score, epoch
+        self.states[kind] = copy.deepcopy(self.module.state_dict())
+        return True
 
-    def load(self) -> None:
-        """Loads the best weights of all into every module."""
-        best = self._best
-        if not self.states[best]:
-            return
-        for i, module in enumerate(self.modules):
-            module.load_state_dict(self.states[best])
-            self._keep(i, self.scores[best], self.epochs[best], self.states[best])
+    def load(self) -> bool:
+        """Loads the best weights of all, which are the best of each kind from then on; whether there are some."""
+        best, kinds = self._best, len(self.scores)
+        if self.states[best]:
+            self.module.load_state_dict(self.states[best])
+            self.scores, self.epochs = [self.scores[best]] * kinds, [self.epochs[best]] * kinds
+            self.states = [self.states[best]] * kinds
+        return bool(self.states[best])
 
     @property
     def epoch(self) -> int:
@@ -47,9 +47,6 @@ class Kept:
     @property
     def _best(self) -> int:
         return max(range(len(self.scores)), key=lambda i: self.scores[i])
-
-    def _keep(self, i: int, score: float, epoch: int, state: dict[str, Any]) -> None:
-        self.scores[i], self.epochs[i], self.states[i] = score, epoch, state
 
     def state_dict(self) -> dict[str, Any]:
         return {"scores": self.scores, "epochs": self.epochs, "states": self.states}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, signature
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,6 +27,7 @@ from .learning_rate import LearningRate, set_rate
 from .log_prob import LogProb, Penalty, log_prob_of
 from .ranks import Ranks
 
+T = TypeVar("T")
 PATIENCE = 10  # epochs without better validation nats after which the learning rate drops,
 SHORTEST = 200  # but at least so many steps
 FLAT = 1e-8  # the relative change of the loss in a step of L-BFGS or the like, at which a fit ends
@@ -94,11 +95,12 @@ class MaximumLikelihood:
 
     def __post_init__(self) -> None:
         self.gradients = Gradients(self.module, self.penalty, self.optimizer, self.fabric, self.ranks)
-        self.averages = None
+        self.params = nn.ParameterList(self.gradients.params)
+        self.averages, self.swapped = None, False
         if self.ema is not None:
             with torch.device("cpu"):  # of the count, which is read in each step
-                self.averages = AveragedModel(self.module, multi_avg_fn=partial(_average, self.ema))
-        self.kept = Kept([self.module] if self.averages is None else [self.module, self.averages.module])
+                self.averages = AveragedModel(self.params, multi_avg_fn=partial(_average, self.ema))
+        self.kept = Kept(self.module, 1 if self.averages is None else 2)
         self.closure = takes_closure(self.optimizer)
         self.batches: Iterator[Batch] | None = None
         self.start, self.spent, self.worst, self.last_loss, self.flat = 0.0, 0.0, -math.inf, math.inf, False
@@ -127,7 +129,7 @@ class MaximumLikelihood:
             if self.schedule is not None:
                 self.schedule.step()
             if self.averages is not None:
-                self.averages.update_parameters(self.module)
+                self.averages.update_parameters(self.params)
             self.steps += 1
             self.at.batch += len(joint.batches)
             self.at.nats += nats * joint.rows
@@ -222,15 +224,16 @@ class MaximumLikelihood:
         if self.at.rows == 0:
             raise ValueError("Expected data with at least one row; got a loader without batches.")
         self._share_buffers()
-        scores = [] if self.held_out is None else [self._score(module, self.held_out) for module in self.kept.modules]
+        scores = [] if self.held_out is None else self._of_each_kind(self._score)
 
         def record() -> None:
             self.history[0].append(self.at.nats / self.at.rows)
             self.last_epoch = self.at.epoch
             if scores:
                 self.history[1].append(max(scores, key=lambda x: -math.inf if math.isnan(x) else x))
-                if self.rate.read(self.kept.record(self.at.epoch, scores), self._waited()) and not self.rate.flat:
-                    self.kept.load()
+                better = self._of_each_kind(lambda kind: self.kept.record(kind, scores[kind], self.at.epoch))
+                if self.rate.read(any(better), self._waited()) and not self.rate.flat:
+                    self._load_kept()
             self.at, self.batches = Position(self.at.epoch + 1), None
             flat = "flat" if self.rate.flat or self.flat else None
             self.stopped = stopped or flat or ("epochs" if self.at.epoch == self.epochs else None)
@@ -252,14 +255,42 @@ class MaximumLikelihood:
         """The epoch whose weights are kept."""
         return self.last_epoch if self.held_out is None else self.kept.epoch
 
+    def _of_each_kind(self, function: Callable[[int], T]) -> list[T]:
+        """The results for the module with its weights, and with their averages if there are some."""
+        try:
+            results = [function(0)]
+            if self.averages is not None:
+                self._swap(True)
+                results.append(function(1))
+        finally:
+            self._swap(False)
+        return results
+
     @torch.no_grad()
-    def _score(self, module: nn.Module, held_out: Loader) -> float:
+    def _swap(self, swapped: bool) -> None:
+        """The module has the averages of its weights, and these are kept in place of averages, or the other way."""
+        with self.interrupts.held():
+            if self.averages is not None and self.swapped != swapped:
+                for p, average in zip(self.params, self.averages.parameters(), strict=True):
+                    value = p.clone()
+                    p.copy_(average)
+                    average.copy_(value)
+                self.swapped = swapped
+
+    def _load_kept(self) -> None:
+        if self.kept.load() and self.averages is not None:
+            self.averages.module.load_state_dict(self.params.state_dict())
+
+    @torch.no_grad()
+    def _score(self, kind: int) -> float:
         """Mean log_prob of the validation rows of all processes; -inf and NaN are results like others, only never the best."""
+        assert self.held_out is not None
+        module = self.module
         scorer = module.for_validation() if isinstance(module, DistributionModule) else module
         plain, where = LogProb(scorer.eval()), f"epoch {self.at.epoch}, validation"
         nats, weight = [], 0.0
         with self.ranks.agreed(), self.fabric.autocast():
-            for batch in held_out.epoch(0):
+            for batch in self.held_out.epoch(0):
                 nats.append(weighted(log_prob_of(plain, batch, where)[0], batch).sum())
                 weight += len(batch.rows) if batch.weights is None else float(batch.weights.sum())
             own = torch.stack(nats).sum().item() if nats else 0.0
@@ -270,19 +301,19 @@ class MaximumLikelihood:
         """Gives all processes the buffers of the first: running means are those of its rows."""
         if self.ranks.size == 1:
             return
-        for module in self.kept.modules:
-            for buffer in module.buffers():
-                value = buffer.contiguous()
-                distributed.broadcast(value, 0)
-                if not torch.equal(value, buffer):
-                    buffer.copy_(value)
+        for buffer in self.module.buffers():
+            value = buffer.contiguous()
+            distributed.broadcast(value, 0)
+            if not torch.equal(value, buffer):
+                buffer.copy_(value)
 
     def finish(self, hurry: bool) -> None:
         """Loads the weights that are kept."""
+        self._swap(False)
         if self.held_out is not None:
-            self.kept.load()
+            self._load_kept()
         elif self.averages is not None and self.steps:
-            self.module.load_state_dict(self.averages.module.state_dict())
+            self.params.load_state_dict(self.averages.module.state_dict())
         self.module.zero_grad()
 
     def close(self) -> None:

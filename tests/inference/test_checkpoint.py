@@ -221,6 +221,10 @@ def frozen():
 OTHERS = {
     "lr": ({"lr": 0.1}, "optimizer="),
     "optimizer": ({"optimizer": SGD}, "optimizer="),
+    "lr of a group": (
+        {"optimizer": lambda p: torch.optim.Adam([{"params": p, "lr": torch.tensor(0.1)}], lr=1e-3, fused=True)},
+        r"optimizer=.*'lr': 0.001.*'lr': tensor\(0.1000\)",
+    ),
     "epochs": ({"epochs": 3}, "epochs=2 instead of 3"),
     "batch_size": ({"batch_size": 4}, "batch_size=8 instead of 4"),
     "accumulate": ({"accumulate": 2}, "accumulate=1 instead of 2"),

@@ -138,6 +138,10 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         (lambda: quiet(lambda: None, ROWS), "Expected module to be a torch.nn.Module; got function."),
         (lambda: quiet(nn.Identity(), ROWS), "Expected module to have trainable parameters; got none."),
         (
+            lambda: quiet(nn.LazyLinear(3), ROWS),
+            "Expected module with initialised parameters; got lazy ones. Call it once on a few rows.",
+        ),
+        (
             lambda: quiet(Gaussian().requires_grad_(False), ROWS),
             "Expected module to have trainable parameters; got none.",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import pyro
 import pyro.distributions as dist
@@ -187,7 +188,7 @@ def test_modes_are_set_and_restored():
     module = Linear(dropout=0.1).train()
     module.dropout.eval()
     quiet(module, y, x, validation=(y, x), epochs=2, batch_size=40)
-    assert module.modes == [True, False, True, False]
+    assert module.modes == [True, False, False, True, False, False]  # the averages of its weights are validated too
     assert module.training and not module.dropout.training
     quiet(module.eval(), y, x, epochs=1)
     assert not module.training
@@ -284,12 +285,13 @@ def test_log_lines(capsys):
 
 def test_bar_in_a_terminal(capsys, monkeypatch):
     y, x = regression_rows()
+    threads = threading.active_count()
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     gx.fit(Linear(), y, x, validation=0.25, epochs=3)
     shown = capsys.readouterr().err
     assert "\r" in shown and "3/3" in shown and "validation" in shown and "epochs:" not in shown
     gx.fit(Linear(), y, x, epochs=3, progress=False)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "" and threading.active_count() == threads
 
 
 def test_plot_is_labelled():

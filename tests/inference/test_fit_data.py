@@ -9,11 +9,13 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroParam
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import pyro_genexact as gx
 from support.regressions import Gaussian, Linear, gaussian_rows, keep_rate, quiet, regression_rows, weights
@@ -47,15 +49,18 @@ class Rows(Dataset):
 # --- kinds of data ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["array", "read-only array", "table", "memory map", "dict of a series"])
+@pytest.mark.parametrize(
+    "kind", ["array", "read-only array", "foreign array", "table", "memory map", "dict of a series"]
+)
 def test_arrays_and_tables_give_the_weights_of_tensors(kind, tmp_path):
     y, x = regression_rows()
-    np.save(tmp_path / "x.npy", x.double().numpy())
+    np.save(tmp_path / "x.npy", x.double().numpy().astype(">f8"))  # big-endian
     of_others, frozen = np.load(tmp_path / "x.npy", mmap_mode="r"), x.double().numpy().copy()
     frozen.flags.writeable = False
     data, context = {
         "array": (y.double().numpy(), x.double().numpy()),
         "read-only array": (y, frozen),
+        "foreign array": (y.numpy()[::-1].copy()[::-1], x.numpy().astype(">f4")),
         "table": (pd.Series(y.numpy()), pd.DataFrame(x.numpy(), columns=["a", "b"])),
         "memory map": (y.numpy(), of_others),
         "dict of a series": (pd.Series(y.double().numpy()), {"x": x}),
@@ -124,14 +129,15 @@ def test_workers_give_the_same_weights():
     assert torch.equal(weights(one), weights(other)) and first.validation == second.validation
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_row_that_raises_is_named(workers):
+@pytest.mark.parametrize(("workers", "subset"), [(0, False), (2, False), (0, True)])
+def test_a_row_that_raises_is_named(workers, subset):
     items = [*torch.zeros(12, 3, dtype=torch.float64)]
     items[7] = OSError("broken disk")
+    data = Subset(Rows(items), range(1, 12)) if subset else Rows(items)  # which reads its batches itself
     with pytest.raises(OSError, match="broken disk") as error:
-        quiet(Gaussian(), Rows(items), batch_size=4, num_workers=workers)
+        quiet(Gaussian(), data, batch_size=4, num_workers=workers)
     text = str(error.value) + "".join(getattr(error.value, "__notes__", []))
-    assert "Raised by row 7 of data." in text
+    assert f"Raised by row {7 - subset} of data." in text
 
 
 def test_rows_of_other_shapes_and_lists():
@@ -193,6 +199,38 @@ def test_weights_of_rows_are_numbers_of_copies():
     torch.testing.assert_close(weights(one), weights(other))
 
 
+def test_nats_with_weights_are_weighted_means_on_both_sides_of_a_split():
+    data = torch.ones(40, 3, dtype=torch.float64)
+    nats = Gaussian()().log_prob(data[0]).item()
+    result = quiet(
+        Gaussian(),
+        data,
+        weights=torch.arange(40) ** 4,
+        validation=0.5,
+        epochs=1,
+        optimizer=functools.partial(torch.optim.SGD, lr=1e-9),
+    )
+    assert (result.train[0], result.validation[0]) == pytest.approx((nats, nats), rel=1e-6)
+    with pytest.raises(
+        ValueError, match=r"^Expected weights not all 0 in either part of the split; got validation=0.5."
+    ):
+        quiet(Gaussian(), data, weights=torch.arange(40) == 3, validation=0.5)
+
+
+def test_nats_are_not_rounded_to_the_dtype_of_the_weights():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros((), dtype=torch.bfloat16))
+
+        def forward(self):
+            return dist.Normal(self.loc.float(), 1.0)
+
+    data = torch.linspace(0.0, 1.0, 7)
+    result = quiet(Half(), data, epochs=1)
+    assert result.train[0] == pytest.approx(dist.Normal(0.0, 1.0).log_prob(data).mean().item(), abs=1e-6)
+
+
 def test_rows_of_weight_zero_may_be_impossible():
     class Half(nn.Module):
         def __init__(self):
@@ -210,8 +248,14 @@ def test_rows_of_weight_zero_may_be_impossible():
 def test_accumulated_batches_are_one_step():
     data = gaussian_rows()
     one, other = Gaussian(), Gaussian()
-    result = quiet(one, data, epochs=3, batch_size=30, accumulate=3, optimizer=sgd, schedule=keep_rate)
-    assert quiet(other, data, epochs=3, batch_size=90, optimizer=sgd, schedule=keep_rate).steps == result.steps == 9
+    options = {
+        "epochs": 3,
+        "optimizer": sgd,
+        "schedule": keep_rate,
+        "penalty": lambda module: 0.1 * module.loc.square().sum(),
+    }
+    result = quiet(one, data, batch_size=30, accumulate=3, **options)
+    assert quiet(other, data, batch_size=90, **options).steps == result.steps == 9
     torch.testing.assert_close(weights(one), weights(other))
 
 
@@ -244,6 +288,40 @@ def test_averages_are_validated_too_and_the_better_weights_kept():
     torch.testing.assert_close(weights(plain), candidates[-1])
 
 
+class Scaled(PyroModule):
+    """Normal with a PyroParam, which Pyro's store knows by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+        self.count = nn.Parameter(torch.tensor(3), requires_grad=False)
+
+    def forward(self):
+        return dist.Normal(0.0, self.scale)
+
+
+def test_averages_of_pyro_parameters():
+    pyro.clear_param_store()
+    path, data = [], 1.3 * torch.tensor([-1.0, 1.0])
+
+    class Watched(torch.optim.SGD):
+        def step(self):
+            super().step()
+            path.append(self.param_groups[0]["params"][0].item())
+
+    options = {"optimizer": functools.partial(Watched, lr=1.0), "schedule": keep_rate}
+    result = quiet(Scaled(), data, epochs=4, validation=data, ema=0.9, **options)
+    means = [sum(path[:n]) / n for n in range(1, 5)]
+    nats = [[dist.Normal(0.0, math.exp(u)).log_prob(data).mean().item() for u in us] for us in (path, means)]
+    assert result.validation == pytest.approx([max(pair) for pair in zip(*nats, strict=True)], abs=1e-6)
+    assert nats[1][-1] > nats[0][-1] + 0.01
+    with pytest.raises(
+        ValueError, match=r"^Expected module to keep its parameters; its forward made or replaced \['scale"
+    ):
+        quiet(Scaled(), data)  # Pyro's store gives it the scale of the first
+    pyro.clear_param_store()
+
+
 def test_the_rule_goes_back_to_the_best_drops_once_and_ends():
     y, x = regression_rows()
     rates, seen = [], []
@@ -264,6 +342,30 @@ def test_the_rule_goes_back_to_the_best_drops_once_and_ends():
     again = module(x).log_prob(far[0]).mean().item()
     assert again == pytest.approx(max(result.validation))
     assert (seen[drops[0]] - weights(module)).norm() < (seen[drops[0] - 1] - weights(module)).norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"patience": 10}, 21),  # the first epoch, and the patience at each of two rates
+        ({"batch_size": 2}, 21),  # 20 steps an epoch: ten epochs by default
+        ({"batch_size": 10}, 101),  # 4 steps an epoch: 200 steps
+        ({"batch_size": 10, "schedule": keep_rate}, 21),  # twenty epochs at the user's rate
+    ],
+)
+def test_patience(options, epochs):
+    y, x = regression_rows()
+    result = quiet(Linear(), y, x, validation=(y, x), optimizer=functools.partial(torch.optim.SGD, lr=1e-30), **options)
+    assert (result.stopped, len(result.validation), result.best_epoch) == ("flat", epochs, 0)
+
+
+def test_default_rates():
+    """Adam's first step is as long as its rate, which then is a hundredth of the full one."""
+    y, x = regression_rows()
+    for validation, rate in ((None, 1e-3), ((y, x), 3e-3)):
+        module = Linear()
+        assert quiet(module, y, x, validation=validation, epochs=1, batch_size=40).steps == 1
+        torch.testing.assert_close(weights(module).abs(), torch.full((3,), rate / 100), rtol=1e-3, atol=0)
 
 
 def test_small_data_with_validation_get_small_batches():

@@ -259,7 +259,16 @@ class Loader:
             items = iter(self.loader)
         if self.order is None:
             next(islice(items, start, start), None)  # the seeds of samplers, too, are drawn here
-        return (self._batch(item) for item in items)
+        return map(self._batch, self._alive(items))
+
+    def _alive(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items; a worker that died while it sent one is named."""
+        try:
+            yield from items
+        except (ConnectionError, EOFError) as error:
+            if "DataLoader worker" in str(error):  # raised by the user's Dataset
+                raise
+            raise RuntimeError(f"DataLoader worker of {self.name} died. Was it killed, or out of memory?") from error
 
     def close(self) -> None:
         """Ends the workers; left to the garbage collector after an error, that takes ten seconds."""

@@ -26,6 +26,7 @@ from .listed import callable_of_c, full_name, listed
 
 _STAMP = "pyro_genexact "  # the comment of the archive: this and the version
 _CALLS = b"_rebuild_from_type_v2"  # torch lists it, but it calls any object and can set attributes of classes
+_DANGEROUS = {"builtins", "importlib", "operator", "os", "posix", "nt", "runpy", "subprocess", "sys"}
 _LOCK = (
     threading.RLock()
 )  # torch's list of safe names is one for all threads; an allowed class may load a file of its own
@@ -135,11 +136,11 @@ def _loaded(file: IO[bytes], path: Any, names: dict[str, Any], device: Any) -> A
     file.seek(0)
     needed = sorted(get_unsafe_globals_in_checkpoint(file))
     if unlisted := [name for name in needed if name not in names]:
+        got = f"Expected only listed classes in {path}; got {', '.join(unlisted)}."
+        if any(name.partition(".")[0] in _DANGEROUS for name in unlisted):
+            raise ValueError(f"{got} With these the file could run anything on your machine.")
         kinds = ", ".join(name.rpartition(".")[2] for name in unlisted)
-        raise ValueError(
-            f"Expected only listed classes in {path}; got {', '.join(unlisted)}. "
-            f"Pass allow=[{kinds}] if you trust the file."
-        )
+        raise ValueError(f"{got} Pass allow=[{kinds}] if you trust the file.")
     file.seek(0)
     with safe_globals([(names[name], name) for name in needed]):  # pairs, none of which was there before
         return torch.load(file, map_location=None if device is None else torch.device(device), weights_only=True)

@@ -2,8 +2,9 @@
 
     python examples/large_scale.py [--rows 2000000] [--smoke-test]
 
-The script makes a file of rows of a mixture of eight Gaussians in eight dimensions, whose density is known. ``gx.fit`` reads it batch by batch: the file may be larger than the memory. Two processes with a Lightning Fabric train a
-masked autoregressive flow on it; each reads its share of every joint batch, and both hold the same weights.
+The script makes a file of rows of a mixture of eight Gaussians in eight dimensions, whose density is known. ``gx.fit`` reads
+it batch by batch: the file may be larger than the memory. Two processes with a Lightning Fabric train a masked
+autoregressive flow on it; each reads its share of every joint batch, and both hold the same weights.
 
 After the first checkpoint the script kills both processes (SIGKILL), as a preempted machine would, and starts them again with the
 same command. They continue from the checkpoint, and end where a run that nobody killed ends, to the last bit.

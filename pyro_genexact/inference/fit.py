@@ -134,7 +134,7 @@ def fit(
         validation: rows held out: as ``data``, a (data, context) pair, or the fraction of ``data`` to take at random.
         weights: of the rows, (N,), finite and not negative: the weighted mean is maximised.
         epochs: passes over the data, at most: by default 100, and 1000 with validation.
-        seconds: of training, at most. The epoch in which they end is cut short.
+        seconds: of training and validation. The epoch in which they end is cut short, and validated.
         batch_size: rows in a batch of each process, by default 256, and with validation fewer (32 at least) where an epoch would
             have less than 32 batches; a DataLoader brings its own.
         accumulate: batches in a step.
@@ -205,9 +205,10 @@ def fit(
             dtype = next((p.dtype for p in params if p.is_floating_point()), torch.get_default_dtype())
             sources = hold_out(source_of(data, context, weights, "data", dtype), validation, seed, dtype)
             validated = sources[1] is not None
-            batch_size = batch_size or _batch_size(sources[0], validated, ranks)
-            train = _loader(sources[0], batch_size, ranks, device, seed, num_workers)
-            held_out = _loader(sources[1], batch_size, ranks, device, None, num_workers) if validated else None
+            rows = batch_size or _batch_size(sources[0], validated, ranks)
+            train = _loader(sources[0], rows, ranks, device, seed, num_workers)
+            rows = batch_size or LARGEST
+            held_out = _loader(sources[1], rows, ranks, device, None, num_workers) if validated else None
             epochs = epochs or (LONGEST if validated else LONG)
             fused = device.type in FUSED and all(p.is_floating_point() for p in params)
             adam = partial(torch.optim.Adam, lr=lr or (VALIDATED_RATE if validated else RATE), fused=fused)

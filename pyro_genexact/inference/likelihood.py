@@ -138,9 +138,9 @@ class MaximumLikelihood:
         with self.interrupts.held():
             count()
         self.fabric.call("on_train_batch_end", module=self.module, step=self.steps, nats=nats)
-        self._spend()
-        if self.stopped is None and self.at.batch == self.train.batches:
-            self._end_epoch()
+        late = self._late()
+        if late or self.at.batch == self.train.batches:
+            self._end_epoch("seconds" if late else None)
 
     def _fetch(self) -> Joint | None:
         """The batches of the next step; None at the end of an epoch."""
@@ -168,15 +168,14 @@ class MaximumLikelihood:
         set_random_state(now, self.fabric.device)
         return batches
 
-    def _spend(self) -> None:
-        """Notes which part of the budget is spent; ends the fit when its seconds are over."""
+    def _late(self) -> bool:
+        """Notes which part of the budget is spent; whether its seconds are over."""
         self.spent = self.done / self.epochs
         if self.seconds is None:
-            return
+            return False
         seconds = self.ranks.sum(self.clock.seconds)[0] / self.ranks.size
         self.spent = max(self.spent, seconds / self.seconds)
-        if seconds >= self.seconds:
-            self._end_epoch("seconds")
+        return seconds >= self.seconds
 
     @property
     def done(self) -> float:
@@ -225,6 +224,7 @@ class MaximumLikelihood:
             raise ValueError("Expected data with at least one row; got a loader without batches.")
         self._share_buffers()
         scores = [] if self.held_out is None else self._of_each_kind(self._score)
+        late = self._late()  # validation takes time too
 
         def record() -> None:
             self.history[0].append(self.at.nats / self.at.rows)
@@ -235,8 +235,8 @@ class MaximumLikelihood:
                 if self.rate.read(any(better), self._waited()) and not self.rate.flat:
                     self._load_kept()
             self.at, self.batches = Position(self.at.epoch + 1), None
-            flat = "flat" if self.rate.flat or self.flat else None
-            self.stopped = stopped or flat or ("epochs" if self.at.epoch == self.epochs else None)
+            ends = {"flat": self.rate.flat or self.flat, "epochs": self.at.epoch == self.epochs, "seconds": late}
+            self.stopped = stopped or next((end for end, reached in ends.items() if reached), None)
 
         with self.interrupts.held():
             record()

@@ -42,7 +42,8 @@ def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tenso
     try:
         log_prob, penalty = plain(batch)
     except ValueError as error:  # validate_args met NaN parameters or a value outside the support
-        raise ValueError(f"{error}\nMet at {where}, first in rows {offending(plain, batch)}.") from error
+        rows = offending(plain, batch)  # none, where only their number is wrong
+        raise ValueError(f"{error}\nMet at {where}{f', first in rows {rows}' if rows else ''}.") from error
     if log_prob.shape != batch.rows.shape:
         raise ValueError(
             f"Expected log_prob.shape == {tuple(batch.rows.shape)}, a value a row (do event dims lack "

@@ -218,6 +218,15 @@ def test_error_texts(call, text):
     assert str(error.value) == text
 
 
+def test_rows_are_named_only_where_one_alone_fails():
+    class Normed(Linear):
+        def forward(self, x):
+            return super().forward(nn.functional.batch_norm(x, None, None, training=True) if self.training else x)
+
+    with pytest.raises(ValueError, match=r"^Expected more than 1 value per channel.*\nMet at epoch 0, batch 1\.$"):
+        quiet(Normed(), Y[:3], X[:3], batch_size=2)
+
+
 def test_a_value_outside_the_support_is_named():
     class Positive(nn.Module):
         def __init__(self):

@@ -369,11 +369,11 @@ def test_default_rates():
 
 
 def test_small_data_with_validation_get_small_batches():
-    sizes = []
+    sizes, validated = [], []
 
     class Seeing(Linear):
         def forward(self, x):
-            sizes.append(len(x)) if self.training else None
+            (sizes if self.training else validated).append(len(x))
             return super().forward(x)
 
     for rows, options, expected in [
@@ -386,7 +386,10 @@ def test_small_data_with_validation_get_small_batches():
     ]:
         quiet(Seeing(), torch.zeros(rows), torch.zeros(rows, 2), epochs=1, **options)
         assert sizes[0] == expected
+        if options.get("validation"):
+            assert validated[0] == min(round(rows * options["validation"]), options.get("batch_size", 256))
         sizes.clear()
+        validated.clear()
 
 
 def test_seconds_end_a_fit_and_its_rate():
@@ -404,6 +407,17 @@ def test_seconds_end_a_fit_and_its_rate():
     )
     assert result.stopped == "seconds" and 0.5 <= result.seconds < 1.5
     assert max(rates) == 0.1 and rates[-1] < 0.01 and len(result.train) == len(result.validation)
+
+
+def test_seconds_of_validation_count():
+    class Slow(Linear):
+        def forward(self, x):
+            time.sleep(0.0 if self.training else 0.1)
+            return super().forward(x)
+
+    y, x = regression_rows()
+    result = quiet(Slow(), y, x, validation=(y, x), seconds=0.09, ema=0)
+    assert (result.stopped, len(result.validation), result.best_epoch) == ("seconds", 1, 0)
 
 
 def test_progress_within_an_epoch(capsys, monkeypatch):

@@ -13,7 +13,7 @@ from .leaves import map_leaves
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_DEVICES = tuple(torch._C._autocast_supported_devices())
+_DEVICES = [d for d in ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia") if torch.amp.is_autocast_available(d)]
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -32,7 +32,9 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch._C._is_any_autocast_enabled():
             return function(*args, **kwargs)
-        device = next(device for device in _DEVICES if torch.is_autocast_enabled(device))
+        device = next((device for device in _DEVICES if torch.is_autocast_enabled(device)), None)
+        if device is None:  # a device of another's backend
+            return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return run(*args, **kwargs)  # on to the next device, if there is one
 

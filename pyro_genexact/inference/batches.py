@@ -112,15 +112,13 @@ class Items(Dataset[Batch]):
         return batch_of(self._collated(rows.tolist()), rows, self.name, weights)
 
     def _collated(self, rows: list[int]) -> Any:
-        if not hasattr(self.dataset, "__getitems__"):
-            items = [self._item(row) for row in rows]
-        else:
-            try:
-                items = self.dataset.__getitems__(rows)
-            except Exception:
-                for row in rows:  # one by one, the row that raises is named
-                    self._item(row)
-                raise
+        at_once = getattr(self.dataset, "__getitems__", None)
+        try:
+            items = at_once(rows) if at_once else [self.dataset[row] for row in rows]
+        except Exception:
+            for row in rows:  # one by one, the row that raises is named
+                self._item(row)
+            raise
         if isinstance(items[0], list):
             raise TypeError(f"Expected items of {self.name} to be a row or a tuple (row, context); got a list.")
         try:

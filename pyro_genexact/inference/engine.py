@@ -17,8 +17,6 @@ from .checkpoint import Checkpoint
 from .fitting import Progress
 from .ranks import Ranks
 
-STOPS = [signal.SIGINT, *([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])]  # whose handlers may raise
-
 
 class Task(Protocol):
     """What an engine runs."""

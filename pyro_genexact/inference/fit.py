@@ -197,8 +197,8 @@ def fit(
         raise ValueError("Expected module to have trainable parameters; got none.")
     if any(is_lazy(p) for p in params):
         raise ValueError("Expected module with initialised parameters; got lazy ones. Call it once on a few rows.")
-    clock = Clock()
     fabric = fabric_of(fabric, device_of(params))
+    clock = Clock()  # the first import of Fabric is not part of the budget
     ranks, device = Ranks(fabric), fabric.device
     with modes_kept(module), seeded(seed + ranks.rank, device), torch.enable_grad():
         with ranks.agreed():

@@ -31,16 +31,7 @@ T = TypeVar("T")
 PATIENCE = 10  # epochs without better validation nats after which the learning rate drops,
 SHORTEST = 200  # but at least so many steps
 FLAT = 1e-8  # the relative change of the loss in a step of L-BFGS or the like, at which a fit ends
-PLAIN = (
-    "steps",
-    "stopped",
-    "last_epoch",
-    "history",
-    "spent",
-    "start",
-    "worst",
-    "last_loss",
-)  # attributes that are saved as they are
+PLAIN = ("steps", "stopped", "last_epoch", "history", "spent", "start", "worst", "last_loss")  # saved as they are
 
 
 @dataclass
@@ -122,8 +113,7 @@ class MaximumLikelihood:
         if self.schedule is None:
             set_rate(self.optimizer, self.rate.factor(self.steps, self.spent))
         nats = self._search(joint) if self.closure else self._descend(joint)
-
-        def count() -> None:
+        with self.interrupts.held():
             if not self.closure:
                 self.gradients.step()
             if self.schedule is not None:
@@ -134,9 +124,6 @@ class MaximumLikelihood:
             self.at.batch += len(joint.batches)
             self.at.nats += nats * joint.rows
             self.at.rows += joint.rows
-
-        with self.interrupts.held():
-            count()
         self.fabric.call("on_train_batch_end", module=self.module, step=self.steps, nats=nats)
         late = self._late()
         if late or self.at.batch == self.train.batches:
@@ -225,8 +212,7 @@ class MaximumLikelihood:
         self._share_buffers()
         scores = [] if self.held_out is None else self._of_each_kind(self._score)
         late = self._late()  # validation takes time too
-
-        def record() -> None:
+        with self.interrupts.held():
             self.history[0].append(self.at.nats / self.at.rows)
             self.last_epoch = self.at.epoch
             if scores:
@@ -237,9 +223,6 @@ class MaximumLikelihood:
             self.at, self.batches = Position(self.at.epoch + 1), None
             ends = {"flat": self.rate.flat or self.flat, "epochs": self.at.epoch == self.epochs, "seconds": late}
             self.stopped = stopped or next((end for end, reached in ends.items() if reached), None)
-
-        with self.interrupts.held():
-            record()
         named = {name: values[-1] for name, values in zip(("train", "validation"), self.history, strict=True) if values}
         self.fabric.log_dict(named, step=self.steps)
         self.fabric.call("on_train_epoch_end", module=self.module, epoch=self.at.epoch - 1, **named)

@@ -229,6 +229,7 @@ def fit(
         with closing(task), Progress(epochs, "epoch", progress and ranks.first) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
             stopped = Engine(ranks, device, clock, file, bar, task.interrupts).run(task)
+    ranks.close()
     if ranks.first:
         task.warn()
     return FitResult(*task.history, task.best_epoch, clock.seconds, stopped, task.steps)

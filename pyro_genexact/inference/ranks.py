@@ -26,6 +26,11 @@ class Ranks:
         self._group = distributed.new_group(backend="gloo") if self.size > 1 else None
         self.interrupted: Callable[[], bool] = lambda: False  # whether this process was, which all are to know
 
+    def close(self) -> None:
+        """Ends the group of processes that numbers travel through."""
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+
     @property
     def first(self) -> bool:
         """Whether this process writes and prints."""

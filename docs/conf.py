@@ -27,14 +27,14 @@ napoleon_use_ivar = True
 # References must resolve, but for those to other projects, whose inventories a build without the internet does not have.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|pyro|zuko|funsor|arviz|collections|typing|abc|numbers|matplotlib|nn|constraints|optional)\b.*"),
+    (r"py:.*", r"(torch|pyro|zuko|funsor|arviz|collections|os|typing|abc|numbers|matplotlib|nn|constraints|optional)\b.*"),
     (
         r"py:.*",
         r"Tensor|Distribution|Transform|TorchDistribution|Axes|ScoreParts|MaskedDistribution|ExpandedDistribution|__init__",
     ),
     # internal types in annotations
     (r"py:class", r"_DependentProperty|_Residual|Weights|ChainRule|Layout"),
-    (r"py:class", r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|families\.categorical\.Categorical)"),
+    (r"py:class", r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|parts\.Categorical)"),
     (r"py:class", r"pyro_genexact\.(testing\.helpers\.ModuleT|transforms\.block_network\.BlockLinear)"),
 ]
 

@@ -90,12 +90,13 @@ def start(folder: Path, checkpoint: Path, every: int) -> subprocess.Popen[bytes]
         "--every",
         str(every),
     ]
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    with open(folder / "log", "wb") as log:  # Fabric says which processes have come
+        return subprocess.Popen(command, start_new_session=True, stderr=log)
 
 
-def finished(process: subprocess.Popen[bytes]) -> None:
+def finished(process: subprocess.Popen[bytes], folder: Path) -> None:
     if process.wait() != 0:
-        raise SystemExit("The training failed.")
+        raise SystemExit(f"The training failed:\n{(folder / 'log').read_text()}")
 
 
 def main(rows: int, every: int, whole: bool) -> None:
@@ -110,14 +111,14 @@ def main(rows: int, every: int, whole: bool) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # both processes
         process.wait()
         print(f"killed after the first checkpoint, at step {every} or soon after; started again")
-        finished(start(folder, checkpoint, every))
+        finished(start(folder, checkpoint, every), folder)
         flow, x = gx.load(checkpoint.with_suffix(".pt")), held_out()
         lost = gx.diagnostics.HeldOut(mixture().log_prob(x)) - gx.diagnostics.held_out(flow, x)
         print(
             f"below the density of the data by {lost.mean:.3f} ± {2 * lost.standard_error:.3f} nats (two standard errors)"
         )
         if whole:
-            finished(start(folder, folder / "whole.ckpt", every))
+            finished(start(folder, folder / "whole.ckpt", every), folder)
             others = gx.load(folder / "whole.pt").state_dict()
             same = all(torch.equal(value, others[name]) for name, value in flow.state_dict().items())
             print(f"a run that nobody killed has {'the same weights, bit for bit' if same else 'OTHER weights'}")

@@ -27,7 +27,10 @@ napoleon_use_ivar = True
 # References must resolve, but for those to other projects, whose inventories a build without the internet does not have.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|pyro|zuko|funsor|arviz|collections|os|typing|abc|numbers|matplotlib|nn|constraints|optional)\b.*"),
+    (
+        r"py:.*",
+        r"(torch|pyro|zuko|funsor|arviz|collections|os|typing|abc|numbers|matplotlib|nn|constraints|optional)\b.*",
+    ),
     (
         r"py:.*",
         r"Tensor|Distribution|Transform|TorchDistribution|Axes|ScoreParts|MaskedDistribution|ExpandedDistribution|__init__",

@@ -123,7 +123,7 @@ class Gradients:
                 self.fabric.backward(loss if penalty is None or not last else loss + penalty)
             losses.append(loss)
             log_probs.append(log_prob)
-        norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        norm = nn.utils.get_total_norm(self._values())
         scalars = [norm, *([] if penalty is None else [penalty]), *losses]
         length, *values = torch.stack(
             [x.detach().to(norm.device) for x in scalars]
@@ -157,6 +157,21 @@ class Gradients:
                 f"Expected module to keep its parameters; its forward made or replaced {new}. Does Pyro's store have others "
                 "of these names? pyro.clear_param_store() empties it."
             )
+
+    def _values(self) -> list[Tensor]:
+        """The gradients; of sparse ones the entries, which are those of the parameters' own."""
+        grads = []
+        for p in self.params:
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+            if p.grad is not None:
+                grads.append(p.grad._values() if p.grad.is_sparse else p.grad)
+        return grads
+
+    def cut(self, longest: float, norm: float) -> None:
+        """Shortens the gradients from a norm to the longest that is allowed."""
+        if norm > longest:
+            torch._foreach_mul_(self._values(), longest / norm)
 
     def _check_used(self) -> None:
         """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""

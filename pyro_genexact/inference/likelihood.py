@@ -172,8 +172,7 @@ class MaximumLikelihood:
     def _descend(self, joint: Joint) -> float:
         """Sets the gradients of a step, cut to their largest norm; returns the mean log_prob."""
         _, nats, norm = self.gradients(joint)
-        if norm > self.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.gradients.params, self.max_grad_norm, torch.as_tensor(norm))
+        self.gradients.cut(self.max_grad_norm, norm)
         if self.steps == 0:
             log_prob = self.gradients.log_prob
             spread = log_prob.std() if len(log_prob) > 1 else log_prob.abs().sum()

@@ -148,8 +148,8 @@ def fit(
         schedule: makes a scheduler from the optimizer and the total number of steps, in place of the rule above; stepped once
             a step.
         max_grad_norm: longer gradients are cut to this norm; ``math.inf`` cuts none.
-        penalty: of the module, in nats a row, as a scalar tensor; it is subtracted from the mean log_prob, as the logarithm
-            of a prior over N is.
+        penalty: maps the module to a scalar tensor, which is subtracted from the mean log_prob (nats per row). Minus the
+            log-density of a prior, divided by N, gives the maximum a posteriori.
         ema: decay of an exponential moving average of the weights. With validation it is 0.99 by default (unless there is a
             ``schedule``), weights and averages are validated, and the better ones kept; without, there is none by default,
             and the averages are kept if there are. 0 for none.

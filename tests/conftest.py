@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pyro
 import pytest
 import torch
@@ -11,6 +13,12 @@ from support.values import built
 
 torch.set_num_threads(1)  # tensors are tiny, and threads that wait for each other on a busy machine cost minutes
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_collection_finish():
+    """Thousands of tests are no garbage, and need not be searched for it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

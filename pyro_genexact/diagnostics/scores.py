@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 
 from ..core.checks import check_sizes
 from ..core.devices import device_of
-from ..inference.batches import Context, rows_of
+from ..inference.batches import Context
 from ..inference.fitting import modes_kept
 from ..inference.log_prob import LogProb, log_prob_of
+from ..inference.sources import rows_of
 
 
 @dataclass(frozen=True)

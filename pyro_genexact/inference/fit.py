@@ -20,14 +20,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..core.checks import check_positive, check_sizes
 from ..core.devices import device_of
 from ..core.random import checked_seed, seeded
-from .batches import Context, Items, Loader, Rows, hold_out, source_of
+from .batches import Context, Items
 from .checkpoint import Checkpoint, digest
 from .engine import Clock, Engine, Interrupts
 from .fitting import Progress, fabric_of, modes_kept
 from .learning_rate import WARM, LearningRate
 from .likelihood import MaximumLikelihood, takes_closure
+from .loaders import Loader
 from .log_prob import Penalty
 from .ranks import Ranks
+from .sources import Rows, hold_out, source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,11 +19,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..base import DistributionModule
 from ..core.random import random_state, set_random_state
-from .batches import Batch, Loader
+from .batches import Batch
 from .engine import Clock, Interrupts
 from .gradients import Gradients, Joint, weighted
 from .kept import Kept
 from .learning_rate import LearningRate, set_rate
+from .loaders import Loader
 from .log_prob import LogProb, Penalty, log_prob_of
 from .ranks import Ranks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +17,7 @@ from pyro.infer.autoguide import AutoNormal
 import pyro_genexact as gx
 from pyro_genexact.inference import variational
 from pyro_genexact.inference.elbo import vectorizes
+from pyro_genexact.inference.engine import Interrupts
 from pyro_genexact.inference.fit_guide import fit_guide
 from pyro_genexact.inference.learning_rate import LearningRate
 
@@ -325,3 +327,14 @@ def test_the_learning_rate_drops_whenever_the_elbo_is_flat():
     assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, *[0.3 * x for x in (0.5, 0.6, 0.7)], 0.08, 0.09, 0.1])
     cooling = LearningRate(1, (1.0,), 0.5)
     assert [cooling.factor(9, spent) for spent in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_an_elbo_that_is_better_within_its_error_is_remembered_and_no_progress():
+    remembered = []
+    descent = SimpleNamespace(remember=lambda: remembered.append(task.steps // variational.WINDOW))
+    task = variational.Variational(None, descent, None, torch.device("cpu"), torch.nn.ModuleList(), Interrupts())
+    for middle in (0.0, 0.4, 0.8, 1.2):  # the medians of windows, each known to 0.47
+        for step in range(variational.WINDOW):
+            task.elbo.append(middle + 4 * (-1) ** step)
+            task._end_window()
+    assert remembered == [1, 2, 3, 4] and task.rate.dropped == 1 and task.stopped is None

@@ -8,16 +8,19 @@ from ..core.faces import publish
 from .calibration import pit, plot_uniformity, sbc_ranks
 from .data import inference_data
 from .importance import Importance, psis
+from .intervals import central_intervals, plot_fan
 from .scores import Comparison, HeldOut, compare, held_out
 
 __all__ = [
     "Comparison",
     "HeldOut",
     "Importance",
+    "central_intervals",
     "compare",
     "held_out",
     "inference_data",
     "pit",
+    "plot_fan",
     "plot_uniformity",
     "psis",
     "sbc_ranks",

@@ -35,25 +35,35 @@ def from_groups(groups: Mapping[str, Mapping[str, Any]], **options: Any) -> Any:
     return from_dict(**groups, **options) if by_name else from_dict(groups, **options)
 
 
-def plot_uniformity(uniforms: Mapping[str, Tensor], **options: Any) -> Any:
-    """The empirical distribution functions less that of the uniform, with simultaneous bands."""
+def plot_uniformity(uniforms: Mapping[str, Tensor], xlabel: str, **options: Any) -> Any:
+    """ECDFs minus the cdf of the uniform distribution: with simultaneous bands in ArviZ 0.x, with a test in 1.x."""
     import arviz
 
     arrays = {name: u.detach().double().flatten().cpu().numpy() for name, u in uniforms.items()}
+    ylabel = "ECDF difference to uniform"
     if hasattr(arviz, "plot_ecdf_pit"):
         groups = {"prior_sbc": {name: u[None] for name, u in arrays.items()}}
-        return arviz.plot_ecdf_pit(from_groups(groups), var_names=list(arrays), **options)
+        visuals = {"xlabel": {"text": xlabel}, "ylabel": {"text": ylabel}} | options.pop("visuals", {})
+        return arviz.plot_ecdf_pit(from_groups(groups), var_names=list(arrays), visuals=visuals, **options)
     import matplotlib.pyplot as plt
+    from arviz.rcparams import rcParams
 
     shown: dict[str, Any] = {
         "eval_points": np.linspace(0, 1, 101),
         "cdf": lambda x: np.clip(x, 0, 1),
         "difference": True,
         "confidence_bands": "optimized",
-    }
+        "ci_prob": rcParams["stats.ci_prob"],
+    } | options
+    kind = "pointwise" if shown["confidence_bands"] == "pointwise" else "simultaneous"
+    band = {"label": f"{100 * shown['ci_prob']:g}% {kind} band of uniform samples"}
+    shown["fill_kwargs"] = band | (shown.get("fill_kwargs") or {})
 
-    axes = plt.subplots(1, len(arrays), figsize=(4 * len(arrays), 3), squeeze=False)[1][0]
+    figure, grid = plt.subplots(1, len(arrays), figsize=(4 * len(arrays), 3), squeeze=False, layout="constrained")
+    axes = grid[0]
     for ax, (name, u) in zip(axes, arrays.items(), strict=True):
-        arviz.plot_ecdf(u, ax=ax, **shown | options)
-        ax.set_title(name)
+        arviz.plot_ecdf(u, ax=ax, **shown)
+        ax.set(title=name, xlabel=xlabel)
+    axes[0].set_ylabel(ylabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", fontsize="small")
     return axes

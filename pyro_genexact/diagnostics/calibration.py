@@ -87,9 +87,12 @@ def sbc_ranks(
         observed: names of the sites that are data, which are arguments of the posterior too.
         num_simulations: N.
         num_samples: draws of each posterior.
-        kwargs: of model and posterior.
+        kwargs: keyword arguments; model and posterior each get those in their signature, or all if they have ``**kwargs``.
 
     Raises:
+        TypeError: if neither model nor posterior takes a keyword argument.
+        NotImplementedError: if the posterior is a guide, which needs the ``log_prob`` of each site, and a site of the
+            model has none (a simulator). A function with an argument ``num_samples`` does not need it.
         ValueError: for names in ``observed`` that are no sites of the model, latents that the posterior does not
             draw, or draws of the wrong shape, and as :func:`psis`.
 
@@ -109,12 +112,16 @@ def sbc_ranks(
     """
     check_sizes(1, num_simulations=num_simulations, num_samples=num_samples)
     data_names = [observed] if isinstance(observed, str) else list(observed)
+    of_model, of_posterior = _accepted(model, kwargs), _accepted(posterior, kwargs)
+    if unknown := sorted(kwargs.keys() - of_model.keys() - of_posterior.keys()):
+        raise TypeError(f"Expected keyword arguments of the model or the posterior; neither takes {unknown}.")
     ranks: dict[str, list[Tensor]] = {}
     for _ in range(num_simulations):
-        trace: Any = poutine.trace(ResampleObserved()(model)).get_trace(*args, **kwargs)
+        trace: Any = poutine.trace(ResampleObserved()(model)).get_trace(*args, **of_model)
         truth = _truth(trace, data_names)
         data = {name: trace.nodes[name]["value"] for name in data_names}
-        draws = _draws(model, posterior, args, kwargs, data, num_samples)
+        conditioned = partial(poutine.condition(ResampleObserved()(model), data=data), *args, **of_model)
+        draws = _draws(conditioned, posterior, args, of_posterior, data, num_samples)
         for name, value in truth.items():
             if name not in draws or draws[name].shape != (num_samples, *value.shape):
                 got = tuple(draws[name].shape) if name in draws else "none"
@@ -124,7 +131,10 @@ def sbc_ranks(
 
 
 def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | None = None, **options: Any) -> Any:
-    """ArviZ's plot of how far numbers are from uniform: empirical cdf less that of the uniform, and what chance allows.
+    """Plots the difference between the empirical cdf of numbers and the cdf of the uniform distribution.
+
+    ArviZ draws the plot. In 0.x it has a simultaneous band, which the curve of uniform numbers leaves with a probability of
+    6% (``ci_prob=0.94``). ArviZ 1.x prints the p-value of a test of uniformity in its place.
 
     Args:
         uniforms: of :func:`pit`, or ranks of :func:`sbc_ranks`; one panel for each name. NaN is left out.
@@ -145,7 +155,8 @@ def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | 
         if not u.numel() or not ((u >= 0) & (u <= 1)).all():
             got = f"{u.min().item()} to {u.max().item()}" if u.numel() else "none"
             raise ValueError(f"Expected numbers in [0, 1] for {name!r} (ranks with num_samples); got {got}.")
-    return arviz_compat.plot_uniformity(named, **options)
+    xlabel = "probability integral transform" if num_samples is None else "normalised rank"
+    return arviz_compat.plot_uniformity(named, xlabel, **options)
 
 
 def _rank(truth: Tensor, draws: Tensor) -> Tensor:
@@ -172,15 +183,30 @@ def _truth(trace: Any, data_names: list[str]) -> dict[str, Tensor]:
 def _draws(
     model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int
 ) -> Mapping[str, Tensor]:
-    called = posterior.forward if isinstance(posterior, torch.nn.Module) else posterior
-    parameters = inspect.signature(called).parameters
+    """Draws of the posterior given simulated data; the model already has its arguments and these data."""
+    parameters = _parameters(posterior)
     given, named = _with_data(parameters, args, kwargs, data)
     if "num_samples" in parameters:
         with torch.enable_grad():  # for samplers that follow gradients
             draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
         return {name: value.detach() for name, value in draws.items()}
-    program = partial(poutine.condition(ResampleObserved()(model), data=data), *args, **kwargs)
-    return draw(program, partial(posterior, *given, **named), (), {}, num_samples).draws
+    return draw(model, partial(posterior, *given, **named), (), {}, num_samples).draws
+
+
+def _parameters(program: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program).parameters
+    except ValueError:  # callables without a signature, such as a function wrapped by a poutine handler
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _accepted(program: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a program takes: those in its signature, or all if it has ``**kwargs``."""
+    parameters = _parameters(program)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return kwargs
+    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in kwargs.items() if name in named}
 
 
 def _with_data(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..core.devices import device_of
+from ..inference.elbo import needs_log_prob
 
 Site = dict[str, Any]
 CHECKED = 1e-3  # how far, relative to 1 + |log p|, a draw's log-probability may differ between the two ways
@@ -65,10 +67,12 @@ def draw(
     programs = ModelAndPosterior(model, posterior, args, kwargs, predict)
     try:
         found = programs.vectorised(num_samples)
-    except Exception:  # of a program not written for a plate around it; what is wrong anyway recurs below
+    except Exception:  # the programs may not run in an outer plate; other errors are raised again below
         found = None
     if found is None:
-        found = _joined([programs.one(i) for i in range(num_samples)])
+        alone = [partial(program, *args, **kwargs) for program in (model, posterior) if callable(program)]
+        with needs_log_prob(*alone):
+            found = _joined([programs.one(i) for i in range(num_samples)])
     return programs.described(found)
 
 

@@ -179,6 +179,7 @@ def psis(
     Raises:
         ValueError: for latents that the guide leaves out, the model does not have or has in some runs only, guides of point
             estimates, subsampled plates, and NaN.
+        NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
 
     Cost: S evaluations of model and guide, without gradients; at once, in S times the memory of one, where vectorised.
 

@@ -18,6 +18,7 @@ from torch.distributions.transforms import IndependentTransform
 
 from ..contexts import check_context
 from ..core.checks import check_positive, check_sizes
+from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
 from ..flows.base import Flow, over_reals
 from ..flows.recipes import iaf
@@ -238,9 +239,9 @@ class AutoFlow(AutoContinuous):
             onto, shape = biject_to(site["fn"].support), self._unconstrained_shapes[site["name"]]
             value = value.reshape(num_samples, *rows, *shape[len(rows) :])
             if _elementwise(onto):
-                result[site["name"]] = _quantile(onto(value), q)
+                result[site["name"]] = quantiles_of(onto(value), q)
             else:
-                result[site["name"]] = onto(_quantile(value, q))
+                result[site["name"]] = onto(quantiles_of(value, q))
         return result
 
     def _made(self) -> Flow:
@@ -308,11 +309,3 @@ def _elementwise(transform: Transform) -> bool:
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     return transform.domain.event_dim == 0
-
-
-def _quantile(draws: Tensor, q: Tensor) -> Tensor:
-    """Quantiles (Q, ...) over the first dim; torch's own refuses many numbers at once."""
-    ranked, place = draws.sort(0).values, q * (len(draws) - 1)
-    low = place.floor()
-    part = (place - low).reshape(-1, *[1] * (draws.dim() - 1))
-    return torch.lerp(ranked[low.long()], ranked[place.ceil().long()], part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import pyro
@@ -74,6 +74,29 @@ def _row(trace: Any, dim: int, row: int) -> Any:
             if value.dim() >= -at and value.shape[at] == 2:
                 one.nodes[name] = {**site, "value": value.select(at, row)}
     return one
+
+
+@contextmanager
+def needs_log_prob(*programs: Callable[[], Any]) -> Iterator[None]:
+    """Replaces a NotImplementedError in this context by one that names the sites of the programs without a log_prob."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if missing := [name for program in programs for name in _without_log_prob(program)]:
+            raise NotImplementedError(
+                f"Expected every site to have a log_prob; got none for {', '.join(missing)}. The ELBO and importance "
+                "weights need the likelihood, so a simulator without one cannot be an observed site here."
+            ) from error
+        raise
+
+
+def _without_log_prob(program: Callable[[], Any]) -> Iterator[str]:
+    with suppress(Exception), torch.no_grad(), poutine.block():
+        for site in _sample_sites(poutine.trace(program).get_trace()):
+            try:
+                site["fn"].log_prob(site["value"])
+            except NotImplementedError:
+                yield f"{site['name']!r} ({type(site['fn']).__name__})"
 
 
 class Objective:

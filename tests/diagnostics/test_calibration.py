@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats as st
 import torch
+from pyro import poutine
 from torch.distributions import constraints
 
 import pyro_genexact as gx
@@ -154,15 +155,46 @@ def test_sbc_of_a_sampler_with_data_in_its_place():
     assert chi_square(ranks["mu"]) > 1e-3
 
 
+def test_sbc_passes_each_keyword_to_what_takes_it():
+    seen = set()
+
+    def model(x, y=None, *, size=0):
+        seen.add(("model", size))
+        return two_latents(x, y)
+
+    def guide(x, y, scale=1.0):
+        seen.add(("guide", scale))
+        amortised(scale)(x, y)
+
+    def anything(x, y, **kwargs):
+        seen.add(("anything", *kwargs.values()))
+        amortised()(x, y)
+
+    options = {"observed": "y", "num_simulations": 2, "num_samples": 3}
+    dg.sbc_ranks(model, guide, 0.5, **options, size=4, scale=2.0)
+    assert seen == {("model", 4), ("guide", 2.0)}
+    dg.sbc_ranks(model, anything, 0.5, **options, size=5)
+    assert seen >= {("model", 5), ("anything", 5)}
+    dg.sbc_ranks(poutine.scale(model, scale=2.0), guide, 0.5, **options, size=6)  # a callable without a signature
+    with pytest.raises(TypeError, match=r"keyword arguments of the model or the posterior; neither takes \['steps'\]"):
+        dg.sbc_ranks(model, guide, 0.5, **options, steps=4)
+
+
 def test_plot_of_ranks_and_uniforms(exact_ranks):
     import matplotlib.pyplot as plt
 
     axes = dg.plot_uniformity(exact_ranks, num_samples=99)
     assert [ax.get_title() for ax in axes] == ["mu", "side"]
     assert all(ax.lines and ax.collections for ax in axes)  # the curve and its band
+    assert {ax.get_xlabel() for ax in axes} == {"normalised rank"}
+    assert axes[0].get_ylabel() == "ECDF difference to uniform"
+    texts = [text.get_text() for legend in axes[0].figure.legends for text in legend.get_texts()]
+    assert texts == ["94% simultaneous band of uniform samples"]
     u = torch.rand(50)
     u[3] = torch.nan
-    assert len(dg.plot_uniformity(u)) == 1
+    axes = dg.plot_uniformity(u, ci_prob=0.9, confidence_bands="pointwise")
+    assert [ax.get_xlabel() for ax in axes] == ["probability integral transform"]
+    assert axes[0].figure.legends[0].get_texts()[0].get_text() == "90% pointwise band of uniform samples"
     plt.close("all")
 
 

@@ -79,3 +79,48 @@ def test_errors(name):
     call, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Simulator(dist.TorchDistribution):
+    """Draws only: its base class has no log_prob."""
+
+    arg_constraints = {}
+    support = dist.constraints.real
+
+    def __init__(self, loc):
+        super().__init__(loc.shape, validate_args=False)
+        self.loc = loc
+
+    def sample(self, sample_shape=()):
+        return self.loc + torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype).abs()
+
+
+def simulated(y=None):
+    mu = pyro.sample("mu", NORMAL)
+    pyro.sample("y", Simulator(mu), obs=y)
+
+
+def prior(y=None):
+    pyro.sample("mu", NORMAL)
+
+
+WITHOUT_LIKELIHOOD = {
+    "psis": lambda: dg.psis(simulated, prior, DATA[0], num_samples=30),
+    "inference_data": lambda: dg.inference_data(simulated, {"mu": torch.zeros(3)}, DATA[0]),
+    "sbc_ranks": lambda: dg.sbc_ranks(simulated, prior, observed="y", num_simulations=1),
+    "fit_guide": lambda: gx.fit_guide(simulated, prior, DATA[0], progress=False),
+    "AutoFlow": lambda: gx.fit_guide(simulated, gx.guides.AutoFlow(simulated), DATA[0], progress=False),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_LIKELIHOOD)
+def test_a_simulator_as_an_observed_site_is_refused(name):
+    with pytest.raises(NotImplementedError, match=r"every site to have a log_prob; got none for 'y' \(Simulator\)"):
+        WITHOUT_LIKELIHOOD[name]()
+
+
+def test_sbc_of_a_simulator_by_a_sampler():
+    def sampler(y, num_samples):
+        return {"mu": torch.randn(num_samples, dtype=y.dtype)}
+
+    assert dg.sbc_ranks(simulated, sampler, observed="y", num_simulations=3)["mu"].shape == (3,)

@@ -194,6 +194,7 @@ def test_new_names_of_arviz(monkeypatch):
     groups, coords, dims = dg.inference_data(model, guide_of(), DATA, num_samples=30)
     assert set(groups) == {"posterior", "log_likelihood", "posterior_predictive", "observed_data"}
     assert dims["y"] == ["row"] and coords == {}
-    (groups, _, _), options = dg.plot_uniformity({"mu": torch.rand(40)}, color="red")
+    (groups, _, _), options = dg.plot_uniformity({"mu": torch.rand(40)}, color="red", visuals={"title": False})
     assert groups["prior_sbc"]["mu"].shape == (1, 40)
-    assert options == {"var_names": ["mu"], "color": "red"}
+    labels = {"xlabel": {"text": "probability integral transform"}, "ylabel": {"text": "ECDF difference to uniform"}}
+    assert options == {"var_names": ["mu"], "color": "red", "visuals": labels | {"title": False}}

@@ -12,7 +12,7 @@ from . import (
     semirings,
     transforms,
 )
-from . import parts as parts  # under whose names files hold them
+from . import parts as parts  # saved files contain these names
 from .base import Conditioner, Constant, DistributionModule, Head
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov

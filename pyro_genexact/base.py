@@ -1,6 +1,6 @@
-"""The base classes Conditioner, Head and DistributionModule, and Constant, a fixed value as a module.
+"""The base classes Conditioner, Head and DistributionModule, and Constant, which wraps a fixed value as a module.
 
-Symbols in every docstring: B flattened batch rows, T sites, S sites of a chunk, P parameters a site
+Symbols in every docstring: B flattened batch rows, T sites, S sites of a chunk, P parameters per site
 (``head.num_params``), C context features, D features of a vector event.
 """
 
@@ -20,28 +20,38 @@ from .core.leaves import map_leaves
 from .core.rows import take_rows
 
 Site = int | tuple[int, ...]
-"""What one site looks like to a network: ``()`` a real number, ``(k,)`` a real vector, an integer V one of V categories."""
+"""The values of one site as a network reads them: ``()`` real numbers, ``(k,)`` real vectors, an integer V categories."""
 
 
 class Conditioner(WithDerived):
-    """Encodes the context and the history of a site into the P parameters of that site.
+    """Encodes the context and the history of each site into the P parameters of that site.
 
-    A conditioner defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` follow from them.
+    A subclass defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` have defaults that use them.
     ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the parameters
-    of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (sites read so far)
-    and ``version`` (from :meth:`new_version`), the rest batch-first tensors unless the class overrides :meth:`reorder`.
-    A conditioner may also offer :meth:`adjoint`, the reverse sweep, and says so by ``has_adjoint``.
+    of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (the number of
+    sites read so far) and ``version`` (from :meth:`new_version`). The other fields are batch-first tensors, unless the
+    class overrides :meth:`reorder`. A subclass may also define the reverse sweep :meth:`adjoint`; it then overrides
+    ``has_adjoint``.
 
-    Under ``torch.autocast`` a conditioner may round, all else does not: heads read its parameters in the dtype of the values, and
-    the law of chunks holds up to that rounding.
+    Under ``torch.autocast`` only the conditioner may compute in lower precision. Heads receive its parameters in the
+    dtype of the values, and results for different chunks agree up to that lower precision.
 
     Attributes:
-        num_params: P, the numbers predicted for each site.
-        site: what one site looks like, see :data:`~pyro_genexact.base.Site`.
-        context: C, the features of the context vector; :class:`Covariates` of one vector a site; :class:`Source` of a sequence of
-            its own; 0 for none.
-        num_sites: T, or None where the conditioner takes any length.
-        max_len: the most sites it reads, or None for no limit.
+        num_params: P, the number of parameters predicted for each site.
+        site: the kind of values at one site, see :data:`~pyro_genexact.base.Site`.
+        context: an integer C for a context vector of C features, :class:`Covariates` for one vector per site,
+            :class:`Source` for a sequence of its own length, or 0 for no context.
+        num_sites: T, or None if the conditioner takes sequences of any length.
+        max_len: the largest number of sites that it reads, or None for no limit.
+
+    Example:
+        >>> import torch
+        >>> from pyro_genexact.conditioners import MADE
+        >>> conditioner, y = MADE(3, num_params=2), torch.randn(4, 3)
+        >>> first, state = conditioner.start(None, batch_size=4)
+        >>> others, state = conditioner.extend(y[:, :2], state)
+        >>> torch.allclose(conditioner(y)[:, 1:], others, atol=1e-5)
+        True
     """
 
     num_params: int
@@ -52,50 +62,55 @@ class Conditioner(WithDerived):
 
     @property
     def has_adjoint(self) -> bool:
-        """Whether gradients through a sequential evaluation in the present mode come from ``adjoint``."""
+        """Whether gradients through a sequential evaluation are computed by ``adjoint`` in the current mode."""
         return False
 
     def adjoint(
         self, state: Any, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
         """The reverse sweep through a sequential evaluation (see :meth:`pyro_genexact.conditioners.MADE.adjoint`)."""
-        raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context) to have one")
+        raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context)")
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
-        """The parameters (B, P) of the first site, from the context (B, C) alone, and the state before any site."""
+        """Returns the parameters (B, P) of the first site, given the context (B, C), and the state before any site."""
         raise TypeError(f"{type(self).__name__} must define start(context, batch_size)")
 
     def extend(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Reads S more sites y (B, S, *site_shape): the parameters (B, S, P) of the S sites after them, and the new state.
+        """Reads S more sites y (B, S, *site_shape) and returns the parameters of the sites after each, and the new state.
 
-        The given state is consumed: its buffers may be written in place. Using it again raises a RuntimeError.
+        The parameters have shape (B, S, P). The given state is consumed, since its buffers may be written in place;
+        using it again raises a RuntimeError.
         """
         raise TypeError(f"{type(self).__name__} must define extend(y, state)")
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """The parameters (B, T, P) of all T sites of y (B, T, *site_shape), each from the context and earlier sites."""
+        """Returns the parameters (B, T, P) of all sites of y (B, T, *site_shape), given the context and earlier sites."""
         phi, state = self.start(context, y.shape[0])
         if y.shape[1] == 1:
             return phi.unsqueeze(1)
         return torch.cat([phi.unsqueeze(1), self.extend(y[:, :-1], state)[0]], 1)
 
     def reorder(self, state: Any, index: Tensor) -> Any:
-        """A copy of the batch rows ``index`` (B',) of a state, to branch from it; the state itself stays usable."""
+        """Returns a copy of the batch rows ``index`` (B',) of a state. The given state is not consumed."""
         self.advance(state, 0)
         return type(state)(*(take_rows(field, index) for field in state))
 
     def permuted(self, order: Tensor) -> Conditioner:
-        """The conditioner of variables visited in another order (T,), with the same weights for each variable."""
+        """Returns the conditioner that visits the variables in another order (T,), with the weights of each variable."""
         raise ValueError(f"Expected a conditioner whose weights belong to variables; got {type(self).__name__}.")
 
     @staticmethod
     def new_version() -> list[int]:
-        """A new counter of the sites read, shared by a state and its successors: how a consumed state is found out."""
+        """Returns a counter of the sites read. A state and its successors share it, which detects consumed states."""
         return [0]
 
     @staticmethod
     def advance(state: Any, sites: int) -> Any:
-        """Consumes a state: the same with its position moved on by ``sites``; RuntimeError if it was consumed before."""
+        """Consumes a state and returns it with ``sites`` added to its position.
+
+        Raises:
+            RuntimeError: if the state was consumed before.
+        """
         if state.version[0] != state.position:
             raise RuntimeError(
                 f"Expected a fresh state; got one at site {state.position} whose buffers were extended to site "
@@ -106,18 +121,30 @@ class Conditioner(WithDerived):
 
 
 class Head(WithDerived):
-    """Says what the P numbers of a site parameterise: a distribution of it or a strictly monotone bijection of it.
+    """Maps the P parameters of a site to a distribution of its value or to a strictly monotone bijection of it.
 
-    A new head defines ``num_params`` and :meth:`forward`.
+    A subclass defines ``num_params`` and :meth:`forward`.
 
     Attributes:
-        num_params: P, the numbers a site needs.
+        num_params: P, the number of parameters per site.
         site_shape: the shape of one site's value.
-        support: of a site's value, for heads of distributions; the same whatever phi is.
-        domain: of a number of a site's value and of its image, for heads of bijections.
-        num_sites: T, for heads that treat sites differently; None where all are alike.
-        eos: the symbol of an end, for heads that treat it differently; None for others.
-        has_ends: whether :meth:`ends` tells which sites end a sequence.
+        support: the support of a site's value, for heads of distributions; it does not depend on phi.
+        domain: the constraint of each number of a site's value and of its image, for heads of bijections.
+        num_sites: T if the head treats sites differently, else None.
+        eos: the end-of-sequence token if the head treats it differently, else None.
+        has_ends: whether the head defines :meth:`ends`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> class Positive(Head):
+        ...     num_params, support = 2, constraints.positive
+        ...
+        ...     def forward(self, phi, first=0):
+        ...         return dist.LogNormal(phi[..., 0], phi[..., 1].exp())
+        >>> Positive()(torch.zeros(5, 3, 2)).sample().shape
+        torch.Size([5, 3])
     """
 
     num_params: int
@@ -129,52 +156,72 @@ class Head(WithDerived):
     has_ends: bool = False
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
-        """The distribution or transform of S sites from phi (*batch, S, P); ``first`` is the index of the first of them."""
+        """Returns the distribution or transform of S sites from phi (*batch, S, P).
+
+        ``first`` is the index of the first of these sites.
+        """
         raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
 
     def ends(self, y: Tensor) -> Tensor:
-        """Whether sites y (*, *site_shape) end their sequence, (*)."""
-        raise TypeError(f"{type(self).__name__} must define ends(y) to have them")
+        """Whether each of the sites y (*batch, *site_shape) ends its sequence, of shape (*batch)."""
+        raise TypeError(f"{type(self).__name__} must define ends(y)")
 
     def permuted(self, order: Tensor) -> Head:
-        """The head for sites visited in another order: itself, unless it treats sites differently."""
+        """Returns the head for sites visited in another order: the same head unless it treats sites differently."""
         return self
 
 
 @ConditionalDistribution.register
 class DistributionModule(WithDerived):
-    """A learnable distribution: calling it with a context (or none) returns a Pyro distribution of one forward pass.
+    """A learnable distribution: calling it with a context (or without one) returns a Pyro distribution.
+
+    The returned distribution belongs to one forward pass, with the parameters that the module has at the call.
 
     Attributes:
-        context: C, the features that the call expects; :class:`Covariates` of one vector a site; :class:`Source` of a sequence of
-            its own; 0 for a call without context.
+        context: an integer C for a context vector of C features, :class:`Covariates` for one vector per site,
+            :class:`Source` for a sequence of its own length, or 0 for no context.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> class LinearNormal(DistributionModule):
+        ...     context = 3
+        ...
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.loc = torch.nn.Linear(3, 1)
+        ...
+        ...     def forward(self, context):
+        ...         return dist.Normal(self.loc(context).squeeze(-1), 1.0)
+        >>> LinearNormal()(torch.zeros(5, 3)).batch_shape
+        torch.Size([5])
     """
 
     context: int | Covariates | Source = 0
 
     def forward(self, context: Tensor | None = None) -> Any:
-        """The distribution given the context (*batch, C)."""
+        """Returns the distribution given the context (*batch, C)."""
         raise TypeError(f"{type(self).__name__} must define forward(context)")
 
     def condition(self, *context: Any, **options: Any) -> Any:
-        """The same as calling the module, under Pyro's name."""
+        """Calls the module. This is the method name that Pyro uses for conditional distributions."""
         return self(*context, **options)
 
     def for_validation(self) -> DistributionModule:
-        """What :func:`~pyro_genexact.fit` scores validation rows with: the module itself, unless that would cost too much."""
+        """Returns the module that :func:`~pyro_genexact.fit` evaluates on validation rows, by default this module."""
         return self
 
 
 class Constant(WithDerived):
     """A module whose call returns a fixed distribution or transform; its tensors are buffers of the module.
 
-    So they follow the module's device and dtype, and belong to its ``state_dict``. Plain numbers, such as the bound of
-    ``greater_than(0.0)``, are settings, which a state does not hold. Attributes that torch computes lazily (``covariance_matrix``)
-    are saved if they were computed before: give a distribution that was not used yet.
+    The tensors follow the module's device and dtype and are part of its ``state_dict``. Plain numbers, such as the
+    bound of ``greater_than(0.0)``, are not. Attributes that torch computes lazily, such as ``covariance_matrix``, are
+    saved if they have been computed before, so pass a distribution that has not been used yet.
 
     Args:
-        value: a distribution or transform, or a collection with such.
-        persistent: False for a value that follows from sizes: it is not saved, but rebuilt when a state is loaded.
+        value: a distribution or transform, or a collection of these.
+        persistent: if False, the tensors are not saved; they are rebuilt when a state is loaded.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -201,7 +248,7 @@ class Constant(WithDerived):
 
     @property
     def value(self) -> Any:
-        """The distribution or transform, with the tensors that the module has now."""
+        """The distribution or transform, with the current tensors of the module."""
         return self()
 
     def forward(self) -> Any:
@@ -211,6 +258,10 @@ class Constant(WithDerived):
 
 
 class Slot(NamedTuple):
-    """Where a tensor of a template goes."""
+    """Marks the place of a tensor in the template of a :class:`Constant`.
+
+    Attributes:
+        name: the name of the buffer.
+    """
 
     name: str

@@ -1,4 +1,4 @@
-"""The contexts of conditioners: one vector, one vector per site, or a sequence of its own; and their checks."""
+"""The kinds of contexts of conditioners (one vector, one vector per site, a source sequence) and their checks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .core.precision import widened
 
 @dataclass(frozen=True)
 class Features:
-    """A context of one vector for the whole event, (*batch, C): what ``context=C`` means, with 0 for no context.
+    """A context of one vector (*batch, C) for the whole event, as ``context=C`` specifies; 0 means no context.
 
     Attributes:
-        features: C.
-        dims: of the tensor after its batch dims.
-        axis: what the first of two dims counts: T sites or S steps.
-        by_site: whether every site has a vector of its own.
-        joined: the features joined to the input of every site.
-        attended: the features of a step that sites attend to.
+        features: C, the number of features.
+        dims: the number of dims after the batch dims.
+        axis: the symbol of the first of two dims: T for sites, S for steps of a source.
+        by_site: whether every site has its own vector.
+        joined: the number of features that are concatenated to the input of every site.
+        attended: the number of features of each step that sites attend to.
     """
 
     features: int
@@ -47,7 +47,15 @@ class Features:
 
 
 class Covariates(Features):
-    """A context of one vector of covariates per site, known in advance: ``context=Covariates(C)`` expects (*batch, T, C).
+    """A context of one vector of covariates per site, known in advance.
+
+    A network with ``context=Covariates(C)`` expects a context of shape (*batch, T, C).
+
+    Args:
+        features: C, at least 1.
+
+    Raises:
+        ValueError: if ``features`` is not a positive integer.
 
     Example:
         >>> Covariates(3)
@@ -58,10 +66,17 @@ class Covariates(Features):
 
 
 class Source(Features):
-    """A context that is a sequence of its own, of any length S: ``context=Source(C)`` expects (*batch, S, C).
+    """A context that is itself a sequence, of any length S.
 
-    Conditioners read it by attention. Sources of several lengths are padded to one tensor; distributions and their modules
-    take the lengths as ``source_lengths``, conditioners take both as :class:`PaddedSequence`.
+    A network with ``context=Source(C)`` expects a context of shape (*batch, S, C) and reads it by attention. Sources of
+    different lengths are padded to one tensor. Distributions and their modules take the lengths as ``source_lengths``;
+    conditioners take the tensor and the lengths together as a :class:`PaddedSequence`.
+
+    Args:
+        features: C, at least 1.
+
+    Raises:
+        ValueError: if ``features`` is not a positive integer.
 
     Example:
         >>> Source(3)
@@ -80,7 +95,11 @@ class Source(Features):
 
 
 def kind_of(context: Any, *allowed: type[Features]) -> Features:
-    """What a network's ``context`` means; a ValueError unless it is a size, or of one of the allowed kinds."""
+    """Returns the kind of context that a network's argument ``context`` specifies.
+
+    Raises:
+        ValueError: if it is neither a size nor one of the allowed kinds.
+    """
     if type(context) is int and context >= 0:
         return _of_size(context)
     if isinstance(context, allowed or Features):
@@ -93,11 +112,16 @@ _of_size = cache(Features)
 
 
 class PaddedSequence(NamedTuple):
-    """Sequences of several lengths, padded to one tensor.
+    """Sequences of different lengths, padded to one tensor.
 
     Attributes:
-        values: (*batch, S, C); what stands from a row's length on is never read.
-        lengths: (*batch) integers 0 ... S.
+        values: (*batch, S, C); entries beyond a row's length are never read.
+        lengths: (*batch) integers between 0 and S.
+
+    Example:
+        >>> import torch
+        >>> PaddedSequence(torch.zeros(2, 5, 3), torch.tensor([5, 2])).values.shape
+        torch.Size([2, 5, 3])
     """
 
     values: Tensor
@@ -105,14 +129,18 @@ class PaddedSequence(NamedTuple):
 
 
 def unpadded(context: Any) -> tuple[Any, Tensor | None]:
-    """The values of a context and, where it is :class:`PaddedSequence`, its lengths."""
+    """Returns the values of a context and, if it is a :class:`PaddedSequence`, its lengths, else None."""
     return context if isinstance(context, PaddedSequence) else (context, None)
 
 
 def check_context(module: Any, context: Any) -> Any:
-    """The values of a context; a ValueError unless they are what the module was built for, in width, dtype and device.
+    """Returns the values of a context after checking its width, dtype and device against the module.
 
-    Under autocast narrower values, as an encoder predicts them, are widened.
+    Under autocast, values of lower precision, such as the output of an encoder, are converted to the module's dtype.
+
+    Raises:
+        TypeError: if the context is not a tensor.
+        ValueError: if the module was built for another context.
     """
     if context is None and module.context == 0:
         return None
@@ -138,20 +166,24 @@ def check_context(module: Any, context: Any) -> Any:
 
 
 def checked_source(module: Any, context: Any, lengths: Tensor | None) -> tuple[Any, Tensor | None]:
-    """The values of a context and the lengths of its sources, of which a :class:`PaddedSequence` context has its own.
+    """Returns the values of a context and the lengths of its sources, after checking both.
+
+    The lengths are those of a :class:`PaddedSequence` context or the argument ``lengths``.
 
     Raises:
-        ValueError: for a context that the module was not built for, lengths given twice, given without sources, or outside 0 ... S.
+        ValueError: if the module was built for another context, or if lengths are given twice, without a source, or
+            outside 0 ... S.
     """
     _, own = unpadded(context)
     if own is not None and lengths is not None:
-        raise ValueError("Expected no source_lengths beside a PaddedSequence context, which has them; got some.")
+        raise ValueError("Expected no source_lengths with a PaddedSequence context, which contains them; got both.")
     values = check_context(module, context)
     lengths = own if lengths is None else lengths
     if lengths is None:
         return values, None
     if not kind_of(module.context).attended:
         raise ValueError(
-            f"Expected no source_lengths ({type(module).__name__} built with context={module.context}); got some."
+            f"Expected no source_lengths ({type(module).__name__} built with context={module.context}); "
+            f"got lengths of shape {tuple(getattr(lengths, 'shape', ()))}."
         )
     return values, checked_lengths(lengths, values.shape[-2], "source_lengths", "steps of the source")

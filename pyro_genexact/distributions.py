@@ -3,7 +3,7 @@
 from .autoregressive.distribution import AutoregressiveDistribution
 from .autoregressive.sequence import SequenceDistribution, TerminationCurve
 from .autoregressive.site_by_site import ChainRuleDistribution
-from .chains import divergences as divergences  # registers them
+from .chains import divergences as divergences  # the import registers the KL divergences
 from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov
 from .chains.labels import LabelStrings

@@ -1,4 +1,4 @@
-"""What modules consist of that users do not construct themselves: saved files have these names, which must stay."""
+"""Internal parts of modules. Saved files contain these names, so they must not be renamed or removed."""
 
 from .base import Slot
 from .conditioners.attention import Layer
@@ -52,6 +52,6 @@ __all__ = [
     "ZukoTransform",
 ]
 
-_families = {family.__name__: family for family in REPAIRED.values()}  # those that the installed torch and Pyro have
+_families = {family.__name__: family for family in REPAIRED.values()}  # depends on the versions of torch and Pyro
 globals().update(_families)
 publish({**globals(), "__all__": [*__all__, *_families]})

@@ -1,4 +1,4 @@
-"""Bound and Held: a module as it was at a call (weights, buffers, parts, modes), and the tensors it uses."""
+"""Bound and Held record the state of a module at a call: its weights, buffers, submodules and modes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch.distributions import Distribution
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _Part = tuple[nn.Module, type, bool, dict[str, Any], dict[str, Any], dict[str, Any]]
-"""A module of a tree, its class, whether it is in training, and its parameters, buffers and parts."""
+"""A module, its class, its training flag, and its parameters, buffers and submodules."""
 
 
 class Bound(Generic[ModuleT]):
-    """A module as it is now, for what its call returns: with the parameters, buffers, parts and modes that it has now.
+    """Records the current parameters, buffers, submodules and modes of a module.
 
-    :attr:`module` is the module itself for as long as it still has all of these: layers are called where they stand, with
-    their hooks. Once one of them was replaced (by a ``load_state_dict(assign=True)``, ``train()``, a parametrisation, or
-    because the call was one of :func:`torch.func.functional_call`), it is a shallow copy that has the recorded ones. Modules
-    of Pyro, whose attributes are samples, are copied at once. Tensors are never copied, so changes in place are seen.
+    Objects that the module's call returns keep a ``Bound`` and so continue to use this state. :attr:`module` is the
+    module itself, with its hooks, as long as it still has everything that was recorded. It is a shallow copy with the
+    recorded objects once one of them has been replaced, for instance by ``load_state_dict(assign=True)``, ``train()``, a
+    parametrisation, or because the call was made by :func:`torch.func.functional_call`. Pyro modules, whose attributes
+    are samples, are always copied. Tensors are never copied, so changes in place remain visible.
 
     Args:
         module: any module.
         one_draw: whether each Pyro sample must have the shape of its prior.
 
     Raises:
-        ValueError: with ``one_draw``, if a Pyro sample has more dims than its prior, as in a plate of particles.
+        ValueError: if ``one_draw`` is set and a Pyro sample has more dims than its prior, as in a plate of particles.
     """
 
     def __init__(self, module: ModuleT, one_draw: bool = False) -> None:
@@ -39,7 +40,7 @@ class Bound(Generic[ModuleT]):
 
     @property
     def module(self) -> ModuleT:
-        """The module with what was recorded."""
+        """The module in the recorded state."""
         if self._stands():
             return self._module
         if self._copy is None:
@@ -48,18 +49,18 @@ class Bound(Generic[ModuleT]):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Parameters, buffers and Pyro samples, in the order of the modules."""
+        """The recorded parameters, buffers and Pyro samples, in the order of the modules."""
         return [t for part in self._tree for kind in part[3:5] for t in kind.values() if t is not None]
 
     def copy(self) -> ModuleT:
-        """A shallow copy of the module, down to its last part, with what was recorded; itself if that is nothing."""
+        """Returns a shallow copy of the module and its submodules in the recorded state; the module if it has none."""
         made: dict[int, Any] = {id(part[0]): object.__new__(part[1]) for part in self._tree}
         for module, _, training, tensors, buffers, parts in self._tree:
             fields = module.__dict__ | {"training": training, "_parameters": tensors.copy(), "_buffers": buffers.copy()}
             fields["_modules"] = {name: None if part is None else made[id(part)] for name, part in parts.items()}
-            fields["_load_state_dict_pre_hooks"] = {}  # they hold the module itself, and could not be copied without it
+            fields["_load_state_dict_pre_hooks"] = {}  # these hooks refer to the original module
             if isinstance(module, PyroModule):
-                fields |= {"_pyro_params": {}, "_pyro_samples": {}}  # which stand among the parameters
+                fields |= {"_pyro_params": {}, "_pyro_samples": {}}  # already among the parameters
             made[id(module)].__dict__.update(fields)
         return made.get(id(self._module), self._module)  # type: ignore[no-any-return]
 
@@ -75,7 +76,7 @@ class Bound(Generic[ModuleT]):
                 self._record(part, one_draw)
 
     def _stands(self) -> bool:
-        """Whether the module still has all that was recorded, and nothing else; False for those of Pyro."""
+        """Whether the module has exactly the recorded objects; always False for Pyro modules."""
         for module, kind, training, tensors, buffers, parts in self._tree:
             own = module.__dict__
             if type(module) is not kind or own["training"] is not training or isinstance(module, PyroModule):
@@ -87,7 +88,7 @@ class Bound(Generic[ModuleT]):
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """Whether there is nothing to record."""
+    """Whether the module has no tensors and no submodules to record."""
     own = module.__dict__
     if own["_modules"] or isinstance(module, PyroModule):
         return False
@@ -95,7 +96,10 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 def _sampled(module: PyroModule, one_draw: bool) -> tuple[dict[str, Any], ...]:
-    """What a module of Pyro has now: parameters and samples, buffers and parts. Access to its attributes has effects."""
+    """Returns the parameters and samples, the buffers, and the submodules of a Pyro module.
+
+    Reading its attributes runs Pyro's sample and param statements.
+    """
     own = module.__dict__
     tensors, parts = ({name: getattr(module, name) for name in own[kind]} for kind in ("_parameters", "_modules"))
     samples = {name: getattr(module, name) for kind in ("_pyro_params", "_pyro_samples") for name in own[kind]}
@@ -105,11 +109,11 @@ def _sampled(module: PyroModule, one_draw: bool) -> tuple[dict[str, Any], ...]:
                 f"Expected one draw of {name}, {tuple(prior.batch_shape + prior.event_shape)} (networks take no batch "
                 f"of weights: no vectorised particles, no Predictive(parallel=True)); got {tuple(samples[name].shape)}."
             )
-    return tensors | samples, own["_buffers"].copy(), parts  # a copy finds the samples among its parameters
+    return tensors | samples, own["_buffers"].copy(), parts
 
 
 class Held:
-    """An attribute that holds a module as it was when it was set: see :class:`Bound`."""
+    """A descriptor that records a module when the attribute is set, as a :class:`Bound`, and returns it when read."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -122,6 +126,6 @@ class Held:
 
 
 def held_tensors(instance: Any) -> list[Tensor]:
-    """What the modules compute with that an instance has in attributes of the kind :class:`Held`, each tensor once."""
+    """Returns the tensors of all modules in an instance's :class:`Held` attributes, each tensor once."""
     held = (part.tensors for part in vars(instance).values() if isinstance(part, Bound))
     return list({id(t): t for tensors in held for t in tensors}.values())

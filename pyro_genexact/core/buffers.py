@@ -1,4 +1,4 @@
-"""Buffers: copies of what the user gave, and derived ones (default device, unsaved, rebuilt on load)."""
+"""Registers buffers: copies of tensors that the user passed, and derived buffers that are rebuilt instead of saved."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from torch import Tensor, nn
 
 
 class Packed(NamedTuple):
-    """A Boolean tensor in an eighth of a byte per entry: masks of wide layers would double a module on the host."""
+    """A Boolean tensor with one bit per entry, so that the host copies of the masks of wide layers stay small.
+
+    Attributes:
+        bits: the packed entries.
+        shape: the shape of the tensor.
+    """
 
     bits: bytes
     shape: tuple[int, ...]
 
     def tensor(self) -> Tensor:
+        """Returns the unpacked tensor, on the CPU."""
         flat = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=int(np.prod(self.shape, dtype=np.int64)))
         return torch.from_numpy(flat.astype(np.bool_)).view(self.shape)
 
 
 class WithDerived(nn.Module):
-    """A module whose derived buffers, and those of its parts, are restored before its state is loaded.
+    """A module that restores its derived buffers, and those of its submodules, before a state is loaded.
 
-    Parts without tensors of their own follow the modules above them. It is a method and no hook, which pickles would hold.
+    The device of a submodule without tensors follows that of its parent. This class overrides a method instead of
+    registering a hook because hooks would be part of pickles.
     """
 
     def _load_from_state_dict(
@@ -34,9 +41,9 @@ class WithDerived(nn.Module):
 
 
 def register_given(module: nn.Module, name: str, value: Tensor | None) -> None:
-    """Registers a copy of a tensor that the user gave: a state loaded into the module must not change the argument.
+    """Registers a copy of a tensor that the user passed, so that loading a state does not change the user's tensor.
 
-    A tensor that needs gradients stays the same, so that they reach it.
+    A tensor that requires gradients is registered itself, so that gradients reach it.
     """
     if value is not None:
         value = (
@@ -46,14 +53,16 @@ def register_given(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 
 def register_derived(module: WithDerived, name: str, value: Tensor | None, dtype: torch.dtype | None = None) -> None:
-    """Registers a buffer that is not saved, and restores it before each ``load_state_dict``.
+    """Registers a buffer that is not saved, but restored before each ``load_state_dict``.
 
-    So ``module.to_empty(device=...)`` followed by ``load_state_dict`` gives a whole module, and checkpoints hold no masks.
+    A module is therefore complete after ``module.to_empty(device=...)`` and ``load_state_dict``, and checkpoints do not
+    contain masks.
 
     Args:
-        module: gets the buffer, on the default device.
-        value: not on ``meta``, whatever the default device; None registers an empty name.
-        dtype: of the buffer; by default that of the value.
+        module: the module that gets the buffer, on the default device.
+        name: the name of the buffer.
+        value: a tensor on a real device, even if the default device is ``meta``; None registers an empty buffer.
+        dtype: the dtype of the buffer; by default that of the value.
     """
     buffer = None if value is None else value.to(device=torch.get_default_device(), dtype=dtype, copy=True)
     module.register_buffer(name, buffer, persistent=False)
@@ -65,7 +74,7 @@ def register_derived(module: WithDerived, name: str, value: Tensor | None, dtype
 
 
 def without_derived(state: dict[str, Any]) -> dict[str, Any]:
-    """The ``__dict__`` of a module for a file: its derived buffers, which :func:`restore_derived` fills, are empty."""
+    """Returns the ``__dict__`` of a module with its derived buffers emptied; :func:`restore_derived` fills them again."""
     if "_derived" not in state:
         return state
     buffers = {name: state["_buffers"][name].new_empty(0) for name in state["_derived"]}
@@ -73,7 +82,10 @@ def without_derived(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_derived(module: nn.Module, state: Any = None, prefix: str = "", metadata: Any = None) -> None:
-    """Fills the derived buffers of a module and its parts, where they are; with ``assign`` as the state is."""
+    """Restores the derived buffers of a module and its submodules, on their present devices.
+
+    If the state is loaded with ``assign=True``, the buffers get the device and floating-point dtype of the state.
+    """
     state, metadata, assigned = state or {}, metadata or {}, []
     if metadata.get("assign_to_params_buffers"):
         assigned = [t for name, t in state.items() if name.startswith(prefix)]
@@ -83,7 +95,7 @@ def restore_derived(module: nn.Module, state: Any = None, prefix: str = "", meta
             buffer: Any = part._buffers[name]
             device = assigned[0].device if assigned else buffer.device
             if device.type == "meta" and metadata.get("assign_to_params_buffers") and not (assigned or prefix):
-                device = torch.device("cpu")  # a module without saved tensors that is loaded by itself
+                device = torch.device("cpu")  # the state of a top-level module without saved tensors has no device
             dtype = number if number is not None and buffer.is_floating_point() else buffer.dtype
             value = kept.tensor() if isinstance(kept, Packed) else kept
             part._buffers[name] = value.to(device=device, dtype=dtype, copy=True)

@@ -1,4 +1,4 @@
-"""Checks of arguments, each an error that names the argument, what was expected and what came."""
+"""Checks of arguments. Each error names the argument, the expected value and the actual one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def check_sizes(least: int, **sizes: Any) -> None:
-    """Raises a ValueError unless every argument is one integer of at least ``least``."""
+    """Raises a ValueError unless every argument is an integer of at least ``least``."""
     for name, size in sizes.items():
         if not _is_size(size, least):
             raise ValueError(f"Expected {name} to be an integer >= {least}; got {size!r}.")
@@ -36,7 +36,7 @@ def check_numbers(**numbers: Any) -> None:
 
 
 def check_positive(**numbers: Any) -> None:
-    """Raises a TypeError unless every argument is a real number, a ValueError unless it is positive and finite."""
+    """Raises a TypeError unless every argument is a real number, and a ValueError unless it is positive and finite."""
     check_numbers(**numbers)
     for name, number in numbers.items():
         if not 0 < number < inf:
@@ -44,7 +44,7 @@ def check_positive(**numbers: Any) -> None:
 
 
 def check_like(name: str, value: Tensor, like: Tensor) -> None:
-    """Raises a ValueError unless the value has the dtype and the device of a parameter."""
+    """Raises a ValueError unless the value has the dtype and device of ``like``, a parameter."""
     if value.dtype != like.dtype:
         raise ValueError(f"Expected {name}.dtype == {like.dtype} (that of the parameters); got {value.dtype}.")
     if value.device != like.device:
@@ -52,24 +52,29 @@ def check_like(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def check_last(value: Tensor, size: int, of: str, dim: int = -1) -> None:
-    """Raises a ValueError unless the value has this size along a dim that is counted from the right."""
+    """Raises a ValueError unless the value has the given size along ``dim``, a negative index."""
     if value.dim() < -dim or value.shape[dim] != size:
         raise ValueError(f"Expected value.shape[{dim}] == {size} ({of}); got {tuple(value.shape)}.")
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
-    """Raises a TypeError for an argument of another class."""
+    """Raises a TypeError unless the argument is an instance of the class ``kind``."""
     if not isinstance(value, kind):
         raise TypeError(f"Expected {name} to be of class {kind.__name__}; got {type(value).__name__}.")
 
 
 def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
-    """The order (T,) as integers; ValueError unless it is a permutation of the sites."""
+    """Returns the order (T,) as a tensor of integers.
+
+    Raises:
+        TypeError: if it is neither a tensor nor a list.
+        ValueError: if it is not a permutation of the sites.
+    """
     if not isinstance(order, (Tensor, list, tuple)):
         raise TypeError(f"Expected {name} to be a tensor or a list of integers; got {order!r}.")
     try:
         given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
-    except (TypeError, ValueError, RuntimeError):  # a list of other things than numbers
+    except (TypeError, ValueError, RuntimeError):  # not a list of numbers
         given = torch.empty((), device="cpu")
     if given.is_meta and isinstance(order, Tensor):
         return order

@@ -1,4 +1,4 @@
-"""Default devices: which device is used where the user names none, and zeros on it."""
+"""The device of a module or of a collection of tensors, and its default."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def device_of(tensors: Iterable[Tensor]) -> torch.device:
-    """The device of the first tensor; torch's default device where there is none."""
+    """Returns the device of the first tensor, or torch's default device if there are no tensors."""
     return next((t.device for t in tensors), None) or torch.get_default_device()
 
 
 def zeros_for(module: nn.Module, *shape: int) -> Tensor:
-    """Zeros of the dtype and on the device of a module's tensors; on the CPU where it has none."""
+    """Returns zeros with the dtype and device of a module's tensors; on the CPU if it has no tensors."""
     tensors = [*module.parameters(), *module.buffers()]
     like = next((t for t in tensors if t.is_floating_point()), None)
     device = tensors[0].device if tensors else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""``expand`` of distributions whose rows are computed once, whatever batch shape they are expanded to."""
+"""An ``expand`` without copies, for distributions that compute each row only once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from torch import Size
 
 
 class ShallowExpand(TorchDistribution):
-    """A distribution that takes its batch shape from nothing but its own attribute."""
+    """A distribution whose batch shape can be changed by its attribute ``_batch_shape`` alone."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same with another batch shape, without copies; rows are drawn independently, everything else is computed once."""
+        """Returns the distribution with another batch shape, without copying tensors.
+
+        Samples of the expanded rows are independent; all other quantities are computed once and broadcast.
+
+        Raises:
+            ValueError: if the batch shape does not broadcast to the new one.
+        """
         old, new = self.batch_shape, Size(batch_shape)
         padded = (1,) * (len(new) - len(old)) + old
         if len(padded) > len(new) or any(m < 0 or n not in (1, m) for n, m in zip(padded, new, strict=False)):

@@ -1,4 +1,4 @@
-"""publish: sets the __module__ of public names to the module that users import them from."""
+"""Sets ``__module__`` of public classes and functions to the module that users import them from."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 _FACES: set[str] = set()
 PUBLISHED: dict[str, Any] = {}
-"""What faces publish, by its full name in each."""
+"""The published classes and functions, by their full names in each public module."""
 
 
 def publish(face: dict[str, Any]) -> None:
-    """Sets ``__module__`` of what a module's ``__all__`` re-exports to that module, unless another face did before.
+    """Sets ``__module__`` of the objects in a module's ``__all__`` to that module, unless they were published before.
 
-    So error texts, pickles and the documentation name the public module.
+    Error messages, pickles and the documentation then use the public name.
 
     Args:
         face: the ``globals()`` of the module.

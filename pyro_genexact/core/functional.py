@@ -1,4 +1,4 @@
-"""Whether torch.func or meta forbids to read values; gradients of several outputs."""
+"""Whether code may branch on the values of tensors, and gradients of several outputs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def transformed() -> bool:
-    """Whether torch.func is at work, under which no look at values is possible."""
+    """Whether a transform of ``torch.func`` is active, under which code cannot branch on values."""
     return torch._C._are_functorch_transforms_active()
 
 
 def visible(value: Tensor) -> bool:
-    """Whether values can be looked at, to check them or to choose a way."""
+    """Whether code can branch on the tensor's values: not for meta tensors, nor under ``torch.func``."""
     return not (value.is_meta or transformed())
 
 
 def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """Gradients of the inputs, zeros where nothing depends on them."""
+    """Returns the gradients of the inputs, with zeros for inputs that no output depends on."""
     kept = [i for i, output in enumerate(outputs) if output.requires_grad]
     if not kept:
         return [torch.zeros_like(i) for i in inputs]

@@ -1,4 +1,4 @@
-"""Independent, to_event and the independent constraint, as torch's, but right for empty batches."""
+"""Versions of torch's Independent, ``to_event`` and independent constraint that also work for empty batches."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .shapes import sum_rightmost
 
 
 class Independent(dist.Independent):  # type: ignore[name-defined]
-    """Turns batch dims of a distribution into event dims, also of batches without rows.
+    """Reinterprets batch dims of a distribution as event dims, also for empty batches.
 
-    With no dims it wraps a distribution of vectors, whose own log_prob may not handle batches without rows.
+    With zero dims it wraps a distribution of vectors whose own log_prob may not handle empty batches.
 
     Example:
         >>> import pyro.distributions as dist
@@ -33,7 +33,7 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
 
     def log_prob(self, value: Tensor) -> Tensor:
         if not self.reinterpreted_batch_ndims and not (value.numel() and self.batch_shape.numel()):
-            # which families of vectors cannot reshape
+            # families of vectors fail to reshape empty batches
             rows = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
             return sum_rightmost(value.expand(rows), len(self.event_shape))
         return sum_rightmost(self.base_dist.log_prob(value), self.reinterpreted_batch_ndims)
@@ -52,7 +52,12 @@ class Independent(dist.Independent):  # type: ignore[name-defined]
 
 @dataclass(frozen=True)
 class All:
-    """The check of an independent constraint."""
+    """The check of an independent constraint: whether all entries along the last dims satisfy a constraint.
+
+    Attributes:
+        constraint: the constraint of the entries.
+        dims: the number of dims.
+    """
 
     constraint: Any
     dims: int
@@ -65,12 +70,12 @@ class All:
 
 
 def to_event(d: Any, dims: int = 0) -> Any:
-    """The distribution with its last batch dims as event dims."""
+    """Returns the distribution with its last batch dims reinterpreted as event dims."""
     return of_events(d, dims) if dims or isinstance(d, torch.distributions.Independent) else d
 
 
 def of_events(d: Any, dims: int = 0) -> Independent:
-    """The same as :class:`Independent`, in place of torch's own where the distribution is one."""
+    """Returns the distribution as an :class:`Independent`, which replaces torch's own class."""
     if isinstance(d, Independent) and not dims:
         return d
     while isinstance(d, torch.distributions.Independent):
@@ -79,13 +84,16 @@ def of_events(d: Any, dims: int = 0) -> Independent:
 
 
 def independent(constraint: Any, dims: int = 0) -> Any:
-    """The constraint of parts along the last dims, torch's own for ``biject_to``, with a check of no rows too."""
+    """Returns torch's independent constraint over the last dims, with a check that also works for empty batches.
+
+    ``biject_to`` accepts it as it accepts torch's own.
+    """
     return _reals(dims) if constraint is constraints.real else _independent(constraint, dims)
 
 
 @cache
 def _reals(dims: int) -> Any:
-    """Of all real numbers, which every flow asks for at each call."""
+    """Caches the constraint of real numbers, which every call of a flow uses."""
     return _independent(constraints.real, dims)
 
 
@@ -102,11 +110,11 @@ def _independent(constraint: Any, dims: int) -> Any:
 
 
 def with_check(constraint: Any, check: Callable[[Tensor], Tensor]) -> Any:
-    """The constraint with another check, of its very class, so that Pyro's bijections know it."""
+    """Returns a copy of the constraint with another check. Its class stays the same, so ``biject_to`` accepts it."""
     new = copy.copy(constraint)
     new.check = check
     return new
 
 
 REAL_VECTOR = independent(constraints.real_vector)
-"""As ``constraints.real_vector``."""
+"""The constraint ``constraints.real_vector``, with a check that also works for empty batches."""

@@ -1,4 +1,4 @@
-"""The tensors within distributions, transforms, modules and collections of these."""
+"""Finds and replaces the tensors in distributions, transforms, modules and collections of these."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.distributions.transforms import _InverseTransform
 from .binding import Bound
 
 FORGOTTEN: dict[str, Any] = dict.fromkeys(("_inv", "_last", "_watched", "_plan")) | {"_cached_x_y": (None, None)}
-"""What transforms remember, and what stands there in one that remembers nothing."""
+"""The cache attributes of transforms, with the values of an empty cache."""
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in a distribution, transform, constraint or module, or in a collection of such."""
+    """Returns all tensors in a distribution, transform, constraint or module, or in a collection of these."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Bound):
@@ -39,10 +39,14 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
-    """A copy of a distribution, transform or constraint, or a collection of such, whose tensors went through fn.
+    """Returns a copy of a distribution, transform, constraint or collection of these, with ``fn`` applied to each tensor.
 
-    Those of a check that a constraint was given are among them. With another ``kind`` its instances went through fn
-    instead. What transforms remember is left out.
+    Tensors in the check of a constraint are included. The caches of transforms are emptied.
+
+    Args:
+        fn: maps a tensor, or an instance of ``kind``, to its replacement.
+        value: the object to copy.
+        kind: the class of the objects to replace.
     """
     if isinstance(value, kind):
         return fn(value)

@@ -1,4 +1,4 @@
-"""Lengths and padding masks of sequences padded to T sites: what stands in the padding is never read."""
+"""Lengths and padding masks of sequences that are padded to T sites. Values in the padding are never read."""
 
 from __future__ import annotations
 
@@ -15,29 +15,36 @@ from .shapes import broadcast_batches
 
 
 def site_mask(lengths: Tensor, sites: int) -> Tensor:
-    """Which of T sites are no padding, (*lengths, T)."""
+    """Returns a mask (*lengths, T) that is False at padding."""
     return torch.arange(sites, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """(B, T) as (B, T, 1, ...), with as many dims as ``like``."""
+    """Reshapes a mask (B, T) to (B, T, 1, ...), with as many dims as ``like``."""
     return mask.reshape(*mask.shape, *[1] * (like.dim() - mask.dim()))
 
 
 def present(lengths: Tensor, value: Tensor, dim: int = -1) -> Tensor:
-    """Which sites of a value, its dim ``dim``, are no padding: (*lengths, T), then 1 for each later dim of the value."""
+    """Returns a mask of the sites along ``dim`` of a value, False at padding.
+
+    Its shape is (*lengths, T), followed by a 1 for each later dim of the value.
+    """
     mask = site_mask(lengths, value.shape[dim])
     return mask.reshape(*mask.shape, *[1] * (-1 - dim))
 
 
 def zero_padding(value: Tensor, lengths: Tensor, dim: int = -1) -> Tensor:
-    """The value, broadcast with the lengths, with zeros for padding; a ValueError where they do not broadcast."""
+    """Returns the value, broadcast with the lengths, with zeros in the padding.
+
+    Raises:
+        ValueError: if value and lengths do not broadcast.
+    """
     broadcast_batches(value=value.shape[:dim], lengths=lengths.shape)
     return torch.where(present(lengths, value, dim), value, 0.0)
 
 
 def filled_constraint(fill: Callable[[Tensor], Tensor], constraint: Any) -> Any:
-    """The constraint of filled values."""
+    """Returns the constraint of values after ``fill`` was applied to them."""
     return with_check(constraint, partial(_check, fill, constraint))
 
 
@@ -47,16 +54,25 @@ def _check(fill: Callable[[Tensor], Tensor], constraint: Any, value: Tensor) -> 
 
 
 def checked_integers(name: str, lengths: Any) -> Tensor:
-    """The lengths as int64, since bounds overflow in the narrow kinds; a TypeError unless they are a tensor of integers."""
+    """Returns the lengths as int64, since bounds could overflow in narrower dtypes.
+
+    Raises:
+        TypeError: if they are not a tensor of integers.
+    """
     kind = getattr(lengths, "dtype", None)
     if isinstance(lengths, Tensor) and not (kind.is_floating_point or kind.is_complex or kind == torch.bool):  # type: ignore[union-attr]
         return lengths.long()
-    hint = " A mask of prefixes has the lengths mask.sum(-1)." if kind == torch.bool else ""
+    hint = " Use mask.sum(-1) to convert a mask of prefixes to lengths." if kind == torch.bool else ""
     raise TypeError(f"Expected {name} to be a tensor of integers; got {kind or type(lengths).__name__}.{hint}")
 
 
 def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str = "sites of the event") -> Tensor:
-    """The lengths; a TypeError unless they are integers, a ValueError unless each is between 0 and the sites."""
+    """Returns the lengths as int64.
+
+    Raises:
+        TypeError: if they are not a tensor of integers.
+        ValueError: if one is not between 0 and ``sites``.
+    """
     lengths = checked_integers(name, lengths)
     if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]

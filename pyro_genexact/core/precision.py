@@ -1,4 +1,4 @@
-"""Under autocast networks may round, exact mathematics does not: ``full_precision``, ``widened``, ``at_least``."""
+"""Keeps everything but networks in full precision under autocast."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _DEVICES = [d for d in ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "mtia") if to
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, run without autocast: for matrix products that are exact mathematics, not the layers of a network.
+    """Decorator that runs a function without autocast, for matrix products that are not the layers of a network.
 
-    Cost: 0.2 µs a call where autocast is off.
+    Cost: 0.2 µs per call when autocast is off.
 
     Example:
         >>> product = full_precision(torch.matmul)
@@ -33,28 +33,31 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         if not torch._C._is_any_autocast_enabled():
             return function(*args, **kwargs)
         device = next((device for device in _DEVICES if torch.is_autocast_enabled(device)), None)
-        if device is None:  # a device of another's backend
+        if device is None:  # a third-party backend
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
-            return run(*args, **kwargs)  # on to the next device, if there is one
+            return run(*args, **kwargs)  # autocast may also be on for another device
 
     return run
 
 
 @full_precision
 def exactly(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, without autocast."""
+    """Returns ``function(*args)``, computed without autocast."""
     return function(*args)
 
 
 def at_least(x: Tensor, like: Tensor) -> Tensor:
-    """What a network predicts from ``like``, in its dtype where autocast made it narrower."""
-    same = x.dtype is like.dtype  # the faster question
+    """Converts the output of a network to the dtype of its input ``like`` if autocast made it narrower."""
+    same = x.dtype is like.dtype  # tested first because it is faster
     return x if same or x.dtype.itemsize >= like.dtype.itemsize else x.to(like.dtype)
 
 
 def widened(given: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """An argument, which under autocast a network may have predicted: its narrower tensors in this dtype."""
+    """Converts the tensors of an argument to ``dtype`` if they are narrower and autocast is on.
+
+    Such tensors may be the output of a network.
+    """
 
     def wide(x: Tensor) -> Tensor:
         return x.to(dtype) if x.is_floating_point() and x.dtype.itemsize < dtype.itemsize else x

@@ -1,4 +1,4 @@
-"""Random numbers from a seed, with torch's random state restored afterwards."""
+"""Random numbers from a seed, without lasting changes to torch's random state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws on a device and on the CPU start from the seed; torch's random state is restored afterwards."""
+    """Seeds torch's generators of the CPU and a device, and restores their states on exit."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        # torch.manual_seed would reseed all GPUs, which nothing restores
+        # torch.manual_seed would also reseed the other GPUs, whose states are not restored
         torch.default_generator.manual_seed(seed)
         for cuda in devices:
             with torch.cuda.device(cuda):
@@ -25,12 +25,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """The states of torch's generators on the CPU and, if it is a GPU, on the device."""
+    """Returns the states of torch's generators of the CPU and, if it is a GPU, of the device."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Restores what :func:`random_state` returned."""
+    """Restores states that :func:`random_state` returned."""
     cpu, *cuda = states
     torch.set_rng_state(cpu.clone())  # a view with an offset crashes torch 2.13
     for state in cuda:
@@ -38,9 +38,9 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:
-    """A generator on the CPU whose numbers depend on the seed and the keys only."""
+    """Returns a CPU generator whose numbers depend on the seed and the keys only."""
     mixed = seed
-    for key in keys:  # the steps of splitmix64, so that neighbouring seeds and keys share no stream
+    for key in keys:  # the mixing steps of splitmix64, so that neighbouring seeds and keys give different streams
         mixed = (mixed + 0x9E3779B97F4A7C15 * (key + 1)) % 2**64
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
@@ -48,7 +48,11 @@ def generator(seed: int, *keys: int) -> torch.Generator:
 
 
 def checked_seed(seed: Any) -> int:
-    """The seed as an int; ValueError unless it is an integer from 0 to 2**63 - 1."""
+    """Returns the seed as an int.
+
+    Raises:
+        ValueError: if it is not an integer from 0 to 2**63 - 1.
+    """
     try:
         value = operator.index(seed)
     except TypeError:

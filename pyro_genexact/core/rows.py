@@ -1,4 +1,4 @@
-"""Batches as rows: tensors (*batch, *event) as (B, *event), and some rows of them."""
+"""Flattens batches to rows, and selects rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor
 
 
 def flat_rows(tensor: Tensor, batch_shape: torch.Size, event_dims: int) -> Tensor:
-    """A tensor that broadcasts with a batch, as one row (B, *event) for each of its elements."""
+    """Expands a tensor to ``(*batch_shape, *event)`` and flattens the batch, to shape (B, *event)."""
     event = tensor.shape[tensor.dim() - event_dims :]
     return tensor.expand(batch_shape + event).reshape(prod(batch_shape), *event)
 
 
 def take_rows(field: Any, index: Tensor) -> Any:
-    """The rows ``index`` (B',) of a tensor, or of those in a tuple, a list or a NamedTuple; anything else as it is."""
+    """Selects the rows ``index`` (B',) of a tensor, or of the tensors in a tuple, list or NamedTuple.
+
+    Other objects are returned unchanged.
+    """
     if isinstance(field, Tensor):
         return field.index_select(0, index)
     if hasattr(field, "_fields"):

@@ -1,4 +1,4 @@
-"""Settable: a property that one instance may override, as Pyro's has_rsample_ does."""
+"""A property that can be overridden for one instance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Settable:
-    """A property of a class, of which an instance may be given another value, as Pyro's ``has_rsample_`` does."""
+    """A property whose value can be set for one instance, as Pyro's ``has_rsample_`` does."""
 
     def __init__(self, get: Callable[[Any], Any]) -> None:
         self.get, self.__doc__ = get, get.__doc__

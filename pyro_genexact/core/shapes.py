@@ -1,4 +1,4 @@
-"""Shapes: broadcasting of batches, and sums over event dims."""
+"""Broadcasting of batch shapes, checks of event shapes, and sums over event dims."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from .checks import check_widths
 
 
 def broadcast_batches(**shapes: Sequence[int]) -> torch.Size:
-    """What batch shapes broadcast to; a ValueError that names them if they do not."""
+    """Returns the shape that batch shapes broadcast to.
+
+    Raises:
+        ValueError: if they do not broadcast. The message names each of them.
+    """
     try:
         return broadcast_shapes(*shapes.values())
     except RuntimeError as error:
@@ -23,13 +27,18 @@ def broadcast_batches(**shapes: Sequence[int]) -> torch.Size:
 
 
 def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """That of torch, which takes longer than an operation, asked only where shapes differ."""
+    """Returns ``torch.broadcast_shapes(*shapes)``, which is slow and only called if the shapes differ."""
     distinct = {tuple(shape) for shape in shapes if shape}
     return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
 
 
 def shape_of(event_shape: Any) -> torch.Size:
-    """The event shape as a Size; a TypeError for what is no sequence."""
+    """Returns the event shape as a Size.
+
+    Raises:
+        TypeError: if it is not a tuple or a list.
+        ValueError: if its sizes are not positive integers.
+    """
     if not isinstance(event_shape, (tuple, list)):
         raise TypeError(f"Expected event_shape to be a sequence of integers; got {event_shape!r}.")
     sizes = tuple(_as_integer(size) for size in event_shape)
@@ -38,12 +47,12 @@ def shape_of(event_shape: Any) -> torch.Size:
 
 
 def _as_integer(size: Any) -> Any:
-    """An integer of numpy or torch as one of Python; anything else as it is."""
+    """Converts an integer of NumPy or torch to Python's int; returns anything else unchanged."""
     with suppress(TypeError):
         return size if isinstance(size, bool) else index(size)
     return size
 
 
 def sum_rightmost(x: Tensor, dims: int) -> Tensor:
-    """The sum over the last dims, also of nothing."""
+    """Returns the sum over the last dims; x itself if ``dims`` is 0."""
     return x.sum(tuple(range(-dims, 0))) if dims else x

@@ -1,4 +1,4 @@
-"""Dtypes of the values that users give: complex refused, integers widened, or made floating."""
+"""Checks and converts the dtypes of values that users pass."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from torch import Tensor
 
 
 def numbers(name: str, value: Any) -> Tensor:
-    """Real numbers and Booleans as they are, integers of any width as int64; a TypeError for all else.
+    """Returns floating-point and Boolean tensors unchanged, and tensors of integers as int64.
 
-    Bounds overflow in the narrow kinds of integers, and torch has few operations for the unsigned ones.
+    Bounds could overflow in narrow integer dtypes, and torch has few operations for unsigned ones.
+
+    Raises:
+        TypeError: if the value is not a tensor, or complex.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"Expected {name} to be of class Tensor; got {type(value).__name__}.")
     kind = value.dtype
     if kind.is_complex:
-        raise TypeError(f"Expected {name} of real numbers; got {kind}.")
+        raise TypeError(f"Expected {name} to have a real dtype; got {kind}.")
     return value if kind.is_floating_point or kind == torch.bool else value.long()
 
 
 def at_least_single(x: Tensor) -> Tensor:
-    """Half precision as single, which is enough for sums over sites."""
+    """Converts half precision to single precision, which is enough for sums over sites."""
     return x if x.dtype.itemsize >= 4 or not x.is_floating_point() else x.float()
 
 
 def in_every_dtype(number: float) -> dict[torch.dtype, Tensor]:
-    """A number as tensors of the CPU, which cost a quarter of what numbers do and go with every device."""
+    """Returns a number as a zero-dim CPU tensor of each dtype.
+
+    Operations with such a tensor take a quarter of the time of those with a Python number, and work on every device.
+    """
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return {dtype: torch.tensor(number, dtype=dtype, device="cpu") for dtype in kinds}
 
 
 def floating(value: Tensor, like: Iterable[Tensor]) -> Tensor:
-    """The value; whole numbers in the dtype of the first floating-point tensor, since families subtract and multiply."""
+    """Converts integers and Booleans to the dtype of the first floating-point tensor in ``like``, at least float32."""
     if value.is_floating_point():
         return value
     dtype = next((t.dtype for t in like if t.is_floating_point()), torch.get_default_dtype())
@@ -42,7 +48,11 @@ def floating(value: Tensor, like: Iterable[Tensor]) -> Tensor:
 
 
 def checked_value(distribution: Any, value: Any) -> Tensor:
-    """The value by :func:`numbers`; a ValueError outside the support of a distribution that validates."""
+    """Returns the value as converted by :func:`numbers`.
+
+    Raises:
+        ValueError: if the distribution validates its arguments and the value is outside its support.
+    """
     value = numbers("value", value)
     if distribution._validate_args:
         distribution._validate_sample(value)

@@ -1,4 +1,4 @@
-"""Whether tensors were replaced or changed in place since: for caches."""
+"""Detects whether tensors were replaced or changed in place, for caches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _Values:
-    """A copy of an inference tensor, which counts no versions, to see whether it was changed in place."""
+    """A copy of an inference tensor, which has no version counter, to detect changes in place."""
 
     def __init__(self, t: Tensor) -> None:
         self.copy = t.clone()
@@ -20,7 +20,7 @@ class _Values:
 
 
 def version_of(t: Tensor) -> Any:
-    """What tells whether a tensor is what it was: its version and, unless it is of torch.func, its storage."""
+    """Returns a key that differs after a tensor was changed: its version and, outside ``torch.func``, its address."""
     if t.is_inference():
         return _Values(t)
     try:
@@ -30,9 +30,9 @@ def version_of(t: Tensor) -> Any:
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[Any]:
-    """:func:`version_of` of each."""
+    """Returns :func:`version_of` of each tensor."""
     tensors = list(tensors)
-    try:  # nearly always all are plain, and asking each of them first would double the cost
+    try:  # works for ordinary tensors; testing each one first would double the cost
         return [(t._version, t.requires_grad, t.data_ptr()) for t in tensors]
     except RuntimeError:
         return [version_of(t) for t in tensors]

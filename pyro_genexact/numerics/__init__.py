@@ -1,9 +1,8 @@
-"""Roots of increasing functions and integrals, elementwise over any batch: right to rounding, or an error.
+"""Roots of increasing functions and integrals, elementwise over any batch, accurate to rounding or an error is raised.
 
-What has no formula goes through these: :func:`root`, :func:`refine` and :func:`implicit` for inverses and quantiles,
-:func:`integrate` for integrals. Two families do on their own what is special to them: samples of the continuous
-categorical distribution take Newton's steps on a convex function, and the stable distribution integrates along a path
-between bounds of its own.
+The package uses them for all inverses, quantiles (:func:`root`, :func:`refine`, :func:`implicit`) and integrals
+(:func:`integrate`) without a closed form, except in two families: samples of the continuous categorical distribution
+apply Newton's method to a convex function, and the density of the stable distribution is integrated along its own path.
 """
 
 from ..core.faces import publish

@@ -1,4 +1,4 @@
-"""Bracketed search for a root over the floating-point numbers: the last resort of root."""
+"""Bracketed search for a root over the floating-point numbers, the last stage of ``root``."""
 
 from __future__ import annotations
 
@@ -14,37 +14,41 @@ from ..core.functional import visible
 from .derivatives import Sloped
 from .errors import ConvergenceError, worst_of
 
-_FREE_STEPS = 64  # of the search
-_HALVINGS = 66  # after those, enough for the 64 bits of a number
+_FREE_STEPS = 64  # steps of any kind
+_HALVINGS = 66  # then halvings only, enough for the 64 bits of a number
 INTEGERS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
 }
-"""Those that have the bits of a floating point number."""
+"""The integer dtypes of the same width as each floating-point dtype."""
 
 
 class Bracket(NamedTuple):
-    """Where a search stands, for each element; its numbers are integers in the order of the floating point numbers."""
+    """The state of a search for each element. Points a, b, c are integers in the order of the floating-point numbers."""
 
     y: Tensor
-    a: Tensor  # f < y there, and f >= y at b; at first beyond the numbers that are allowed
+    a: Tensor  # f(a) < y and f(b) >= y; initially just outside the allowed interval
     b: Tensor
-    c: Tensor  # the next number to try, between them
-    at_a: Tensor  # f - y, NaN where f was not seen
+    c: Tensor  # the next point to evaluate, between a and b
+    at_a: Tensor  # f(a) - y, NaN if f has not been evaluated at a
     at_b: Tensor
-    runs: Tensor  # how often in a row f was below y, or, negative, was not
-    step: Tensor  # the size of the step of Newton's that led to c, infinite if it was none, -1 once it is all rounding
-    fine: Tensor  # whether that step came from a root within the tolerance
-    answer: Tensor  # NaN where there is none
+    runs: Tensor  # the number of consecutive points with f < y; negative for points with f >= y
+    step: (
+        Tensor  # the size of the Newton step that led to c, infinite for another step, -1 once steps are only rounding
+    )
+    fine: Tensor  # whether that Newton step started within the tolerance
+    answer: Tensor  # the root, NaN if it has not been found
     done: Tensor
 
     def take(self, rows: Tensor) -> Bracket:
+        """Returns the state of some elements."""
         return Bracket(*(field[rows] for field in self))
 
 
 def bracket(y: Tensor, guess: Tensor | None, low: Tensor | None, high: Tensor | None, known: Tensor) -> Bracket:
+    """Returns the initial state of a search between ``low`` and ``high``; elements that are ``known`` are done."""
     guess, top = y if guess is None else guess, torch.full_like(y, torch.finfo(y.dtype).max)
     low, high = -top if low is None else torch.maximum(low, -top), top if high is None else torch.minimum(high, top)
     a, b = _ordered(low) - 1, _ordered(high) + 1
@@ -62,7 +66,13 @@ def search(
     tol: float,
     rows: tuple[Tensor, ...] | None = None,
 ) -> Tensor:
-    """The roots, from brackets; of given rows, which are dropped when they are done, half of them at a time."""
+    """Searches for the roots, starting from brackets.
+
+    If ``rows`` is given, finished elements are dropped whenever at least half of them are finished.
+
+    Raises:
+        ConvergenceError: if an element has no root in its bracket.
+    """
     answer, place = at.answer.clone(), None if rows is None else torch.arange(len(at.y), device=at.y.device)
     for steps in range(_FREE_STEPS + _HALVINGS):
         if place is not None and 2 * int(at.done.sum()) >= len(place):
@@ -84,16 +94,17 @@ def search(
 def _narrowed(
     f: Sloped, at: Bracket, parameters: Sequence[Tensor], shared: Sequence[Tensor], tol: float, free: bool
 ) -> Bracket:
-    """One evaluation later.
+    """Evaluates f at the next point of each bracket and returns the narrowed brackets.
 
-    The number to try next is Newton's if its step is at most half of the one before, moved on a little, and more so if the
-    root has been on this side for long, so that it comes to lie between; else one further and further on, but not beyond
-    the middle of the numbers in the bracket; always that middle once rounding rules, and when not free.
+    The following point is Newton's if the step is at most half of the step before. It is moved a little further, and
+    more so the longer the root has been on the same side, so that the bracket closes from both sides. Otherwise the
+    point moves away in growing steps while the other end is unknown, and else to the middle of the floating-point
+    numbers in the bracket. It is always that middle once Newton steps are only rounding, and if ``free`` is False.
     """
     x = _number(at.c, at.y.dtype)
     value, slope = f(x, [*parameters, *shared])
     residual = value - at.y
-    below = (residual < 0) | (residual.isnan() & (x <= 0))  # NaN by overflow: beyond the root
+    below = (residual < 0) | (residual.isnan() & (x <= 0))  # NaN from overflow lies beyond the root
     a, b = torch.where(below, at.c, at.a), torch.where(below, at.b, at.c)
     at_a, at_b = torch.where(below, residual, at.at_a), torch.where(below, at.at_b, residual)
     runs = torch.where(below, at.runs.clamp(min=0) + 1, at.runs.clamp(max=0) - 1)
@@ -103,13 +114,13 @@ def _narrowed(
     step = -residual / slope
     size, target = step.abs(), x + step
     tiny = size <= 8 * torch.finfo(x.dtype).eps * x.abs()
-    rounded = (at.step < 0) | (tiny & (far == 0) & at.step.isfinite())  # Newton's method passed by
+    rounded = (at.step < 0) | (tiny & (far == 0) & at.step.isfinite())  # Newton's method passed the root
     half = _number(b, x.dtype) / 2 - _number(a, x.dtype) / 2
     newton = _ordered(torch.where(target.isfinite(), target, x)) + (one << (2 * far).clamp(max=octave - 4))
     usable = (newton > a) & (newton < b) & (size <= half) & (size <= at.step / 2) & size.isfinite() & ~rounded & free
 
     unseen = torch.where(below, at_b, at_a).isnan()
-    onwards = at.c + (one << (octave + far).clamp(max=torch.iinfo(a.dtype).bits - 3))  # which may wrap around
+    onwards = at.c + (one << (octave + far).clamp(max=torch.iinfo(a.dtype).bits - 3))  # may wrap around
     from_0 = torch.where(unseen, one * ((round(log2(info.max)) - 1) << octave), other - (one << octave))  # 1 or -1
     onwards = torch.where(at.c == 0, from_0, onwards)
     wide = (unseen | ((at.c ^ other) < 0) | (at.c == 0) | (other == 0)) & (onwards > a) & (onwards < b) & free
@@ -121,7 +132,7 @@ def _narrowed(
     small = size <= torch.finfo(x.dtype).eps ** 0.5 * (1 + at.y.abs())
     near = fine & (tiny | ((at.fine | ~usable) & small))
     closed = b - 1 <= a
-    reached = ~at_b.isnan() & (~at_a.isnan() | (at_b <= bound))  # or flat down to the least number
+    reached = ~at_b.isnan() & (~at_a.isnan() | (at_b <= bound))  # the latter if f is flat down to the smallest number
     found = torch.where(closed & reached, _number(b, x.dtype), nan)
     found = torch.where(near, torch.where(tiny, target, x), found)
     answer, done = torch.where(at.done, at.answer, found), at.done | near | closed
@@ -130,6 +141,7 @@ def _narrowed(
 
 
 def _fail(at: Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:
+    """Raises a ConvergenceError for the worst of the failed elements."""
     nearer = torch.fmin(at.at_a.abs(), at.at_b.abs())
     place, worst = worst_of(failed, nearer)
     index = place if rows is None else tuple(int(r[place]) for r in rows)
@@ -144,7 +156,7 @@ def _fail(at: Bracket, failed: Tensor, rows: Sequence[Tensor] | None) -> None:
 
 
 class _Bits(Function):
-    """The same bits as numbers of another type, a constant; also under vmap, for which torch 2.6 has no rule."""
+    """Reinterprets the bits of a tensor in another dtype, without gradient. Torch 2.6 has no vmap rule for this."""
 
     @staticmethod
     def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,7 +176,7 @@ class _Bits(Function):
 
 
 def _ordered(x: Tensor) -> Tensor:
-    """Integers in the order of the floating point numbers, neighbours to neighbours, 0 to 0."""
+    """Maps floating-point numbers to consecutive integers in the same order, with 0 mapped to 0."""
     bits = _Bits.apply(x, INTEGERS[x.dtype])
     return torch.where(bits < 0, -(bits & torch.iinfo(bits.dtype).max), bits)
 

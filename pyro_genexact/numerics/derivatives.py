@@ -1,4 +1,4 @@
-"""Derivatives of roots (implicit differentiation), and slopes of functions by their argument."""
+"""Derivatives of roots by implicit differentiation, and of functions with respect to their argument."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ Increasing = Callable[..., Any]
 
 
 def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: int = 0) -> Tensor:
-    r"""The root x of f(x, *tensors) = y, found before, as a differentiable function of y and the tensors.
+    r"""Makes a known root x of f(x, \*tensors) = y a differentiable function of y and the tensors.
 
         dx = J^{-1} (dy - sum_i df/dtheta_i dtheta_i),      J = df/dx
 
-    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (*batch, D) and J of a row is a matrix,
-    for which f is differentiated D times. Derivatives are right to any order, under the transforms of ``torch.func`` up
-    to the third.
+    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (\*batch, D), and the J of each row is a
+    matrix, which costs D derivatives of f. Derivatives are exact to any order, and to the third order under the
+    transforms of ``torch.func``.
 
     Args:
-        f, tensors: as in :func:`root`; with ``event_dim=1`` f gives values alone.
-        x: (*batch) the root, a constant.
-        y: what f(x) equals; broadcasts with x.
-        event_dim: 0 or 1.
+        f: the function, as in :func:`root`; with ``event_dim=1`` it returns values only.
+        x: (\*batch) the root, a constant.
+        y: the value of f at x; broadcasts with x.
+        *tensors: the further arguments of f.
+        event_dim: 0 for elementwise functions, 1 for functions of rows.
 
     Returns:
-        x, of the same value.
+        A tensor with the value of x.
+
+    Raises:
+        ValueError: if the values of an elementwise f do not have the shape of x.
 
     Example:
         >>> import torch
@@ -43,7 +47,7 @@ def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: i
         return x
     if not transformed():
         return _Implicit.apply(f, event_dim, x, y, *tensors) if any(t.requires_grad for t in (y, *tensors)) else x
-    constants = [t.detach() for t in tensors]  # with a fixed slope, each step adds one order of exact derivatives
+    constants = [t.detach() for t in tensors]  # each step with a constant slope adds one order of exact derivatives
     for _ in range(3):
         gap = y - value_of(f(x, *tensors))
         x = x + (_solved(f, x.detach(), constants, gap) if event_dim else gap / Sloped(f)(x.detach(), constants)[1])
@@ -51,7 +55,7 @@ def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: i
 
 
 class Sloped:
-    """f and its derivative by x, of autograd's if f gives values alone."""
+    """Evaluates f and its derivative with respect to x; by autograd if f returns values only."""
 
     def __init__(self, f: Increasing) -> None:
         self.f, self.alone = f, False
@@ -77,11 +81,15 @@ class Sloped:
 
 
 def value_of(output: Any) -> Tensor:
+    """Returns the values of f from its output, which may be a pair of values and log-derivatives."""
     return output[0] if isinstance(output, tuple) else output
 
 
 class _Implicit(Function):
-    """:func:`implicit`; its own output is the x of the backward pass, so that derivatives of any order follow."""
+    """Implements :func:`implicit`.
+
+    The backward pass saves the function's own output as x, so it can be differentiated again, to any order.
+    """
 
     @staticmethod
     def forward(ctx: Any, f: Increasing, event_dim: int, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ class _Implicit(Function):
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if again else x.detach().requires_grad_()
-            parts = [t.view_as(t) for t in tensors]  # each apart from those it was computed from
+            parts = [t.view_as(t) for t in tensors]  # new graph nodes, in case one tensor was computed from another
             output = ctx.f(x, *parts)
             rows = output.unbind(-1) if ctx.event_dim else [value_of(output)]
             sums = [row.sum() for row in rows]
@@ -118,7 +126,7 @@ class _Implicit(Function):
 
 
 def _solved(f: Increasing, x: Tensor, tensors: Sequence[Tensor], gap: Tensor) -> Tensor:
-    """J^{-1} gap of rows, under a transform of torch.func."""
+    """Returns J^{-1} gap for each row, under a transform of ``torch.func``."""
     basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(*x.shape, -1)
     pull = torch.func.vjp(lambda x: f(x, *tensors), x)[1]
     return _divided(torch.stack([pull(row)[0] for row in basis.unbind(-2)], -2), gap)

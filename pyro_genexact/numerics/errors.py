@@ -1,4 +1,4 @@
-"""ConvergenceError, the worst residual that it reports, and whether code may branch on values."""
+"""ConvergenceError, and the worst residual that it reports."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class ConvergenceError(RuntimeError):
-    """A root or an integral was not found to the accuracy that was asked for.
+    """Raised if a root or an integral cannot be computed to the requested accuracy.
 
     Attributes:
-        residual: the worst |f(x) - y|, or the worst estimate of an integral's error.
-        index: of the worst element, a tuple.
-        bracket: (low, high) around the root, or the bounds of the integral.
+        residual: the largest |f(x) - y|, or the largest estimated error of an integral.
+        index: the index of that element, a tuple.
+        bracket: the bracket (low, high) of the root, or the bounds of the integral.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ class ConvergenceError(RuntimeError):
 
 
 def worst_of(bad: Tensor, residual: Tensor) -> tuple[tuple[int, ...], float]:
-    """The index of the largest residual among the bad ones, NaN first, and that residual."""
+    """Returns the index of the largest residual among the elements marked ``bad``, and that residual; NaN is largest."""
     scores = torch.where(bad, residual.nan_to_num(nan=torch.inf), -1.0)
     index = tuple(int(i) for i in torch.unravel_index(scores.argmax(), bad.shape))
     return index, residual[index].item()

@@ -13,9 +13,9 @@ from ..core.functional import transformed, visible
 from .brackets import INTEGERS, bracket, search
 from .derivatives import Increasing, Sloped, implicit, value_of
 
-_NEWTON_STEPS = 7  # all elements together
-_GUARDED_STEPS = 32  # of Newton's method between the numbers that were seen, for elements that are left
-_ROUGH = 4  # times the tolerance
+_NEWTON_STEPS = 7  # plain Newton steps, for all elements
+_GUARDED_STEPS = 32  # Newton steps within a bracket, for the remaining elements
+_ROUGH = 4  # the allowed residual in multiples of the tolerance, if rounding of f is larger than the tolerance
 
 
 def root(
@@ -28,42 +28,53 @@ def root(
     high: Tensor | None = None,
     tol: float | None = None,
 ) -> Tensor:
-    r"""x with f(x, *parameters, *shared) = y, elementwise, for a function that increases in x.
+    r"""Solves f(x, \*parameters, \*shared) = y for x, elementwise, for a function f that increases in x.
 
-    Seven steps of Newton's method for all elements together; then 32 at most, for those that it left, between the numbers
-    where f was seen to pass y; then, for those that are left by now (kinks, flats, scales far from 1), a bracket that is
-    expanded geometrically around the guess and narrowed by Newton's step, or by halving the floating point numbers in it:
-    130 at most. Smooth functions near the identity take some six evaluations. With ``low``, ``high`` or tol=0 the bracket is
-    all. If f takes parameters, elements that are done are dropped before the second and third stage, and in the third when
-    they are half. Differentiable to any order by y, the parameters, ``shared`` and the parameters of a module
-    (:func:`implicit`).
+    The search has three stages:
 
-    Under the transforms of ``torch.func``, which cannot branch on values, all steps are done, and what would be a
-    ConvergenceError is NaN; derivatives are right up to the third order.
+    1. Seven Newton steps for all elements.
+    2. Up to 32 Newton steps within a bracket of evaluated points, for the remaining elements.
+    3. A bracket that grows geometrically around the guess and is narrowed by Newton steps, or by halving the
+       floating-point numbers in it, for the elements that still remain (because of kinks, flat parts, or scales far
+       from 1). It takes at most 130 steps.
+
+    Smooth functions near the identity need about six evaluations. With ``low``, ``high`` or ``tol=0``, only the third
+    stage is used. If f has ``parameters``, finished elements are dropped before the second and the third stage, and
+    during the third whenever half of them are finished. The root is differentiable to any order with respect to y, the
+    parameters, ``shared`` and the parameters of a module, see :func:`implicit`.
+
+    The transforms of ``torch.func`` cannot branch on values. Under them all steps are executed, elements that would raise
+    a ConvergenceError are NaN, and derivatives are exact up to the third order.
 
     Args:
-        f: maps x and the tensors to values of the shape of x, or to (values, log of the derivative); without the latter,
-            autograd finds it; or an ``nn.Module``, whose parameters count as ``shared``. Tensors that f encloses must be
-            without gradient, and do for all elements at once.
-        y: (*batch) the targets; infinite ones give that infinity, NaN gives NaN.
-        parameters: (*batch, ...) one for each element; dims of size 1 broadcast.
-        shared: of any shape, the same for all elements.
-        guess: (*batch), where to begin; by default y itself.
-        low: (*batch) the least number at which f is defined; by default, the least there is.
-        high: (*batch) the largest number at which f is defined; by default, the largest there is.
-        tol: how near f(x) must come to y, as a share of 1 + |y|: so absolutely where y is small; scale f where that is not
-            meant. Also, the step of Newton's from x must be rounding of x (it is done then), or, for the second time within
-            tol, at most sqrt(eps) (1 + |y|), eps the rounding of the dtype. By default 4 eps. Where f is rougher than that,
-            4 tol will do, if Newton's step has passed y from within 4 tol; and where f is so steep that rounding of x is more, a
-            number within that of the root. Where f is too steep or flat for all that, and
-            everywhere with tol=0: the smallest number x with f(x) >= y, to the last bit.
+        f: maps x and the tensors to values of the shape of x, or to a pair of values and log-derivatives; without the
+            latter, autograd computes the derivative. Can also be an ``nn.Module``, whose parameters are treated as
+            ``shared``. Tensors that f uses as a closure must not require gradients and must apply to all elements.
+        y: (\*batch) the targets; infinite targets give the same infinity, NaN gives NaN.
+        *parameters: (\*batch, ...) tensors with one entry per element; dims of size 1 broadcast.
+        shared: tensors of any shape that are the same for all elements.
+        guess: (\*batch) the starting points, by default y.
+        low: (\*batch) the smallest numbers at which f is defined, by default the smallest finite number.
+        high: (\*batch) the largest numbers at which f is defined, by default the largest finite number.
+        tol: the tolerance, by default 4 eps, where eps is that of the dtype. A result x is accepted if
+
+            - \|f(x) - y\| <= tol (1 + \|y\|), and the Newton step from x is only rounding of x, or for the second time
+              within the tolerance and at most sqrt(eps) (1 + \|y\|);
+            - rounding of f exceeds the tolerance, and a Newton step passed y between two points within 4 tol; or
+            - f is so steep that rounding of x exceeds the tolerance, and x is within that rounding of the root.
+
+            If none of these applies because f is too steep or too flat, and always with ``tol=0``, the result is exactly
+            the smallest number x with f(x) >= y. Since the tolerance is absolute for small y, rescale f if its values
+            are much smaller than 1.
 
     Returns:
-        (*batch).
+        The root (\*batch).
 
     Raises:
-        ConvergenceError: where f is below or above y at all numbers, or NaN around the root.
-        ValueError: if a tensor with gradient is hidden in f, or values have another shape than x.
+        ConvergenceError: if f is below y or above y at all numbers, or NaN around the root.
+        ValueError: if f uses a tensor that requires gradients as a closure, if its values have another shape than x, if a
+            shape does not broadcast, ``tol`` is negative, or ``low`` exceeds ``high``.
+        TypeError: if y or one of the other arguments is not a tensor of the expected dtype.
 
     Reference: Press et al., "Numerical Recipes", 3rd ed., section 9.4 (Newton's method with a bracket).
 
@@ -86,7 +97,9 @@ def root(
         return x
     detached = [t.detach() for t in (*parameters, *tensors)]
     if value_of(f(x.detach(), *detached)).requires_grad:
-        raise ValueError("Expected every tensor with gradient among parameters and shared; got one hidden in f.")
+        raise ValueError(
+            "Expected all tensors that require gradients among parameters and shared; got one in the closure of f."
+        )
     return implicit(f, x, y, *parameters, *tensors)
 
 
@@ -100,9 +113,25 @@ def find(
     high: Tensor | None = None,
     tol: float | None = None,
 ) -> Tensor:
-    """:func:`root` as a constant, without checks of the arguments and without modules; to be called under ``no_grad``.
+    """Like :func:`root`, but without gradients, checks of the arguments and support for modules.
 
-    For classes that call :func:`implicit` on their own.
+    Call it under ``no_grad``. It serves classes that call :func:`implicit` themselves.
+
+    Args:
+        f: see :func:`root`.
+        y: (*batch) the targets.
+        parameters: tensors with one entry per element.
+        shared: tensors that are the same for all elements.
+        guess: (*batch) the starting points, by default y.
+        low: (*batch) the smallest numbers at which f is defined.
+        high: (*batch) the largest numbers at which f is defined.
+        tol: see :func:`root`.
+
+    Returns:
+        The root (*batch), without gradient.
+
+    Raises:
+        ConvergenceError: as :func:`root`.
 
     Example:
         >>> import torch
@@ -113,13 +142,13 @@ def find(
         return torch.empty_like(y)
     tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
     sloped, x = Sloped(f), y if guess is None else guess
-    whole = not parameters or not y.dim() or transformed()  # f may enclose tensors for all elements
+    whole = not parameters or not y.dim() or transformed()  # f may use tensors of the shape of y as a closure
     near = torch.zeros_like(y, dtype=torch.bool)
     if tol > 0 and low is None and high is None:
         x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
         if visible(near) and near.all():
             return x
-        x = torch.where(x.isfinite(), x, y if guess is None else guess)  # some step was too far
+        x = torch.where(x.isfinite(), x, y if guess is None else guess)  # a step overflowed
         rows = None if whole else (~near).nonzero(as_tuple=True)
         at_y, at_x, *some = (_of_rows(t, near.shape, rows) for t in (y, x, *parameters))
         moved, found = _newton(sloped, at_y, at_x, some, shared, tol, _GUARDED_STEPS, guarded=True)
@@ -137,12 +166,12 @@ def find(
 
 
 def _of_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
-    """A tensor that broadcasts with the shape, or begins so, of these rows; of all as it is."""
+    """Selects rows of a tensor whose leading dims broadcast with ``shape``; returns it unchanged if ``rows`` is None."""
     return t if rows is None else t.expand(shape + t.shape[len(shape) :])[rows]
 
 
 def _put(t: Tensor, near: Tensor, rows: tuple[Tensor, ...] | None, found: Tensor) -> Tensor:
-    """What was found, in the place of the rows that were left."""
+    """Puts the found roots in the places of the selected rows, or of the elements that are not ``near``."""
     return torch.where(near, t, found) if rows is None else t.index_put(rows, found)
 
 
@@ -156,18 +185,18 @@ def _newton(
     count: int,
     guarded: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """So many steps of Newton's method at most, and whether each element is a root by now.
+    """Performs up to ``count`` Newton steps; returns the points and whether each of them is accepted as a root.
 
-    Guarded: a step that leaves the numbers between which f was seen to pass y, or is more than half of the one before, goes
-    to their middle instead, or outwards by as much again while there is no bracket.
+    If ``guarded``, a step that leaves the bracket of evaluated points, or is longer than half the step before, is replaced
+    by one to the middle of the bracket, or by one outwards that doubles the distance while there is no bracket.
     """
     bound, residual, done = tol * (1 + y.abs()), torch.full_like(y, inf), torch.zeros_like(y, dtype=torch.bool)
     low, high = torch.full_like(y, -inf), torch.full_like(y, inf)
-    length, earlier = high, x  # of the step before, if it was Newton's; and where that began
+    length, earlier = high, x  # the length of the previous Newton step, and the point that it started from
     for steps in range(count):
         value, slope = f(x, [*parameters, *shared])
         before, residual = residual, value - y
-        if guarded:  # NaN by overflow: beyond the root
+        if guarded:  # NaN from overflow lies beyond the root
             seen = ~residual.isnan() | ~x.isfinite()
             residual = residual.where(seen, inf).where(seen | (x > 0), -inf)
         step = residual / slope
@@ -195,17 +224,18 @@ def _newton(
 
 
 def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: int) -> Tensor:
-    """Where a condition becomes true between low, where it is taken to be false, and high, where it is taken to be true.
+    """Finds where a condition changes from false at ``low`` to true at ``high``, by bisection.
 
-    For what has no slope to go by, or steps; one evaluation a step.
+    Use it for conditions that have no derivative. Cost: one evaluation per step.
 
     Args:
-        above: maps numbers (*batch) to booleans (*batch).
-        low, high: (*batch) finite, in either order.
-        steps: how often to halve the interval.
+        above: maps numbers (*batch) to Booleans (*batch).
+        low: (*batch) finite numbers at which the condition is assumed to be false.
+        high: (*batch) finite numbers at which it is assumed to be true; they may be smaller than ``low``.
+        steps: the number of halvings.
 
     Returns:
-        (*batch) the end at which it is true, (high - low) / 2^steps from one at which it is not.
+        Numbers (*batch) at which the condition is true, within (high - low) / 2^steps of numbers at which it is false.
 
     Example:
         >>> import torch
@@ -222,14 +252,14 @@ def bisect(above: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: 
 def _settled(
     x: Tensor, earlier: Tensor, y: Tensor, step: Tensor, residual: Tensor, before: Tensor, bound: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether x is a root, given the residuals there and earlier, and whether the step of Newton's from it shall be taken.
+    """Returns whether x is accepted as a root, and whether to take a last Newton step from it.
 
-    Within the tolerance, that step must be rounding of x or, for the second time, small. Where rounding of f is more than
-    the tolerance, the residual must be within _ROUGH of it for the second time, now on the other side; the step is taken if it stays
-    between.
+    Within the tolerance, that step must be only rounding of x, or small for the second time. If rounding of f exceeds the
+    tolerance, the residual must be within ``_ROUGH`` tolerances for the second time and have changed its sign; the step
+    is then taken if it stays between the two points.
     """
     eps, size, off, prior = torch.finfo(x.dtype).eps, step.abs(), residual.abs(), before.abs()
-    tiny, fine = size <= 8 * eps * x.abs(), off < bound  # which is infinite for infinite y
+    tiny, fine = size <= 8 * eps * x.abs(), off < bound  # the bound is infinite for infinite y
     moved = x - step
     passed = (residual * before <= 0) & (torch.maximum(off, prior) < _ROUGH * bound)
     between = passed & ((moved - x) * (moved - earlier) <= 0)
@@ -237,12 +267,12 @@ def _settled(
 
 
 def _pinned(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
-    """Whether f passes y within the rounding of x, and the residual is what its slope makes of that."""
+    """Whether f passes y within rounding of x, with a residual that the slope of f explains."""
     return (width <= 2 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
 
 
 def _unknown(y: Tensor, parameters: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
-    """Where the target or a parameter is NaN, so that the root is."""
+    """Whether the target or a parameter is NaN, and hence the root."""
     unknown = y.isnan()
     for p in parameters:
         unknown = unknown | p.isnan().flatten(y.dim()).any(-1) if p.dim() > y.dim() else unknown | p.isnan()
@@ -250,7 +280,7 @@ def _unknown(y: Tensor, parameters: Sequence[Tensor], shared: Sequence[Tensor]) 
 
 
 def _of_module(module: nn.Module, shared: Sequence[Tensor]) -> tuple[Increasing, list[Tensor]]:
-    """The module as a function of its parameters too."""
+    """Returns the module as a function of x, ``shared`` and its parameters, and these tensors."""
     own = dict(module.named_parameters())
 
     def f(x: Tensor, *tensors: Tensor) -> Any:
@@ -262,6 +292,7 @@ def _of_module(module: nn.Module, shared: Sequence[Tensor]) -> tuple[Increasing,
 
 
 def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts: Tensor | None) -> None:
+    """Checks the arguments of :func:`root`."""
     if not isinstance(y, Tensor) or y.dtype not in INTEGERS:
         raise TypeError(f"Expected y to be a tensor of floating point numbers; got {getattr(y, 'dtype', type(y))}.")
     if tol is not None and not tol >= 0:
@@ -279,7 +310,9 @@ def _check(y: Tensor, parameters: Sequence[Tensor], tol: float | None, **starts:
             )
     low, high = starts["low"], starts["high"]
     if low is not None and high is not None and visible(low) and not (low <= high).all():
-        raise ValueError("Expected low <= high; got others, or NaN.")
+        low, high = torch.broadcast_tensors(low, high)
+        wrong = ~(low <= high)
+        raise ValueError(f"Expected low <= high; got {low[wrong][0]:.6g} and {high[wrong][0]:.6g}.")
     for i, p in enumerate(parameters):
         if not isinstance(p, Tensor):
             raise TypeError(f"Expected parameters[{i}] to be a tensor; got {type(p).__name__}.")

@@ -14,20 +14,25 @@ _STEPS, _HALVINGS = 50, 8
 
 
 def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
-    r"""Rows x with f(x) = y, by Newton's method from a guess: the guess itself where f maps it onto y up to rounding.
+    r"""Solves f(x) = y for rows x by Newton's method from a close guess.
 
-    Steps are halved until residuals fall. As a constant, to be called under ``no_grad``; :func:`implicit` with
-    ``event_dim=1`` makes it differentiable. Cost: one evaluation, and for each step two with D derivatives of f and the
-    solution of a system of D equations; one or two steps from a guess that is close. Under a transform of torch.func no
-    step is taken: rows that need one are NaN.
+    A guess that f maps to y up to rounding is returned unchanged. Steps are halved until the residuals decrease. The result
+    has no gradient: call this function under ``no_grad``, and use :func:`implicit` with ``event_dim=1`` to make the
+    result differentiable. Under the transforms of ``torch.func`` no step is taken, and rows that need one are NaN.
+
+    Cost: one evaluation of f, and per step two evaluations, D derivatives of f and the solution of a D x D linear
+    system. A close guess needs one or two steps.
 
     Args:
-        f: maps rows x (\*batch, D) to rows (\*batch, D), each from its own alone; differentiable.
-        y: (\*batch, D) the targets; rows with NaN are left as they are.
-        guess: (\*batch, D).
+        f: maps rows x (\*batch, D) to rows (\*batch, D), each row independently; differentiable.
+        y: (\*batch, D) the targets; for rows with NaN the guess is returned.
+        guess: (\*batch, D) the starting points.
+
+    Returns:
+        The rows x (\*batch, D).
 
     Raises:
-        ConvergenceError: where fifty steps do not lead to |f(x) - y| <= 1000 eps (1 + |y|), nor to a step within rounding.
+        ConvergenceError: if fifty steps reach neither \|f(x) - y\| <= 1000 eps (1 + \|y\|) nor a step within rounding.
 
     Example:
         >>> import torch
@@ -60,7 +65,7 @@ def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
 
 
 def _newton_step(f: Callable[[Tensor], Tensor], x: Tensor, residual: Tensor) -> Tensor:
-    """By which x has to fall for the residual to vanish, if f were linear; not finite where it is flat."""
+    """Returns J^{-1} residual, the Newton step to subtract from x; not finite if J is singular."""
     with torch.enable_grad():
         at = x.detach().requires_grad_()
         columns = [column.sum() for column in f(at).unbind(-1)]
@@ -71,12 +76,11 @@ def _newton_step(f: Callable[[Tensor], Tensor], x: Tensor, residual: Tensor) -> 
 def _shortened(
     f: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, residual: Tensor, step: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x less the step, of which each element is halved until its residual falls, eight times at most; the residual there.
+    """Subtracts the step from x, shortened so that residuals decrease; returns the new x and its residual.
 
-    To half, if its sign changes: a leap over the root may end where f is flat.
-
-    By elements, since most systems are triangular, in an order not known: the residual of one that depends on others may
-    well grow while those find their roots.
+    Each element of the step is halved, up to eight times, until its own residual decreases; to half its size if its sign
+    changes, since a step across the root may end where f is flat. Elements are treated separately because most systems
+    are triangular in an unknown order: the residual of an element that depends on others may grow while those converge.
     """
     bound, noise = residual.abs(), 1000 * torch.finfo(y.dtype).eps * (1 + y.abs())
     for _ in range(_HALVINGS):

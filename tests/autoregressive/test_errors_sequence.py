@@ -210,7 +210,7 @@ def test_prefix_lengths():
     )
     mask = torch.tensor([True, False])
     text = (
-        "Expected lengths to be a tensor of integers; got torch.bool. A mask of prefixes has the lengths mask.sum(-1)."
+        "Expected lengths to be a tensor of integers; got torch.bool. Use mask.sum(-1) to convert a mask of prefixes to lengths."
     )
     fails(TypeError, text, d.conditional_on_prefix, prefix, mask)
     fails(
@@ -281,9 +281,9 @@ def test_sources():
         source_lengths=torch.ones(3),
     )
     # a mask, of a prefix or not, is no way to tell lengths
-    text = "Expected source_lengths to be a tensor of integers; got torch.bool. A mask of prefixes has the lengths mask.sum(-1)."
+    text = "Expected source_lengths to be a tensor of integers; got torch.bool. Use mask.sum(-1) to convert a mask of prefixes to lengths."
     fails(TypeError, text, source, x, source_lengths=torch.rand(3, 5) < 0.5)
-    text = "Expected no source_lengths (Recurrent built with context=0); got some."
+    text = "Expected no source_lengths (Recurrent built with context=0); got lengths of shape (1,)."
     fails(ValueError, text, model(), source_lengths=tokens(1))
     text = "Expected a context (*batch, S, 2) (Transformer built with context=Source(2)); got none."
     fails(ValueError, text, source)
@@ -297,7 +297,7 @@ def test_sources():
     padded = gx.PaddedSequence(x, tokens(1, 2, 3))
     fails(
         ValueError,
-        "Expected no source_lengths beside a PaddedSequence context",
+        "Expected no source_lengths with a PaddedSequence context",
         source,
         padded,
         source_lengths=tokens(1, 2, 3),

@@ -84,7 +84,7 @@ def test_wrong_sources():
     fails(ValueError, "Expected source_lengths between 0 and 5", lambda: flow(gx.PaddedSequence(source, n)))
     fails(
         ValueError,
-        "Expected no source_lengths beside a PaddedSequence",
+        "Expected no source_lengths with a PaddedSequence",
         lambda: flow(gx.PaddedSequence(source, n), source_lengths=n),
     )
     fails(
@@ -92,7 +92,7 @@ def test_wrong_sources():
     )
     fails(ValueError, "Expected a context (*batch, S, 2)", lambda: flow(source_lengths=n))
     plain = flows.maf(3, conditioner=markov)
-    text = "Expected no source_lengths (Flow built with context=0); got some."
+    text = "Expected no source_lengths (Flow built with context=0); got lengths of shape (4,)."
     fails(ValueError, text, lambda: plain(source_lengths=n))
 
 

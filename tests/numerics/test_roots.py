@@ -135,7 +135,7 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"Expected f\(x\).shape == \(3,\) \(that of x\); got \(2, 3\)"):
         root(lambda x: x + torch.ones(2, 1), torch.ones(3))
     hidden = t(2.0).requires_grad_()
-    with pytest.raises(ValueError, match="Expected every tensor with gradient among parameters and shared"):
+    with pytest.raises(ValueError, match="Expected all tensors that require gradients among parameters and shared"):
         root(lambda x: hidden * x, t(1.0))
 
 

@@ -1,4 +1,4 @@
-"""Modules whose call returns a distribution: Autoregressive, Sequence, OrderEnsemble, Conditional."""
+"""Models: modules whose call returns a distribution (Autoregressive, Sequence, OrderEnsemble, Conditional)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ from .heads.checks import check_distribution_head
 
 
 class Autoregressive(DistributionModule):
-    """An autoregressive model: its call returns the :class:`~pyro_genexact.distributions.AutoregressiveDistribution` of vectors, images or series.
+    """Autoregressive model of vectors, images or series, p(y) = prod_t p(y_t | y_<t, x).
+
+    Its call returns an :class:`~pyro_genexact.distributions.AutoregressiveDistribution`. ``log_prob`` is in nats.
+
+    Cost: ``log_prob`` takes one parallel pass of the conditioner; ``sample`` extends the conditioner site by site.
 
     Args:
-        conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
-        head: makes the distribution of a site of them.
-        event_shape: of a value: the sites (a vector (T,), an image (H, W), ...), then ``head.site_shape``.
-        order: (T,) integers, ``order[i]`` the site visited as number i; by default raster order.
-        limit: the largest support that is enumerated.
+        conditioner: predicts ``head.num_params`` parameters per site from the context x and the earlier sites.
+        head: maps these parameters to the distribution of a site.
+        event_shape: shape of a value: the sites, such as (T,) or (H, W), followed by ``head.site_shape``.
+        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; raster order by default.
+        limit: size of the largest support that ``enumerate_support`` enumerates.
 
     Raises:
-        ValueError: for a conditioner, head, order and event_shape that do not fit each other.
+        TypeError: if ``conditioner`` or ``head`` is of another class.
+        ValueError: if conditioner, head, order and event_shape do not match.
 
     References: Bengio, Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks", NeurIPS 1999;
     Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013.
@@ -44,10 +49,12 @@ class Autoregressive(DistributionModule):
         >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Bernoulli()
-        >>> model = Autoregressive(conditioners.MADE(784, head.num_params, hidden=(500,)), head, (28, 28))
+        >>> net = conditioners.MADE(784, head.num_params, hidden=(500,))
+        >>> model = Autoregressive(net, head, (28, 28))
         >>> model().log_prob(torch.ones(5, 28, 28)).shape
         torch.Size([5])
-        >>> music = Autoregressive(conditioners.Recurrent((88,), 88), heads.Bernoulli((88,)), (100, 88))
+        >>> net = conditioners.Recurrent((88,), 88)
+        >>> music = Autoregressive(net, heads.Bernoulli((88,)), (100, 88))
         >>> music(num_sites=64).sample((5,)).shape
         torch.Size([5, 64, 88])
     """
@@ -78,10 +85,14 @@ class Autoregressive(DistributionModule):
         source_lengths: Tensor | None = None,
         num_sites: int | None = None,
     ) -> AutoregressiveDistribution:
-        """The distribution given the context (*batch, C), and the lengths (*batch) of its rows and of its sources.
+        """Returns the distribution of batch shape (*batch).
 
-        With ``num_sites`` its events have as many sites as this, where those of the model are a series and its conditioner
-        takes any number. A batch of series then needs no padding beyond its longest one.
+        Args:
+            context: the context (*batch, C), covariates (*batch, T, C) or a source (*batch, S, C).
+            lengths: integers (*batch); a row of length n has the distribution of its first n sites.
+            source_lengths: integers (*batch), the lengths of the rows of a source.
+            num_sites: number of sites of the events, by default that of ``event_shape``. It requires a model of series
+                and a conditioner of any length, and avoids padding beyond the longest row of a batch.
         """
         return AutoregressiveDistribution(
             self.conditioner,
@@ -97,34 +108,38 @@ class Autoregressive(DistributionModule):
     def _event_of(self, num_sites: int) -> torch.Size:
         check_sizes(1, num_sites=num_sites)
         if self.order is not None:
-            raise ValueError(f"Expected num_sites=None for a model with an order; got {num_sites}.")
+            raise ValueError(f"Expected num_sites=None (the model has an order of its sites); got {num_sites}.")
         if len(self.event_shape) != 1 + len(self.head.site_shape):
             raise ValueError(
-                f"Expected num_sites=None for sites of several dims; got {num_sites} for event_shape "
-                f"{tuple(self.event_shape)}."
+                f"Expected num_sites=None (the sites of event_shape {tuple(self.event_shape)} have several dims); "
+                f"got {num_sites}."
             )
         return torch.Size((num_sites, *self.head.site_shape))
 
 
 class Sequence(DistributionModule):
-    """A model of sequences whose length is random: its call returns a :class:`~pyro_genexact.distributions.SequenceDistribution`.
+    """Model of variable-length sequences; its call returns a :class:`~pyro_genexact.distributions.SequenceDistribution`.
+
+    Cost: ``log_prob`` takes one parallel pass of the conditioner; ``sample`` extends the conditioner site by site.
 
     Args:
-        conditioner: predicts ``head.num_params`` numbers a site from the context and the earlier sites.
-        head: makes the distribution of a site of them.
-        eos: the symbol that ends a sequence; None where the head tells the end (:class:`~pyro_genexact.heads.Stopped`).
-        max_len: sites of the arrays, where a call says nothing else; those of a conditioner that has a number of sites (MADE).
-        limit: the largest support that is enumerated.
+        conditioner: predicts ``head.num_params`` parameters per site from the context and the earlier sites.
+        head: maps these parameters to the distribution of a site.
+        eos: category that ends a sequence; None if the head models the end (:class:`~pyro_genexact.heads.Stopped`).
+        max_len: default number of sites of the arrays; for a fixed-size conditioner (MADE), its number of sites.
+        limit: size of the largest support that ``enumerate_support`` enumerates.
 
     Raises:
-        TypeError, ValueError: as :class:`~pyro_genexact.distributions.SequenceDistribution`.
+        TypeError: if ``conditioner`` or ``head`` is of another class.
+        ValueError: as :class:`~pyro_genexact.distributions.SequenceDistribution`.
 
     Reference: Bengio et al., "A neural probabilistic language model", JMLR 2003.
 
     Example:
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Categorical(28)
-        >>> model = Sequence(conditioners.Recurrent(28, head.num_params, hidden=16), head, eos=0, max_len=12)
+        >>> net = conditioners.Recurrent(28, head.num_params, hidden=16)
+        >>> model = Sequence(net, head, eos=0, max_len=12)
         >>> words = model().sample((5,))
         >>> model().log_prob(words).shape, model(max_len=3).sample().shape
         (torch.Size([5]), torch.Size([3]))
@@ -143,7 +158,13 @@ class Sequence(DistributionModule):
     def forward(
         self, context: Tensor | None = None, max_len: int | None = None, source_lengths: Tensor | None = None
     ) -> SequenceDistribution:
-        """The distribution given the context, over arrays of ``max_len`` sites."""
+        """Returns the distribution over arrays of ``max_len`` sites, of batch shape (*batch).
+
+        Args:
+            context: the context (*batch, C), covariates (*batch, T, C) or a source (*batch, S, C).
+            max_len: number of sites of the arrays, by default that of the model.
+            source_lengths: integers (*batch), the lengths of the rows of a source.
+        """
         return SequenceDistribution(
             self.conditioner,
             self.head,
@@ -155,29 +176,32 @@ class Sequence(DistributionModule):
         )
 
     def with_head(self, head: Head) -> Sequence:
-        """The same conditioner, weights and all, under another head, such as a filter of this one's."""
+        """Returns a model with the same conditioner, sharing its weights, and another head, such as a decoding filter."""
         return Sequence(self.conditioner, head, self.eos, self.max_len, self.limit)
 
 
 class OrderEnsemble(DistributionModule):
-    r"""A uniform mixture of one model over several orders of its sites, p(y) = 1/K sum_k p(y | order_k).
+    r"""Uniform mixture of one model over K orders of its sites, p(y) = 1/K sum_k p(y | order_k).
 
-    The weights are tied: those of a variable go with it to wherever an order puts it. In train mode the call returns the
-    model under one order, drawn anew: maximising its log_prob is the training objective of EoNADE, a bound on that of the
-    mixture. In eval mode it returns the exact mixture. While :func:`~pyro_genexact.fit` trains it, validation rows are scored by
-    the mixture over the first ``validation`` orders, so that early stopping costs as many passes instead of K.
+    All orders share the weights of the model; the weights that belong to a variable move with it. In eval mode the call
+    returns the exact mixture. In training mode it returns the model under one random order. Maximising that log_prob is
+    the training objective of EoNADE, a lower bound on the log_prob of the mixture. During :func:`~pyro_genexact.fit`,
+    validation rows are scored by the mixture over the first ``validation`` orders, so that early stopping takes that many
+    passes instead of K.
 
-    Cost: K passes in eval mode, for ``log_prob`` and for ``sample``; one in train mode. Each pass first copies the weights that
-    an order moves; ``rsample`` keeps a graph of T steps.
+    Cost: K passes for ``log_prob`` and for ``sample`` in eval mode, one in training mode. Each pass first copies the
+    weights that the order permutes. ``rsample`` keeps an autograd graph of T steps.
 
     Args:
-        autoregressive: an :class:`Autoregressive` in raster order, over a conditioner with ``permuted`` (MADE, NADE).
-        orders: (K, T) integers, each row a permutation of the sites; or K, for K random ones.
+        autoregressive: an :class:`Autoregressive` without ``order``, whose conditioner and head support ``permuted``
+            (MADE and NADE do).
+        orders: integers (K, T), each row a permutation of the sites; or K, for K random permutations.
         validation: how many of the orders score validation rows in :func:`~pyro_genexact.fit`.
 
     Raises:
-        ValueError: for orders that are no permutations, a model that has an order, or a conditioner whose weights belong to
-            no variable.
+        TypeError: if ``autoregressive`` or ``orders`` is of another type.
+        ValueError: if ``orders`` are not permutations, the model has an order, or the conditioner's weights cannot be
+            permuted.
 
     Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
 
@@ -198,7 +222,7 @@ class OrderEnsemble(DistributionModule):
         check_sizes(1, validation=validation)
         check_kind("autoregressive", autoregressive, Autoregressive)
         if autoregressive.order is not None:
-            raise ValueError("Expected autoregressive.order == None (the ensemble brings its orders); got one.")
+            raise ValueError("Expected autoregressive.order is None (the ensemble sets the orders); got an order.")
         self.autoregressive, self.context, self.validation = autoregressive, autoregressive.context, validation
         sites = prod(sites_of(autoregressive.conditioner, autoregressive.head, autoregressive.event_shape, 0))
         if isinstance(orders, int):
@@ -210,14 +234,15 @@ class OrderEnsemble(DistributionModule):
             )
         elif (isinstance(orders, Tensor) and orders.dim() != 2) or not len(orders):
             got = tuple(orders.shape) if isinstance(orders, Tensor) else orders
-            raise ValueError(f"Expected orders of shape (K, {sites}) with K >= 1 (the sites); got {got}.")
+            raise ValueError(f"Expected orders of shape (K, {sites}) with K >= 1 and {sites} sites; got {got}.")
         self.register_buffer(
             "orders", torch.stack([permutation(order, sites, f"orders[{k}]") for k, order in enumerate(orders)])
         )
-        autoregressive.conditioner.permuted(self.orders[0]), autoregressive.head.permuted(self.orders[0])  # fail early
+        # raises early if a part cannot be permuted
+        autoregressive.conditioner.permuted(self.orders[0]), autoregressive.head.permuted(self.orders[0])
 
     def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution | Mixture:
-        """The mixture given the context (*batch, C); in train mode the model under one order."""
+        """Returns the mixture given the context (*batch, C); in training mode, the model under one random order."""
         if self.training:
             chosen = int(torch.randint(len(self.orders), (), device="cpu"))
             return self._under(self.orders[chosen], context)
@@ -226,7 +251,7 @@ class OrderEnsemble(DistributionModule):
         return Mixture(logits, components)
 
     def for_validation(self) -> OrderEnsemble:
-        """The ensemble over the first ``validation`` orders, of the same weights."""
+        """Returns the ensemble over the first ``validation`` orders, sharing its weights."""
         new = copy.copy(self)
         new._buffers = {**self._buffers, "orders": self.orders[: self.validation]}
         return new
@@ -244,7 +269,7 @@ class OrderEnsemble(DistributionModule):
 
 
 class _InOrder(Conditioner):
-    """A conditioner whose weights are permuted where they are used, as they are then."""
+    """Applies a permutation to a conditioner's weights at each use, so that it follows their updates."""
 
     def __init__(self, net: Conditioner, order: Tensor) -> None:
         super().__init__()
@@ -269,16 +294,16 @@ class _InOrder(Conditioner):
 
 
 class Conditional(DistributionModule):
-    """One known distribution whose parameters a network predicts from the context.
+    """Predicts the parameters of a distribution from the context by a network, p(y | x) = head(network(x)).
 
     Args:
-        network: maps the context (*batch, C) to (*batch, ``head.num_params``); any module.
-        head: makes the distribution of a value of them.
-        context: C; by default the ``in_features`` of a linear layer or of one that an ``nn.Sequential`` begins with.
+        network: any module that maps the context (*batch, C) to (*batch, ``head.num_params``).
+        head: maps these parameters to the distribution of a value.
+        context: C; by default the ``in_features`` of the network, if it is or starts with an ``nn.Linear``.
 
     Raises:
-        TypeError: for a network that is no module, or whose outputs are no tensor of floating-point numbers (when called).
-        ValueError: for a network whose outputs are not ``head.num_params`` (when called), or whose C is not known.
+        TypeError: if ``network`` is not a module or, when called, does not return a floating-point tensor.
+        ValueError: if C cannot be inferred, or, when called, the network does not return ``head.num_params`` features.
 
     Example:
         >>> import torch
@@ -296,18 +321,18 @@ class Conditional(DistributionModule):
         check_kind("network", network, nn.Module)
         check_distribution_head(head)
         if head.num_sites is not None:
-            raise ValueError(f"Expected a head of one site; got {type(head).__name__} of {head.num_sites}.")
+            raise ValueError(f"Expected a head of one site; got {type(head).__name__} of {head.num_sites} sites.")
         self.network, self.head = network, head
         if context is None:
             first = network[0] if isinstance(network, nn.Sequential) and len(network) else network
             if not isinstance(first, nn.Linear):
-                raise ValueError("Expected context=C, for a network that does not begin with a linear layer; got none.")
+                raise ValueError("Expected context=C (the network does not start with nn.Linear); got None.")
             context = first.in_features
         check_sizes(1, context=context)
         self.context = context
 
     def forward(self, context: Tensor | None = None) -> Any:
-        """The distribution given the context (*batch, C), of batch shape (*batch)."""
+        """Returns the distribution of batch shape (*batch), given the context (*batch, C)."""
         context = check_context(self, context)
         phi = self.network(context)
         if not isinstance(phi, Tensor) or not phi.is_floating_point():

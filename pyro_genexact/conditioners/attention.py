@@ -1,4 +1,4 @@
-"""Transformer: causal self-attention over the sites, with a cache of keys and values."""
+"""Transformer: causal self-attention over sites, with a key-value cache."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import SiteEncoder, covariates, dropped, resumed, small_linear, source_steps
 
-Weights = dict[str, tuple[Tensor, Tensor]]  # and biases, of the parts of a layer
+Weights = dict[str, tuple[Tensor, Tensor]]  # transposed weight and bias of each part of a layer
 
 
 class TransformerState(NamedTuple):
-    """What a :class:`Transformer` remembers.
+    """State of a :class:`Transformer`.
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        used: places of the cache that are filled, the start vector's among them.
-        cache: (depth, 2, B, heads, capacity, width / heads) the buffer of keys, rotated to their places, and values.
-        speed: (3, 1, pairs of a head) the angle by which queries, keys and values turn from one place to the next.
-        weights: without grad, those of each layer at the start, copied in the layout that is fastest for single steps.
-        context: (B, 1, width) or (B, T, width), what inputs get of a context or of covariates; or None.
-        source: of each layer, keys and values (B, heads, S, width / heads) of the source.
-        allowed: (B, 1, 1, S), which steps of the source a row attends to, or None for all.
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        used: number of filled positions of the cache, including the start vector's.
+        cache: (depth, 2, B, heads, capacity, width / heads), the rotated keys, and the values.
+        speed: (3, 1, width / heads / 2), the rotation angle per position of queries, keys and values.
+        weights: without grad, a copy of each layer's weights in the fastest layout for single steps.
+        context: (B, 1, width) or (B, T, width), the encoded context or covariates; or None.
+        source: keys and values (B, heads, S, width / heads) of the source, for each layer.
+        allowed: (B, 1, 1, S), Boolean, the source steps that a row attends to; None for all.
     """
 
     position: int
@@ -47,42 +47,44 @@ class TransformerState(NamedTuple):
 
 
 class Transformer(Conditioner):
-    r"""A pre-norm Transformer decoder over sites: each one reads all earlier ones by causal self-attention.
+    r"""Pre-norm Transformer decoder: each site attends to all earlier sites.
 
         h_t = in(y_{t-1}) + in'(x),     h = h + attention(norm(h)),     h = h + mlp(norm(h)),     phi_t = W norm(h_t) + b
 
-    with the two middle steps ``depth`` times. A learned start vector stands for in(y_0), so that the first site's
-    parameters too are a non-linear function of the context x. Queries and keys are rotated to their places, so that attention
-    depends on distances alone and no length is built in. With a source each layer attends to it between its two steps; a
-    source of length 0 adds exactly zero. The order of a source counts as far as its features tell it, as an encoder's do.
+    The two middle steps are repeated ``depth`` times. A learned start vector replaces in(y_0), so that the parameters of
+    the first site are also a non-linear function of the context x. Queries and keys have rotary position embeddings, so
+    attention depends on distances only and the network accepts any length. With a source, each layer also attends to the
+    source, between its two steps. A source of length 0 contributes exactly zero. The source has no position embedding:
+    its order matters only through its features.
 
-    Cost: ``forward`` runs all T sites at once, in O(T^2) operations, without a mask unless there is a window. Extending by S
-    sites runs those S alone against the cached keys and values of earlier ones, 2 * depth * width numbers a site and row, or
-    those of the last w - 1 sites with a window w. Without grad these are written into a preallocated buffer that grows by an
-    eighth, at least 32 sites, when it is full; with grad they are concatenated. Keys and values of a source are computed
-    once, in ``start``. There the layers' weights are looked up too: hooks on a layer's parts are not run. torch's attention on
-    CPUs has neither a second nor a forward-mode derivative; both need
+    Cost: ``forward`` evaluates all T sites in parallel in O(T^2) operations, without a mask unless ``window`` is set.
+    ``extend`` evaluates only the S new sites, which attend to the cached keys and values of earlier ones. The cache holds
+    2 * depth * width numbers per site and row, and only the last w - 1 sites if ``window`` is w. Without grad the cache is
+    a preallocated buffer, which grows by an eighth or at least 32 sites when it is full; with grad it is concatenated.
+    ``start`` computes the keys and values of a source once, and reads the weights of the layers; hooks on the parts of a
+    layer do not run. On CPUs, torch's attention has no second and no forward-mode derivatives; for these use
     ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
 
     Args:
-        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, both read by one linear layer, or an
-            integer V, one of the categories 0 ... V-1, embedded.
-        num_params: P, parameters a site.
-        context: C, features of a context vector that every step reads; ``Covariates(C)`` for covariates: the parameters of site
-            t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to (encoder-decoder),
-            :class:`~pyro_genexact.PaddedSequence` where rows have lengths.
-        width: of the residual stream; hidden layers have 4 * width.
-        depth: how many layers.
-        num_heads: of every attention; divides width / 2.
-        max_len: the largest number of sites; by default there is none.
-        window: w, the places that one attends to, its own among them: with depth d, site t reads the last d * (w - 1) + 1
-            sites before it. By default all.
-        dropout: in training mode, the rate of dropout after the inputs and after every attention and MLP.
+        site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which a linear layer reads, or an
+            integer V for categories 0 ... V-1, which are embedded.
+        num_params: P, the number of parameters per site.
+        context: C, the number of features of a context vector; ``Covariates(C)`` for covariates, where site t reads those
+            of the sites up to t; or ``Source(C)`` for a source sequence that all sites attend to (encoder-decoder), passed
+            as a :class:`~pyro_genexact.PaddedSequence` if its rows have different lengths.
+        width: width of the residual stream; the MLPs have 4 * width hidden units.
+        depth: number of layers.
+        num_heads: number of attention heads; 2 * num_heads divides ``width``.
+        max_len: the largest number of sites; unlimited by default.
+        window: w, the number of positions that each position attends to, including itself; unlimited by default. With
+            depth d, site t reads the last d * (w - 1) + 1 sites before it.
+        dropout: dropout rate in training mode, after the inputs and after each attention and MLP.
 
     Raises:
-        ValueError: for sizes that are no positive integers, a width that is no multiple of 2 * num_heads, a dropout outside
-            [0, 1); in calls for categories that there are not, a context of another width, other rows than those of the
-            state, more sites than covariates or than ``max_len``.
+        TypeError: if a size or ``dropout`` is not a number.
+        ValueError: if a size is not a positive integer, ``width`` is not a multiple of 2 * num_heads, or ``dropout`` is
+            outside [0, 1). In calls, for categories out of range, a context of another width, a number of rows other than
+            the state's, and more sites than covariates or ``max_len``.
 
     References: Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the
     Transformer architecture", ICML 2020 (pre-norm); Su et al., "RoFormer: enhanced Transformer with rotary position
@@ -92,7 +94,8 @@ class Transformer(Conditioner):
         >>> import torch
         >>> from pyro_genexact import PaddedSequence, Source
         >>> net = Transformer(5, 3, width=16, depth=2, num_heads=2, context=Source(4))
-        >>> source = PaddedSequence(torch.zeros(7, 6, 4), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
+        >>> lengths = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+        >>> source = PaddedSequence(torch.zeros(7, 6, 4), lengths)
         >>> net(torch.zeros(7, 9, dtype=torch.long), source).shape
         torch.Size([7, 9, 3])
         >>> phi, state = net.start(source, batch_size=7)
@@ -120,7 +123,7 @@ class Transformer(Conditioner):
         check_rate(dropout)
         if width % (2 * num_heads):
             raise ValueError(
-                f"Expected width divisible by 2 * num_heads == {2 * num_heads} (heads rotate pairs); got {width}."
+                f"Expected width divisible by 2 * num_heads == {2 * num_heads} (rotary embedding); got {width}."
             )
         self.site, self.num_params, self.context = site, num_params, context
         self.width, self.depth, self.num_heads = width, depth, num_heads
@@ -143,7 +146,10 @@ class Transformer(Conditioner):
         )
 
     def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
-        """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P), all sites at once."""
+        """Maps y (B, T, *site_shape) and the context to phi (B, T, P) in parallel over the sites.
+
+        The context has shape (B, C), or (B, T or more, C) for covariates, or (B, S, C) for a source.
+        """
         check_sites(self, y)
         state = self._before(context, len(y))
         begin = self.begin.expand(len(y), 1, -1)
@@ -151,7 +157,7 @@ class Transformer(Conditioner):
         return self._run(self._joined(inputs, state, 0), state, 0)
 
     def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, TransformerState]:
-        """The first site's parameters (B, P), and the state after the start vector."""
+        """Returns the parameters (B, P) of the first site and the state after the start vector."""
         state = self._before(context, batch_size)
         if not _concatenates():
             state = state._replace(weights=[_for_steps(layer.weights(), batch_size) for layer in self.layers])
@@ -159,7 +165,7 @@ class Transformer(Conditioner):
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """Reads y (B, S, *site_shape) at once, any S: the parameters (B, S, P) of the sites after them."""
+        """Reads y (B, S, *site_shape) in parallel; returns the parameters (B, S, P) of the S sites that follow each."""
         first = state.position + 1
         check_chunk(self, y, state.position, state.cache.shape[2])
         state = resumed(state)
@@ -167,7 +173,7 @@ class Transformer(Conditioner):
         return self._read(inputs, self.advance(state, y.shape[1]), first)
 
     def reorder(self, state: TransformerState, index: Tensor) -> TransformerState:
-        """A copy of the batch rows ``index`` (B',) of a state, to branch from it; of the buffers, what is in use."""
+        """Returns a copy of the batch rows ``index`` (B',) of a state, with only the used part of the cache."""
         self.advance(state, 0)
         seen = self._seen(state.used)
         old = state.cache[..., state.used - seen : state.used, :]
@@ -186,7 +192,7 @@ class Transformer(Conditioner):
         )
 
     def _before(self, context: Any, batch_size: int) -> TransformerState:
-        """The state before the start vector."""
+        """Returns the state before the start vector."""
         check_context(self, context)
         size = self.width // self.num_heads
         cache = self.begin.new_empty(self.depth, 2, batch_size, self.num_heads, 0, size)
@@ -213,7 +219,7 @@ class Transformer(Conditioner):
         return dropped(inputs, self)
 
     def _run(self, x: Tensor, state: TransformerState, first: int, cache: _Cache | None = None) -> Tensor:
-        """phi (B, S, P) of S places from ``first`` on, whose inputs are x (B, S, width)."""
+        """Returns phi (B, S, P) of S positions, the first at ``first``, from their inputs x (B, S, width)."""
         mask, causal = self._mask(x, self._seen(state.used))
         places = torch.arange(first, first + x.shape[1], dtype=state.speed.dtype, device=x.device)
         turn = torch.polar(state.speed.new_ones(()), places[:, None, None, None] * state.speed)
@@ -227,7 +233,7 @@ class Transformer(Conditioner):
         return self.last(self.norm(x))
 
     def _read(self, x: Tensor, state: TransformerState, first: int) -> tuple[Tensor, TransformerState]:
-        """The same, and the state after these places."""
+        """Returns phi as :meth:`_run` does, and the state after these positions."""
         seen, sites = self._seen(state.used), x.shape[1]
         cache = _Cache(state.cache, state.used, seen, sites, self._capacity(seen + sites))
         phi = self._run(x, state, first, cache)
@@ -235,15 +241,18 @@ class Transformer(Conditioner):
         return phi, state._replace(cache=buffer, used=used)
 
     def _seen(self, used: int) -> int:
-        """How many earlier places the next one attends to."""
+        """Returns how many earlier positions the next position attends to."""
         return used if self.window is None else min(used, self.window - 1)
 
     def _capacity(self, needed: int) -> int:
-        room = needed + max(needed // 8, 32)  # processors read what lies together faster
+        room = needed + max(needed // 8, 32)  # a compact buffer is faster to read than a very large one
         return room if self.max_len is None else max(needed, min(room, self.max_len))
 
     def _mask(self, x: Tensor, seen: int) -> tuple[Tensor | None, bool]:
-        """What S new places attend to, of ``seen`` earlier ones and themselves: a mask, or None; whether just causally."""
+        """Returns the attention mask of S new positions over ``seen`` earlier ones and themselves, and ``is_causal``.
+
+        The mask is None if ``is_causal`` is sufficient or all positions may attend to each other.
+        """
         sites = x.shape[1]
         if sites == 1:
             return None, False
@@ -254,38 +263,38 @@ class Transformer(Conditioner):
 
 
 class Layer(nn.Module):
-    """One layer of a :class:`Transformer`: attention over sites, over the source if there is one, and an MLP."""
+    """A layer of :class:`Transformer`: self-attention over sites, attention to a source if there is one, and an MLP."""
 
     def __init__(self, width: int, num_heads: int, source: int, depth: int, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        shares = 3 * depth if source else 2 * depth  # of the residual stream
+        shares = 3 * depth if source else 2 * depth  # number of terms that the residual stream sums
         self.norm, self.qkv, self.mix = nn.LayerNorm(width), nn.Linear(width, 3 * width), _share(width, width, shares)
         self.norm_mlp, self.up = nn.LayerNorm(width), nn.Linear(width, 4 * width)
         self.down = _share(4 * width, width, shares)
-        if source:  # without biases, so that zeros add zero
+        if source:  # no biases, so that a source of zeros contributes zero
             self.norm_source, self.query = nn.LayerNorm(width), nn.Linear(width, width)
             self.source = nn.Linear(source, 2 * width, bias=False)
             self.mix_source = _share(width, width, shares, bias=False)
 
     def weights(self) -> Weights:
-        """What the methods compute with: (inputs, outputs) and biases."""
+        """Returns the transposed weight and the bias of each part."""
         return {name: (part.weight.t(), part.bias) for name, part in self.named_children()}  # type: ignore[operator,misc]
 
     def project(self, x: Tensor, w: Weights, turn: Tensor) -> Tensor:
-        """Queries, keys and values (3, B, heads, S, width / heads), turned."""
+        """Returns the rotated queries, keys and values (3, B, heads, S, width / heads)."""
         qkv = _linear(_normed(x, w["norm"]), w["qkv"])
         pairs = torch.view_as_complex(qkv.to(turn.real.dtype).unflatten(2, (3, self.num_heads, -1, 2)))
         return torch.view_as_real(pairs * turn).flatten(4).to(qkv.dtype).permute(2, 0, 3, 1, 4)
 
     def of_source(self, steps: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, S, width / heads) of a source (B, S, C)."""
+        """Returns the keys and values (B, heads, S, width / heads) of a source (B, S, C)."""
         both = _linear(steps, w["source"]).unflatten(2, (2, self.num_heads, -1))
         key, value = both.transpose(1, 3).unbind(2)
         return key, value
 
     def after(self, x: Tensor, w: Weights, found: Tensor, source: Any, allowed: Tensor | None) -> Tensor:
-        """x plus what attention found (B, heads, S, width / heads), then what the source and the MLP add."""
+        """Adds to x the attention output (B, heads, S, width / heads), the attention to the source and the MLP."""
         x = x + dropped(_linear(_merged(found), w["mix"]), self)
         if source is not None:
             query = _linear(_normed(x, w["norm_source"]), w["query"])
@@ -297,9 +306,10 @@ class Layer(nn.Module):
 
 
 class _Cache:
-    """The buffer of a state while S places are added to the last ``seen`` of its ``used`` ones, layer by layer.
+    """Appends the keys and values of S new positions to a state's cache, layer by layer.
 
-    Without grad it is written in place, or moved to one of ``capacity`` places where there is no room.
+    Of the ``used`` positions it keeps the last ``seen``. Without grad it writes to the buffer in place, or moves to a
+    buffer of ``capacity`` positions if the old one is full.
     """
 
     def __init__(self, buffer: Tensor, used: int, seen: int, sites: int, capacity: int) -> None:
@@ -307,7 +317,7 @@ class _Cache:
         self.made: list[Tensor] | None = [] if _concatenates() else None
 
     def append(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, seen + S, width / heads) that the new places of a layer attend to; theirs are both."""
+        """Appends ``both`` at a layer; returns the keys and values (B, heads, seen + S, width / heads) to attend to."""
         if self.made is not None:
             self.made.append(torch.cat([self.buffer[layer, ..., self.kept, :], both], 3))
             return self.made[-1][0], self.made[-1][1]
@@ -317,7 +327,7 @@ class _Cache:
         return self.keys[layer], self.values[layer]
 
     def end(self) -> tuple[Tensor, int]:
-        """The buffer after all layers, and how many of its places are in use."""
+        """Returns the buffer after all layers, and its number of used positions."""
         if self.made is not None:
             self.buffer, self.kept = torch.stack(self.made), slice(0, self.kept.stop - self.kept.start)
         return self.buffer, self.kept.stop + self.sites
@@ -335,17 +345,17 @@ class _Cache:
 
 
 def _empty(like: Tensor, depth: int, rows: int, capacity: int) -> Tensor:
-    """A buffer (depth, 2, B, heads, capacity, width / heads), a head's keys and values next to each other in memory."""
+    """Returns a buffer (depth, 2, B, heads, capacity, width / heads) with a head's keys and values adjacent in memory."""
     return like.new_empty(depth, rows, like.shape[-3], 2, capacity, like.shape[-1]).movedim(3, 1)
 
 
 def _concatenates() -> bool:
-    """Whether buffers may not be written in place."""
+    """Returns whether buffers must not be written in place."""
     return torch.is_grad_enabled() or transformed()
 
 
 def _for_steps(weights: Weights, rows: int) -> Weights:
-    """Copies laid out as is fastest for one site a row."""
+    """Returns copies of weights in the layout that is fastest for one site per row."""
     return {n: (w.contiguous() if rows > 1 or w.shape[0] <= w.shape[-1] else w, b) for n, (w, b) in weights.items()}
 
 
@@ -363,7 +373,7 @@ def _merged(x: Tensor) -> Tensor:
 
 
 def _share(inputs: int, outputs: int, shares: int, bias: bool = True) -> nn.Linear:
-    """A linear layer whose start is so small that ``shares`` of its kind add up to a usual one's variance."""
+    """Returns a linear layer, scaled such that ``shares`` of them add up to the variance of one standard layer."""
     layer = nn.Linear(inputs, outputs, bias)
     with torch.no_grad():
         layer.weight.mul_(shares**-0.5)

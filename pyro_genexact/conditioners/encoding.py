@@ -1,4 +1,4 @@
-"""Shared parts of conditioners: site encoders, dense layers, contexts, the mask of a padded source."""
+"""Shared parts of conditioners: site encoders, dense layers, contexts and padding masks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from .checks import check_callable, check_rows
 
 
 class SiteEncoder(nn.Module):
-    """Sites as a network reads them: categories embedded, real numbers and vectors as they are.
+    """Encodes sites as network inputs: embeds categories, and passes real numbers and vectors through.
 
     Args:
         site: an integer V, ``()`` or ``(k,)``.
-        width: of the embedding of categories.
+        width: width of the embedding of categories.
 
-    Shapes: (B, S, *site_shape) to (B, S, features), features = width or the numbers of a site.
+    Maps (B, S, *site_shape) to (B, S, features), where ``features`` is the width, or the number of elements of a site.
+
+    Raises:
+        ValueError: if ``site`` is a list or of another kind, or a size is not a positive integer.
 
     Example:
         >>> import torch
-        >>> SiteEncoder(5, width=8)(torch.zeros(2, 3, dtype=torch.long), like=torch.zeros(1)).shape
+        >>> encoder = SiteEncoder(5, width=8)
+        >>> encoder(torch.zeros(2, 3, dtype=torch.long), like=torch.zeros(1)).shape
         torch.Size([2, 3, 8])
         >>> SiteEncoder((), width=8).features
         1
@@ -47,7 +51,7 @@ class SiteEncoder(nn.Module):
         self.weight = nn.Parameter(torch.randn(site, width)) if isinstance(site, int) else None
 
     def forward(self, y: Tensor, like: Tensor) -> Tensor:
-        """``like``: a parameter, whose dtype and device real sites must have."""
+        """Encodes y; real sites must have the dtype and device of the parameter ``like``."""
         if self.weight is not None:
             return embedding(labels_of(y, self.site), self.weight)  # type: ignore[arg-type]
         check_like("y", y, like)
@@ -55,7 +59,13 @@ class SiteEncoder(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear layers with an activation between them; the last one small, so that heads start near phi = 0.
+    """Dense network; the last layer starts small, so that heads start near phi = 0.
+
+    Args:
+        inputs: number of inputs.
+        outputs: number of outputs.
+        hidden: widths of the hidden layers.
+        activation: elementwise activation of the hidden layers.
 
     Example:
         >>> import torch
@@ -80,7 +90,7 @@ class Dense(nn.Module):
 
 
 def small_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer whose start is a tenth of the usual one, with zero bias."""
+    """Returns a linear layer with a tenth of the usual initial weights and zero bias."""
     layer = nn.Linear(inputs, outputs)
     with torch.no_grad():
         layer.weight.mul_(0.1)
@@ -89,7 +99,7 @@ def small_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def encode(y: Tensor, site: Site | Sequence[Site], first: int, like: Any) -> Tensor:
-    """(B, S, *site_shape) from site ``first`` on as numbers (B, features), categories one-hot."""
+    """Encodes sites (B, S, *site_shape), the first at ``first``, as numbers (B, features), with one-hot categories."""
     if isinstance(site, tuple):
         check_like("y", y, like)
         return y.flatten(1)
@@ -104,13 +114,13 @@ def encode(y: Tensor, site: Site | Sequence[Site], first: int, like: Any) -> Ten
 
 
 def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
-    # torch's one_hot looks at the values, which a GPU waits for and torch.func does not allow
+    # torch's one_hot reads the values, which synchronises with a GPU and fails under torch.func
     labels = labels_of(y, categories).unsqueeze(-1)
     return (labels == torch.arange(categories, device=labels.device)).to(like.dtype)
 
 
 def labels_of(y: Tensor, categories: int) -> Tensor:
-    """Categories as integers; ValueError for other numbers and for categories that there are not."""
+    """Returns categories as integers; raises a ValueError if values are not integers or out of range."""
     labels = y.long()
     if not y.numel() or not visible(y):
         return labels
@@ -127,7 +137,11 @@ def labels_of(y: Tensor, categories: int) -> Tensor:
 
 
 def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
-    """What each of T sites looks like; ValueError for other kinds, and for a list of another length or of vectors."""
+    """Returns the kind of each of T sites.
+
+    Raises:
+        ValueError: for invalid kinds, and for a list of another length or with vectors.
+    """
     kinds = list(site) if isinstance(site, list) else [site] * num_sites
     if len(kinds) != num_sites or (isinstance(site, list) and not all(k == () or isinstance(k, int) for k in kinds)):
         raise ValueError(
@@ -141,19 +155,24 @@ def site_kinds(site: Site | Sequence[Site], num_sites: int) -> list[Site]:
 
 
 def site_widths(site: Site | Sequence[Site], num_sites: int) -> list[int]:
-    """The number of network inputs of each site."""
+    """Returns the number of network inputs of each site."""
     return [kind if isinstance(kind, int) else prod(kind) for kind in site_kinds(site, num_sites)]
 
 
 def dropped(x: Tensor, module: Any) -> Tensor:
-    """x with each number dropped at the rate ``module.dropout``, in training mode."""
+    """Applies dropout at rate ``module.dropout`` in training mode."""
     return dropout(x, module.dropout) if module.dropout and module.training else x
 
 
 def new_conditioner(make: Any, num_params: int, context: int) -> Conditioner:
-    """What the callable makes; a TypeError unless it is a conditioner, a ValueError unless of these sizes."""
+    """Returns the conditioner that the callable makes.
+
+    Raises:
+        TypeError: if ``make`` is not such a callable or returns something else.
+        ValueError: if the conditioner has other sizes.
+    """
     expected = "Expected conditioner to be a callable (num_params, context) that makes one"
-    if isinstance(make, nn.Module) or not callable(make):  # a module would be called
+    if isinstance(make, nn.Module) or not callable(make):  # conditioners are callable, too
         raise TypeError(f"{expected}; got {type(make).__name__}.")
     try:
         inspect.signature(make).bind(num_params, context)
@@ -171,7 +190,7 @@ def new_conditioner(make: Any, num_params: int, context: int) -> Conditioner:
 
 
 def resumed(state: Any) -> Any:
-    """The state; where grad is on, with copies of its tensors from inference mode, which autograd refuses to keep."""
+    """Returns the state; with grad on, clones tensors from inference mode, which autograd cannot save."""
     return type(state)(*map(_copied_out, state)) if torch.is_grad_enabled() else state
 
 
@@ -182,41 +201,41 @@ def _copied_out(field: Any) -> Any:
 
 
 def covariates(context: Tensor, first: int, sites: int) -> Tensor:
-    """(B, S, C): what S sites from ``first`` on read of a context (B, C), or (B, T, C) of one vector a site."""
+    """Returns the context (B, S, C) of S sites from ``first`` on, given a context (B, C) or covariates (B, T, C)."""
     if context.dim() == 2:
         return context.unsqueeze(1).expand(-1, sites, -1)
     if first + sites > context.shape[1]:
         raise ValueError(
-            f"Expected context.shape[1] >= {first + sites} (covariates for as many sites); got {tuple(context.shape)}."
+            f"Expected context.shape[1] >= {first + sites} (covariates of all sites); got {tuple(context.shape)}."
         )
     return context[:, first : first + sites]
 
 
 def joined(inputs: Tensor, context: Tensor | None, first: int) -> Tensor:
-    """(B, S, features + C): each site's inputs and covariates."""
+    """Concatenates the inputs and the covariates of each site to (B, S, features + C)."""
     return inputs if context is None else torch.cat([inputs, covariates(context, first, inputs.shape[1])], -1)
 
 
 def with_tensors(module: ModuleT, **tensors: Tensor) -> ModuleT:
-    """A bound copy that computes with other tensors in place of its own parameters of those names."""
+    """Returns a bound copy of a module in which the given tensors replace its parameters."""
     bound = Bound(module).copy()
     kinds = (
         cls for cls in type(module).__mro__ if not any(isinstance(getattr(cls, n, None), property) for n in tensors)
     )
-    if type(module) is not (kind := next(kinds)):  # a parametrised weight is a property, which hides any other
+    if type(module) is not (kind := next(kinds)):  # a parametrised weight is a property, which would hide the tensor
         bare: ModuleT = object.__new__(kind)
         bare.__dict__.update(bound.__dict__)
         bound = bare
     for name, tensor in tensors.items():
-        bound.__dict__.pop(name, None)  # where a PyroSample's value is kept
+        bound.__dict__.pop(name, None)  # PyroSample stores its value here
         bound._parameters[name] = tensor  # type: ignore[assignment]
     return bound
 
 
 def source_steps(context: Tensor | PaddedSequence, rows: int) -> tuple[Tensor, Tensor | None]:
-    """A source's steps (B, S, C), S >= 1, with zeros for padding, and which of them a row attends to (B, 1, S).
+    """Returns the steps (B, S, C) of a source, zero at padding, with S >= 1; and the steps (B, 1, S) to attend to.
 
-    A row without steps attends to zeros; None where all rows attend to all.
+    The second value is None if every row attends to all steps. A row without steps attends to zeros.
     """
     values, lengths = unpadded(context)
     check_rows("context", values, rows, "the batch")
@@ -239,9 +258,9 @@ def source_steps(context: Tensor | PaddedSequence, rows: int) -> tuple[Tensor, T
 
 
 def visits(conditioner: Conditioner, order: Tensor, like: Tensor, *widths: int) -> list[Tensor]:
-    """For each width w, the indices (T * w,) that put w rows a variable where ``order`` visits it, from step 0 on."""
+    """Returns index tensors (T * w,), one per width w, that reorder w rows per variable into visiting order."""
     site, name = conditioner.site, type(conditioner).__name__
     if isinstance(site, list) and any(kind != site[0] for kind in site):
-        raise ValueError(f"Expected sites of one kind, to visit them in another order ({name}); got site={site}.")
+        raise ValueError(f"Expected site to be one kind, to permute the sites of {name}; got {site}.")
     order = permutation(order, conditioner.num_sites).to(like.device)  # type: ignore[arg-type]
     return [(order[:, None] * w + torch.arange(w, device=order.device)).flatten() for w in widths]

@@ -1,4 +1,4 @@
-"""Independent: parameters from the context alone (mean field); sites do not read each other."""
+"""Independent: a conditioner that ignores the history (mean field)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .encoding import Dense, resumed, site_kinds, visits, with_tensors
 
 
 class IndependentState(NamedTuple):
-    """How many sites an :class:`Independent` conditioner was shown, and the parameters of all.
+    """State of an :class:`Independent` conditioner.
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        phi: (B, T, P).
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        phi: the parameters (B, T, P) of all sites.
     """
 
     position: int
@@ -31,24 +31,25 @@ class IndependentState(NamedTuple):
 
 
 class Independent(Conditioner):
-    r"""Ignores the history (mean field): phi_t is a function of the context, or a free parameter.
+    r"""Conditioner that ignores the history (mean field): phi_t is a function of the context, or a free parameter.
 
-    A network of the context predicts all T * P numbers at once; with ``context=Covariates(C)`` one network, shared by all
-    sites, predicts P numbers from each site's own covariates; without context they are the parameters themselves.
+    With ``context=C`` one network predicts all T * P parameters from the context. With ``context=Covariates(C)`` one
+    network, shared by all sites, predicts the P parameters of each site from its covariates. Without context, the
+    parameters of the distribution are the parameters of the module.
 
-    Cost: one pass of the network an evaluation; ``extend`` only looks its numbers up.
+    Cost: ``forward`` and ``start`` are one pass of the network; ``extend`` reads from its result.
 
     Args:
-        num_sites: T.
-        num_params: P, parameters a site.
-        site: what one site looks like: ``()``, ``(k,)``, an integer, or a list of ``()`` and integers, one a site.
-        context: C, features of the context vector, or ``Covariates(C)``.
+        num_sites: T, the number of sites.
+        num_params: P, the number of parameters per site.
+        site: kind of a site: ``()``, ``(k,)``, an integer, or a list of ``()`` and integers, one per site.
+        context: C, the number of context features, or ``Covariates(C)``.
         hidden: widths of the hidden layers.
-        activation: of the hidden layers.
+        activation: elementwise activation of the hidden layers.
 
     Raises:
-        ValueError: for sizes that are no positive integers; in calls for another number of sites or covariates, and other
-            rows than those of the state.
+        ValueError: if a size is not a positive integer. In calls, for another number of sites or covariates, and a number
+            of rows other than the state's.
 
     Example:
         >>> import torch
@@ -76,7 +77,7 @@ class Independent(Conditioner):
         self.num_sites, self.num_params, self.site, self.context = num_sites, num_params, site, context
         kind = kind_of(context, Covariates)
         width, each = kind.features, kind.by_site
-        # not zeros: the parts of a mixture would be, and stay, the same
+        # random values, because equal parameters would keep the components of a mixture equal
         self.phi = None if width else nn.Parameter(0.1 * torch.randn(num_sites, num_params))
         outputs = num_params if each else num_sites * num_params
         self.net = Dense(width, outputs, hidden, activation) if width else None
@@ -85,32 +86,33 @@ class Independent(Conditioner):
         return f"{self.num_sites}, {self.num_params}, site={self.site}, context={self.context}"
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T, *site_shape), and (B, C) or (B, T, C), to (B, T, P), whatever y is."""
+        """Returns phi (B, T, P) given the context (B, C) or (B, T, C); only the shape of y (B, T, *site_shape) matters."""
         check_sites(self, y)
         return self._all(context, len(y))
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, IndependentState]:
-        """The first site's parameters (B, P), and a state with those of all."""
+        """Returns the parameters (B, P) of the first site, and a state with those of all sites."""
         phi = self._all(context, batch_size)
         return phi[:, 0], IndependentState(0, self.new_version(), phi)
 
     def extend(self, y: Tensor, state: IndependentState) -> tuple[Tensor, IndependentState]:
-        """Is shown y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
+        """Accepts y (B, S, *site_shape); returns the parameters (B, S, P) of the sites that follow."""
         check_chunk(self, y, state.position, len(state.phi))
         state = self.advance(resumed(state), y.shape[1])
         return state.phi[:, state.position - y.shape[1] + 1 : state.position + 1], state
 
     def permuted(self, order: Tensor) -> Independent:
-        """The same numbers, tied per variable, for variables visited in another order: site i is variable ``order[i]``.
+        """Returns a bound copy for variables visited in another order: site i is variable ``order[i]``.
 
-        A bound copy in which a variable's parameters stand where the order puts it; gradients reach the parameters here.
-        With ``Covariates`` nothing moves: all sites share their network, and the covariates are the caller's to permute.
+        The parameters of each variable move to the site where the order puts it. Gradients reach this module's
+        parameters. With ``Covariates`` nothing moves, because all sites share one network; permute the covariates
+        yourself.
 
         Args:
             order: (T,) a permutation of 0 ... T-1.
 
         Raises:
-            ValueError: for other orders, and for sites of several kinds.
+            ValueError: if ``order`` is not a permutation, or the sites are of several kinds.
 
         Example:
             >>> import torch

@@ -1,4 +1,4 @@
-"""MADE: a masked dense network, evaluated in parallel or incrementally (Germain et al. 2015)."""
+"""MADE: masked dense network, evaluated in parallel or incrementally (Germain et al. 2015)."""
 
 from __future__ import annotations
 
@@ -30,38 +30,39 @@ _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
 
 
 class MADE(Conditioner):
-    r"""Masked dense network over a fixed number of sites, with a truly incremental evaluation.
+    r"""Masked dense network over a fixed number of sites, with incremental evaluation.
 
     Each hidden unit has a degree d and reads what site d may read: all earlier sites, or those of ``adjacency[d]``.
-    Degrees do not decrease along a layer, so the masks are block lower-triangular: the units of one degree need only
-    what is finished below them, and T calls of :meth:`extend` cost about the arithmetic of one :meth:`forward`. With a
-    context degrees start at 0: such units read the context only, which makes the first site's parameters a non-linear
-    function of it.
+    Degrees do not decrease along a layer, so the masks are block lower-triangular. The units of one degree need only the
+    finished units of the layer below, so T calls of :meth:`extend` take about the arithmetic of one :meth:`forward`. With
+    a context, degrees start at 0. Units of degree 0 read only the context, so that the parameters of the first site are
+    a non-linear function of the context.
 
-    Cost: ``forward`` is one dense pass. ``start`` and T - 1 times ``extend`` have the arithmetic of half a pass: under
-    ``no_grad`` in place, in panels of sites; with grad in a graph of T steps, which :meth:`adjoint` makes unnecessary
+    Cost: ``forward`` is one dense pass. ``start`` and T - 1 calls of ``extend`` take the arithmetic of half a pass. Under
+    ``no_grad`` they work in place, in panels of sites. With grad they build a graph of T steps; :meth:`adjoint` avoids it,
     unless dropout is active.
 
-    Weights that the masks forbid keep random values, which matter in :meth:`permuted` copies only; L2 penalties, weight
-    decay and priors count them all the same, so weigh ``layer.masked()`` where that matters.
+    Masked weights have random values, which matter only in :meth:`permuted` copies. L2 penalties, weight decay and priors
+    include them; apply these to ``layer.masked()`` if that matters.
 
     Args:
-        num_sites: T.
-        num_params: P, parameters a site.
-        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, an integer V one of the categories
-            0 ... V-1 (one-hot, of any dtype), or a list of ``()`` and integers, one a site.
-        context: C, features of the context vector; it enters every layer.
-        hidden: widths of the hidden layers, which may be narrower than T; ``()`` leaves a masked linear map.
-        activation: an elementwise function, or a module without parameters.
-        adjacency: (T, T) Boolean, strictly lower triangular: ``adjacency[t, s]`` lets site t read site s. By default
-            all earlier sites. A band of width k is the order-k Markov model.
-        direct: adds a masked linear link from the sites to the outputs. Density models of many sites gain from it at
-            up to half as much time again for a training step; the recipes of flows leave it out.
-        dropout: in training mode, the rate of dropout after the activation of every hidden layer.
+        num_sites: T, the number of sites.
+        num_params: P, the number of parameters per site.
+        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, an integer V for categories 0 ... V-1
+            (one-hot encoded; any dtype), or a list of ``()`` and integers, one per site.
+        context: C, the number of context features, which enter every layer; 0 for none.
+        hidden: widths of the hidden layers, which may be less than T; ``()`` gives a masked linear map.
+        activation: elementwise function, or a module without parameters.
+        adjacency: Boolean (T, T), strictly lower triangular: site t reads site s if ``adjacency[t, s]``. By default, each
+            site reads all earlier sites. A band of width k gives the order-k Markov model.
+        direct: adds a masked linear map from the sites to the outputs. It improves density models of many sites, and
+            makes a training step up to 1.5 times as long; the recipes of flows do not use it.
+        dropout: dropout rate in training mode, after the activation of each hidden layer.
 
     Raises:
-        ValueError: for sizes that are no positive integers, an adjacency of another shape or not strictly lower
-            triangular, and hidden layers so narrow that a site reads none of the sites it may read (unless ``direct``).
+        TypeError: if ``dropout`` is not a number.
+        ValueError: if a size is not a positive integer, ``adjacency`` has another shape or is not strictly lower
+            triangular, or the hidden layers are too narrow for each site to read a site (unless ``direct``).
 
     Reference: Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution Estimation", ICML 2015.
 
@@ -104,11 +105,11 @@ class MADE(Conditioner):
         sites = [s for s, width in enumerate(widths) for _ in range(width)]
         degrees = degrees_of(self.hidden, num_sites, lowest=0 if context else min(1, num_sites - 1))
         outputs = [t for t in range(num_sites) for _ in range(num_params)]
-        self._unread = widths[-1]  # inputs of the last site, kept as zeros: matrices of even widths are faster
+        self._unread = widths[-1]  # zero inputs in place of the last site: matrices of even widths are faster
         masks = masks_of(reads, sites, degrees, outputs)
         if self.hidden and not direct:
             check_connected(reads, masks, self.hidden)
-        scales = [1.0] * len(degrees) + [0.1]  # a small last layer: heads start near the identity
+        scales = [1.0] * len(degrees) + [0.1]  # the last layer starts small, so that heads start near the identity
         self.layers = nn.ModuleList(MaskedLinear(m, context, scale=s) for m, s in zip(masks, scales, strict=True))
         skip = masks_of(reads, sites, [], outputs)[0] if direct and self.hidden and num_sites > 1 else None
         self.direct = None if skip is None else MaskedLinear(skip, bias=False, scale=0.1)
@@ -121,7 +122,7 @@ class MADE(Conditioner):
         return sizes + (f", dropout={self.dropout}" if self.dropout else "")
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T, *site_shape) and (B, C) to (B, T, P) by one masked dense pass; the last site is never read."""
+        """Maps y (B, T, *site_shape) and the context (B, C) to phi (B, T, P); the last site of y is never read."""
         check_sites(self, y)
         check_context(self, context)
         inputs = below = pad(encode(y[:, :-1], self.site, 0, self.layers[0].weight), (0, self._unread))
@@ -135,17 +136,17 @@ class MADE(Conditioner):
 
     @full_precision
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MADEState]:
-        """(B, C) to the first site's parameters (B, P) and a state, whose buffers are written in place unless grad is on."""
+        """Returns the parameters (B, P) of the first site, and a state; without grad, its buffers are written in place."""
         check_context(self, context)
         links = self._modules_of_links()
         if any(link._forward_pre_hooks for link in links):
             raise RuntimeError(
-                "Expected layers without forward pre-hooks, which an incremental evaluation would not run "
-                "(torch.nn.utils.parametrizations work)."
+                "Expected layers without forward pre-hooks, because incremental evaluation does not run them; got some "
+                "(use torch.nn.utils.parametrizations instead)."
             )
         weights = tuple(link.masked() for link in links)
         offsets = [layer.columns(context, batch_size) for layer in links[: len(self.layers)]]
-        functorch = transformed()  # whose tensors can't be written into others
+        functorch = transformed()  # in-place writes of transformed tensors fail
         in_place = not (torch.is_grad_enabled() or functorch or torch.jit.is_tracing())  # type: ignore[attr-defined]
         if in_place:
             inputs = weights[0].new_zeros(weights[0].shape[1], batch_size)
@@ -157,18 +158,18 @@ class MADE(Conditioner):
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: MADEState) -> tuple[Tensor, MADEState]:
-        """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
+        """Reads y (B, S, *site_shape); returns the parameters (B, S, P) of the sites that follow, T - 1 sites in all."""
         first, sites = state.position, y.shape[1]
         check_chunk(self, y, first, state.units[0].shape[1])
         if state.in_place and torch.is_grad_enabled():
             raise RuntimeError(
-                "Expected extend in the grad mode of start; got a state begun under no_grad, with grad on."
+                "Expected extend to run in the grad mode of start; got a state from start under no_grad, with grad on."
             )
         inputs = encode(y, self.site, first, state.weights[0])
         return self._finish(first + sites + 1, first + 1, self.advance(state, sites), inputs)
 
     def reorder(self, state: MADEState, index: Tensor) -> MADEState:
-        """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
+        """Returns a copy of the batch rows ``index`` (B',) of a state."""
         self.advance(state, 0)
         offsets, units = (
             tuple(part.index_select(1, index) for part in parts) for parts in (state.offsets, state.units)
@@ -177,46 +178,47 @@ class MADE(Conditioner):
 
     @property
     def has_adjoint(self) -> bool:
-        """False while dropout is active."""
+        """Whether :meth:`adjoint` applies; False while dropout is active."""
         return not (self.dropout and self.training)
 
     @full_precision
     def adjoint(
         self, state: MADEState, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """The reverse sweep: gradients through sites x that were found one by one, each from its own parameters.
+        """Reverse sweep: backpropagates through sites x that were computed one by one, each from its own parameters.
 
         Solves, from the last site to the first, the transposed triangular system
 
             a_t = g_t + sum_{s>t} (dphi_s/dx_t)^T b_s,      b_t = drive_t + (dx_t/dphi_t)^T a_t
 
-        and turns b into gradients of what phi is computed from. Cost: about one :meth:`start` and T - 1 ``extend``.
+        and returns the gradients of what phi depends on. Cost: about one :meth:`start` and T - 1 ``extend``.
 
         Args:
-            state: the last state of an evaluation under ``no_grad``, which read all of x but the last site.
-            g: (B, T, k) the cotangent of x, k the numbers of a site.
-            gain: (B, T, k, P) the derivatives dx_t/dphi_t.
-            drive: (B, T, P) the cotangent of phi.
-            context: what ``start`` was given.
+            state: the last state of an evaluation under ``no_grad`` that read all sites of x but the last.
+            g: (B, T, k), the cotangent of x, where k is the number of elements of a site.
+            gain: (B, T, k, P), the derivatives dx_t/dphi_t.
+            drive: (B, T, P), the cotangent of phi.
+            context: the context (B, C) that was given to ``start``, or None.
 
         Returns:
-            a (B, T, k), the gradient of the context (B, C) or None, and (parameter, gradient) pairs.
+            a (B, T, k), the gradient of the context (B, C) or None, and a list of pairs (parameter, gradient).
         """
         slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
         of_inputs, of_pre = self._sweeps.reverse(state, slopes, gain, drive)
         return of_inputs.view(g.shape[1], g.shape[2], len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def permuted(self, order: Tensor) -> MADE:
-        """The same weights, tied per variable, for variables visited in another order: site i is variable ``order[i]``.
+        """Returns a bound copy for variables visited in another order: site i is variable ``order[i]``.
 
-        A bound copy in which a variable's columns of the first layer and rows of the last one stand where the order puts
-        it, under the same masks; gradients reach the parameters here. Cost: a copy of these two layers.
+        The columns of the first layer and the rows of the last layer that belong to a variable move to the site where
+        the order puts it; the masks do not change. Gradients reach this module's parameters. Cost: a copy of these two
+        layers.
 
         Args:
             order: (T,) a permutation of 0 ... T-1.
 
         Raises:
-            ValueError: for other orders, for sites of several kinds, and for a MADE with an ``adjacency``.
+            ValueError: if ``order`` is not a permutation, the sites are of several kinds, or there is an ``adjacency``.
 
         Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
 
@@ -228,7 +230,7 @@ class MADE(Conditioner):
         """
         if not self._reads_all:
             raise ValueError(
-                "Expected adjacency == None, to visit sites in another order; got a matrix, which is of sites."
+                "Expected adjacency=None (an adjacency matrix refers to sites, so sites cannot be permuted); got a matrix."
             )
         net = Bound(self).copy()
         layers: Any = net.layers._modules
@@ -245,12 +247,12 @@ class MADE(Conditioner):
     def _gradients(
         self, of_pre: list[Tensor], state: MADEState, context: Tensor | None
     ) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """The gradient of the context and (parameter, gradient) pairs, from those of all units before activation."""
+        """Returns the gradient of the context and pairs (parameter, gradient), given those of the pre-activations."""
         modules = self._modules_of_links()
-        with torch.enable_grad():  # a parametrised weight is computed: its gradient goes on to what it is made of
+        with torch.enable_grad():  # gradients of a parametrised weight continue to its original parameters
             weights = [link.weight for link in modules]
         layers = list(zip(modules[: len(self.layers)], of_pre[1:], strict=True))
-        pairs = [  # filled, not multiplied: a product that overflows must not turn a masked weight's zero into NaN
+        pairs = [  # masked_fill, because inf * 0 would be NaN
             (weights[index], (of_pre[level] @ state.units[source].t()).masked_fill_(modules[index].mask == 0, 0.0))
             for index, (level, source, _) in enumerate(self._sweeps.links)
         ]
@@ -261,7 +263,7 @@ class MADE(Conditioner):
         return torch.stack([of.t() @ layer.context_weight for layer, of in layers]).sum(0), pairs
 
     def _slope(self, level: int, state: MADEState) -> Tensor:
-        """The derivative of the activations of a hidden layer, (units, B)."""
+        """Returns the derivatives (units, B) of the activations of a hidden layer."""
         pre = state.offsets[level - 1]
         for above, source, weight in self._sweeps.links:
             if above == level:
@@ -274,7 +276,7 @@ class MADE(Conditioner):
         return [*self.layers, *(() if self.direct is None else (self.direct,))]
 
     def _finish(self, high: int, low: int, state: MADEState, inputs: Tensor) -> tuple[Tensor, MADEState]:
-        """The outputs (B, high - low, P) of degrees low ... high - 1, from the inputs (B, features) that they add."""
+        """Returns the outputs (B, high - low, P) of degrees low ... high - 1, given their new inputs (B, features)."""
 
         def activate(z: Tensor) -> Tensor:
             return dropped(self.activation(z), self)
@@ -292,13 +294,13 @@ def _check_activation(activation: Any) -> Callable[[Tensor], Tensor]:
         and _elementwise(activation)
     ):
         raise ValueError(
-            f"Expected activation to be an elementwise function without parameters, not in place; got {activation}."
+            f"Expected activation to be an elementwise function without parameters that is not in place; got {activation}."
         )
     return activation
 
 
 def _elementwise(activation: Callable[[Tensor], Tensor]) -> bool:
-    """Whether, on a probe, values come from values at their place and the argument stays."""
+    """Returns whether a function maps a probe elementwise and does not change it."""
     z = torch.linspace(-2, 2, 12, device="cpu").view(3, 4)
     probe = z.clone()
     whole = activation(probe)

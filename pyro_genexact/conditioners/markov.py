@@ -1,4 +1,4 @@
-"""Markov: a network on the last few sites, shared by all."""
+"""Markov: a network of the last few sites, shared by all sites."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .encoding import Dense, SiteEncoder, joined
 
 
 class MarkovState(NamedTuple):
-    """What a :class:`Markov` conditioner remembers.
+    """State of a :class:`Markov` conditioner.
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        window: (B, order, features + 1) the last sites as the network reads them, each with its flag.
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        window: (B, order, features + 1), the encoded last sites, each with a flag.
         context: (B, C), (B, T, C) or None.
     """
 
@@ -33,28 +33,29 @@ class MarkovState(NamedTuple):
 
 
 class Markov(Conditioner):
-    r"""A dense network on the last k = ``order`` sites, the same at every site: any length.
+    r"""Dense network of the last k = ``order`` sites, shared by all sites; it accepts any length.
 
         phi_t = net(y_{t-k}, ..., y_{t-1}, x)
 
-    Before the first site the window is filled with zeros, and each of its places has a flag that says whether there is
-    a site, so that the network knows how much history it has.
+    Before the first site, the window is filled with zeros. Each position of the window has a flag that is 1 if it holds a
+    site, so that the network can distinguish zeros from missing history.
 
-    Cost: ``forward`` runs the network on T windows at once, (B, T, k * features) numbers; a step reads one window.
+    Cost: ``forward`` evaluates the network on T windows in parallel, with inputs (B, T, k * features). Each step of
+    ``extend`` evaluates it on one window.
 
     Args:
-        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, an integer V one of the categories
-            0 ... V-1, embedded.
-        num_params: P, parameters a site.
-        order: k, the sites that a site reads.
-        context: C, features of a context vector, or ``Covariates(C)`` for covariates, of which a site reads its own.
+        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, or an integer V for categories
+            0 ... V-1, which are embedded.
+        num_params: P, the number of parameters per site.
+        order: k, the number of previous sites that each site reads.
+        context: C, the number of context features; or ``Covariates(C)`` for covariates, of which each site reads its own.
         hidden: widths of the hidden layers.
-        activation: of the hidden layers.
-        width: of the embedding of categories; by default ``hidden[0]``, or V without hidden layers.
+        activation: elementwise activation of the hidden layers.
+        width: width of the embedding of categories; by default ``hidden[0]``, or V without hidden layers.
 
     Raises:
-        ValueError: for sizes that are no positive integers; in calls for categories that there are not, a context of
-            another width, other rows than those of the state, and more sites than covariates.
+        ValueError: if a size is not a positive integer. In calls, for categories out of range, a context of another
+            width, a number of rows other than the state's, and more sites than covariates.
 
     Reference (for categories): Bengio et al., "A neural probabilistic language model", JMLR 2003.
 
@@ -89,28 +90,31 @@ class Markov(Conditioner):
         return f"{self.site}, {self.num_params}, order={self.order}, context={self.context}"
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T, *site_shape), and (B, C) or (B, at least T, C), to (B, T, P), all sites at once."""
+        """Maps y (B, T, *site_shape) and the context to phi (B, T, P), in parallel over the sites.
+
+        The context has shape (B, C), or (B, T or more, C) for covariates.
+        """
         check_sites(self, y)
         check_context(self, context)
         window = self._empty(len(y))
         return self._phi(torch.cat([window, self._flagged(y[:, :-1], window)], 1), context, 0)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MarkovState]:
-        """The first site's parameters (B, P), and the state with an empty window."""
+        """Returns the parameters (B, P) of the first site, and a state with an empty window."""
         check_context(self, context)
         window = self._empty(batch_size)
         return self._phi(window, context, 0).squeeze(1), MarkovState(0, self.new_version(), window, context)
 
     def extend(self, y: Tensor, state: MarkovState) -> tuple[Tensor, MarkovState]:
-        """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them."""
+        """Reads y (B, S, *site_shape); returns the parameters (B, S, P) of the sites that follow."""
         check_chunk(self, y, state.position, len(state.window))
         sites = torch.cat([state.window[:, 1:], self._flagged(y, state.window)], 1)
         phi = self._phi(sites, state.context, state.position + 1)
         return phi, self.advance(state, y.shape[1])._replace(window=sites[:, -self.order :])
 
     def _phi(self, sites: Tensor, context: Tensor | None, first: int) -> Tensor:
-        """The parameters of the sites from ``first`` on, whose windows are all there are in (B, order - 1 + S, features)."""
-        windows = sites.unfold(1, self.order, 1).transpose(2, 3).flatten(2)  # site by site, the oldest first
+        """Returns the parameters of the sites from ``first`` on, given their windows in (B, order - 1 + S, features)."""
+        windows = sites.unfold(1, self.order, 1).transpose(2, 3).flatten(2)  # the oldest site first
         return self.net(joined(windows, context, first))
 
     def _flagged(self, y: Tensor, like: Tensor) -> Tensor:

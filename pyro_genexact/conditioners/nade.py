@@ -1,4 +1,4 @@
-"""NADE: one hidden layer whose sum over sites grows site by site (Larochelle & Murray 2011)."""
+"""NADE: one hidden layer, whose pre-activation is summed site by site (Larochelle & Murray 2011)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..core.functional import visible
 from .checks import check_callable, check_chunk, check_sites
 from .encoding import labels_of, resumed, site_kinds, site_widths, visits, with_tensors
 
-_TILE = 1 << 18  # numbers: the hidden layer of a panel, a megabyte in float32
+_TILE = 1 << 18  # number of elements in the hidden layer of a panel: 1 MB in float32
 
 
 class NADEState(NamedTuple):
-    """What a :class:`NADE` has summed up.
+    """State of a :class:`NADE`.
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        total: (B, H) of the hidden layer before its activation.
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        total: (B, H), the pre-activation of the hidden layer.
         context: (B, C) or None.
     """
 
@@ -39,26 +39,26 @@ class NADEState(NamedTuple):
 
 
 class NADE(Conditioner):
-    r"""The neural autoregressive distribution estimator: a hidden layer shared by all sites, an output layer each.
+    r"""Neural autoregressive distribution estimator: a hidden layer shared by all sites, and an output layer per site.
 
         h_t = act(c + U x + W_{<t} y_{<t}),      phi_t = V_t h_t + B_t x + b_t
 
-    Cost: ``forward`` takes O(B T H P) operations, in panels of 4 to 64 sites that carry the sum W_{<t} y_{<t}. Its memory
-    is the hidden layer of one panel; under grad autograd keeps that of every site, B * T * H numbers. ``extend`` by S sites
-    takes O(B S H P), since a state keeps the sum so far.
+    Cost: ``forward`` takes O(B T H P) operations, in panels of 4 to 64 sites that carry the sum W_{<t} y_{<t} forward. Its
+    memory is the hidden layer of one panel; with grad, autograd keeps the hidden layer of each site, B * T * H numbers.
+    ``extend`` takes O(B S H P) operations for S sites, because the state keeps the sum.
 
     Args:
-        num_sites: T.
-        num_params: P, parameters a site.
-        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, an integer V one of the categories
-            0 ... V-1, each with its own row of W, or a list of ``()`` and integers, one a site.
-        context: C, features of the context vector x.
-        hidden: H.
-        activation: of the hidden layer.
+        num_sites: T, the number of sites.
+        num_params: P, the number of parameters per site.
+        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, an integer V for categories 0 ... V-1,
+            each with its own row of W, or a list of ``()`` and integers, one per site.
+        context: C, the number of features of the context x; 0 for none.
+        hidden: H, the width of the hidden layer.
+        activation: elementwise activation of the hidden layer.
 
     Raises:
-        ValueError: for sizes that are no positive integers; in calls for categories that there are not, another number
-            of sites, other rows than those of the state, and a context of another width.
+        ValueError: if a size is not a positive integer. In calls, for categories out of range, another number of sites, a
+            number of rows other than the state's, and a context of another width.
 
     References: Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011; Uria, Côté, Gregor,
     Murray, Larochelle, "Neural Autoregressive Distribution Estimation", JMLR 2016.
@@ -76,7 +76,7 @@ class NADE(Conditioner):
     hidden_context: Any  # a Parameter or None
     readout_context: Any
     _firsts: Tensor  # _ends as a tensor
-    _counts: Tensor  # categories of each site, 0 where it is real
+    _counts: Tensor  # number of categories of each site, 0 for a real site
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class NADE(Conditioner):
         self.hidden, self.activation = hidden, activation
         self._kinds, widths = site_kinds(site, num_sites), site_widths(site, num_sites)
         self._mixed = isinstance(site, list)
-        self._ends = [0, *accumulate(widths)]  # the rows of W that belong to site t are _ends[t] ... _ends[t + 1] - 1
+        self._ends = [0, *accumulate(widths)]  # site t has the rows _ends[t] ... _ends[t + 1] - 1 of W
         counts = [kind if isinstance(kind, int) else 0 for kind in self._kinds]
         for name, values in (("_firsts", self._ends[:-1]), ("_counts", counts)):
             register_derived(self, name, torch.tensor(values, dtype=torch.long, device="cpu"))
@@ -117,7 +117,7 @@ class NADE(Conditioner):
         return f"{self.num_sites}, {self.num_params}, site={self.site}, context={self.context}, hidden={self.hidden}"
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T, *site_shape) and (B, C) to (B, T, P), panel by panel; the last site is never read."""
+        """Maps y (B, T, *site_shape) and the context (B, C) to phi (B, T, P); the last site of y is never read."""
         check_sites(self, y)
         total = self._before(context, len(y))
         phis = [self._phi(total.unsqueeze(0), context, 0)]
@@ -126,30 +126,30 @@ class NADE(Conditioner):
         return torch.cat(phis, 1)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, NADEState]:
-        """The first site's parameters (B, P), and the state before any site."""
+        """Returns the parameters (B, P) of the first site and the state before any site."""
         total = self._before(context, batch_size)
         phi = self._phi(total.unsqueeze(0), context, 0).squeeze(1)
         return phi, NADEState(0, self.new_version(), total, context)
 
     def extend(self, y: Tensor, state: NADEState) -> tuple[Tensor, NADEState]:
-        """Reads y (B, S, *site_shape): the parameters (B, S, P) of the sites after them; at most T - 1 sites in all."""
+        """Reads y (B, S, *site_shape); returns the parameters (B, S, P) of the sites that follow, T - 1 sites in all."""
         check_chunk(self, y, state.position, len(state.total))
         state = resumed(state)
         phis, total = self._sweep(y, state.position, state.total, state.context)
-        phi = phis[0] if len(phis) == 1 else torch.cat(phis, 1)  # each call counts where sites come one by one
+        phi = phis[0] if len(phis) == 1 else torch.cat(phis, 1)  # avoids an operation for single sites
         return phi, self.advance(state, y.shape[1])._replace(total=total)
 
     def permuted(self, order: Tensor) -> NADE:
-        """The same weights, tied per variable, for variables visited in another order: site i is variable ``order[i]``.
+        """Returns a bound copy for variables visited in another order: site i is variable ``order[i]``.
 
-        A bound copy in which a variable's rows of W, V, B and b stand where the order puts it; gradients reach the
-        parameters here. Cost: a copy of the weights.
+        The rows of W, V, B and b that belong to a variable move to the site where the order puts it. Gradients reach
+        this module's parameters. Cost: a copy of the weights.
 
         Args:
             order: (T,) a permutation of 0 ... T-1.
 
         Raises:
-            ValueError: for other orders, and for sites of several kinds.
+            ValueError: if ``order`` is not a permutation, or the sites are of several kinds.
 
         Reference: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", ICML 2014.
 
@@ -164,14 +164,14 @@ class NADE(Conditioner):
         return with_tensors(net, weight=net.weight[rows], **parts)
 
     def _before(self, context: Tensor | None, batch_size: int) -> Tensor:
-        """(B, H) of the hidden layer before any site."""
+        """Returns the pre-activation (B, H) of the hidden layer before any site."""
         check_context(self, context)
         if context is None:
             return self.hidden_bias.expand(batch_size, -1)
         return linear(context, self.hidden_context, self.hidden_bias)
 
     def _sweep(self, y: Tensor, first: int, total: Tensor, context: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """Reads S sites from ``first`` on: the parameters of the sites after them, in panels, and the new sum (B, H)."""
+        """Reads S sites from ``first`` on; returns the parameters of the following sites in panels, and the sum (B, H)."""
         inputs, size, phis = self._inputs(y, first), self._panel(total), []
         for start in range(0, y.shape[1], size):
             labels, values = (
@@ -183,17 +183,20 @@ class NADE(Conditioner):
         return phis, total
 
     def _panel(self, total: Tensor) -> int:
-        """Sites a panel: few where B * H is large, for tiles that stay in cache; more where the calls are what costs."""
+        """Returns the number of sites per panel: few if B * H is large, so that panels fit in cache; more otherwise."""
         if total.is_cuda:
             return 64
         return min(max(_TILE // max(total.numel(), 1), 4), 32)
 
     def _inputs(self, y: Tensor, first: int) -> tuple[Tensor | None, Any]:
-        """Sites first: which row of W each reads (S, B), and its factor (S, B, 1); real ones have values (S, B, k) alone."""
+        """Returns, sites first, the row of W of each site (S, B) and its factor (S, B, 1).
+
+        Without categories, returns None and the values (S, B, k).
+        """
         S, kind = y.shape[1], self._kinds[first]
         if self._mixed and S > 1:
             return self._mixed_inputs(y, slice(first, first + S))
-        if isinstance(kind, int):  # a product with one-hot vectors would take V times as much
+        if isinstance(kind, int):  # V times cheaper than a product with one-hot vectors
             return (labels_of(y, kind) + self._firsts[first : first + S]).t(), None
         if self._mixed:
             y = y.to(self.weight.dtype)
@@ -205,14 +208,14 @@ class NADE(Conditioner):
         categories = torch.where(real, 0, y)
         labels = categories.long()
         if visible(y) and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any():
-            for i, kind in enumerate(self._kinds[sites]):  # one of them raises
+            for i, kind in enumerate(self._kinds[sites]):  # raises for one of the sites
                 if isinstance(kind, int):
                     labels_of(y[:, i], kind)
         values = torch.where(real, y.to(self.weight.dtype), 1.0)
         return (labels + self._firsts[sites]).t(), values.t().unsqueeze(-1)
 
     def _add(self, total: Tensor, labels: Tensor | None, values: Any, first: int) -> tuple[Tensor, Tensor]:
-        """The hidden layer after each of S sites (S, B, H), and after the last of them (B, H)."""
+        """Returns the pre-activations after each of S sites (S, B, H), and after the last of them (B, H)."""
         if labels is not None:
             added = embedding(labels, self.weight)
             added = added if values is None else added * values
@@ -227,18 +230,18 @@ class NADE(Conditioner):
 
     @staticmethod
     def _add_numbers(total: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same by a product of the S prefixes of y (B, S) with S rows of W: it goes over fewer tiles than a sum."""
+        """As :meth:`_add`, by a product of the S prefixes of y (B, S) with S rows of W, which is faster than a cumsum."""
         last, S = torch.addmm(total, y, rows), y.shape[1]
         if S == 1:
             return last.unsqueeze(0), last
         return total + y.unsqueeze(1).expand(-1, S, -1).tril().transpose(0, 1) @ rows, last
 
     def _phi(self, total: Tensor, context: Tensor | None, first: int) -> Tensor:
-        """(S, B, H) of the hidden layer before its activation to the parameters (B, S, P) of sites ``first`` on."""
+        """Maps pre-activations (S, B, H) to the parameters (B, S, P) of the sites from ``first`` on."""
         sites = slice(first, first + len(total))
         offset = self.bias[sites].unsqueeze(1)
         if context is not None:
             offset = offset + context @ self.readout_context[sites]
-        # Transposed, and V contiguous: a product with few columns, V on the right, takes several times as long on a CPU.
+        # transposed, because a product with few columns and V on the right takes several times as long on CPUs
         readout = self.readout[sites].mT.contiguous()
         return torch.baddbmm(offset.mT, readout, self.activation(total).mT).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Pretrained: a causal language model of Hugging Face's transformers as a conditioner."""
+"""Pretrained: a causal language model of Hugging Face's ``transformers`` as a conditioner."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..core.rows import take_rows
 from .checks import check_chunk, check_sites
 from .encoding import labels_of
 
-_CACHES = ("cache", "past_key_values", "cache_params", "state")  # names of it among versions and models
-_GROWING = ("DynamicLayer", "DynamicSlidingWindowLayer")  # layers of caches that never write into their tensors
+_CACHES = ("cache", "past_key_values", "cache_params", "state")  # argument names of the cache, by version and model
+_GROWING = ("DynamicLayer", "DynamicSlidingWindowLayer")  # cache layers that never write to their tensors in place
 
 
 class PretrainedState(NamedTuple):
-    """What a :class:`Pretrained` model remembers.
+    """State of a :class:`Pretrained` conditioner.
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        rows: B.
-        cache: the model's, of ``bos`` and these sites, under the name of its argument.
-        picked: (B,) which rows of the cache these are, to be gathered when it is read; or None for all.
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        rows: B, the number of rows.
+        cache: the model's cache of ``bos`` and the sites read, under its argument name.
+        picked: (B,), the rows of the cache that belong to this state, gathered at the next read; None for all.
     """
 
     position: int
@@ -38,33 +38,36 @@ class PretrainedState(NamedTuple):
 
 
 class Pretrained(Conditioner):
-    r"""A causal language model of Hugging Face's ``transformers``, its tokens the sites and its logits phi.
+    r"""Causal language model of Hugging Face's ``transformers``: its tokens are the sites and its logits are phi.
 
         phi_t = logits(bos, y_1, ..., y_{t-1})
 
-    Under ``heads.Categorical(V)`` its probabilities are those of the model. The module ``model`` is part of this one: its weights are
-    trained, its dropout is that of its mode.
+    With ``heads.Categorical(V)`` the probabilities are those of the model. ``model`` is a submodule: training this module
+    trains its weights, and its dropout follows its training mode.
 
-    Cost: ``forward`` is one call of the model on T tokens. ``extend`` is one call on the tokens of the chunk and the model's
-    cache; where that is a recurrent state (Mamba), one call a token, which autograd may refuse.
+    Cost: ``forward`` is one call of the model on T tokens. ``extend`` is one call on the new tokens with the model's cache.
+    If that cache is a recurrent state (Mamba), ``extend`` makes one call per token; autograd may not support these.
 
     Args:
-        model: an instance of ``AutoModelForCausalLM`` or of a class of its kind, with V tokens.
-        bos: the token before the first site, which is no site.
+        model: an instance of ``AutoModelForCausalLM`` or of a similar class, with V tokens.
+        bos: the token before the first site; it is not a site.
 
     Raises:
-        ImportError: where ``transformers`` is not installed.
-        TypeError: for what is no model of it.
-        ValueError: for a model that is no causal language model, and a ``bos`` outside 0 ... V-1; in calls for tokens that there are not,
-            for more sites than the ``max_position_embeddings`` of its configuration (``max_len``), and for a model that
-            returns no cache, as under gradient checkpointing.
+        ImportError: if ``transformers`` is not installed.
+        TypeError: if ``model`` is not a model of ``transformers``, or ``bos`` is not an integer.
+        ValueError: if the model is not a causal language model, or ``bos`` is outside 0 ... V-1. In calls, for tokens out of
+            range, for more sites than the configuration's ``max_position_embeddings`` (``max_len``), and for a model that
+            returns no cache, for example because of gradient checkpointing.
 
     Reference: Wolf et al., "Transformers: state-of-the-art natural language processing", EMNLP 2020.
 
     Example:
         >>> import torch
         >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> config = GPT2Config(vocab_size=9, n_positions=32, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+        >>> config = GPT2Config(
+        ...     vocab_size=9, n_positions=32, n_embd=8, n_layer=1, n_head=2,
+        ...     bos_token_id=0, eos_token_id=1,
+        ... )
         >>> net = Pretrained(GPT2LMHeadModel(config).eval(), bos=0)
         >>> net(torch.zeros(7, 5, dtype=torch.long)).shape
         torch.Size([7, 5, 9])
@@ -76,7 +79,7 @@ class Pretrained(Conditioner):
             from transformers import PreTrainedModel
         except ImportError as error:
             raise ImportError(
-                "Expected transformers for a Pretrained conditioner; pip install 'pyro-genexact[transformers]'."
+                "Pretrained requires the package transformers; pip install 'pyro-genexact[transformers]'."
             ) from error
         check_kind("model", model, PreTrainedModel)
         if model.config.is_encoder_decoder or not model.can_generate():
@@ -93,36 +96,36 @@ class Pretrained(Conditioner):
         return f"bos={self.bos}"
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T) tokens to (B, T, V) by one call of the model."""
+        """Maps tokens y (B, T) to logits (B, T, V) by one call of the model."""
         check_sites(self, y)
         check_context(self, context)
         tokens = torch.cat([self._begin(len(y)), labels_of(y[:, :-1], self.num_params)], 1)
         return _numbers(self.model(tokens, use_cache=False, return_dict=True).logits)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, PretrainedState]:
-        """The first site's parameters (B, V), and the state after ``bos``."""
+        """Returns the logits (B, V) of the first site and the state after ``bos``."""
         check_context(self, context)
         phi, cache = self._read(self._begin(batch_size), {})
         return phi.squeeze(1), PretrainedState(0, self.new_version(), batch_size, cache)
 
     def extend(self, y: Tensor, state: PretrainedState) -> tuple[Tensor, PretrainedState]:
-        """Reads y (B, S): the parameters (B, S, V) of the sites after them."""
+        """Reads tokens y (B, S); returns the logits (B, S, V) of the sites that follow."""
         check_chunk(self, y, state.position, state.rows)
         tokens = labels_of(y, self.num_params)
         state, cache, phis = self.advance(state, y.shape[1]), _gathered(state), []
-        # from a state that is recurrent, some models read one token right and several wrong
+        # some recurrent models are wrong for several tokens after a state, and right for one
         for chunk in tokens.split(1 if getattr(self.model, "_is_stateful", False) else y.shape[1], 1):
             phi, cache = self._read(chunk, cache)
             phis.append(phi)
         return torch.cat(phis, 1), state._replace(cache=cache, picked=None)
 
     def reorder(self, state: PretrainedState, index: Tensor) -> PretrainedState:
-        """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
+        """Returns a copy of the batch rows ``index`` (B',) of a state."""
         self.advance(state, 0)
         index = index.clone() if state.picked is None else state.picked.index_select(0, index)
         cache = {name: _copied(part) for name, part in state.cache.items()}
         state = state._replace(version=list(state.version), rows=len(index), cache=cache, picked=index)
-        # layer by layer in extend, where the state that this came from may be gone: half the memory, and faster
+        # extend gathers the rows layer by layer: half the memory if the original state is gone by then, and faster
         waits = all(
             type(layer).__name__ in _GROWING for part in cache.values() for layer in getattr(part, "layers", [part])
         )
@@ -136,19 +139,19 @@ class Pretrained(Conditioner):
         name = next((name for name in _CACHES if name in out), None)
         if name is None:
             raise ValueError(
-                f"Expected a model that returns its cache (as without gradient checkpointing); got {', '.join(out)} of "
+                f"Expected model to return its cache (disable gradient checkpointing); got {', '.join(out)} of "
                 f"{type(self.model).__name__}."
             )
         return _numbers(out.logits), {name: out[name]}
 
 
 def _numbers(logits: Tensor) -> Tensor:
-    """In single precision at least, for sums of logarithms."""
+    """Casts logits to single precision at least, because log-probabilities are summed."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _gathered(state: PretrainedState) -> dict[str, Any]:
-    """The cache of a state, which is consumed, with the state's rows."""
+    """Returns the cache of a consumed state, with the state's rows."""
     if state.picked is None:
         return state.cache
     return {name: _select(part, state.picked) for name, part in state.cache.items()}
@@ -162,7 +165,7 @@ def _select(cache: Any, index: Tensor) -> Any:
 
 
 def _copied(cache: Any) -> Any:
-    """A copy of a cache, its layers and their containers. Tensors are not copied: ``reorder_cache`` puts others in their place."""
+    """Copies a cache, its layers and containers, but not its tensors, because ``reorder_cache`` replaces them."""
     if isinstance(cache, dict):
         return type(cache)((key, _copied(part)) for key, part in cache.items())
     if isinstance(cache, list):

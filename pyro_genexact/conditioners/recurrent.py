@@ -1,4 +1,4 @@
-"""Recurrent: an Elman network, GRU or LSTM over the sites, in fused calls."""
+"""Recurrent: an Elman network, GRU or LSTM over sites, in fused calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import SiteEncoder, joined, resumed, small_linear, source_steps
 
-# The functions behind torch's modules: these take the weights of the call, where the modules keep a list of their own.
+# The functions behind torch's modules: they take weights as arguments, whereas the modules store a list of them.
 _CELLS: dict[str, tuple[Any, Any]] = {
     "elman": (nn.RNN, torch.rnn_tanh),
     "gru": (nn.GRU, torch.gru),
@@ -26,16 +26,16 @@ _CELLS: dict[str, tuple[Any, Any]] = {
 
 
 class RecurrentState(NamedTuple):
-    """A :class:`Recurrent` network after some site.
+    """State of a :class:`Recurrent` network.
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        hidden: h, and the cell of an LSTM, each (layers, B, H).
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        hidden: h, and the cell state of an LSTM, each (layers, B, H).
         context: (B, C), (B, T, C) or None.
-        weights: of all layers, as they were at the start.
-        source: (B, S, H), the source as it is attended to, or None.
-        allowed: (B, 1, S), which of its steps a row attends to, or None for all.
+        weights: the weights of all layers at the start.
+        source: (B, S, H), the encoded source, or None.
+        allowed: (B, 1, S), Boolean, the source steps that a row attends to; None for all.
     """
 
     position: int
@@ -48,39 +48,39 @@ class RecurrentState(NamedTuple):
 
 
 class Recurrent(Conditioner):
-    r"""A recurrent network over sites: any length, cost linear in it, one fused call of torch's kernels a chunk.
+    r"""Recurrent network over sites, of any length, with one fused kernel call per chunk.
 
         h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
 
-    The first step reads a learned start vector in place of y_0, so that its parameters too are a non-linear function
-    of the context x. With ``context=Covariates(C)`` step t reads the covariates x_t in place of x. With ``context=Source(C)``
-    step t attends to all steps x_s of the source, and phi_t is read from
+    A learned start vector replaces y_0, so that the parameters of the first site are also a non-linear function of the
+    context x. With ``context=Covariates(C)``, step t reads the covariates x_t in place of x. With ``context=Source(C)``,
+    step t attends to all steps x_s of the source, and phi_t is computed from
 
         h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)),
 
-    whose sum is zero for a source of length 0.
+    where the sum is zero for a source of length 0.
 
-    Cost: ``forward`` is one fused call over T steps; extending by S sites one over S. A state holds h alone (and the
-    context), so that sampling is linear in T and a step costs the same at every site. As with torch's own modules,
-    ``torch.func.vmap`` has no rule for the fused calls, and a double backward on CUDA needs
-    ``torch.backends.cudnn.flags(enabled=False)``.
+    Cost: ``forward`` is one fused call over T steps, and ``extend`` one over S steps. The state holds only h and the
+    context, so sampling is linear in T and each step has the same cost. As with torch's modules, ``torch.func.vmap`` does
+    not support the fused calls, and double backward on CUDA requires ``torch.backends.cudnn.flags(enabled=False)``.
 
     Args:
-        site: what one site looks like: ``()`` a real number, ``(k,)`` a real vector, both read linearly by the first
-            layer, or an integer V, one of the categories 0 ... V-1, embedded.
-        num_params: P, parameters a site.
-        hidden: H, the width of every layer.
+        site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which the first layer reads linearly,
+            or an integer V for categories 0 ... V-1, which are embedded.
+        num_params: P, the number of parameters per site.
+        hidden: H, the width of each layer.
         cell: ``"gru"``, ``"lstm"`` or ``"elman"`` (tanh).
-        layers: how many recurrent layers.
-        dropout: in training mode, the rate of dropout after every layer, the last one too.
-        context: C, features of a context vector joined to every step's input; ``Covariates(C)`` for covariates: the
-            parameters of site t read those of the sites up to t; ``Source(C)`` for a sequence that all sites attend to,
-            :class:`~pyro_genexact.PaddedSequence` where rows have lengths.
-        width: of the embedding of categories; by default H.
+        layers: number of recurrent layers.
+        dropout: dropout rate in training mode, after each layer including the last.
+        context: C, the number of features of a context vector that every step reads; ``Covariates(C)`` for covariates,
+            where site t reads those of the sites up to t; or ``Source(C)`` for a source sequence that all sites attend
+            to, passed as a :class:`~pyro_genexact.PaddedSequence` if its rows have different lengths.
+        width: width of the embedding of categories; by default H.
 
     Raises:
-        ValueError: for sizes that are no positive integers, another cell, a dropout outside [0, 1); in calls for
-            categories that there are not, a context of another width, other rows than those of the state, and more sites
+        TypeError: if ``dropout`` is not a number.
+        ValueError: if a size is not a positive integer, ``cell`` is unknown, or ``dropout`` is outside [0, 1). In calls, for
+            categories out of range, a context of another width, a number of rows other than the state's, and more sites
             than covariates.
 
     References: Elman, "Finding structure in time", 1990; Hochreiter, Schmidhuber, "Long short-term memory", 1997;
@@ -123,9 +123,9 @@ class Recurrent(Conditioner):
         self.encoder = SiteEncoder(site, hidden if width is None else width)
         self.begin = nn.Parameter(torch.randn(self.encoder.features))
         module, _ = _CELLS[cell]
-        # its weights, in its initial values and, on CUDA, in one piece of memory
+        # the module initialises the weights and, on CUDA, stores them contiguously
         self.rnn = module(self.encoder.features + kind.joined, hidden, layers, batch_first=True)
-        if kind.attended:  # without a bias, so that zeros add zero
+        if kind.attended:  # no bias, so that a source of zeros contributes zero
             self.read_source = nn.Linear(kind.attended, hidden, bias=False)
             self.join = nn.Linear(2 * hidden, hidden)
         self.last = small_linear(hidden, num_params)
@@ -137,7 +137,10 @@ class Recurrent(Conditioner):
         )
 
     def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
-        """(B, T, *site_shape), and (B, C), (B, at least T, C) or a source, to (B, T, P) in one fused call."""
+        """Maps y (B, T, *site_shape) and the context to phi (B, T, P) in one fused call.
+
+        The context has shape (B, C), or (B, T or more, C) for covariates, or (B, S, C) for a source.
+        """
         check_sites(self, y)
         state = self._before(context, len(y))
         begin = self.begin.expand(len(y), 1, -1)
@@ -145,20 +148,20 @@ class Recurrent(Conditioner):
         return self._run(joined(inputs, state.context, 0), state)[0]
 
     def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
-        """The first site's parameters (B, P), and the state after the start vector."""
+        """Returns the parameters (B, P) of the first site and the state after the start vector."""
         state = self._before(context, batch_size)
         phi, state = self._run(joined(self.begin.expand(batch_size, 1, -1), state.context, 0), state)
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """Reads y (B, S, *site_shape) in one fused call: the parameters (B, S, P) of the sites after them."""
+        """Reads y (B, S, *site_shape) in one fused call; returns the parameters (B, S, P) of the sites that follow."""
         check_chunk(self, y, state.position, state.hidden[0].shape[1])
         state = resumed(state)
         inputs = joined(self.encoder(y, self.begin), state.context, state.position + 1)
         return self._run(inputs, self.advance(state, y.shape[1]))
 
     def reorder(self, state: RecurrentState, index: Tensor) -> RecurrentState:
-        """A copy of the batch rows ``index`` (B',) of a state, to branch from it."""
+        """Returns a copy of the batch rows ``index`` (B',) of a state."""
         self.advance(state, 0)
         hidden = tuple(h.index_select(1, index) for h in state.hidden)
         parts = {name: take_rows(getattr(state, name), index) for name in ("context", "source", "allowed")}
@@ -175,14 +178,14 @@ class Recurrent(Conditioner):
         return RecurrentState(0, self.new_version(), hidden, None, weights, self.read_source(steps), allowed)
 
     def _run(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """phi (B, S, P) of S steps, which read the inputs (B, S, features + C)."""
+        """Returns phi (B, S, P) of S steps with inputs (B, S, features + C), and the state after them."""
         _, call = _CELLS[self.cell]
         before = state.hidden
-        if transformed():  # a cell adds in place to what it makes of the state, which needs the inputs' dims of vmap
+        if transformed():  # the cell adds in place to a function of the state, which needs the batch dims of vmap
             before = tuple(h + inputs.new_zeros(h.shape) for h in before)
         hidden = before if self.cell == "lstm" else before[0]
         rate = self.dropout if self.training else 0.0
-        # cudnn differentiates in training mode only, whose sole other effect is the dropout between layers
+        # cudnn has gradients in training mode only; the mode affects nothing else but the dropout between layers
         training = self.training or torch.is_grad_enabled()
         out, *hidden = call(inputs, hidden, state.weights, True, self.depth, rate, training, False, True)
         if rate:

@@ -1,10 +1,11 @@
-"""Normalising flows: a base pushed through transforms, and the recipes that build them."""
+"""Normalising flows: :class:`Flow`, which transforms a base distribution, and recipes that build common flows."""
 
 from ..core.faces import publish
 from .base import Flow
 from .build import autoregressive, coupling
 from .coupling_recipes import coupling_nsf, glow_vector, nice, realnvp
-from .recipes import bnaf, bpf, iaf, maf, naf, nsf, sospf, umnn
+from .monotone_recipes import bpf, naf, sospf, umnn
+from .recipes import bnaf, iaf, maf, nsf
 from .univariate import UnivariateDistribution, UnivariateFlow, UnivariateTransform, univariate
 from .zuko import from_zuko
 

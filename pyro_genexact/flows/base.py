@@ -1,4 +1,4 @@
-"""Flow: a module whose call returns a base distribution pushed through transforms."""
+"""Flow: a module whose call returns a transformed base distribution."""
 
 from __future__ import annotations
 
@@ -21,27 +21,32 @@ from .transformed import TransformedDistribution
 
 
 class Flow(DistributionModule):
-    """A base distribution pushed through transforms: log p(y) = log p_base(x) - log|dy/dx|, y the image of x.
+    """Normalising flow: a base distribution under transforms, log p(y) = log p_base(x) - log|det dy/dx|.
 
-    Its call returns a :class:`~pyro_genexact.distributions.TransformedDistribution` (Pyro's) over vectors, whose single transform is the
-    :class:`~pyro_genexact.transforms.Chain` of them all: sampling and scoring the sample runs each network once.
-    End with :class:`~pyro_genexact.transforms.ToSupport`, as the recipes do, for a support that refuses infinite values.
-    Batch shape: the base's, broadcast with the context's and the lengths'; each of their rows gets noise of its own. With
-    ``source_lengths`` in the call a row's ``Source`` has as many steps; a ``PaddedSequence`` of both as context is the same.
+    Its call returns a :class:`~pyro_genexact.distributions.TransformedDistribution` over vectors (D,), a subclass of
+    Pyro's. The batch shape is that of the base, broadcast with those of the context and the lengths; each row gets
+    independent noise. The distribution has a single transform, the :class:`~pyro_genexact.transforms.Chain` of all
+    transforms, which caches its last value: scoring a sample that was just drawn does not run the networks again.
 
-    With ``lengths`` in the call a row of length n has the density of its first n sites, that of a flow of n features with the
-    same weights. The sites after them are padding: no value there matters, none gets a gradient, and samples hold zeros. All
-    transforms must leave the first sites to themselves, see :class:`~pyro_genexact.transforms.Prefixes`.
+    The last transform should be :class:`~pyro_genexact.transforms.ToSupport`, as in the recipes; then the support excludes
+    infinite values.
+
+    With ``lengths`` in the call, a row of length n has the density of its first n sites, as a flow of n features with the
+    same weights. Later sites are padding: ``log_prob`` ignores their values, their gradients are zero, and samples are 0
+    there. This requires transforms whose first n outputs depend only on the first n inputs, see
+    :class:`~pyro_genexact.transforms.Prefixes`.
 
     Args:
-        transforms: from the base to the data: transforms, modules that are, or modules whose call returns one.
-        base: a distribution over vectors, or a module whose call returns one. A distribution's tensors follow the module's
-            device and dtype and are saved with it; learned parameters belong in a :class:`DistributionModule`.
+        transforms: transforms, modules that are transforms, or modules whose call returns a transform, ordered from the
+            base to the data.
+        base: a distribution over vectors, or a module whose call returns one. The tensors of a distribution follow the
+            module's device and dtype and are saved with it. Put learned parameters in a :class:`DistributionModule`.
 
     Raises:
-        ValueError: if there is no transform, or parts expect contexts of different widths; in calls for lengths outside of
-            0 ... T, with transforms that mix all sites, or with a base that is not elementwise over the reals, and for
-            source_lengths outside of 0 ... S, or without a source.
+        TypeError: if a part is neither a transform (distribution) nor a module.
+        ValueError: if there is no transform, or parts expect contexts of different widths. In calls with lengths: if they
+            are outside 0 ... T, the transforms mix all sites, or the base is not elementwise over the reals. In calls with
+            source_lengths: if they are outside 0 ... S, or there is no source.
 
     Example:
         >>> import pyro.distributions as dist
@@ -57,14 +62,14 @@ class Flow(DistributionModule):
     def __init__(self, transforms: Sequence[Transform | nn.Module], base: Distribution | nn.Module) -> None:
         super().__init__()
         if not transforms:
-            raise ValueError("Expected transforms to hold at least one; got none.")
+            raise ValueError("Expected transforms to hold at least one transform; got an empty sequence.")
         self.transforms = nn.ModuleList(
             _module("transforms", t, Transform, "transforms or modules") for t in transforms
         )
         self.base = _module("base", base, Distribution, "a distribution or a module")
         widths = {width for part in (*self.transforms, self.base) if (width := getattr(part, "context", 0))}
         if len(widths) > 1:
-            raise ValueError(f"Expected transforms and base with contexts of one width; got {sorted(widths, key=str)}.")
+            raise ValueError(f"Expected transforms and base with the same context; got {sorted(widths, key=str)}.")
         self.context = max(widths, default=0)
 
     def forward(
@@ -73,30 +78,42 @@ class Flow(DistributionModule):
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
     ) -> TransformedDistribution:
-        """The distribution given the context (*batch, C), the lengths (*batch) of its rows and those of their sources."""
+        """Returns the distribution.
+
+        Args:
+            context: the context (*batch, C), covariates (*batch, T, C) or a source (*batch, S, C); also a
+                ``PaddedSequence``, which holds a source and its lengths.
+            lengths: integers (*batch), the number of sites of each row; by default D.
+            source_lengths: integers (*batch), the number of steps of each row's source; by default S.
+        """
         base, parts = self.parts(context, source_lengths)
         if lengths is None:
             return TransformedDistribution(to_event(base), [Chain(parts)])
         elements = _elements(base)
-        lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()  # as they are now, for base and transforms
+        # the clone protects the distribution from later changes of the caller's tensor
+        lengths = checked_lengths(lengths, elements.batch_shape[-1]).clone()
         masked = dist.MaskedDistribution(elements, site_mask(lengths, elements.batch_shape[-1])).to_event(1)
         return TransformedDistribution(to_event(masked), [Prefixes(parts, lengths)])
 
     def parts(self, context: Any, source_lengths: Tensor | None) -> tuple[Any, list[Transform]]:
-        """The base and the transforms given the context; a ValueError unless the flow was built for it."""
+        """Returns the base and the transforms given the context.
+
+        Raises:
+            ValueError: if the flow was built for another kind or width of context.
+        """
         context, lengths = checked_source(self, context, source_lengths)
         given = context if lengths is None else PaddedSequence(context, lengths)
         return result_of(self.base, given), [transform_of(t, given) for t in self.transforms]
 
 
 def standard_normal(*shape: int) -> Constant:
-    """The base that recipes have by default, of events of this shape; it follows from sizes, so it is not saved."""
+    """Returns the default base of the recipes, with this event shape. Its buffers are not saved."""
     zeros = torch.zeros(shape, device="cpu")
     return Constant(to_event(dist.Normal(zeros, zeros + 1), len(shape)), persistent=False)
 
 
 def support_of_numbers(d: Distribution) -> Any:
-    """The support of a distribution, or of the elements if it is one of vectors by elements."""
+    """Returns the support of a distribution, without ``Independent`` constraints around it."""
     support: Any = d.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
@@ -104,20 +121,24 @@ def support_of_numbers(d: Distribution) -> Any:
 
 
 def over_reals(d: Distribution) -> bool:
-    """Whether the support of a distribution is all real numbers, or vectors of such."""
+    """Returns whether the support of a distribution is all real numbers or all real vectors."""
     return isinstance(support_of_numbers(d), type(constraints.real))
 
 
 def _elements(base: Distribution) -> Distribution:
-    """The distribution (*batch, T) of the numbers of a vector; a ValueError unless they are independent and over the reals."""
+    """Returns the distribution of batch shape (*batch, T) of the elements of a base over vectors.
+
+    Raises:
+        ValueError: if the elements are not independent or not over the reals.
+    """
     elements: Any = base
     while isinstance(elements, Independent):
         elements = elements.base_dist
     if elements.event_shape or not elements.batch_shape or len(base.event_shape) > 1 or not over_reals(base):
         name = type(elements).__name__
         raise ValueError(
-            f"Expected a base of independent real numbers, with lengths; got {name} of event_shape {tuple(base.event_shape)} "
-            f"over {base.support}."
+            f"Expected base to have independent real elements (lengths require it); got {name} of event_shape "
+            f"{tuple(base.event_shape)} over {base.support}."
         )
     return elements  # type: ignore[no-any-return]
 

@@ -1,9 +1,9 @@
-"""Building blocks of the recipes: autoregressive, coupling, assemble, and the types of options."""
+"""Shared code of the recipes: autoregressive and coupling flows with any bijection head, and their assembly."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict, Unpack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,16 @@ MakeHead = Callable[[], Head]
 MakeConditioner = Callable[[int, int], Conditioner]
 
 
-class RecipeOptions(TypedDict, total=False):
-    """Options of every recipe: see :func:`maf`."""
+class Options(NamedTuple):
+    """The options that all recipes with a network share; :func:`maf` documents them."""
 
     transforms: int
-    base: Distribution | nn.Module | None
-    support: Support | None
-    standardize: Tensor | None
-
-
-class NetworkOptions(RecipeOptions, total=False):
-    """Options of the recipes with a network: see :func:`maf`."""
-
     hidden: Sequence[int]
     activation: Callable[[Tensor], Tensor]
     conditioner: MakeConditioner | None
+    base: Distribution | nn.Module | None
+    support: Support | None
+    standardize: Tensor | None
     inverse: bool
 
 
@@ -48,48 +43,73 @@ def autoregressive(
     features: int,
     context: int = 0,
     *,
+    transforms: int = 3,
     hidden: Sequence[int] = (64, 64),
     activation: Callable[[Tensor], Tensor] = torch.relu,
     conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
     inverse: bool = False,
-    **ends: Unpack[RecipeOptions],
 ) -> Flow:
-    """A flow of autoregressive transforms with any bijection head, in alternating orders.
+    """Autoregressive flow with any bijection head; the order of the features is reversed between transforms.
 
-    ``log_prob`` is one parallel pass a transform; ``sample`` goes feature by feature, incrementally (a small multiple),
-    and inverts the head at each. With ``inverse=True`` it is the other way round.
+    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` evaluates the networks feature by feature
+    and inverts the head at each feature, which costs a small multiple of one pass. ``inverse=True`` swaps the two costs.
 
     Args:
-        head: makes a bijection head, called once a transform: a class such as ``heads.Affine``, or a function.
-        features, context, hidden, activation, conditioner, inverse, ends: as in :func:`maf`.
+        head: callable that returns a new bijection head, called once per transform: a class such as ``heads.Affine``, or
+            a function.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of transforms.
+        hidden: widths of the hidden layers of each MADE.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network to use in place of MADE, see :func:`maf`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, ``sample`` is the parallel direction, see :func:`iaf`.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
 
     Raises:
-        TypeError: if ``head`` or ``conditioner`` makes something else, a head of distributions too.
+        TypeError: if ``head`` does not return a bijection head, or ``conditioner`` does not return a conditioner.
         ValueError: as :func:`maf`.
 
     Example:
         >>> import torch
         >>> from pyro_genexact import heads
-        >>> flow = autoregressive(lambda: heads.Affine(bound=2.0), 3, context=2, hidden=(16,))
+        >>> flow = autoregressive(lambda: heads.Affine(bound=2.0), 3, context=2)
         >>> flow(torch.zeros(5, 2)).rsample().shape
         torch.Size([5, 3])
     """
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    return autoregressive_flow(head, features, context, options)
 
-    check_options("autoregressive", ends)
+
+def autoregressive_flow(head: MakeHead, features: int, context: int, options: Options) -> Flow:
+    """:func:`autoregressive` with its options in one tuple."""
 
     def step(size: int) -> list[Transform | nn.Module]:
         it = new_head(head)
         check_bijection(it)
-        if conditioner is None:
+        if options.conditioner is None:
             net: Conditioner = MADE(
-                size, it.num_params, context=context, hidden=hidden, activation=activation, direct=False
+                size,
+                it.num_params,
+                context=context,
+                hidden=options.hidden,
+                activation=options.activation,
+                direct=False,
             )
         else:
-            net = new_conditioner(conditioner, it.num_params, context)
+            net = new_conditioner(options.conditioner, it.num_params, context)
         module = AutoregressiveTransform(net, it)
-        return [module if inverse else module.inv]
+        return [module if options.inverse else module.inv]
 
-    return assemble(step, features, **ends)
+    return assemble(step, features, options.transforms, options.base, options.support, options.standardize)
 
 
 def coupling(
@@ -97,56 +117,89 @@ def coupling(
     features: int,
     context: int = 0,
     *,
+    transforms: int = 3,
     hidden: Sequence[int] = (64, 64),
     activation: Callable[[Tensor], Tensor] = torch.relu,
     conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
     inverse: bool = False,
-    **ends: Unpack[RecipeOptions],
 ) -> Flow:
-    """A flow of coupling layers with any bijection head, which transform each half of the features in turn.
+    """Flow of coupling layers with any bijection head; the layers transform the two halves of the features in turn.
 
-    ``log_prob`` and ``sample`` are one call of each network either way; ``sample`` inverts the heads, or with
-    ``inverse=True`` it is ``log_prob`` that does. Fewer than two transforms leave features as the base made them. One
-    feature alone is transformed by the context, or, without one, by free parameters.
+    Cost: one call of each network for ``log_prob`` and for ``sample``. ``sample`` also inverts the heads; with
+    ``inverse=True``, ``log_prob`` does.
+
+    Use at least two transforms: a single one leaves one half of the features as the base samples them. If D is 1, the
+    context determines the transform, or free parameters do if there is no context.
 
     Args:
-        head, features, context, hidden, activation, inverse, ends: as in :func:`autoregressive`.
-        conditioner: in place of the network, as :class:`~pyro_genexact.transforms.Coupling` takes it.
+        head: callable that returns a new bijection head, called once per transform: a class such as ``heads.Affine``, or
+            a function.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of coupling layers.
+        hidden: widths of the hidden layers of each network.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network of a layer, see
+            :class:`~pyro_genexact.transforms.Coupling`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, ``sample`` evaluates the heads and ``log_prob`` inverts them.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
 
     Raises:
-        TypeError, ValueError: as :func:`autoregressive`.
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Example:
         >>> from pyro_genexact import heads
         >>> coupling(lambda: heads.Affine(bound=2.0), 5)().sample((2,)).shape
         torch.Size([2, 5])
     """
-    check_options("coupling", ends)
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    return coupling_flow(head, features, context, options)
+
+
+def coupling_flow(head: MakeHead, features: int, context: int, options: Options) -> Flow:
+    """:func:`coupling` with its options in one tuple."""
 
     def step(size: int) -> list[Transform | nn.Module]:
         module = Coupling(
-            size, new_head(head), context=context, hidden=hidden, activation=activation, conditioner=conditioner
+            size,
+            new_head(head),
+            context=context,
+            hidden=options.hidden,
+            activation=options.activation,
+            conditioner=options.conditioner,
         )
-        return [module if inverse else module.inv]
+        return [module if options.inverse else module.inv]
 
-    return assemble(step, features, **ends)
+    return assemble(step, features, options.transforms, options.base, options.support, options.standardize)
 
 
 def assemble(
     step: Callable[[int], Sequence[Transform | nn.Module]],
     features: int,
-    *,
-    transforms: int = 3,
-    base: Distribution | nn.Module | None = None,
-    support: Support | None = None,
-    standardize: Tensor | None = None,
+    transforms: int,
+    base: Distribution | nn.Module | None,
+    support: Support | None,
+    standardize: Tensor | None,
 ) -> Flow:
-    """The flow of the base, the steps, shift and scale of ``standardize``, and the way onto the support.
+    """Returns the flow of the base, the steps, the scale of the data and the map onto the support.
 
     Args:
-        step: makes the transforms of a step, base to data, from the number of real features. Each but the first follows a
-            :class:`~pyro_genexact.transforms.Reverse`.
-        features, transforms, base, support, standardize: as in :func:`maf`.
+        step: callable that returns the transforms of one step, ordered from base to data, given the number of real
+            features. :class:`~pyro_genexact.transforms.Reverse` separates the steps.
+        features: D, the size of the vectors.
+        transforms: the number of steps.
+        base: as in :func:`maf`.
+        support: as in :func:`maf`.
+        standardize: as in :func:`maf`.
     """
     check_sizes(1, features=features, transforms=transforms)
     onto = ToSupport(constraints.real if support is None else support, features)
@@ -166,22 +219,24 @@ def assemble(
 
 
 def new_head(make: MakeHead) -> Head:
-    """What the callable makes; a TypeError unless it is a head."""
-    it = make if isinstance(make, Head) else make()  # a head itself would be called
+    """Returns the head that the callable makes.
+
+    Raises:
+        TypeError: if it makes something else, or is itself a head.
+    """
+    it = make if isinstance(make, Head) else make()  # heads are callable, too
     if isinstance(make, Head) or not isinstance(it, Head):
         raise TypeError(f"Expected head to be a callable that makes a head; got {type(it).__name__}.")
     return it
 
 
-def check_options(recipe: str, ends: RecipeOptions) -> None:
-    """Raises a TypeError for options that :func:`assemble` does not have, in the name of the recipe."""
-    for name in ends:
-        if name not in RecipeOptions.__annotations__:
-            raise TypeError(f"{recipe}() got an unexpected keyword argument {name!r}")
-
-
 def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
-    """The rows in unconstrained space; ValueError for rows outside the support."""
+    """Maps data (N, D) to unconstrained space.
+
+    Raises:
+        TypeError: if ``rows`` is not a tensor.
+        ValueError: if ``rows`` has another shape, or rows outside the support.
+    """
     if not isinstance(rows, Tensor):
         raise TypeError(f"Expected standardize to be a tensor; got {type(rows).__name__}.")
     if rows.dim() != 2 or rows.shape[1] != onto.features:
@@ -189,6 +244,6 @@ def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
     outside = ~onto.contains(rows)
     if outside.any():
         raise ValueError(
-            f"Expected standardize to hold finite rows inside the support; got others at rows {outside.nonzero()[:5, 0].tolist()}."
+            f"Expected standardize to hold finite rows inside the support; got values outside it at rows {outside.nonzero()[:5, 0].tolist()}."
         )
     return onto.bijection.inv(rows)

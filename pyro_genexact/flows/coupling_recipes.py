@@ -1,14 +1,14 @@
-"""Recipes of coupling flows, each a few lines of :func:`coupling` or :func:`assemble`."""
+"""Recipes of coupling flows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import Distribution, Transform
 
 from ..heads.bijections import Affine, Shift
 from ..heads.spline import RationalQuadraticSpline
@@ -16,23 +16,44 @@ from ..transforms.coupling import Coupling
 from ..transforms.matrices import LULinear
 from ..transforms.modules import Inverse
 from .base import Flow
-from .build import (
-    MakeConditioner,
-    NetworkOptions,
-    RecipeOptions,
-    assemble,
-    check_options,
-    coupling,
-)
+from .build import MakeConditioner, Options, Support, assemble, coupling_flow
 
 
-def realnvp(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> Flow:
-    """RealNVP: affine maps of half of the features given the other half, in turn.
+def realnvp(
+    features: int,
+    context: int = 0,
+    *,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
+    inverse: bool = False,
+) -> Flow:
+    """RealNVP: affine maps of one half of the features given the other half, in turn.
 
     Cost: one call of each network for ``log_prob`` and for ``sample``.
 
     Args:
-        features, context, options: those of :func:`maf`; ``conditioner`` as :func:`coupling` takes it.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of coupling layers.
+        hidden: widths of the hidden layers of each network.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network of a layer, see :func:`coupling`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, swaps the directions of the transforms.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
+
+    Raises:
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Reference: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017.
 
@@ -41,19 +62,49 @@ def realnvp(features: int, context: int = 0, **options: Unpack[NetworkOptions]) 
         >>> realnvp(5, context=2)(torch.zeros(3, 2)).rsample().shape
         torch.Size([3, 5])
     """
-    return coupling(Affine, features, context, **options)
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    return coupling_flow(Affine, features, context, options)
 
 
 def coupling_nsf(
-    features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, **options: Unpack[NetworkOptions]
+    features: int,
+    context: int = 0,
+    *,
+    bins: int = 8,
+    bound: float = 5.0,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
+    inverse: bool = False,
 ) -> Flow:
-    """Neural spline flow of coupling layers: splines of half of the features given the other half, in turn.
+    """Neural spline flow of coupling layers: monotone splines of one half of the features given the other half, in turn.
 
     Cost: one call of each network for ``log_prob`` and for ``sample``.
 
     Args:
-        features, context, options: those of :func:`maf`; ``conditioner`` as :func:`coupling` takes it.
-        bins, bound: as in :func:`nsf`.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        bins: the number of bins of each spline.
+        bound: the splines are non-linear within ±bound; standardise the data so that most of them lie there.
+        transforms: the number of coupling layers.
+        hidden: widths of the hidden layers of each network.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network of a layer, see :func:`coupling`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, swaps the directions of the transforms.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
+
+    Raises:
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Reference: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", NeurIPS 2019.
 
@@ -61,16 +112,47 @@ def coupling_nsf(
         >>> coupling_nsf(5, bins=4)().sample((3,)).shape
         torch.Size([3, 5])
     """
-    return coupling(partial(RationalQuadraticSpline, bins, bound), features, context, **options)
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    return coupling_flow(partial(RationalQuadraticSpline, bins, bound), features, context, options)
 
 
-def nice(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> Flow:
-    """NICE: shifts of half of the features given the other half, in turn, and one learned scale a feature.
+def nice(
+    features: int,
+    context: int = 0,
+    *,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
+    inverse: bool = False,
+) -> Flow:
+    """NICE: shifts of one half of the features given the other half, in turn, and a learned scale of each feature.
 
-    Cost: one call of each network for ``log_prob`` and for ``sample``; no transform but the scale changes volumes.
+    Only the scale changes volumes: the shifts have log-determinant 0.
+
+    Cost: one call of each network for ``log_prob`` and for ``sample``.
 
     Args:
-        features, context, options: those of :func:`maf`; ``conditioner`` as :func:`coupling` takes it.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of coupling layers.
+        hidden: widths of the hidden layers of each network.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network of a layer, see :func:`coupling`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, swaps the directions of the transforms.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
+
+    Raises:
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Reference: Dinh, Krueger, Bengio, "NICE: Non-linear Independent Components Estimation", ICLR workshop 2015.
 
@@ -78,7 +160,8 @@ def nice(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> 
         >>> nice(5)().sample((3,)).shape
         torch.Size([3, 5])
     """
-    flow = coupling(Shift, features, context, **options)
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    flow = coupling_flow(Shift, features, context, options)
     scale = Diagonal(flow.transforms[-1].value.inverse_shape(torch.Size([features]))[0])  # type: ignore[union-attr, operator]
     return Flow([scale, *flow.transforms], flow.base)
 
@@ -87,21 +170,41 @@ def glow_vector(
     features: int,
     context: int = 0,
     *,
+    transforms: int = 3,
     hidden: Sequence[int] = (64, 64),
     activation: Callable[[Tensor], Tensor] = torch.relu,
     conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
     inverse: bool = False,
-    **ends: Unpack[RecipeOptions],
 ) -> Flow:
-    """Glow for vectors: each step is a learned scale and shift a feature, an LU linear map and an affine coupling.
+    """Glow for vectors: each step applies a learned scale and shift, an LU linear map and an affine coupling.
 
-    Scales start at 1, linear maps at the identity: give ``standardize``, whose rows set the scales of the data. Cost: one
-    call of each network for ``log_prob`` and for ``sample``, of which one solves two triangular systems of size D as well.
+    The scales start at 1 and the linear maps at the identity. Pass ``standardize`` so that the flow starts at the scale of
+    the data.
+
+    Cost: one call of each network for ``log_prob`` and for ``sample``. One of the two directions also solves two triangular
+    systems of size D per step.
 
     Args:
-        features, context, hidden, activation, inverse: as in :func:`maf`.
-        conditioner: as :func:`coupling` takes it.
-        ends: ``transforms``, ``base``, ``support`` and ``standardize`` of :func:`maf`.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of steps.
+        hidden: widths of the hidden layers of each network.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network of a layer, see :func:`coupling`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, swaps the directions of the transforms.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
+
+    Raises:
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Reference: Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", NeurIPS 2018.
 
@@ -109,7 +212,6 @@ def glow_vector(
         >>> glow_vector(5)().sample((3,)).shape
         torch.Size([3, 5])
     """
-    check_options("glow_vector", ends)
 
     def step(size: int) -> list[Transform | nn.Module]:
         couple = Coupling(
@@ -118,14 +220,14 @@ def glow_vector(
         parts: list[Any] = [Diagonal(size), LULinear(size), couple]
         return parts if inverse else [Inverse(part) for part in reversed(parts)]
 
-    return assemble(step, features, **ends)
+    return assemble(step, features, transforms, base, support, standardize)
 
 
 class Diagonal(nn.Module):
-    """A learned shift and scale of each feature, as a module: its call returns the affine transform x -> y.
+    """Learned shift and scale of each feature: its call returns an affine transform.
 
     Args:
-        features: D.
+        features: D, the size of the vectors.
 
     Example:
         >>> import torch

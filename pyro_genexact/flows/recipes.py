@@ -1,10 +1,10 @@
-"""Recipes of autoregressive flows, each a few lines of :func:`autoregressive` or :func:`assemble`."""
+"""Recipes of autoregressive flows: affine, spline and block autoregressive."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Unpack
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,10 @@ from torch.nn.functional import silu
 
 from ..core.checks import check_widths
 from ..heads.bijections import Affine
-from ..heads.networks import IntegratedPositive
-from ..heads.polynomial import Bernstein, SumOfSquares
-from ..heads.sigmoidal import DeepSigmoid
 from ..heads.spline import RationalQuadraticSpline
 from ..transforms.block_autoregressive import BlockAutoregressive
 from .base import Flow
-from .build import (
-    MakeConditioner,
-    NetworkOptions,
-    RecipeOptions,
-    Support,
-    assemble,
-    autoregressive,
-    check_options,
-)
+from .build import MakeConditioner, Options, Support, assemble, autoregressive_flow
 
 
 def maf(
@@ -43,29 +32,39 @@ def maf(
     standardize: Tensor | None = None,
     inverse: bool = False,
 ) -> Flow:
-    """Masked autoregressive flow: affine transforms of each feature given the earlier ones, in alternating orders.
+    """Masked autoregressive flow: affine transforms of each feature given the earlier ones.
 
-    ``log_prob`` is one parallel pass a transform; ``sample`` goes feature by feature, incrementally (a small multiple).
+    Each transform maps data y to noise x by x_d = m_d + y_d exp(s_d), where a MADE predicts m_d and s_d from
+    y_1 ... y_{d-1} and the context. The order of the features is reversed between transforms.
+
+    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` evaluates the networks feature by feature,
+    which costs a small multiple of one pass.
 
     Args:
         features: D, the size of the vectors.
-        context: C, features of the context; 0 for none.
-        transforms: how many.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of transforms.
         hidden: widths of the hidden layers of each MADE.
-        activation: of the hidden layers, elementwise.
-        conditioner: another network in place of MADE: a callable (num_params, context) to a
-            :class:`~pyro_genexact.Conditioner`, called once a transform. One of any length, such as ``Recurrent``, ``Markov`` or
-            ``Transformer``, makes a flow over sequences, and also takes covariates, ``context=Covariates(C)``. Rows of several
-            lengths are padded to D features, and the call is told their ``lengths``, see :class:`Flow`.
-        base: a distribution or module over the flow's real vectors; by default standard normal.
-        support: a constraint (positive, an interval, simplex), or a list of one a feature; by default the reals.
-        standardize: rows (N, D) of data from which shift and scale a feature are taken, in unconstrained space.
-        inverse: the other direction, see :func:`iaf`.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the :class:`~pyro_genexact.Conditioner` to use in place
+            of MADE, called once per transform. A conditioner of any length, such as ``Recurrent``, ``Markov`` or
+            ``Transformer``, makes a flow over sequences and also accepts covariates, ``context=Covariates(C)``. Pad
+            sequences of several lengths to D features and pass their ``lengths`` in the call, see :class:`Flow`.
+        base: distribution over the flow's real vectors, or a module that returns one; standard normal by default.
+        support: support of the data: a constraint, such as ``positive``, an interval or ``simplex``, or a list of one
+            constraint per feature; the reals by default.
+        standardize: data (N, D) from which the flow takes a fixed shift and scale of each feature, in unconstrained
+            space.
+        inverse: if True, ``sample`` is the parallel direction, see :func:`iaf`.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
 
     Raises:
-        ValueError: for sizes that are no positive integers, a discrete support, a base over less than the reals, a
-            conditioner of another context, standardize rows of another width, on
-            the support's boundary or constant in a feature.
+        TypeError: if ``conditioner`` does not return a conditioner, or ``standardize`` is not a tensor.
+        ValueError: if a size is not a positive integer, ``support`` is discrete, the support of ``base`` is not all real
+            vectors, ``conditioner`` returns one of another context or number of parameters, or ``standardize`` has
+            another width, is not inside the support, or is constant in a feature.
 
     Reference: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.
 
@@ -75,46 +74,66 @@ def maf(
         >>> flow(torch.zeros(5, 2)).log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
 
-        A recurrent network in place of MADE:
+        Use a recurrent network in place of MADE, for sequences of up to 3 sites:
 
-        >>> from pyro_genexact import Autoregressive, conditioners
-        >>> flow = maf(3, conditioner=lambda P, C: conditioners.Recurrent((), P, context=C, hidden=16))
-        >>> flow(lengths=torch.tensor([3, 2, 0])).log_prob(torch.zeros(3, 3)).shape  # of sequences
+        >>> from pyro_genexact import Autoregressive, conditioners, heads
+        >>> net = lambda P, C: conditioners.Recurrent((), P, context=C, hidden=16)
+        >>> flow = maf(3, conditioner=net)
+        >>> flow(lengths=torch.tensor([3, 2, 0])).log_prob(torch.zeros(3, 3)).shape
         torch.Size([3])
 
-        MAF-MoG: a base that is itself autoregressive, with mixtures of five normals. And Student's distribution with
-        learned degrees of freedom, for heavy tails:
+        Use an autoregressive base of mixtures of five normals (MAF-MoG), or a base of
+        Student's t distributions with learned degrees of freedom for heavy tails:
 
-        >>> from pyro_genexact import heads
         >>> mixture = heads.Mixture(heads.Normal(), 5)
-        >>> flow = maf(3, base=Autoregressive(conditioners.MADE(3, mixture.num_params), mixture, (3,)))
-        >>> flow = maf(3, base=Autoregressive(conditioners.Independent(3, 3), heads.StudentT(), (3,)))
+        >>> made = conditioners.MADE(3, mixture.num_params)
+        >>> flow = maf(3, base=Autoregressive(made, mixture, (3,)))
+        >>> free = conditioners.Independent(3, 3)
+        >>> flow = maf(3, base=Autoregressive(free, heads.StudentT(), (3,)))
         >>> flow().rsample((2,)).shape
         torch.Size([2, 3])
     """
-    return autoregressive(
-        Affine,
-        features,
-        context,
-        transforms=transforms,
-        hidden=hidden,
-        activation=activation,
-        conditioner=conditioner,
-        base=base,
-        support=support,
-        standardize=standardize,
-        inverse=inverse,
-    )
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    return autoregressive_flow(Affine, features, context, options)
 
 
-def iaf(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> Flow:
-    """Inverse autoregressive flow: :func:`maf` with ``inverse=True``, and networks with a smooth activation.
+def iaf(
+    features: int,
+    context: int = 0,
+    *,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Tensor], Tensor] = silu,
+    conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
+) -> Flow:
+    """Inverse autoregressive flow: :func:`maf` with ``inverse=True`` and a smooth activation.
 
-    ``sample``, and the score of a sample, is one parallel pass a transform; ``log_prob`` of other values goes feature by
-    feature. The choice for guides, whose densities should be as smooth as posteriors are.
+    Each transform maps noise x to data y by y_d = m_d + x_d exp(s_d), where a MADE predicts m_d and s_d from
+    x_1 ... x_{d-1} and the context. Use it for variational guides: sampling is fast, and the smooth activation makes the density smooth.
+
+    Cost: ``sample``, and ``log_prob`` of a sample, take one parallel network pass per transform. ``log_prob`` of other
+    values evaluates the networks feature by feature.
 
     Args:
-        features, context, options: those of :func:`maf`, but ``activation`` is ``silu`` by default.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        transforms: the number of transforms.
+        hidden: widths of the hidden layers of each MADE.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network to use in place of MADE, see :func:`maf`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
+
+    Raises:
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Reference: Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", NeurIPS 2016.
 
@@ -124,20 +143,51 @@ def iaf(features: int, context: int = 0, **options: Unpack[NetworkOptions]) -> F
         >>> q.rsample().shape
         torch.Size([5, 8])
     """
-    return maf(features, context, inverse=True, **{"activation": silu, **options})  # type: ignore[arg-type]
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, True)
+    return autoregressive_flow(Affine, features, context, options)
 
 
 def nsf(
-    features: int, context: int = 0, *, bins: int = 8, bound: float = 5.0, **options: Unpack[NetworkOptions]
+    features: int,
+    context: int = 0,
+    *,
+    bins: int = 8,
+    bound: float = 5.0,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    conditioner: MakeConditioner | None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
+    inverse: bool = False,
 ) -> Flow:
-    """Neural spline flow: monotone rational-quadratic splines, the identity's slope beyond the bound.
+    """Neural spline flow: monotone rational-quadratic splines of each feature given the earlier ones.
 
-    Cost: that of :func:`maf` in both directions, since a spline's inverse is a formula. The first choice.
+    Outside ±bound the splines are linear with slope 1. This is the recipe to try first.
+
+    Cost: as :func:`maf` in both directions, because splines have a closed-form inverse.
 
     Args:
-        features, context, options: those of :func:`maf`.
-        bins: of each spline.
-        bound: splines bend within ±bound; standardise, so that the data lie there.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        bins: the number of bins of each spline.
+        bound: the splines are non-linear within ±bound; standardise the data so that most of them lie there.
+        transforms: the number of transforms.
+        hidden: widths of the hidden layers of each MADE.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns the network to use in place of MADE, see :func:`maf`.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, ``sample`` is the parallel direction, see :func:`iaf`.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
+
+    Raises:
+        TypeError: as :func:`autoregressive`.
+        ValueError: as :func:`maf`.
 
     Reference: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", NeurIPS 2019.
 
@@ -146,132 +196,48 @@ def nsf(
         >>> nsf(3, bins=4, hidden=(16,))().log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
-    return autoregressive(partial(RationalQuadraticSpline, bins, bound), features, context, **options)
-
-
-def naf(features: int, context: int = 0, *, units: int = 8, layers: int = 1, **options: Unpack[NetworkOptions]) -> Flow:
-    """Neural autoregressive flow: each feature through a small monotone network of sigmoids, whose weights MADE predicts.
-
-    Cost: ``log_prob`` is one parallel pass a transform; ``sample`` solves one number a feature, six evaluations of
-    its little network near the identity, some twenty where its sigmoids are steep (with ``inverse=True`` the other way
-    round).
-
-    Args:
-        features, context, options: those of :func:`maf`.
-        units: of each layer of the monotone network.
-        layers: of the monotone network; 1 is the deep sigmoidal flow, more the deep dense one.
-
-    Reference: Huang, Krueger, Lacoste, Courville, "Neural Autoregressive Flows", ICML 2018.
-
-    Example:
-        >>> naf(3, units=4, hidden=(16,))().sample((5,)).shape
-        torch.Size([5, 3])
-    """
-    return autoregressive(partial(DeepSigmoid, units, layers), features, context, **options)
-
-
-def umnn(
-    features: int,
-    context: int = 0,
-    *,
-    signal: int = 16,
-    network: Sequence[int] = (64, 64),
-    **options: Unpack[NetworkOptions],
-) -> Flow:
-    """Unconstrained monotonic neural network: each feature through the integral of a positive network.
-
-    Cost: ``log_prob`` integrates once a feature, by the network at some dozens of nodes, all at once; ``sample`` solves one
-    number a feature, with about six integrals (with ``inverse=True`` the other way round).
-
-    Args:
-        features, context, options: those of :func:`maf`.
-        signal: how many numbers MADE predicts for the positive network, beside the offset.
-        network: widths of its hidden layers; its weights are shared by all features of a transform.
-
-    Reference: Wehenkel, Louppe, "Unconstrained Monotonic Neural Networks", NeurIPS 2019.
-
-    Example:
-        >>> import torch
-        >>> umnn(2, signal=4, network=(16,), hidden=(16,))().log_prob(torch.zeros(5, 2)).shape
-        torch.Size([5])
-    """
-    return autoregressive(partial(IntegratedPositive, signal, network), features, context, **options)
-
-
-def sospf(
-    features: int,
-    context: int = 0,
-    *,
-    polynomials: int = 3,
-    degree: int = 4,
-    bound: float = 5.0,
-    **options: Unpack[NetworkOptions],
-) -> Flow:
-    """Sum-of-squares polynomial flow: each feature through the integral of a sum of squared polynomials.
-
-    Straight beyond the bound. Cost: as :func:`naf`, with fewer evaluations, each of them cheaper.
-
-    Args:
-        features, context, options: those of :func:`maf`.
-        polynomials: that are squared and summed.
-        degree: of each.
-        bound: they bend within ±bound; standardise, so that the data lie there.
-
-    Reference: Jaini, Selby, Yu, "Sum-of-Squares Polynomial Flow", ICML 2019.
-
-    Example:
-        >>> sospf(3, degree=2, hidden=(16,))().sample((5,)).shape
-        torch.Size([5, 3])
-    """
-    return autoregressive(partial(SumOfSquares, polynomials, degree, bound), features, context, **options)
-
-
-def bpf(
-    features: int, context: int = 0, *, degree: int = 16, bound: float = 5.0, **options: Unpack[NetworkOptions]
-) -> Flow:
-    """Bernstein polynomial flow: each feature through an increasing Bernstein polynomial, straight beyond the bound.
-
-    Cost: as :func:`naf`, with fewer evaluations, each of them cheaper.
-
-    Args:
-        features, context, options: those of :func:`maf`.
-        degree: of the polynomials.
-        bound: they bend within ±bound; standardise, so that the data lie there.
-
-    References: Sick, Hothorn, Dürr, "Deep transformation models", ICPR 2020; Arpogaus et al., "Short-Term Density
-    Forecasting of Low-Voltage Load using Bernstein-Polynomial Normalizing Flows", IEEE Transactions on Smart Grid 2023.
-
-    Example:
-        >>> bpf(3, degree=8, hidden=(16,))().sample((5,)).shape
-        torch.Size([5, 3])
-    """
-    return autoregressive(partial(Bernstein, degree, bound), features, context, **options)
+    options = Options(transforms, hidden, activation, conditioner, base, support, standardize, inverse)
+    return autoregressive_flow(partial(RationalQuadraticSpline, bins, bound), features, context, options)
 
 
 def bnaf(
     features: int,
     context: int = 0,
     *,
-    hidden: Sequence[int] = (8, 8),
     residual: Literal["gated", "normal"] | None = "gated",
+    transforms: int = 3,
+    hidden: Sequence[int] = (8, 8),
     conditioner: None = None,
+    base: Distribution | nn.Module | None = None,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
     inverse: bool = False,
-    **ends: Unpack[RecipeOptions],
 ) -> Flow:
-    """Block neural autoregressive flow: a masked network that is itself the bijection, with positive diagonal blocks.
+    """Block neural autoregressive flow: a masked network with positive diagonal blocks is itself the bijection.
 
-    Cost: ``log_prob`` is one parallel pass a transform; ``sample`` goes feature by feature and solves one number each (with
-    ``inverse=True`` the other way round). The smallest in parameters.
+    It has the fewest parameters of all recipes.
+
+    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` goes feature by feature and solves a
+    one-dimensional equation numerically at each feature. ``inverse=True`` swaps the two costs.
 
     Args:
-        features, context, inverse: as in :func:`maf`.
-        hidden: units of each hidden layer for each feature.
-        residual: as :class:`~pyro_genexact.transforms.BlockAutoregressive` takes it.
-        conditioner: none.
-        ends: ``transforms``, ``base``, ``support`` and ``standardize`` of :func:`maf`.
+        features: D, the size of the vectors.
+        context: C, the number of context features; 0 for none.
+        residual: kind of residual connection, see :class:`~pyro_genexact.transforms.BlockAutoregressive`.
+        transforms: the number of transforms.
+        hidden: units per feature of each hidden layer.
+        conditioner: must be None; all other recipes accept a conditioner.
+        base: distribution over real vectors, or a module that returns one; standard normal by default.
+        support: support of the data, one constraint or one per feature; the reals by default.
+        standardize: data (N, D) whose mean and scale standardise each feature in unconstrained space.
+        inverse: if True, ``sample`` is the parallel direction and ``log_prob`` solves the equations.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
 
     Raises:
-        ValueError: for a conditioner, and as :func:`maf`.
+        TypeError: as :func:`autoregressive`.
+        ValueError: if ``conditioner`` is not None, and as :func:`maf`.
 
     Reference: De Cao, Titov, Aziz, "Block Neural Autoregressive Flow", UAI 2019.
 
@@ -282,15 +248,13 @@ def bnaf(
     """
     if conditioner is not None:
         raise ValueError(
-            "Expected no conditioner (the network of bnaf is itself the bijection, so that nothing predicts a head's "
-            f"numbers); got {type(conditioner).__name__}."
+            "Expected conditioner=None (the network of bnaf is itself the bijection, so no conditioner predicts its "
+            f"parameters); got {type(conditioner).__name__}."
         )
-
-    check_options("bnaf", ends)
     check_widths(1, hidden=hidden)
 
     def step(size: int) -> list[Transform | nn.Module]:
         module = BlockAutoregressive(size, hidden=hidden, context=context, residual=residual)
         return [module if inverse else module.inv]
 
-    return assemble(step, features, **ends)
+    return assemble(step, features, transforms, base, support, standardize)

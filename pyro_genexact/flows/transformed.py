@@ -1,4 +1,4 @@
-"""Pyro's TransformedDistribution with a settable has_rsample, right for empty batches."""
+"""TransformedDistribution: Pyro's class with a settable ``has_rsample`` and support for empty batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from ..transforms.base import adapted
 
 
 class TransformedDistribution(dist.TransformedDistribution):
-    """Pyro's own, whose ``has_rsample`` can be set: there ``has_rsample_`` raises an AttributeError.
+    """Pyro's ``TransformedDistribution`` with a settable ``has_rsample`` and support for empty batches.
+
+    ``has_rsample_`` works as for other Pyro distributions; Pyro's own class raises an AttributeError there.
 
     Example:
         >>> import pyro.distributions as dist
@@ -27,7 +29,7 @@ class TransformedDistribution(dist.TransformedDistribution):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats, also of no rows, of which bases of vectors have none by themselves."""
+        """Returns log p(value) in nats, shape (*sample, *batch), for values (*sample, *batch, *event)."""
         if self._validate_args:
             self._validate_sample(value)
         event_dim, ladjs = len(self.event_shape), []
@@ -40,12 +42,12 @@ class TransformedDistribution(dist.TransformedDistribution):
         return sum(ladjs, total)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Values (*sample_shape, *batch, *event)."""
+        """Returns samples (*sample_shape, *batch, *event) without gradients."""
         with torch.no_grad():
             return self._pushed(exactly(self.base_dist.sample, Size(sample_shape)))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """The same with gradients, where the base has them."""
+        """Returns samples (*sample_shape, *batch, *event) with gradients, if the base has ``rsample``."""
         return self._pushed(exactly(self.base_dist.rsample, Size(sample_shape)))
 
     def _pushed(self, x: Tensor) -> Tensor:

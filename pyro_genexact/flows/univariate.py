@@ -1,4 +1,4 @@
-"""Flows of one real number, with exact cdf and quantiles."""
+"""Flows of one real number, with exact cdf and quantile function."""
 
 from __future__ import annotations
 
@@ -16,27 +16,39 @@ from ..families.cdf import cdf, icdf
 from ..transforms.base import Chain, RememberingTransform
 from ..transforms.support import Interior, ToSupport
 from .base import Flow, over_reals, standard_normal
+from .build import Support
 from .transformed import TransformedDistribution
 
 
 def univariate(
-    recipe: Callable[..., Flow], context: int = 0, base: Distribution | nn.Module | None = None, **options: Any
+    recipe: Callable[..., Flow],
+    context: int = 0,
+    base: Distribution | nn.Module | None = None,
+    *,
+    support: Support | None = None,
+    standardize: Tensor | None = None,
+    **options: Any,
 ) -> UnivariateFlow:
-    """A flexible density on one axis: any recipe of one feature, as univariate distributions with cdf and icdf.
+    """Flow of one real number from any recipe, with exact cdf and quantile function.
 
-    Each transform of a recipe rises on its axis, so the whole is one increasing map of the base, and
-    P(Y <= y) = P_base(X <= x(y)). Conditioned on a context, it is a non-linear regression of the whole distribution.
+    All transforms of a recipe are increasing in one dimension, so their composition is an increasing map y(x) of the
+    base, and P(Y <= y) = P_base(X <= x(y)). With a context the flow is a non-linear distributional regression.
 
     Args:
-        recipe: of this module, or any callable (features, context, **options) to a flow of increasing transforms that
-            ends with :class:`~pyro_genexact.transforms.ToSupport`.
-        context: C, features of the context; 0 for none.
-        base: a univariate distribution, or a module whose call returns one; by default standard normal.
-        options: of the recipe; ``support`` is a constraint of scalars, the rows of ``standardize`` are (N, 1).
+        recipe: a recipe of this module, or a callable (features, context, **options) that returns a flow of increasing
+            transforms ending with :class:`~pyro_genexact.transforms.ToSupport`.
+        context: C, the number of context features; 0 for none.
+        base: univariate distribution over the reals, or a module that returns one; standard normal by default.
+        support: support of the data, a constraint of scalars; the reals by default.
+        standardize: data (N,) or (N, 1) whose mean and scale standardise the values in unconstrained space.
+        options: further options of the recipe, such as ``transforms``, ``hidden`` or ``inverse``.
+
+    Returns:
+        A module whose call returns a :class:`UnivariateDistribution` of batch shape (*batch).
 
     Raises:
-        TypeError: if ``recipe`` makes something else than such a flow.
-        ValueError: for a base over vectors or less than the reals, and for the options as the recipe says.
+        TypeError: if ``recipe`` does not return such a flow.
+        ValueError: if the base is not univariate or not over all real numbers, or an option is invalid for the recipe.
 
     Reference: Papamakarios et al., "Normalizing Flows for Probabilistic Modeling and Inference", JMLR 2021, section 2.
 
@@ -53,9 +65,14 @@ def univariate(
     """
     if isinstance(base, Distribution):
         _checked(base)
-    support = options.get("support")
     if isinstance(support, (list, tuple)) and len(support) == 1:
-        options["support"] = support[0]
+        support = support[0]
+    if isinstance(standardize, Tensor) and standardize.dim() == 1:
+        standardize = standardize.unsqueeze(-1)
+    if support is not None:
+        options["support"] = support
+    if standardize is not None:
+        options["standardize"] = standardize
     flow = recipe(1, context, **options)
     last = getattr(flow.transforms[-1], "value", None) if isinstance(flow, Flow) else flow
     if not isinstance(last, ToSupport):
@@ -64,13 +81,17 @@ def univariate(
 
 
 class UnivariateFlow(Flow):
-    """A flow of one feature as a module whose call returns a :class:`UnivariateDistribution`: see :func:`univariate`.
+    """Flow of one feature as a module whose call returns a :class:`UnivariateDistribution`, see :func:`univariate`.
 
-    Onto a support that is bounded above alone the way falls; the base is turned round first, so that the whole rises.
+    The map onto a support that is bounded only above is decreasing. In that case the base is negated first, so that the
+    composition is increasing.
 
     Args:
-        flow: over vectors of one feature, ending with ``ToSupport``.
-        base: a univariate distribution, or a module whose call returns one.
+        flow: flow over vectors of one feature whose last transform is ``ToSupport``.
+        base: univariate distribution over the reals, or a module that returns one.
+
+    Raises:
+        ValueError: if the base is not univariate or not over all real numbers (when called).
 
     Example:
         >>> import pyro.distributions as dist
@@ -88,9 +109,15 @@ class UnivariateFlow(Flow):
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
     ) -> UnivariateDistribution:
-        """The univariate distribution given the context (*batch, C), and the lengths (*batch) of its sources."""
+        """Returns the distribution of batch shape (*batch).
+
+        Args:
+            context: the context (*batch, C), or None.
+            lengths: must be None.
+            source_lengths: lengths (*batch) of the rows of a source.
+        """
         if lengths is not None:
-            raise ValueError("Expected no lengths (of one feature); got some.")
+            raise ValueError("Univariate flows do not accept `lengths`.")
         base, parts = self.parts(context, source_lengths)
         turned = [dist.transforms.AffineTransform(0.0, -1.0)] if parts[-1].bijection.sign < 0 else []  # type: ignore[attr-defined]
         return UnivariateDistribution(_checked(base), [UnivariateTransform(Chain([*turned, *parts]))])
@@ -105,11 +132,11 @@ def _checked(base: Any) -> Any:
 
 
 class UnivariateDistribution(TransformedDistribution):
-    """A univariate base under an increasing transform, with its exact distribution function and quantiles.
+    """Univariate base under an increasing transform, with exact cdf and quantile function.
 
-    ``cdf`` costs one inversion of the transform and a cdf of the base, ``icdf`` a quantile of the base and the transform:
-    one of them is a pass of the networks, the other one solves the heads. Both know every base that
-    ``families.cdf.cdf`` does.
+    ``cdf`` inverts the transform and evaluates the base's cdf; ``icdf`` evaluates the base's quantile and the transform.
+    One of the two directions is a network pass, the other one inverts the heads. Both support every base that
+    ``families.cdf.cdf`` supports.
 
     Example:
         >>> import torch
@@ -123,7 +150,7 @@ class UnivariateDistribution(TransformedDistribution):
     transforms: list[Any]
 
     def cdf(self, value: Tensor) -> Tensor:
-        """P(Y <= value) (*sample, *batch); 0 below the support and 1 above it. Differentiable; left tails are exact."""
+        """Returns P(Y <= value) with the shape of ``value``, differentiable and accurate in the left tail."""
         _check_tensor(value)
         t = self.transforms[0]
         below = cdf(self.base_dist, t.inv(value))
@@ -131,7 +158,7 @@ class UnivariateDistribution(TransformedDistribution):
         return torch.where(t.codomain.check(value), below, outside)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The y (*sample, *batch) with P(Y <= y) = value in [0, 1]; at 0 and 1 the ends of the support."""
+        """Returns the y with P(Y <= y) = value, for values in [0, 1]; the ends of the support at 0 and 1."""
         _check_tensor(value)
         x = icdf(self.base_dist, value)
         ends = [getattr(self.support, end, default) for end, default in _ENDS.items()]
@@ -149,10 +176,11 @@ _ENDS = {"lower_bound": -torch.inf, "upper_bound": torch.inf}
 
 
 class UnivariateTransform(RememberingTransform):
-    """An increasing transform of vectors of one feature as one of scalars.
+    """Adapts an increasing transform of vectors of one feature to scalars.
 
     Args:
-        chain (pyro_genexact.transforms.Chain): whose last part is a :class:`~pyro_genexact.transforms.ToSupport`.
+        chain (pyro_genexact.transforms.Chain): its last part is a :class:`~pyro_genexact.transforms.ToSupport`.
+        cache_size: 1 to cache the last value, 0 for no cache.
 
     Example:
         >>> import torch
@@ -174,7 +202,7 @@ class UnivariateTransform(RememberingTransform):
         return with_check(self._onto.support.base_constraint, Interior(self))  # type: ignore[no-any-return]
 
     def interior(self, like: Tensor) -> Tensor:
-        """A value inside the support."""
+        """Returns a value inside the support, with the dtype and device of ``like``."""
         return self._onto.interior(like)[0]  # type: ignore[no-any-return]
 
     @property
@@ -182,7 +210,7 @@ class UnivariateTransform(RememberingTransform):
         return self.chain.parts[-1]
 
     def contains(self, y: Tensor) -> Tensor:
-        """Whether y lies in the interior of the support, Boolean."""
+        """Returns a Boolean tensor: whether each y lies in the interior of the support."""
         inside: Tensor = self._onto.contains(y.unsqueeze(-1))
         return inside
 

@@ -1,4 +1,4 @@
-"""Flows of the library zuko as Pyro distributions that keep every convention. Zuko itself is not imported."""
+"""Flows of the library zuko as Pyro distributions. This module does not import zuko."""
 
 from __future__ import annotations
 
@@ -28,50 +28,52 @@ Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
-    """A flow of the library zuko as a module whose call returns a Pyro distribution.
+    """Wraps a flow of the library zuko as a module whose call returns a Pyro distribution.
 
-    What ``pyro.contrib.zuko.ZukoToPyro`` breaks holds: nothing stale is served and nothing leaks, there are a support,
-    ``sample`` and ``expand``, and each row of the context draws noise of its own. The parameters are those of the module
-    itself, which zuko may train as well.
+    Unlike ``pyro.contrib.zuko.ZukoToPyro``, the result has a support, ``sample`` and ``expand``, draws independent noise
+    for each row of the context, and neither keeps stale values nor leaks memory. It shares its parameters with
+    ``module``, so you can also train those with zuko.
 
-    ``log_prob`` costs what it costs in zuko. ``rsample`` is zuko's inverse, checked by one pass forward; where that is a
-    search, its result is refined by Newton's method (D gradients of a pass a step, one or two steps), also beyond the bounds
-    of the search, or it raises.
+    Cost: ``log_prob`` is zuko's. ``rsample`` is zuko's inverse and one forward pass that checks it. If zuko inverts by
+    search, Newton's method refines the result, in one or two steps that cost D gradients of a pass each. It also finds
+    solutions outside the interval that zuko searches, or raises an error. Gradients of samples are implicit and cost D
+    gradients of a pass. They are also correct for the parameters of zuko's monotone networks in ``eval`` mode, where
+    zuko's own are missing.
 
-    Some maps of zuko are bounded, so that noise outside of their image has no inverse: ``GF``, whose image ends before ±5,
-    and ``NAF``, ``UNAF`` and ``SOSPF`` of more than one transform, between which ``SoftclipTransform`` cuts at ±11. Such a
-    flow lacks the mass of that noise, in zuko too: its density integrates to less than 1, and a draw that would fall there
-    raises, instead of being moved elsewhere as zuko does.
+    Some maps of zuko are bounded, so that noise outside their image has no inverse: the image of ``GF`` ends before ±5,
+    and ``NAF``, ``UNAF`` and ``SOSPF`` with several transforms clip values at ±11 between them (``SoftclipTransform``).
+    The density of such a flow integrates to less than 1, in zuko too. A sample that would need such noise raises an
+    error, whereas zuko silently moves it.
 
-    ``CNF`` is as exact as its solver: a log-density is off by up to some hundred ``atol + rtol`` (measured in float64: 2e-4 nats at
-    zuko's 1e-6 and 1e-5, 3e-8 at 1e-8, 4e-10 at 1e-10 for both), also against the Jacobian of its own map, and by as much it
-    depends on the other rows of the call, which share their steps. Tolerances below 16 roundings of the dtype are taken for that.
+    ``CNF`` is as exact as its solver. The error of a log-density is up to a few hundred times ``atol + rtol``; measured in
+    float64, it is 2e-4 nats at zuko's tolerances 1e-6 and 1e-5, 3e-8 with both at 1e-8, and 4e-10 with both at 1e-10. The
+    result depends by as much on the other rows of the call, because all rows share the solver's steps. Tolerances below
+    16 times the rounding unit of the dtype are raised to that value.
 
-    Integrals and differential equations of zuko (``UNAF``, ``SOSPF``, ``CNF``) have first derivatives only: a second one raises,
-    where zuko's own are zero or wrong without a word.
-
-    Gradients of samples are implicit (D gradients of a pass), and right also where zuko's
-    aren't: parameters of its monotone networks have theirs in ``eval`` too.
+    Integrals and differential equations of zuko (``UNAF``, ``SOSPF``, ``CNF``) have first derivatives only. A second
+    derivative raises an error, whereas zuko silently returns zero or a wrong value.
 
     Args:
-        module: a ``zuko.flows.Flow``, such as ``zuko.flows.NAF(3, 2)``, over real vectors.
-        context: C, features of the context; by default read off zuko's own layers. Needed for layers of one's own.
+        module: a ``zuko.flows.Flow`` over real vectors, such as ``zuko.flows.NAF(3, 2)``.
+        context: C, the number of context features; by default inferred from zuko's layers. Required for custom layers.
+
+    Returns:
+        A flow whose distributions have batch shape (*batch) and event shape (D,).
 
     Raises:
-        TypeError: for something without zuko's ``transform`` and ``base``.
-        ValueError: for a base over less than all real vectors (``NCSF``, whose angles have a box), a context of another
-            width than zuko's layers take, or ``CNF(exact=False)``, whose log-density is a random estimate. In calls, for
-            layers in training mode that draw or use other rows (dropout, batch norms), and values of another dtype than the
+        TypeError: if ``module`` does not have the modules ``transform`` and ``base``.
+        ValueError: if the support of the base is not all real vectors (as for the angles of ``NCSF``), if ``context`` is
+            not the width of zuko's layers, or for ``CNF(exact=False)``, whose log-density is a random estimate. In
+            calls, for dropout and batch normalisation in training mode, and for values of another dtype than the
             parameters.
-        ConvergenceError: when sampling, where no x is found that the transform maps onto the noise: where there is none,
-            as for draws of ``GF``, ``NAF``, ``UNAF`` and ``SOSPF`` outside of the image, or Newton's method ends elsewhere; and
-            for a differential equation whose slopes are not finite, as of a context or parameters that aren't.
-        RuntimeError: for second derivatives, where zuko has none.
+        ConvergenceError: when sampling, if no x is found that the transform maps onto the noise; for ``CNF``, if the
+            time derivatives are not finite.
+        RuntimeError: for second derivatives that zuko does not support.
 
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> class Shift(nn.Module):  # what zuko calls a lazy transform
+        >>> class Shift(nn.Module):  # a lazy transform of zuko
         ...     def forward(self, c=None):
         ...         return torch.distributions.AffineTransform(torch.ones(2), 1.0, event_dim=1)
         >>> class Normal(nn.Module):
@@ -94,18 +96,18 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
     if context is not None:
         check_sizes(0, context=context)
         if found not in (None, context):
-            raise ValueError(f"Expected context == {found} (that of zuko's layers); got {context}.")
+            raise ValueError(f"Expected context == {found} (the context of zuko's layers); got {context}.")
     width = context or found or 0
     features = _features(base, width)
     return Flow([ZukoTransform(transform, width), ToSupport(constraints.real, features)], ZukoBase(base, width))
 
 
 class ZukoTransform(BijectionModule):
-    """A transform module of zuko, from data to noise, as one from noise to data.
+    """Inverse of a transform module of zuko: zuko maps data to noise, this module maps noise to data.
 
     Args:
-        transform: its call, with a context or None, returns a transform of vectors.
-        context: C, features of the context; 0 for none.
+        transform: module whose call, with a context or None, returns a transform of vectors.
+        context: C, the number of context features; 0 for none.
 
     Example:
         >>> import torch
@@ -122,20 +124,23 @@ class ZukoTransform(BijectionModule):
         self.transform, self.context = transform, context
 
     def forward(self, context: Tensor | None = None) -> ConditionedZuko:
-        """The transform given the context (*batch, C)."""
+        """Returns the transform given the context (*batch, C)."""
         return ConditionedZuko(self, context)
 
 
 class ConditionedZuko(ConditionedTransform):
-    """The bijection from noise to data that a transform module of zuko is, given a context.
+    """The bijection from noise to data of a :class:`ZukoTransform`, given a context.
+
+    It keeps using the weights that the module has at construction.
 
     Args:
-        module: with zuko's, from data to noise; the weights it has now are used from here on.
-        context: (*batch, C) or None.
+        module: the module to invert.
+        context: the context (*batch, C), or None.
+        cache_size: 1 to cache the last value, 0 for no cache.
 
     Raises:
-        ValueError: for layers in training mode that draw or use other rows.
-        ConvergenceError: in the forward direction, where zuko's inverse and Newton's method after it end elsewhere.
+        ValueError: for dropout and batch normalisation in training mode.
+        ConvergenceError: in the forward direction, if zuko's inverse followed by Newton's method finds no solution.
     """
 
     domain = codomain = REAL_VECTOR
@@ -148,10 +153,10 @@ class ConditionedZuko(ConditionedTransform):
         part: Any
         for part in list(self.module.modules()):
             if type(part).__module__.startswith("zuko.flows"):
-                part.training = True  # in eval, zuko's layers of this kind drop gradients of their parameters
+                part.training = True  # in eval mode, these layers drop the gradients of their parameters
             if hasattr(part, "ode"):
                 part.ode = nn.Sequential(part.ode, _Finite())
-                rounding = 16 * torch.finfo(part.freqs.dtype).eps  # below which steps would have no end
+                rounding = 16 * torch.finfo(part.freqs.dtype).eps  # with smaller tolerances the solver never ends
                 part.atol, part.rtol = max(part.atol, rounding), max(part.rtol, rounding)
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,11 +167,11 @@ class ConditionedZuko(ConditionedTransform):
 
     @full_precision
     def _of_rows(self, value: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
-        """Images of rows. Those that are not finite stay as they are: they would stop zuko's solver for all others."""
+        """Maps rows; rows that are not finite are returned unchanged, because zuko's solver would fail for all rows."""
         value = self._broadcast(value)
         with _outside_inference_mode():
             value, context = _plain(value), _plain(self.context)
-            if not value.numel():  # which zuko cannot reshape: with the gradients of one row
+            if not value.numel():  # zuko cannot reshape an empty tensor; one row provides the gradients
                 one = None if context is None else context.new_zeros(1, context.shape[-1])
                 image, ladj = direction(value.new_zeros(1, value.shape[-1]), one)
                 return value + image[0], value.sum(-1) + ladj[0]
@@ -174,13 +179,14 @@ class ConditionedZuko(ConditionedTransform):
             image, ladj = direction(torch.where(finite, value, 0.0), context)
             inputs = [t for t in (value, context, *self._tensors) if t is not None and t.requires_grad]
             if inputs and torch.is_grad_enabled() and not transformed():
-                image, ladj = _Once.apply(self.with_cache(0), image, ladj, *inputs)  # which remembers nothing: no cycle
+                # a transform without cache avoids a reference cycle
+                image, ladj = _Once.apply(self.with_cache(0), image, ladj, *inputs)
             return torch.where(finite, image, value), torch.where(finite.squeeze(-1), ladj, 0.0)
 
     def _to_data(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         transform = self.module(context)
         with torch.no_grad():
-            y = refine(transform, x, transform.inv(x))  # zuko's bisection may have been clamped
+            y = refine(transform, x, transform.inv(x))  # zuko's bisection clamps solutions to its interval
         inputs = [*([] if context is None else [context]), *(t for t in self._tensors if t.requires_grad)]
         y = implicit(_Image(self.module, inputs, context is not None), y, x, *inputs, event_dim=1)
         return y, -adapted(transform).call_and_ladj(y)[1]
@@ -189,7 +195,7 @@ class ConditionedZuko(ConditionedTransform):
         return adapted(self.module(context)).call_and_ladj(y)  # type: ignore[no-any-return]
 
     def holds_function_of_zuko(self, features: int) -> bool:
-        """Whether one of zuko's own autograd Functions is in the graph, of one row."""
+        """Returns whether the autograd graph of one row contains an autograd Function of zuko."""
         context = None if self.context is None else self.context.new_zeros(1, self.context.shape[-1])
         row = zeros_for(self.module, 1, features).requires_grad_()
         seen, left = set(), [t.grad_fn for t in adapted(self.module(context)).call_and_ladj(row)]
@@ -204,7 +210,7 @@ class ConditionedZuko(ConditionedTransform):
 
 
 class _Finite(nn.Module):
-    """The identity, of numbers that are finite: zuko's solver would look for a step that is small enough forever."""
+    """The identity for finite numbers; raises otherwise, because zuko's solver would shrink its step forever."""
 
     def forward(self, slope: Tensor) -> Tensor:
         bad = ~slope.isfinite()
@@ -220,10 +226,10 @@ class _Finite(nn.Module):
 
 
 class _Once(torch.autograd.Function):
-    """The identity of image and ladj. A second derivative raises where a function of zuko has but a first.
+    """The identity of ``image`` and ``ladj``; second derivatives raise an error if zuko supports only first ones.
 
-    torch's own ``once_differentiable`` does not: an engine that looks for a way back to the inputs finds none, and takes
-    second derivatives for zero. Here gradients get zeros that have one.
+    torch's ``once_differentiable`` is not sufficient: an engine that finds no path back to the inputs takes second
+    derivatives to be zero. Here the gradients get a path, on which :class:`_Refusing` raises.
     """
 
     @staticmethod
@@ -242,7 +248,7 @@ class _Once(torch.autograd.Function):
 
 
 class _Refusing(torch.autograd.Function):
-    """Zeros, whose derivative raises."""
+    """Returns zeros; their derivative raises an error."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -251,14 +257,14 @@ class _Refusing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "Expected first derivatives only, of an integral or a differential equation of zuko; got a second."
+            "Second derivatives are not available for integrals and differential equations of zuko's flows."
         )
 
 
 class _Image:
-    """What a transform module maps y to, as a function of the tensors that it computes with.
+    """Maps y by a transform module, as a function of the tensors that the module uses.
 
-    Put in place in a copy that stays, not for the call alone, since zuko's own backward passes evaluate layers again.
+    It sets the tensors in a copy that persists after the call, because zuko's backward passes evaluate layers again.
     """
 
     def __init__(self, module: nn.Module, tensors: Sequence[Tensor], has_context: bool) -> None:
@@ -275,7 +281,7 @@ class _Image:
 
 
 class ZukoBase(nn.Module):
-    """The base module of a flow of zuko, whose distributions are made one of vectors."""
+    """The base module of a zuko flow; its distributions are converted to distributions of vectors."""
 
     def __init__(self, base: nn.Module, context: int) -> None:
         super().__init__()
@@ -291,13 +297,13 @@ def _check_modes(module: nn.Module) -> None:
         drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
         if part.training and (drops or isinstance(part, nn.modules.batchnorm._NormBase)):
             raise ValueError(
-                f"Expected layers that map a row always to the same; got {type(part).__name__} in training mode as "
-                f"transform.{name} (call its eval())."
+                f"Expected deterministic layers; got {type(part).__name__} in training mode at transform.{name} "
+                "(call its eval())."
             )
 
 
 def _width(layer: Any) -> int | None:
-    """Features of the context that a layer of zuko reads; None if that is not known."""
+    """Returns the number of context features of a zuko layer, or None if it cannot be inferred."""
     network = getattr(layer, "hyper", getattr(layer, "ode", None))
     if network is None:
         return 0 if hasattr(layer, "phi") else None  # element-wise, with free parameters
@@ -311,29 +317,29 @@ def _width(layer: Any) -> int | None:
 
 
 def _features(base: nn.Module, context: int) -> int:
-    """The size of the base's vectors; ValueError unless they are all real ones."""
+    """Returns the size of the base's vectors; raises a ValueError unless their support is all real vectors."""
     with torch.no_grad():
         d: Distribution = base(zeros_for(base, context) if context else None)
     try:
         known = over_reals(d)
-    except NotImplementedError:  # as of zuko's mixtures
+    except NotImplementedError:  # for example zuko's mixtures
         raise ValueError(
-            f"Expected module.base over all real vectors; got {type(d).__name__}, which has no support."
+            f"Expected module.base to be over all real vectors; got {type(d).__name__}, which has no support."
         ) from None
     if not known:
         support = support_of_numbers(d)
-        raise ValueError(f"Expected module.base over all real vectors; got {type(d).__name__} over {support}.")
+        raise ValueError(f"Expected module.base to be over all real vectors; got {type(d).__name__} over {support}.")
     return (d.batch_shape + d.event_shape)[-1]
 
 
 def _plain(t: Any) -> Any:
-    """One that autograd may use, of a tensor made in inference mode."""
+    """Returns a clone of an inference-mode tensor, which autograd can use; other values unchanged."""
     return t.clone() if t is not None and t.is_inference() else t
 
 
 @contextmanager
 def _outside_inference_mode() -> Iterator[None]:
-    """In inference mode, no_grad in its place: zuko's log-derivatives are gradients."""
+    """Replaces inference mode by ``no_grad``, because zuko's log-determinants are computed by autograd."""
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             yield

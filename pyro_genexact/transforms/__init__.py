@@ -1,4 +1,4 @@
-"""Bijections with exact log-determinants, as Pyro transforms and as modules that return them."""
+"""Bijections with exact log-determinants: Pyro transforms, and modules whose call returns one."""
 
 from ..core.faces import publish
 from .affine import Affine

@@ -12,11 +12,12 @@ from .base import PlainTransform
 
 
 class Affine(PlainTransform):
-    """y = x exp(log_scale) + shift, elementwise; log|dy/dx| is log_scale, summed over the event.
+    """Elementwise affine bijection y = x exp(log_scale) + shift; log|dy/dx| is log_scale, summed over the event.
 
     Args:
-        shift, log_scale: real, of one shape (*batch, *event); values broadcast with them.
-        event_dim: how many rightmost dims are one event.
+        shift: real, of shape (*batch, *event); values broadcast with it.
+        log_scale: real, of the shape of ``shift``.
+        event_dim: number of rightmost dims that form an event.
 
     Example:
         >>> import torch
@@ -44,7 +45,7 @@ class Affine(PlainTransform):
         return (y - self.shift) / self.log_scale.exp()
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log_scale, broadcast to y and summed over the event."""
+        """Returns log_scale, broadcast to y and summed over the event."""
         return sum_rightmost(self.log_scale.expand_as(y), self._event_dim)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:

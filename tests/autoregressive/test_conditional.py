@@ -44,7 +44,7 @@ def test_conditional_gaussian_by_hand():
 def test_conditional_refuses():
     with pytest.raises(ValueError, match=r"outputs \(\*batch, 2\) \(num_params of the head\); got \(5, 4\)"):
         gx.Conditional(nn.Linear(3, 4), heads.Normal())(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="does not begin with a linear layer"):
+    with pytest.raises(ValueError, match=r"the network does not start with nn\.Linear"):
         gx.Conditional(nn.Tanh(), heads.Normal())
     with pytest.raises(ValueError, match=r"context.shape\[-1\] == 3"):
         gx.Conditional(nn.Linear(3, 2), heads.Normal())(torch.zeros(5, 4))

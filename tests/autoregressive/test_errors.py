@@ -192,7 +192,7 @@ def test_heads_that_do_not_fit():
     columns = heads.PerSite([heads.Categorical(3), heads.Normal()])
     fails(
         ValueError,
-        "Expected a head of one site; got PerSite of 2.",
+        "Expected a head of one site; got PerSite of 2 sites.",
         lambda: gx.Conditional(torch.nn.Linear(3, 3), columns),
     )
     fails(ValueError, "Expected head to treat all sites alike; got a PerSite", lambda: heads.Mixture(columns, 2))

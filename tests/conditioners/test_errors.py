@@ -72,11 +72,11 @@ from support.registry import CONDITIONERS
         ),
         (
             lambda: NADE(3, 2)(torch.zeros(2, 4)),
-            r"Expected y\.shape\[1:\] == \(3,\) \(sites and site of NADE\); got \(2, 4\)",
+            r"Expected y\.shape\[1:\] == \(3,\) \(sites and site shape of NADE\); got \(2, 4\)",
         ),
         (
             lambda: Recurrent((3,), 2)(torch.zeros(2, 4)),
-            r"Expected y\.shape\[2:\] == \(3,\) \(sites and site of Recurrent\); got \(2, 4\)",
+            r"Expected y\.shape\[2:\] == \(3,\) \(sites and site shape of Recurrent\); got \(2, 4\)",
         ),
         (
             lambda: Recurrent((), 2)(torch.zeros(2, 4, dtype=torch.float64)),
@@ -92,7 +92,7 @@ from support.registry import CONDITIONERS
         ),
         (
             lambda: Recurrent((), 2, context=Covariates(3))(torch.zeros(2, 4), torch.zeros(2, 3, 3)),
-            r"Expected context\.shape\[1\] >= 4 \(covariates for as many sites\); got \(2, 3, 3\)\.",
+            r"Expected context\.shape\[1\] >= 4 \(covariates of all sites\); got \(2, 3, 3\)\.",
         ),
         (
             lambda: Independent(4, 2, context=Covariates(3))(torch.zeros(2, 4), torch.zeros(2, 5, 3)),
@@ -100,11 +100,11 @@ from support.registry import CONDITIONERS
         ),
         (
             lambda: MADE(3, 2, site=[3, 3, 2]).permuted(torch.arange(3)),
-            r"Expected sites of one kind, to visit them in another order \(MADE\); got site=\[3, 3, 2\]\.",
+            r"Expected site to be one kind, to permute the sites of MADE; got \[3, 3, 2\]\.",
         ),
         (
             lambda: MADE(3, 2, adjacency=torch.ones(3, 3).tril(-1).bool()).permuted(torch.arange(3)),
-            r"Expected adjacency == None, to visit sites in another order; got a matrix",
+            r"Expected adjacency=None \(an adjacency matrix refers to sites, so sites cannot be permuted\); got a matrix",
         ),
         (
             lambda: NADE(3, 2).permuted(torch.tensor([0, 2, 2])),
@@ -124,9 +124,9 @@ def test_errors(run, message):
 @pytest.mark.parametrize(
     ("sites", "message"),
     [
-        ((2, 3), r"Expected y\.shape\[1\] between 1 and 2 \(0 of 3 sites were read .*; got \(2, 3\)\."),
+        ((2, 3), r"Expected y\.shape\[1\] between 1 and 2 \(0 of 3 sites have been read, .*; got \(2, 3\)\."),
         ((2, 0), r"Expected y\.shape\[1\] between 1 and 2"),
-        ((2, 1, 5), r"Expected y\.shape\[2:\] == \(\) \(site of \w+\); got \(2, 1, 5\)\."),
+        ((2, 1, 5), r"Expected y\.shape\[2:\] == \(\) \(site shape of \w+\); got \(2, 1, 5\)\."),
     ],
 )
 @pytest.mark.parametrize("kind", [MADE, NADE, Independent])

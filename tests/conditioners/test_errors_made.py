@@ -27,8 +27,8 @@ def test_value_of_another_shape_in_made(shape):
 
 def test_narrow_hidden_layers():
     text = (
-        "Expected hidden layers wide enough that every site reads an earlier one; got hidden=(2, 5), with which site 1 "
-        "of 5 reads none (widen them, or direct=True)."
+        "Expected hidden layers wide enough for every site to read an earlier one; got hidden=(2, 5), where site 1 "
+        "of 5 reads none (increase the widths or set direct=True)."
     )
     fails(ValueError, text, lambda: MADE(5, 2, context=2, hidden=(2, 5), direct=False))
     net = MADE(5, 2, context=2, hidden=(2, 5)).double()
@@ -61,8 +61,8 @@ def test_narrow_hidden_layers_that_do(hidden):
             ones(3, 3).tril(-1),
             "Expected adjacency to be a Boolean matrix of shape (3, 3); got torch.float32 of shape (3, 3).",
         ),
-        (ones(3, 3).tril().bool(), "(a site reads earlier sites only); got adjacency[0, 0]."),
-        (ones(3, 3).triu(1).bool(), "(a site reads earlier sites only); got adjacency[0, 1]."),
+        (ones(3, 3).tril().bool(), "(sites read earlier sites); got True at [0, 0]."),
+        (ones(3, 3).triu(1).bool(), "(sites read earlier sites); got True at [0, 1]."),
     ],
     ids=["shape", "vector", "dtype", "diagonal", "upper"],
 )
@@ -76,12 +76,12 @@ def test_adjacency(adjacency, text):
     ids=["parameters", "in place", "in-place function", "text", "none", "mixes units", "halves"],
 )
 def test_activation(activation):
-    text = "Expected activation to be an elementwise function without parameters, not in place; got "
+    text = "Expected activation to be an elementwise function without parameters that is not in place; got "
     fails(ValueError, text, lambda: MADE(3, 2, hidden=(8,), activation=activation))
 
 
 def test_numbers_of_parameters_of_conditioner_and_head():
-    text = "Expected conditioner.num_params == 2 (that of the head); got 3."
+    text = "Expected conditioner.num_params == 2 (num_params of the head); got 3."
     fails(ValueError, text, lambda: T.AutoregressiveTransform(MADE(3, 3), Affine()))
 
 
@@ -93,15 +93,15 @@ def test_extend_beyond_the_last_site():
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             _, state = net.start(None, 5)
-            text = "Expected y.shape[1] between 1 and 3 (0 of 4 sites were read and the last one never is); got (5, 4)."
+            text = "Expected y.shape[1] between 1 and 3 (0 of 4 sites have been read, and the last site is never read); got (5, 4)."
             fails(ValueError, text, lambda state=state: net.extend(zeros(5, 4), state))
             fails(ValueError, "got (5, 0).", lambda state=state: net.extend(zeros(5, 0), state))
             _, state = net.extend(zeros(5, 2), state)
-            text = "Expected y.shape[1] between 1 and 1 (2 of 4 sites were read and the last one never is); got (5, 2)."
+            text = "Expected y.shape[1] between 1 and 1 (2 of 4 sites have been read, and the last site is never read); got (5, 2)."
             fails(ValueError, text, lambda state=state: net.extend(zeros(5, 2), state))
             phi, state = net.extend(zeros(5, 1), state)
             assert phi.shape == (5, 1, 2)
-            text = "Expected y.shape[1] between 1 and 0 (3 of 4 sites were read and the last one never is); got (5, 1)."
+            text = "Expected y.shape[1] between 1 and 0 (3 of 4 sites have been read, and the last site is never read); got (5, 1)."
             fails(ValueError, text, lambda state=state: net.extend(zeros(5, 1), state))
 
 

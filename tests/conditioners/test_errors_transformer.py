@@ -12,7 +12,7 @@ from pyro_genexact.contexts import Covariates, PaddedSequence, Source
     [
         (
             lambda: Transformer((), 2, width=20, num_heads=4),
-            r"Expected width divisible by 2 \* num_heads == 8 \(heads rotate pairs\); got 20\.",
+            r"Expected width divisible by 2 \* num_heads == 8 \(rotary embedding\); got 20\.",
         ),
         (lambda: Transformer((), 2, window=0), r"Expected window to be an integer >= 1; got 0\."),
         (lambda: Transformer((), 2, max_len=0), r"Expected max_len to be an integer >= 1; got 0\."),
@@ -42,7 +42,7 @@ def test_errors_of_length():
     assert net(torch.zeros(2, 4)).shape == (2, 4, 2)
     with pytest.raises(
         ValueError,
-        match=r"Expected y\.shape\[1\] <= 4 \(parameters of at most max_len == 4 sites\); got \(2, 5\)\.",
+        match=r"Expected y\.shape\[1\] <= 4 \(the conditioner has max_len == 4\); got \(2, 5\)\.",
     ):
         net(torch.zeros(2, 5))
     state = net.start(None, 2)[1]

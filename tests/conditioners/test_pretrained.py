@@ -226,7 +226,7 @@ def test_errors(monkeypatch):
         net,
         torch.tensor([[0, V, 0]]),
     )
-    fails(ValueError, "Expected y.shape[1] <= 24 (parameters of at most max_len == 24 sites)", net, y)
+    fails(ValueError, "Expected y.shape[1] <= 24 (the conditioner has max_len == 24)", net, y)
     assert net(y[:, :-1]).shape == (2, SITES, V)
     fails(ValueError, "Expected y.shape[1] <= 23", lambda: net.extend(y[:, :-1], net.start(None, 2)[1]))
     assert net.extend(y[:, :-2], net.start(None, 2)[1])[0].shape == (2, SITES - 1, V)
@@ -234,7 +234,7 @@ def test_errors(monkeypatch):
     fails(ValueError, "Expected y.shape[0] == 2 (rows of the state)", net.extend, y[:1, :1], net.start(None, 2)[1])
     fails(ValueError, "conditioner.num_params == 5", gx.Sequence, net, Categorical(5), EOS, 4)
     model.gradient_checkpointing_enable()
-    fails(ValueError, "Expected a model that returns its cache", net.train().start, None, 2)
+    fails(ValueError, "Expected model to return its cache", net.train().start, None, 2)
     monkeypatch.setitem(sys.modules, "transformers", None)
     fails(ImportError, "pip install 'pyro-genexact[transformers]'", Pretrained, model, BOS)
 

@@ -232,13 +232,13 @@ def test_permute(permutation):
 
 
 def test_flow_of_nothing():
-    text = "Expected transforms to hold at least one; got none."
+    text = "Expected transforms to hold at least one transform; got an empty sequence."
     fails(ValueError, text, lambda: gx.Flow([], dist.Normal(zeros(3), 1.0).to_event(1)))
 
 
 def test_flow_of_contexts_of_two_widths():
     steps = [T.AutoregressiveTransform(MADE(3, 2, context=c), Affine()) for c in (4, 2)]
-    text = "Expected transforms and base with contexts of one width; got [2, 4]."
+    text = "Expected transforms and base with the same context; got [2, 4]."
     fails(ValueError, text, lambda: gx.Flow(steps, dist.Normal(zeros(3), 1.0).to_event(1)))
 
 

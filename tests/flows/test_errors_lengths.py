@@ -60,7 +60,11 @@ def studentised():
 )
 def test_bases_that_are_not_elementwise(base, name):
     flow = gx.Flow([transforms.Reverse()], base())
-    fails(ValueError, f"Expected a base of independent real numbers, with lengths; got {name}", lambda: flow(lengths=N))
+    fails(
+        ValueError,
+        f"Expected base to have independent real elements (lengths require it); got {name}",
+        lambda: flow(lengths=N),
+    )
 
 
 def test_wrong_lengths():

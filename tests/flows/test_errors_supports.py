@@ -96,12 +96,12 @@ def test_support(features, support, text):
         (
             torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [0.0, 1.0, 1.0]]),
             constraints.positive,
-            "Expected standardize to hold finite rows inside the support; got others at rows [1, 2].",
+            "Expected standardize to hold finite rows inside the support; got values outside it at rows [1, 2].",
         ),
         (
             torch.tensor([[1.0, 1.0, NAN], [1.0, INF, 1.0]]),
             None,
-            "Expected standardize to hold finite rows inside the support; got others at rows [0, 1].",
+            "Expected standardize to hold finite rows inside the support; got values outside it at rows [0, 1].",
         ),
         (torch.tensor([[1.0, 2.0, 3.0], [1.0, 0.0, 3.0]]), None, "at features [0, 2]."),
         (zeros(0, 3), None, "got torch.float32 of shape (0, 3)."),

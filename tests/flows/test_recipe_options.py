@@ -1,6 +1,8 @@
-"""NetworkOptions of the recipes of flows: supports, sizes, heads, conditioners, and what they refuse."""
+"""Options of the recipes of flows: signatures, supports, sizes, heads, conditioners and errors."""
 
 from __future__ import annotations
+
+import inspect
 
 import pytest
 import torch
@@ -14,7 +16,16 @@ from support.checks import close
 from support.recipes import COUPLINGS, RECIPES, by_jacobian, couplings, make, recipes
 from support.values import F64
 
-# NetworkOptions
+# Shared options
+
+
+@recipes
+def test_signatures_share_their_defaults(name):
+    """Recipes spell all options out; each default is that of maf, but for the two documented exceptions."""
+    common, own = (inspect.signature(recipe).parameters for recipe in (flows.maf, RECIPES[name]))
+    different = {key for key, p in common.items() if key not in own or own[key].default != p.default}
+    assert different == {"iaf": {"activation", "inverse"}, "bnaf": {"activation", "hidden"}}.get(name, set())
+    assert all(p.kind is not p.VAR_KEYWORD for p in own.values())
 
 
 @recipes
@@ -112,7 +123,7 @@ def test_conditioner_of_a_coupling(name):
 
 
 def test_conditioners_that_are_none():
-    text = r"Expected no conditioner \(the network of bnaf is itself the bijection.*; got function\."
+    text = r"Expected conditioner=None \(the network of bnaf is itself the bijection.*; got function\."
     with pytest.raises(ValueError, match=text):
         flows.bnaf(3, conditioner=lambda P, C: MADE(3, P, context=C))
     for recipe in (flows.maf, flows.nsf, flows.realnvp, flows.glow_vector):

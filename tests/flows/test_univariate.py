@@ -233,14 +233,24 @@ def test_fit_recovers_quantiles():
     """A skewed regression whose quantiles are known: y = exp(sin x + 0.3 z)."""
     x = 4 * torch.rand(1500, 1) - 2
     y = (torch.sin(x[:, 0]) + 0.3 * torch.randn(1500)).exp()
-    flow = flows.univariate(
-        flows.nsf, 1, transforms=1, hidden=(16,), support=constraints.positive, standardize=y[:, None]
-    )
+    flow = flows.univariate(flows.nsf, 1, transforms=1, hidden=(16,), support=constraints.positive, standardize=y)
     gx.fit(flow, y, x, epochs=15, batch_size=100, lr=5e-3, progress=False)
     at = torch.tensor([[-1.0], [0.0], [1.0]])
     for u in (0.1, 0.5, 0.9):
         truth = torch.sin(at[:, 0]) + 0.3 * dist.Normal(0.0, 1.0).icdf(torch.tensor(u))
         assert (flow(at).icdf(torch.tensor(u)).log() - truth).abs().max() < 0.15
+
+
+def test_standardize_takes_data_of_scalars():
+    rows = torch.rand(50, dtype=F64) + 0.5
+    for given in (rows, rows[:, None]):
+        flow = flows.univariate(flows.nsf, support=constraints.positive, standardize=given)
+        scaling = flow.transforms[-2].transform
+        close(scaling.shift, rows.log().mean()[None])
+        close(scaling.scale, rows.log().std(correction=0)[None])
+    for wrong in (torch.rand(5, 2), torch.rand(5, 1, 1)):
+        with pytest.raises(ValueError, match=r"Expected standardize\.shape\[1:\] == \(1,\)"):
+            flows.univariate(flows.maf, standardize=wrong)
 
 
 def test_in_a_plate_and_under_nuts():

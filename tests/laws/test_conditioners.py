@@ -45,7 +45,7 @@ def test_from_inference_mode_to_grad(conditioner, conditioner_name, padded):
                 _, state = conditioner.extend(y[:, :first], state)
             state = conditioner.reorder(state, torch.arange(len(y), device=y.device))
         if "MADE" in conditioner_name or conditioner_name == "Angles":
-            with pytest.raises(RuntimeError, match="Expected extend in the grad mode of start"):
+            with pytest.raises(RuntimeError, match="Expected extend to run in the grad mode of start"):
                 conditioner.extend(y[:, first:-1], state)
             continue
         phi, _ = conditioner.extend(y[:, first:-1], state)

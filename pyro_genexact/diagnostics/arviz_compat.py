@@ -52,8 +52,10 @@ def plot_uniformity(uniforms: Mapping[str, Tensor], **options: Any) -> Any:
         "confidence_bands": "optimized",
     }
 
-    axes = plt.subplots(1, len(arrays), figsize=(4 * len(arrays), 3), squeeze=False)[1][0]
+    size = (min(2.6 * len(arrays) + 1.4, 8.0), 2.8)
+    axes = plt.subplots(1, len(arrays), figsize=size, sharey=True, squeeze=False, layout="constrained")[1][0]
     for ax, (name, u) in zip(axes, arrays.items(), strict=True):
         arviz.plot_ecdf(u, ax=ax, **shown | options)
-        ax.set_title(name)
+        ax.set(title=name, xlabel="value in [0, 1]")
+    axes[0].set_ylabel("ECDF - uniform cdf")
     return axes

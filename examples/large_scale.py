@@ -36,13 +36,17 @@ FEATURES, HELD_OUT, CHUNK = 8, 5000, 100_000
 def mixture() -> MixtureSameFamily:
     """The distribution of the rows: its density, and so its entropy, are known."""
     locs = 2 * torch.randn(8, FEATURES, generator=torch.Generator().manual_seed(0))
-    return MixtureSameFamily(Categorical(torch.ones(8)), Independent(Normal(locs, 0.5), 1))
+    return MixtureSameFamily(
+        Categorical(torch.ones(8)), Independent(Normal(locs, 0.5), 1)
+    )
 
 
 def write(path: Path, rows: int) -> None:
     """Writes the rows chunk by chunk; they are never in memory together."""
     torch.manual_seed(1)
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, FEATURES))
+    file = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.float32, shape=(rows, FEATURES)
+    )
     for start in range(0, rows, CHUNK):
         stop = min(rows, start + CHUNK)
         file[start:stop] = mixture().sample((stop - start,)).numpy()
@@ -75,7 +79,9 @@ def train(folder: Path, checkpoint: Path, every: int) -> None:
         progress=False,
     )
     if fabric.is_global_zero:
-        print(f"{result.steps} steps in {result.seconds:.0f} s, those before the kill included")
+        print(
+            f"{result.steps} steps in {result.seconds:.0f} s, those before the kill included"
+        )
         gx.save(flow, checkpoint.with_suffix(".pt"))
 
 
@@ -103,35 +109,50 @@ def main(rows: int, every: int, whole: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder / "rows.npy", rows)
-        print(f"{rows} rows, {(folder / 'rows.npy').stat().st_size / 1e6:.0f} MB on disk")
+        print(
+            f"{rows} rows, {(folder / 'rows.npy').stat().st_size / 1e6:.0f} MB on disk"
+        )
         checkpoint = folder / "killed.ckpt"
         process = start(folder, checkpoint, every)
         while not checkpoint.exists() and process.poll() is None:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)  # both processes
         process.wait()
-        print(f"killed after the first checkpoint, at step {every} or soon after; started again")
+        print(
+            f"killed after the first checkpoint, at step {every} or soon after; started again"
+        )
         finished(start(folder, checkpoint, every), folder)
         flow, x = gx.load(checkpoint.with_suffix(".pt")), held_out()
-        lost = gx.diagnostics.HeldOut(mixture().log_prob(x)) - gx.diagnostics.held_out(flow, x)
+        lost = gx.diagnostics.HeldOut(mixture().log_prob(x)) - gx.diagnostics.held_out(
+            flow, x
+        )
         print(
             f"below the density of the data by {lost.mean:.3f} ± {2 * lost.standard_error:.3f} nats (two standard errors)"
         )
         if whole:
             finished(start(folder, folder / "whole.ckpt", every), folder)
             others = gx.load(folder / "whole.pt").state_dict()
-            same = all(torch.equal(value, others[name]) for name, value in flow.state_dict().items())
-            print(f"a run that nobody killed has {'the same weights, bit for bit' if same else 'OTHER weights'}")
+            same = all(
+                torch.equal(value, others[name])
+                for name, value in flow.state_dict().items()
+            )
+            print(
+                f"a run that nobody killed has {'the same weights, bit for bit' if same else 'OTHER weights'}"
+            )
             if not same:
                 raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--smoke-test", action="store_true")
-    parser.add_argument("--whole", action="store_true", help="compare with a run that is not killed")
+    parser.add_argument(
+        "--whole", action="store_true", help="compare with a run that is not killed"
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -67,7 +67,9 @@ def surnames() -> tuple[Tensor, Tensor, Tensor]:
 
 def strings(names: list[str], width: int = LONGEST) -> Tensor:
     """(N, width), 0 from a name's end on."""
-    return torch.tensor([[SYMBOLS.index(letter) for letter in name.ljust(width, ".")] for name in names])
+    return torch.tensor(
+        [[SYMBOLS.index(letter) for letter in name.ljust(width, ".")] for name in names]
+    )
 
 
 def text(y: Tensor) -> str:
@@ -94,7 +96,9 @@ def nats(log_prob: Tensor, y: Tensor) -> Tensor:
 def windows(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The number in base V of each symbol with the n - 1 before it, and which ones are part of a name, both (N, LONGEST)."""
     places = pad(y, (n - 1, 0)).unfold(1, n, 1)
-    return (places * V ** torch.arange(n - 1, -1, -1)).sum(-1), torch.arange(LONGEST) < symbols(y).unsqueeze(1)
+    return (places * V ** torch.arange(n - 1, -1, -1)).sum(-1), torch.arange(
+        LONGEST
+    ) < symbols(y).unsqueeze(1)
 
 
 class NGram:
@@ -105,23 +109,35 @@ class NGram:
         shorter: of n - 1; None for n = 1.
     """
 
-    def __init__(self, train: Tensor, validation: Tensor, shorter: NGram | None = None) -> None:
+    def __init__(
+        self, train: Tensor, validation: Tensor, shorter: NGram | None = None
+    ) -> None:
         self.n = 1 if shorter is None else shorter.n + 1
-        below = torch.full((1, V), 1 / V) if shorter is None else shorter.table.reshape(-1, V)
+        below = (
+            torch.full((1, V), 1 / V)
+            if shorter is None
+            else shorter.table.reshape(-1, V)
+        )
         code, inside = windows(train, self.n)
-        counts = torch.bincount(code[inside], minlength=V**self.n).double().reshape(-1, V)
+        counts = (
+            torch.bincount(code[inside], minlength=V**self.n).double().reshape(-1, V)
+        )
         below = below.repeat(len(counts) // len(below), 1)
 
         def table(a: float) -> Tensor:
             return ((counts + a * below) / (counts.sum(1, keepdim=True) + a)).flatten()
 
-        self.a = max((1, 3, 10, 30, 100), key=lambda a: self.log_prob(validation, table(a)).sum())
+        self.a = max(
+            (1, 3, 10, 30, 100), key=lambda a: self.log_prob(validation, table(a)).sum()
+        )
         self.table = table(self.a)
 
     def log_prob(self, y: Tensor, table: Tensor | None = None) -> Tensor:
         """(N) of names (N, LONGEST)."""
         code, inside = windows(y, self.n)
-        return torch.where(inside, (self.table if table is None else table)[code].log(), 0.0).sum(-1)
+        return torch.where(
+            inside, (self.table if table is None else table)[code].log(), 0.0
+        ).sum(-1)
 
 
 def ngrams(train: Tensor, validation: Tensor) -> dict[str, NGram]:
@@ -135,16 +151,24 @@ def log_probs(d: gx.distributions.SequenceDistribution, y: Tensor) -> Tensor:
     return torch.cat([d.log_prob(rows) for rows in y.split(5000)])
 
 
-def report_nats(scores: dict[str, Tensor], sizes: list[int], test: Tensor) -> dict[str, Tensor]:
+def report_nats(
+    scores: dict[str, Tensor], sizes: list[int], test: Tensor
+) -> dict[str, Tensor]:
     """Prints the table; scores are log-probabilities of all names, in the order training, validation, test."""
-    print(f"{'':<11}{'nats a symbol':>17}{'gain':>17}{'mass: training':>17}{'held out':>10}{'new':>8}")
+    print(
+        f"{'':<11}{'nats a symbol':>17}{'gain':>17}{'mass: training':>17}{'held out':>10}{'new':>8}"
+    )
     results: dict[str, Tensor] = {}
     for name, log_prob in scores.items():
         old = list(results.values())
         results[name] = nats(log_prob[-len(test) :], test)
         gain = mean(old[-1] - results[name]) if old else ""
-        seen, held_out = (part.exp().sum() for part in log_prob.split([sizes[0], sum(sizes[1:])]))
-        print(f"{name:<11}{mean(results[name]):>17}{gain:>17}{seen:>17.4f}{held_out:>10.4f}{1 - seen - held_out:>8.4f}")
+        seen, held_out = (
+            part.exp().sum() for part in log_prob.split([sizes[0], sum(sizes[1:])])
+        )
+        print(
+            f"{name:<11}{mean(results[name]):>17}{gain:>17}{seen:>17.4f}{held_out:>10.4f}{1 - seen - held_out:>8.4f}"
+        )
     return results
 
 
@@ -152,30 +176,58 @@ def report_samples(samples: Tensor, train: Tensor, held_out: Tensor) -> None:
     drawn = [text(y) for y in samples]
     seen, unseen = ({text(y) for y in part} for part in (train, held_out))
     marks = ["" if name in seen else "+" if name in unseen else "*" for name in drawn]
-    shown = ", ".join((name or "(empty)") + mark for name, mark in zip(drawn[:40], marks, strict=False))
+    shown = ", ".join(
+        (name or "(empty)") + mark
+        for name, mark in zip(drawn[:40], marks, strict=False)
+    )
     print(f"\n{len(drawn)} samples, * new, + held out: {shown}, ...")
-    shares = [mean(torch.tensor([float(mark == kind) for mark in marks]), 4) for kind in ("", "+", "*")]
-    print("share of training names {}, of held-out names {}, of new ones {}".format(*shares))
+    shares = [
+        mean(torch.tensor([float(mark == kind) for mark in marks]), 4)
+        for kind in ("", "+", "*")
+    ]
+    print(
+        "share of training names {}, of held-out names {}, of new ones {}".format(
+            *shares
+        )
+    )
 
 
-def report_completions(d: gx.distributions.SequenceDistribution, known: set[str]) -> None:
+def report_completions(
+    d: gx.distributions.SequenceDistribution, known: set[str]
+) -> None:
     prefixes = ["SCHW", "MAC", "O", "KOWAL"]
-    given = d.conditional_on_prefix(strings(prefixes, 5), torch.tensor([len(prefix) for prefix in prefixes]), LONGEST)
+    given = d.conditional_on_prefix(
+        strings(prefixes, 5),
+        torch.tensor([len(prefix) for prefix in prefixes]),
+        LONGEST,
+    )
     best = decoding.beam_search(given, width=50, k=5)
     print(
         "\nThe five best completions by a beam search of width 50, with their exact probabilities (* no name of the census):"
     )
     for k, prefix in enumerate(prefixes):
         rests = [text(y) for y in best.sequences[:, k]]
-        names = [f"{prefix}-{rest}{'' if prefix + rest in known else '*'}" for rest in rests]
-        print("  " + "  ".join(f"{name} {p:.3f}" for name, p in zip(names, best.log_prob[:, k].exp(), strict=True)))
+        names = [
+            f"{prefix}-{rest}{'' if prefix + rest in known else '*'}" for rest in rests
+        ]
+        print(
+            "  "
+            + "  ".join(
+                f"{name} {p:.3f}"
+                for name, p in zip(names, best.log_prob[:, k].exp(), strict=True)
+            )
+        )
 
 
-def decide(d: gx.distributions.SequenceDistribution, draws: int) -> dict[str, decoding.Decoded]:
+def decide(
+    d: gx.distributions.SequenceDistribution, draws: int
+) -> dict[str, decoding.Decoded]:
     """What each rule takes; also one draw."""
     mode, samples = decoding.exact_mode(d, budget=100_000), d.sample((draws,))
     if mode.gap.any():
-        print(f"{int((mode.gap > 0).sum())} modes are not proven, by at most {mode.gap.max():.2f} nats")
+        print(
+            f"{int((mode.gap > 0).sum())} modes are not proven, by at most {mode.gap.max():.2f} nats"
+        )
     risk = decoding.minimum_bayes_risk(d, samples, samples, similarity)
     sample = d.sample()
     return {
@@ -187,18 +239,34 @@ def decide(d: gx.distributions.SequenceDistribution, draws: int) -> dict[str, de
     }
 
 
-def report_decisions(d: gx.distributions.SequenceDistribution, samples: Tensor, known: set[str]) -> dict[str, float]:
+def report_decisions(
+    d: gx.distributions.SequenceDistribution, samples: Tensor, known: set[str]
+) -> dict[str, float]:
     log_p = log_probs(d, samples)
-    print(f"\nDecisions; samples have a log-probability of {mean(log_p, 2)} (minus the entropy)")
-    print(f"{'':<12}{'name':<15}{'of the census':>13}{'log_prob':>10}{'more probable':>15}{'mean similarity':>18}")
-    some = decoding.exact_mode(d.with_head(heads.MinLength(d.head, 1, eos=0)), budget=100_000).sequences
+    print(
+        f"\nDecisions; samples have a log-probability of {mean(log_p, 2)} (minus the entropy)"
+    )
+    print(
+        f"{'':<12}{'name':<15}{'of the census':>13}{'log_prob':>10}{'more probable':>15}{'mean similarity':>18}"
+    )
+    some = decoding.exact_mode(
+        d.with_head(heads.MinLength(d.head, 1, eos=0)), budget=100_000
+    ).sequences
     chosen = decide(d, 600) | {"not empty": decoding.Decoded(some, d.log_prob(some))}
     for rule, (y, log_prob) in chosen.items():
-        above, alike = (log_p > log_prob + 1e-4).float().mean(), similarity(y.unsqueeze(0), samples)[0]
+        above, alike = (
+            (log_p > log_prob + 1e-4).float().mean(),
+            similarity(y.unsqueeze(0), samples)[0],
+        )
         name, real = text(y) or "(empty)", "yes" if text(y) in known else "no"
-        print(f"{rule:<12}{name:<15}{real:>13}{log_prob:>10.2f}{above:>15.4f}{mean(alike):>18}")
+        print(
+            f"{rule:<12}{name:<15}{real:>13}{log_prob:>10.2f}{above:>15.4f}{mean(alike):>18}"
+        )
     rules = ("greedy", "beam 5", "exact mode", "MBR")
-    return {f"{rule}: {text(chosen[rule][0]) or '(empty)'}": chosen[rule][1].item() for rule in rules}
+    return {
+        f"{rule}: {text(chosen[rule][0]) or '(empty)'}": chosen[rule][1].item()
+        for rule in rules
+    }
 
 
 def report_rest(d: gx.distributions.SequenceDistribution, test: Tensor) -> None:
@@ -206,14 +274,23 @@ def report_rest(d: gx.distributions.SequenceDistribution, test: Tensor) -> None:
     rest = test[:, GIVEN:]
     print(f"\nThe rest of {len(test)} test names given {GIVEN} letters")
     print(f"{'':<12}{'log_prob':>18}{'promised':>10}{'right':>17}{'similarity':>17}")
-    for rule, (y, log_prob) in decide(d.conditional_on_prefix(test[:, :GIVEN]), 40).items():
-        right, alike = ((y == rest).all(-1).float(), similarity(y.unsqueeze(0), rest.unsqueeze(0))[0, 0])
-        print(f"{rule:<12}{mean(log_prob, 2):>18}{log_prob.exp().mean():>10.3f}{mean(right):>17}{mean(alike):>17}")
+    for rule, (y, log_prob) in decide(
+        d.conditional_on_prefix(test[:, :GIVEN]), 40
+    ).items():
+        right, alike = (
+            (y == rest).all(-1).float(),
+            similarity(y.unsqueeze(0), rest.unsqueeze(0))[0, 0],
+        )
+        print(
+            f"{rule:<12}{mean(log_prob, 2):>18}{log_prob.exp().mean():>10.3f}{mean(right):>17}{mean(alike):>17}"
+        )
 
 
 def report_filters(model: gx.Sequence, test: Tensor, draws: int) -> None:
     head, d = model.head, model()
-    print(f"\n{'':<22}{'entropy':>14}{'log_prob by model':>19}{'kept':>8}{'mass of test':>14}{'lost, %':>9}")
+    print(
+        f"\n{'':<22}{'entropy':>14}{'log_prob by model':>19}{'kept':>8}{'mass of test':>14}{'lost, %':>9}"
+    )
     filters = {
         "none": head,
         "Tempered 0.7": heads.Tempered(head, 0.7),
@@ -227,18 +304,30 @@ def report_filters(model: gx.Sequence, test: Tensor, draws: int) -> None:
         q = d.with_head(filtered)
         y, of_test = q.sample((draws,)), log_probs(q, test)
         entropy, by_model = mean(-log_probs(q, y), 2), mean(log_probs(d, y), 2)
-        kept, lost = (log_probs(q, samples) > -math.inf).float().mean(), (of_test == -math.inf).float().mean()
-        print(f"{name:<22}{entropy:>14}{by_model:>19}{kept:>8.3f}{of_test.exp().sum():>14.4f}{100 * lost:>9.1f}")
+        kept, lost = (
+            (log_probs(q, samples) > -math.inf).float().mean(),
+            (of_test == -math.inf).float().mean(),
+        )
+        print(
+            f"{name:<22}{entropy:>14}{by_model:>19}{kept:>8.3f}{of_test.exp().sum():>14.4f}{100 * lost:>9.1f}"
+        )
 
 
-def report_lengths(d: gx.distributions.SequenceDistribution, test: Tensor) -> tuple[Tensor, Tensor]:
+def report_lengths(
+    d: gx.distributions.SequenceDistribution, test: Tensor
+) -> tuple[Tensor, Tensor]:
     """Prints P(letters <= t) of the test and of the model; returns the model's curve and its error, t from 0 on."""
     curve = d.termination_curve(max_len=LONGEST + 4, num_samples=4000)
     print("\nletters at most      " + "".join(f"{t:>8}" for t in range(2, 16)))
     data = [(symbols(test) - 1 <= t).float().mean() for t in range(2, 16)]
     print("share of test names  " + "".join(f"{p:>8.4f}" for p in data))
-    print("model                " + "".join(f"{p:>8.4f}" for p in curve.probability[2:16]))
-    print("  2 standard errors  " + "".join(f"{2 * p:>8.4f}" for p in curve.standard_error[2:16]))
+    print(
+        "model                " + "".join(f"{p:>8.4f}" for p in curve.probability[2:16])
+    )
+    print(
+        "  2 standard errors  "
+        + "".join(f"{2 * p:>8.4f}" for p in curve.standard_error[2:16])
+    )
     return curve.probability, curve.standard_error
 
 
@@ -249,9 +338,15 @@ def heat(axes: plt.Axes, model: gx.Sequence, name: str) -> None:
     own = probs[range(len(name) + 1), y[0]]
     axes.imshow(probs.T, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
     for t, k in enumerate(y[0].tolist()):
-        axes.add_patch(Rectangle((t - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=1.5))
+        axes.add_patch(
+            Rectangle(
+                (t - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=1.5
+            )
+        )
     letters = zip([*name, "end"], own.tolist(), strict=True)
-    axes.set_xticks(range(len(name) + 1), [f"{letter}\n{p:.2g}" for letter, p in letters])
+    axes.set_xticks(
+        range(len(name) + 1), [f"{letter}\n{p:.2g}" for letter, p in letters]
+    )
     axes.set_yticks(range(V), ["end", *SYMBOLS[1:]], fontsize=8)
     axes.tick_params(length=0)
     axes.set_title(f"{name}, a test name of probability {own.prod():.1e}")
@@ -261,20 +356,34 @@ def bars(axes: plt.Axes, results: dict[str, Tensor]) -> None:
     names = list(results)
     x = torch.stack([x.mean() for x in results.values()])
     error = torch.stack([2 * x.std() / math.sqrt(len(x)) for x in results.values()])
-    axes.barh(names, x, xerr=error, color=["tab:gray"] * (len(names) - 1) + ["tab:blue"], capsize=3)
+    axes.barh(
+        names,
+        x,
+        xerr=error,
+        color=["tab:gray"] * (len(names) - 1) + ["tab:blue"],
+        capsize=3,
+    )
     for k, value in enumerate(x.tolist()):
         axes.text(0.05, k, f"{value:.3f}", va="center", color="white")
     axes.invert_yaxis()
     axes.set(xlabel="nats a symbol, test names")
 
 
-def histogram(axes: plt.Axes, samples: Tensor, test: Tensor, marks: dict[str, float]) -> None:
+def histogram(
+    axes: plt.Axes, samples: Tensor, test: Tensor, marks: dict[str, float]
+) -> None:
     """Log-probabilities (N) of names, and those of decisions."""
     edges = torch.arange(-40.0, -3.0).numpy()
-    axes.hist(samples, edges, density=True, color="tab:blue", alpha=0.5, label="samples")
-    axes.hist(test, edges, density=True, histtype="step", color="black", label="test names")
+    axes.hist(
+        samples, edges, density=True, color="tab:blue", alpha=0.5, label="samples"
+    )
+    axes.hist(
+        test, edges, density=True, histtype="step", color="black", label="test names"
+    )
     for k, (rule, value) in enumerate(marks.items()):
-        axes.axvline(value, color=f"C{k + 1}", label=rule, linestyle=("-", "--", ":", "-.")[k])
+        axes.axvline(
+            value, color=f"C{k + 1}", label=rule, linestyle=("-", "--", ":", "-.")[k]
+        )
     axes.set(xlabel="log-probability of a name, nats", ylabel="density")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
 
@@ -282,36 +391,71 @@ def histogram(axes: plt.Axes, samples: Tensor, test: Tensor, marks: dict[str, fl
 def lengths(axes: plt.Axes, curve: Tensor, test: Tensor) -> None:
     share = torch.bincount(symbols(test) - 1, minlength=len(curve)) / len(test)
     error = 2 * (share * (1 - share) / len(test)).sqrt()
-    axes.bar(range(len(curve)), share, yerr=error, color="lightgray", capsize=3, label="test names")
-    axes.plot(range(len(curve)), curve.diff(prepend=curve.new_zeros(1)), "o", color="tab:blue", label="model")
+    axes.bar(
+        range(len(curve)),
+        share,
+        yerr=error,
+        color="lightgray",
+        capsize=3,
+        label="test names",
+    )
+    axes.plot(
+        range(len(curve)),
+        curve.diff(prepend=curve.new_zeros(1)),
+        "o",
+        color="tab:blue",
+        label="model",
+    )
     axes.set(xlabel="letters", ylabel="probability")
     axes.legend(frameon=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("names.png"), metavar="FILE")
     parser.add_argument(
-        "--smoke-test", action="store_true", help="one epoch and few names, to see that everything runs"
+        "--smoke-test",
+        action="store_true",
+        help="one epoch and few names, to see that everything runs",
     )
     args = parser.parse_args()
     start = time.perf_counter()
     train, validation, test = surnames()
     draws, asked = 10_000, 1000
     if args.smoke_test:
-        train, validation, test, draws, asked = train[:2000], validation[:500], test[:500], 500, 20
+        train, validation, test, draws, asked = (
+            train[:2000],
+            validation[:500],
+            test[:500],
+            500,
+            20,
+        )
     parts = (train, validation, test)
-    print(f"{len(train)} training names, {len(test)} test names of {symbols(test).sum()} symbols\n")
+    print(
+        f"{len(train)} training names, {len(test)} test names of {symbols(test).sum()} symbols\n"
+    )
 
     torch.manual_seed(0)
     network = gx.conditioners.Recurrent(V, V, hidden=256, width=32)
     model = gx.Sequence(network, heads.Categorical(V), eos=0, max_len=LONGEST)
     optimizer = partial(torch.optim.AdamW, lr=4e-3, weight_decay=0.01)
-    gx.fit(model, train, validation=validation, epochs=1 if args.smoke_test else 4, batch_size=128, optimizer=optimizer)
+    gx.fit(
+        model,
+        train,
+        validation=validation,
+        epochs=1 if args.smoke_test else 4,
+        batch_size=128,
+        optimizer=optimizer,
+    )
     model.eval().requires_grad_(False)
 
     d, every = model(), torch.cat(parts)
-    scores = {name: baseline.log_prob(every) for name, baseline in ngrams(train, validation).items()}
+    scores = {
+        name: baseline.log_prob(every)
+        for name, baseline in ngrams(train, validation).items()
+    }
     scores["recurrent"] = log_probs(d, every)
     results = report_nats(scores, [len(part) for part in parts], test)
     samples, known = d.sample((draws,)), {text(y) for y in every}
@@ -322,7 +466,9 @@ def main() -> None:
     report_filters(model, test, draws // 4)
     curve, _ = report_lengths(d, test)
 
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    )
     figure = plt.figure(figsize=(14, 10), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.3, 1))
     for axes, name in zip(upper.subplots(1, 2), SHOWN, strict=True):

@@ -40,12 +40,29 @@ from torch import Tensor, nn
 
 import pyro_genexact as gx
 
-TAGS = ["NOUN", "VERB", "ADJ", "ADV", "PRON", "NUM", "DET", "ADP", "CONJ", "PRT", "PUNCT", "X"]
+TAGS = [
+    "NOUN",
+    "VERB",
+    "ADJ",
+    "ADV",
+    "PRON",
+    "NUM",
+    "DET",
+    "ADP",
+    "CONJ",
+    "PRT",
+    "PUNCT",
+    "X",
+]
 OTHER = {"ONOM": "X", "AFFIX": "X"}  # sixteen in all
 LABELS = ["O"] + [f"{place}-{tag}" for tag in TAGS for place in "BI"]
 INDEX = {label: k for k, label in enumerate(LABELS)}
-BEGIN, INSIDE = (torch.tensor([INDEX[f"{place}-{tag}"] for tag in TAGS]) for place in "BI")
-LEGAL = torch.tensor([[b[0] != "I" or b[2:] == a[2:] for b in LABELS] for a in LABELS])  # whether b may follow a
+BEGIN, INSIDE = (
+    torch.tensor([INDEX[f"{place}-{tag}"] for tag in TAGS]) for place in "BI"
+)
+LEGAL = torch.tensor(
+    [[b[0] != "I" or b[2:] == a[2:] for b in LABELS] for a in LABELS]
+)  # whether b may follow a
 FIRST = torch.tensor([label[0] != "I" for label in LABELS])
 LONGEST, HIDDEN, V = 100, 96, len(LABELS)
 SHOWN = (3, 8, 21)  # test sentences; the first two are in the picture
@@ -60,7 +77,12 @@ class Corpus(NamedTuple):
     lengths: Tensor  # (S,)
 
     def take(self, rows: list[int]) -> Corpus:
-        return Corpus([self.sentences[row] for row in rows], self.text[rows], self.labels[rows], self.lengths[rows])
+        return Corpus(
+            [self.sentences[row] for row in rows],
+            self.text[rows],
+            self.labels[rows],
+            self.lengths[rows],
+        )
 
 
 def treebank() -> tuple[list[Corpus], int]:
@@ -68,7 +90,9 @@ def treebank() -> tuple[list[Corpus], int]:
     parts: list[list[tuple[str, list[str]]]] = [[], [], []]
     for file in files("turkish-treebanks"):
         if file.suffix == ".conllu":
-            for k, block in enumerate(file.read_text(encoding="utf-8").strip().split("\n\n")):
+            for k, block in enumerate(
+                file.read_text(encoding="utf-8").strip().split("\n\n")
+            ):
                 text, labels = read(block)
                 if len(text) <= LONGEST:
                     parts[max(0, k % 10 - 7)].append((text, labels))
@@ -93,9 +117,13 @@ def read(block: str) -> tuple[str, list[str]]:
 def tensors(part: list[tuple[str, list[str]]], numbers: dict[str, int]) -> Corpus:
     text, labels = torch.zeros(2, len(part), LONGEST, dtype=torch.long)
     for row, (characters, names) in enumerate(part):
-        text[row, : len(names)] = torch.tensor([numbers.get(character, 1) for character in characters])
+        text[row, : len(names)] = torch.tensor(
+            [numbers.get(character, 1) for character in characters]
+        )
         labels[row, : len(names)] = torch.tensor([INDEX[name] for name in names])
-    return Corpus([characters for characters, _ in part], text, labels, (text > 0).sum(-1))
+    return Corpus(
+        [characters for characters, _ in part], text, labels, (text > 0).sum(-1)
+    )
 
 
 class Encoder(nn.Module):
@@ -127,14 +155,20 @@ class Independent(nn.Module):
 
 
 def fit(model: nn.Module, train: Corpus, validation: Corpus, epochs: int) -> nn.Module:
-    data, held_out = ((part.labels, {"context": part.text, "lengths": part.lengths}) for part in (train, validation))
+    data, held_out = (
+        (part.labels, {"context": part.text, "lengths": part.lengths})
+        for part in (train, validation)
+    )
     gx.fit(model, *data, validation=held_out, epochs=epochs, batch_size=32, lr=1e-2)
     return model.eval()
 
 
 def spans(labels: Tensor, lengths: Tensor) -> list[list[Span]]:
     """The parts that strings of labels (S, N) mean; an I-tag that continues nothing begins a part, as conlleval has it."""
-    strings = [[LABELS[k] for k in row[:n]] for row, n in zip(labels.tolist(), lengths.tolist(), strict=True)]
+    strings = [
+        [LABELS[k] for k in row[:n]]
+        for row, n in zip(labels.tolist(), lengths.tolist(), strict=True)
+    ]
     return [spans_of(string) for string in strings]
 
 
@@ -154,7 +188,9 @@ class F1(NamedTuple):
     influence: Tensor  # (S,) of each sentence: by the delta method the value's error is that of their mean
 
     def gain(self, other: F1) -> str:
-        error = (self.influence - other.influence).std() / math.sqrt(len(self.influence))
+        error = (self.influence - other.influence).std() / math.sqrt(
+            len(self.influence)
+        )
         return f"{100 * (self.value - other.value):+.1f} ± {100 * error:.1f}"
 
 
@@ -191,10 +227,21 @@ def confidence(model: nn.Module, corpus: Corpus, found: list[list[Span]]) -> Ten
 def report(models: dict[str, nn.Module], test: Corpus) -> None:
     crfs = {name: model(test.text, test.lengths) for name, model in models.items()}
     unary = crfs["independent labels"].unary
-    transition, initial = (torch.zeros(x.shape).masked_fill(~x, -math.inf) for x in (LEGAL, FIRST))
-    crfs["independent, legal"] = gx.LinearChainCRF(unary, transition, initial=initial, lengths=test.lengths)
+    transition, initial = (
+        torch.zeros(x.shape).masked_fill(~x, -math.inf) for x in (LEGAL, FIRST)
+    )
+    crfs["independent, legal"] = gx.LinearChainCRF(
+        unary, transition, initial=initial, lengths=test.lengths
+    )
     true, letters = spans(test.labels, test.lengths), test.labels > 0
-    header = ("nats a character", "labels right, %", "F1", "over the first", "over the second", "F1, one told")
+    header = (
+        "nats a character",
+        "labels right, %",
+        "F1",
+        "over the first",
+        "over the second",
+        "F1, one told",
+    )
     print(f"{'':<20}" + "".join(f"{title:>17}" for title in header))
     scores: list[F1] = []
     for name in ("independent labels", "independent, legal", "CRF"):
@@ -214,7 +261,9 @@ def show(model: nn.Module, one: Corpus) -> None:
     text, crf = one.sentences[0], model(one.text, one.lengths)
     found, true = spans(crf.mode, one.lengths)[0], spans(one.labels, one.lengths)[0]
     words: list[list[str]] = [[] for _ in text.split()]
-    for (a, b, tag), p in zip(found, confidence(model, one, [found]).tolist(), strict=True):
+    for (a, b, tag), p in zip(
+        found, confidence(model, one, [found]).tolist(), strict=True
+    ):
         wrong = "" if (a, b, tag) in true else "*"
         words[text[:a].count(" ")].append(f"{wrong}{text[a:b]}/{tag} {100 * p:.0f}")
     print(f"\n{text}\n  " + " | ".join(" + ".join(word) for word in words))
@@ -226,23 +275,54 @@ def show(model: nn.Module, one: Corpus) -> None:
 def heat(axes: plt.Axes, marginals: Tensor, text: str, true: list[Span]) -> None:
     """The marginals (N, V) of a sentence, of the tags and that a part begins, with frames around the true parts."""
     marginals = marginals[: len(text)]
-    axes.imshow((marginals[:, BEGIN] + marginals[:, INSIDE]).T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(
+        (marginals[:, BEGIN] + marginals[:, INSIDE]).T,
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+    )
     begins = torch.arange(len(text)) - 0.5
-    axes.vlines(begins, -0.5, len(TAGS) - 0.5, color="tab:red", alpha=marginals[:, BEGIN].sum(-1).clamp(0, 1))
+    axes.vlines(
+        begins,
+        -0.5,
+        len(TAGS) - 0.5,
+        color="tab:red",
+        alpha=marginals[:, BEGIN].sum(-1).clamp(0, 1),
+    )
     for a, b, tag in true:
-        axes.add_patch(Rectangle((a - 0.5, TAGS.index(tag) - 0.5), b - a, 1, fill=False, linewidth=1.5, zorder=3))
+        axes.add_patch(
+            Rectangle(
+                (a - 0.5, TAGS.index(tag) - 0.5),
+                b - a,
+                1,
+                fill=False,
+                linewidth=1.5,
+                zorder=3,
+            )
+        )
     axes.set_xticks(range(len(text)), text, fontsize=12)
     axes.set_yticks(range(len(TAGS)), TAGS, fontsize=8)
     axes.tick_params(length=0)
 
 
-def calibration(axes: plt.Axes, model: nn.Module, test: Corpus, name: str, color: str) -> None:
+def calibration(
+    axes: plt.Axes, model: nn.Module, test: Corpus, name: str, color: str
+) -> None:
     """The share of parts that are right against their confidence, in tenths of the parts, with 2 standard errors."""
-    found, true = spans(model(test.text, test.lengths).mode, test.lengths), spans(test.labels, test.lengths)
-    right = torch.tensor([float(span in b) for a, b in zip(found, true, strict=True) for span in a])
+    found, true = (
+        spans(model(test.text, test.lengths).mode, test.lengths),
+        spans(test.labels, test.lengths),
+    )
+    right = torch.tensor(
+        [float(span in b) for a, b in zip(found, true, strict=True) for span in a]
+    )
     sure = confidence(model, test, found)
     order = sure.argsort()
-    groups = [(sure[g].mean(), right[g].mean(), right[g].std() / math.sqrt(len(g))) for g in order.tensor_split(10)]
+    groups = [
+        (sure[g].mean(), right[g].mean(), right[g].std() / math.sqrt(len(g)))
+        for g in order.tensor_split(10)
+    ]
     x, y, error = torch.tensor(groups).T
     axes.errorbar(x, y, 2 * error, fmt="o-", markersize=4, color=color, label=name)
 
@@ -256,7 +336,14 @@ def following(crf: gx.LinearChainCRF) -> Tensor:
 def counts(axes: plt.Axes, expected: Tensor, true: Tensor) -> None:
     axes.imshow(expected.log1p(), cmap="Blues", vmax=8)
     for i, j in ((expected >= 0.5) | (true > 0)).nonzero().tolist():
-        axes.text(j, i, f"{expected[i, j]:.0f}\n({true[i, j]:.0f})", ha="center", va="center", fontsize=9)
+        axes.text(
+            j,
+            i,
+            f"{expected[i, j]:.0f}\n({true[i, j]:.0f})",
+            ha="center",
+            va="center",
+            fontsize=9,
+        )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(range(6), TAGS[:6], fontsize=9)
     axes.tick_params(length=0)
@@ -269,17 +356,24 @@ def counts(axes: plt.Axes, expected: Tensor, true: Tensor) -> None:
 
 @torch.no_grad()
 def picture(models: dict[str, nn.Module], test: Corpus, out: Path) -> None:
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    )
     figure = plt.figure(figsize=(12, 10), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.35, 1))
-    upper.suptitle("Probability of a tag (blue), and that a part begins (red); truth in frames", fontsize=12)
+    upper.suptitle(
+        "Probability of a tag (blue), and that a part begins (red); truth in frames",
+        fontsize=12,
+    )
     shown, true = test.take(list(SHOWN[:2])), spans(test.labels, test.lengths)
     crf = models["CRF"](shown.text, shown.lengths)
     for k, axes in enumerate(upper.subplots(2, 1)):
         heat(axes, crf.marginals[k], shown.sentences[k], true[SHOWN[k]])
     left, right = lower.subplots(1, 2)
     left.axline((0, 0), slope=1, color="black", linewidth=0.8)
-    for (name, model), color in zip(models.items(), ("tab:orange", "tab:blue"), strict=True):
+    for (name, model), color in zip(
+        models.items(), ("tab:orange", "tab:blue"), strict=True
+    ):
         calibration(left, model, test, name, color)
     left.set(
         xlabel="confidence of a part",
@@ -293,19 +387,31 @@ def picture(models: dict[str, nn.Module], test: Corpus, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("tagging.png"), metavar="FILE")
-    parser.add_argument("--smoke-test", action="store_true", help="one epoch and few rows, to see that everything runs")
+    parser.add_argument(
+        "--smoke-test",
+        action="store_true",
+        help="one epoch and few rows, to see that everything runs",
+    )
     args = parser.parse_args()
     start = time.perf_counter()
     (train, validation, test), characters = treebank()
     if args.smoke_test:
-        train, validation, test = (part.take(list(range(64))) for part in (train, validation, test))
-    print(f"{len(train.text)} training sentences, {len(test.text)} test sentences of {test.lengths.sum()} characters\n")
+        train, validation, test = (
+            part.take(list(range(64))) for part in (train, validation, test)
+        )
+    print(
+        f"{len(train.text)} training sentences, {len(test.text)} test sentences of {test.lengths.sum()} characters\n"
+    )
 
     epochs, models = 1 if args.smoke_test else 8, {}
     torch.manual_seed(0)
-    models["independent labels"] = fit(Independent(Encoder(characters)), train, validation, epochs)
+    models["independent labels"] = fit(
+        Independent(Encoder(characters)), train, validation, epochs
+    )
     torch.manual_seed(0)
     crf = gx.CRF(V, context=Encoder(characters), allowed=LEGAL, allowed_initial=FIRST)
     models["CRF"] = fit(crf, train, validation, epochs)

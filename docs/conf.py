@@ -65,7 +65,10 @@ intersphinx_mapping = {
 nitpicky = True
 nitpick_ignore_regex = [  # internal types in annotations
     (r"py:class", r"_DependentProperty|_Residual|ChainRule|Layout|ScoreParts|Weights"),
-    (r"py:class", r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|parts\.Categorical|testing\.helpers\.ModuleT)"),
+    (
+        r"py:class",
+        r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|parts\.Categorical|testing\.helpers\.ModuleT)",
+    ),
 ]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]

@@ -59,11 +59,18 @@ def plot_uniformity(uniforms: Mapping[str, Tensor], xlabel: str, **options: Any)
     band = {"label": f"{100 * shown['ci_prob']:g}% {kind} band of uniform samples"}
     shown["fill_kwargs"] = band | (shown.get("fill_kwargs") or {})
 
-    figure, grid = plt.subplots(1, len(arrays), figsize=(4 * len(arrays), 3), squeeze=False, layout="constrained")
-    axes = grid[0]
+    columns = len(arrays) if len(arrays) <= 3 else 2
+    rows = -(-len(arrays) // columns)
+    size = (min(4 * columns, 8), 2.6 * rows + 0.4)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    axes = grid.flatten()[: len(arrays)]
     for ax, (name, u) in zip(axes, arrays.items(), strict=True):
         arviz.plot_ecdf(u, ax=ax, **shown)
-        ax.set(title=name, xlabel=xlabel)
-    axes[0].set_ylabel(ylabel)
+        ax.set_title(name)
+        ax.set_xlabel(xlabel, size="small")
+    for ax in grid[:, 0]:
+        ax.set_ylabel(ylabel, size="small")
+    for ax in grid.flatten()[len(arrays) :]:
+        ax.set_axis_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", fontsize="small")
     return axes

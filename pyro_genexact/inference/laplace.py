@@ -40,8 +40,6 @@ def improve(
     """
     with poutine.block(), torch.enable_grad(), torch.random.fork_rng([]):
         start = affine()(torch.zeros_like(affine.loc)).detach()
-        with torch.no_grad(), torch.random.fork_rng([]):
-            point_guide(at_point=start)  # runs the model once, for the shapes
         loss = default_loss(model, guide, 1)
 
         def energy(z: Tensor) -> Tensor:
@@ -56,10 +54,12 @@ def improve(
 
         old, better = copy.deepcopy(affine.state_dict()), False
         try:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                point_guide(at_point=start)  # runs the model once, for the shapes
             before = elbo()
             affine.put(*laplace(energy, start))
             better = elbo() > before
-        except (ValueError, RuntimeError, IndexError):  # the model has no value on the way, or no second derivative
+        except (ValueError, RuntimeError, IndexError):  # no value on the way, no second derivative, or other latents in each run
             pass
         finally:
             if not better:

@@ -59,7 +59,7 @@ def improve(
             before = elbo()
             affine.put(*laplace(energy, start))
             better = elbo() > before
-        except (ValueError, RuntimeError, IndexError):  # no value on the way, no second derivative, or other latents in each run
+        except (ValueError, RuntimeError, IndexError):  # no value or second derivative, or other latents in each run
             pass
         finally:
             if not better:

@@ -3,7 +3,12 @@
 import re
 import sys
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from sphinxcontrib.bibtex.plugin import register_plugin
+from sphinxcontrib.bibtex.style.referencing import BracketStyle
+from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 
 import pyro_genexact
 
@@ -35,7 +40,7 @@ copybutton_prompt_is_regexp = True
 
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "alpha"
-bibtex_reference_style = "author_year"
+bibtex_reference_style = "author_year_round"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -79,6 +84,23 @@ nb_execution_timeout = 300
 nb_execution_show_tb = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # hints of tqdm, with paths
+
+
+ROUND = BracketStyle(left="(", right=")")
+
+
+@dataclass
+class AuthorYearRound(AuthorYearReferenceStyle):
+    """Citations as in Durkan et al. (2019)."""
+
+    bracket_parenthetical: BracketStyle = field(default_factory=lambda: ROUND)
+    bracket_textual: BracketStyle = field(default_factory=lambda: ROUND)
+    bracket_author: BracketStyle = field(default_factory=lambda: ROUND)
+    bracket_label: BracketStyle = field(default_factory=lambda: ROUND)
+    bracket_year: BracketStyle = field(default_factory=lambda: ROUND)
+
+
+register_plugin("sphinxcontrib.bibtex.style.referencing", "author_year_round", AuthorYearRound)
 
 
 MARKUP = re.compile(r"(``.*?``|:[a-z:]+:`.*?`)|([*|])")

@@ -211,8 +211,8 @@ def test_fixed_parameters_broadcast():
         (dist.Pareto, (), {}, "got Pareto: its support depends on scale: fix it."),
         (dist.Binomial, (), {}, "got Binomial: total_count is an integer, which can't be predicted: fix it."),
         (dist.Uniform, (), {}, "got Uniform: "),
-        (dist.NanMaskedNormal, (), {}, "got NanMaskedNormal: missing entries are no values: use Normal."),
-        (dist.NanMaskedMultivariateNormal, (2,), {}, "missing entries are no values: use MultivariateNormal."),
+        (dist.NanMaskedNormal, (), {}, "got NanMaskedNormal: its values may be missing: use Normal."),
+        (dist.NanMaskedMultivariateNormal, (2,), {}, "its values may have missing entries: use MultivariateNormal."),
         (dist.Wishart, (3,), {}, "got Wishart: its values are matrices."),
         (dist.VonMises3D, (2,), {}, "Expected concentration to have rightmost dim 3"),
         (

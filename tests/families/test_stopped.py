@@ -90,7 +90,7 @@ def test_tokens_that_a_dtype_does_not_tell_apart(dtype, most):
     counts = torch.tensor([3.0, most + 1])
     for inner in (dist.Binomial(counts, 0.5 * torch.ones(2)), dist.Binomial(counts, 0.5 * torch.ones(2)).to_event(1)):
         Stopped(inner, torch.zeros(()))
-        with pytest.raises(ValueError, match=f"Expected values up to {most}"):
+        with pytest.raises(ValueError, match=f"Expected integers between -{most} and {most}"):
             Stopped(inner, torch.zeros((), dtype=dtype))
 
 

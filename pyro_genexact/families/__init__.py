@@ -1,1 +1,1 @@
-"""Distributions of one site, and what they are made of: closed forms, exact supports, repaired families."""
+"""Distributions of one site: new families, corrected versions of Pyro's families, exact supports, cdfs and quantiles."""

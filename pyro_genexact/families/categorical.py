@@ -1,4 +1,4 @@
-"""Categorical with log-probabilities of -inf: entropy, divergence, normalisation, exact gradients."""
+"""A Categorical distribution that supports log-probabilities of -inf in its entropy, KL divergence and gradients."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .completed import Completed
 
 
 class Categorical(Completed, dist.Categorical):
-    """With gradients of the entropy and of the divergence from another one where some log-probabilities are -inf."""
+    """Pyro's Categorical, with finite gradients of entropy and KL divergence if some log-probabilities are -inf."""
 
     def entropy(self) -> Tensor:
         return -_expected(self.probs, self.logits)
 
 
 def _expected(probs: Tensor, logits: Tensor) -> Tensor:
-    """sum p l, with 0 for p = 0."""
+    """Returns sum_v p_v l_v, where terms with p_v = 0 are 0."""
     return (probs * torch.where(probs > 0, logits, 0.0)).sum(-1)
 
 
@@ -32,34 +32,35 @@ register_kl(Categorical, torch.distributions.Categorical)(
 
 
 def log_probs(d: Any) -> Tensor:
-    """(*batch, V), of the values 0 ... V - 1 of a distribution (*batch) that enumerates them."""
+    """Returns the log-probabilities (*batch, V) of a distribution over 0 ... V - 1 that enumerates its support."""
     if isinstance(d, torch.distributions.Categorical):
         return d.logits
     return d.log_prob(d.enumerate_support(expand=False)).movedim(0, -1)
 
 
 def normalised(logits: Tensor) -> Categorical:
-    """The Categorical of logits (*batch, V), -inf for what is impossible; uniform where all is.
+    """Returns the Categorical with logits (*batch, V), of which some may be -inf; uniform in rows where all are -inf.
 
     Log-probabilities of -inf have gradient zero.
     """
     some = logits.detach().amax(-1, keepdim=True) > -torch.inf
     logits = torch.where(some, logits, 0.0)
     d = Categorical(logits=logits, validate_args=False)
-    if d.logits.requires_grad or transformed():  # whose gradients would else be those of the normaliser
+    if d.logits.requires_grad or transformed():  # else log-probabilities of -inf have the normaliser's gradient
         d.logits = d._param = torch.where(logits > -torch.inf, d.logits, -torch.inf)
     return d
 
 
 def continuing(d: Any, eos: int) -> tuple[Categorical, Tensor]:
-    """A token that is not ``eos``, and the log-probability (*batch) that a token is none, without cancellation.
+    """Returns the distribution of a token given that it is not ``eos``, and the log-probability (*batch) of this.
 
-    That is log sigmoid(logsumexp of the other logits - logit of ``eos``), accurate at both ends. Where ``eos`` has all the
-    mass it is -inf, and the distribution is uniform on the other tokens (on ``eos``, if there are none).
+    The latter is log sigmoid(logsumexp of the other logits - logit of ``eos``), which is accurate near 0 and near -inf.
+    If ``eos`` has all the mass, it is -inf, and the distribution is uniform on the other tokens (on ``eos``, if there
+    are no others).
 
     Args:
         d: a distribution (*batch) of the tokens 0 ... V - 1.
-        eos: one of them.
+        eos: the token to exclude.
 
     Example:
         >>> rest, log_p = continuing(dist.Categorical(torch.tensor([0.5, 0.3, 0.2])), eos=0)

@@ -1,4 +1,4 @@
-"""Cumulative distribution functions and their inverses, also of the families that torch leaves out."""
+"""Cumulative distribution functions and quantiles, also of families for which torch does not implement them."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from ..numerics.roots import bisect, find
 from .in_support import contains, feasible_point, log_prob_everywhere, support_ends
 from .special import CDFS, QUANTILES, Form
 
-_CHUNK = 1024  # values of a sum over the support made at once
-_ROUGH = 1e-3  # the error of the cdf from which Newton's method needs two steps
-_STRIDES = 32  # each eight times as long, to the other side of a quantile
+_CHUNK = 1024  # the number of values per chunk of a sum over the support
+_ROUGH = 1e-3  # the tolerance of the first search, from which two Newton steps suffice
+_STRIDES = 32  # the largest number of steps across a quantile, each eight times as long as the one before
 
 
 @singledispatch
 def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
-    """P(Y <= value) elementwise (*sample, *batch), for a univariate family or an ``Independent`` of such.
+    """Computes P(Y <= value) elementwise, of shape (*sample, *batch), for a univariate family or its ``Independent``.
 
-    Closed forms where there is one, else the family's own, else (discrete families) the sum of the mass up to the value,
-    O(value); ``cdf.register`` takes a function of these arguments for a class. 0 below
-    the support and 1 above it, whatever the validation of d. A left tail is accurate relative to its own size (not where
-    a falling transform turns it round). Differentiable by the parameters and, for continuous families, by the value.
+    Uses a closed form if there is one, else the family's own method, else, for discrete families, the sum of the mass up
+    to the value, which costs O(value). ``cdf.register`` registers a function with these arguments for a class. The
+    result is 0 below the support and 1 above it, regardless of the validation setting of d. Left tails have a small
+    relative error, except under decreasing transforms. The result is differentiable with respect to the parameters and,
+    for continuous families, the value.
 
     Args:
         d: the distribution.
         value: (*sample, *batch).
-        support: that of d, where the caller knows a static one.
+        support: a replacement for the support of d.
 
     Raises:
-        NotImplementedError: for a vector family, and for a family without a cdf, e.g. VonMises, whose values lie on a circle.
-        ConvergenceError: where the continued fraction of Student's or the beta family has not converged.
+        NotImplementedError: for vector families, and for families without a cdf such as VonMises, which is circular.
+        ConvergenceError: if the continued fraction of a Student or beta distribution does not converge.
 
     Example:
         >>> cdf(dist.StudentT(3.0), torch.tensor([0.0, 3.1824]))
@@ -50,7 +51,7 @@ def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """
     d = _univariate(d)
     support = _support(d) if support is None else support
-    if support.is_discrete:  # torch lacks derivatives by the value there, which are 0
+    if support.is_discrete:  # the derivative by the value is 0, but torch does not implement it
         value = value.detach().floor() if value.is_floating_point() else value
     try:
         inside, inner = contains(support, value), feasible_point(support, value)
@@ -67,20 +68,21 @@ def _(d: Any, value: Tensor, support: Any = None) -> Tensor:
     return cdf(d.base_dist, value, support)
 
 
-@cdf.register(MixtureSameFamily)  # whose supports may leave a gap
+@cdf.register(MixtureSameFamily)  # the union of the supports may have a gap
 def _(d: Any, value: Tensor, support: Any = None) -> Tensor:
     return _average(d, cdf, value)
 
 
 def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None) -> Tensor:
-    """The probability integral transform (*sample, *batch), uniform on (0, 1) where value was drawn from d.
+    """Computes the probability integral transform, of shape (*sample, *batch), uniform on (0, 1) if d is the true law.
 
-    F(value) of a continuous family; of a discrete one the randomised F(value - 1) + v p(value), v uniform.
+    It is F(value) for a continuous family. For a discrete family it is the randomised transform
+    F(value - 1) + v p(value) with v uniform on (0, 1).
 
     Args:
-        d: as for :func:`cdf`.
+        d: a distribution that :func:`cdf` accepts.
         value: (*sample, *batch).
-        v: uniform numbers of the shape of the result, drawn when not given; used by discrete families only.
+        v: uniform numbers of the shape of the result, for discrete families; drawn if not given.
 
     Reference: Smith (1985), "Diagnostic checks of non-standard time series models".
 
@@ -97,18 +99,18 @@ def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None
 
 
 def icdf(d: Distribution, u: Tensor) -> Tensor:
-    """The smallest value (*sample, *batch) whose cdf is at least u, for the families of :func:`cdf`.
+    """Computes the smallest value (*sample, *batch) whose cdf is at least u in [0, 1], for the families of :func:`cdf`.
 
-    A closed form where there is one, else a search, in float64 inside. Its result has a cdf of at least u, and a number
-    whose cdf is below u is its neighbour, or as near as rounding of the cdf, u eps / density, lets one tell. Some 20
-    evaluations of the cdf and 15 of the density; up to 75 of each for needles far from 0 and for extreme u; about two
-    of the cdf for every bit of the value for counts.
-    Gradients of any order by u and the tensors that d holds, implicit where the value was searched for.
+    Uses a closed form if there is one, else a search in float64. The search is exact up to rounding of the cdf: its
+    result has a cdf of at least u, and a number with a cdf below u lies next to it or within u eps / density. It takes
+    about 20 evaluations of the cdf and 15 of the density, up to 75 of each for narrow peaks far from 0 and for extreme
+    u, and for counts about two evaluations of the cdf per bit of the value. The result has gradients of any order with
+    respect to u and the tensors of d, by implicit differentiation after a search.
 
     Raises:
-        NotImplementedError: as :func:`cdf`.
-        ValueError: for u outside of [0, 1].
-        ConvergenceError: where the cdf does not reach u, as for NaN parameters.
+        NotImplementedError: as for :func:`cdf`.
+        ValueError: if u is outside [0, 1].
+        ConvergenceError: if the cdf does not reach u, for instance if parameters are NaN.
 
     Example:
         >>> icdf(dist.StudentT(3.0), torch.tensor(0.975))
@@ -129,18 +131,18 @@ def _searched(d: Distribution, u: Tensor) -> Tensor:
     with torch.no_grad():
         y = _search_numbers(d, u)
     tensors = _tensors(d)
-    kept = _with_tensors(d, tensors)  # whatever becomes of d
+    kept = _with_tensors(d, tensors)  # a copy, since the caller may change d
 
     def below(y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         moved = _with_tensors(kept, list(tensors))
         result, density = cdf(moved, y), _density(moved, y)
-        return torch.where(density > 0, result, result.detach()), density.log()  # the ends of the support stay
+        return torch.where(density > 0, result, result.detach()), density.log()  # no gradient at the ends
 
     return implicit(below, y, u, *tensors)
 
 
 def _univariate(d: Distribution) -> Distribution:
-    """The elementwise family within ``Independent``."""
+    """Returns the univariate distribution within nested ``Independent`` distributions."""
     while isinstance(d, Independent):
         d = d.base_dist
     if d.event_shape:
@@ -153,19 +155,19 @@ def _no_cdf(d: Distribution) -> NotImplementedError:
 
 
 def _support(d: Distribution) -> Any:
-    """That of the components for a mixture, which torch wraps so that it no longer tells whether it is discrete."""
+    """Returns the support; for a mixture that of its components, since torch's own lacks ``is_discrete``."""
     return _support(_univariate(d.component_distribution)) if isinstance(d, MixtureSameFamily) else d.support
 
 
 def _inherits(d: Distribution, name: str) -> bool:
-    """Whether the family has no method of its own, only one that torch raises from or that goes by the base."""
+    """Whether the family lacks its own method of this name and inherits torch's general one."""
     method = getattr(type(d), name)
     return method is getattr(Distribution, name) or method is getattr(TransformedDistribution, name)
 
 
 @singledispatch
 def _cdf_inside(d: Distribution, value: Tensor) -> Tensor:
-    """The cdf at values of the support."""
+    """Returns the cdf at values inside the support."""
     if not _inherits(d, "cdf"):
         try:
             return d.cdf(value)
@@ -193,7 +195,7 @@ def _(d: TransformedDistribution, value: Tensor) -> Tensor:
 
 @singledispatch
 def _quantile(d: Distribution, u: Tensor) -> Tensor:
-    """The smallest value whose cdf is at least u."""
+    """Returns the smallest value whose cdf is at least u."""
     return _searched(d, u) if _inherits(d, "icdf") else d.icdf(u)
 
 
@@ -219,7 +221,7 @@ for _family, _form in CDFS.items():
 
 
 def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:
-    """1 where the transforms rise, -1 where they fall."""
+    """Returns 1 if the composed transforms increase and -1 if they decrease."""
     sign = like.new_ones(())
     for transform in d.transforms:
         try:
@@ -230,31 +232,31 @@ def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:
 
 
 def _average(d: MixtureSameFamily, quantity: Callable[..., Tensor], value: Tensor) -> Tensor:
-    """sum_k w_k quantity_k(value)."""
+    """Returns the average sum_k w_k quantity_k(value) over the components of a mixture."""
     return (d.mixture_distribution.probs * quantity(d.component_distribution, value.unsqueeze(-1))).sum(-1)
 
 
 def _density(d: Distribution, value: Tensor) -> Tensor:
-    """The density or mass, 0 outside the support."""
+    """Returns the density or mass, 0 outside the support."""
     if isinstance(d, MixtureSameFamily):
         return _average(d, _density, value)
     return log_prob_everywhere(d, value).exp()
 
 
 def _enumerated(d: Distribution, dims: int) -> tuple[Tensor, Tensor] | None:
-    """The V values of a finite support and their mass (V, *batch), with dims to broadcast; None for another support."""
+    """Returns the values (V, 1, ...) of a finite support, with ``dims`` dims of 1, and their mass (V, *batch), or None."""
     if not d.has_enumerate_support:
         return None
     try:
         values = d.enumerate_support(expand=False)
-    except NotImplementedError:  # of several sizes in one batch
+    except NotImplementedError:  # supports of different sizes in one batch
         return None
     values = values.reshape(-1, *[1] * max(dims, len(d.batch_shape)))
     return values, d.log_prob(values).exp()
 
 
 def _ends(d: Distribution, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The least lower and the greatest upper bound of the support."""
+    """Returns the smallest lower and the largest upper bound of the support."""
     low, high = support_ends(_support(d), like)
     while isinstance(d, MixtureSameFamily):
         low, high = low.amin(-1) if low.dim() else low, high.amax(-1) if high.dim() else high
@@ -265,7 +267,7 @@ def _ends(d: Distribution, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_of_mass(d: Distribution, value: Tensor) -> Tensor:
-    """The mass from the lower end of the support up to the value, a chunk of it at a time."""
+    """Returns the mass of all support values up to the given one, summed in chunks."""
     finite = _enumerated(d, value.dim())
     if finite is not None:
         return torch.where(finite[0] <= value, finite[1], 0).sum(0)
@@ -280,28 +282,29 @@ def _sum_of_mass(d: Distribution, value: Tensor) -> Tensor:
 
 
 def _search_counts(d: Distribution, u: Tensor) -> Tensor:
-    """The smallest count whose cdf is at least u: from a table, or by doubling and bisection."""
+    """Returns the smallest count whose cdf is at least u, from a table or by doubling and bisection."""
     finite = _enumerated(d, u.dim())
     if finite is not None:
         index = (finite[1].cumsum(0) < u).sum(0)
-        return finite[0].flatten()[index.clamp(max=len(finite[0]) - 1)]  # a sum may end just below 1
+        return finite[0].flatten()[index.clamp(max=len(finite[0]) - 1)]  # the sum may round to just below 1
     shape = torch.broadcast_shapes(u.shape, d.batch_shape)
     low, top = _ends(d, u)
-    low = low.expand(shape) - 1  # cdf < u, or the lower end
+    low = low.expand(shape) - 1  # below the support
     step = u.new_ones(shape)
     short = torch.ones(shape, dtype=torch.bool, device=u.device)
     while bool(short.any()):
         short = (cdf(d, low + step) < u) & (low + step < top)
         step = torch.where(short, 2 * step, step)
     halvings = int(step.max()).bit_length() if step.numel() else 0
-    found = bisect(lambda value: cdf(d, value) >= u, low, low + step, halvings)  # the cdf is that of the count below
+    found = bisect(lambda value: cdf(d, value) >= u, low, low + step, halvings)  # the cdf rounds values down
     return torch.minimum(found.floor(), top)
 
 
 def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
-    """The smallest number whose cdf is at least u, rounded from float64.
+    """Returns the smallest number whose cdf is at least u, rounded from float64.
 
-    First roughly, by the log-odds of the cdf, of a number on a scale on which most tails are nearly straight.
+    A first search matches the log-odds of the cdf, in a transformed variable in which they are nearly linear for most
+    families; :func:`_smallest` refines its result.
     """
     dtype, u = u.dtype, u.double().expand(broadcast_shapes(u.shape, d.batch_shape))
     low, high = (end.expand(u.shape) for end in _ends(d, u))
@@ -309,24 +312,28 @@ def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
     log_above = torch.log1p(-inner)
 
     def log_odds(z: Tensor) -> tuple[Tensor, Tensor]:
-        """Less those of u, of the very sign of cdf - u; by 1 - u, so that near 0 it is the cdf's error relative to u."""
+        """Returns (1 - u) times the difference of the log-odds of cdf and u, and its log-derivative.
+
+        It has the sign of cdf - u. The factor makes it the error of the cdf relative to u near the root.
+        """
         value, log_slope = _unfolded(z, low, high)
         below, density = cdf(d, value), _density(d, value)
         above = 1 - below
         gap = torch.log(below / inner) - torch.log(above / (1 - inner))
         return gap * (1 - inner), torch.log(density / (below * above)) + log_slope + log_above
 
-    # with an end, since shoulders of the cdf mislead Newton's method without a bracket
+    # a lower bound selects the bracketed search, since plateaus of the cdf mislead plain Newton steps
     z = find(log_odds, torch.zeros_like(u), low=torch.full_like(u, -1e3), tol=_ROUGH)
     found = _smallest(d, inner, _unfolded(z, low, high)[0], low, high)
     return torch.where(u <= 0, low, torch.where(u >= 1, high, found)).to(dtype)
 
 
 def _smallest(d: Distribution, u: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The smallest number whose cdf is at least u, from one nearby.
+    """Returns the smallest number whose cdf is at least u, starting from a number x nearby.
 
-    By two steps of Newton's; then ever further, to a number on the other side; then by halves, until both are neighbours
-    or rounding of the cdf no longer tells them apart. Where rounding keeps the cdf below u on all the way: where that began.
+    It takes two Newton steps, then growing steps to a number on the other side of u, and then bisects until both numbers
+    are neighbours or the cdf cannot separate them. If no number on the other side is found because the cdf rounds to
+    below u, the result is x.
     """
     info = torch.finfo(x.dtype)
     for _ in range(2):
@@ -352,13 +359,13 @@ def _smallest(d: Distribution, u: Tensor, x: Tensor, low: Tensor, high: Tensor) 
 
 
 def _spacing(x: Tensor) -> Tensor:
-    """From x to the next larger number, in size."""
+    """Returns the distance from the absolute value of x to the next larger floating-point number."""
     size = x.abs()
     return torch.nextafter(size, torch.full_like(size, torch.inf)) - size
 
 
 def _unfolded(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """A number between low and high for every real one, exponential near either, and the log of its derivative."""
+    """Maps real numbers to (low, high), exponentially near a finite end; returns the values and log-derivatives."""
     left, right = low.isfinite(), high.isfinite()
     share = torch.sigmoid(z)
     width = torch.where(left & right, high - low, 1)
@@ -373,7 +380,7 @@ def _unfolded(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tensors(d: Distribution) -> list[Tensor]:
-    """Those that :func:`_with_tensors` replaces, in its order."""
+    """Returns the tensors of a distribution, in the order in which :func:`_with_tensors` replaces them."""
     found: list[Tensor] = []
 
     def find(t: Tensor) -> Tensor:
@@ -385,6 +392,7 @@ def _tensors(d: Distribution) -> list[Tensor]:
 
 
 def _with_tensors(d: Distribution, tensors: list[Tensor]) -> Distribution:
+    """Returns a copy of the distribution with other tensors."""
     values = iter(tensors)
     copy: Distribution = map_leaves(lambda t: next(values), d)
     return copy

@@ -1,4 +1,4 @@
-"""completed: gives a family Pyro's methods, validation and empty batches, as heads need them."""
+"""Adds Pyro's methods, validation of values and support for empty batches to a family, as heads need them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .enumeration import in_batch
 
 
 class Completed:
-    """Values are validated; of no samples or no rows, what the family may be unable to reshape comes from one row."""
+    """Validates values, and supports empty batches and sample shapes that the family may be unable to reshape."""
 
-    _rows: Any = None  # the distribution of some, from which expand made one of none
+    _rows: Any = None  # the distribution with rows that was expanded to an empty batch
 
     @full_precision
     def log_prob(self: Any, value: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Completed:
             return super().log_prob(value)  # type: ignore[misc,no-any-return]
         with torch.random.fork_rng(devices=[]):
             one = d.sample()
-        # a number that has their gradients, for each of no values
+        # an empty tensor that is connected to the gradients of value and parameters
         return sum_rightmost(value.expand(shape), len(self._event_shape)) + d.log_prob(one).sum()  # type: ignore[no-any-return]
 
     def sample(self: Any, sample_shape: Any = ()) -> Tensor:
@@ -59,13 +59,13 @@ class Completed:
         return new
 
     def _some(self: Any) -> Any:
-        """The distribution of some rows, or None where none is known."""
+        """Returns a distribution with at least one row, or None if the batch was empty from the start."""
         return self._rows if 0 in self._batch_shape else self
 
 
 @cache
 def completed(family: Any) -> Any:
-    """The family as heads make it: a subclass that is :class:`Completed`, and has the methods of Pyro's families."""
+    """Returns a subclass of the family that is :class:`Completed` and has the methods of Pyro's distributions."""
     if issubclass(family, Completed):
         return family
     methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}
@@ -79,7 +79,7 @@ def completed(family: Any) -> Any:
 
 
 class _Expanding:
-    """By Pyro's wrapper."""
+    """Uses Pyro's general ``expand``, for families that do not define one."""
 
     expand = TorchDistribution.expand
 

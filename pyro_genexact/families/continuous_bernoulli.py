@@ -1,4 +1,4 @@
-"""The continuous Bernoulli distribution, however large its logits."""
+"""The continuous Bernoulli distribution, also for large logits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from .special import tilted_cdf
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[name-defined]
-    r"""By its logits l, however large: p(x) = l exp(l x) / (exp(l) - 1) (torch clamps the probs, no density then).
+    r"""The continuous Bernoulli distribution with logits l of any size: p(x) = l exp(l x) / (exp(l) - 1).
 
-    The distance w of x from the end that l favours has the density r exp(-a w), a = |l|, 1 / r = (1 - exp(-a)) / a.
+    Torch clamps the probabilities, so its density does not integrate to 1 for large logits. The distance w of x from the
+    end with the higher density has the density r exp(-a w) with a = \|l\| and 1 / r = (1 - exp(-a)) / a.
     """
 
-    sample = Distribution.sample  # by rsample
+    sample = Distribution.sample  # uses rsample
 
     def _sizes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether l > 0, a, and a where it is not small; with derivatives at 0 that hold for both signs."""
+        """Returns whether l > 0, a, and a with 1 in place of small values; a has the right derivative at l = 0."""
         up = self.logits > 0
         a = torch.where(up, self.logits, -self.logits).double()
         return up, a, torch.where(a < 0.1, 1, a)
@@ -48,7 +49,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[name-define
         return self._from_end(torch.rand(shape, dtype=torch.float64, device=self.logits.device))
 
     def _from_end(self, v: Tensor) -> Tensor:
-        """x, of the quantile v of w: w = -log(1 - v (1 - exp(-a))) / a."""
+        """Returns the x whose distance is the quantile of level v, w = -log(1 - v (1 - exp(-a))) / a."""
         up, a, _ = self._sizes()
         v, near = v.double(), a < 1e-4
         far = torch.where(near, 1, a)

@@ -1,4 +1,4 @@
-"""The continuous categorical distribution: log density linear in the point of the simplex."""
+"""The continuous categorical distribution, whose log density is linear on the simplex."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..core.values import checked_value
 from .in_support import contains
 from .parametrised import Parametrised, ShapesByParameters
 
-# Seven reach the last bit for every uniform number of 53 bits, the first one costs nothing. No call of numerics.root: a
-# convex function needs no bracket, and its rounding, up to that of the largest logit, leaves nothing to test x by.
+# Seven steps reach full precision for every uniform number of 53 bits; the first needs no extra evaluation. numerics.root
+# is not used: a convex function needs no bracket, and rounding (of the order of the largest logit) is too large to test x.
 _NEWTON_STEPS = 9
 
 
@@ -28,23 +28,24 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
         p(x) = exp(logits · x) / Z,    Z = exp[logits_1, ..., logits_k],
 
     with respect to Lebesgue measure on any k - 1 of the k coordinates. Z is the divided difference of exp at the logits,
-    and its logarithmic gradient is the mean. Adding a number to all logits changes nothing; equal logits are the
-    uniform distribution on the simplex, and k = 2 is the continuous Bernoulli distribution. Unlike Dirichlet's, the
-    density is finite on the border of the simplex.
+    and the gradient of log Z is the mean. Adding a constant to all logits does not change the distribution. Equal logits
+    give the uniform distribution on the simplex, and k = 2 gives the continuous Bernoulli distribution. Unlike the
+    Dirichlet density, this density is finite on the boundary of the simplex.
 
-    log Z is computed without cancellation (ties and gaps of any size), derivatives of every order are divided
-    differences too, and samples invert the conditional survival functions one coordinate at a time, so that
-    ``rsample`` has gradients of every order. All is computed in float64 inside, whatever the dtype of the logits.
-    O(k^3) for a log_prob, O(k^4) for its gradient and for a sample.
+    log Z is computed without cancellation, for ties and gaps of any size, and its derivatives of every order are divided
+    differences as well. Samples invert the conditional survival functions one coordinate at a time, and ``rsample`` has
+    gradients of every order. All computations use float64 internally.
+
+    Cost: O(k^3) for ``log_prob``, O(k^4) for its gradient and for a sample.
 
     Reference: Gordon-Rodriguez, Loaiza-Ganem, Cunningham (2020), "The continuous categorical: a novel simplex-valued
     exponential family", ICML.
 
     Args:
-        logits: (*batch, k), k at least 2.
+        logits: (*batch, k) real numbers, k at least 2.
 
     Raises:
-        ValueError: for fewer than two logits, and for a value of another width.
+        ValueError: if there are fewer than two logits, or a value does not have k shares.
 
     Example:
         >>> import torch
@@ -67,30 +68,30 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
 
     @property
     def log_normalizer(self) -> Tensor:
-        """log Z in nats (*batch); its gradient is the mean."""
+        """The log normaliser log Z (*batch) in nats; its gradient is the mean."""
         eta = self.logits.double()
         return (_log_mean_exp(eta) - lgamma(eta.shape[-1])).to(self.logits)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats; value (*sample, *batch, k)."""
+        """Returns the log density in nats, (*sample, *batch), of a value (*sample, *batch, k)."""
         value = checked_value(self, value)
         k = self.logits.shape[-1]
         if value.dim() < 1 or value.shape[-1] != k:
             raise ValueError(f"Expected value.shape[-1] == {k} (the number of logits); got {tuple(value.shape)}.")
         inside = contains(self.support, value)
-        eta = _centred(self.logits)  # the same density, and exact also where value sums to 1 up to rounding only
+        eta = _centred(self.logits)  # removes the error from values that sum to 1 up to rounding only
         inner = (eta * torch.where(inside.unsqueeze(-1), value, 1 / k)).sum(-1)
         return torch.where(inside, inner - _log_mean_exp(eta) + lgamma(k), -inf).to(self.logits)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """(*sample, *batch, k): from the smallest logit up, each coordinate given those before, by inversion."""
+        """Draws (*sample, *batch, k) by inversion, one coordinate at a time from the smallest logit to the largest."""
         shape = self._extended_shape(torch.Size(sample_shape))
         eta, order = self.logits.double().expand(shape).sort(-1)
         # 1 - rand lies in (0, 1]
         log_u = torch.log1p(-torch.rand((*shape[:-1], shape[-1] - 1), dtype=eta.dtype, device=eta.device))
         left, parts = torch.ones_like(log_u[..., 0]), []
         for i in range(shape[-1] - 1):
-            # given the coordinates before, the rest of the stick is again a continuous categorical
+            # given the earlier coordinates, the shares of the remainder are again a continuous categorical
             w = _Break.apply(left.unsqueeze(-1) * (eta[..., i:] - eta[..., i, None]), log_u[..., i])
             parts.append(-left * torch.expm1(-w))
             left = left * torch.exp(-w)
@@ -103,7 +104,7 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
 
     @property
     def mode(self) -> Tensor:
-        """The corner of the largest logit (of the first such)."""
+        """The corner of the largest logit, (*batch, k); the first one if several are equal."""
         return torch.nn.functional.one_hot(self.logits.argmax(-1), self.logits.shape[-1]).to(self.logits)
 
     @property
@@ -115,7 +116,7 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
         second = (_log_mean_exp(nodes) - _log_mean_exp(eta)[..., None, None]).exp() / (k * (k + 1))
         one = torch.eye(k, dtype=eta.dtype, device=eta.device)
         covariance = second * (1 + one) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-        # that of the largest as the variance of the sum of the others: near a corner its own terms cancel
+        # the variance of the largest share is that of the sum of the others; near a corner its own terms cancel
         largest = torch.nn.functional.one_hot(eta.argmax(-1), k).to(eta)
         others = 1 - largest
         rest = (covariance * others.unsqueeze(-1) * others.unsqueeze(-2)).sum((-2, -1))
@@ -123,7 +124,7 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
         return variance.to(self.logits)
 
     def entropy(self) -> Tensor:
-        """In nats (*batch)."""
+        """Returns the differential entropy (*batch) in nats."""
         eta = _centred(self.logits)
         return (_log_mean_exp(eta) - lgamma(eta.shape[-1]) - (eta * _mean(eta)).sum(-1)).to(self.logits)
 
@@ -133,12 +134,15 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def _log_mean_exp(eta: Tensor) -> Tensor:
-    """log E exp(eta · x) (*batch) for x uniform on the simplex: log of (k-1)! times the divided difference of exp."""
+    """Returns log E exp(eta · x) (*batch) for x uniform on the simplex: log of (k-1)! times the divided difference."""
     return _LogMeanExp.apply(eta)
 
 
 def _mean(eta: Tensor) -> Tensor:
-    """The gradient of :func:`_log_mean_exp`: repeating the i-th node in the divided difference multiplies it by E x_i."""
+    """Returns the mean, the gradient of :func:`_log_mean_exp`.
+
+    Repeating the i-th node of the divided difference multiplies it by the mean of x_i, up to the factor k.
+    """
     k = eta.shape[-1]
     eta = eta - eta.detach().amax(-1, keepdim=True)
     repeated = torch.cat([eta.unsqueeze(-2).expand(*eta.shape, k), eta.unsqueeze(-1)], -1)
@@ -146,7 +150,7 @@ def _mean(eta: Tensor) -> Tensor:
 
 
 class _LogMeanExp(Function):
-    """:func:`_log_mean_exp`, whose derivatives of every order are again such functions, of repeated nodes."""
+    """Implements :func:`_log_mean_exp`. Its derivatives of every order are the same function of repeated nodes."""
 
     generate_vmap_rule = True
 
@@ -165,12 +169,13 @@ class _LogMeanExp(Function):
 
 
 class _Break(Function):
-    r"""The root w of log S(w) = log_u, where exp(-w) is what the first of m + 1 coordinates leaves of the stick.
+    r"""Solves log S(w) = log_u for w, where exp(-w) is the share that the first of m + 1 coordinates leaves to the others.
 
         S(w) = e^{-m w} E exp(e^{-w} z · x) / E exp(z · x),
 
-    z (*batch, m+1) the logits less the first, which is the smallest, times the length of the stick. As z >= 0, log S is a
-    log-sum-exp of falling lines in w, convex: Newton's method from w = 0 rises to the root and never beyond it.
+    with z (\*batch, m+1) the logits minus the first one, which is the smallest, times the length of the remainder. As
+    z >= 0, log S is a log-sum-exp of decreasing linear functions of w. It is convex, so Newton's method from w = 0
+    increases to the root and does not pass it.
     """
 
     generate_vmap_rule = True
@@ -184,7 +189,7 @@ class _Break(Function):
             whole, rest = _log_means(nodes * torch.exp(-w))
             log_s = nodes[-1] * torch.expm1(-w) - m * w + whole - start
             w = w + (log_s - log_u) / (m * torch.exp(rest - whole))
-        return w.clamp_min(0)  # below by rounding only
+        return w.clamp_min(0)  # negative only by rounding
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -200,11 +205,11 @@ class _Break(Function):
 
 
 def _log_means(nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """log E exp(nodes · x) less the last node, for ascending nodes (k, *batch); and that of all nodes but the first.
+    """Returns log E exp(nodes · x) minus the last node, for ascending nodes (k, *batch), and the same without node 0.
 
-    For all intervals of nodes, by their length: a Taylor series about the first node where the nodes lie close, else the
-    recurrence of divided differences. All terms of the series are positive, and the recurrence subtracts less than about
-    half of what it subtracts from, so that nothing cancels.
+    Computes it for all intervals of nodes in the order of their lengths: by a Taylor series about the first node if the
+    nodes are close, else by the recurrence of divided differences. Neither cancels: all terms of the series are
+    positive, and the recurrence subtracts at most about half of the minuend.
     """
     k = len(nodes)
     close = float(k - 1)
@@ -221,9 +226,9 @@ def _log_means(nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _series(nodes: Tensor, close: float) -> Tensor:
-    """E exp((nodes_i..i+m - nodes_i) · x) at [m - 1, i] (k-1, k-1, *batch), meant for gaps up to ``close`` only.
+    """Returns E exp((nodes_i..i+m - nodes_i) · x) at [m - 1, i], (k-1, k-1, *batch); valid for gaps up to ``close``.
 
-    E = sum_n h_{n-m} m! / n!, h the complete homogeneous polynomial of the differences, by
+    E = sum_n h_{n-m} m! / n!, where h is the complete homogeneous polynomial of the differences, computed by
     h_n[i..j] = h_n[i..j-1] + (node_j - node_i) h_{n-1}[i..j].
     """
     k = len(nodes)
@@ -244,8 +249,8 @@ def _series(nodes: Tensor, close: float) -> Tensor:
 
 @lru_cache
 def _scales(k: int) -> tuple[float, ...]:
-    """close^n / n! for n = 2, ..., until what follows in the series is below rounding."""
-    close, more = k - 1, 0  # `more` terms after the first of the longest interval
+    """Returns close^n / n! for n = 2, 3, ..., until the rest of the series is below rounding."""
+    close, more = k - 1, 0  # `more` is the number of terms after the first, for the longest interval
     while more * log(close) - lgamma(more + 1) > log(1e-17):
         more += 1
     return tuple(exp(n * log(close) - lgamma(n + 1)) for n in range(2, k + more))

@@ -1,4 +1,4 @@
-"""The logistic distribution on the integers 0 ... levels - 1, its tails in the outer cells."""
+"""The logistic distribution discretised to the integers 0 ... levels - 1."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from .parametrised import Parametrised
 
 
 class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
-    r"""A logistic variable rounded to the nearest of the integers 0 ... L - 1, which stand for -1 ... 1 of its scale.
+    r"""A logistic variable rounded to the nearest of the integers 0 ... L - 1, which represent L points from -1 to 1.
 
     With sigma the logistic function, c = (loc + 1) (L - 1) / 2 and r = scale (L - 1) / 2,
 
-        P(y) = sigma((y + 1/2 - c) / r) - sigma((y - 1/2 - c) / r),
+        P(y) = sigma((y + 1/2 - c) / r) - sigma((y - 1/2 - c) / r).
 
-    where the first cell reaches to minus and the last one to plus infinity, so that the total mass is 1. The logarithm
-    is taken as log sigma(b) + log sigma(-a) + log(1 - exp(a - b)) for a cell (a, b): exact in the far tails as well.
+    The first cell extends to minus infinity and the last one to plus infinity, so the total mass is 1. The logarithm is
+    computed as log sigma(b) + log sigma(-a) + log(1 - exp(a - b)) for a cell (a, b), which is also accurate in the far
+    tails.
 
     Args:
-        loc, scale: real and positive tensors (*batch), or numbers, in units where the levels span -1 ... 1.
+        loc: (\*batch) locations, on the scale where the levels span -1 ... 1.
+        scale: (\*batch) positive scales, in the same units.
         levels: L, at least 2.
 
     Raises:
-        ValueError: for fewer than two levels.
+        ValueError: if ``levels`` is below 2.
 
     Reference: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017.
 
@@ -52,7 +54,7 @@ class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
     ) -> None:
         check_sizes(2, levels=levels)
         self.levels = levels
-        if not (isinstance(loc, Tensor) and isinstance(scale, Tensor) and loc.shape == scale.shape):  # which saves time
+        if not (isinstance(loc, Tensor) and isinstance(scale, Tensor) and loc.shape == scale.shape):  # saves time
             loc, scale = broadcast_all(loc, scale)
         self.loc, self.scale = loc, scale
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -62,7 +64,7 @@ class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
         return constraints.integer_interval(0, self.levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log P(value) in nats."""
+        """Returns the log-probability of the value in nats, (*sample, *batch)."""
         value = checked_value(self, value)
         inside = contains(self.support, value)
         value = torch.where(inside, value, 0)
@@ -74,21 +76,21 @@ class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
         return (above + below + width).masked_fill(~inside, -torch.inf)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Rounded logistic variables, exact, in the dtype of loc."""
+        """Draws exact samples (*sample, *batch), in the dtype of ``loc``."""
         with torch.no_grad():
             center, spread = self._in_levels()
             noise = torch.rand((*sample_shape, *self.batch_shape), dtype=center.dtype, device=center.device).logit()
             return (center + spread * noise).round().clamp(0, self.levels - 1)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """P(y <= value), for any real value, also between and beyond the levels."""
+        """Returns P(y <= value) for any real value, also between and beyond the levels."""
         center, spread = self._in_levels()
         level = value.floor()
         cdf = torch.sigmoid((level + 0.5 - center) / spread)
         return cdf.masked_fill(level < 0, 0.0).masked_fill(level >= self.levels - 1, 1.0)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The smallest level whose cdf is at least value, in [0, 1]."""
+        """Returns the smallest level whose cdf is at least ``value``, a probability."""
         center, spread = self._in_levels()
         return (center + spread * torch.logit(value) - 0.5).ceil().clamp(0, self.levels - 1)
 
@@ -98,11 +100,11 @@ class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
         return (self.log_prob(values).exp() * (values - self.mean).square()).sum(0)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """0 ... L - 1, of shape (L, *batch), or (L, 1, ...) without ``expand``."""
+        """Returns the levels 0 ... L - 1, of shape (L, *batch), or (L, 1, ...) without ``expand``."""
         values = torch.arange(self.levels, dtype=self.loc.dtype, device=self.loc.device)
         return in_batch(values, self, expand)
 
     def _in_levels(self) -> tuple[Tensor, Tensor]:
-        """loc and scale in units of one level, where the cells' ends y ± 1/2 are exact: the masses then sum to 1."""
+        """Returns location and scale in units of one level, in which the ends y ± 1/2 of the cells are exact."""
         half = (self.levels - 1) / 2
         return (self.loc + 1) * half, self.scale * half

@@ -1,4 +1,4 @@
-"""What follows from a support: log_prob of -inf outside, membership, a feasible point, its ends."""
+"""Functions of a support: log_prob of -inf outside, membership, a feasible point, the bounds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..core.values import checked_value, floating
 
 
 def log_prob_everywhere(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
-    """log_prob (of the broadcast batch shape), -inf with gradient zero where the value lies outside the support.
+    """Returns the log_prob (of the broadcast batch shape), -inf with gradient zero outside the support.
 
-    The family itself only ever meets values inside: outside, its :func:`feasible_point` stands in.
+    The family's own method is only evaluated inside the support; values outside are replaced by :func:`feasible_point`.
     """
     support = d.support if support is None else support
     inside = contains(support, value)
@@ -29,11 +29,12 @@ def log_prob_everywhere(d: Distribution, value: Tensor, support: Any = None) -> 
 
 
 def with_support(d: Any, support: Any) -> Any:
-    """The distribution d, of a subclass of its family whose support is the given one: outside, log_prob is -inf or raises.
+    """Returns the distribution with another support, as an instance of a subclass of its family.
 
-    Validation is what it is elsewhere, on unless switched off, whatever d was made with.
+    Outside the support ``log_prob`` is -inf, or raises if values are validated. Validation follows the global default,
+    regardless of the setting of d.
     """
-    if getattr(d, "_supported", None) is not None:  # as by a model within a head
+    if getattr(d, "_supported", None) is not None:  # already replaced, as by a model within a head
         d, _ = d._supported
     new = copy.copy(d)
     part = new
@@ -49,7 +50,7 @@ def with_support(d: Any, support: Any) -> Any:
 @cache
 def _class_with_support(family: Any) -> Any:
     fixed = {}
-    for name in ("is_discrete", "event_dim"):  # the same for all of the family, where the class has it
+    for name in ("is_discrete", "event_dim"):  # class attributes, if the support of the class defines them
         with suppress(NotImplementedError, AttributeError):
             fixed[name] = getattr(family.support, name)
 
@@ -62,7 +63,7 @@ def _class_with_support(family: Any) -> Any:
 
 
 class _WithSupport:
-    _supported: tuple[Any, Any] | None = None  # none where Pyro made another one of the class from parameters
+    _supported: tuple[Any, Any] | None = None  # None if Pyro constructed the instance from parameters
     _validate_args: bool
 
     @Settable
@@ -74,7 +75,7 @@ class _WithSupport:
             return super().log_prob(value)  # type: ignore[misc]
         d, support = self._supported
         value = checked_value(self, value)
-        if not value.is_floating_point():  # else the tensors need not be searched for
+        if not value.is_floating_point():  # saves the search for tensors otherwise
             value = floating(value, tensors_in(d))
         return log_prob_everywhere(d, value, support)
 
@@ -92,12 +93,12 @@ class _WithSupport:
         return with_support, self._supported, self._settings()
 
     def _settings(self) -> dict[str, Any]:
-        """What was set after :func:`with_support` made this."""
+        """Returns the attributes that were set after :func:`with_support` created this instance."""
         return {name: value for name, value in self.__dict__.items() if name in ("_validate_args", "has_rsample")}
 
 
 def contains(support: Any, value: Tensor) -> Tensor:
-    """Whether values are finite and inside the support, of their shape without its event dims."""
+    """Whether values are finite and inside the support, one Boolean per event."""
     inside = support.check(value)
     if value.is_floating_point() and not support.is_discrete:  # torch's constraints.real admits infinities
         finite = value.isfinite()
@@ -106,29 +107,30 @@ def contains(support: Any, value: Tensor) -> Tensor:
 
 
 def known_to_contain(support: Any, value: Tensor) -> bool:
-    """Whether all values are inside, where that is at hand: on an accelerator the wait would cost more than to mask."""
+    """Whether all values are inside the support; False if unknown, or on an accelerator, where reading it is slow."""
     if value.device.type != "cpu" or transformed():
         return False
     if type(support) is type(constraints.boolean):
-        return torch.equal(value, value.bool().to(value.dtype))  # half the time of the check
+        return torch.equal(value, value.bool().to(value.dtype))  # takes half the time of the check
     return bool(contains(support, value).all())
 
 
 @singledispatch
 def feasible_point(support: Any, like: Tensor) -> Tensor:
-    """Some value inside the support, that broadcasts with ``like``.
+    """Returns a value inside the support that broadcasts with ``like``.
 
-    A constraint's own method of that name returns it, or a function registered for its class, or ``biject_to``.
+    It comes from a function registered for the class of the constraint, from the constraint's own method of this name,
+    or from ``biject_to``.
     """
     if hasattr(support, "feasible_point"):
         return support.feasible_point(like)
-    if hasattr(support, "base_constraint"):  # independent, or torch's of mixtures, which its older versions lack
+    if hasattr(support, "base_constraint"):  # independent constraints, and in newer versions of torch mixtures
         return feasible_point(support.base_constraint, like)
     event = like.shape[like.dim() - support.event_dim :]
     for bound in ("lower_bound", "upper_bound"):
         if support.is_discrete and support.event_dim == 0 and hasattr(support, bound):
             return torch.as_tensor(getattr(support, bound), dtype=like.dtype, device=like.device)
-    if support.is_discrete and support.event_dim == 1:  # one-hot or counts: all in the first place
+    if support.is_discrete and support.event_dim == 1:  # one-hot or counts: put all counts in the first place
         total = torch.as_tensor(getattr(support, "upper_bound", 1), dtype=like.dtype, device=like.device)
         return total.unsqueeze(-1) * (torch.arange(event[0], device=like.device) == 0)
     to_support = biject_to(support)
@@ -148,7 +150,7 @@ def _(support: Any, like: Tensor) -> Tensor:
 
 @singledispatch
 def support_ends(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The least number of a support of numbers and the largest, infinite where there is none."""
+    """Returns the bounds of a support of numbers, infinite if it is unbounded."""
     ends = getattr(support, "lower_bound", -torch.inf), getattr(support, "upper_bound", torch.inf)
     low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
     return low, high
@@ -160,4 +162,5 @@ def _(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expand_mask(inside: Tensor, event_shape: torch.Size) -> Tensor:
+    """Appends dims of size 1 to a mask (*batch), one per event dim."""
     return inside.reshape(inside.shape + (1,) * len(event_shape))

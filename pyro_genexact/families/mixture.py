@@ -1,4 +1,4 @@
-"""Mixtures of any distributions: of one family or of several, of scalars, vectors or whole chains."""
+"""Mixtures of distributions of one or several families, with scalar or vector events."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from .supports import innermost
 
 
 class Mixture(ByEnumeration, Parametrised, TorchDistribution):
-    r"""p(y) = sum_k w_k p_k(y) with w = softmax(logits); log_prob in nats, by log-sum-exp.
+    r"""A mixture p(y) = sum_k w_k p_k(y) of K distributions with weights w = softmax(logits).
 
-    A value outside the support of some components is scored by the others alone; outside all supports log_prob is -inf,
-    with gradient zero. A sample draws all K components and picks one, so that it costs K times a component's.
+    ``log_prob`` is computed by log-sum-exp, in nats. Components whose support does not contain the value contribute
+    nothing; outside all supports, ``log_prob`` is -inf with gradient zero. A sample draws from all K components and
+    selects one of the draws, so it costs K times as much as a sample of one component.
 
     Args:
-        logits: (*batch, K), unnormalised log weights.
-        components: a list of K distributions, each of batch shape (*batch) and of any family, or one distribution of
-            batch shape (K, *batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
-        supports: of each component, or of all in a stack, where a family's own is wider than its mass (``VonMises``).
+        logits: (\*batch, K) unnormalised log weights.
+        components: a list of K distributions of any families, each of batch shape (\*batch), or one distribution of
+            batch shape (K, \*batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
+        supports: a list of supports for a list of components, or one support for a single distribution. They replace the
+            families' own, some of which are wider than the set with positive mass (``VonMises``).
 
     Raises:
-        TypeError: for components that are not distributions.
-        ValueError: for another number of components than logits, for components of different event shapes, and (when
-            validating) for discrete components beside continuous ones.
+        TypeError: if a component is not a distribution.
+        ValueError: if the numbers of components and logits differ, if event shapes differ, or, with validation, if some
+            components are discrete and others continuous.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -61,7 +63,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         batch_shapes, event_shape = _component_shapes(logits, components)
         batch_shape = torch.broadcast_shapes(logits.shape[:-1], *batch_shapes)
         self.logits = logits.expand(*batch_shape, -1)
-        # how many batch dims the components have: K stands before them, and further ones of the mixture before K
+        # the number of batch dims of the components; K comes before these, and further dims of the mixture before K
         self._inner = max(map(len, batch_shapes))
         self.components = _expanded(components, batch_shape[len(batch_shape) - self._inner :])
         self.supports = supports
@@ -70,16 +72,16 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
             raise ValueError("Expected components to be all discrete or all continuous; got some of both.")
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log sum_k w_k p_k(value), of shape (*sample, *batch)."""
+        """Returns the log density log sum_k w_k p_k(value) in nats, (*sample, *batch)."""
         value = checked_value(self, value)
         log_weights = self.logits.log_softmax(-1).movedim(-1, self._dim)
         terms = log_weights + self._at(log_prob_everywhere, value)
         impossible = (terms == -torch.inf).all(self._dim, keepdim=True)
-        total = terms.masked_fill(impossible, 0.0).logsumexp(self._dim)  # whose gradient at -inf alone would be NaN
+        total = terms.masked_fill(impossible, 0.0).logsumexp(self._dim)  # its gradient would be NaN if all are -inf
         return total.masked_fill(impossible.squeeze(self._dim), -torch.inf)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Exact, of shape (*sample, *batch, *event)."""
+        """Draws exact samples (*sample, *batch, *event), without gradient."""
         events, shape = len(self.event_shape), (*sample_shape, *self.batch_shape)
         with torch.no_grad():
             outer = Size((*sample_shape, *self.batch_shape[: len(self.batch_shape) - self._inner]))
@@ -90,7 +92,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
             return draws.take_along_dim(index.reshape(*index.shape, *[1] * events), dim).squeeze(dim)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """sum_k w_k P_k(y <= value), for any real value; for scalar events whose components all have one."""
+        """Returns sum_k w_k P_k(y <= value) for any real value, if events are scalars and all components have a cdf."""
         weights = self.logits.softmax(-1).movedim(-1, self._dim)
         return (weights * self._at(cdf, value)).sum(self._dim)
 
@@ -100,14 +102,14 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """The mean of the variances and the variance of the means."""
+        """The mean of the variances plus the variance of the means, (*batch, *event)."""
         means = self._each(lambda d: d.mean)
         off = means - self._average(means).unsqueeze(self._dim - len(self.event_shape))
         return self._average(self._each(lambda d: d.variance) + off.square())
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """The union of the components' supports: the one of them where all agree."""
+        """The union of the components' supports, or their common support if all are equal."""
         return union(self._of_each())
 
     @property
@@ -115,7 +117,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         return all(d.has_enumerate_support for d in self._list())
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All values that some component can take, (N, *batch, *event), or (N, 1, ..., *event) without ``expand``."""
+        """Returns all values in some component's support, (N, *batch, *event); (N, 1, ..., *event) without ``expand``."""
         values = [d.enumerate_support(expand=False).reshape(-1, *self.event_shape) for d in self._list()]
         distinct = values[0] if len(values) == 1 else torch.cat(values).unique(dim=0)
         return in_batch(distinct, self, expand)
@@ -127,20 +129,20 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
 
     @property
     def _dim(self) -> int:
-        """Where K stands among the dims of a (K, *batch) tensor, counted from the right."""
+        """The negative index of the dim K in a tensor (K, *batch)."""
         return -1 - self._inner
 
     def _list(self) -> list[Distribution]:
         return [self.components] if isinstance(self.components, Distribution) else self.components
 
     def _each(self, quantity: Callable[[Any], Tensor]) -> Tensor:
-        """A quantity (*batch, *event) of every component, with K before the batch."""
+        """Returns a quantity (*batch, *event) of every component, with dim K before the batch."""
         if isinstance(self.components, Distribution):
             return quantity(self.components)
         return torch.stack([quantity(d) for d in self.components], self._dim - len(self.event_shape))
 
     def _at(self, quantity: Callable[..., Tensor], value: Tensor) -> Tensor:
-        """A quantity (*sample, *batch) of every component at a value and with its support, with K before the batch."""
+        """Returns ``quantity(component, value, support)`` (*sample, *batch) of every component, with dim K added."""
         least = self._inner + len(self.event_shape)
         value = value.reshape((1,) * (least - value.dim()) + value.shape).unsqueeze(-1 - least)
         if isinstance(self.components, Distribution):
@@ -155,7 +157,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         return (weights.reshape(*weights.shape, *[1] * events) * values).sum(self._dim - events)
 
     def _of_each(self) -> list[Any]:
-        """The support of every component; a stack whose bounds are tensors has K of them."""
+        """Returns the supports of the components; a single one for a stack, unless its bounds are tensors."""
         if self.supports is not None:
             return [self.supports] if isinstance(self.components, Distribution) else list(self.supports)
         found: list[Any] = [d.support for d in self._list()]
@@ -164,11 +166,14 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         return found
 
 
-cdf.register(Mixture, lambda d, value, support=None: d.cdf(value))  # whose supports may leave a gap
+cdf.register(Mixture, lambda d, value, support=None: d.cdf(value))  # the union of the supports may have a gap
 
 
 class UnionConstraint(constraints.Constraint):
-    """Values that satisfy at least one of several constraints of equal ``event_dim``.
+    """The constraint of values that satisfy at least one of several constraints of equal ``event_dim``.
+
+    Args:
+        parts: the constraints.
 
     Example:
         >>> from torch.distributions import constraints
@@ -189,7 +194,7 @@ class UnionConstraint(constraints.Constraint):
         return inside
 
     def feasible_point(self, like: Tensor) -> Tensor:
-        """Some value inside, that broadcasts with ``like``."""
+        """Returns a value inside that broadcasts with ``like``."""
         return feasible_point(self.parts[0], like)
 
     def __repr__(self) -> str:
@@ -204,7 +209,7 @@ def _(support: UnionConstraint, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def union(parts: Sequence[Any]) -> Any:
-    """The constraint that holds where one of the parts does; where that is one of the parts, that very one."""
+    """Returns the union of constraints: one of the parts if it contains all others, else a :class:`UnionConstraint`."""
     different: list[Any] = []
     for part in parts:
         if type(innermost(part)) is type(constraints.real):
@@ -215,14 +220,14 @@ def union(parts: Sequence[Any]) -> Any:
 
 
 def same_constraint(a: Any, b: Any) -> bool:
-    """Whether two constraints (or what they are made of) are alike: of one class, with equal bounds."""
+    """Whether two constraints (or attributes of constraints) have the same class and equal bounds."""
     if a is b:
         return True
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
         return a.shape == b.shape and not (a.is_meta or b.is_meta) and bool((a == b).all())
-    if isinstance(a, constraints.Constraint) or is_dataclass(a):  # or a check that a constraint was given
+    if isinstance(a, constraints.Constraint) or is_dataclass(a):  # dataclasses are checks of constraints
         return same_constraint(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same_constraint(a[key], b[key]) for key in a)
@@ -232,11 +237,12 @@ def same_constraint(a: Any, b: Any) -> bool:
 
 
 def _component(support: Any, k: int, inner: int) -> Any:
+    """Returns the support of component k of a stack whose components have ``inner`` batch dims."""
     return map_leaves(lambda bound: bound[k] if bound.dim() > inner else bound, support)
 
 
 def _component_shapes(logits: Tensor, components: Any) -> tuple[list[Size], Size]:
-    """The batch shapes of the components, without K, and their event shape."""
+    """Returns the batch shapes of the components, without K, and their event shape."""
     stacked = isinstance(components, Distribution)
     parts = [components] if stacked else list(components)
     for part in parts:
@@ -260,7 +266,7 @@ def _component_shapes(logits: Tensor, components: Any) -> tuple[list[Size], Size
 
 
 def _expanded(components: Any, batch_shape: Size) -> Any:
-    """The components with the batch shape (*batch) or, of a stack, (K, *batch)."""
+    """Expands the components to the batch shape (*batch), or a stack to (K, *batch)."""
     if not isinstance(components, Distribution):
         return [d if d.batch_shape == batch_shape else d.expand(batch_shape) for d in components]
     shape = components.batch_shape[:1] + batch_shape

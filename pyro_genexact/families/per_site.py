@@ -1,4 +1,4 @@
-"""Sites of several families side by side: the distribution, and the constraint of their values."""
+"""The distribution of independent sites of different families, and the constraint of their values."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ from .supports import innermost
 
 
 class PerSite(Parametrised, TorchDistribution):
-    """S independent sites of batch shape (*batch, S), each group of which is of a family of its own.
+    """Independent sites of different families, with batch shape (*batch, S).
+
+    Each part is a distribution of some of the sites.
 
     Args:
-        parts: the distributions, part i of batch shape (*batch, len(sites[i])), all of one event shape.
-        sites: the sites of each part; every one of 0 ... S - 1 in exactly one of them.
-        dtype: of samples, means and modes; None for the one that those of the parts promote to.
-        supports: of the parts, where a family's own is wider than its mass (``VonMises``).
+        parts: distributions of equal event shape; part i has batch shape (*batch, len(sites[i])).
+        sites: the site indices of each part, which together are 0 ... S - 1.
+        dtype: the dtype of samples, means and modes; by default the promoted dtype of the parts.
+        supports: the supports of the parts. They replace the families' own, some of which are wider than the set with
+            positive mass (``VonMises``).
 
     Raises:
-        ValueError: for parts whose batch or event shapes don't fit, or sites that are not 0 ... S - 1.
+        ValueError: if the batch or event shapes of the parts do not fit, or the sites are not 0 ... S - 1.
 
     Example:
-        >>> import torch, pyro.distributions as dist
-        >>> d = PerSite([dist.Normal(torch.zeros(4, 2), 1.0), dist.Bernoulli(0.5 * torch.ones(4, 1))], [[0, 2], [1]])
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> parts = [dist.Normal(torch.zeros(4, 2), 1.0), dist.Bernoulli(torch.ones(4, 1) / 2)]
+        >>> d = PerSite(parts, sites=[[0, 2], [1]])
         >>> d.log_prob(torch.tensor([0.0, 1.0, 0.5])).shape
         torch.Size([4, 3])
         >>> d.support.check(torch.tensor([0.0, 0.5, 0.5]))
@@ -57,20 +62,20 @@ class PerSite(Parametrised, TorchDistribution):
         self.supports = supports
         count = sum(map(len, self.sites))
         if sorted(t for group in self.sites for t in group) != list(range(count)) or not count:
-            raise ValueError(f"Expected sites to hold each of 0 ... {count - 1} once; got {self.sites}.")
+            raise ValueError(f"Expected sites to contain each of 0 ... {count - 1} once; got {self.sites}.")
         if len(self.parts) != len(self.sites):
             raise ValueError(f"Expected len(parts) == {len(self.sites)} (len(sites)); got {len(self.parts)}.")
         batch, event = parts[0].batch_shape[:-1], parts[0].event_shape
         for part, group in zip(self.parts, self.sites, strict=True):
             if part.batch_shape != (*batch, len(group)) or part.event_shape != event:
                 raise ValueError(
-                    f"Expected parts of batch_shape == {(*batch, len(group))} and event_shape == {tuple(event)}; "
+                    f"Expected a part with batch_shape == {(*batch, len(group))} and event_shape == {tuple(event)}; "
                     f"got {tuple(part.batch_shape)} and {tuple(part.event_shape)}."
                 )
         super().__init__(Size((*batch, count)), event, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of each site, in nats: (*sample, *batch, S), -inf where a value is outside its site's support."""
+        """Returns the log density of each site in nats, (*sample, *batch, S), -inf outside the site's support."""
         value = checked_value(self, value)
         return self.each(log_prob_everywhere, value, *self._limits())
 
@@ -79,7 +84,7 @@ class PerSite(Parametrised, TorchDistribution):
             return self._all(lambda part: part.sample(Size(sample_shape)))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Where all parts have it."""
+        """Draws reparameterised samples, if all parts support this."""
         return self._all(lambda part: part.rsample(Size(sample_shape)))
 
     @Settable
@@ -87,11 +92,11 @@ class PerSite(Parametrised, TorchDistribution):
         return all(part.has_rsample for part in self.parts)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """P(y_t <= value_t) of each site, for any real values, where all parts have one."""
+        """Returns P(y_t <= value_t) of each site, (*sample, *batch, S), for any real values."""
         return self.each(cdf, value, *self._limits())
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The quantiles of each site, where all parts have them."""
+        """Returns the quantiles of each site, (*sample, *batch, S)."""
         return self.each(icdf, value).to(dtype=self.dtype)
 
     @property
@@ -107,12 +112,12 @@ class PerSite(Parametrised, TorchDistribution):
         return self._all(lambda part: part.mode)
 
     def entropy(self) -> Tensor:
-        """Of each site, in nats: (*batch, S)."""
+        """Returns the entropy of each site in nats, (*batch, S)."""
         return _in_order([part.entropy() for part in self.parts], self.sites, -1)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """One constraint a site."""
+        """The constraint of the sites, one per site."""
         supports: list[Any] = [None] * self.batch_shape[-1]
         for part, group, given in zip(self.parts, self.sites, self.supports or [None] * len(self.parts), strict=True):
             support: Any = part.support if given is None else given
@@ -125,14 +130,14 @@ class PerSite(Parametrised, TorchDistribution):
         return all(part.has_enumerate_support for part in self.parts)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """The values of each site, (N, *batch, S, *event), or (N, 1, ..., S, *event) without ``expand``.
+        """Returns the values of each site, (N, *batch, S, *event), or (N, 1, ..., S, *event) without ``expand``.
 
         Raises:
-            NotImplementedError: for sites whose supports are not of one size N.
+            NotImplementedError: if the supports of the sites differ in size.
         """
         sizes = [len(part.enumerate_support(expand=False)) for part in self.parts]
         if len(set(sizes)) > 1:
-            raise NotImplementedError(f"Expected supports of one size to enumerate them; got sizes {sizes}.")
+            raise NotImplementedError(f"Expected supports of equal size for enumeration; got sizes {sizes}.")
         values = self._all(lambda part: part.enumerate_support())
         return values if expand else values[(slice(None), *[slice(1)] * (len(self.batch_shape) - 1))]
 
@@ -147,12 +152,18 @@ class PerSite(Parametrised, TorchDistribution):
         return new
 
     def _all(self, quantity: Callable[[Any], Tensor]) -> Tensor:
-        """A quantity (..., S, *event) of every part, in the order of the sites and the dtype of values."""
+        """Returns a quantity (..., S, *event) of all parts, in the order of the sites and the dtype of samples."""
         found = [quantity(part) for part in self.parts]
         return _in_order(found, self.sites, -1 - len(self.event_shape)).to(dtype=self.dtype)
 
     def each(self, quantity: Callable[..., Tensor], value: Tensor, *more: Sequence[Any]) -> Tensor:
-        """``quantity(part, its values, ...)`` of every part, (*sample, *batch, S) in the order of the sites."""
+        """Returns ``quantity(part, values of its sites, ...)`` of all parts, (*sample, *batch, S), in order of the sites.
+
+        Args:
+            quantity: a function of a part, its values, and one entry of each further sequence.
+            value: (*sample, *batch, S, *event).
+            *more: further sequences with one entry per part.
+        """
         values = _split(value, self.sites, len(self.event_shape))
         found = [quantity(*arguments) for arguments in zip(self.parts, values, *more, strict=True)]
         return _in_order(found, self.sites, -1)
@@ -162,16 +173,16 @@ class PerSite(Parametrised, TorchDistribution):
 
 
 class PerSiteConstraint(constraints.Constraint):
-    """One constraint a site, of values (*batch, T, *site_shape): ``check`` is (*batch, T), one Boolean a site.
+    """A constraint of values (*batch, T, *site_shape) with one constraint per site.
 
-    Its ``event_dim`` is that of a site; :meth:`joint` is the constraint of the whole vector, for which ``biject_to`` works
-    where all are continuous scalars.
+    ``check`` returns one Boolean per site, (*batch, T), and ``event_dim`` is that of one site. :meth:`joint` returns the
+    constraint of the whole vector, which ``biject_to`` supports if all sites are continuous scalars.
 
     Args:
-        parts: T constraints of equal ``event_dim``; like ones are checked together.
+        parts: T constraints of equal ``event_dim``; equal constraints are checked in one call.
 
     Raises:
-        ValueError: for no constraints, or some of another ``event_dim``.
+        ValueError: if there are no constraints, or if they differ in ``event_dim``.
 
     Example:
         >>> from torch.distributions import constraints
@@ -184,7 +195,7 @@ class PerSiteConstraint(constraints.Constraint):
 
     def __init__(self, parts: Sequence[Any]) -> None:
         if not parts or len({part.event_dim for part in parts}) > 1:
-            raise ValueError(f"Expected constraints of one event_dim, at least one; got {list(parts)}.")
+            raise ValueError(f"Expected at least one constraint, and all of equal event_dim; got {list(parts)}.")
         self.parts = list(parts)
         self.event_dim = parts[0].event_dim
         self.is_discrete = all(part.is_discrete for part in parts)
@@ -202,17 +213,17 @@ class PerSiteConstraint(constraints.Constraint):
         return _in_order(checks, self._sites, -1)
 
     def feasible_point(self, like: Tensor) -> Tensor:
-        """Values inside, of the shape of ``like`` (*batch, T, *site_shape)."""
+        """Returns values inside, of the shape of ``like`` (*batch, T, *site_shape)."""
         points = [feasible_point(c, v).expand_as(v) for c, v in self._pairs(like)]
         return _in_order(points, self._sites, -1 - self.event_dim)
 
     def joint(self, order: Tensor | None = None) -> Any:
-        """The constraint of the whole vector, whose ``order[i]``-th value is that of site i."""
+        """Returns the constraint of the whole vector in which entry ``order[i]`` belongs to site i."""
         places = range(len(self.parts)) if order is None else order.argsort().tolist()
         return independent(side_by_side([self.parts[i] for i in places]), 1)
 
     def permuted(self, order: Sequence[int]) -> PerSiteConstraint:
-        """The constraint whose i-th site is site ``order[i]`` here."""
+        """Returns the constraint whose site i is site ``order[i]`` of this one."""
         new, place = copy.copy(self), sorted(range(len(order)), key=order.__getitem__)
         new.parts = [self.parts[t] for t in order]
         new._sites = [sorted(place[t] for t in group) for group in self._sites]
@@ -226,7 +237,7 @@ class PerSiteConstraint(constraints.Constraint):
 
 
 def side_by_side(parts: Sequence[Any]) -> Any:
-    """One constraint a site, torch's own where sites are of scalars: ``biject_to`` works if all are continuous."""
+    """Returns a constraint with one part per site: torch's ``cat`` for scalars, which ``biject_to`` supports."""
     dims = parts[0].event_dim
     runs: list[tuple[Any, int]] = []
     for part in map(innermost, parts):
@@ -239,7 +250,7 @@ def side_by_side(parts: Sequence[Any]) -> Any:
 
 
 def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:
-    """The values (*batch, S_i, *event) of each group of sites from values that broadcast with (*batch, S, *event)."""
+    """Splits values that broadcast with (*batch, S, *event) into values (*batch, S_i, *event) for each group of sites."""
     dim, count = -1 - events, sum(map(len, sites))
     if value.dim() <= events:
         value = value.unsqueeze(0)
@@ -252,7 +263,7 @@ def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:
 
 
 def _in_order(parts: list[Tensor], sites: list[list[int]], dim: int) -> Tensor:
-    """Puts tensors of groups of sites side by side, in the order of the sites."""
+    """Concatenates the tensors of groups of sites, in the order of the sites."""
     joined = torch.cat(parts, dim)
     if _ordered(sites):
         return joined
@@ -267,5 +278,5 @@ def _ordered(sites: list[list[int]]) -> bool:
 
 
 def _site_of(support: Any, i: int, batch_dims: int) -> Any:
-    """The constraint of site i alone, where bounds are tensors (*batch, S)."""
+    """Returns the constraint of site i of a constraint whose bounds are tensors (*batch, S)."""
     return map_leaves(lambda b: b.narrow(batch_dims - 1, i, 1) if b.dim() >= batch_dims else b, support)

@@ -1,4 +1,4 @@
-"""Families whose own log_prob, gradients or samples are wrong in places, repaired."""
+"""Corrected versions of torch's and Pyro's families whose log_prob, gradients or samples are wrong in some cases."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from .supports import UNIT
 
 
 def _draw(like: Tensor, shape: Any) -> Tensor:
-    """Exponential numbers, never 0."""
+    """Draws positive exponential numbers."""
     return rounded(like.new_empty(shape).exponential_())
 
 
 def _logit_of_exp(log_u: Tensor) -> Tensor:
-    """The logit of u, which may round to 1."""
+    """Returns the logit of u, given log u; it is accurate also if u rounds to 1."""
     return log_u - torch.log(-torch.expm1(log_u))
 
 
 def _minus_exp(rest: Tensor, exponent: Tensor) -> Tensor:
-    """rest - exp(exponent), -inf with gradient zero where that overflows."""
+    """Returns rest - exp(exponent), or -inf with gradient zero if the exponential overflows."""
     fits = exponent < math.log(torch.finfo(exponent.dtype).max)
     return torch.where(fits, rest - torch.where(fits, exponent, 0).exp(), -torch.inf)
 
 
 def _log1p_square(t: Tensor) -> Tensor:
-    """log(1 + t²) without overflow."""
+    """Returns log(1 + t²), also if t² overflows."""
     far = t.abs() > 1
     large = torch.where(far, t.abs(), 1)
     return 2 * large.log() + torch.where(far, 1 / large, t).square().log1p()
 
 
 class Binomial(dist.Binomial):  # type: ignore[name-defined]
-    """With an entropy where sizes differ, too."""
+    """A Binomial with an entropy also for batches of different total counts."""
 
     entropy = ByEnumeration.entropy
 
 
 class ExtendedBinomial(dist.ExtendedBinomial):  # type: ignore[name-defined]
-    """With an entropy."""
+    """An ExtendedBinomial with an entropy."""
 
     entropy = ByEnumeration.entropy
 
 
 class FisherSnedecor(Rounded, dist.FisherSnedecor):  # type: ignore[name-defined]
-    """Without overflow."""
+    """A FisherSnedecor whose log_prob does not overflow, as it is computed from logarithms."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         a, b, log_x = self.df1 / 2, self.df2 / 2, value.log()
@@ -71,7 +71,7 @@ class FisherSnedecor(Rounded, dist.FisherSnedecor):  # type: ignore[name-defined
 
 
 class Gumbel(dist.Gumbel):  # type: ignore[name-defined]
-    """With gradient zero where the density is below the range of numbers."""
+    """A Gumbel whose log_prob has gradient zero, instead of NaN, if it is -inf."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         z = (value - self.loc) / self.scale
@@ -79,9 +79,9 @@ class Gumbel(dist.Gumbel):  # type: ignore[name-defined]
 
 
 class InverseGamma(dist.InverseGamma):  # type: ignore[name-defined]
-    """With a log_prob that holds near 0 (torch's is +inf where the square of 1 / x overflows).
+    """An InverseGamma with a finite log_prob near 0, where torch's is +inf because 1 / x² overflows.
 
-    Draws whose square overflows have gradient 0, where torch's have infinity or NaN.
+    Samples whose square overflows have gradient zero instead of infinity or NaN.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -95,7 +95,10 @@ class InverseGamma(dist.InverseGamma):  # type: ignore[name-defined]
 
 
 class Kumaraswamy(Rounded, dist.Kumaraswamy):  # type: ignore[name-defined]
-    """Where x ** concentration1 is below the precision of 1 too; samples are rounded to the nearest number inside."""
+    """A Kumaraswamy whose log_prob is also accurate if 1 - x ** concentration1 rounds to 1.
+
+    Samples are rounded to the nearest number inside the support.
+    """
 
     support = UNIT
 
@@ -111,18 +114,18 @@ class Kumaraswamy(Rounded, dist.Kumaraswamy):  # type: ignore[name-defined]
 
 
 class LogNormal(Rounded, dist.LogNormal):  # type: ignore[name-defined]
-    pass
+    """A LogNormal with samples that are positive and finite."""
 
 
 class Pareto(Rounded, dist.Pareto):  # type: ignore[name-defined]
-    """Without overflow: samples beyond all numbers are rounded to the largest."""
+    """A Pareto whose log_prob does not overflow and whose samples are finite."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.alpha.log() + self.alpha * (self.scale.log() - value.log()) - value.log()
 
 
 class RelaxedBernoulli(dist.RelaxedBernoulli):  # type: ignore[name-defined]
-    """With a log_prob that is finite for large logits."""
+    """A RelaxedBernoulli whose log_prob is finite for large logits."""
 
     support = UNIT
 
@@ -133,7 +136,7 @@ class RelaxedBernoulli(dist.RelaxedBernoulli):  # type: ignore[name-defined]
 
 
 class Logistic(dist.Logistic):
-    """With finite samples."""
+    """A Logistic with finite samples."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         log_u = -_draw(self.loc, self._extended_shape(torch.Size(sample_shape)))
@@ -141,7 +144,7 @@ class Logistic(dist.Logistic):
 
 
 class SkewLogistic(dist.SkewLogistic):
-    """With finite samples, and a density without cancellation in the left tail."""
+    """A SkewLogistic with finite samples, and with a log_prob that does not cancel in the left tail."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         z = (value - self.loc) / self.scale
@@ -156,7 +159,7 @@ class SkewLogistic(dist.SkewLogistic):
 
 
 class SoftAsymmetricLaplace(Parametrised, dist.SoftAsymmetricLaplace):  # type: ignore[name-defined]
-    """With finite gradients in the tails, where erfc is 0, and an expand of its own."""
+    """A SoftAsymmetricLaplace with finite gradients in the tails, where erfc is 0, and with an ``expand``."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = super().expand(batch_shape, _instance)
@@ -172,7 +175,7 @@ class SoftAsymmetricLaplace(Parametrised, dist.SoftAsymmetricLaplace):  # type: 
 
     @staticmethod
     def _half(x: Tensor, s: Tensor, r: Tensor) -> Tensor:
-        """log of exp(x / r + s² / 2r²) erfc(z), z = (x + s² / r) / s√2; z² = x² / 2s² + x / r + s² / 2r²."""
+        """Returns log(exp(x / r + s² / 2r²) erfc(z)), z = (x + s² / r) / s√2, so z² = x² / 2s² + x / r + s² / 2r²."""
         z = (x + s * s / r) / (s * math.sqrt(2))
         far = torch.special.erfcx(z.clamp(min=0)).log() - (x / s).square() / 2
         near = x / r + (s / r).square() / 2 + torch.special.erfc(z.clamp(max=0)).log()
@@ -180,7 +183,7 @@ class SoftAsymmetricLaplace(Parametrised, dist.SoftAsymmetricLaplace):  # type: 
 
 
 class SoftLaplace(dist.SoftLaplace):
-    """With finite samples."""
+    """A SoftLaplace with finite samples."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         u = self.loc.new_empty(self._extended_shape(torch.Size(sample_shape))).uniform_()
@@ -188,7 +191,7 @@ class SoftLaplace(dist.SoftLaplace):
 
 
 class StudentT(dist.StudentT):  # type: ignore[name-defined]
-    """Without overflow in the tails."""
+    """A StudentT whose log_prob does not overflow in the tails."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         df, t = self.df, (value - self.loc) / self.scale / self.df.sqrt()
@@ -197,7 +200,7 @@ class StudentT(dist.StudentT):  # type: ignore[name-defined]
 
 
 class Weibull(Rounded, dist.Weibull):  # type: ignore[name-defined]
-    """With finite gradients where torch's divides by the square of a tiny power."""
+    """A Weibull with finite gradients near 0, where torch divides by the square of a tiny power."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         k, z = self.concentration, value.log() - self.scale.log()
@@ -207,7 +210,7 @@ class Weibull(Rounded, dist.Weibull):  # type: ignore[name-defined]
 if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
 
     class GeneralizedPareto(dist.GeneralizedPareto):  # type: ignore[name-defined]
-        """With positive concentration, without overflow, in every dtype."""
+        """A GeneralizedPareto with positive concentration, for every dtype, whose log_prob does not overflow."""
 
         cdf, icdf = generalized_pareto_cdf, generalized_pareto_quantile
 
@@ -223,7 +226,7 @@ if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
 
         def log_prob(self, value: Tensor) -> Tensor:
             c, x = self.concentration, value - self.loc
-            far = x * c.clamp(max=1) > self.scale  # then c x / scale may overflow, and its logarithm does not
+            far = x * c.clamp(max=1) > self.scale  # then c x / scale may overflow, but its logarithm does not
             log_growth = c.log() + torch.where(far, x, 1).log() - self.scale.log()
             near = torch.log1p(c * torch.where(far, 0, x) / self.scale)
             return -self.scale.log() - (1 / c + 1) * torch.where(far, softplus(log_growth), near)
@@ -235,7 +238,7 @@ if hasattr(dist, "GeneralizedPareto"):  # since torch 2.8
 
 
 def _is_repaired(name: str, family: Any) -> bool:
-    """Whether this is a subclass of what Pyro exports under that name."""
+    """Whether a class is a proper subclass of the class that Pyro exports under this name."""
     exported = getattr(dist, name, family)
     return isinstance(family, type) and family is not exported and issubclass(family, exported)
 
@@ -247,5 +250,5 @@ REPAIRED: dict[str, Any] = {
     for name, family in classes.items()
     if _is_repaired(name, family)
 }
-"""What these modules define, by the name that Pyro exports."""
+"""The corrected families of these modules, by the names of Pyro's classes."""
 REPAIRED["StableWithLogProb"] = stable.Stable

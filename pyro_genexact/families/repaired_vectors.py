@@ -1,4 +1,4 @@
-"""Families of vectors whose own log_prob, gradients or samples are wrong in places, repaired."""
+"""Corrected versions of families of vectors whose log_prob, gradients or samples are wrong in some cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .supports import ANGLE, open_simplex
 
 
 class _Double(Function):
-    """In float64; a gradient too large for the dtype comes back rounded, so that links may multiply it by 0."""
+    """Converts to float64. Gradients are clamped to the range of the original dtype, since infinity times 0 is NaN."""
 
     generate_vmap_rule = True
 
@@ -42,15 +42,19 @@ class _Double(Function):
 
 
 class LogisticNormal(Rounded, dist.LogisticNormal):  # type: ignore[name-defined]
+    """A LogisticNormal whose support excludes the faces of the simplex."""
+
     support = open_simplex()
 
 
 class RelaxedOneHotCategorical(ShapesByParameters, Rounded, dist.RelaxedOneHotCategorical):  # type: ignore[name-defined]
+    """A RelaxedOneHotCategorical whose support excludes the faces of the simplex."""
+
     support = open_simplex()
 
 
 class MultivariateNormal(dist.MultivariateNormal):  # type: ignore[name-defined]
-    """Computed in float64, as what the factor's inverse blows up leaves the range of float32."""
+    """A MultivariateNormal whose log_prob is computed in float64, since standardised values may overflow in float32."""
 
     support = REAL_VECTOR
 
@@ -60,7 +64,7 @@ class MultivariateNormal(dist.MultivariateNormal):  # type: ignore[name-defined]
 
 
 class MultivariateStudentT(dist.MultivariateStudentT):  # type: ignore[name-defined]
-    """Computed in float64, as :class:`MultivariateNormal`."""
+    """A MultivariateStudentT whose log_prob is computed in float64, like that of :class:`MultivariateNormal`."""
 
     support = REAL_VECTOR
 
@@ -72,7 +76,7 @@ class MultivariateStudentT(dist.MultivariateStudentT):  # type: ignore[name-defi
 
     @staticmethod
     def _log1p_norm(y: Tensor, df: Tensor) -> Tensor:
-        """log(1 + |y|² / df), also where the square overflows."""
+        """Returns log(1 + |y|² / df), also if the square overflows."""
         far = y.detach().abs().amax(-1, keepdim=True) > 1e150
         near = torch.where(far, 0, y).square().sum(-1) / df
         large = torch.where(far, y, 1)
@@ -82,7 +86,10 @@ class MultivariateStudentT(dist.MultivariateStudentT):  # type: ignore[name-defi
 
 
 class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore[name-defined]
-    """Computed in float64, and as a sum of squares, where torch's difference of two cancels: y = W z + rest."""
+    """A LowRankMultivariateNormal whose log_prob is computed in float64, as a sum of squares with y = W z + rest.
+
+    Torch computes a difference of two large terms, which cancels.
+    """
 
     support = REAL_VECTOR
 
@@ -101,7 +108,7 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore
 
 
 def _standardised(d: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """L^-1 (value - loc) and log|L|."""
+    """Returns L^-1 (value - loc) and log|L|, for the Cholesky factor L."""
     factor = _Double.apply(d.scale_tril)
     centred = value.double() - _Double.apply(d.loc)
     y = torch.linalg.solve_triangular(factor, centred.unsqueeze(-1), upper=False).squeeze(-1)
@@ -109,32 +116,38 @@ def _standardised(d: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Multinomial(dist.Multinomial):  # type: ignore[name-defined]
-    """With the entropy of what expand made."""
+    """A Multinomial whose entropy also works after ``expand``."""
 
     def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
         new = super().expand(batch_shape, _instance)
-        new._binomial = self._binomial  # which torch leaves out
+        new._binomial = self._binomial  # torch's expand omits this attribute
         return new
 
 
 class VonMises3D(Parametrised, ShapesByParameters, dist.VonMises3D):  # type: ignore[name-defined]
-    """The von Mises-Fisher density kappa / (4 pi sinh kappa) exp(phi . x), kappa = |phi|, without overflow, and samples.
+    """A VonMises3D with reparameterised samples and a log_prob that does not overflow.
 
-    A uniform point z of the sphere moves along its meridian to x: its cosine with the mean direction, uniform in (-1, 1),
-    is mapped to the quantile of x's. That is smooth in phi also at 0, so samples are reparameterised (Ulrich, 1984;
-    Jakob, Numerically stable sampling of the von Mises-Fisher distribution on S², 2012).
+    The density is kappa / (4 pi sinh kappa) exp(phi . x) with kappa = |phi|. To sample, a uniform point z of the sphere
+    is moved along its meridian: its cosine with the mean direction, uniform in (-1, 1), is mapped to the quantile of the
+    cosine of x. This map is smooth in phi, also at 0.
+
+    References: Ulrich (1984), "Computer generation of distributions on the m-sphere"; Jakob (2012), "Numerically stable
+    sampling of the von Mises-Fisher distribution on S²".
     """
 
     arg_constraints = {"concentration": REAL_VECTOR}
     has_rsample = True
-    sample = Distribution.sample  # by rsample
+    sample = Distribution.sample  # uses rsample
 
     def _polar(self, bound: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether phi is within the bound, with a last dim; kappa and the mean direction of a longer one, else of any."""
+        """Returns whether phi is within the bound, (*batch, 1), and kappa and the mean direction.
+
+        If phi is within the bound, the latter are those of an arbitrary vector.
+        """
         near = self.concentration.detach().abs().amax(-1, keepdim=True) < bound
         phi = torch.where(near, 1, self.concentration)
         x, y, z = phi.unbind(-1)
-        kappa = torch.hypot(torch.hypot(x, y), z)  # squares overflow
+        kappa = torch.hypot(torch.hypot(x, y), z)  # squares could overflow
         return near, kappa, phi / kappa.unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -164,7 +177,7 @@ class VonMises3D(Parametrised, ShapesByParameters, dist.VonMises3D):  # type: ig
 
 
 class _DiagNormals:
-    """With samples of any shape, also of a batch, and without rsample: the gradient of Pyro's is biased."""
+    """Adds samples of any shape, also for batches, and removes Pyro's ``rsample``, whose gradient is biased."""
 
     has_rsample = False
     rsample = Distribution.rsample
@@ -177,17 +190,17 @@ class _DiagNormals:
 
 
 class MixtureOfDiagNormals(_DiagNormals, dist.MixtureOfDiagNormals):  # type: ignore[name-defined,misc]
-    pass
+    """A MixtureOfDiagNormals with samples for batches, and without the biased ``rsample``."""
 
 
 class MixtureOfDiagNormalsSharedCovariance(  # type: ignore[name-defined,misc]
     _DiagNormals, dist.MixtureOfDiagNormalsSharedCovariance
 ):
-    pass
+    """A MixtureOfDiagNormalsSharedCovariance with samples for batches, and without the biased ``rsample``."""
 
 
 class _OfAngles:
-    """With samples that carry no gradient, as they are not reparameterised, and the support that they have."""
+    """Corrects the support, and detaches samples, which are not reparameterised, from the parameters."""
 
     support = independent(ANGLE, 1)
 
@@ -197,8 +210,8 @@ class _OfAngles:
 
 
 class SineBivariateVonMises(_OfAngles, dist.SineBivariateVonMises):  # type: ignore[name-defined]
-    pass
+    """A SineBivariateVonMises with the support [-pi, pi]² and samples without gradient."""
 
 
 class SineSkewed(_OfAngles, dist.SineSkewed):  # type: ignore[name-defined]
-    pass
+    """A SineSkewed with the support [-pi, pi]^k and samples without gradient."""

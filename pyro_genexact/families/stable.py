@@ -16,38 +16,42 @@ from ..numerics.quadrature import kronrod_rule
 from ..numerics.roots import bisect
 from .parametrised import Parametrised
 
-_FARTHEST = 1e60  # scales from loc
+_FARTHEST = 1e60  # the largest distance of a value from loc, in scales
 _PANELS = 24
-_DOUBLINGS = 3  # of the panels, where the rules differ
-_MOVES = 8  # of the panels
-_FAR = 300.0  # of logits: products of distances don't underflow
-_NEGLIGIBLE = 35.0  # nats below the largest part of the integral
-_ROUNDED, _UNDERFLOW = 1e10, 1e250  # nats below 0
-_GAP = 1e-5  # of Gauss's and Kronrod's rules
+_DOUBLINGS = 3  # the largest number of doublings of the panels
+_MOVES = 8  # the number of times that panels are redistributed
+_FAR = 300.0  # the largest logit of a path variable, small enough that products of distances do not underflow
+_NEGLIGIBLE = 35.0  # parts of the integral this many nats below the largest are neglected
+_ROUNDED, _UNDERFLOW = (
+    1e10,
+    1e250,
+)  # phases are lost for log densities below -_ROUNDED, which are -inf below -_UNDERFLOW
+_GAP = 1e-5  # the allowed difference of Gauss's and Kronrod's rules
 
 
 class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
-    r"""Pyro's stable distribution with a log_prob and samples that are exact, near stability 1 too.
+    r"""Pyro's stable distribution with an exact log_prob and exact samples, also near stability 1.
 
-    Its characteristic function is, in Nolan's continuous parametrisation S0 with unit scale and loc 0, for t > 0
+    With unit scale and loc 0, the characteristic function in Nolan's continuous parametrisation S0 is, for t > 0,
 
         E exp(i t y) = exp(-t^α (1 + i β tan(πα/2) (t^{1-α} - 1))),    α = stability, β = skew.
 
-    Stability 2 is the normal distribution of variance 2, 1 with skew 0 Cauchy's, 1/2 with skew 1 Lévy's.
+    Stability 2 gives the normal distribution of variance 2, stability 1 and skew 0 the Cauchy distribution, stability 1/2
+    and skew 1 the Lévy distribution.
 
-    log_prob is the Fourier integral of that along the path of steepest descent, on which the integrand doesn't oscillate
-    (Zolotarev's, here the path of a fixed number of panels of Gauss-Kronrod quadrature). The density does not depend on
-    the path: autograd goes through the integrand alone, which is smooth in all parameters, also where stability is 1 and
-    where y is Zolotarev's singular point. Tails, also those that fall like exp(-exp(y)), lose no precision.
+    ``log_prob`` is the Fourier integral of this function along the path of steepest descent, on which the integrand does
+    not oscillate (Zolotarev's integral), by Gauss-Kronrod quadrature with a fixed number of panels. The density does not
+    depend on the path, so autograd differentiates the integrand only. It is smooth in all parameters, also at stability
+    1 and at Zolotarev's singular point. Tails, also those that decay as exp(-exp(y)), lose no precision.
 
-    The logarithm is good to some 1e-12 of max(1, |log density|) mostly (1e-9 at worst) for |skew| up to 1 - 1e-4 and
-    stability from 0.2, also at 1, and to 1e-5 where the skew is nearer to ±1; below -1e10 nats to 1e-8 of itself.
+    The error of the log density, relative to max(1, \|log density\|), is about 1e-12 (1e-9 at worst) for \|skew\| up to
+    1 - 1e-4 and stability from 0.2, and up to 1e-5 for a skew nearer to ±1. Below -1e10 nats the relative error is 1e-8.
 
     ``rsample`` is the method of Chambers, Mallows and Stuck in a form that is continuous at stability 1, where Pyro's
-    interpolates. All is computed in float64 inside, whatever the dtype of the parameters.
+    version interpolates. All computations use float64 internally.
 
-    Cost: log_prob takes 360 evaluations of the integrand a value and about 1000 of the path, some 0.1 ms and
-    (with gradients) 0.14 MB, and 8 ms at least a call.
+    Cost: ``log_prob`` takes 360 evaluations of the integrand per value and about 1000 of the path, which is about 0.1 ms
+    and, with gradients, 0.14 MB per value, and at least 8 ms per call.
 
     References: Zolotarev (1986), "One-dimensional stable distributions"; Nolan (1997), "Numerical calculation of stable
     densities and distribution functions"; Ament, O'Neil (2018), "Accurate and efficient numerical calculation of stable
@@ -55,18 +59,18 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
     simulating skewed stable random variables".
 
     Args:
-        stability: α (*batch) in (0, 2].
-        skew: β (*batch) in [-1, 1].
-        scale: (*batch), positive.
-        loc: (*batch).
-        coords: "S0", or "S" for a value moved by scale β tan(πα/2), which is not continuous at stability 1.
+        stability: α (\*batch) in (0, 2].
+        skew: β (\*batch) in [-1, 1].
+        scale: (\*batch) positive numbers.
+        loc: (\*batch) real numbers.
+        coords: "S0", or "S" for values shifted by scale β tan(πα/2), which is discontinuous at stability 1.
 
     Raises:
-        ValueError: for other ``coords``.
-        ConvergenceError: from log_prob where Gauss's and Kronrod's quadrature differ by more than 1e-5 of the density (the
-            latter's error is much smaller), also with eight times the panels, to which values that need it are refined.
-            Then rounding limits the integral: at stability below 1, for |skew| above 1 - 1e-11 but not 1, or within
-            rounding of the end of the support. Also for values more than 1e60 scales from loc.
+        ValueError: if ``coords`` is neither "S0" nor "S".
+        ConvergenceError: by ``log_prob``, if Gauss's and Kronrod's rules differ by more than 1e-5 of the density with eight
+            times the panels, to which values are refined if necessary (the error of Kronrod's rule is much smaller). This
+            happens if rounding limits the integral: at stability below 1, for \|skew\| between 1 - 1e-11 and 1, or within
+            rounding of the end of the support. Also if a value is more than 1e60 scales from loc.
 
     Example:
         >>> import pyro.distributions as dist
@@ -92,20 +96,20 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
         super().__init__(stability, skew, scale, loc, coords, validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats; value (*sample, *batch). NaN stays NaN.
+        """Returns the log density in nats, (*sample, *batch); NaN for NaN.
 
-        -inf at infinity and beyond the end of the support, which it has at |skew| 1, stability < 1.
+        It is -inf at infinity, and beyond the end of the support, which exists for |skew| 1 and stability below 1.
         """
         value = checked_value(self, value)
         value, loc, scale = value.double(), self.loc.double(), self.scale.double()
         infinite = ((value - loc) / scale).isinf()
-        x = (torch.where(infinite, loc, value) - loc) / scale  # no gradient meets infinity
+        x = (torch.where(infinite, loc, value) - loc) / scale  # keeps infinities out of the gradient
         x, alpha, beta = broadcast_all(x, self.stability.double(), self.skew.double())
         far = x.detach().abs()
         if not x.is_meta and (far > _FARTHEST).any():
             index, worst = worst_of(far > _FARTHEST, far)
             raise ConvergenceError(
-                f"Expected |value - loc| / scale <= {_FARTHEST}, where the integral resolves; got {worst:.3g} at index {index}.",
+                f"Expected |value - loc| / scale <= {_FARTHEST}; got {worst:.3g} at index {index}.",
                 inf,
                 index,
                 (0.0, inf),
@@ -117,7 +121,7 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         alpha, beta = self.stability.double(), self.skew.double()
-        # rand lies in [0, 1): the angle stays inside, and log1p(-rand) is finite
+        # rand lies in [0, 1); the clamp keeps the angle inside the open interval
         uniform = torch.rand(shape, dtype=alpha.dtype, device=alpha.device).clamp(min=2.0**-54)
         wait = torch.empty(shape, dtype=alpha.dtype, device=alpha.device).exponential_()
         x = _standard(pi * (uniform - 0.5), wait, alpha, beta)
@@ -127,19 +131,19 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
 
     @staticmethod
     def _shift(alpha: Tensor, beta: Tensor) -> Tensor:
-        """Of coordinates S from S0."""
+        """Returns the value in coordinates S minus that in S0, for unit scale."""
         at_1 = alpha == 1
         return torch.where(at_1, 0, -beta * _cot_of_half(torch.where(at_1, 0.5, alpha - 1)))
 
 
 def _standard(angle: Tensor, wait: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """A standard variable in S0 from an angle uniform in ±π/2 and a unit exponential variable."""
+    """Returns a standard variable in S0, given an angle uniform in ±π/2 and a unit exponential variable."""
     eps = alpha - 1
     k = beta * _eps_cot(eps)
     half = eps * angle / 2
     sine = angle / 2 * _sinc(half)  # sin(half) / eps
     ratio = half.cos().square() - half.sin().square() + 2 * k * sine * half.cos()
-    log_u = ratio.clamp(min=2.0**-60).log() - (wait * angle.cos()).log()  # positive but for rounding
+    log_u = ratio.clamp(min=2.0**-60).log() - (wait * angle.cos()).log()  # the ratio is positive except for rounding
     power, _ = _expm1_ratio(eps, -log_u / alpha, torch.zeros_like(log_u))
     numerator = (1 + eps * power) * (alpha * angle).sin()
     numerator = numerator + k * (2 * ((1 + alpha) * angle / 2).sin() * sine - power * (alpha * angle).cos())
@@ -147,7 +151,10 @@ def _standard(angle: Tensor, wait: Tensor, alpha: Tensor, beta: Tensor) -> Tenso
 
 
 def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    r"""log of f = 1/π Re ∫ e^{h(t)} dt = -1/π Re ∫ t h'(t) e^{h(t)} dt along the path, -h(t) = i t x + ψ(t) = t (c + i d)."""
+    r"""Returns the log of f = 1/π Re ∫ e^{h(t)} dt = -1/π Re ∫ t h'(t) e^{h(t)} dt, integrated along the path.
+
+    Here -h(t) = i t x + ψ(t) = t (c + i d).
+    """
     outside = (alpha < 1) & (beta.abs() == 1) & ((x + _cot_of_half(1 - alpha) * beta) * beta <= 0)
     x, beta = torch.where(outside, 0, x), torch.where(outside, 0, beta)
     log_f, gap = _integral(x, alpha, beta, _PANELS)
@@ -161,7 +168,7 @@ def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     if not gap.is_meta and (gap >= _GAP).any():
         index, worst = worst_of(gap >= _GAP, gap)
         raise ConvergenceError(
-            f"Expected rules of quadrature that differ by less than {_GAP} of the density; got {worst:.3g} at index {index}.",
+            f"Expected quadrature rules to differ by less than {_GAP} of the density; got {worst:.3g} at index {index}.",
             worst,
             index,
             (0.0, inf),
@@ -170,7 +177,7 @@ def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def _integral(x: Tensor, alpha: Tensor, beta: Tensor, panels: int) -> tuple[Tensor, Tensor]:
-    """The log density by Kronrod's rule, and how far Gauss's is from it (0 where an argument is NaN)."""
+    """Returns the log density by Kronrod's rule and the difference of Gauss's rule (0 if an argument is NaN)."""
     with torch.no_grad():
         nodes, flip = _path(x, alpha - 1, beta, panels)
     c, d, d1 = _exponent(nodes, torch.where(flip, -x, x), alpha, torch.where(flip, -beta, beta))
@@ -178,21 +185,21 @@ def _integral(x: Tensor, alpha: Tensor, beta: Tensor, panels: int) -> tuple[Tens
     minus_th = nodes.t * torch.complex(alpha * c, d1)
     peak = -minus_h.real.amin(0)
     top = peak.detach()
-    tiny = top < -_ROUNDED  # a rounded exponent tells its peak, but no phases
+    tiny = top < -_ROUNDED  # rounding of the exponent keeps its peak, but loses the phases
     parts = torch.where(tiny, 0, minus_th * nodes.dlog_t * nodes.t) * torch.exp(torch.where(tiny, 0, -minus_h - top))
     _, rule, gauss = kronrod_rule(x.dtype, x.device)
     parts = parts.real.unflatten(0, (panels, len(rule)))
     total = torch.where(tiny, 1, torch.einsum("kn...,n->...", parts, rule))
     log_f = torch.where(tiny, peak, total.log() + top - log(pi))
-    with torch.no_grad():  # of the log density, relative where that is large; infinite where there is no density
+    with torch.no_grad():  # relative to max(1, |log density|); infinite if the sum is not positive
         gap = torch.einsum("kn...,n->k...", parts, rule - gauss).abs().sum(0) / (total * (1 + top.abs()))
-        gap = torch.where((total > 0) & (top < 1), gap, inf)  # Re h < 0 but for rounding
+        gap = torch.where((total > 0) & (top < 1), gap, inf)  # Re h < 0 except for rounding
         gap = torch.where((x + alpha + beta).isnan(), 0, gap)
     return torch.where(top < -_UNDERFLOW, -inf, log_f), gap
 
 
 def _exponent(nodes: _Nodes, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""c, d of -h / t = c + i d and d' of -h' = α c + i d', each without cancellation.
+    r"""Returns c and d of -h / t = c + i d, and d' of -h' = α c + i d', each without cancellation.
 
     With ε = α - 1, ζ = β cot(πε/2), t = r e^{-iφ}, q = π/2 - φ:
 
@@ -217,7 +224,7 @@ def _exponent(nodes: _Nodes, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Te
 
 
 class _Nodes(NamedTuple):
-    """Points t = exp(log_r - i phi) of the path (n, *batch), q = π/2 - phi, and d log t, of the variable of each panel."""
+    """Points t = exp(log_r - i phi) of the path, (n, *batch), with q = π/2 - phi and d log t by the panel variable."""
 
     log_r: Tensor
     phi: Tensor
@@ -227,10 +234,10 @@ class _Nodes(NamedTuple):
 
 
 class _Path:
-    r"""Where Im h(t) = 0: t = r e^{-iφ}, r^ε = (x - ζ) cos φ / (sin αφ - ζ cos αφ), ζ = β cot(πε/2), x > ζ.
+    r"""The path on which Im h(t) = 0: t = r e^{-iφ}, r^ε = (x - ζ) cos φ / (sin αφ - ζ cos αφ), ζ = β cot(πε/2), x > ζ.
 
     φ runs from the zero of the denominator to π/2; p and q are the distances to these ends, L = p + q, v = log(p / q).
-    On the path -h = g > 0 is monotone in v. M = π - L and A = π - αL are kept as they may be small.
+    On the path, -h = g > 0 is monotone in v. M = π - L and A = π - αL are stored because they may be small.
     """
 
     def __init__(self, x: Tensor, eps: Tensor, beta: Tensor) -> None:
@@ -249,7 +256,7 @@ class _Path:
         self.m = torch.where(eps > 0, self.a + pi * eps, other) / self.alpha
 
     def at(self, v: Tensor) -> tuple[Tensor, ...]:
-        """p, q, sines of q, αp and αp + q, φ, log r, log g."""
+        """Returns p, q, the sines of q, αp and αp + q, and φ, log r, log g."""
         eps, alpha = self.eps, self.alpha
         p, q = self.length * torch.sigmoid(v), self.length * torch.sigmoid(-v)
         sin_q = torch.where(q < pi / 2, q, self.m + p).sin()
@@ -267,14 +274,14 @@ class _Path:
         return p, q, sin_q, sin_p, both, phi, log_r, log_g
 
     def parts(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """log g, and the log of Zolotarev's integrand g e^{-g} dφ/dv."""
+        """Returns log g and the log of Zolotarev's integrand g e^{-g} dφ/dv."""
         p, q, *_, log_g = self.at(v)
         return log_g, log_g - log_g.exp() + (p * q / self.length).log()
 
 
 def _path(x: Tensor, eps: Tensor, beta: Tensor, panels: int) -> tuple[_Nodes, Tensor]:
-    """Quadrature points on the path, and whether it is that of -x and -beta."""
-    # any path near the steepest will do, and that of ε = 0 = β is a corner, as it is for large x unless the tail is light
+    """Returns quadrature points on the path, and whether it is the path of -x and -beta."""
+    # a nearby path suffices; the exact one has a corner at ε = 0 = β, and nearly one for large x unless the tail is light
     heavy = beta * x.sign() > -1
     least = torch.maximum((1e-3 - beta.abs()).clamp(min=1e-13), torch.where(heavy, (1e-9 * x.abs()).clamp(max=1e-3), 0))
     path = _Path(x, torch.where(eps < -least, -1.0, 1.0) * torch.maximum(eps.abs(), least), beta)
@@ -286,16 +293,16 @@ def _path(x: Tensor, eps: Tensor, beta: Tensor, panels: int) -> tuple[_Nodes, Te
     p, q, sin_q, sin_p, both, phi, log_r, _ = path.at(v)
     slope = p * q / path.length * half.repeat_interleave(len(at), 0)
     wide = path.alpha * p
-    # of log r with phi: -(cot q + alpha cot wide) / eps
+    # the derivative of log r by phi: -(cot q + alpha cot wide) / eps
     fall = -(both + path.eps * wide.cos() * sin_q) / (path.eps * sin_q * sin_p)
     t = torch.complex(log_r.exp() * sin_q, -log_r.exp() * q.cos())
     return _Nodes(log_r, phi, q, t, path.sign * torch.complex(fall * slope, -slope)), path.flip
 
 
 def _ends(path: _Path) -> tuple[Tensor, Tensor]:
-    """Where the integrand becomes negligible, on both sides of its one or two peaks."""
+    """Returns the points where the integrand becomes negligible, on both sides of its one or two peaks."""
     far = torch.full_like(path.x, _FAR)
-    peak = bisect(lambda v: path.sign * path.at(v)[-1] > 0, -far, far, 45)  # of the power tail: g = 1
+    peak = bisect(lambda v: path.sign * path.at(v)[-1] > 0, -far, far, 45)  # the peak for a power tail, at g = 1
     grid = torch.arange(-16.0, 17.0, dtype=far.dtype, device=far.device).reshape(-1, *[1] * far.dim())
     seeds = torch.cat([peak.unsqueeze(0), grid.expand(-1, *far.shape)])
     parts = path.parts(seeds)[1]
@@ -305,7 +312,10 @@ def _ends(path: _Path) -> tuple[Tensor, Tensor]:
 
 
 def _cuts(path: _Path, low: Tensor, high: Tensor, panels: int) -> Tensor:
-    """Ends of the panels (1 + panels, *batch), nearly equal in what changes of v, log g and the integrand: de Boor."""
+    """Returns the ends of the panels, (1 + panels, *batch).
+
+    By de Boor's method, the changes of v, log g and the integrand are about the same on every panel.
+    """
     share = torch.arange(1 + panels, dtype=low.dtype, device=low.device) / panels
     cuts = low.unsqueeze(-1) + (high - low).unsqueeze(-1) * share
     for _ in range(_MOVES):
@@ -322,12 +332,12 @@ def _cuts(path: _Path, low: Tensor, high: Tensor, panels: int) -> Tensor:
 
 
 def _cot_of_half(eps: Tensor) -> Tensor:
-    """cot(πε/2) = -tan(πα/2)."""
+    """Returns cot(πε/2) = -tan(πα/2)."""
     return (pi / 2 * eps).tan().reciprocal()
 
 
 def _eps_cot(eps: Tensor) -> Tensor:
-    """ε cot(πε/2)."""
+    """Returns ε cot(πε/2)."""
     small = eps.abs() < 0.05
     y = (pi / 2 * torch.where(small, eps, 0)).square()
     series = 1 - y * (1 / 3 + y * (1 / 45 + y * (2 / 945 + y * (1 / 4725 + y * 2 / 93555))))
@@ -336,7 +346,7 @@ def _eps_cot(eps: Tensor) -> Tensor:
 
 
 def _sinc(y: Tensor) -> Tensor:
-    """sin(y) / y, with a gradient that is exact near 0 (torch's cancels)."""
+    """Returns sin(y) / y, with a gradient that is accurate near 0 (that of torch.sinc cancels)."""
     small = y.abs() < 0.1
     square = torch.where(small, y, 0).square()
     series = 1 - square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))
@@ -345,7 +355,10 @@ def _sinc(y: Tensor) -> Tensor:
 
 
 def _expm1_ratio(eps: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(exp(ε z) - 1) / ε for z = a + i b, its real and imaginary parts; by a series, meant for |z| below 150, near ε = 0."""
+    """Returns the real and imaginary parts of (exp(ε z) - 1) / ε for z = a + i b.
+
+    Near ε = 0 it uses a series, which is accurate for |z| below 150.
+    """
     small = eps.abs() < 1e-3
     safe = torch.where(small, 1, eps)
     turn = safe * b

@@ -1,4 +1,4 @@
-"""Distribution of a value and a flag that is 1 at the last site of a sequence."""
+"""The distribution of a value and a flag that marks the last site of a sequence."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from .parametrised import Parametrised
 
 
 class Stopped(Parametrised, TorchDistribution):
-    r"""Vectors (k + 1,) of a value and a flag that is 1 with probability sigmoid(stop_logits), independent of the value.
+    r"""Vectors (k + 1,) of a value and an independent flag, 1 with probability sigmoid(stop_logits) and else 0.
+
+    A flag of 1 marks the last site of a sequence.
 
     Args:
-        inner: the distribution (*batch) of values, scalars (k = 1) or vectors (k,).
-        stop_logits: (*batch) real numbers; -inf for no stop.
-        inner_support: of the values, where the family's own is wider than its mass (``VonMises``).
+        inner: the distribution (\*batch) of values, which are scalars (k = 1) or vectors (k,).
+        stop_logits: (\*batch) logits of the flag; -inf for a flag that is always 0.
+        inner_support: a replacement for the support of ``inner``, if that is wider than the set with positive mass
+            (``VonMises``).
 
     Raises:
-        TypeError: for an ``inner`` that is no distribution.
-        ValueError: for one whose values are neither scalars nor vectors, for integers that the dtype of the flag does not
-            tell apart, and values outside the support when validating.
+        TypeError: if ``inner`` is not a distribution.
+        ValueError: if the values of ``inner`` are neither scalars nor vectors, or integers that the dtype of the flag cannot
+            represent; with validation, if a value is outside the support.
 
     Example:
         >>> import torch
@@ -69,7 +72,7 @@ class Stopped(Parametrised, TorchDistribution):
         return self.inner.has_enumerate_support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of value and flag, in nats: (*sample, *batch), -inf outside the support."""
+        """Returns the log density of value and flag in nats, (*sample, *batch), -inf outside the support."""
         value = checked_value(self, value)
         inner, flag = _parts(value, len(self.inner.event_shape))
         log_prob = log_prob_everywhere(self.inner, inner, self._support)
@@ -83,7 +86,7 @@ class Stopped(Parametrised, TorchDistribution):
             return self._joined(self.inner.sample(Size(sample_shape)), torch.bernoulli(stop))
 
     def continuing(self) -> tuple[Stopped, Tensor]:
-        """The distribution given a flag of 0, and the log-probability (*batch) of that flag."""
+        """Returns the distribution given a flag of 0, and the log-probability (*batch) of this flag."""
         never = torch.full_like(self.stop_logits, -torch.inf)
         return Stopped(self.inner, never, self.inner_support, self._validate_args), logsigmoid(-self.stop_logits)
 
@@ -100,14 +103,17 @@ class Stopped(Parametrised, TorchDistribution):
         return self._joined(self.inner.mode, (self.stop_logits > 0).to(self.stop_logits))
 
     def entropy(self) -> Tensor:
-        """Of value and flag, in nats: (*batch)."""
+        """Returns the entropy of value and flag in nats, (*batch)."""
         info = torch.finfo(self.stop_logits.dtype)
         logits = self.stop_logits.clamp(info.min, info.max)  # 0 log 0 = 0
         of_flag = sum(torch.sigmoid(z) * logsigmoid(z) for z in (logits, -logits))
         return self.inner.entropy() - of_flag
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All 2N values and flags, (2N, *batch, k + 1), the flag fastest; batch dims of 1 without ``expand``."""
+        """Returns the 2N pairs of values and flags, (2N, *batch, k + 1), with batch dims of 1 without ``expand``.
+
+        The flag varies fastest.
+        """
         values = self.inner.enumerate_support(expand).repeat_interleave(2, 0)
         flag = torch.arange(len(values), device=values.device) % 2
         return self._joined(values, flag.reshape(-1, *[1] * len(self.batch_shape)))
@@ -124,12 +130,16 @@ class Stopped(Parametrised, TorchDistribution):
 
 
 class StoppedConstraint(constraints.Constraint):
-    """Vectors (k + 1,) of a value that satisfies a constraint and is finite, and a flag 0 or 1.
+    """The constraint of vectors (k + 1,) of a finite value that satisfies ``inner`` and a flag 0 or 1.
+
+    Args:
+        inner: the constraint of the value.
 
     Example:
         >>> import torch
         >>> from torch.distributions import constraints
-        >>> StoppedConstraint(constraints.positive).check(torch.tensor([[2.0, 1.0], [-2.0, 1.0], [torch.inf, 0.0]]))
+        >>> y = torch.tensor([[2.0, 1.0], [-2.0, 1.0], [torch.inf, 0.0]])
+        >>> StoppedConstraint(constraints.positive).check(y)
         tensor([ True, False, False])
     """
 
@@ -143,7 +153,7 @@ class StoppedConstraint(constraints.Constraint):
         return contains(self.inner, inner) & ((flag == 0) | (flag == 1))
 
     def feasible_point(self, like: Tensor) -> Tensor:
-        """Some value inside with flag 0, of the shape of ``like`` (*batch, k + 1)."""
+        """Returns a value inside with flag 0, of the shape of ``like`` (*batch, k + 1)."""
         inner, flag = _parts(like, self.inner.event_dim)
         value = feasible_point(self.inner, inner).expand_as(inner)
         value = value if self.inner.event_dim else value.unsqueeze(-1)
@@ -154,7 +164,7 @@ class StoppedConstraint(constraints.Constraint):
 
 
 def _check_range(support: Any, dtype: torch.dtype) -> None:
-    """Raises a ValueError unless all integers of a bounded support are numbers of the dtype."""
+    """Raises a ValueError unless the dtype represents all integers of a bounded support."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     most = int(2 / torch.finfo(dtype).eps)
@@ -162,10 +172,10 @@ def _check_range(support: Any, dtype: torch.dtype) -> None:
         beyond = abs(getattr(support, name, 0)) > most
         if (visible(beyond) and beyond.any()) if isinstance(beyond, Tensor) else beyond:
             raise ValueError(
-                f"Expected values up to {most}, between which {dtype} (of the flag) holds all integers; got {support}."
+                f"Expected integers between -{most} and {most}, which {dtype} (of the flag) represents; got {support}."
             )
 
 
 def _parts(value: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """Values (*batch) or (*batch, k) and flags (*batch)."""
+    """Returns the values, (*batch) or (*batch, k), and the flags (*batch)."""
     return value[..., :-1] if event_dim else value[..., 0], value[..., -1]

@@ -1,4 +1,4 @@
-"""Constraints stricter than torch's: counts, unit vectors, open intervals; table.py assigns them."""
+"""Constraints that are stricter than torch's: counts, unit vectors, open intervals and simplices."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.distributions import constraints
 
 
 def innermost(constraint: Any) -> Any:
-    """The constraint of the parts of an independent one, or of any other itself."""
+    """Returns the base of nested independent constraints; other constraints are returned unchanged."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
 
 
 class Counts(constraints.Constraint):
-    """Vectors of counts that sum to the total (torch's own admits smaller sums)."""
+    """The constraint of vectors of counts that sum to ``total``; torch's own admits smaller sums."""
 
     is_discrete = True
     event_dim = 1
@@ -30,27 +30,36 @@ class Counts(constraints.Constraint):
         self.upper_bound = total
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether they are."""
         return ((value >= 0) & (value % 1 == 0)).all(-1) & (value.sum(-1) == self.upper_bound)
+
+    def __repr__(self) -> str:
+        return f"Counts({self.upper_bound})"
 
 
 class Sphere(constraints.Constraint):
-    """Unit vectors."""
+    """The constraint of unit vectors."""
 
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether they are."""
         return dist.constraints.sphere.check(value)
 
     def feasible_point(self, like: Tensor) -> Tensor:
-        """One of them."""
+        """Returns the first unit vector of the standard basis."""
         return torch.eye(1, like.shape[-1], dtype=like.dtype, device=like.device)[0]
+
+    def __repr__(self) -> str:
+        return "Sphere()"
 
 
 @dataclass(frozen=True)
 class Between:
-    """The check of an interval without its ends, where densities may be infinite."""
+    """The check of an interval without its ends, where densities may be infinite.
+
+    Attributes:
+        low: the lower bound.
+        high: the upper bound.
+    """
 
     low: Any
     high: Any
@@ -68,14 +77,14 @@ class AllPositive:
 
 
 def open_interval(low: Any, high: Any) -> Any:
-    """An interval, for ``biject_to`` as others, that checks strictly."""
+    """Returns an interval that excludes its ends; ``biject_to`` supports it as torch's own."""
     interval: Any = constraints.interval(low, high)
     interval.check = Between(low, high)
     return interval
 
 
 def open_simplex() -> Any:
-    """A simplex, for ``biject_to`` as others, that checks strictly."""
+    """Returns a simplex that excludes its faces; ``biject_to`` supports it as torch's own."""
     simplex: Any = copy.copy(constraints.simplex)
     simplex.check = AllPositive()
     return simplex

@@ -1,4 +1,4 @@
-"""By family name: how parameters are predicted, the exact support, or why it cannot be a head."""
+"""Tables by family name: how its parameters are predicted, its exact support, or why it cannot be a head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from .supports import ANGLE, UNIT, Counts, Sphere, innermost, open_interval, ope
 
 
 class Parameter(NamedTuple):
-    """How to predict a parameter: its constraint, sizes ("k": the last of ``shape``), the bound of unconstrained numbers."""
+    """How a parameter is predicted.
+
+    Attributes:
+        constraint: its constraint.
+        shape: the names of its sizes; "k" is the last size of the head's ``shape``.
+        bound: the bound of its unconstrained numbers, or None.
+    """
 
     constraint: Any
     shape: tuple[str, ...] = ()
@@ -20,7 +26,7 @@ class Parameter(NamedTuple):
 
 
 def describe(constraint: Any) -> Parameter:
-    """What ``arg_constraints`` says of a parameter; numbers of real ones are not bounded."""
+    """Returns how to predict a parameter with this constraint; the numbers of real parameters are not bounded."""
     dims = 0 if constraints.is_dependent(constraint) else constraint.event_dim
     constraint = innermost(constraint)
     return Parameter(constraint, ("k",) * dims, None if constraint is constraints.real else 10.0)
@@ -34,9 +40,9 @@ def _positive(*shape: str) -> Parameter:
     return Parameter(constraints.positive, shape)
 
 
-_TAIL = Parameter(constraints.positive, (), 4.0)  # beyond, most samples of heavy tails overflow
-_ODDS = Parameter(constraints.real, (), 10.0)  # they are a scale of the counts
-_STABILITY = {"stability": Parameter(constraints.interval(0.2, 2.0))}  # below, densities are spikes
+_TAIL = Parameter(constraints.positive, (), 4.0)  # with a larger bound, most samples of heavy tails overflow
+_ODDS = Parameter(constraints.real, (), 10.0)  # bounded because these logits scale the counts
+_STABILITY = {"stability": Parameter(constraints.interval(0.2, 2.0))}  # for smaller stability, densities are spikes
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "FisherSnedecor": {"df1": _TAIL, "df2": _TAIL},
     "GeneralizedPareto": {"concentration": _TAIL},  # a negative one would move the end of the support
@@ -71,10 +77,10 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "Weibull": {"concentration": _TAIL},
     "ZeroInflatedNegativeBinomial": {"logits": _ODDS},
 }
-"""What ``arg_constraints`` doesn't tell."""
+"""Overrides for families whose ``arg_constraints`` are incomplete or too wide."""
 
 OFFSETS = {"df": log(4), "df1": log(4), "df2": log(4), "stability": log(2.6)}
-"""Added to the bounded number where 0 would be a poor start: one degree of freedom has no mean, stability 1.1 neither."""
+"""Offsets of the bounded numbers, for parameters whose value at 0 is a poor start (one degree of freedom has no mean)."""
 
 ALTERNATIVES = (
     ("logits", "probs"),
@@ -82,7 +88,7 @@ ALTERNATIVES = (
     ("scale_tril", "covariance_matrix", "precision_matrix"),
     ("weighted_correlation", "correlation"),
 )
-"""Several ways to tell the same: the first is predicted."""
+"""Groups of equivalent parameters, of which the first one is predicted."""
 
 SUPPORTS: dict[str, Callable[[Any], Any]] = {
     "AffineBeta": lambda d: open_interval(d.low, d.high),
@@ -99,13 +105,13 @@ SUPPORTS: dict[str, Callable[[Any], Any]] = {
     "VonMises": lambda d: ANGLE,
     "VonMises3D": lambda d: Sphere(),
 }
-"""Where the family's own support is wider than its mass, or has ends where its density is infinite or NaN."""
+"""Supports for families whose own support is too wide, or includes ends where the density is infinite or NaN."""
 
-_WRAPPER = "it is another distribution's frame: make a head of that one"
+_WRAPPER = "it wraps another distribution: make a head of that one"
 _MATRIX = "its values are matrices"
 _SERIES = "its values are whole series, not sites"
-_SINGLE = "it takes no batch of parameters"
-_QUANTISED = "its samples are discrete, its log_prob a density of the relaxed ones"
+_SINGLE = "it does not support a batch of parameters"
+_QUANTISED = "its samples are discrete, but its log_prob is the density of relaxed samples"
 REASONS: dict[str, str] = {
     "AVFMultivariateNormal": _SINGLE,
     "CoalescentTimes": "its samples ignore the rate",
@@ -127,23 +133,23 @@ REASONS: dict[str, str] = {
     "LKJCholesky": _MATRIX,
     "LKJCorrCholesky": _MATRIX,
     "LinearHMM": _SERIES,
-    "LogNormalNegativeBinomial": "it has no sampler, and its log_prob is a quadrature",
+    "LogNormalNegativeBinomial": "it has no sampler, and its log_prob is approximated by quadrature",
     "MaskedDistribution": _WRAPPER,
     "MaskedMixture": _WRAPPER,
     "MixtureSameFamily": "its components are a batch: use the head Mixture",
-    "NanMaskedMultivariateNormal": "missing entries are no values: use MultivariateNormal",
-    "NanMaskedNormal": "missing entries are no values: use Normal",
+    "NanMaskedMultivariateNormal": "its values may have missing entries: use MultivariateNormal",
+    "NanMaskedNormal": "its values may be missing: use Normal",
     "OMTMultivariateNormal": _SINGLE,
     "OneHotCategoricalStraightThrough": "the gradient of its samples is biased by design: use OneHotCategorical",
     "OneOneMatching": _SINGLE,
     "OneTwoMatching": _SINGLE,
-    "Rejector": "its parts are functions",
+    "Rejector": "its arguments are functions",
     "RelaxedBernoulliStraightThrough": _QUANTISED,
     "RelaxedOneHotCategoricalStraightThrough": _QUANTISED,
     "SpanningTree": _MATRIX,
     "TorchDistribution": "it is abstract",
     "TruncatedPolyaGamma": "its log_prob and samples are approximations",
-    "Unit": "it has no value",
+    "Unit": "its values are empty",
     "Wishart": _MATRIX,
 }
-"""Why a family is no head, where trying it would not tell, or not clearly."""
+"""Reasons why families cannot be heads, for families that would fail without an error or with an unclear one."""

@@ -1,4 +1,4 @@
-"""Zero-inflated distributions, however large the logits of the gate."""
+"""Zero-inflated distributions, also for large logits of the gate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch.nn.functional import logsigmoid
 
 
 def _uncached(name: str, other: str, link: Any) -> Any:
-    """A parameter as it was given, or computed from the other one each time: Pyro takes what is cached for given."""
+    """Returns a property for a parameter that was passed, or else is computed from the other one on each access.
+
+    Pyro's own lazy property caches the computed value and then treats it as passed.
+    """
 
     def get(self: Any) -> Tensor:
         return self.__dict__[name] if name in self.__dict__ else link(self.__dict__[other])
@@ -23,7 +26,7 @@ def _uncached(name: str, other: str, link: Any) -> Any:
 
 
 class _ZeroInflated:
-    """By the logits of the gate where these were given, also after a sample."""
+    """Computes log_prob from the logits of the gate if they were passed, also after a sample was drawn."""
 
     gate = _uncached("gate", "gate_logits", torch.sigmoid)
     gate_logits = _uncached("gate_logits", "gate", torch.logit)
@@ -38,25 +41,25 @@ class _ZeroInflated:
 
 
 def _log_mass_of_zero(gate: Tensor, log_base: Tensor) -> Tensor:
-    """log(gate + (1 - gate) base), with exact gradients at gates 0 and 1 too."""
+    """Returns log(gate + (1 - gate) base), with exact gradients also at gates 0 and 1."""
     mass = gate + (1 - gate) * log_base.exp()
-    fits = mass >= torch.finfo(mass.dtype).tiny  # else the gate is 0 and the base underflows
+    fits = mass >= torch.finfo(mass.dtype).tiny  # otherwise the gate is 0 and the base underflows
     return torch.where(fits, torch.where(fits, mass, 1).log(), log_base)
 
 
 def _log_mass_of_rest(gate: Tensor, log_base: Tensor, zero: Tensor) -> Tensor:
-    """log((1 - gate) base), -inf with gradient zero at gate 1; the gradient is zero where the value is."""
+    """Returns log((1 - gate) base), -inf with gradient zero at gate 1; the gate has no gradient if the value is zero."""
     open_ = gate < 1
     return torch.where(open_, torch.log1p(-torch.where(open_ & ~zero, gate, 0)) + log_base, -torch.inf)
 
 
 class ZeroInflatedDistribution(_ZeroInflated, dist.ZeroInflatedDistribution):
-    pass
+    """A ZeroInflatedDistribution with an accurate log_prob for large logits of the gate."""
 
 
 class ZeroInflatedNegativeBinomial(_ZeroInflated, dist.ZeroInflatedNegativeBinomial):
-    pass
+    """A ZeroInflatedNegativeBinomial with an accurate log_prob for large logits of the gate."""
 
 
 class ZeroInflatedPoisson(_ZeroInflated, dist.ZeroInflatedPoisson):
-    pass
+    """A ZeroInflatedPoisson with an accurate log_prob for large logits of the gate."""

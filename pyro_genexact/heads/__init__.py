@@ -1,4 +1,4 @@
-"""Heads, one file per kind: from a site's parameters, its distribution or a bijection of its value."""
+"""Heads map the predicted parameters of a site to a distribution or a bijection of its value."""
 
 from ..core.faces import publish
 from .bijections import Affine, Shift

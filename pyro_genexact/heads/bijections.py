@@ -1,4 +1,4 @@
-"""Affine and Shift: heads of elementwise affine bijections."""
+"""Heads of elementwise affine bijections."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from .parameters import bounded
 
 
 class Affine(Head):
-    r"""y = x exp(s) + m with m = phi[..., :n] and s = bound tanh(phi[..., n:] / bound), n the numbers of a site.
+    r"""An affine bijection y = x exp(s) + m of each of the n numbers of a site.
 
-    Log-scales so stay within ±bound smoothly, and phi = 0 is the identity.
+        m = phi[..., :n],    s = bound tanh(phi[..., n:] / bound)
+
+    Log-scales are smoothly kept within ±bound, and phi = 0 gives the identity. P = 2 n. Both directions are elementwise.
 
     Args:
         shape: the shape of a site, ``()`` or ``(k,)``.
-        bound: of the log-scale, positive.
+        bound: the bound of the log-scales, positive.
 
     Raises:
-        ValueError: for a bound that is not positive.
+        ValueError: if ``bound`` is not positive and finite, or ``shape`` contains anything but positive integers.
+
+    Reference: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.
 
     Example:
         >>> import torch
@@ -40,7 +44,7 @@ class Affine(Head):
         self._bounds = in_every_dtype(bound)
 
     def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
-        """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
+        """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""
         if self.site_shape:
             phi = phi.unflatten(-1, (2, *self.site_shape))
         shift, raw = phi.unbind(-1 - len(self.site_shape))
@@ -48,13 +52,13 @@ class Affine(Head):
 
 
 class Shift(Head):
-    """y = x + phi, which keeps volumes: the head of NICE.
+    """A volume-preserving bijection y = x + phi, as in NICE, with P the number of values of a site.
 
     Args:
         shape: the shape of a site, ``()`` or ``(k,)``.
 
     Raises:
-        ValueError: for sizes that are no positive integers.
+        ValueError: if ``shape`` contains anything but positive integers.
 
     Reference: Dinh, Krueger, Bengio, "NICE: Non-linear Independent Components Estimation", ICLR workshop 2015.
 
@@ -70,6 +74,6 @@ class Shift(Head):
         self.site_shape, self.num_params = tuple(shape), prod(shape)
 
     def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
-        """phi (*batch, S, P) to the transform of values (*batch, S, *shape)."""
+        """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""
         shift = phi if self.site_shape else phi.squeeze(-1)
         return AffineTransform(shift, phi.new_zeros(()), len(self.site_shape))

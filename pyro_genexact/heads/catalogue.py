@@ -1,4 +1,4 @@
-"""All of Pyro's families tried as a head: which can be one, and why the others cannot."""
+"""A table of Pyro's families: which of them can be heads, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .parametric import Parametric
 
 
 class Family(NamedTuple):
-    """A row of the table: a distribution that Pyro exports, and a head of it, or why there is none.
+    """A row of the table: a distribution class of Pyro and an example of a head of it.
 
     Attributes:
-        name: of the class.
-        head: a head of small size, or None.
-        reason: why there is no head, or "".
+        name: the name of the class.
+        head: a small head, or None if the class cannot be a head.
+        reason: the reason why it cannot, or "".
     """
 
     name: str
@@ -26,7 +26,7 @@ class Family(NamedTuple):
 
 
 def families() -> list[Family]:
-    """All distributions that Pyro exports, each tried as a head.
+    """Returns a row for every distribution class that Pyro exports.
 
     Example:
         >>> rows = families()
@@ -48,13 +48,13 @@ def families() -> list[Family]:
 
 
 def markdown() -> str:
-    """The table of :func:`families` in Markdown: those that can be heads, then the others with the reason."""
+    """Returns the table of :func:`families` in Markdown: the families that can be heads, then the others."""
     rows = families()
     lines = ["| family | example | site | predicted | P | samples |", "|---|---|---|---|---|---|"]
     for name, head, _ in rows:
         if head is not None:
             predicted = ", ".join(f"{n} {s}" if s else n for n, s in head.parameters_of.items())
-            kind = "reparameterised" if head.has_rsample else "plain"
+            kind = "reparameterised" if head.has_rsample else "not reparameterised"
             lines.append(f"| {name} | `{head}` | {head.site_shape} | {predicted} | {head.num_params} | {kind} |")
     lines += ["", "| not a head | why |", "|---|---|"]
     return "\n".join(lines + [f"| {row.name} | {row.reason} |" for row in rows if row.head is None])

@@ -1,4 +1,4 @@
-"""PerSite, another head for each site; ConditionalHead, a whole model as the head of one site."""
+"""Heads that are composed of others: one head per site, or a whole model as a head."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..base import Constant, Head
+from ..core.checks import check_sizes
 from ..core.devices import zeros_for
 from ..families.per_site import PerSite as PerSiteDistribution
 from ..families.per_site import PerSiteConstraint
@@ -23,23 +24,24 @@ from .parametric import Parametric
 
 
 class PerSite(Head):
-    """Another head for each of T sites, for instance the columns of a table.
+    """A separate head for each of T sites, for instance for the columns of a table.
 
-    P is the largest of the heads' P; head t reads the first of its numbers that it needs. Sites of one head, as in
-    ``[head] * 10``, are evaluated together, and so are those of several heads without parameters or other state that were
-    made alike. A single site gives the distribution of its head as it is.
+    P is the largest P of the heads; head t reads the first of these parameters, as many as it needs. Sites that share a
+    head, as in ``[head] * 10``, are evaluated in one call, and so are sites of different heads with equal settings and
+    no learnable state.
 
     Args:
-        heads: T heads of distributions of one site_shape.
+        heads: T heads of distributions with the same site_shape.
 
     Attributes:
         num_sites: T.
-        supports: of the T sites.
-        support: their :class:`~pyro_genexact.distributions.PerSiteConstraint`, of values (*batch, T, *site_shape).
+        supports: the supports of the T sites.
+        support: the :class:`~pyro_genexact.distributions.PerSiteConstraint` of values (*batch, T, *site_shape).
 
     Raises:
-        TypeError: for what is no sequence of heads of distributions.
-        ValueError: for no heads, heads of different site shapes, or a ``PerSite`` or ``MinLength`` among them.
+        TypeError: if ``heads`` is not a sequence of heads of distributions.
+        ValueError: if there are no heads, if their site shapes differ, or if one of them is a ``PerSite`` or contains a
+            ``MinLength``.
 
     Example:
         >>> import torch
@@ -61,7 +63,7 @@ class PerSite(Head):
             raise ValueError("Expected heads of single sites; got a PerSite among them.")
         if any(isinstance(part, MinLength) for head in heads for part in head.modules()):
             raise ValueError(
-                "Expected heads that are alike at all sites; got a MinLength among them: put it around the PerSite's."
+                "Expected heads that treat all sites alike; got a MinLength among them, which counts sites."
             )
         place = {head: i for i, head in enumerate(dict.fromkeys(heads))}
         self.heads = nn.ModuleList(place)
@@ -73,10 +75,16 @@ class PerSite(Head):
         grouping(self)
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
-        """phi (*batch, S, P) of the sites first ... first + S - 1 to their distribution, of batch shape (*batch, S).
+        """Returns the distribution, of batch shape (*batch, S), of the sites first ... first + S - 1.
+
+        For a single site it is the distribution of that site's head.
+
+        Args:
+            phi: (*batch, S, P) parameters.
+            first: the index of the first of these sites.
 
         Raises:
-            ValueError: for sites beyond the T of the head.
+            ValueError: if a site is not below T.
         """
         count = phi.shape[-2]
         if not 0 <= first <= self.num_sites - count:
@@ -99,8 +107,8 @@ class PerSite(Head):
         return PerSiteDistribution(parts, list(groups.values()), phi.dtype, supports, validate_args=False)
 
     def permuted(self, order: Tensor) -> PerSite:
-        """The head of sites visited in another order: each keeps its own. A shallow copy, with the same heads."""
-        # on meta all orders are alike
+        """Returns a shallow copy for sites visited in another order (T,). Each site keeps its head."""
+        # the values of a meta tensor are unknown, and do not matter
         sites = list(range(self.num_sites)) if order.is_meta else order.tolist()
         new = object.__new__(type(self))
         new.__dict__.update(
@@ -119,7 +127,7 @@ class PerSite(Head):
 
 
 class Grouping:
-    """Finds sites whose heads are alike, by the fixed parameters that they have now; a hook of ``load_state_dict``."""
+    """Groups the sites whose heads have equal settings; also a hook of ``load_state_dict``, which may change these."""
 
     def __call__(self, head: PerSite, *_: Any) -> None:
         first: dict[Hashable, int] = {}
@@ -130,17 +138,17 @@ class Grouping:
 
 
 class _Settings(pickle.Pickler):
-    """Pickles tensors by value (their own pickles hold addresses), no hooks, and nothing that may be learned or changed."""
+    """Pickles the settings of a head: tensors by value, without hooks. Fails for anything learnable or changeable."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, PyroModule) or (isinstance(value, Tensor) and value.requires_grad):
-            raise pickle.PicklingError("may be learned")
+            raise pickle.PicklingError("learnable")
         if isinstance(value, nn.Module):
             saved = value._buffers.keys() - value._non_persistent_buffers_set
             if isinstance(value, (Constant, Parametric)):
-                saved = set()  # what they were made with
+                saved = set()  # their buffers are settings
             if saved or any(p is not None for p in value._parameters.values()):
-                raise pickle.PicklingError("may change")
+                raise pickle.PicklingError("changeable")
             return copyreg.__newobj__, (type(value),), {n: v for n, v in vars(value).items() if "_hooks" not in n}  # type: ignore[attr-defined]
         if isinstance(value, Tensor):
             return torch.tensor, (value.tolist(), value.dtype, value.device)
@@ -148,32 +156,33 @@ class _Settings(pickle.Pickler):
 
 
 def _settings(head: Head) -> Hashable:
-    """What a head without state was made with, equal for heads made alike; any other head itself."""
+    """Returns a key that is equal for stateless heads with equal settings; the head itself if it has a state."""
     try:
         _Settings(buffer := io.BytesIO()).dump(head)
-    except Exception:  # what can't be pickled, for whatever reason, is like nothing else
+    except Exception:  # a head that cannot be pickled is grouped with no other
         return head
     return buffer.getvalue()
 
 
 class ConditionalHead(Head):
-    """Any distribution with a context as the conditional of one site: phi is its context.
+    """Uses a distribution module as a head: phi is the context of the module.
 
-    So chain rules nest (a NADE over the features of a site), and a flow can be a conditional.
+    A site can so have an autoregressive model over its features, or a flow, as its conditional distribution. P = C.
 
     Args:
-        module: a :class:`~pyro_genexact.DistributionModule` of C context features, whose events are scalars or vectors.
-            Its parameters become the head's. Its support must not depend on the context.
+        module: a :class:`~pyro_genexact.DistributionModule` with C context features whose events are scalars or vectors.
+            It becomes a submodule of the head. Its support must not depend on the context.
 
     Raises:
-        TypeError: for what is no module with a ``context``.
-        ValueError: for a module without a context vector, whose events have more than one dim, or whose batch shape is not
-            that of its context.
+        TypeError: if ``module`` is not a module with an attribute ``context``.
+        ValueError: if ``module.context`` is not a positive integer, if events have more than one dim, or if the batch shape
+            is not that of the context.
 
     Example:
         >>> import torch
         >>> import pyro_genexact as gx
-        >>> head = ConditionalHead(gx.flows.maf(features=2, transforms=1, hidden=(8,), context=5))
+        >>> flow = gx.flows.maf(features=2, transforms=1, hidden=(8,), context=5)
+        >>> head = ConditionalHead(flow)
         >>> head.num_params, head.site_shape, head(torch.zeros(4, 3, 5)).batch_shape
         (5, (2,), torch.Size([4, 3]))
     """
@@ -183,13 +192,12 @@ class ConditionalHead(Head):
         if not isinstance(module, nn.Module) or not hasattr(module, "context"):
             raise TypeError(f"Expected module to be a DistributionModule; got {type(module).__name__}.")
         context: Any = module.context
-        if not isinstance(context, int) or context < 1:
-            raise ValueError(f"Expected module.context to be an integer >= 1; got {context}.")
+        check_sizes(1, **{"module.context": context})
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # an OrderEnsemble draws an order in train mode
             d = module(zeros_for(module, context))
         if d.batch_shape != () or len(d.event_shape) > 1:
             raise ValueError(
-                "Expected module(context) of batch_shape context.shape[:-1] and event_shape () or (k,); "
+                "Expected module(context) to have batch_shape context.shape[:-1] and event_shape () or (k,); "
                 f"got {tuple(d.batch_shape)} and {tuple(d.event_shape)} for a context of shape ({context},)."
             )
         self.module = module
@@ -197,5 +205,5 @@ class ConditionalHead(Head):
         self.support: constraints.Constraint = d.support
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
-        """phi (*batch, S, C) to the module's distribution, of batch shape (*batch, S)."""
+        """Returns the module's distribution, of batch shape (*batch, S), for phi (*batch, S, C)."""
         return self.module(phi)

@@ -1,4 +1,4 @@
-"""Decoding rules as heads: temperature, top-k, top-p, min-p, forbidden tokens; renormalised."""
+"""Decoding filters as heads: temperature, top-k, top-p, min-p and forbidden tokens, with renormalised probabilities."""
 
 from __future__ import annotations
 
@@ -20,26 +20,37 @@ from .checks import check_distribution_head
 
 
 class Filter(Head):
-    """A head whose tokens 0 ... V - 1 get other probabilities; it has the parameters and the support of the one it wraps.
+    """Base class of heads that change the token probabilities of another head.
 
-    Its distributions are Categorical, with log_prob -inf (gradient zero) for tokens that are filtered out: values of the
-    support without mass. Filters compose, the innermost comes first: ``TopP(Tempered(head, 0.7), 0.9)``.
+    A subclass defines :meth:`filtered`. The filter has the parameters and the support of the wrapped head. Its
+    distributions are Categorical; removed tokens remain in the support with log_prob -inf and gradient zero. Filters
+    compose, and the innermost one is applied first: ``TopP(Tempered(head, 0.7), 0.9)``.
 
-    Which tokens :class:`TopK`, :class:`TopP` and :class:`MinP` keep is a step function of phi, whose gradient is that of the
-    kept tokens alone; a token within rounding of the border may be kept when phi comes site by site, and not when a
-    network computes all sites at once.
+    The set of tokens that :class:`TopK`, :class:`TopP` and :class:`MinP` keep is a step function of phi, so gradients are
+    those of the kept tokens. A token within rounding of the threshold may be kept when phi is computed site by site, but
+    not when all sites are computed at once.
 
     Args:
-        head: of the integers 0 ... V - 1 (``Categorical``, ``Bernoulli``, ``DiscretizedLogistic``, mixtures, filters, ...).
+        head: a head over the integers 0 ... V - 1, such as ``Categorical``, ``Bernoulli``, ``DiscretizedLogistic``, a
+            mixture of these, or another filter.
 
     Attributes:
-        head: the one that is wrapped.
+        head: the wrapped head.
         num_tokens: V.
-        truncates: whether phi decides which tokens have mass.
+        truncates: whether phi determines which tokens have mass.
 
     Raises:
-        TypeError: for a head of anything else.
-        ValueError: for a ``PerSite``.
+        TypeError: if ``head`` is not a head over integers 0 ... V - 1.
+        ValueError: if ``head`` is a ``PerSite``.
+
+    Example:
+        >>> import torch
+        >>> from pyro_genexact import heads
+        >>> class Squared(Filter):
+        ...     def filtered(self, logits, first):
+        ...         return 2 * logits
+        >>> Squared(heads.Categorical(2))(torch.tensor([[1.0, 3.0]]).log()).probs
+        tensor([[0.1000, 0.9000]])
     """
 
     truncates = False
@@ -47,29 +58,30 @@ class Filter(Head):
     def __init__(self, head: Head) -> None:
         super().__init__()
         if isinstance(head, Head) and head.num_sites is not None:
-            name = type(self).__name__
-            raise ValueError(
-                f"Expected head to treat all sites alike; got a PerSite (make it PerSite([{name}(...), ...]))."
-            )
+            advice = "" if isinstance(self, MinLength) else f" (use PerSite([{type(self).__name__}(...), ...]) instead)"
+            raise ValueError(f"Expected head to treat all sites alike; got a PerSite{advice}.")
         self.num_tokens = _tokens_of(head)
         self.head, self.num_params = head, head.num_params
 
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """That of the wrapped head."""
+        """The support of the wrapped head."""
         return self.head.support
 
     def forward(self, phi: Tensor, first: int = 0) -> Categorical:
-        """phi (*batch, S, P) to the Categorical of batch shape (*batch, S)."""
+        """Returns the Categorical of batch shape (*batch, S) for phi (*batch, S, P)."""
         return normalised(self.filtered(self._unfiltered(phi, first), first))
 
     def _unfiltered(self, phi: Tensor, first: int) -> Tensor:
-        """Log-probabilities (*batch, S, V) of the wrapped head, in float32 at least."""
+        """Returns the log-probabilities (*batch, S, V) of the wrapped head, at least in float32."""
         logits = log_probs(self.head(phi, first))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def filtered(self, logits: Tensor, first: int) -> Tensor:
-        """Logits (*batch, S, V) from log-probabilities, -inf for tokens that are filtered out."""
+        """Returns logits (*batch, S, V) given log-probabilities of that shape; -inf removes a token.
+
+        ``first`` is the index of the first site.
+        """
         raise TypeError(f"{type(self).__name__} must define filtered(logits, first)")
 
     def permuted(self, order: Tensor) -> Filter:
@@ -79,14 +91,17 @@ class Filter(Head):
 
 
 class Tempered(Filter):
-    """Probabilities to the power of 1 / temperature, renormalised: below 1 more peaked, above 1 flatter.
+    """Raises probabilities to the power 1 / temperature and renormalises: q_v proportional to p_v^(1 / temperature).
+
+    Temperatures below 1 give a more peaked distribution, and temperatures above 1 a flatter one.
 
     Args:
-        head: of the integers 0 ... V - 1.
-        temperature: positive and finite.
+        head: a head over the integers 0 ... V - 1.
+        temperature: a positive, finite number.
 
     Raises:
-        ValueError: for another temperature.
+        TypeError: if ``head`` is not such a head, or ``temperature`` is not a number.
+        ValueError: if ``temperature`` is not positive and finite.
 
     Reference: Ackley, Hinton, Sejnowski, "A learning algorithm for Boltzmann machines", Cognitive Science, 1985.
 
@@ -102,20 +117,21 @@ class Tempered(Filter):
         self.temperature = _number("temperature", temperature, inf)
 
     def filtered(self, logits: Tensor, first: int) -> Tensor:
-        # which underflows to 0 in fewer bits
+        # avoids a temperature that underflows to 0 in the dtype of the logits
         temperature = max(self.temperature, torch.finfo(logits.dtype).tiny)
         return (logits - logits.detach().amax(-1, keepdim=True)) / temperature
 
 
 class TopK(Filter):
-    """The k most probable tokens; of equally probable ones at the border those that come first. All, if k >= V.
+    """Keeps the k most probable tokens and renormalises. Among equally probable tokens, smaller indices come first.
 
     Args:
-        head: of the integers 0 ... V - 1.
-        k: at least 1.
+        head: a head over the integers 0 ... V - 1.
+        k: the number of tokens, at least 1; all tokens are kept if k >= V.
 
     Raises:
-        ValueError: for another k.
+        TypeError: if ``head`` is not such a head.
+        ValueError: if ``k`` is not a positive integer.
 
     Reference: Fan, Lewis, Dauphin, "Hierarchical neural story generation", ACL 2018.
 
@@ -142,16 +158,17 @@ class TopK(Filter):
 
 
 class TopP(Filter):
-    """The nucleus: the smallest set of tokens that has at least mass p; of equally probable ones those that come first.
+    """Keeps the nucleus, the smallest set of most probable tokens with mass at least p, and renormalises.
 
-    At least one token; all of them, if p is 1.
+    At least one token is kept. Among equally probable tokens, smaller indices come first.
 
     Args:
-        head: of the integers 0 ... V - 1.
-        p: above 0, at most 1.
+        head: a head over the integers 0 ... V - 1.
+        p: a number with 0 < p <= 1; all tokens are kept if p is 1.
 
     Raises:
-        ValueError: for another p.
+        TypeError: if ``head`` is not such a head, or ``p`` is not a number.
+        ValueError: if ``p`` is not in (0, 1].
 
     Reference: Holtzman, Buys, Du, Forbes, Choi, "The curious case of neural text degeneration", ICLR 2020.
 
@@ -172,20 +189,21 @@ class TopP(Filter):
         if self.p == 1:
             return logits
         ranked, order = logits.detach().sort(dim=-1, descending=True, stable=True)
-        below = ranked.exp().flip(-1).cumsum(-1).flip(-1)  # a token's mass and that of the less probable ones
+        below = ranked.exp().flip(-1).cumsum(-1).flip(-1)  # the mass of a token and all less probable ones
         keep = pad(below[..., 1:] > 1 - self.p, (1, 0), value=True)
         return torch.where(torch.zeros_like(keep).scatter(-1, order, keep), logits, -inf)
 
 
 class MinP(Filter):
-    """The tokens that are at least p times as probable as the most probable one.
+    """Keeps the tokens that are at least p times as probable as the most probable one, and renormalises.
 
     Args:
-        head: of the integers 0 ... V - 1.
-        p: above 0, at most 1.
+        head: a head over the integers 0 ... V - 1.
+        p: a number with 0 < p <= 1.
 
     Raises:
-        ValueError: for another p.
+        TypeError: if ``head`` is not such a head, or ``p`` is not a number.
+        ValueError: if ``p`` is not in (0, 1].
 
     Reference: Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs", 2024.
 
@@ -208,10 +226,10 @@ class MinP(Filter):
 
 
 class _Without(Filter):
-    """The tokens that are not forbidden.
+    """Excludes forbidden tokens and renormalises.
 
-    Where none of them has mass, a ValueError; but uniform on them without values to look at (torch.func), and at phi = 0,
-    which models try to learn what a head makes.
+    If no allowed token has mass, ``forward`` raises a ValueError. Under ``torch.func``, where values cannot be tested, and
+    at phi = 0, which models use to probe a head, the distribution is then uniform on the allowed tokens.
     """
 
     def forward(self, phi: Tensor, first: int = 0) -> Categorical:
@@ -220,7 +238,7 @@ class _Without(Filter):
         if visible(some) and not some.all() and phi.any():
             row = (~some).nonzero()[0].tolist()
             raise ValueError(
-                f"Expected {type(self).__name__} to leave tokens with mass; got none at {row} (batch, site): let it come "
+                f"Expected {type(self).__name__} to leave tokens with mass; got none at {row} (batch, site). Apply it "
                 "first, as in TopK(Forbid(head, tokens), k)."
             )
         return normalised(self.filtered(torch.where(some.unsqueeze(-1), logits, 0.0), first))
@@ -229,21 +247,21 @@ class _Without(Filter):
         return torch.where(self.forbidden(logits, first), -inf, logits)
 
     def forbidden(self, logits: Tensor, first: int) -> Tensor:
-        """Which tokens are, of a shape that broadcasts with the logits (*batch, S, V)."""
+        """Whether each token is forbidden, of a shape that broadcasts with the logits (*batch, S, V)."""
         raise TypeError(f"{type(self).__name__} must define forbidden(logits, first)")
 
 
 class Forbid(_Without):
-    """No token of some: the others, given that it is none of these.
+    """Excludes the given tokens and renormalises.
 
     Args:
-        head: of the integers 0 ... V - 1.
-        tokens: those without mass.
+        head: a head over the integers 0 ... V - 1.
+        tokens: the tokens to exclude.
 
     Raises:
-        TypeError: for tokens that are no collection.
-        ValueError: for tokens that are no integers 0 ... V - 1, or all of these. When called, where all other tokens have no
-            mass either.
+        TypeError: if ``head`` is not such a head, or ``tokens`` is not a collection.
+        ValueError: if ``tokens`` contains anything but integers 0 ... V - 1, or all of these. Also by the call, if none of
+            the other tokens has mass.
 
     Example:
         >>> import torch
@@ -263,7 +281,7 @@ class Forbid(_Without):
             _check_token("tokens", token, self.num_tokens)
         mask = [v in tokens for v in range(self.num_tokens)]
         if all(mask):
-            raise ValueError(f"Expected tokens to leave one of {self.num_tokens}; got {tokens}.")
+            raise ValueError(f"Expected tokens to leave at least one of {self.num_tokens}; got {tokens}.")
         self._forbidden: Tensor
         register_derived(self, "_forbidden", torch.tensor(mask, device="cpu"))
 
@@ -272,16 +290,17 @@ class Forbid(_Without):
 
 
 class MinLength(_Without):
-    """No end before n tokens: ``eos`` is forbidden at sites 0 ... n - 1.
+    """Excludes the token ``eos`` at sites 0 ... n - 1, so that sequences have at least n tokens before it.
 
     Args:
-        head: of the integers 0 ... V - 1.
-        n: the least number of tokens before ``eos``.
+        head: a head over the integers 0 ... V - 1.
+        n: the smallest number of tokens before ``eos``.
         eos: the token that ends a sequence.
 
     Raises:
-        ValueError: for n below 0, an ``eos`` that is none of the tokens or the only one. When called, where all other tokens
-            have no mass.
+        TypeError: if ``head`` is not such a head.
+        ValueError: if ``n`` is not an integer >= 0, or ``eos`` is not one of the tokens or the only one. Also by the call, if
+            none of the other tokens has mass.
 
     Example:
         >>> import torch
@@ -295,7 +314,7 @@ class MinLength(_Without):
         check_sizes(0, n=n)
         _check_token("eos", eos, self.num_tokens)
         if n and self.num_tokens == 1:
-            raise ValueError("Expected a token besides eos; got none.")
+            raise ValueError("Expected a head of at least two tokens; got eos only.")
         self.n, self.eos = n, eos
 
     def forbidden(self, logits: Tensor, first: int) -> Tensor:
@@ -303,25 +322,27 @@ class MinLength(_Without):
         return (first + sites < self.n).unsqueeze(-1) & (tokens == self.eos)
 
     def permuted(self, order: Tensor) -> MinLength:
-        raise ValueError(
-            "Expected a head of variables to visit in another order; got MinLength, which is of sequences."
-        )
+        raise ValueError("Expected a head that can be permuted; got MinLength, which counts the sites of sequences.")
 
 
 def _tokens_of(head: Any) -> int:
-    """V of a head of the integers 0 ... V - 1; TypeError for another one."""
+    """Returns V for a head over the integers 0 ... V - 1.
+
+    Raises:
+        TypeError: if it is another head.
+    """
     d = check_distribution_head(head)
     if not d.event_shape and d.has_enumerate_support:
         values = d.enumerate_support(expand=False).flatten()
         if values.is_meta or values.tolist() == list(range(len(values))):
             return len(values)
-    raise TypeError(f"Expected head to be of integers 0 ... V - 1; got one of {type(d).__name__}.")
+    raise TypeError(f"Expected a head over integers 0 ... V - 1; got a head of {type(d).__name__}.")
 
 
 def _check_token(name: str, token: Any, num_tokens: int) -> None:
     check_sizes(0, **{name: token})
     if token >= num_tokens:
-        raise ValueError(f"Expected {name} among 0 ... {num_tokens - 1} (those of the head); got {token}.")
+        raise ValueError(f"Expected {name} among 0 ... {num_tokens - 1} (the tokens of the head); got {token}.")
 
 
 def _number(name: str, value: Any, most: float) -> float:

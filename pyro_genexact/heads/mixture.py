@@ -1,4 +1,4 @@
-"""Heads of mixtures: of one head K times, or of several heads."""
+"""Heads of mixtures: of K components of one head, or of several heads."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from ..families.mixture import union
 from .checks import checked_heads
 from .parameters import bounded
 
-_BOUND = 10.0  # of the log-scale
+_BOUND = 10.0  # the bound of the log-scale
 _GOLDEN = 0.6180339887498949
 
 
 class Mixture(Head):
-    r"""sum_k w_k p_k(y): phi holds the K logits of the weights, then the parameters of each component in turn.
+    r"""A mixture sum_k w_k p_k(y), with weights and components predicted by phi.
 
-    The K components of one head are evaluated in a single call of it. Equal components would get equal gradients and
-    never part, so the raw parameters of component k start apart: fixed offsets between -1 and 1 are added to phi, of
-    evenly spaced numbers (k + 1/2) / K, rolled round the circle by another amount for each parameter, p times the golden
-    ratio, so that no two parameters order the components alike. The first parameter, the location of most families,
-    so starts at the centres of K equal cells of [-1, 1]. Components of several heads are left as they are.
+    phi contains the K logits of the weights, then the parameters of each component in turn. The K components of a single
+    head are evaluated in one call. Equal components would receive equal gradients and stay equal, so fixed offsets
+    between -1 and 1 are added to their parameters. The offsets of parameter p are evenly spaced, (k + 1/2) / K scaled to
+    [-1, 1], and shifted cyclically by p times the golden ratio, so that different parameters order the components differently. The
+    first parameter, in most families the location, starts at the centres of K equal cells of [-1, 1]. A list of heads
+    gets no offsets.
 
     Args:
-        head: the head of all components, or a list of heads of one site_shape, one a component.
-        K: the number of components, for one head.
+        head: one head for all components, or a list with one head per component, all of the same site_shape.
+        K: the number of components, only for a single head.
 
     Raises:
-        TypeError: for what is no head of distributions.
-        ValueError: for K beside a list, no K beside a head, heads of different site shapes, or some discrete and some not.
+        TypeError: if ``head`` is not a head of distributions or a sequence of these.
+        ValueError: if ``K`` is given with a list or missing with a head, if the heads' site shapes differ, if some heads are
+            discrete and others continuous, or if one is a ``PerSite``.
+
+    Reference: Bishop, "Mixture Density Networks", 1994.
 
     Example:
         >>> import torch
@@ -52,7 +56,7 @@ class Mixture(Head):
         heads = checked_heads("head", [head] if isinstance(head, Head) else head)
         if any(part.num_sites is not None for part in heads):
             raise ValueError(
-                "Expected head to treat all sites alike; got a PerSite (make it PerSite([Mixture(...), ...]))."
+                "Expected head to treat all sites alike; got a PerSite (use PerSite([Mixture(...), ...]) instead)."
             )
         if isinstance(head, Head) != (K is not None):
             raise ValueError(f"Expected K with one head, and no K with a list of heads; got K={K}.")
@@ -62,7 +66,7 @@ class Mixture(Head):
         self._supports = [h.support for h in heads]
         self.site_shape, self.support = heads[0].site_shape, union(self._supports)
         if len({support.is_discrete for support in self._supports}) > 1:
-            raise ValueError("Expected head to list all discrete or all continuous heads; got some of both.")
+            raise ValueError("Expected heads to be all discrete or all continuous; got some of both.")
         self.num_components = len(heads) if K is None else K
         self._sizes = [h.num_params for h in heads] if K is None else [K * heads[0].num_params]
         self.num_params = self.num_components + sum(self._sizes)
@@ -70,7 +74,7 @@ class Mixture(Head):
         register_derived(self, "offsets", offsets)
 
     def forward(self, phi: Tensor, first: int = 0) -> MixtureDistribution:
-        """phi (*batch, S, P) to the mixture of batch shape (*batch, S)."""
+        """Returns the mixture of batch shape (*batch, S) for phi (*batch, S, P)."""
         logits, *parts = phi.split([self.num_components, *self._sizes], -1)
         if self.offsets is None:
             components = [head(part, first) for head, part in zip(self.heads, parts, strict=True)]
@@ -81,17 +85,18 @@ class Mixture(Head):
 
 
 class DiscretizedLogistic(Head):
-    """Integers 0 ... levels - 1 by a mixture of K discretised logistic distributions, P = 3K; P = 2 where K = 1.
+    """A mixture of K discretised logistic distributions on the integers 0 ... levels - 1; P = 3 K, or 2 if K = 1.
 
-    A component's location is a raw number in units where the levels span -1 ... 1; its scale is
-    exp(10 tanh(raw / 10)) / pi, so that phi = 0 has the variance of the uniform distribution.
+    Locations are predicted on the scale where the levels span -1 ... 1. The scale of a component is
+    exp(10 tanh(r / 10)) / pi for a predicted r, so that phi = 0 gives the variance of the uniform distribution. See
+    :class:`pyro_genexact.distributions.DiscretizedLogistic` for the probabilities.
 
     Args:
-        levels: at least 2.
-        K: the number of components.
+        levels: the number of integers, at least 2.
+        K: the number of components, at least 1.
 
     Raises:
-        ValueError: for fewer than two levels, or no component.
+        ValueError: if ``levels`` or ``K`` is too small.
 
     Reference: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017.
 
@@ -112,7 +117,7 @@ class DiscretizedLogistic(Head):
         self.num_params = 3 * K if K > 1 else 2
 
     def forward(self, phi: Tensor, first: int = 0) -> DiscretizedLogisticDistribution | MixtureDistribution:
-        """phi (*batch, S, P) to the distribution of batch shape (*batch, S)."""
+        """Returns the distribution of batch shape (*batch, S) for phi (*batch, S, P)."""
         if self.mixture is not None:
             return self.mixture(phi, first)
         loc, raw = phi.unbind(-1)
@@ -121,7 +126,7 @@ class DiscretizedLogistic(Head):
 
 
 def _offsets(K: int, num_params: int) -> Tensor:
-    """(K, P) numbers in [-1, 1], exact in float32 and up; 0 where K = 1."""
+    """Returns offsets (K, P) in [-1, 1] that are exact in float32; zeros if K = 1."""
     if K == 1:
         return torch.zeros(1, num_params, device="cpu")
     cells = (torch.arange(K, dtype=torch.float64, device="cpu") + 0.5) / K

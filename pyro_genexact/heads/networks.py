@@ -1,4 +1,4 @@
-"""MonotoneNetwork and IntegratedPositive: bijections that are networks of the head's own."""
+"""Heads whose bijections are monotone networks with weights of their own."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..numerics.quadrature import integrate
 from ..transforms.monotone import Monotone
 from .parameters import bounded
 
-_SCALE = 5.0  # bound of logarithms of scales
-_STEEP, _HEIGHT = 4.0, 3.0  # bounds of an integrand's weights in the first layer, and of the sum of those in the last
-_SUM = 8.0  # bound of the product, over the layers between, of the largest sum of a row
-_PANELS = 8  # of an integral, on either side of 0
-_AMPLE = 350.0  # by how much the estimated error of an integral mostly exceeds that of an analytic integrand
+_SCALE = 5.0  # the bound of log-scales
+_STEEP, _HEIGHT = 4.0, 3.0  # bounds of the integrand's weights in the first layer, and of their sum in the last layer
+_SUM = 8.0  # the bound of the product, over the other layers, of the largest row sum
+_PANELS = 8  # the number of panels of an integral on either side of 0
+_AMPLE = 350.0  # the typical ratio of the estimated error to the true error for an analytic integrand
 
 
 class _OwnNetwork(Head):
-    """A head with a network of its own, whose weights on the path from x are apart from those on a signal."""
+    """A head with its own network, with separate weights for x and for a signal that phi contains."""
 
     def __init__(self, signal: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -44,28 +44,32 @@ class _OwnNetwork(Head):
 
     @full_precision
     def _split(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Three numbers a value, each (*batch, S, 1), and what the signal adds to each hidden layer (*batch, S, n)."""
+        """Returns shift, log-scale and amplitude, (*batch, S, 1), and the signal's terms in the hidden layers.
+
+        The terms have shape (*batch, S, n) for a layer of n units.
+        """
         shift, scale, amplitude, signal = phi.split([1, 1, 1, self.signal], -1)
         shares = list(self.shares(signal).split(self.hidden, -1))
         return shift, bounded(scale, _SCALE), bounded(amplitude, _HEIGHT), shares
 
 
 class MonotoneNetwork(_OwnNetwork):
-    r"""y = m + exp(s) x + exp(r - 1) net(x, signal), net increasing and bounded, with weights of the head's own.
+    r"""A monotone network y = m + exp(s) x + exp(r - 1) net(x, signal), where net is increasing and bounded.
 
-    phi holds m, s, r and the signal; s is bounded as 5 tanh(raw / 5), r as 3 tanh(raw / 3). The layers are
-    h = tanh(W h + V signal + b) with any V and b, and W = softplus(raw) times a constant, for any raw. All terms of
-    dy/dx = exp(s) + exp(r - 1) dnet/dx are positive, and it is at least exp(s): no number of layers can make it vanish.
+    phi contains m, s, r and the signal, so P = signal + 3; s is bounded as 5 tanh(raw / 5) and r as 3 tanh(raw / 3). The
+    layers are h = tanh(W h + V signal + b) with weights of the head: V and b are unconstrained, and W is softplus(raw)
+    times a constant. The derivative exp(s) + exp(r - 1) dnet/dx is a sum of positive terms and at least exp(s), for any
+    number of layers.
 
-    P = signal + 3. Cost: that of the network twice, for values and derivatives; the inverse is four to seven times that. What
-    the signal adds to the layers is computed once.
+    Cost: two passes through the network, for values and derivatives; the inverse takes four to seven times as long. The
+    signal's terms are computed once.
 
     Args:
-        signal: how many numbers of phi the network reads.
-        hidden: widths of the hidden layers.
+        signal: the number of entries of phi that the network reads.
+        hidden: the widths of the hidden layers.
 
     Raises:
-        ValueError: for sizes that are no positive integers, or no hidden layer.
+        ValueError: if a size is not a positive integer, or there is no hidden layer.
 
     References: Sill, "Monotonic Networks", NeurIPS 1997; Huang, Krueger, Lacoste, Courville, "Neural Autoregressive
     Flows", ICML 2018.
@@ -74,7 +78,8 @@ class MonotoneNetwork(_OwnNetwork):
         >>> import torch
         >>> head = MonotoneNetwork(signal=4, hidden=(16, 16))
         >>> t = head(torch.zeros(5, 3, head.num_params))
-        >>> torch.allclose(t(t.inv(torch.full((5, 3), 1e3)).clone()), torch.tensor(1e3))
+        >>> y = torch.full((5, 3), 1e3)
+        >>> torch.allclose(t(t.inv(y).clone()), y)
         True
     """
 
@@ -84,43 +89,45 @@ class MonotoneNetwork(_OwnNetwork):
             for raw in self.weights:
                 raw.normal_()
             self.shares.bias.uniform_(-2, 2)
-            first = self.shares.bias[: hidden[0]]  # where the units of the first layer are steep
+            first = self.shares.bias[: hidden[0]]  # spreads the steep parts of the first layer's units
             first.copy_(softplus(self.weights[0][:, 0]) * torch.empty_like(first).uniform_(-2.5, 2.5))
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         shift, log_scale, log_amplitude, shares = self._split(phi)
         inner, *others, outer = self.weights
         weights = [softplus(inner)[:, 0], *(softplus(w) * (6 / w.shape[1]) for w in others)]
-        weights.append(softplus(outer) / outer.shape[1])  # a mean of units, more or less
+        weights.append(softplus(outer) / outer.shape[1])  # approximately a mean of the units
         parameters = [shift, log_scale.exp(), torch.exp(log_amplitude - 1), *shares]
         return Monotone(monotone_network, parameters, weights)
 
 
 class IntegratedPositive(_OwnNetwork):
-    r"""y = m + int_0^x g(t) dt, log g(t) = s + r net(t, signal) for \|t\| up to a bound, and constant beyond.
+    r"""The integral y = m + int_0^x g(t) dt of a positive network g, with log g(t) = s + r net(t, signal).
 
-    phi holds m, s, r and the signal; s is bounded as 5 tanh(raw / 5), r as 3 tanh(raw / 3), net is below 3. The layers are
-    h = sin(W h + V signal + b), W bounded smoothly for any weights, in the first layer by 4, in the last by a sum of 3, and in
-    all between by a product of 8 of the largest sums of a row: such a g is analytic, and log g changes by less than
-    288 along a panel, whatever the depth, which is what quadrature needs. log dy/dx is log g(x) itself; at r = 0, as phi = 0 has it, g is constant.
+    g is constant for \|t\| above ``bound``. phi contains m, s, r and the signal, so P = signal + 3; s is bounded as
+    5 tanh(raw / 5), r as 3 tanh(raw / 3), and net by 3. phi = 0 gives r = 0 and a constant g. log dy/dx is log g(x).
 
-    The integral is a sum over panels of an eighth of the bound, Gauss-Kronrod quadrature on each, which is refined until
-    its estimate of the error is at most 3.5e-10 of a panel in float64 and 3.3e-4 in float32
-    (:func:`pyro_genexact.numerics.integrate`): that is what is promised. Measured against 128 times the panels, the
-    true error of the integral was up to 6e-16 and 4e-7 with weights as at the start, 3e-15 and 1e-5 with up to 1000 times those.
+    The layers are h = sin(W h + V signal + b) with weights of the head. W is bounded smoothly: each entry of the first
+    layer by 4, the row sum of the last layer by 3, and the product of the largest row sums of the other layers by 8.
+    Hence g is analytic, and log g changes by less than 288 along a panel for any depth, so quadrature converges.
 
-    P = signal + 3. Cost: the network at 16 points a panel between 0 and x in float32, where one try is nearly always
-    enough; at 31 and more in float64. The inverse is four to seven times that. What the signal adds to the layers is computed once.
+    The integral is a sum over panels of an eighth of the bound. Gauss-Kronrod quadrature is refined on each panel until
+    the estimated error, relative to the integral over the panel, is at most 3.5e-10 in float64 and 3.3e-4 in float32 (see
+    :func:`pyro_genexact.numerics.integrate`). Measured against 128 times as many panels, the true error of the integral
+    was up to 6e-16 and 4e-7 with initial weights, and 3e-15 and 1e-5 with weights up to 1000 times as large.
+
+    Cost: the network at 16 points per panel between 0 and x in float32, where one try is nearly always enough, and at 31
+    or more in float64. The inverse takes four to seven times as long. The signal's terms are computed once.
 
     Args:
-        signal: how many numbers of phi the network reads.
-        hidden: widths of the hidden layers.
-        bound: positive; where g becomes constant. Standardised data are within the default.
+        signal: the number of entries of phi that the network reads.
+        hidden: the widths of the hidden layers.
+        bound: where g becomes constant, positive. Standardised data are within the default.
 
     Raises:
-        ValueError: for sizes that are no positive integers, no hidden layer, or a bound that is not positive.
-        ConvergenceError: on evaluation, where the error of an integral stays larger.
+        ValueError: if a size is not a positive integer, there is no hidden layer, or ``bound`` is not positive and finite.
+        ConvergenceError: by the transform, if the error of an integral is larger than this after all refinements.
 
     Reference: Wehenkel, Louppe, "Unconstrained Monotonic Neural Networks", NeurIPS 2019.
 
@@ -128,7 +135,8 @@ class IntegratedPositive(_OwnNetwork):
         >>> import torch
         >>> head = IntegratedPositive(signal=4, hidden=(16, 16))
         >>> t = head(torch.zeros(5, 3, head.num_params))
-        >>> torch.allclose(t(t.inv(torch.full((5, 3), 1e3)).clone()), torch.tensor(1e3))
+        >>> y = torch.full((5, 3), 1e3)
+        >>> torch.allclose(t(t.inv(y).clone()), y)
         True
     """
 
@@ -142,9 +150,9 @@ class IntegratedPositive(_OwnNetwork):
             self.shares.bias.uniform_(-3, 3)
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         shift, log_scale, amplitude, shares = self._split(phi)
-        shares = [share.remainder(2 * pi) for share in shares]  # the same sines, less rounding
+        shares = [share.remainder(2 * pi) for share in shares]  # equal sines with smaller rounding errors
         inner, *others, outer = self.weights
         limit = _SUM ** (1 / max(len(others), 1))
         weights = [bounded(inner[:, 0], _STEEP), *(_limited(w, limit) for w in others), _limited(outer, _HEIGHT)]
@@ -153,7 +161,7 @@ class IntegratedPositive(_OwnNetwork):
 
 
 def _limited(rows: Tensor, limit: float) -> Tensor:
-    """Rows whose sums of absolute values are below the limit, much the same where they are far below it."""
+    """Scales rows smoothly so that the sums of their absolute values are below ``limit``."""
     return rows / (1 + rows.abs().sum(1, keepdim=True) / limit)
 
 
@@ -161,13 +169,15 @@ def _limited(rows: Tensor, limit: float) -> Tensor:
 def monotone_network(
     x: Tensor, shift: Tensor, scale: Tensor, amplitude: Tensor, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""m + s x + a net(x) and the log of its derivative, by the forward mode through the layers.
+    r"""Computes m + s x + a net(x) and its log-derivative, by forward-mode differentiation through the layers.
 
     Args:
-        x: (\*batch).
-        shift, scale, amplitude: (\*batch, 1).
-        layers: what is added to each hidden layer (\*batch, n), then the positive weights, of the first layer (n,), of others
-            (n, m), the last of them (1, m).
+        x: (\*batch) values.
+        shift: m, (\*batch, 1).
+        scale: s, (\*batch, 1).
+        amplitude: a, (\*batch, 1).
+        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the positive weights: (n,) of the first
+            layer, (n, m) of others, and (1, m) of the last.
     """
     depth = len(layers) // 2
     shares, (inner, *weights) = layers[:depth], layers[depth:]
@@ -185,16 +195,18 @@ def monotone_network(
 def integrated_positive(
     x: Tensor, shift: Tensor, log_scale: Tensor, amplitude: Tensor, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""m + the integral of g from 0 to x, and log g(x), with log g(t) = s + r net(t / unit) up to the bound of 8 units.
+    r"""Computes m + the integral of g from 0 to x, and log g(x), with log g(t) = s + r net(t / unit) up to 8 units.
 
-    A sum over panels of one unit, whole ones up to that in which x lies, each by quadrature. So a larger x adds to the same
-    numbers, and rounding can hardly make y decrease; and only what lies between 0 and x costs anything.
+    The integral is a sum over panels of one unit between 0 and x, of which only the last is cut at x. A larger x therefore
+    adds to the same terms, so rounding hardly makes y decrease.
 
     Args:
-        x: (\*batch).
-        shift, log_scale, amplitude: (\*batch, 1).
-        layers: what is added to each hidden layer (\*batch, n), then the unit (), then the weights, of the first layer (n,), of
-            others (n, m), the last of them (1, m).
+        x: (\*batch) values.
+        shift: m, (\*batch, 1).
+        log_scale: s, (\*batch, 1).
+        amplitude: r, (\*batch, 1).
+        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the unit (), then the weights: (n,) of the
+            first layer, (n, m) of others, and (1, m) of the last.
     """
     depth = len(layers) // 2 - 1
     shape = broadcast_shapes(x.shape, shift.shape[:-1])
@@ -203,11 +215,13 @@ def integrated_positive(
     rows, last, edge, low, high = _panels(inside)
     each = [p.expand(*shape, -1).reshape(-1, p.shape[-1]) for p in (log_scale, amplitude, *layers[:depth])]
     each = [p.index_select(0, rows) for p in each]
-    each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(2 * pi)  # the same sines, less rounding
+    each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(
+        2 * pi
+    )  # equal sines, smaller rounding errors
     ends = x
 
     def g(points: Tensor) -> Tensor:
-        nonlocal ends  # log g at the ends of the panels, in the same pass
+        nonlocal ends  # log g at the ends of the panels, from the same pass
         found = _log_integrand(torch.cat([points, high.unsqueeze(-1)], -1), each, weights)
         ends = found[:, -1]
         return found[:, :-1].exp()
@@ -221,7 +235,7 @@ def integrated_positive(
 
 
 def _log_integrand(t: Tensor, each: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """s + r net(t), for points t (M, n); each (M, ...) of the M panels."""
+    """Returns s + r net(t) at points t (M, n) of M panels; ``each`` has the tensors (M, ...) of the panels."""
     log_scale, amplitude, first, *shares = each
     h = torch.sin(torch.addcmul(first.unsqueeze(-2), t.unsqueeze(-1), weights[0]))
     for share, weight in zip(shares, weights[1:-1], strict=True):
@@ -230,9 +244,13 @@ def _log_integrand(t: Tensor, each: Sequence[Tensor], weights: Sequence[Tensor])
 
 
 def _panels(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of the panels between 0 and each t: whose they are (M,), the last of each t, edges next to 0, bounds from there.
+    """Lays out the M panels between 0 and each t.
 
-    Where sizes may not depend on values, every t has all panels, repeating its last one, empty, where there are no more.
+    If sizes may not depend on values, every t has all 8 panels, and the panels beyond t have zero width.
+
+    Returns:
+        The index of t for each panel (M,), the index of the last panel of each t, the edge of each panel (M,) nearer to 0,
+        and the lower and the upper bound of each panel relative to this edge (M,).
     """
     t = t.flatten()
     size = t.detach().abs().nan_to_num(1)

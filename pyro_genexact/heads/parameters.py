@@ -1,4 +1,4 @@
-"""Bounds unconstrained numbers, maps them to a family's parameters, and checks parameters that are fixed."""
+"""Maps unconstrained numbers to the parameters of a family, and checks fixed parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from ..core.values import in_every_dtype
 
 
 class Part(NamedTuple):
-    """A predicted parameter: its shape, the shape of its unconstrained numbers, and what maps these (None: identity)."""
+    """A predicted parameter.
+
+    Attributes:
+        name: its name.
+        shape: its shape per site.
+        raw: the shape of its unconstrained numbers.
+        link: maps unconstrained numbers to the parameter; None for the identity.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -22,18 +29,24 @@ class Part(NamedTuple):
 
 
 def bounded(raw: Tensor, bound: float | Tensor) -> Tensor:
-    """raw, smoothly kept within ±bound."""
+    """Returns bound tanh(raw / bound)."""
     return torch.tanh(raw / bound) * bound
 
 
 class Link:
-    """Maps numbers, first bounded to offset ± bound smoothly, into a constraint."""
+    """Maps unconstrained numbers, smoothly bounded to offset ± bound, into a constraint.
+
+    Args:
+        constraint: the constraint of the parameter.
+        bound: the bound of the unconstrained numbers.
+        offset: is added to the bounded numbers.
+    """
 
     def __init__(self, constraint: Any, bound: float, offset: float = 0.0) -> None:
         self.bounds = in_every_dtype(bound)
         self.offset = offset
         above_0 = isinstance(constraint, (constraints.greater_than, constraints.greater_than_eq))
-        # transform_to's own is exp(z) * 1 + 0 then
+        # transform_to would compute exp(z) * 1 + 0
         self.transform = torch.exp if above_0 and constraint.lower_bound == 0 else transform_to(constraint)
 
     def __call__(self, raw: Tensor) -> Tensor:
@@ -42,7 +55,12 @@ class Link:
 
 
 class Cholesky:
-    """Maps k(k+1)/2 numbers, first those of the diagonal, to a lower Cholesky factor."""
+    """Maps k(k+1)/2 unconstrained numbers, those of the diagonal first, to a lower Cholesky factor.
+
+    Args:
+        size: k.
+        bound: the bound of the logarithms of the diagonal.
+    """
 
     def __init__(self, size: int, bound: float) -> None:
         self.size, self.diagonal = size, Link(constraints.positive, bound)
@@ -55,16 +73,17 @@ class Cholesky:
 
 
 def short_repr(value: Any) -> str:
-    """Of an argument, tensors by their shape."""
+    """Returns the str of an argument, or the shape of a tensor."""
     return f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else str(value)
 
 
 def fixed_value(name: str, value: Any, shape: tuple[int, ...], constraint: Any) -> Tensor:
-    """The value of a fixed parameter of a site as a tensor, checked.
+    """Returns the value of a fixed parameter as a tensor, after checking its shape and constraint.
 
     Raises:
-        TypeError: for what is no number.
-        ValueError: for a shape that doesn't broadcast to that of a site's parameter, and values outside the constraint.
+        TypeError: if it is neither a number nor a tensor.
+        ValueError: if its shape does not broadcast to ``shape``, that of the parameter of one site, or it violates the
+            constraint.
     """
     given = value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -73,7 +92,7 @@ def fixed_value(name: str, value: Any, shape: tuple[int, ...], constraint: Any) 
         raise TypeError(f"Expected {name} to be a number, a tensor or a head; got {value!r}.")
     size = len(shape) - value.dim()
     if size < 0 or any(n not in (1, k) for n, k in zip(value.shape, shape[size:], strict=True)):
-        raise ValueError(f"Expected {name}.shape to broadcast to {shape}, that of a site; got {tuple(value.shape)}.")
+        raise ValueError(f"Expected {name}.shape to broadcast to {shape} (per site); got {tuple(value.shape)}.")
     wide = value.detach().expand(shape)
     if not constraints.is_dependent(constraint) and not (valid := constraint.check(wide)).all():
         got = wide[~valid][0].item() if valid.shape == wide.shape and given is value else short_repr(given)

@@ -1,4 +1,4 @@
-"""A head of any distribution class whose parameters have a fixed size."""
+"""The head of any distribution class whose parameters have a fixed size."""
 
 from __future__ import annotations
 
@@ -25,41 +25,45 @@ from ..families.repaired import REPAIRED
 from .parameters import Cholesky, Link, Part, fixed_value, short_repr
 
 _OF_VMAP = ("vmap: ", "Batching rule not implemented")
-"""How errors begin that torch.func.vmap raises for the code inside it."""
+"""The beginnings of errors that ``torch.func.vmap`` raises because of the code inside it."""
 
 
 class Parametric(Head):
-    r"""Any torch or Pyro distribution class whose parameters have a fixed size.
+    r"""The head of any torch or Pyro distribution class whose parameters have a fixed size.
 
-    Every parameter that is not fixed is predicted: unconstrained numbers r of phi, first bounded smoothly to
-    z = b tanh(r / b), b = 10 mostly, 4 for exponents of tails, go through ``transform_to`` of the parameter's constraint,
-    so that a scale is exp(z), a probability sigmoid(z). Real parameters are the numbers themselves, those of a Cholesky
-    factor's off-diagonal too; only the logits of NegativeBinomial and Geometric, a scale of their counts, are bounded.
-    phi = 0 so means unit scales, concentrations 1, equal probabilities; four degrees of freedom; stability 1.5, predicted
-    in (0.2, 2). Samples that rounding would carry out of the support are the nearest numbers inside. Of several ways to
-    tell the same, logits are predicted rather than probs, and ``scale_tril`` rather than a covariance or precision matrix.
-    A parameter that is itself a distribution is given as a head, whose numbers come after the others.
+    All parameters that are not fixed are predicted. An unconstrained number r of phi is bounded smoothly to
+    z = b tanh(r / b), with b = 10 for most parameters and 4 for tail exponents, and mapped by ``transform_to`` of the
+    parameter's constraint. For instance, a scale is exp(z) and a probability sigmoid(z). Real parameters and the
+    off-diagonal entries of Cholesky factors are r itself, except for the logits of NegativeBinomial and Geometric, which
+    are bounded because they scale the counts.
+
+    phi = 0 gives unit scales, concentrations 1, equal probabilities, four degrees of freedom, and stability 1.5 (which
+    is predicted in (0.2, 2)). Samples that rounding would move out of the support are replaced by the nearest numbers
+    inside. Among equivalent parameters, logits are predicted instead of probabilities, and ``scale_tril`` instead of a
+    covariance or precision matrix. A parameter that is itself a distribution is passed as a head, whose parameters follow
+    the others in phi. Distributions have the dtype and device of phi, and their ``log_prob`` is in nats.
 
     Args:
-        family: the class; of one that Pyro exports too, Pyro's is taken.
-        shape: of families of scalars with scalar parameters, the shape of a site, ``()`` or ``(k,)`` for k independent
-            ones. Of families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the
-            shape of these: ``(k,)``; or ``(n, k)`` for n independent ones, if the family is of scalars.
-        **fixed: what is not predicted: numbers or tensors that broadcast with ``shape``, heads, and other options of the
-            family. They follow phi's dtype and device. An ``nn.Parameter`` stays one; the others are not part of
-            ``state_dict``. Sizes that the family needs besides k are given here, too: ``rank=`` of
-            ``LowRankMultivariateNormal``, ``components=`` of the mixtures.
+        family: the distribution class. Pyro's version is used if Pyro exports a class of this name, and families whose
+            own methods are wrong in some cases are corrected.
+        shape: for families with scalar parameters, the shape of a site: ``()``, or ``(k,)`` for k independent values. For
+            families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the shape of
+            these: ``(k,)``, or ``(n, k)`` for n independent values if the family has scalar events.
+        **fixed: parameters that are not predicted: numbers or tensors that broadcast with ``shape``, heads, and other
+            options of the family. They follow phi's dtype and device. An ``nn.Parameter`` remains a parameter; others are
+            not part of the ``state_dict``. Further sizes are also passed here, such as ``rank`` for
+            ``LowRankMultivariateNormal`` and ``components`` for the mixtures.
 
     Attributes:
-        family: the class whose subclass :meth:`forward` builds.
-        parameters_of: the predicted parameters, by name, with their shapes.
+        family: the class whose subclass :meth:`forward` returns.
+        parameters_of: the shapes of the predicted parameters, by name.
         has_rsample: whether samples are reparameterised.
 
     Raises:
-        ValueError: if the family can't be a head, saying why: no exact density or sampler, a support that depends on
-            predicted parameters, integer parameters that are not fixed, values that are matrices. For a fixed parameter
-            outside its constraint, or of a shape that doesn't broadcast to that of a site's.
-        TypeError: for a fixed parameter that is no number, tensor or head.
+        ValueError: if the family cannot be a head, with the reason: no exact density or sampler, a support that depends on
+            predicted parameters, integer parameters that are not fixed, or values that are matrices. Also if a fixed
+            parameter violates its constraint, or does not broadcast to its shape per site.
+        TypeError: if ``family`` is not a distribution class, or a fixed parameter is not a number, tensor or head.
 
     Example:
         >>> import pyro.distributions as dist
@@ -74,7 +78,7 @@ class Parametric(Head):
         >>> Parametric(dist.Pareto)
         Traceback (most recent call last):
         ...
-        ValueError: Expected a family that can be a head; got Pareto: its support depends on scale: fix it.
+        ValueError: Expected a family that can be a head; got Pareto: its support depends on scale: pass a fixed value.
     """
 
     def __init__(self, family: type[Distribution], shape: tuple[int, ...] = (), **fixed: Any) -> None:
@@ -90,14 +94,15 @@ class Parametric(Head):
         exported = getattr(dist, self.name, None)
         if family.__module__.startswith("torch.distributions"):
             family = exported or family
-        # the name of a user's own family says nothing
+        # a user's own class may have the same name as one of Pyro's
         self._pyro_name = self.name if family is exported else ""
         self.family: Any = REPAIRED.get(self._pyro_name, family)
         if self._pyro_name in table.REASONS:
             self._refuse(table.REASONS[self._pyro_name])
         if self._pyro_name == "SineSkewed" and shape != (1,):
             self._refuse(
-                f"its density is positive only where the sizes of skewness add up to 1: Expected shape == (1,); got {shape}"
+                f"its density is positive only if the absolute values of skewness sum to at most 1: Expected shape == (1,); "
+                f"got {shape}"
             )
         parameters = self._parameters_to_predict(fixed)
         vector = any(p.shape for p in parameters.values())
@@ -116,11 +121,11 @@ class Parametric(Head):
         support = self.support
         self._constant_support = None if tensors_in(support) else support
 
-    @full_precision  # families multiply matrices when they are built, too
+    @full_precision  # some families multiply matrices in their constructors
     def forward(self, phi: Tensor, first: int = 0) -> Any:
-        """The distribution (*batch, S) of values of shape ``site_shape``, from phi (*batch, S, P)."""
+        """Returns the distribution of batch shape (*batch, S) and event shape ``site_shape`` for phi (*batch, S, P)."""
         rows = phi.shape[:-1]
-        if 0 in rows:  # which families cannot check or reshape, though they can expand one row to none
+        if 0 in rows:  # some families cannot be constructed for empty batches, but all can be expanded to them
             return self.forward(phi.sum(tuple(range(len(rows))), keepdim=True), first).expand(rows)
         parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
         values = dict(self._options.forward())
@@ -141,7 +146,7 @@ class Parametric(Head):
 
     @property
     def support(self) -> Any:  # type: ignore[override]
-        """Of a value of shape ``site_shape``; made anew where it depends on fixed parameters, so that it follows them."""
+        """The support of a value of shape ``site_shape``; constructed on each access if it depends on fixed parameters."""
         if self._constant_support is not None:
             return self._constant_support
         like = next(chain(self.parameters(), self.buffers()), torch.empty((), dtype=torch.float64, device="cpu"))
@@ -172,11 +177,11 @@ class Parametric(Head):
             )
         required = [n for n, a in arguments.items() if a.default is a.empty and a.kind in (a.POSITIONAL_OR_KEYWORD,)]
         if missing := [n for n in (*required[1:], *sizes) if n not in parameters and n not in fixed]:
-            self._refuse(f"it needs {', '.join(missing)}, which can't be predicted: fix it")
+            self._refuse(f"it needs {', '.join(missing)}, which cannot be predicted: pass a fixed value")
         return parameters
 
     def _fix(self, fixed: dict[str, Any], parameters: dict[str, table.Parameter], k: int) -> None:
-        """Heads become modules, numbers and tensors buffers (parameters, if they are that), the rest options of the call."""
+        """Stores fixed values: heads as submodules, numbers and tensors as buffers or parameters, others as options."""
         options: dict[str, Any] = {}
         self._heads = nn.ModuleDict()
         arguments, sizes = inspect.signature(self.family.__init__).parameters, {**fixed, "k": k}
@@ -193,7 +198,7 @@ class Parametric(Head):
                 shape = self._lead + tuple(sizes[size] for size in parameters[name].shape)
                 value = fixed_value(name, value, shape, constraint.get(name, parameters[name].constraint))
                 if parameters[name].shape and not isinstance(value, nn.Parameter):
-                    value = value.expand(shape)  # as families want vectors whole
+                    value = value.expand(shape)  # families do not broadcast within vectors
             elif isinstance(value, float):
                 value = torch.tensor(value, dtype=torch.float64, device="cpu")
             if isinstance(value, nn.Parameter):
@@ -212,7 +217,7 @@ class Parametric(Head):
             if name in sizes:
                 continue  # fixed
             if not constraints.is_dependent(constraint) and constraint.is_discrete:
-                self._refuse(f"{name} is an integer, which can't be predicted: fix it")
+                self._refuse(f"{name} is an integer, which cannot be predicted: pass a fixed value")
             value = tuple(sizes[size] for size in shape)
             raw, link = value, None if bound is None else self._link(name, constraint, bound)
             if constraint is constraints.lower_cholesky:
@@ -224,7 +229,7 @@ class Parametric(Head):
         try:
             return Link(constraint, bound, table.OFFSETS.get(name, 0.0))
         except NotImplementedError:
-            self._refuse(f"{name} has no map from real numbers: fix it")
+            self._refuse(f"{name} has no map from real numbers: pass a fixed value")
 
     def _support(self, phi: Tensor) -> Any:
         d, dims = self(phi), len(self._lead)
@@ -233,26 +238,26 @@ class Parametric(Head):
         return independent(support, dims)
 
     def _probe(self) -> None:
-        """Builds one, and refuses the family if it isn't what a head needs."""
+        """Constructs a distribution, and raises a ValueError if the family does not have what a head needs."""
         phi = torch.zeros(2, 3, self.num_params, dtype=torch.float64, device="cpu")
         try:
-            with torch.random.fork_rng(devices=[]):  # leaves the user's random numbers alone
+            with torch.random.fork_rng(devices=[]):  # keeps the user's random state
                 d = self(phi)
                 self.site_shape, self.has_rsample = tuple(d.event_shape), d.has_rsample
                 value = d.sample()
             if d.batch_shape != (2, 3) or d.log_prob(value).shape != (2, 3) or value.shape != (2, 3, *self.site_shape):
-                self._refuse("it takes no batch of parameters")
+                self._refuse("it does not support a batch of parameters")
         except (TypeError, AttributeError, RuntimeError, IndexError, AssertionError) as error:
             if str(error).startswith(_OF_VMAP):
-                raise  # says nothing of the family
+                raise  # unrelated to the family
             reason = f"no density or no sampler ({error})" if isinstance(error, NotImplementedError) else error
             raise ValueError(f"Expected a family that can be a head; got {self.name}: {reason}.") from error
         if len(self.site_shape) > 1:
             self._refuse(f"its values have shape {self.site_shape}, not () or (k,)")
         at_zero = tensors_in(self._support(phi[0, 0]))
         for part, where in zip(self._plan, phi[0, 0].split(self._sizes), strict=False):
-            where += 1  # a view
+            where += 1  # a view of phi
             moved = tensors_in(self._support(phi[0, 0]))
             where -= 1
             if not all(torch.equal(a, b) for a, b in zip(at_zero, moved, strict=True)):
-                self._refuse(f"its support depends on {part.name}: fix it")
+                self._refuse(f"its support depends on {part.name}: pass a fixed value")

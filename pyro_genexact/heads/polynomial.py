@@ -1,4 +1,4 @@
-"""Heads whose bijection is an increasing polynomial on an interval, with linear tails."""
+"""Heads whose bijections are increasing polynomials on an interval, with linear tails."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from ..transforms.monotone import Monotone
 from ..transforms.spline import RationalQuadratic
 from .parameters import bounded
 
-_FLATTEST = 1e-3  # the least slope of a sum of squares, as a share of that at phi = 0
-_STEEPEST = 5.0  # log-slopes of Bernstein polynomials stay within ±5
-_POINTS = 9  # where a sum of squares is evaluated for a guess of the inverse
+_FLATTEST = 1e-3  # the smallest slope of a sum of squares, relative to that at phi = 0
+_STEEPEST = 5.0  # the bound of the log-slopes of Bernstein polynomials
+_POINTS = 9  # the number of knots of the spline that approximates the inverse of a sum of squares
 
 
 class SumOfSquares(Head):
-    r"""y = c + the integral from 0 to x of g, a sum of squared polynomials; g stays what it is at ±bound beyond.
+    r"""A sum-of-squares polynomial y = c + int_0^x g(t) dt, where g is a mean of squared polynomials.
 
-        g(t) = m + (1 - m) mean_k (1 + sum_j a_kj u^j)^2,    u = clamp(t / bound, -1, 1)
+        g(t) = m + (1 - m) mean_k (1 + sum_j a_kj u^j)^2,    u = clamp(t / bound, -1, 1),    m = 0.001
 
-    with m = 0.001, so that y increases from -inf to inf, in a straight line beyond the bound, where a polynomial of degree
-    2 L + 1 would overflow in the second transform of a flow. The numbers of a site are c and a_kj; phi = 0 is the
-    identity. The integral is Gauss's rule of L + 1 nodes, which is exact here: sums of squares alone, so that neither y
-    nor log g cancels. Forward: some twenty operations. Inverse: two to seven evaluations, from a guess by a spline.
+    g is constant beyond ±bound, so y is linear there (a polynomial of degree 2 L + 1 would overflow in the second
+    transform of a flow) and increases from -inf to inf. phi contains c and the a_kj, so P = 1 + K (L + 1); phi = 0 gives
+    the identity. The integral is computed by Gauss's rule with L + 1 nodes, which is exact here. It adds squares only,
+    so neither y nor log g cancels.
+
+    Cost: about twenty operations; the inverse takes two to seven evaluations, starting from a spline approximation.
 
     Args:
-        polynomials: K, how many are squared.
-        degree: L, of each; 0 gives an affine bijection.
-        bound: where the tails begin, positive; standardized data lie well inside.
+        polynomials: K, the number of polynomials.
+        degree: L, the degree of each; 0 gives an affine bijection.
+        bound: where the linear tails begin, positive; standardised data lie well inside.
 
     Raises:
-        ValueError: for no polynomials, a negative degree, or a bound that is not positive and finite.
+        ValueError: if ``polynomials`` is not positive, ``degree`` is negative, or ``bound`` is not positive and finite.
 
     Reference: Jaini, Selby, Yu, "Sum-of-Squares Polynomial Flow", ICML 2019.
 
@@ -57,9 +59,11 @@ class SumOfSquares(Head):
         self.num_params = 1 + polynomials * (degree + 1)
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         identity, rules, _ = _gauss(self.polynomials, self.degree, phi.dtype, phi.device)
-        shift, free = phi.contiguous().split([1, self.num_params - 1], -1)  # strided rows slow products down 60 times
+        shift, free = phi.contiguous().split(
+            [1, self.num_params - 1], -1
+        )  # products of strided rows take 60 times as long
         coefficients = torch.add(identity, free, alpha=((1 - _FLATTEST) / self.polynomials) ** 0.5)
         function, guess = partial(_sum_of_squares, bound=self.bound), partial(_sum_of_squares_guess, bound=self.bound)
         return Monotone(function, [shift, coefficients], [rules], guess)
@@ -69,7 +73,7 @@ class SumOfSquares(Head):
 def _sum_of_squares(
     x: Tensor, shift: Tensor, coefficients: Tensor, rules: Tensor, bound: float
 ) -> tuple[Tensor, Tensor]:
-    """y and log g, from sqrt((1 - m) / K) times the coefficients (*batch, K (L + 1)) of the polynomials."""
+    """Returns y and log g, given sqrt((1 - m) / K) times the coefficients (*batch, K (L + 1)) of the polynomials."""
     near = x.clamp(-bound, bound)
     terms = coefficients.unflatten(-1, (-1, rules.shape[1])) * _powers(near / bound, rules.shape[1]).unsqueeze(-2)
     squares = linear(terms, rules).square().sum(-2)
@@ -89,21 +93,23 @@ def _sum_of_squares_guess(y: Tensor, shift: Tensor, coefficients: Tensor, rules:
 
 
 class Bernstein(Head):
-    r"""A Bernstein polynomial with increasing coefficients on [-bound, bound], and straight lines beyond.
+    r"""A Bernstein polynomial with increasing coefficients on [-bound, bound], and linear tails.
 
         dy/dx = sum_k s_k C(n - 1, k) u^k (1 - u)^{n - 1 - k},    u = clamp((x + bound) / (2 bound), 0, 1)
 
-    with s_k = exp(5 tanh(phi_k / 5)), so that the coefficients of y rise by 2 bound s_k / n. The tails continue value and
-    slope. The numbers of a site are a shift and s_k; phi = 0 is the identity. Inside, y is computed as x and what
-    the polynomial adds to it. Forward: some thirty operations. Inverse: two to seven evaluations, from a guess by a spline, and
-    more where slopes differ a hundredfold between neighbours.
+    phi contains a shift and n numbers phi_k with s_k = exp(5 tanh(phi_k / 5)), so P = n + 1; the coefficients of y increase
+    by 2 bound s_k / n. The tails continue value and slope, and phi = 0 gives the identity. Inside, y is computed as the
+    sum of x and a correction.
+
+    Cost: about thirty operations; the inverse takes two to seven evaluations, starting from a spline approximation, and
+    more if neighbouring slopes differ by a factor of a hundred.
 
     Args:
         degree: n; 1 gives an affine bijection.
-        bound: where the tails begin, positive; standardized data lie well inside.
+        bound: where the linear tails begin, positive; standardised data lie well inside.
 
     Raises:
-        ValueError: for a degree below 1, or a bound that is not positive and finite.
+        ValueError: if ``degree`` is not positive, or ``bound`` is not positive and finite.
 
     References: Sick, Hothorn, Dürr, "Deep Transformation Models", ICPR 2020; Ramasinghe et al., "Robust Normalizing Flows
     using Bernstein-type Polynomials", 2021.
@@ -122,11 +128,11 @@ class Bernstein(Head):
         self.degree, self.bound, self.num_params = degree, float(bound), degree + 1
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
-        phi = phi.contiguous()  # strided rows slow products down 60 times
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
+        phi = phi.contiguous()  # products of strided rows take 60 times as long
         slopes = bounded(phi, _STEEPEST).exp()[..., 1:]
         excess = slopes - 1
-        total = excess.cumsum(-1)  # offsets: of the coefficients from those of the identity, of mean 0 at the ends
+        total = excess.cumsum(-1)  # offsets are the coefficients minus those of the identity, with mean 0 at the ends
         offsets = (total - excess - total[..., -1:] / 2) * (2 * self.bound / self.degree)
         choose, _ = _binomials(self.degree, phi.dtype, phi.device)
         function, guess = partial(_bernstein, bound=self.bound), partial(_bernstein_guess, bound=self.bound)
@@ -136,12 +142,12 @@ class Bernstein(Head):
 def _bernstein(
     x: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, choose: Tensor, bound: float
 ) -> tuple[Tensor, Tensor]:
-    """y and log dy/dx, one step of de Casteljau's after the basis of degree n - 1.
+    """Returns y and log dy/dx, by the basis of degree n - 1 and one step of de Casteljau's algorithm.
 
-    In the tails what varies, and everywhere the shift, is added last: each sum rises, or rounds to what was there before.
+    The terms that vary in the tails, and then the shift, are added last, so that rounding keeps y non-decreasing.
     """
     share = x.clamp(-bound, bound) / (2 * bound) + 0.5
-    # where the basis is evaluated: what the bound, or rounding, left is a straight line
+    # the point at which the basis is evaluated; y is continued linearly from there to x
     near = (share - 0.5) * (2 * bound)
     up, down = _powers(torch.stack([share, 1 - share]), len(choose)).unbind(0)
     basis = choose * up * down.flip(-1)
@@ -160,13 +166,13 @@ def _bernstein_guess(y: Tensor, shift: Tensor, slopes: Tensor, offsets: Tensor, 
 
 
 def _by_spline(y: Tensor, x: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
-    """Close to the root: the inverse of the spline through these points of the function; the nearer end beyond them."""
+    """Returns an approximate root: the inverse of the spline through these points, clamped to their range."""
     knots = torch.stack([x.expand_as(values), values, slopes], -2)
     return RationalQuadratic(knots).invert(y.clamp(values[..., 0], values[..., -1]))
 
 
 def _powers(x: Tensor, count: int) -> Tensor:
-    """x (*batch) to the powers 0 ... count - 1, (*batch, count), by repeated squares."""
+    """Returns the powers 0 ... count - 1 of x, (*batch, count), by repeated squaring."""
     x = x.unsqueeze(-1)
     powers = torch.ones_like(x)
     while powers.shape[-1] < count:
@@ -177,17 +183,17 @@ def _powers(x: Tensor, count: int) -> Tensor:
 
 @lru_cache
 def _points(count: int, bound: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # kept, and used under grad too
+    with torch.inference_mode(False):  # the cached tensor is also used under grad
         return torch.linspace(-bound, bound, count, dtype=dtype, device=device)
 
 
 @lru_cache
 def _gauss(count: int, degree: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """What polynomials of a degree L need, of which there are so many.
+    """Returns constant tensors for ``count`` polynomials of degree L, computed from Gauss's rule on [0, 1].
 
-    The coefficients of the identity; the rules (L + 2, L + 1), rows that take a polynomial's terms at u to sqrt(w_i) times
-    its values at t_i u, and at last its value at u, for the nodes t_i and weights w_i of Gauss's rule on [0, 1]; and
-    the rows (_POINTS (L + 2), L + 1) that take its coefficients to those values for u of a grid.
+    The first holds the coefficients of the identity. The second, (L + 2, L + 1), maps the terms of a polynomial at u to
+    sqrt(w_i) times its values at t_i u, for nodes t_i and weights w_i, followed by its value at u. The third,
+    (_POINTS (L + 2), L + 1), maps the coefficients to these values for all u of a grid.
     """
     n = degree + 1
     with torch.inference_mode(False):
@@ -205,7 +211,7 @@ def _gauss(count: int, degree: int, dtype: torch.dtype, device: torch.device) ->
 
 @lru_cache
 def _binomials(degree: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of degree n - 1: the binomial coefficients (n,), and the Bernstein basis (n + 1, n) at a grid of n + 1 points."""
+    """Returns the n binomial coefficients of degree n - 1 and its Bernstein basis (n + 1, n) at n + 1 points."""
     with torch.inference_mode(False):
         choose = torch.tensor([comb(degree - 1, k) for k in range(degree)], dtype=torch.float64, device="cpu")
         share = torch.linspace(0, 1, degree + 1, dtype=torch.float64, device="cpu")

@@ -1,4 +1,4 @@
-"""DeepSigmoid and LogisticMixtureCDF: heads of bijections made of sigmoids."""
+"""Heads of bijections that are composed of sigmoids."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .parameters import bounded
 
 
 class DeepSigmoid(Head):
-    r"""y = logit(sum_k w_k sigmoid(a_k x + b_k)): the deep sigmoidal flow of NAF; with layers, the dense one.
+    r"""The deep sigmoidal flow (DSF) y = logit(sum_k w_k sigmoid(a_k x + b_k)), and the dense one (DDSF) with more layers.
 
-    Each layer maps h (of K units; the first reads x alone) to logit(sum_k W_jk sigmoid(a_k h_k + b_k)), with J = K rows of W, and
-    one in the last layer. Rows of W are softmaxes, log a = bound tanh(raw / bound). All of it comes from phi. At phi = 0,
-    a = 1, W is uniform and b is spread over (-1, 1), so that the units differ. In the tails the slope is the smallest a
-    (a product of such).
+    Each layer maps h to logit(sum_k W_jk sigmoid(a_k h_k + b_k)) for J outputs, with J = K units, or J = 1 in the last
+    layer; all units of the first layer read x. All parameters come from phi: the rows of W are softmaxes, and
+    log a = bound tanh(raw / bound). At phi = 0, a = 1, W is uniform and b is spread over (-1, 1), so that the units
+    differ. The slope in the tails is the smallest a, or a product of these over the layers.
 
-    P = 3 K + (layers - 1) (2 K + K^2). Cost: 2 K sigmoids a layer and K^2 terms between layers; the inverse is four to
-    eight times that with phi of standard deviation up to 1, and some 15 to 25 times with 3.
+    P = 3 K + (layers - 1) (2 K + K^2). Cost: 2 K sigmoids per layer and K^2 terms between layers. The inverse takes four to
+    eight times as long for phi with a standard deviation up to 1, and about 15 to 25 times for 3.
 
     Args:
         units: K.
-        layers: 1 is DSF; more is DDSF, in which the paper's matrices u before the sigmoids are left to the W.
-        bound: of log a, positive.
+        layers: 1 gives DSF; more give DDSF without the paper's matrices u before the sigmoids.
+        bound: the bound of log a, positive.
 
     Raises:
-        ValueError: for sizes that are no positive integers, or a bound that is not positive.
+        ValueError: if ``units`` or ``layers`` is not a positive integer, or ``bound`` is not positive and finite.
 
     Reference: Huang, Krueger, Lacoste, Courville, "Neural Autoregressive Flows", ICML 2018.
 
@@ -50,7 +50,7 @@ class DeepSigmoid(Head):
         self.num_params = sum(self._sizes)
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         spread, parts = _spread(self.units, phi), phi.split(self._sizes, -1)
         tensors: list[Tensor] = []
         for raw, b, w in zip(*(parts[i::3] for i in range(3)), strict=True):
@@ -61,19 +61,19 @@ class DeepSigmoid(Head):
 
 
 class LogisticMixtureCDF(Head):
-    r"""y = exp(s) logit(sum_k pi_k sigmoid((x - mu_k) / s_k)) + m, pi a softmax: the coupling function of Flow++.
+    r"""The coupling function of Flow++, y = exp(s) logit(sum_k pi_k sigmoid((x - mu_k) / s_k)) + m.
 
-    phi holds m, s, the K logits of pi, the mu_k and the log s_k; s and log s_k are bounded as bound tanh(raw / bound). At
-    phi = 0 the s_k are 1 and the mu_k spread over (-1, 1), so that the components differ.
+    phi contains m, s, the K logits of pi, the mu_k and the log s_k; s and log s_k are bounded as bound tanh(raw / bound).
+    At phi = 0 the s_k are 1 and the mu_k are spread over (-1, 1), so that the components differ.
 
-    P = 3 K + 2. Cost: 2 K sigmoids; the inverse as that of :class:`DeepSigmoid`.
+    P = 3 K + 2. Cost: 2 K sigmoids; the inverse costs as much as that of :class:`DeepSigmoid`.
 
     Args:
         components: K.
-        bound: of s and of the log s_k, positive.
+        bound: the bound of s and of the log s_k, positive.
 
     Raises:
-        ValueError: for components that are no positive integer, or a bound that is not positive.
+        ValueError: if ``components`` is not a positive integer, or ``bound`` is not positive and finite.
 
     Reference: Ho, Chen, Srinivas, Duan, Abbeel, "Flow++: Improving Flow-Based Generative Models with Variational
     Dequantization and Architecture Design", ICML 2019.
@@ -93,7 +93,7 @@ class LogisticMixtureCDF(Head):
         self.components, self.bound, self.num_params = components, bound, 3 * components + 2
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         K = self.components
         shift, raw, logits, mu = phi.split([1, K + 1, K, K], -1)
         log_scale, log_s = bounded(raw, self.bound).split([1, K], -1)
@@ -103,14 +103,15 @@ class LogisticMixtureCDF(Head):
 
 
 def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
-    r"""y = h_L and log dy/dx, with h_0 = x and, for each layer, h_j = logit(sum_k W_jk sigmoid(a_k h_k + b_k)).
+    r"""Computes y = h_L and log dy/dx, with h_0 = x and, for each layer, h_j = logit(sum_k W_jk sigmoid(a_k h_k + b_k)).
 
-    In logarithms, for both tails alike. With the shares r_jk of unit k in the probability and q_jk in its complement,
-    dh_j = sum_k a_k r_jk q_jk / W_jk dh_k, which in the tails is a mean of the a_k dh_k, however far.
+    Logarithms of the probability and of its complement keep both tails accurate. With the shares r_jk of unit k in the
+    probability and q_jk in its complement, dh_j = sum_k a_k r_jk q_jk / W_jk dh_k, which in the tails is a mean of the
+    a_k dh_k.
 
     Args:
-        x: (\*batch).
-        layers: for each, a (\*batch, K), b (\*batch, K), log a (\*batch, K), log W (\*batch, J K); J = 1 in the last.
+        x: (\*batch) values.
+        *layers: four tensors per layer, a, b and log a (\*batch, K), and log W (\*batch, J K), with J = 1 in the last layer.
     """
     h, slope = x.unsqueeze(-1), None
     for a, b, log_a, log_w in zip(*(layers[i::4] for i in range(4)), strict=True):
@@ -121,7 +122,7 @@ def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.stack([logsigmoid(z), logsigmoid(-z)], -2)
         sides = both.unsqueeze(-2) + log_w.unsqueeze(-3)  # (*batch, 2, J, K)
         peak = sides.detach().amax(-1, keepdim=True)
-        sides = sides - peak  # before all else, so that the rounding of large numbers does not enter the shares
+        sides = sides - peak  # subtracted first, so that rounding of large numbers does not affect the shares
         total = sides.exp().sum(-1, keepdim=True).log()
         up, down = (total + peak).squeeze(-1).unbind(-2)
         slope = ((sides - total).sum(-3) - log_w + log_a.unsqueeze(-2)).logsumexp(-1)
@@ -130,12 +131,12 @@ def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logistic_mixture(x: Tensor, shift: Tensor, log_scale: Tensor, *layer: Tensor) -> tuple[Tensor, Tensor]:
-    r"""exp(s) h + m and the log of its derivative, h that of :func:`deep_sigmoid` with one layer; m and s (\*batch, 1)."""
+    r"""Computes exp(s) h + m and its log-derivative, with h of :func:`deep_sigmoid` for one layer; m and s (\*batch, 1)."""
     h, slope = deep_sigmoid(x, *layer)
     s = log_scale.squeeze(-1)
     return torch.addcmul(shift.squeeze(-1), h, s.exp()), slope + s
 
 
 def _spread(count: int, like: Tensor) -> Tensor:
-    """Numbers in (-1, 1), symmetric about 0."""
+    """Returns evenly spaced numbers in (-1, 1) that are symmetric about 0."""
     return torch.arange(1 - count, count, 2, dtype=like.dtype, device=like.device) / count

@@ -1,4 +1,4 @@
-"""Heads whose bijection is a rational-quadratic spline: of real numbers, and of angles."""
+"""Heads whose bijections are rational-quadratic splines, of real numbers or of angles."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..core.checks import check_positive, check_sizes
 from ..transforms.spline import CircularRationalQuadratic, RationalQuadratic
 from .parameters import bounded
 
-_SPREAD = 2.0  # of log-sizes of bins; steeper splines would lose a round trip in single precision
+_SPREAD = 2.0  # the bound of the log-sizes of bins; round trips of steeper splines are inaccurate in single precision
 
 
 class RationalQuadraticSpline(Head):
     r"""An increasing rational-quadratic spline on [-bound, bound], and the identity outside.
 
-    The numbers of a site are K of the widths of the bins, K of their heights and K - 1 of the slopes at inner knots,
-    e = exp(2 tanh(phi / 2)): widths and heights are e, normalised to 2 bound, and slopes e^2. At both ends the slope is
-    1. So slopes are bounded smoothly, no bin vanishes, and phi = 0 is the identity. Both directions have a formula, of
-    some thirty elementwise operations.
+    phi contains K numbers for the widths of the bins, K for their heights and K - 1 for the slopes at inner knots, so
+    P = 3 K - 1. With e = exp(2 tanh(phi / 2)), widths and heights are e, normalised to a sum of 2 bound, and slopes are
+    e^2. The slope at both ends is 1. Slopes are thus bounded smoothly, no bin vanishes, and phi = 0 gives the identity.
+    Both directions have a closed form with about thirty elementwise operations.
 
     Args:
-        bins: K.
-        bound: where the identity begins, positive; standardized data lie well inside.
+        bins: K, at least 2.
+        bound: where the identity begins, positive; standardised data lie well inside.
 
     Raises:
-        ValueError: for fewer than 2 bins, or a bound that is not positive and finite.
+        ValueError: if ``bins`` is below 2, or ``bound`` is not positive and finite.
 
     Reference: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
@@ -48,27 +48,28 @@ class RationalQuadraticSpline(Head):
         self.bins, self.bound, self.num_params = bins, float(bound), 3 * bins - 1
 
     def forward(self, phi: Tensor, first: int = 0) -> RationalQuadratic:
-        """phi (*batch, S, P) to the transform of values (*batch, S)."""
+        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         sizes, slopes = _positive(phi).split([2 * self.bins, self.bins - 1], -1)
         slopes = torch.constant_pad_nd(slopes.square(), (1, 1), 1.0)
         return RationalQuadratic(_knots(sizes, slopes, self.bound))
 
 
 class CircularSpline(Head):
-    r"""A bijection of the circle, of angles in [-pi, pi): an increasing spline with periodic slopes, then a rotation.
+    r"""A bijection of angles in [-pi, pi): an increasing spline with periodic slopes, followed by a rotation.
 
-    The numbers of a site are K of widths, K of heights and K of slopes, as in :class:`RationalQuadraticSpline`, the first
-    slope that at the seam -pi = pi, and the angle of the rotation. Densities are continuous over the seam, and phi = 0 is
-    the identity. The base lives on the circle too: ``Uniform(-pi, pi)``, or ``VonMises``.
+    phi contains K numbers for the widths, K for the heights and K for the slopes of the bins, as in
+    :class:`RationalQuadraticSpline`, and the angle of the rotation, so P = 3 K + 1. The first slope is that at the point
+    -pi = pi. Densities are continuous there, and phi = 0 gives the identity. Use a base distribution on the circle, such
+    as ``Uniform(-pi, pi)`` or ``VonMises``. Both directions have a closed form.
 
-    A conditioner that reads angles as they are jumps where *they* cross the seam: wrap it in
+    The parameters that a conditioner predicts from plain angles are discontinuous at pi. Wrap the conditioner in
     :class:`pyro_genexact.conditioners.Angles`, which reads cosine and sine.
 
     Args:
-        bins: K.
+        bins: K, at least 2.
 
     Raises:
-        ValueError: for fewer than 2 bins.
+        ValueError: if ``bins`` is below 2.
 
     Reference: Rezende et al., "Normalizing Flows on Tori and Spheres", ICML 2020.
 
@@ -84,11 +85,11 @@ class CircularSpline(Head):
 
     def __init__(self, bins: int = 8) -> None:
         super().__init__()
-        _check_bins(bins, "a single bin has no width to choose")
+        _check_bins(bins, "a single bin has a fixed width")
         self.bins, self.num_params = bins, 3 * bins + 1
 
     def forward(self, phi: Tensor, first: int = 0) -> CircularRationalQuadratic:
-        """phi (*batch, S, P) to the transform of angles (*batch, S)."""
+        """Returns the transform of angles (*batch, S) for phi (*batch, S, P)."""
         shape, angle = phi.split([3 * self.bins, 1], -1)
         sizes, slopes = _positive(shape).split([2 * self.bins, self.bins], -1)
         slopes = torch.cat([slopes, slopes[..., :1]], -1).square()
@@ -106,9 +107,9 @@ def _positive(phi: Tensor) -> Tensor:
 
 
 def _knots(sizes: Tensor, slopes: Tensor, bound: float) -> Tensor:
-    """(*batch, 3, K + 1): of bins of sizes in proportion to these (*batch, 2 K), with slopes (*batch, K + 1)."""
+    """Returns the knots (*batch, 3, K + 1) of bins with proportional sizes (*batch, 2 K) and slopes (*batch, K + 1)."""
     bins = slopes.shape[-1] - 1
-    # many times faster than softmax, which is slow on short rows
+    # many times faster than softmax on short rows
     before, total = sizes.unflatten(-1, (2, bins)).cumsum(-1).split([bins - 1, 1], -1)
     inner = torch.constant_pad_nd(before / total, (1, 1))
     both = torch.add(_starts(bins, bound, slopes.dtype, slopes.device), inner, alpha=2 * bound)
@@ -117,5 +118,5 @@ def _knots(sizes: Tensor, slopes: Tensor, bound: float) -> Tensor:
 
 @lru_cache
 def _starts(bins: int, bound: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # kept, and used under grad too
+    with torch.inference_mode(False):  # the cached tensor is also used under grad
         return torch.tensor([-bound] * bins + [bound], dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Stopped: a head of a value and a flag that is 1 at the last site of a sequence."""
+"""The head of a value and a flag that marks the last site of a sequence."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from .checks import check_distribution_head
 
 
 class Stopped(Head):
-    """Sites (k + 1,) of a value and a flag that is 1 at the last site of a sequence: for values of any kind, tokens or not.
+    """Sites (k + 1,) of a value and an independent flag that is 1 at the last site of a sequence.
 
-    The last number of phi is the logit of the flag, the others are those of the head of the values. A model of sequences
-    whose elements are anything: ``Sequence(conditioner, Stopped(head), eos=None, max_len=...)``.
+    It serves models of sequences of values without an end-of-sequence token:
+    ``Sequence(conditioner, Stopped(head), eos=None, max_len=...)``. The last entry of phi is the logit of the flag; the
+    others are the parameters of ``head``. P = ``head.num_params`` + 1.
 
     Args:
-        head: of scalars (k = 1) or vectors (k,).
+        head: a head of scalars (k = 1) or vectors (k,).
 
     Raises:
-        TypeError: for what is no head of distributions.
-        ValueError: for a ``PerSite``.
+        TypeError: if ``head`` is not a head of distributions.
+        ValueError: if ``head`` is a ``PerSite``.
 
     Example:
         >>> import torch
@@ -46,14 +47,14 @@ class Stopped(Head):
 
     @property
     def support(self) -> StoppedConstraint:  # type: ignore[override]
-        """Of a site: a value in the support of the wrapped head, and 0 or 1."""
+        """The constraint of a site: a value in the support of the wrapped head, and a flag 0 or 1."""
         return StoppedConstraint(self.head.support)
 
     def forward(self, phi: Tensor, first: int = 0) -> StoppedDistribution:
-        """phi (*batch, S, P) to the distribution of batch shape (*batch, S)."""
+        """Returns the distribution of batch shape (*batch, S) for phi (*batch, S, P)."""
         inner: Any = self.head(phi[..., :-1], first)
         return StoppedDistribution(inner, phi[..., -1], self.head.support, validate_args=False)
 
     def ends(self, y: Tensor) -> Tensor:
-        """Whether sites (*, k + 1) are last ones, (*)."""
+        """Whether each of the sites (*batch, k + 1) is the last of its sequence, of shape (*batch)."""
         return y[..., -1] == 1

@@ -181,12 +181,12 @@ def test_extreme_values_are_finite(family):
 def test_heads_that_do_not_fit():
     fails(
         TypeError,
-        "Expected a head of distributions; got Affine, which makes Affine.",
+        "Expected a head of distributions; got Affine, which returns Affine.",
         lambda: gx.Autoregressive(conditioners.MADE(2, 2), heads.Affine(), (2,)),
     )
     fails(
         TypeError,
-        "Expected a head of distributions; got Affine, which makes Affine.",
+        "Expected a head of distributions; got Affine, which returns Affine.",
         lambda: gx.Conditional(torch.nn.Linear(3, 2), heads.Affine()),
     )
     columns = heads.PerSite([heads.Categorical(3), heads.Normal()])

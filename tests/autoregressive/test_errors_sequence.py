@@ -209,9 +209,7 @@ def test_prefix_lengths():
         torch.ones(2),
     )
     mask = torch.tensor([True, False])
-    text = (
-        "Expected lengths to be a tensor of integers; got torch.bool. Use mask.sum(-1) to convert a mask of prefixes to lengths."
-    )
+    text = "Expected lengths to be a tensor of integers; got torch.bool. Use mask.sum(-1) to convert a mask of prefixes to lengths."
     fails(TypeError, text, d.conditional_on_prefix, prefix, mask)
     fails(
         ValueError,

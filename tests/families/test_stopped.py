@@ -83,14 +83,14 @@ def test_tokens_that_a_dtype_does_not_tell_apart(dtype, most):
     head = heads.Stopped(heads.Categorical(most + 2))
     assert head(phi).sample()[..., 0] == most + 1
     message = (
-        rf"Expected values up to {most}, between which {dtype} .of the flag. holds all integers; got IntegerInterval"
+        rf"Expected integers between -{most} and {most}, which {dtype} .of the flag. represents; got IntegerInterval"
     )
     with pytest.raises(ValueError, match=message):
         head(phi.to(dtype))
     counts = torch.tensor([3.0, most + 1])
     for inner in (dist.Binomial(counts, 0.5 * torch.ones(2)), dist.Binomial(counts, 0.5 * torch.ones(2)).to_event(1)):
         Stopped(inner, torch.zeros(()))
-        with pytest.raises(ValueError, match=f"Expected values up to {most}"):
+        with pytest.raises(ValueError, match=f"Expected integers between -{most} and {most}"):
             Stopped(inner, torch.zeros((), dtype=dtype))
 
 

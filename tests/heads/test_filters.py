@@ -301,20 +301,24 @@ def test_sequences_have_mass_1(name):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: TopK(heads.Normal(), 2), TypeError, "Expected head to be of integers 0 ... V - 1; got one of Normal."),
-        (lambda: TopK(heads.Poisson(), 2), TypeError, "got one of Poisson."),
-        (lambda: TopK(heads.Bernoulli((2,)), 2), TypeError, "got one of Independent."),
-        (lambda: TopK(heads.OneHotCategorical(3), 2), TypeError, "got one of OneHotCategorical."),
+        (
+            lambda: TopK(heads.Normal(), 2),
+            TypeError,
+            "Expected a head over integers 0 ... V - 1; got a head of Normal.",
+        ),
+        (lambda: TopK(heads.Poisson(), 2), TypeError, "got a head of Poisson."),
+        (lambda: TopK(heads.Bernoulli((2,)), 2), TypeError, "got a head of Independent."),
+        (lambda: TopK(heads.OneHotCategorical(3), 2), TypeError, "got a head of OneHotCategorical."),
         (
             lambda: TopK(heads.Affine(), 2),
             TypeError,
-            "Expected a head of distributions; got Affine, which makes Affine.",
+            "Expected a head of distributions; got Affine, which returns Affine.",
         ),
         (lambda: TopK(3, 2), TypeError, "Expected head to be of class Head; got int."),
         (
             lambda: TopK(heads.PerSite([heads.Categorical(V)] * 2), 2),
             ValueError,
-            r"got a PerSite \(make it PerSite\(\[TopK",
+            r"got a PerSite \(use PerSite\(\[TopK",
         ),
         (lambda: TopK(heads.Categorical(V), 0), ValueError, "Expected k to be an integer >= 1; got 0."),
         (lambda: TopK(heads.Categorical(V), 1.5), ValueError, "Expected k to be an integer >= 1; got 1.5."),
@@ -328,7 +332,7 @@ def test_sequences_have_mass_1(name):
         (
             lambda: Forbid(heads.Categorical(V), [5]),
             ValueError,
-            "Expected tokens among 0 ... 4 .those of the head.; got 5.",
+            "Expected tokens among 0 ... 4 .the tokens of the head.; got 5.",
         ),
         (
             lambda: Forbid(heads.Categorical(V), torch.tensor([-1])),
@@ -346,14 +350,18 @@ def test_sequences_have_mass_1(name):
             TypeError,
             "Expected tokens to be a collection of integers; got 1.",
         ),
-        (lambda: Forbid(heads.Categorical(V), range(5)), ValueError, "Expected tokens to leave one of 5; got"),
+        (lambda: Forbid(heads.Categorical(V), range(5)), ValueError, "Expected tokens to leave at least one of 5; got"),
         (lambda: MinLength(heads.Categorical(V), -1, 0), ValueError, "Expected n to be an integer >= 0; got -1."),
         (
             lambda: MinLength(heads.Categorical(V), 2, 5),
             ValueError,
-            "Expected eos among 0 ... 4 .those of the head.; got 5.",
+            "Expected eos among 0 ... 4 .the tokens of the head.; got 5.",
         ),
-        (lambda: MinLength(heads.Categorical(1), 2, 0), ValueError, "Expected a token besides eos; got none."),
+        (
+            lambda: MinLength(heads.Categorical(1), 2, 0),
+            ValueError,
+            "Expected a head of at least two tokens; got eos only.",
+        ),
         (lambda: TopK(MinLength(heads.Categorical(V), 2, 0), 2).permuted(torch.arange(3)), ValueError, "of sequences"),
     ],
 )

@@ -198,7 +198,7 @@ def test_errors_of_mixture_heads():
         ("Expected K with one head", (Normal(),)),
         ("no K with a list", ([Normal(), Gamma()], 2)),
         ("K to be an integer >= 1; got 0", (Normal(), 0)),
-        (r"one site_shape; got \(\) and \(2,\)", ([Normal(), Vector()],)),
+        (r"equal site_shape; got \(\) and \(2,\)", ([Normal(), Vector()],)),
         ("all discrete or all continuous", ([Normal(), Poisson()],)),
         ("at least one head; got none", ([],)),
     ):
@@ -210,7 +210,7 @@ def test_errors_of_mixture_heads():
         with pytest.raises(TypeError, match=f"head to be a sequence of heads; got {type(bad).__name__}"):
             heads.Mixture(bad)
     for arguments in ((gx.heads.Affine(), 2), ([Normal(), gx.heads.Affine()],)):
-        with pytest.raises(TypeError, match="Expected a head of distributions; got Affine, which makes Affine"):
+        with pytest.raises(TypeError, match="Expected a head of distributions; got Affine, which returns Affine"):
             heads.Mixture(*arguments)
     assert heads.Mixture(nn.ModuleList([Normal(), Gamma()])).num_params == 6
     for arguments in ((1,), (4, 0)):

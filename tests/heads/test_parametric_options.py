@@ -173,7 +173,7 @@ def test_a_family_without_pyros_mixin():
     ("family", "shape", "fixed", "error", "text"),
     [
         (dist.StudentT, (), {"df": torch.tensor([1.0, 5.0, 50.0])}, ValueError, "Expected df.shape to broadcast to ()"),
-        (dist.StudentT, (2,), {"df": torch.ones(3)}, ValueError, "Expected df.shape to broadcast to (2,), that of a site; got (3,)."),
+        (dist.StudentT, (2,), {"df": torch.ones(3)}, ValueError, "Expected df.shape to broadcast to (2,) (per site); got (3,)."),
         (dist.StudentT, (2,), {"df": torch.ones(1, 2)}, ValueError, "got (1, 2)."),
         (dist.MultivariateNormal, (3,), {"loc": torch.zeros(2)}, ValueError, "Expected loc.shape to broadcast to (3,)"),
         (dist.Binomial, (), {"total_count": 2.5}, ValueError, "Expected total_count to satisfy IntegerGreaterThan(lower_bound=0); got 2.5."),
@@ -208,11 +208,16 @@ def test_fixed_parameters_broadcast():
     [
         (dist.OneHotCategoricalStraightThrough, (3,), {}, "the gradient of its samples is biased by design"),
         (dist.Delta, (), {}, "got Delta: a point mass has no density."),
-        (dist.Pareto, (), {}, "got Pareto: its support depends on scale: fix it."),
-        (dist.Binomial, (), {}, "got Binomial: total_count is an integer, which can't be predicted: fix it."),
+        (dist.Pareto, (), {}, "got Pareto: its support depends on scale: pass a fixed value."),
+        (
+            dist.Binomial,
+            (),
+            {},
+            "got Binomial: total_count is an integer, which cannot be predicted: pass a fixed value.",
+        ),
         (dist.Uniform, (), {}, "got Uniform: "),
-        (dist.NanMaskedNormal, (), {}, "got NanMaskedNormal: missing entries are no values: use Normal."),
-        (dist.NanMaskedMultivariateNormal, (2,), {}, "missing entries are no values: use MultivariateNormal."),
+        (dist.NanMaskedNormal, (), {}, "got NanMaskedNormal: its values may be missing: use Normal."),
+        (dist.NanMaskedMultivariateNormal, (2,), {}, "its values may have missing entries: use MultivariateNormal."),
         (dist.Wishart, (3,), {}, "got Wishart: its values are matrices."),
         (dist.VonMises3D, (2,), {}, "Expected concentration to have rightmost dim 3"),
         (

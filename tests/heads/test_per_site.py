@@ -221,7 +221,7 @@ def test_per_site_enumerates_supports_of_one_size():
     values = bits.enumerate_support()
     assert values.shape == (2, 4, 3) and bits.enumerate_support(expand=False).shape == (2, 1, 3)
     assert bits.log_prob(values).logsumexp(0).abs().max() < 1e-12
-    with pytest.raises(NotImplementedError, match=r"one size to enumerate them; got sizes \[2, 3\]"):
+    with pytest.raises(NotImplementedError, match=r"equal size for enumeration; got sizes \[2, 3\]"):
         PerSite(
             [dist.Bernoulli(sized(1).sigmoid()), dist.Categorical(sized(1, 3).exp())], [[0], [1]]
         ).enumerate_support()
@@ -250,7 +250,7 @@ def test_per_site_constraint():
         [True] * 3,
         [True, False, False],
     ]
-    with pytest.raises(ValueError, match="one event_dim"):
+    with pytest.raises(ValueError, match="of equal event_dim"):
         PerSiteConstraint([constraints.real, constraints.simplex])
     with pytest.raises(ValueError, match=r"value.shape\[-1\] == 7"):
         c.check(torch.zeros(2, 6))
@@ -275,7 +275,7 @@ def test_errors_of_per_site():
     with pytest.raises(ValueError, match=r"got 2 ... 2"):
         head(torch.zeros(4, 1, 2), 2)
     for match, each in (
-        ("one site_shape", [Normal(), Vector()]),
+        ("heads in heads with equal site_shape", [Normal(), Vector()]),
         ("at least one head", []),
         ("got a PerSite among them", [head, Normal()]),
     ):
@@ -287,7 +287,7 @@ def test_errors_of_per_site():
         composite.PerSite(Normal())
     with pytest.raises(TypeError, match="class Head; got list"):
         composite.PerSite([[Normal()]])
-    with pytest.raises(TypeError, match="Expected a head of distributions; got Affine, which makes Affine"):
+    with pytest.raises(TypeError, match="Expected a head of distributions; got Affine, which returns Affine"):
         composite.PerSite([Normal(), gx.heads.Affine()])
     normal = dist.Normal(torch.zeros(4, 2), 1.0)
     for match, parts, sites in (

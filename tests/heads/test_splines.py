@@ -139,7 +139,7 @@ def test_broadcasting():
         (lambda: RationalQuadraticSpline(2.5), r"Expected bins to be an integer >= 1; got 2.5"),
         (lambda: RationalQuadraticSpline(bound=0.0), r"Expected bound to be positive and finite; got 0.0"),
         (lambda: RationalQuadraticSpline(bound=inf), r"Expected bound to be positive and finite; got inf"),
-        (lambda: CircularSpline(1), r"Expected bins >= 2; got 1 \(a single bin has no width to choose\)"),
+        (lambda: CircularSpline(1), r"Expected bins >= 2; got 1 \(a single bin has a fixed width\)"),
         (
             lambda: RationalQuadratic(torch.ones(4, 2, 5)),
             r"Expected knots.shape\[-2:\] == \(3, K \+ 1\).* got \(4, 2, 5\)",

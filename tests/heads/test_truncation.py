@@ -20,7 +20,7 @@ def test_no_token_left(outer):
     phi[..., 0] = 1.0
     phi[1, 1, 1] = 2.0
     head = outer(TopK(heads.Categorical(V), 1))
-    message = r"Expected (Forbid|MinLength) to leave tokens with mass; got none at \[1, 1\] .*: let it come first"
+    message = r"Expected (Forbid|MinLength) to leave tokens with mass; got none at \[1, 1\] .*Apply it first"
     with pytest.raises(ValueError, match=message):
         head(phi)
     assert TopK(outer(heads.Categorical(V)), 1)(phi).sample()[1, 1] == 0
@@ -163,5 +163,5 @@ def test_only_heads_that_truncate_may_rule_values_out():
 
 def test_per_site_refuses_what_counts_sites():
     head = heads.TopK(heads.MinLength(heads.Categorical(3), 2, eos=0), 2)
-    with pytest.raises(ValueError, match=r"Expected heads that are alike at all sites; got a MinLength among them"):
+    with pytest.raises(ValueError, match=r"Expected heads that treat all sites alike; got a MinLength among them"):
         heads.PerSite([head, heads.Categorical(3)])

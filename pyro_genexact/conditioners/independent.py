@@ -134,7 +134,7 @@ class Independent(Conditioner):
             return self.phi.expand(batch_size, -1, -1)
         if context.dim() == 3 and context.shape[1] != self.num_sites:
             raise ValueError(
-                f"Expected context.shape[1] == {self.num_sites} (covariates of every site); got {tuple(context.shape)}."
+                f"Expected context.shape[1] == {self.num_sites} (covariates of all sites); got {tuple(context.shape)}."
             )
         phi = self.net(context)
         return phi if context.dim() == 3 else phi.unflatten(1, (self.num_sites, self.num_params))

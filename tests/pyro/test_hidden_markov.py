@@ -117,13 +117,13 @@ Z = torch.zeros
             (torch.tensor([0.0, NAN]), Z(2, 2), normals(5, 2)),
             {},
             ValueError,
-            "Expected initial of finite numbers or -inf; got nan.",
+            "Expected initial to be finite or -inf; got nan.",
         ),
         (
             (Z(2), torch.tensor([[0, 0], [0, INF]]), normals(5, 2)),
             {},
             ValueError,
-            "Expected transition of finite numbers or -inf; got inf.",
+            "Expected transition to be finite or -inf; got inf.",
         ),
         (
             (Z(2), torch.tensor([[0, 0], [-INF, -INF]]), normals(5, 2)),
@@ -188,5 +188,5 @@ def test_wrong_queries():
         d.expand((3,))
     with pytest.raises(NotImplementedError, match="Expected observations that enumerate a finite support; got Normal"):
         d.enumerate_support()
-    with pytest.raises(ValueError, match=r"at most 1048576 sequences to be enumerated; got 2\^30"):
+    with pytest.raises(ValueError, match=r"at most 1048576 sequences for enumeration; got 2\^30"):
         gx.HiddenMarkov(Z(2), Z(2, 2), dist.Bernoulli(Z(2)), duration=30).enumerate_support()

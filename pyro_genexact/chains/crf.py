@@ -127,7 +127,7 @@ class LinearChainCRF(ChainDistribution):
 
     @property
     def log_partition(self) -> Tensor:
-        """log Z in nats, (*batch), where Z sums exp(score(y)) over all label sequences."""
+        """The log-normaliser log Z in nats, (*batch), where Z sums exp(score(y)) over all label sequences."""
         return self.inference.in_batch(self.inference.log_partition())
 
     def score(self, value: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def test_other_dtypes_devices_and_classes(name):
         (torch.ones(2, dtype=torch.bool), TypeError, "a tensor of integers; got torch.bool."),
         (torch.ones(2, dtype=torch.cfloat), TypeError, "a tensor of integers; got torch.complex64."),
         ([1, 2], TypeError, "Expected lengths to be a tensor of integers; got list."),
-        (ints(2).to("meta"), ValueError, "Expected lengths.device == cpu (that of unary); got meta."),
+        (ints(2).to("meta"), ValueError, "Expected lengths.device == cpu (device of unary); got meta."),
     ],
 )
 def test_lengths(lengths, kind, text):

@@ -94,8 +94,8 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("emissions", "kind", "text"),
     [
-        (torch.zeros(5, 2), ValueError, "Expected emissions (*batch, N, 3) (labels); got (5, 2)."),
-        (torch.zeros(()), ValueError, "Expected emissions (*batch, N, 3) (labels); got ()."),
+        (torch.zeros(5, 2), ValueError, "Expected emissions (*batch, N, 3) (num_labels); got (5, 2)."),
+        (torch.zeros(()), ValueError, "Expected emissions (*batch, N, 3) (num_labels); got ()."),
         (torch.zeros(3), ValueError, "Expected unary.shape == (*batch, N, V) with N, V >= 1; got (3,)."),
         ((torch.zeros(5, 3), 0), TypeError, "Expected emissions to be of class Tensor; got tuple."),
         (None, TypeError, "Expected emissions to be of class Tensor; got NoneType."),

@@ -142,8 +142,8 @@ class ChainRule:
     ) -> list[Tensor]:
         """Returns the sites (B, 1, *site_shape) that a loop visits, each drawn by ``draw(phi, t)``.
 
-        Padding is drawn at phi = 0 and set to 0 before the network reads it. Drawn from the network's parameters it could
-        overflow, with a gradient of NaN.
+        Padding is drawn at phi = 0 and set to 0 before the network reads it. Drawn from the network's parameters it
+        could overflow, with a gradient of NaN.
         """
         ys: list[Tensor] = []
         for t, phi in loop:

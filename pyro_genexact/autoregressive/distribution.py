@@ -29,23 +29,24 @@ from .site_by_site import ChainRuleDistribution, EventConstraint
 class AutoregressiveDistribution(ChainRuleDistribution):
     r"""Autoregressive distribution p(y | x) = prod_t p(y_t | x, y_{<t}); a network predicts the parameters of each factor.
 
-    The leading dims of an event are its T sites, visited in raster order or in ``order``; the trailing dims are those of a
-    site (``head.site_shape``). With ``lengths``, the sites from a row's length on are padding: ``log_prob`` ignores their
-    values, their gradients are zero, and samples are 0 there. With a ``prefix``, the event consists of the sites after it.
+    The leading dims of an event are its T sites, visited in raster order or in ``order``; the trailing dims are those
+    of a site (``head.site_shape``). With ``lengths``, the sites from a row's length on are padding: ``log_prob``
+    ignores their values, their gradients are zero, and samples are 0 there. With a ``prefix``, the event consists of
+    the sites after it.
 
     ``log_prob`` is in nats. The batch shape is that of context, lengths and prefix, broadcast.
 
     Cost: ``log_prob`` is one parallel pass of the conditioner; ``sample`` extends the conditioner's state site by site.
 
-    A conditioner in half precision, or under autocast, predicts parameters that the head reads in single precision. Then
-    log-probabilities and samples are in float32, and values may have either dtype.
+    A conditioner in half precision, or under autocast, predicts parameters that the head reads in single precision.
+    Then log-probabilities and samples are in float32, and values may have either dtype.
 
     Args:
         conditioner: predicts the parameters of each site. The distribution keeps using its present weights.
         head: makes the distribution of each site. The distribution keeps using its present weights.
         event_shape: the dims of the sites, followed by ``head.site_shape``.
-        context: the context (*batch, C), covariates (*batch, T, C) in the order of the event, or a source (*batch, S, C) or
-            ``PaddedSequence``; None if the conditioner has no context.
+        context: the context (*batch, C), covariates (*batch, T, C) in the order of the event, or a source (*batch, S,
+            C) or ``PaddedSequence``; None if the conditioner has no context.
         order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; raster order by default.
         lengths: integers (*batch) in 0 ... T, the number of sites of each row, in visiting order.
         source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
@@ -153,7 +154,8 @@ class AutoregressiveDistribution(ChainRuleDistribution):
             prefix: (*batch, k, *site_shape), the first k sites in visiting order, with k < T.
 
         Returns:
-            The distribution over (T - k, *site_shape), in visiting order. Its batch shape is broadcast with the prefix's.
+            The distribution over (T - k, *site_shape), in visiting order. Its batch shape is broadcast with the
+            prefix's.
 
         Raises:
             TypeError: if the prefix is not a tensor.

@@ -243,7 +243,7 @@ class SequenceLayout(Layout):
 
 
 def close_gaps(sites: Tensor, starts: Tensor, given: int) -> Tensor:
-    """Removes prefix padding from sites (*batch, k + T, *site_shape): each row keeps the first ``starts`` of its k sites."""
+    """Removes the padding of prefixes: rows (*batch, k + T, *site_shape) keep the first ``starts`` of their k sites."""
     place = torch.arange(sites.shape[starts.dim()], device=sites.device)
     index = torch.where(place < starts.unsqueeze(-1), place, given + place - starts.unsqueeze(-1))
     return sites.take_along_dim(expand_mask(index.clamp(max=len(place) - 1), sites), starts.dim())

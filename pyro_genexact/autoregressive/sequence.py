@@ -29,8 +29,8 @@ class TerminationCurve(NamedTuple):
     """Probability that a sequence has ended, by site.
 
     Attributes:
-        probability: (*batch, T), where [t] is the probability that one of the sites 0 ... t is an end, that is, of a length
-            of at most t (at most t + 1 with ``eos=None``, where the end counts as a site).
+        probability: (*batch, T), where [t] is the probability that one of the sites 0 ... t is an end, that is, of a
+            length of at most t (at most t + 1 with ``eos=None``, where the end counts as a site).
         standard_error: (*batch, T), the Monte Carlo error of ``probability``; 0 where all samples agree to rounding, as
             they do if the probability is exact.
     """
@@ -42,22 +42,23 @@ class TerminationCurve(NamedTuple):
 class SequenceDistribution(ChainRuleDistribution):
     r"""Sequences of random length: p(y | x) = prod_{t <= n} p(y_t | x, y_{<t}), where n is the first site that is an end.
 
-    An event is an array of max_len sites. All sites after the first ``eos`` are ``eos``. An array without ``eos`` represents
-    all longer sequences that start with it, so that the probabilities of all arrays sum to 1. With ``eos=None`` the head
-    models which sites are ends (:class:`~pyro_genexact.heads.Stopped`), and the sites after an end are 0.
+    An event is an array of max_len sites. All sites after the first ``eos`` are ``eos``. An array without ``eos``
+    represents all longer sequences that start with it, so that the probabilities of all arrays sum to 1. With
+    ``eos=None`` the head models which sites are ends (:class:`~pyro_genexact.heads.Stopped`), and the sites after an
+    end are 0.
 
     ``log_prob`` is in nats. The batch shape is that of context, source_lengths, prefix and prefix_lengths, broadcast.
 
-    Cost: ``log_prob`` is one parallel pass of the conditioner. ``sample`` extends the conditioner's state site by site, for
-    the rows that have not ended, until all have.
+    Cost: ``log_prob`` is one parallel pass of the conditioner. ``sample`` extends the conditioner's state site by site,
+    for the rows that have not ended, until all have.
 
     Args:
         conditioner: predicts the parameters of each site. The distribution keeps using its present weights.
         head: makes the distribution of each site. The distribution keeps using its present weights.
         eos: the category that ends a sequence; None if the head models the end.
         max_len: T, the number of sites of an array.
-        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``; None
-            if the conditioner has no context.
+        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``;
+            None if the conditioner has no context.
         source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
         prefix: (*batch, k, *site_shape), the sites before those of the event.
         prefix_lengths: integers (*batch) in 0 ... k, the number of prefix sites of each row; by default k.
@@ -66,8 +67,8 @@ class SequenceDistribution(ChainRuleDistribution):
 
     Raises:
         TypeError: if ``eos`` is not an integer, or is None although the head does not model the end.
-        ValueError: if conditioner, head and max_len do not match, or ``eos`` is outside the support. When validating, also
-            for a prefix or value that is not a sequence.
+        ValueError: if conditioner, head and max_len do not match, or ``eos`` is outside the support. When validating,
+            also for a prefix or value that is not a sequence.
 
     Reference: Du et al., "A measure-theoretic characterization of tight language models", ACL 2023.
 
@@ -189,10 +190,11 @@ class SequenceDistribution(ChainRuleDistribution):
 
             P(length > t) = E[prod_{s <= t} (1 - p(end | x, y_{<s}))],
 
-        where the expectation is over sequences drawn as if they never ended. If the probability of an end does not depend
-        on the history, all terms are equal and the curve is exact. Otherwise it is unbiased, and ``standard_error`` is the
-        standard error of the mean; it is 0 where all samples agree to rounding, possibly by chance. If the curve
-        converges to less than 1, sequences that never end have positive probability: the model is not tight.
+        where the expectation is over sequences drawn as if they never ended. If the probability of an end does not
+        depend on the history, all terms are equal and the curve is exact. Otherwise it is unbiased, and
+        ``standard_error`` is the standard error of the mean; it is 0 where all samples agree to rounding, possibly by
+        chance. If the curve converges to less than 1, sequences that never end have positive probability: the model is
+        not tight.
 
         Cost: one sample of num_samples rows up to the last site.
 
@@ -249,7 +251,8 @@ class SequenceDistribution(ChainRuleDistribution):
         Raises:
             NotImplementedError: if the head's family has no icdf.
             TypeError: if u is not a floating-point tensor.
-            ValueError: if u is in half precision, outside [0, 1] or NaN before the end, and where a quantile is infinite.
+            ValueError: if u is in half precision, outside [0, 1] or NaN before the end, and where a quantile is
+                infinite.
         """
         check_uniforms(u)
         missing = u.isnan()

@@ -106,7 +106,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     def log_prob_sites(self, value: Tensor) -> Tensor:
         """Returns log p(y_t | x, y_{<t}) of each site in nats, (*batch, *sites); the sum over sites is :meth:`log_prob`.
 
-        Padding has 0. From the first site outside the support on, all terms are -inf, because their history is impossible.
+        Padding has 0. From the first site outside the support on, all terms are -inf, because their history is
+        impossible.
         """
         return self.layout.arrange(*self._factors(value))
 
@@ -129,9 +130,9 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         """Returns values (*sample_shape, *batch, *event), each site chosen given those before it.
 
         Args:
-            draw: called with the distribution (B', 1) of a site, the index of the site in the event in visiting order, and
-                the indices of the rows (B',) or a slice of all; returns values (B', 1, *site_shape). Values of rows that
-                have ended, and of sites outside a row, are not used.
+            draw: called with the distribution (B', 1) of a site, the index of the site in the event in visiting order,
+                and the indices of the rows (B',) or a slice of all; returns values (B', 1, *site_shape). Values of rows
+                that have ended, and of sites outside a row, are not used.
             sample_shape: the shape of the samples for each row of the batch.
         """
         raise NotImplementedError
@@ -139,8 +140,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     def to_uniform(self, value: Tensor) -> Tensor:
         r"""Computes the Rosenblatt transform u_t = F_t(y_t | y_{<t}), which is uniform if y comes from this distribution.
 
-        For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that u is exactly uniform there too. u has
-        the shape of the value, and is NaN at padding.
+        For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that u is exactly uniform there too. u
+        has the shape of the value, and is NaN at padding.
 
         Raises:
             NotImplementedError: if the head's family has no cdf.
@@ -196,8 +197,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         """Computes the distributions of all sites given the earlier ones in one parallel pass.
 
         Returns:
-            The distributions (B, sites); the values, replaced at padding and outside the support; the masks (B, sites) of
-            valid and of present sites, or None if all are; and the batch shape of the B rows.
+            The distributions (B, sites); the values, replaced at padding and outside the support; the masks (B, sites)
+            of valid and of present sites, or None if all are; and the batch shape of the B rows.
         """
         y, present, shape = self.rows_of(value)
         support = self.head.support
@@ -215,7 +216,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return d, y, mask, present, shape
 
     def rows_of(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Returns prefix and value as rows (B, sites, *site_shape) in visiting order, the present sites, the batch shape."""
+        """Returns prefix and value as rows (B, sites, *site_shape), their present sites and the batch shape."""
         value = self.chain.typed("value", value)
         shape = broadcast_shapes(self._batch_of("value", value), self.batch_shape)
         return *self.layout.rows(value, shape), shape

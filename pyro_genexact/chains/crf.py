@@ -30,9 +30,10 @@ class LinearChainCRF(ChainDistribution):
 
         score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N]
 
-    Z is exact, and so are marginals, modes, samples, entropies and conditionals. Potentials are log-weights: real numbers, or
-    -inf for impossible labels. An event is a tensor (N,) of integers 0 ... V - 1. With ``lengths``, the sites from a row's
-    length on are padding: any label is accepted there, samples and marginals are 0, and gradients are zero.
+    Z is exact, and so are marginals, modes, samples, entropies and conditionals. Potentials are log-weights: real
+    numbers, or -inf for impossible labels. An event is a tensor (N,) of integers 0 ... V - 1. With ``lengths``, the
+    sites from a row's length on are padding: any label is accepted there, samples and marginals are 0, and gradients
+    are zero.
 
     The batch shape is that of all arguments, broadcast. Log-probabilities and entropies are in nats.
 
@@ -46,19 +47,19 @@ class LinearChainCRF(ChainDistribution):
             ``unsqueeze(-3)``.
         initial: (V) or (*batch, V), log-weights of the first label; by default 0.
         final: (V) or (*batch, V), log-weights of the last label; by default 0.
-        lengths: integers (*batch) in 0 ... N, the number of sites of each row; by default N. The empty sequence has log_prob
-            0.
+        lengths: integers (*batch) in 0 ... N, the number of sites of each row; by default N. The empty sequence has
+            log_prob 0.
         validate_args: whether to check potentials and values. Without checks, values outside the support have log_prob
             -inf.
 
     Raises:
         TypeError: if an argument is not a tensor, or has another type of numbers.
         ValueError: if shapes, dtypes or devices do not match, or lengths are outside 0 ... N. When validating, also for
-            potentials that are NaN or +inf, and for labels outside 0 ... V - 1. Queries raise it if a row has no possible
-            label sequence.
+            potentials that are NaN or +inf, and for labels outside 0 ... V - 1. Queries raise it if a row has no
+            possible label sequence.
 
-    Reference: Lafferty, McCallum, Pereira, "Conditional random fields", ICML 2001; Rabiner, "A tutorial on hidden Markov
-    models", 1989.
+    Reference: Lafferty, McCallum, Pereira, "Conditional random fields", ICML 2001; Rabiner, "A tutorial on hidden
+    Markov models", 1989.
 
     Example:
         >>> import torch
@@ -229,8 +230,8 @@ class LinearChainCRF(ChainDistribution):
 
         Args:
             labels: integers (*batch, N), the true labels.
-            cost: (V, V), where [i, j] is the cost of label i if the truth is j; by default 1 if they differ and 0 otherwise,
-                for which the risk is the expected number of errors.
+            cost: (V, V), where [i, j] is the cost of label i if the truth is j; by default 1 if they differ and 0
+                otherwise, for which the risk is the expected number of errors.
 
         Raises:
             ValueError: if ``labels`` or ``cost`` has another shape, or labels are outside 0 ... V - 1.
@@ -256,8 +257,8 @@ class LinearChainCRF(ChainDistribution):
 
         Raises:
             TypeError: if ``observed`` is not Boolean.
-            ValueError: if shapes do not match; when validating, also for labels outside 0 ... V - 1, and for observed sites
-                without an allowed label.
+            ValueError: if shapes do not match; when validating, also for labels outside 0 ... V - 1, and for observed
+                sites without an allowed label.
         """
         sets = isinstance(labels, Tensor) and labels.dtype == torch.bool
         event = self.unary.shape[-2:] if sets else self.event_shape

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core.expand import ShallowExpand
-from .semirings import padding_mask
+from .padding import padding_mask
 
 
 class ChainDistribution(ShallowExpand):

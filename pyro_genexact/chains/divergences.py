@@ -20,8 +20,8 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
     """Returns KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q in nats, (*batch); inf if p allows what q forbids.
 
     Raises:
-        ValueError: if devices, numbers of sites or labels, or lengths differ, or the batch shapes do not broadcast. Under
-            torch.func, where lengths cannot be compared, the divergence of different lengths is inf.
+        ValueError: if devices, numbers of sites or labels, or lengths differ, or the batch shapes do not broadcast.
+            Under torch.func, where lengths cannot be compared, the divergence of different lengths is inf.
     """
     sizes = [(*d.event_shape, d.num_labels) for d in (p, q)]
     if p.unary.device != q.unary.device:
@@ -56,7 +56,7 @@ register_kl(Independent, LinearChainCRF)(lambda p, q: of_crfs(as_crf(p, q), q))
 
 
 def as_crf(d: Independent[Any], like: LinearChainCRF) -> LinearChainCRF:
-    """Converts independent categories or one-hot vectors per site, ``to_event(1)``, to a chain with the lengths of ``like``.
+    """Converts independent categories or one-hot vectors (*batch, N) to a chain with the lengths of ``like``.
 
     All transitions have log-weight 0.
 

@@ -24,7 +24,8 @@ from .distribution import ChainDistribution
 from .labels import PaddedSites
 from .log_partition import log_partition_or_none, plain_operations_only
 from .messages import LogMessages
-from .semirings import ChainPotentials, Max, fold, mask_padding
+from .padding import mask_padding
+from .semirings import ChainPotentials, Max, fold
 
 
 class HiddenMarkov(ChainDistribution):
@@ -32,18 +33,18 @@ class HiddenMarkov(ChainDistribution):
 
         p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
 
-    log_prob is exact. It is the log-normaliser of the :class:`~pyro_genexact.distributions.LinearChainCRF` over states that
-    :meth:`posterior` returns. Given observations x,
+    log_prob is exact. It is the log-normaliser of the :class:`~pyro_genexact.distributions.LinearChainCRF` over states
+    that :meth:`posterior` returns. Given observations x,
 
     * smoothing, p(z_t | x), is ``posterior(x).marginals``, and p(z_t, z_{t+1} | x) is ``posterior(x).pair_marginals``;
     * filtering, p(z_t | x_1 ... x_t), is ``filter(x)``;
     * a sample from p(z | x) is ``posterior(x).sample()``;
     * the most probable states (Viterbi) are ``posterior(x).mode``, and the k best are ``posterior(x).k_best(k)``.
 
-    An event is a tensor (N, *obs), where obs is the event shape of ``observation_dist``. With ``lengths``, the sites from a
-    row's length on are padding: any value including NaN is accepted there, samples are 0, and gradients are zero. To
-    leave out missing observations, use ``observation_dist.mask(mask)`` with mask (*batch, N, 1), and put any value of the
-    support in their place.
+    An event is a tensor (N, *obs), where obs is the event shape of ``observation_dist``. With ``lengths``, the sites
+    from a row's length on are padding: any value including NaN is accepted there, samples are 0, and gradients are
+    zero. To leave out missing observations, use ``observation_dist.mask(mask)`` with mask (*batch, N, 1), and put any
+    value of the support in their place.
 
     The batch shape is that of all arguments, broadcast. Values of a wider dtype give results of that dtype.
 
@@ -51,24 +52,25 @@ class HiddenMarkov(ChainDistribution):
     observations per site and selects one.
 
     Args:
-        initial: (V) or (*batch, V), logits of the *first observed* state. In Pyro's ``DiscreteHMM``, a transition precedes the
-            first observation: there p(z_1) is the initial distribution times the transition.
+        initial: (V) or (*batch, V), logits of the *first observed* state. In Pyro's ``DiscreteHMM``, a transition
+            precedes the first observation: there p(z_1) is the initial distribution times the transition.
         transition: (V, V), where [i, j] is the logit of the next state j given state i; or one matrix per step,
             (*batch, N - 1, V, V); or one per row, (*batch, 1, V, V). Rows are normalised. Logits may be -inf, but not a
             whole row.
         observation_dist: distribution of an observation given each state, of batch shape (V), (N, V), (*batch, N, V) or
-            (*batch, 1, V), and of any event shape. Values outside the support of some states are possible from the others.
-        lengths: integers (*batch) in 0 ... N, the number of observations of each row; by default N. An empty row has log_prob
-            0.
+            (*batch, 1, V), and of any event shape. Values outside the support of some states are possible from the
+            others.
+        lengths: integers (*batch) in 0 ... N, the number of observations of each row; by default N. An empty row has
+            log_prob 0.
         duration: N; required if neither ``transition`` nor ``observation_dist`` has a dim of N steps.
-        validate_args: whether to check logits and values. Without checks, values outside the support have log_prob -inf,
-            and a row of logits that are all -inf gives NaN.
+        validate_args: whether to check logits and values. Without checks, values outside the support have log_prob
+            -inf, and a row of logits that are all -inf gives NaN.
 
     Raises:
         TypeError: if an argument is of another class.
-        ValueError: if shapes, dtypes or devices do not match, N cannot be inferred, or lengths are outside 0 ... N. When
-            validating, also for logits that are NaN, +inf or a row of -inf, and for values outside the support. ``filter``
-            and queries of the ``posterior`` raise it for impossible observations.
+        ValueError: if shapes, dtypes or devices do not match, N cannot be inferred, or lengths are outside 0 ... N.
+            When validating, also for logits that are NaN, +inf or a row of -inf, and for values outside the support.
+            ``filter`` and queries of the ``posterior`` raise it for impossible observations.
 
     Example:
         >>> import torch
@@ -151,8 +153,8 @@ class HiddenMarkov(ChainDistribution):
         For prediction, multiply the probabilities at the last site of a row by the transition matrix.
 
         Raises:
-            ValueError: if the value is impossible. Under torch.func and the tracer, which hide values, the result is NaN from
-                the first impossible site on.
+            ValueError: if the value is impossible. Under torch.func and the tracer, which hide values, the result is
+                NaN from the first impossible site on.
         """
         posterior = self.posterior(value).inference
         # in log space: exp space may underflow for a prefix although the whole sequence is exact
@@ -177,7 +179,7 @@ class HiddenMarkov(ChainDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Var[x_t], (*batch, N, *obs): the mean of the states' variances plus the variance of their means; 0 at padding."""
+        """Var[x_t], (*batch, N, *obs): mean of the states' variances plus variance of their means; 0 at padding."""
         p = self._shares()
         mean = torch.where(p > 0, self.observation_dist.mean, 0.0)
         off = mean - self._average(p, mean).unsqueeze(self._state_dim)

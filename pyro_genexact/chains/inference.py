@@ -15,7 +15,8 @@ from . import checks as check
 from .labels import GivenPotentials, log_weight
 from .log_partition import log_partition, messages_for, plain_operations_only, with_gradients
 from .messages import Messages, double_precision
-from .semirings import ChainPotentials, Max, fold, mask_padding, padding_mask, trace
+from .padding import mask_padding, padding_mask
+from .semirings import ChainPotentials, Max, fold, trace
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ..contexts import Covariates
 from ..core.lengths import site_mask
 from ..families.in_support import feasible_point
 from .messages import LogMessages, double_precision
-from .semirings import mask_padding, padding_mask
+from .padding import mask_padding, padding_mask
 
 GivenPotentials = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """unary (*, N, V), transition (V, V) or (*, N - 1 or 1, V, V), initial and final (*, V) or None."""

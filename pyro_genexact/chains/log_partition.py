@@ -61,8 +61,8 @@ def with_gradients(
         query: function of the messages and further chains that returns a new tensor.
         messages: the messages of the first chain, from :func:`messages_for`.
         chains: the chains, whose potentials get gradients.
-        first_order: function that returns the gradients of the first chain's potentials if they need not be differentiable,
-            given the gradient of the result and which gradients are needed.
+        first_order: function that returns the gradients of the first chain's potentials if they need not be
+            differentiable, given the gradient of the result and which gradients are needed.
     """
     tensors = [p for chain in chains for p in chain[:4]]
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in tensors)

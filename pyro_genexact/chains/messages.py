@@ -1,6 +1,7 @@
 """Forward and backward messages of a batch of linear chains, for all queries of a CRF.
 
-All computations are in float64 if the device supports it, so that a float32 chain of a thousand sites loses no precision.
+All computations are in float64 if the device supports it, so that a float32 chain of a thousand sites loses no
+precision.
 """
 
 from __future__ import annotations
@@ -15,19 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.functional import visible
-from .semirings import (
-    ChainPotentials,
-    Draw,
-    LogSumExp,
-    Semiring,
-    draw,
-    flip_within_lengths,
-    fold,
-    mask_padding,
-    mean,
-    padding_mask,
-    trace,
-)
+from .padding import flip_within_lengths, mask_padding, padding_mask
+from .semirings import ChainPotentials, Draw, LogSumExp, Semiring, draw, fold, mean, trace
 
 RESCALED_EVERY = (8, 1)
 """Number of steps between two rescalings in exp space, in the order in which they are tried."""
@@ -60,8 +50,8 @@ class Messages(Protocol):
 def messages_of(chain: ChainPotentials, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
     """Returns the messages of B chains.
 
-    Rows are computed in exp space if that is exact to rounding. Other rows are rescaled more often, and finally computed in
-    log space.
+    Rows are computed in exp space if that is exact to rounding. Other rows are rescaled more often, and finally
+    computed in log space.
 
     Args:
         chain: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B,).
@@ -86,8 +76,9 @@ class ScaledMessages:
 
         x_{t+1} = (x_t E) exp(unary_{t+1}),   z_t = (E z_{t+1}) exp(unary_t),   p(y_t) = x_t (E z_{t+1}) / s_t.
 
-    No term is negative, so rounding errors stay relative. Only underflow loses precision: at most N V^2 times the smallest
-    positive number, relative to the messages before rescaling and to s_t. ``exact`` marks rows where that is below rounding.
+    No term is negative, so rounding errors stay relative. Only underflow loses precision: at most N V^2 times the
+    smallest positive number, relative to the messages before rescaling and to s_t. ``exact`` marks rows where that is
+    below rounding.
     """
 
     def __init__(self, chain: ChainPotentials, every: int) -> None:
@@ -266,8 +257,9 @@ class _Weights(Semiring):
 def draw_by_tables(forward: Tensor, chain: ChainPotentials, count: int) -> Tensor:
     """Samples labels (count, B, N) as :func:`trace` with :class:`_Weights` does, but faster for many samples per row.
 
-    For each site and next label it tabulates the cumulative probabilities, V^2 numbers per row. A sample reads one row of the
-    table in two steps of about sqrt(V) numbers: first the block that contains its label, then the label in the block.
+    For each site and next label it tabulates the cumulative probabilities, V^2 numbers per row. A sample reads one row
+    of the table in two steps of about sqrt(V) numbers: first the block that contains its label, then the label in the
+    block.
     """
     batch, sites, labels = forward.shape
     width = isqrt(labels - 1) + 1

@@ -22,17 +22,17 @@ class CRF(DistributionModule):
 
     Args:
         num_labels: V, the number of labels.
-        context: C or ``Covariates(C)``, the number of features per site, for a linear layer from C to V; or a module that
-            maps the context to emissions (*batch, N, V).
+        context: C or ``Covariates(C)``, the number of features per site, for a linear layer from C to V; or a module
+            that maps the context to emissions (*batch, N, V).
         allowed: Boolean (V, V), where [i, j] says whether label j may follow label i; by default all may.
         allowed_initial: Boolean (V), the labels that may come first; by default all.
         allowed_final: Boolean (V), the labels that may come last; by default all.
 
     Raises:
-        TypeError: if a constraint is not Boolean, or ``context`` is neither an integer nor a module. In calls, if the emissions
-            are not a tensor.
-        ValueError: if a constraint has another shape. In calls, if the context has another width, or the emissions are not
-            of V labels.
+        TypeError: if a constraint is not Boolean, or ``context`` is neither an integer nor a module. In calls, if the
+            emissions are not a tensor.
+        ValueError: if a constraint has another shape. In calls, if the context has another width, or the emissions are
+            not of V labels.
 
     Reference: Huang, Xu, Yu, "Bidirectional LSTM-CRF models for sequence tagging", 2015.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.lengths import expand_mask, site_mask
+from .padding import flip_within_lengths, without_padding
 
 
 class ChainPotentials(NamedTuple):
@@ -17,16 +16,15 @@ class ChainPotentials(NamedTuple):
 
     Attributes:
         unary: (*, N, V), of each label at each site.
-        transition: (V, V) for all rows and steps, or (*, N - 1, V, V) or (*, 1, V, V); [..., i, j] is the step from i to j.
+        transition: (V, V) for all rows and steps, or (*, N - 1, V, V) or (*, 1, V, V); [..., i, j] is the step from i
+            to j.
         initial: (*, V), of the first label.
         final: (*, V), of the last label.
         lengths: integers (*) in 0 ... N, or None if all sites count; potentials at padding must be finite.
 
     Example:
         >>> import torch
-        >>> chain = ChainPotentials(
-        ...     torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.zeros(3)
-        ... )
+        >>> chain = ChainPotentials(torch.zeros(4, 3), torch.zeros(3, 3), *torch.zeros(2, 3))
         >>> fold(LogSumExp(), chain)[0].exp()  # 3 ** 4 label sequences of weight 1
         tensor(81.0000)
     """
@@ -80,9 +78,7 @@ class Semiring:
         ...         return a.amin(dim)
         ...     def choose(self, candidates):
         ...         return candidates.argmin(-1)
-        >>> chain = ChainPotentials(
-        ...     torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2)
-        ... )
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), *torch.zeros(2, 2))
         >>> lowest, messages = fold(Min(), chain)
         >>> lowest, trace(Min(), chain, messages)
         (tensor(0.), tensor([1, 0]))
@@ -161,9 +157,8 @@ class KMax(Semiring):
 
     Example:
         >>> import torch
-        >>> chain = ChainPotentials(
-        ...     torch.tensor([[0.0, 1.0]]), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2)
-        ... )
+        >>> unary = torch.tensor([[0.0, 1.0]])
+        >>> chain = ChainPotentials(unary, torch.zeros(2, 2), *torch.zeros(2, 2))
         >>> fold(KMax(3), chain)[0]
         tensor([1., 0., -inf])
     """
@@ -183,9 +178,9 @@ class KMax(Semiring):
 class Expectation(Semiring):
     """Pairs (2, *) of a log-weight and the mean of an additive value: the total is (log Z, E[value]).
 
-    The potentials are pairs, too. Their values are finite and their batch dims are explicit: (2, *batch, N, V),
-    (2, *batch, 1, V, V) and (2, *batch, V). :func:`mean` constructs them from two chains. With the value -log_potential, the
-    entropy is log Z + E[value] (Eisner 2002).
+    The potentials are pairs, too. Their values are finite and their batch dims are explicit: (2, *batch, N, V), (2,
+    *batch, 1, V, V) and (2, *batch, V). :func:`mean` constructs them from two chains. With the value -log_potential,
+    the entropy is log Z + E[value] (Eisner 2002).
 
     Example:
         The expected number of ones of three fair coins:
@@ -216,6 +211,13 @@ def mean(chain: ChainPotentials, values: ChainPotentials) -> tuple[Tensor, Tenso
     Args:
         chain: the potentials.
         values: the finite values of the same factors, of the shapes of the potentials.
+
+    Example:
+        >>> import torch
+        >>> zeros = [torch.zeros(2, 2), torch.zeros(2), torch.zeros(2)]
+        >>> fair, ones = torch.zeros(3, 2), torch.tensor([0.0, 1.0]).expand(3, 2)
+        >>> mean(ChainPotentials(fair, *zeros), ChainPotentials(ones, *zeros))[1]
+        tensor(1.5000)
     """
     events = (2, 3, 1, 1)
     batch = max(p.dim() - d for c in (chain, values) for p, d in zip(c[:4], events, strict=True))
@@ -235,9 +237,7 @@ class Count(Semiring):
     Example:
         >>> import torch
         >>> no_repeats = torch.zeros(3, 3).fill_diagonal_(-torch.inf)
-        >>> chain = ChainPotentials(
-        ...     torch.zeros(4, 3), no_repeats, torch.zeros(3), torch.zeros(3)
-        ... )
+        >>> chain = ChainPotentials(torch.zeros(4, 3), no_repeats, *torch.zeros(2, 3))
         >>> fold(Count(), chain)[0]
         tensor(24., dtype=torch.float64)
     """
@@ -260,10 +260,20 @@ def fold(semiring: Semiring, chain: ChainPotentials) -> tuple[Tensor, list[Tenso
         chain: the potentials.
 
     Returns:
-        The total (*), and a list of the messages (*, V) of each site: sums over the labels of all earlier sites, by the label
-        of this site. Messages do not change after a row's length.
+        The total (*), and a list of the messages (*, V) of each site: sums over the labels of all earlier sites, by the
+        label of this site. Messages do not change after a row's length.
 
     Cost: N steps on tensors (*, V, V).
+
+    Raises:
+        ValueError: if the number of transitions is neither 1 nor N - 1.
+
+    Example:
+        >>> import torch
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), *torch.zeros(2, 2))
+        >>> total, messages = fold(Max(), chain)
+        >>> total, len(messages)
+        (tensor(2.), 2)
     """
     unary, lengths = semiring.lift(chain.unary).unbind(-2), chain.lengths
     start = semiring.times(semiring.lift(chain.initial), unary[0])
@@ -292,6 +302,15 @@ def trace(
         chain: the chain that was folded.
         messages: the messages from :func:`fold`.
         shape: additional leading dims, for several label sequences.
+
+    Raises:
+        TypeError: if the semiring does not define ``choose``.
+
+    Example:
+        >>> import torch
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), *torch.zeros(2, 2))
+        >>> trace(Max(), chain, fold(Max(), chain)[1])
+        tensor([0, 1])
     """
     into = _transposed(semiring, chain).steps()
     final, lengths = semiring.lift(chain.final), chain.lengths
@@ -316,6 +335,15 @@ def trace_k(semiring: KMax, chain: ChainPotentials, messages: list[Tensor]) -> T
         semiring: the semiring of the fold.
         chain: the chain that was folded.
         messages: the messages from :func:`fold`.
+
+    Example:
+        >>> import torch
+        >>> chain = ChainPotentials(
+        ...     torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.tensor([0.1, 0.0])
+        ... )
+        >>> trace_k(KMax(2), chain, fold(KMax(2), chain)[1])
+        tensor([[0, 1],
+                [0, 0]])
     """
     labels_ = chain.unary.shape[-1]
 
@@ -341,16 +369,6 @@ def trace_k(semiring: KMax, chain: ChainPotentials, messages: list[Tensor]) -> T
     return without_padding(labels, chain.lengths)
 
 
-def flip_within_lengths(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Reverses values (*, N, V) within the length (*) of each row; padding stays at the end, in some order."""
-    if lengths is None:
-        return values.flip(-2)
-    *batch, sites, size = values.shape
-    backward = (lengths.unsqueeze(-1) - 1 - torch.arange(sites, device=values.device)) % sites
-    first = torch.arange(0, prod(batch) * sites, sites, device=values.device).reshape(*batch, 1)
-    return values.reshape(-1, size).index_select(0, (first + backward).flatten()).reshape(values.shape)
-
-
 def draw(weights: Tensor) -> Tensor:
     """Samples an index along the last dim with probability proportional to its weight; never one of weight zero."""
     cdf = weights.cumsum(-1)
@@ -373,20 +391,3 @@ def _rows(matrices: Tensor, label: Tensor) -> Tensor:
         return torch.embedding(matrices, label)
     matrices = matrices.reshape(*[1] * (label.dim() + 2 - matrices.dim()), *matrices.shape)
     return matrices.take_along_dim(label[..., None, None], -2).squeeze(-2)
-
-
-def without_padding(backward: list[Tensor], lengths: Tensor | None) -> Tensor:
-    """Stacks labels, given from the last site to the first, to (*, N), with 0 at padding."""
-    labels = torch.stack(backward[::-1]).movedim(0, -1).contiguous()  # faster than to stack along the last dim
-    padding = padding_mask(lengths, len(backward))
-    return labels if padding is None else labels.masked_fill(padding, 0)
-
-
-def padding_mask(lengths: Tensor | None, sites: int) -> Tensor | None:
-    """Returns the mask (*lengths, N) of padding; None without lengths."""
-    return None if lengths is None else ~site_mask(lengths, sites)
-
-
-def mask_padding(padding: Tensor | None, values: Tensor, first: int = 0, fill: float = 0.0) -> Tensor:
-    """Replaces values (*, N - first, ...) of the sites from ``first`` on by ``fill`` at padding (*, N)."""
-    return values if padding is None else values.masked_fill(expand_mask(padding[..., first:], values), fill)

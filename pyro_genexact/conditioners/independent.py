@@ -48,8 +48,8 @@ class Independent(Conditioner):
         activation: elementwise activation of the hidden layers.
 
     Raises:
-        ValueError: if a size is not a positive integer. In calls, for another number of sites or covariates, and a number
-            of rows other than the state's.
+        ValueError: if a size is not a positive integer. In calls, for another number of sites or covariates, and a
+            number of rows other than the state's.
 
     Example:
         >>> import torch

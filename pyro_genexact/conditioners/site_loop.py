@@ -59,7 +59,7 @@ class SiteLoop:
             yield t, self.phi
 
     def read(self, y: Tensor, rows: Tensor | None = None) -> None:
-        """Sets the values (B', 1, *site_shape) of the site, for the rows (B',) of the state to continue; by default all."""
+        """Sets the values (B', 1, *site_shape) of the site for the rows (B',) that continue; by default all rows."""
         self._y, self._rows = y, rows
 
     def take(self, rows: Tensor) -> None:

@@ -30,8 +30,8 @@ class MADEState(NamedTuple):
         version: list with the number of sites that the latest state of this evaluation has read.
         weights: the masked weight of each link.
         offsets: the contribution of context and bias to each layer.
-        units: inputs, units of each hidden layer, outputs. If ``in_place``, buffers of full size, which hold partial sums
-            until a unit is activated; otherwise the finished units only.
+        units: inputs, units of each hidden layer, outputs. If ``in_place``, buffers of full size, which hold partial
+            sums until a unit is activated; otherwise the finished units only.
         panel: views of the buffers for the current panel of sites, if ``in_place``.
         in_place: whether the buffers are written in place.
     """
@@ -106,11 +106,12 @@ class Sweeps:
     def reverse(
         self, state: MADEState, slopes: list[Tensor], gain: Tensor, drive: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Solves the transposed triangular system of :meth:`MADE.adjoint`, panel by panel, from the last site to the first.
+        """Solves the transposed triangular system of :meth:`MADE.adjoint`, from the last panel to the first.
 
         Args:
             state: the last state of an evaluation in place.
-            slopes: the cotangent of the sites (B, T, k), then the derivatives of each hidden layer's activations (units, B).
+            slopes: the cotangent of the sites (B, T, k), then the derivatives of each hidden layer's activations
+                (units, B).
             gain: (B, T, k, P).
             drive: (B, T, P).
 

@@ -50,6 +50,13 @@ class Bijection(Transform):
 
     Attributes:
         keeps_volume: whether log|det dy/dx| is 0 everywhere.
+
+    Example:
+        >>> import torch
+        >>> from pyro_genexact.transforms import Affine
+        >>> t = Affine(torch.tensor(1.0), torch.tensor(0.0))
+        >>> t.call_and_ladj(torch.tensor(2.0))
+        (tensor(3.), tensor(0.))
     """
 
     bijective = True
@@ -92,6 +99,20 @@ class PlainTransform(Bijection):
     """Base class of bijections that are cheap in both directions and need no cache.
 
     A subclass defines ``_call``, ``_inverse`` and ``log_abs_det_jacobian``, as for torch's ``Transform``.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> class Double(PlainTransform):
+        ...     domain = codomain = constraints.real
+        ...     def _call(self, x):
+        ...         return 2 * x
+        ...     def _inverse(self, y):
+        ...         return y / 2
+        ...     def log_abs_det_jacobian(self, x, y):
+        ...         return torch.full_like(x, 2.0).log()
+        >>> Double().call_and_ladj(torch.tensor(3.0))
+        (tensor(6.), tensor(0.6931))
     """
 
     def with_cache(self, cache_size: int = 1) -> PlainTransform:
@@ -144,11 +165,25 @@ class RememberingTransform(Bijection):
     either direction. The cache is used only for the same tensor objects in the same grad mode, and only if neither they
     nor the tensors in ``watched`` have changed since.
 
-    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which do not use the cache. It also defines ``invert``
-    if x alone is cheaper to compute than the pair.
+    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which do not use the cache. It also defines
+    ``invert`` if x alone is cheaper to compute than the pair.
 
     Args:
         cache_size: 1 to cache the last call, 0 for no cache.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> class Double(RememberingTransform):
+        ...     domain = codomain = constraints.real
+        ...     def _call_and_ladj(self, x):
+        ...         return 2 * x, torch.full_like(x, 2.0).log()
+        ...     def _inverse_and_ladj(self, y):
+        ...         return y / 2, -torch.full_like(y, 2.0).log()
+        >>> t, x = Double(), torch.tensor(3.0)
+        >>> y = t(x)
+        >>> t.inv(y) is x
+        True
     """
 
     def __init__(self, cache_size: int = 1) -> None:

@@ -89,8 +89,8 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
 class BlockAutoregressive(BijectionModule):
     r"""Block neural autoregressive flow: a network that is itself a bijection; its call returns the transform x -> y.
 
-    Each layer has a block of units per site. Weights from a site to itself are positive and those from earlier sites are
-    free, so y_t increases in x_t and depends on x_1 ... x_t. ``residual`` chooses the form of the output:
+    Each layer has a block of units per site. Weights from a site to itself are positive and those from earlier sites
+    are free, so y_t increases in x_t and depends on x_1 ... x_t. ``residual`` chooses the form of the output:
 
     * ``"gated"``: y = a x + (1 - a) net(x) with a parameter 0 < a < 1, and tanh units;
     * ``"normal"``: y = x + net(x), and tanh units;
@@ -99,11 +99,12 @@ class BlockAutoregressive(BijectionModule):
     All forms map the real line onto itself at each site. A network with only tanh or sigmoid units would have bounded
     outputs, so that most data would have density 0; therefore it is not offered.
 
-    The context shifts the units of the first layer, so that y_1 is also a non-linear function of the context. The module
-    starts near the identity. Logarithms of positive weights and scales, and the logit of a, are softly bounded by ±5.
+    The context shifts the units of the first layer, so that y_1 is also a non-linear function of the context. The
+    module starts near the identity. Logarithms of positive weights and scales, and the logit of a, are softly bounded
+    by ±5.
 
-    Cost: the parallel direction is one pass of a dense network of widths T n; the inverse takes one such pass and T scalar
-    solves.
+    Cost: the parallel direction is one pass of a dense network of widths T n; the inverse takes one such pass and T
+    scalar solves.
 
     Args:
         num_sites: T, the number of sites.

@@ -28,10 +28,11 @@ class ConditionedCoupling(ConditionedTransform):
 
         y_p = x_p,      y_t = head(phi_t(x_p, context))(x_t)
 
-    log|det dy/dx| is the sum of the head's log-derivatives. It keeps using the weights that the module has at construction.
+    log|det dy/dx| is the sum of the head's log-derivatives. It keeps using the weights that the module has at
+    construction.
 
-    Cost: each direction is one call of the network, and one of the head or its inverse, for all sites together. Both are
-    twice differentiable in the argument, the context and all parameters.
+    Cost: each direction is one call of the network, and one of the head or its inverse, for all sites together. Both
+    are twice differentiable in the argument, the context and all parameters.
 
     Args:
         coupling: the module.
@@ -48,7 +49,8 @@ class ConditionedCoupling(ConditionedTransform):
         >>> from pyro_genexact import heads
         >>> t = ConditionedCoupling(Coupling(4, heads.Affine()))
         >>> x = torch.randn(5, 4)
-        >>> torch.equal(t(x)[:, :2], x[:, :2]), torch.allclose(t.inv(t(x).clone()), x, atol=1e-5)
+        >>> y = t(x)
+        >>> torch.equal(y[:, :2], x[:, :2]), torch.allclose(t.inv(y.clone()), x, atol=1e-5)
         (True, True)
     """
 
@@ -93,9 +95,9 @@ class Coupling(BijectionModule):
     ``head.num_params`` parameters for each other site. With :class:`~pyro_genexact.heads.Affine` this is RealNVP, with
     :class:`~pyro_genexact.heads.Shift` NICE, and with splines a coupling NSF.
 
-    By default the layer copies the first T // 2 sites. With :class:`~pyro_genexact.transforms.Reverse` between layers, at
-    least every other layer transforms each site, also if T is odd. If T is 1, the context determines the transform of the
-    only site, or free parameters do if there is no context.
+    By default the layer copies the first T // 2 sites. With :class:`~pyro_genexact.transforms.Reverse` between layers,
+    at least every other layer transforms each site, also if T is odd. If T is 1, the context determines the transform
+    of the only site, or free parameters do if there is no context.
 
     Args:
         num_sites: T, the number of sites.
@@ -104,17 +106,17 @@ class Coupling(BijectionModule):
         context: C, the number of context features; 0 for none.
         hidden: widths of the hidden layers.
         activation: elementwise activation of the hidden layers.
-        conditioner: callable (num_params, context) that returns a :class:`~pyro_genexact.Conditioner` to use in place of
-            the dense network. Its context is the copied values followed by the context, and its first site (``start``)
-            predicts the parameters of all transformed sites.
+        conditioner: callable (num_params, context) that returns a :class:`~pyro_genexact.Conditioner` to use in place
+            of the dense network. Its context is the copied values followed by the context, and its first site
+            (``start``) predicts the parameters of all transformed sites.
 
     Raises:
         TypeError: if ``head`` is not a head of bijections, or ``conditioner`` does not return a conditioner.
         ValueError: if a size is not a positive integer, ``mask`` has another shape or is True everywhere, or the
             conditioner has other sizes.
 
-    References: Dinh, Krueger, Bengio, "NICE", ICLR workshop 2015; Dinh, Sohl-Dickstein, Bengio, "Density estimation using
-    Real NVP", ICLR 2017.
+    References: Dinh, Krueger, Bengio, "NICE", ICLR workshop 2015; Dinh, Sohl-Dickstein, Bengio, "Density estimation
+    using Real NVP", ICLR 2017.
 
     Example:
         >>> import torch

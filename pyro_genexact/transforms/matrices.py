@@ -41,13 +41,15 @@ class LULinear(PlainTransform, TransformModule):
     Raises:
         ValueError: if ``features`` is not a positive integer, or a value has another size, dtype or device.
 
-    References: Oliva et al., "Transformation Autoregressive Networks", ICML 2018; Kingma, Dhariwal, "Glow", NeurIPS 2018.
+    References: Oliva et al., "Transformation Autoregressive Networks", ICML 2018; Kingma, Dhariwal, "Glow", NeurIPS
+    2018.
 
     Example:
         >>> import torch
         >>> t = LULinear(3)
-        >>> t(torch.tensor([1.0, 2.0, 3.0])).tolist(), t.log_abs_det_jacobian(torch.zeros(2, 3), None)
-        ([1.0, 2.0, 3.0], tensor([0., 0.], grad_fn=<ExpandBackward0>))
+        >>> x = torch.tensor([1.0, 2.0, 3.0])
+        >>> t(x).tolist(), t.log_abs_det_jacobian(x, t(x)).item()
+        ([1.0, 2.0, 3.0], 0.0)
     """
 
     domain = codomain = REAL_VECTOR
@@ -114,10 +116,10 @@ class _Orthogonal(PlainTransform, TransformModule):
 class Rotation(_Orthogonal):
     r"""Rotation y = W x with W = (1 - A)^{-1} (1 + A) and A skew-symmetric (Cayley transform); log|det dy/dx| = 0.
 
-    It represents all rotations except those near a half turn in some plane. The entries of A are softly bounded by ±100,
-    which in a plane is 178.85 degrees, so that W is orthogonal to rounding. The matrix exponential also reaches half
-    turns, but takes about ten products of matrices, of twice the size for each order of derivatives, instead of one
-    solve. The module starts at the identity.
+    It represents all rotations except those near a half turn in some plane. The entries of A are softly bounded by
+    ±100, which in a plane is 178.85 degrees, so that W is orthogonal to rounding. The matrix exponential also reaches
+    half turns, but takes about ten products of matrices, of twice the size for each order of derivatives, instead of
+    one solve. The module starts at the identity.
 
     Args:
         features: D, the number of features.
@@ -158,9 +160,10 @@ class Rotation(_Orthogonal):
 class Householder(_Orthogonal):
     r"""Product of reflections y = H_1 ... H_K x, H_k = 1 - 2 v_k v_k^T / v_k^T v_k; log|det dy/dx| = 0.
 
-    The product is computed as one matrix, 1 - V S^{-1} V^T, where V has the columns v_k / |v_k| and S is the strictly upper
-    triangle of V^T V with 1/2 on the diagonal. D reflections represent every orthogonal matrix of determinant (-1)^D.
-    Initially, reflections come in equal pairs, whose product is the identity; if K is odd, one reflection remains.
+    The product is computed as one matrix, 1 - V S^{-1} V^T, where V has the columns v_k / |v_k| and S is the strictly
+    upper triangle of V^T V with 1/2 on the diagonal. D reflections represent every orthogonal matrix of determinant
+    (-1)^D. Initially, reflections come in equal pairs, whose product is the identity; if K is odd, one reflection
+    remains.
 
     Args:
         features: D, the number of features.

@@ -25,6 +25,19 @@ class BijectionModule(WithDerived):
 
     Attributes:
         context: C, the number of context features that the call expects; 0 for none.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_genexact.transforms import Affine
+        >>> class Shift(BijectionModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.shift = nn.Parameter(torch.tensor(1.0))
+        ...     def forward(self, context=None):
+        ...         return Affine(self.shift, torch.zeros(()))
+        >>> Shift().inv()(torch.tensor(3.0)).item()
+        2.0
     """
 
     context: Any = 0
@@ -89,8 +102,8 @@ class ConditionedTransform(RememberingTransform):
 
     Args:
         module: the module that reads the context.
-        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``; None
-            if the module has no context.
+        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``;
+            None if the module has no context.
         cache_size: 1 to cache the last call, 0 for no cache.
 
     Raises:

@@ -23,12 +23,13 @@ from .support import ToSupport
 class Prefixes(Chain):
     r"""Composition of transforms that acts on the first n sites of each row, as if T were n.
 
-    Sites from a row's length on are padding in both directions: their values are ignored, their gradients are zero, their
-    images are 0, and log|det dy/dx| is that of the first n sites.
+    Sites from a row's length on are padding in both directions: their values are ignored, their gradients are zero,
+    their images are 0, and log|det dy/dx| is that of the first n sites.
 
-    The first n outputs of each part must depend only on the first n inputs. This holds for autoregressive and elementwise
-    transforms and for supports of scalars. :class:`Reverse` is also supported; here it reverses the first n sites of each
-    row. A transform of your own can define a method ``on_prefixes(lengths)`` that returns the transform of prefixes.
+    The first n outputs of each part must depend only on the first n inputs. This holds for autoregressive and
+    elementwise transforms and for supports of scalars. :class:`Reverse` is also supported; here it reverses the first n
+    sites of each row. A transform of your own can define a method ``on_prefixes(lengths)`` that returns the transform
+    of prefixes.
 
     Args:
         parts: one or more transforms of vectors (*batch, T), applied first to last.

@@ -67,9 +67,9 @@ class ConditionedResidual(ConditionedTransform):
 class _Residual(BijectionModule):
     """Base class of residual flows: holds or predicts N parameters.
 
-    A subclass passes the initial parameters to the constructor, and defines ``push`` and ``pull``. ``push`` maps x (*batch, D)
-    and the parameters (*batch, N) to y and log|det dy/dx|; ``pull`` maps y and the parameters to x and the same
-    log|det dy/dx|.
+    A subclass passes the initial parameters to the constructor, and defines ``push`` and ``pull``. ``push`` maps x
+    (*batch, D) and the parameters (*batch, N) to y and log|det dy/dx|; ``pull`` maps y and the parameters to x and the
+    same log|det dy/dx|.
     """
 
     phi: Any  # a Parameter or None
@@ -148,11 +148,13 @@ class Planar(_Residual):
         super().__init__(features, torch.cat([0.1 * v, w, torch.zeros(1)]), context, hidden, activation)
 
     def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns y and log|det dy/dx| given x (*batch, D) and parameters (*batch, N)."""
         u, w, b, slope = self._read(phi)
         z = (w * x).sum(-1) + b
         return x + u * z.tanh().unsqueeze(-1), _slope(z, slope).log()
 
     def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x and log|det dy/dx| given y (*batch, D) and parameters (*batch, N)."""
         u, w, b, slope = self._read(phi)
         z = _unbend((w * y).sum(-1) + b, slope)
         return y - u * z.tanh().unsqueeze(-1), _slope(z, slope).log()
@@ -167,9 +169,10 @@ class Planar(_Residual):
 class Radial(_Residual):
     r"""Radial flow y = x + beta (x - c) / (alpha + r), r = \|x - c\|, which contracts or expands around a centre c.
 
-        log|det dy/dx| = (D - 1) log(1 + beta / (alpha + r)) + log(1 + alpha beta / (alpha + r)^2),      alpha > 0, beta > -alpha
+        log|det dy/dx| = (D - 1) log(1 + beta / (alpha + r)) + log(1 + alpha beta / (alpha + r)^2)
 
-    alpha and 1 + beta / alpha are exp(arsinh) of free parameters, so that zeros give the identity. The inverse is the
+    with alpha > 0 and beta > -alpha. alpha and 1 + beta / alpha are exp(arsinh) of free parameters, so that zeros give
+    the identity. The inverse is the
     positive root of a quadratic in r, computed without cancellation.
 
     Cost: O(D) in both directions.
@@ -204,12 +207,14 @@ class Radial(_Residual):
         super().__init__(features, 0.1 * torch.randn(features + 2), context, hidden, activation)
 
     def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns y and log|det dy/dx| given x (*batch, D) and parameters (*batch, N)."""
         centre, alpha, kappa = self._read(phi)
         ray = x - centre
         factor, ladj = self._factor(torch.linalg.vector_norm(ray, dim=-1) / alpha, kappa)
         return torch.addcmul(centre, ray, factor.unsqueeze(-1)), ladj
 
     def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x and log|det dy/dx| given y (*batch, D) and parameters (*batch, N)."""
         centre, alpha, kappa = self._read(phi)
         ray = y - centre
         far = torch.linalg.vector_norm(ray, dim=-1) / alpha  # = rho (kappa + rho) / (1 + rho), rho = r / alpha
@@ -238,12 +243,12 @@ class Sylvester(_Residual):
 
         log|det dy/dx| = sum_i log(1 + R_ii S_ii (1 - tanh_i^2)),      R_ii S_ii > -1
 
-    Q (D, M) consists of the first columns of a product of H Householder reflections. R and S (M, M) are upper triangular;
-    S_ii is free, and R_ii follows from a free number as u does in :class:`Planar`. The inverse solves
-    z + S R tanh z = S Q^T y + b for z, from the last row to the first; then x = y - Q R tanh z.
+    Q (D, M) consists of the first columns of a product of H Householder reflections. R and S (M, M) are upper
+    triangular; S_ii is free, and R_ii follows from a free number as u does in :class:`Planar`. The inverse solves z + S
+    R tanh z = S Q^T y + b for z, from the last row to the first; then x = y - Q R tanh z.
 
-    Cost: O(D M + M^2) in both directions, and O(D H (H + M)) for Q. The inverse also solves M scalar equations, with about
-    six evaluations each.
+    Cost: O(D M + M^2) in both directions, and O(D H (H + M)) for Q. The inverse also solves M scalar equations, with
+    about six evaluations each.
 
     Args:
         features: D, the size of the vectors.
@@ -254,8 +259,8 @@ class Sylvester(_Residual):
         activation: elementwise activation of the hidden layers.
 
     Raises:
-        ValueError: if a size is not a positive integer, or ``rank`` is above D. In calls, for vectors of another size, and
-            for a reflection whose normal vector is zero.
+        ValueError: if a size is not a positive integer, or ``rank`` is above D. In calls, for vectors of another size,
+            and for a reflection whose normal vector is zero.
 
     Reference: van den Berg et al., "Sylvester normalizing flows for variational inference", UAI 2018.
 
@@ -294,12 +299,14 @@ class Sylvester(_Residual):
 
     @full_precision
     def push(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns y and log|det dy/dx| given x (*batch, D) and parameters (*batch, N)."""
         q, r, s, b, slope = self._read(phi)
         z = _times(_times(x, q), s.mT) + b
         return x + _times(_times(z.tanh(), r.mT), q.mT), _slope(z, slope).log().sum(-1)
 
     @full_precision
     def pull(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x and log|det dy/dx| given y (*batch, D) and parameters (*batch, N)."""
         q, r, s, b, slope = self._read(phi)
         z = _unmix(_times(_times(y, q), s.mT) + b, s @ r, slope)
         return y - _times(_times(z.tanh(), r.mT), q.mT), _slope(z, slope).log().sum(-1)

@@ -21,14 +21,14 @@ class RationalQuadratic(RememberingTransform):
         y = y_0 + (y_1 - y_0) z a / (z a + (1 - z) c),    a = s z + d_0 (1 - z),    c = d_1 z + s (1 - z)
         dy/dx = s^2 (z c + (1 - z) a) / (z a + (1 - z) c)^2
 
-    All terms are positive, so there is no cancellation, and the spline passes exactly through its knots. The inverse is the
-    root of a quadratic, also computed without cancellation.
+    All terms are positive, so there is no cancellation, and the spline passes exactly through its knots. The inverse is
+    the root of a quadratic, also computed without cancellation.
 
     Cost: in each direction, a search for the bin and about twenty operations.
 
     Args:
-        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y increase, and have equal first and equal
-            last elements. Slopes are positive; they should be 1 at both ends for a continuous derivative.
+        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y increase, and have equal first and
+            equal last elements. Slopes are positive; they should be 1 at both ends for a continuous derivative.
         cache_size: 1 to cache the last call, 0 for no cache.
 
     x and y have shape (\*batch) and broadcast with the knots.
@@ -36,8 +36,8 @@ class RationalQuadratic(RememberingTransform):
     Raises:
         ValueError: for knots of another shape. Their order is not checked.
 
-    References: Gregory, Delbourgo, "Piecewise Rational Quadratic Interpolation to Monotonic Data", IMA J. Numer. Anal. 1982;
-    Durkan et al., "Neural Spline Flows", NeurIPS 2019.
+    References: Gregory, Delbourgo, "Piecewise Rational Quadratic Interpolation to Monotonic Data", IMA J. Numer. Anal.
+    1982; Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
     Example:
         >>> import torch
@@ -108,8 +108,8 @@ class CircularRationalQuadratic(RationalQuadratic):
     Arguments may be any real numbers; results are in [-pi, pi).
 
     Args:
-        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y start at -pi and end at pi. The slopes at
-            both ends should be equal, so that the derivative is continuous on the circle.
+        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y start at -pi and end at pi. The
+            slopes at both ends should be equal, so that the derivative is continuous on the circle.
         angle: (\*batch), the angle of rotation, any real number.
         cache_size: 1 to cache the last call, 0 for no cache.
 

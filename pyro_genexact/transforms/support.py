@@ -24,8 +24,8 @@ from .base import PlainTransform, RememberingTransform, all_finite
 class HalfLine(PlainTransform):
     """Bijection y = bound + sign exp(x) onto the open half line above or below a bound; log|dy/dx| = x.
 
-    Values that would round to the bound are replaced by the number next to it. x is clamped to ±log(eps max), with eps and
-    max of the dtype, and has gradient 0 beyond, because products of gradients with y or 1 / y would overflow.
+    Values that would round to the bound are replaced by the number next to it. x is clamped to ±log(eps max), with eps
+    and max of the dtype, and has gradient 0 beyond, because products of gradients with y or 1 / y would overflow.
 
     Args:
         bound: the end of the half line, a number or a tensor that broadcasts.
@@ -71,8 +71,8 @@ class HalfLine(PlainTransform):
 class Interval(PlainTransform):
     """Bijection y = low + (high - low) sigmoid(x) onto an open interval; log|dy/dx| = log(high - low) + log sigmoid'(x).
 
-    The inverse is log(y - low) - log(high - y), accurate up to both ends. Values that would round to an end are replaced by
-    the number next to it, and x is clamped as by :class:`HalfLine`.
+    The inverse is log(y - low) - log(high - y), accurate up to both ends. Values that would round to an end are
+    replaced by the number next to it, and x is clamped as by :class:`HalfLine`.
 
     Args:
         low: the lower end, a number or a tensor that broadcasts.
@@ -120,8 +120,8 @@ class Simplex(PlainTransform):
     """Bijection y = softmax(x_1 ... x_{k-1}, 0) onto the open simplex (additive log-ratio); log|dy/dx| = sum_i log y_i.
 
     It maps (*batch, k - 1) to (*batch, k). The density is that of the first k - 1 coordinates, as for the Dirichlet
-    distribution. Elements of y are clamped to at least 1 / (eps max), with eps and max of the dtype, and have gradient 0
-    there, because products of gradients with their inverse would overflow.
+    distribution. Elements of y are clamped to at least 1 / (eps max), with eps and max of the dtype, and have gradient
+    0 there, because products of gradients with their inverse would overflow.
 
     Reference: Aitchison, "The Statistical Analysis of Compositional Data", JRSS B 1982.
 
@@ -164,12 +164,12 @@ class Interior:
 class ToSupport(RememberingTransform):
     """Bijection from real vectors onto the interior of a support; its codomain accepts only the interior.
 
-    A value outside the interior (on the boundary, infinite or beyond) has no inverse. For such a value the inverse returns
-    x = 0 with log|dy/dx| = +inf, so that its density is 0. NaN gives NaN.
+    A value outside the interior (on the boundary, infinite or beyond) has no inverse. For such a value the inverse
+    returns x = 0 with log|dy/dx| = +inf, so that its density is 0. NaN gives NaN.
 
     Args:
-        support: a scalar constraint for all features, a vector constraint such as ``constraints.simplex``, or a list of one
-            scalar constraint per feature.
+        support: a scalar constraint for all features, a vector constraint such as ``constraints.simplex``, or a list of
+            one scalar constraint per feature.
         features: D, the size of the vectors in the support.
         cache_size: 1 to cache the last call, 0 for no cache.
 
@@ -200,7 +200,7 @@ class ToSupport(RememberingTransform):
         return with_check(self.support, Interior(self))  # type: ignore[no-any-return]
 
     def contains(self, y: Tensor) -> Tensor:
-        """Returns a Boolean tensor (*batch,): whether y (*batch, D) is in the interior; a TypeError for complex numbers."""
+        """Returns whether y (*batch, D) is in the interior, Boolean (*batch,); raises a TypeError for complex y."""
         y = floating(numbers("value", y), ())
         with torch.no_grad():
             x = self.bijection.inv(y)

@@ -42,8 +42,8 @@ class Autoregressive(DistributionModule):
         TypeError: if ``conditioner`` or ``head`` is of another class.
         ValueError: if conditioner, head, order and event_shape do not match.
 
-    References: Bengio, Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks", NeurIPS 1999;
-    Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013.
+    References: Bengio, Bengio, "Modeling high-dimensional discrete data with multi-layer neural networks", NeurIPS
+    1999; Uria, Murray, Larochelle, "RNADE: The real-valued neural autoregressive density-estimator", NeurIPS 2013.
 
     Example:
         >>> import torch
@@ -186,8 +186,8 @@ class OrderEnsemble(DistributionModule):
     All orders share the weights of the model; the weights that belong to a variable move with it. In eval mode the call
     returns the exact mixture. In training mode it returns the model under one random order. Maximising that log_prob is
     the training objective of EoNADE, a lower bound on the log_prob of the mixture. During :func:`~pyro_genexact.fit`,
-    validation rows are scored by the mixture over the first ``validation`` orders, so that early stopping takes that many
-    passes instead of K.
+    validation rows are scored by the mixture over the first ``validation`` orders, so that early stopping takes that
+    many passes instead of K.
 
     Cost: K passes for ``log_prob`` and for ``sample`` in eval mode, one in training mode. Each pass first copies the
     weights that the order permutes. ``rsample`` keeps an autograd graph of T steps.

@@ -1,13 +1,13 @@
-r"""Public names of the semirings and the recursion over linear chains, and what they compute.
+r"""Semirings and the recursion over linear chains, to compute sums over all label sequences.
 
-A :class:`ChainPotentials` gives every labelling y_1 ... y_N the weight of a product of factors, written as a sum of log-potentials,
+:class:`ChainPotentials` define the log-weight of each label sequence y_1 ... y_N as a sum of potentials,
 
     score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N],
 
-and :func:`fold` adds up all V^N of them in N steps of V^2 work by the distributive law. With :class:`LogSumExp` the total is
-the log-normaliser, with :class:`Max` the best score, with :class:`KMax` the best k, with :class:`Count` the number of
-labellings, with :class:`Expectation` an expected value. :func:`trace` walks back from the end and picks a labelling: the best
-one, or with :class:`Draw` one at random with its exact probability.
+and :func:`fold` sums over all V^N sequences in N steps of O(V^2) operations by the distributive law. The semiring
+defines the sum: :class:`LogSumExp` computes log Z, :class:`Max` the best score, :class:`KMax` the k best scores,
+:class:`Count` the number of possible sequences, and :class:`Expectation` an expected value. :func:`trace` selects a
+sequence backwards from the last site: the best one, or with :class:`Draw` a random one with its exact probability.
 
 References: Goodman, "Semiring parsing", Computational Linguistics 1999; Eisner, "Parameter estimation for probabilistic
 finite-state transducers", ACL 2002; Rush, "Torch-Struct: Deep structured prediction library", ACL 2020.

@@ -1,1 +1,1 @@
-"""Autoregressive distributions: a fixed number of sites, or sequences of random length."""
+"""Autoregressive distributions: over a fixed number of sites, or over sequences of random length."""

@@ -1,4 +1,4 @@
-"""ChainRule: a conditioner and a head as they are at one call, with context; draws the sites."""
+"""ChainRule: a conditioner and a head bound to a context; it samples the sites."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from .checks import steps_in_order
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ChainRule:
-    """p(y_t | x, y_{<t}) of the sites of rows, in visiting order.
+    """The conditional distributions p(y_t | x, y_{<t}) of the sites of rows, in visiting order.
 
     Attributes:
-        conditioner, head: as they were.
-        context: (*batch, C), or of more dims (:class:`Covariates`, :class:`Source`), or None.
-        source_lengths: (*batch), of sources.
-        sites: how many a row has, those of a prefix included.
+        conditioner: the conditioner, with its weights at construction.
+        head: the head, with its weights at construction.
+        context: (*batch, C), or with more dims (:class:`Covariates`, :class:`Source`), or None.
+        source_lengths: (*batch), the lengths of sources, or None.
+        sites: the number of sites of a row, including those of a prefix.
     """
 
     conditioner: Any = Held()  # noqa: RUF009  (a descriptor, and no default)
@@ -50,9 +51,10 @@ class ChainRule:
         order: Tensor | None = None,
         given: int = 0,
     ) -> ChainRule:
-        """Binds the modules as they are now.
+        """Binds the modules with their present weights.
 
-        Covariates are given in the order of the event, after those of the ``given`` sites of a prefix; ``order`` is that of visits.
+        Covariates follow the order of the event, after those of the ``given`` sites of a prefix; ``order`` is the
+        visiting order.
         """
         context, source_lengths = checked_source(conditioner, context, source_lengths)
         if context is not None and kind_of(conditioner.context).by_site:
@@ -61,60 +63,61 @@ class ChainRule:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """What the modules compute with, each once."""
+        """The tensors that the modules use, without duplicates."""
         return held_tensors(self)
 
     @cached_property
     def like(self) -> Tensor:
-        """A tensor of the dtype and on the device of the numbers."""
+        """A tensor with the dtype and device of the computation."""
         floating = (t for t in (*self.tensors, self.context) if t is not None and t.is_floating_point())
         return next(floating, torch.empty(0, device="cpu"))
 
     @cached_property
     def reads_numbers(self) -> bool:
-        """Whether sites are numbers to the conditioner, or categories."""
+        """Whether the conditioner reads sites as numbers rather than categories."""
         return isinstance(self.conditioner.site, tuple)
 
     @property
     def context_dims(self) -> int:
-        """How many dims of the context belong to one row."""
+        """The number of dims of the context that belong to one row."""
         return kind_of(self.conditioner.context).dims
 
     @property
     def batch_shape(self) -> torch.Size:
-        """That of the context."""
+        """The batch shape of the context."""
         return torch.Size() if self.context is None else self.context.shape[: -self.context_dims]
 
     @cached_property
     def probe(self) -> Any:
-        """The distribution of all sites at phi = 0: what family it is does not depend on phi."""
-        with torch.no_grad():  # tensors on a graph could not be copied
+        """The distribution of all sites at phi = 0; its family does not depend on phi."""
+        with torch.no_grad():  # tensors with a graph cannot be copied
             return self.site(self.like.new_zeros(1, self.sites, self.head.num_params))
 
     @property
     def family(self) -> str:
+        """The class name of the distribution of a site."""
         return type(getattr(self.probe, "base_dist", self.probe)).__name__
 
     @cached_property
     def _half_head(self) -> bool:
-        """Whether the head's own weights are in half precision, so that its parameters must be."""
+        """Whether the head's weights are in half precision, which requires parameters in half precision."""
         return any(p.dtype.itemsize < 4 for p in self.head.parameters())
 
     def site(self, phi: Tensor, first: int = 0) -> Any:
-        """The distributions of S sites from ``first`` on, of parameters in single precision at least."""
-        # a call of the head as a module would cost as much as an operation
+        """Returns the distributions of S sites from ``first`` on, with parameters in single precision at least."""
+        # head.forward instead of head(...) saves the time of about one operation
         return self.head.forward(phi if phi.dtype.itemsize >= 4 or self._half_head else phi.float(), first)
 
     def site_at_zero(self, t: int) -> Any:
-        """The distribution (1, 1) of site t at phi = 0, whose support is that at any phi."""
+        """Returns the distribution (1, 1) of site t at phi = 0, which has the same support at all phi."""
         return self.site(self.like.new_zeros(1, 1, self.head.num_params), t)
 
     def read(self, y: Tensor) -> Tensor:
-        """Sites as the conditioner reads them: numbers in its dtype, categories as they are."""
+        """Converts sites to the conditioner's input: numbers to its dtype; categories are unchanged."""
         return y.to(self.like.dtype) if self.reads_numbers else y
 
     def typed(self, name: str, value: Tensor) -> Tensor:
-        """Values in the dtype of the conditioner, or single for half precision; integers and Booleans for numbers of the same value."""
+        """Converts values to the dtype of the conditioner (float32 for half precision), or to integers for categories."""
         value = numbers(name, value)
         if value.is_floating_point():
             if self.reads_numbers:
@@ -124,7 +127,7 @@ class ChainRule:
         return value.long() if isinstance(self.conditioner.site, int) else value.to(self.like.dtype)
 
     def contexts(self, shape: torch.Size, present: Tensor | None = None) -> Any:
-        """The context of each row of a batch, with zeros for the covariates of sites (B, T) that are not present."""
+        """Returns the context of each row of a batch, with zeros for the covariates of sites (B, T) that are absent."""
         if self.context is None:
             return None
         context = flat_rows(self.context, shape, self.context_dims)
@@ -137,10 +140,10 @@ class ChainRule:
     def draw(
         self, loop: SiteLoop, draw: Callable[[Tensor, int], Tensor], lengths: Tensor | None = None
     ) -> list[Tensor]:
-        """The sites (B, 1, *site_shape) that a loop visits, drawn one by one from their parameters and place.
+        """Returns the sites (B, 1, *site_shape) that a loop visits, each drawn by ``draw(phi, t)``.
 
-        Padding is drawn at phi = 0 and set to 0 before the network reads it. Drawn like other sites it could overflow, and
-        its gradient would be NaN.
+        Padding is drawn at phi = 0 and set to 0 before the network reads it. Drawn from the network's parameters it
+        could overflow, with a gradient of NaN.
         """
         ys: list[Tensor] = []
         for t, phi in loop:
@@ -155,6 +158,6 @@ class ChainRule:
         return ys
 
     def loop(self, shape: torch.Size, stop: int, prefix: Tensor | None, present: Tensor | None = None) -> SiteLoop:
-        """The loop over the sites of a batch's rows, from the end of their prefixes (B, k, *site_shape) to ``stop``."""
+        """Returns the loop over the sites of a batch, from the end of the prefixes (B, k, *site_shape) to ``stop``."""
         prefix = None if prefix is None else self.read(prefix)
         return SiteLoop(self.conditioner, self.contexts(shape, present), prod(shape), stop, prefix)

@@ -1,4 +1,4 @@
-"""Checks of what an autoregressive distribution is built from."""
+"""Checks of the arguments of autoregressive distributions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..families.per_site import PerSiteConstraint
 
 
 def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, given: int) -> torch.Size:
-    """The dims of the event that are sites; ValueError if conditioner, head and event do not fit each other."""
+    """Returns the dims of the event that are sites; raises a ValueError if conditioner, head and event do not match."""
     if conditioner.num_params != head.num_params:
         raise ValueError(
-            f"Expected conditioner.num_params == {head.num_params} (that of the head); got {conditioner.num_params}."
+            f"Expected conditioner.num_params == {head.num_params} (num_params of the head); got {conditioner.num_params}."
         )
     site_shape = tuple(head.site_shape)
     cut = len(event_shape) - len(site_shape)
@@ -37,14 +37,14 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
     if conditioner.max_len is not None and sites > conditioner.max_len:
         raise ValueError(f"Expected at most {conditioner.max_len} sites (conditioner.max_len); got {sites}.")
     if head.num_sites not in (None, sites):
-        raise ValueError(f"Expected a head of {sites} sites (those of the event); got one of {head.num_sites}.")
+        raise ValueError(f"Expected a head of {sites} sites (sites of the event); got one of {head.num_sites} sites.")
     site = conditioner.site
     if site_shape != (site if isinstance(site, tuple) else ()):
         raise ValueError(f"Expected conditioner.site == {site_shape} (the site shape of the head); got {site}.")
     kinds = site if isinstance(site, list) else [site]
     if any(isinstance(kind, int) for kind in kinds):
         supports = head.support.parts if isinstance(head.support, PerSiteConstraint) else [head.support]
-        many = max(len(kinds), len(supports))  # 1 where all sites are alike
+        many = max(len(kinds), len(supports))  # 1 if all sites are of the same kind
         for kind, support in zip(kinds * (many // len(kinds)), supports * (many // len(supports)), strict=True):
             if isinstance(kind, int) and not _is_category(support, kind):
                 raise ValueError(
@@ -54,7 +54,7 @@ def sites_of(conditioner: Conditioner, head: Head, event_shape: torch.Size, give
 
 
 def _is_category(support: Any, categories: int) -> bool:
-    """Whether the support's values are among 0 ... categories - 1."""
+    """Returns whether all values of the support are in 0 ... categories - 1."""
     if type(support) is type(constraints.boolean):
         return categories >= 2
     low, high = getattr(support, "lower_bound", -1), getattr(support, "upper_bound", categories)
@@ -62,36 +62,36 @@ def _is_category(support: Any, categories: int) -> bool:
 
 
 def _holds(condition: Any) -> bool:
-    """Whether a condition holds; True on ``meta``, where it cannot be seen."""
+    """Returns whether a condition holds; True for meta tensors, which have no values."""
     return bool(getattr(condition, "is_meta", False) or condition)
 
 
 def check_uniforms(u: Any) -> None:
-    """Raises a TypeError or ValueError unless u is a tensor of single precision at least."""
+    """Raises a TypeError or ValueError if u is not a floating-point tensor of single precision at least."""
     check_kind("u", u, Tensor)
     if not u.is_floating_point():
         raise TypeError(f"Expected u to be a tensor of floating-point numbers; got {u.dtype}.")
-    if u.dtype.itemsize < 4:  # which rounds most of them away from where they were drawn
+    if u.dtype.itemsize < 4:  # half precision rounds most uniforms to another value
         raise ValueError(f"Expected u.dtype to be torch.float32 or torch.float64; got {u.dtype}.")
 
 
 def check_ends(head: Head, eos: int | None) -> None:
-    """Raises a TypeError or ValueError unless the head can end a sequence."""
+    """Raises a TypeError or ValueError if the head cannot end a sequence."""
     name, support = type(head).__name__, head.support
     if head.num_sites is not None:
-        raise ValueError(f"Expected a head that treats all sites alike; got a {name}.")
+        raise ValueError(f"Expected a head that is the same at all sites; got {name}.")
     if head.has_ends:
         if eos is not None:
-            raise ValueError(f"Expected eos=None ({name} marks the ends); got {eos}.")
+            raise ValueError(f"Expected eos=None ({name} models the end itself); got {eos}.")
     elif not isinstance(eos, int) or isinstance(eos, bool):
-        raise TypeError(f"Expected eos to be an integer ({name} marks no ends); got {eos!r}.")
+        raise TypeError(f"Expected eos to be an integer ({name} does not model the end); got {eos!r}.")
     elif support.event_dim or not support.is_discrete or not _holds(_within(support, eos)):
         raise ValueError(f"Expected eos within the support of the head, {support}; got {eos}.")
     else:
         for part in head.modules():
             if isinstance(part, Head) and part.eos not in (None, eos):
                 name = type(part).__name__
-                raise ValueError(f"Expected {name} of eos == {eos} (that of the sequence); got {part.eos}.")
+                raise ValueError(f"Expected {name} with eos == {eos} (eos of the sequence); got {part.eos}.")
 
 
 def _within(support: Any, number: int) -> Tensor:
@@ -101,12 +101,18 @@ def _within(support: Any, number: int) -> Tensor:
 
 
 def shape_of_prefix(prefix: Any, site_shape: tuple[int, ...]) -> tuple[torch.Size, int]:
-    """The batch shape and the number of sites of a prefix (*batch, k, *site_shape); ValueError for another shape or none."""
+    """Returns the batch shape and the number of sites k of a prefix (*batch, k, *site_shape).
+
+    Raises:
+        TypeError: if the prefix is not a tensor.
+        ValueError: if it has another shape or no sites.
+    """
     check_kind("prefix", prefix, Tensor)
     cut = prefix.dim() - len(site_shape)
     if cut < 1 or tuple(prefix.shape[cut:]) != site_shape:
         raise ValueError(
-            f"Expected prefix.shape == ({', '.join(['*batch', 'k', *map(str, site_shape)])}) (sites of the head); got {tuple(prefix.shape)}."
+            f"Expected prefix.shape == ({', '.join(['*batch', 'k', *map(str, site_shape)])}) (k sites of the head); "
+            f"got {tuple(prefix.shape)}."
         )
     if not prefix.shape[cut - 1]:
         raise ValueError(f"Expected a prefix of at least one site; got prefix.shape == {tuple(prefix.shape)}.")
@@ -114,10 +120,10 @@ def shape_of_prefix(prefix: Any, site_shape: tuple[int, ...]) -> tuple[torch.Siz
 
 
 def steps_in_order(context: Tensor, order: Tensor | None, given: int, sites: int) -> Tensor:
-    """A context (*batch, T, C) of one vector a site, those after the ``given`` ones in visiting order."""
+    """Reorders covariates (*batch, T, C) to visiting order; the first ``given`` ones are already in order."""
     if context.shape[-2] != sites:
         raise ValueError(
-            f"Expected context.shape[-2] == {sites} (covariates of every site); got {tuple(context.shape)}."
+            f"Expected context.shape[-2] == {sites} (covariates of all sites); got {tuple(context.shape)}."
         )
     if order is None:
         return context

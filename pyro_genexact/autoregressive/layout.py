@@ -1,4 +1,4 @@
-"""Events as rows of sites: visiting order, prefix, padding, and the end of a sequence."""
+"""Layout of events as rows of sites: visiting order, prefix, padding, and the end of a sequence."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..families.in_support import contains, feasible_point
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Rows (B, k + T, *site_shape) in visiting order: the k sites of a prefix, then the T of an event.
+    """Layout of events as rows (B, k + T, *site_shape) in visiting order: k sites of a prefix, then T of the event.
 
     Attributes:
-        head: of the sites.
-        dims: those of the event that are sites.
+        head: the head of the sites.
+        dims: the dims of the event that are sites.
         prefix: (*batch, k, *site_shape), or None.
-        order: (T,), the site of the event that is visited as number i, or None for raster order.
-        lengths: (*batch), how many sites a row has, those of the prefix included, or None where all have all.
+        order: (T,), the index of the i-th site to visit, or None for raster order.
+        lengths: (*batch), the number of sites of each row including those of the prefix, or None for all.
     """
 
     head: Head
@@ -33,48 +33,51 @@ class Layout:
     order: Tensor | None = None
     lengths: Tensor | None = None
 
-    has_ends = False  # whether a site may be the last one of its row
-    fill = 0  # what stands in padding
-    enumerable = "no lengths"  # what enumeration asks of rows
+    has_ends = False  # whether sites can end a row
+    fill = 0  # value of padding
+    enumerable = "no lengths"  # condition for enumeration, for error messages
 
     @property
     def count(self) -> int:
-        """T."""
+        """T, the number of sites of the event."""
         return prod(self.dims)
 
     @property
     def given(self) -> int:
-        """k."""
+        """k, the number of sites of the prefix."""
         return 0 if self.prefix is None else self.prefix.shape[-1 - len(self.head.site_shape)]
 
     @property
     def prefix_batch(self) -> torch.Size:
+        """The batch shape of the prefix, () without prefix."""
         return torch.Size() if self.prefix is None else self.prefix.shape[: -1 - len(self.head.site_shape)]
 
     def prefix_rows(self, shape: torch.Size) -> Tensor | None:
+        """Returns the prefix as rows (B, k, *site_shape), or None."""
         return None if self.prefix is None else flat_rows(self.prefix, shape, 1 + len(self.head.site_shape))
 
     def length_rows(self, shape: torch.Size) -> Tensor | None:
+        """Returns the lengths as rows (B,), or None."""
         return None if self.lengths is None else flat_rows(self.lengths, shape, 0)
 
     def starts(self, shape: torch.Size) -> Tensor | None:
-        """(B) how many sites of the prefix a row has; None where all have as many."""
+        """Returns the number of prefix sites of each row (B,), or None if it is the same in all rows."""
         return None
 
     def span(self, shape: torch.Size) -> tuple[int, int]:
-        """The first site that some row of a batch draws, and the end of the last row."""
+        """Returns the first site that any row of a batch draws, and the end of the last row."""
         return self.given, self.given + self.count
 
     def over(self, shape: torch.Size) -> Tensor | None:
-        """Which rows (B) have a prefix that has ended; None where none can."""
+        """Returns which rows (B,) have a prefix that has ended, or None if no prefix can end."""
         return None
 
     def obstacle(self, shape: torch.Size) -> str | None:
-        """Why the events of a batch cannot be enumerated, though sites can; None if they can."""
+        """Returns the reason why events of a batch cannot be enumerated even if sites can, or None."""
         return None if self.lengths is None else "lengths"
 
     def after_prefix(self, sites: Tensor, batch_shape: torch.Size) -> Tensor:
-        """The prefix and more sites (*batch, S, *site_shape) in one, of this batch shape."""
+        """Returns the prefix extended by sites (*batch, S, *site_shape), of this batch shape."""
         if self.prefix is None:
             return sites
         event = -1 - len(self.head.site_shape)
@@ -82,61 +85,62 @@ class Layout:
         return torch.cat(parts, len(batch_shape))
 
     def filler(self, like: Tensor, rows: int = 1, sites: int = 1) -> Tensor:
+        """Returns padding (rows, sites, *site_shape) with the dtype and device of ``like``."""
         return like.new_full((rows, sites, *self.head.site_shape), self.fill)
 
     def ends(self, y: Tensor) -> Tensor:
-        """Which sites (*, T, *site_shape) are ends, (*, T)."""
+        """Returns which sites (*, T, *site_shape) end their row, as (*, T)."""
         return torch.zeros(y.shape[: y.dim() - len(self.head.site_shape)], dtype=torch.bool, device=y.device)
 
     def flat(self, value: Tensor, shape: torch.Size) -> Tensor:
-        """Events of a batch as rows (B, T, *site_shape) in visiting order."""
+        """Reshapes the events of a batch to rows (B, T, *site_shape) in visiting order."""
         rows = flat_rows(value, shape, len(self.dims) + len(self.head.site_shape)).flatten(1, len(self.dims))
         return rows if self.order is None else rows.index_select(1, self.order)
 
     def arrange(self, sites: Tensor, shape: torch.Size) -> Tensor:
-        """What belongs to the sites of the event in visiting order, (B, T, ...), as (*shape, *dims, ...)."""
+        """Reshapes values (B, T, ...) of the event's sites in visiting order to (*shape, *dims, ...)."""
         sites = sites if self.order is None else sites.index_select(1, self.order.argsort())
         return sites.reshape(shape + self.dims + sites.shape[2:])
 
     def events(self, y: Tensor, shape: torch.Size) -> Tensor:
-        """Rows (B, T, *site_shape) in visiting order as events, with zeros for padding."""
+        """Reshapes rows (B, T, *site_shape) in visiting order to events, with zeros for padding."""
         present = self.present(shape)
         if present is not None:
             y = torch.where(expand_mask(present[:, self.given :], y), y, y.new_zeros(()))
         return self.arrange(y, shape)
 
     def present(self, shape: torch.Size) -> Tensor | None:
-        """Which sites (B, k + T) are present whatever their values; None where all are, or where their values decide."""
+        """Returns the mask (B, k + T) of present sites; None if all are, or if it depends on the values."""
         lengths = self.length_rows(shape)
         return None if lengths is None else site_mask(lengths, self.given + self.count)
 
     def rows(self, value: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
-        """Prefix and events as rows, and which of their sites (B, k + T) are present; None where all are."""
+        """Returns prefix and events as rows, and the mask (B, k + T) of present sites; None if all are present."""
         y, prefix = self.flat(value, shape), self.prefix_rows(shape)
         return y if prefix is None else torch.cat([prefix, y], 1), self.present(shape)
 
     def of_event(self, sites: Tensor, shape: torch.Size) -> Tensor:
-        """Of what belongs to all sites (B, k + T, ...) that of the event's, (B, T, ...)."""
+        """Selects the values (B, T, ...) of the event's sites from those of all sites (B, k + T, ...)."""
         return sites[:, self.given :] if self.prefix is not None else sites
 
     def inside(self, y: Tensor, present: Tensor | None) -> Tensor:
-        """Which sites of rows are in the support of the head, or padding, (B, k + T)."""
+        """Returns which sites (B, k + T) of rows are valid: in the head's support, or padding."""
         inside = contains(self.head.support, y)
         return inside if present is None else inside | ~present
 
     def check(self, y: Tensor, inside: Tensor, name: str = "value") -> None:
-        """Raises a ValueError unless all sites of rows are inside."""
-        if not torch._is_all_true(inside):  # which vmap knows, unlike all()
+        """Raises a ValueError unless all sites of rows are valid."""
+        if not torch._is_all_true(inside):  # unlike all(), it works under vmap
             row, site = (~inside).nonzero()[0].tolist()
             raise ValueError(f"Expected {name} {self.expected(y, row, site)}")
 
     def expected(self, y: Tensor, row: int, site: int) -> str:
-        """What a site that is not inside should have been, and what it is."""
+        """Returns the message for an invalid site: expectation and value."""
         got = y[row, site].tolist()
         return f"within the support of the head, {self.head.support}; got {got} at site {site} (in visiting order)."
 
     def check_prefix(self, shape: torch.Size) -> None:
-        """Raises a ValueError for a prefix that is outside the support."""
+        """Raises a ValueError if the prefix is outside the support."""
         prefix = self.prefix_rows(shape)
         if prefix is not None:
             y = prefix.new_zeros(len(prefix), self.given + self.count, *self.head.site_shape)
@@ -147,18 +151,18 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class SequenceLayout(Layout):
-    """Rows in which nothing but fillers follows the first end, after prefixes of several lengths.
+    """Layout of rows in which only padding follows the first end, after prefixes of possibly different lengths.
 
     Attributes:
-        eos: the symbol that ends a row; None where the head tells it.
-        prefix_lengths: (*batch), or None where all prefixes have k sites.
+        eos: the category that ends a row; None if the head models the end.
+        prefix_lengths: (*batch), or None if all prefixes have k sites.
     """
 
     eos: int | None = None
     prefix_lengths: Tensor | None = None
 
     has_ends = True
-    enumerable = "prefixes that go on"
+    enumerable = "prefixes that have not ended"
 
     @property
     def fill(self) -> int:  # type: ignore[override]
@@ -195,7 +199,7 @@ class SequenceLayout(Layout):
         return self.head.ends(y) if self.eos is None else y == self.eos
 
     def gone(self, y: Tensor) -> Tensor:
-        """Which sites (B, T) of rows stand after the first end."""
+        """Returns which sites (B, T) of rows are after the first end."""
         ends = self.ends(y)
         return ends.cumsum(1) > ends
 
@@ -215,11 +219,11 @@ class SequenceLayout(Layout):
         return sites.take_along_dim(expand_mask(index, sites), 1)
 
     def site_of(self, t: int, starts: Tensor) -> Tensor:
-        """Which site of the event (B) site t is for rows of these starts; T where it is none."""
+        """Returns the index in the event (B,) of site t for rows with these starts; T if it is not in the event."""
         return torch.where((t >= starts) & (t < starts + self.count), t - starts, self.count)
 
     def inside(self, y: Tensor, present: Tensor | None) -> Tensor:
-        """Present sites in the support of the head; the others fillers."""
+        """Returns which present sites are in the head's support, and which absent sites hold the padding value."""
         assert present is not None
         filled = y == self.filler(y)
         filled = filled if filled.dim() == 2 else filled.flatten(2).all(2)
@@ -239,7 +243,7 @@ class SequenceLayout(Layout):
 
 
 def close_gaps(sites: Tensor, starts: Tensor, given: int) -> Tensor:
-    """Sites (*batch, k + T, *site_shape) of which the first k are left out from a row's start (*batch) on; others move up."""
+    """Removes the padding of prefixes: rows (*batch, k + T, *site_shape) keep the first ``starts`` of their k sites."""
     place = torch.arange(sites.shape[starts.dim()], device=sites.device)
     index = torch.where(place < starts.unsqueeze(-1), place, given + place - starts.unsqueeze(-1))
     return sites.take_along_dim(expand_mask(index.clamp(max=len(place) - 1), sites), starts.dim())

@@ -1,4 +1,4 @@
-"""Gradients of rsample by the conditioner's adjoint, one reverse sweep for all sites."""
+"""Gradients of rsample by the conditioner's adjoint: one reverse sweep for all sites."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .chain_rule import ChainRule
 
 
 def can_sweep(conditioner: Any) -> bool:
-    """Whether gradients are asked for that the conditioner's ``adjoint`` gives."""
-    functorch = transformed()  # which differentiates by transforming plain operations
+    """Returns whether grad is on and the conditioner's ``adjoint`` applies."""
+    functorch = transformed()  # torch.func differentiates plain operations, not autograd Functions
     return torch.is_grad_enabled() and not functorch and bool(conditioner.has_adjoint)
 
 
 def sweep(chain: ChainRule, context: Any, lengths: Tensor | None, rows: int) -> Tensor:
-    """The sites (B, T, *site_shape) of B rows drawn by a chain rule, in visiting order, with zeros from their lengths on.
+    """Draws the sites (B, T, *site_shape) of B rows from a chain rule, in visiting order, with zeros for padding.
 
-    Cost of the backward pass: about one sample; memory: a small graph of the head a site. With ``create_graph`` it draws
-    the same noise again, through a graph of T steps that can be differentiated again.
+    Cost of the backward pass: about that of one sample. Its memory is a small graph of the head per site. With
+    ``create_graph``, backward draws the same noise again, through a differentiable graph of T steps.
     """
     return _Sweep.apply(chain, lengths, rows, context, *chain.tensors)
 
@@ -54,7 +54,7 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        context, *tensors = ctx.saved_tensors  # unpacked, so that autograd sees a parameter changed since
+        context, *tensors = ctx.saved_tensors  # unpacking lets autograd detect parameters changed in place
         if torch.is_grad_enabled():
             return None, None, None, *_graph_gradients(ctx, gy, context, tensors)
         site = ctx.drawn[0]
@@ -64,7 +64,7 @@ class _Sweep(torch.autograd.Function):
         a, of_context, pairs = ctx.chain.conditioner.adjoint(
             ctx.state, gy.reshape(*gy.shape[:2], len(units)), gain, torch.zeros_like(gain[:, :, 0]), context
         )
-        # The head's own parameters get their share through the draws, at the solved cotangents.
+        # gradients of the head's own parameters flow through the draws, with the solved cotangents
         outputs = [*ctx.drawn, *(weight for weight, _ in pairs)]
         grads = [*a.reshape(gy.shape).split(1, 1), *(grad for _, grad in pairs)]
         found = iter(vjp(outputs, [t for t in tensors if t.requires_grad], grads))

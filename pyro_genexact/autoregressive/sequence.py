@@ -1,4 +1,4 @@
-"""SequenceDistribution: sequences of random length, each of which stops at its first end."""
+"""SequenceDistribution: sequences of random length, which stop at their first end."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from .site_by_site import ChainRuleDistribution, EventConstraint
 
 
 class TerminationCurve(NamedTuple):
-    """How probable it is that a sequence ends in time.
+    """Probability that a sequence has ended, by site.
 
     Attributes:
-        probability: (*batch, T), [t] that one of the sites 0 ... t is an end: of a length of at most t (of t + 1 with
-            ``eos=None``, where the end counts).
-        standard_error: (*batch, T), 0 where all samples agree to rounding, as they do where the probability is exact.
+        probability: (*batch, T), where [t] is the probability that one of the sites 0 ... t is an end, that is, of a
+            length of at most t (at most t + 1 with ``eos=None``, where the end counts as a site).
+        standard_error: (*batch, T), the Monte Carlo error of ``probability``; 0 where all samples agree to rounding, as
+            they do if the probability is exact.
     """
 
     probability: Tensor
@@ -39,34 +40,35 @@ class TerminationCurve(NamedTuple):
 
 
 class SequenceDistribution(ChainRuleDistribution):
-    r"""Sequences of random length: p(y | x) = prod_{t <= n} p(y_t | x, y_{<t}), n the first site that is an end.
+    r"""Sequences of random length: p(y | x) = prod_{t <= n} p(y_t | x, y_{<t}), where n is the first site that is an end.
 
-    An event is an array of max_len sites. After the first ``eos`` all of it is ``eos``; an array without one stands for all
-    sequences that are longer, so that the probabilities of all arrays add up to 1. With ``eos=None`` the head marks which
-    sites are ends (:class:`~pyro_genexact.heads.Stopped`), and zeros follow them.
+    An event is an array of max_len sites. All sites after the first ``eos`` are ``eos``. An array without ``eos``
+    represents all longer sequences that start with it, so that the probabilities of all arrays sum to 1. With
+    ``eos=None`` the head models which sites are ends (:class:`~pyro_genexact.heads.Stopped`), and the sites after an
+    end are 0.
 
-    Cost: ``log_prob`` is one parallel pass of the conditioner. ``sample`` extends one state site by site, of the rows that go
-    on, until none does.
+    ``log_prob`` is in nats. The batch shape is that of context, source_lengths, prefix and prefix_lengths, broadcast.
+
+    Cost: ``log_prob`` is one parallel pass of the conditioner. ``sample`` extends the conditioner's state site by site,
+    for the rows that have not ended, until all have.
 
     Args:
-        conditioner: reads the sites; the weights that it has now are used from here on.
-        head: makes the distribution of each site.
-        eos: the symbol that ends a sequence; None where the head marks it.
-        max_len: T, sites of an array.
-        context: (*batch, C), with ``Covariates`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``PaddedSequence`` of it and its
-            lengths, or None.
-        source_lengths: (*batch) integers 0 ... S, how long a row's ``Source`` is; by default S.
+        conditioner: predicts the parameters of each site. The distribution keeps using its present weights.
+        head: makes the distribution of each site. The distribution keeps using its present weights.
+        eos: the category that ends a sequence; None if the head models the end.
+        max_len: T, the number of sites of an array.
+        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``;
+            None if the conditioner has no context.
+        source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
         prefix: (*batch, k, *site_shape), the sites before those of the event.
-        prefix_lengths: (*batch) integers 0 ... k, how many of them a row has; by default k.
-        limit: the largest support that is enumerated.
-        validate_args: whether values are checked; without, arrays that are no sequences have log_prob -inf.
+        prefix_lengths: integers (*batch) in 0 ... k, the number of prefix sites of each row; by default k.
+        limit: size of the largest support that ``enumerate_support`` enumerates.
+        validate_args: whether to check values. Without checks, arrays that are not sequences have log_prob -inf.
 
     Raises:
-        TypeError: for an ``eos`` that is no integer, and for a head that marks no ends where it is None.
-        ValueError: for a conditioner, head and max_len that do not fit each other, an ``eos`` outside the support, and (when
-            validating) a prefix or value that is no sequence.
-
-    Shapes: the batch shape is that of context, source_lengths, prefix and prefix_lengths, broadcast.
+        TypeError: if ``eos`` is not an integer, or is None although the head does not model the end.
+        ValueError: if conditioner, head and max_len do not match, or ``eos`` is outside the support. When validating,
+            also for a prefix or value that is not a sequence.
 
     Reference: Du et al., "A measure-theoretic characterization of tight language models", ACL 2023.
 
@@ -74,7 +76,8 @@ class SequenceDistribution(ChainRuleDistribution):
         >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Categorical(3)
-        >>> d = SequenceDistribution(conditioners.Recurrent(3, head.num_params, hidden=8), head, eos=0, max_len=4)
+        >>> net = conditioners.Recurrent(3, head.num_params, hidden=8)
+        >>> d = SequenceDistribution(net, head, eos=0, max_len=4)
         >>> d.sample((5,)).shape, d.lengths_of(torch.tensor([[2, 1, 0, 0], [1, 1, 2, 1]]))
         (torch.Size([5, 4]), tensor([2, 4]))
         >>> strings = d.enumerate_support()
@@ -103,7 +106,7 @@ class SequenceDistribution(ChainRuleDistribution):
         check_ends(head, eos)
         site_shape = tuple(head.site_shape)
         if prefix_lengths is not None and prefix is None:
-            raise ValueError("Expected no prefix_lengths without a prefix; got some.")
+            raise ValueError("Expected prefix_lengths=None without a prefix; got prefix_lengths.")
         batch, given = (torch.Size(), 0) if prefix is None else shape_of_prefix(prefix, site_shape)
         if prefix is not None and prefix_lengths is not None:
             prefix_lengths = checked_lengths(prefix_lengths, given, "prefix_lengths", "sites of the prefix")
@@ -116,21 +119,24 @@ class SequenceDistribution(ChainRuleDistribution):
         layout = SequenceLayout(chain.head, dims, prefix, eos=eos, prefix_lengths=prefix_lengths)
         super().__init__(chain, layout, limit, validate_args)
 
-    eos = property(attrgetter("layout.eos"), doc="The symbol that ends a sequence; None where the head marks it.")
-    max_len = property(attrgetter("layout.count"), doc="T, sites of an array.")
+    eos = property(attrgetter("layout.eos"), doc="The category that ends a sequence; None if the head models the end.")
+    max_len = property(attrgetter("layout.count"), doc="T, the number of sites of an array.")
     prefix_lengths = property(
-        attrgetter("layout.prefix_lengths"), doc="(*batch), of the prefix, or None where all are k."
+        attrgetter("layout.prefix_lengths"), doc="The number of prefix sites of each row (*batch), or None for k."
     )
 
     _arguments = ("eos", "max_len", "prefix_lengths")
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """Arrays that are sequences: nothing but ends after the first."""
+        """The constraint of arrays that are sequences: only ``eos`` (or 0) after the first end."""
         return EventConstraint(self)
 
     def lengths_of(self, value: Tensor) -> Tensor:
-        """How many sites (*) stand before the first ``eos``; with ``eos=None`` up to the end, which counts. At most max_len."""
+        """Returns the number of sites (*) before the first ``eos``; with ``eos=None``, up to and including the end.
+
+        The length is at most max_len.
+        """
         value = numbers("value", value)
         self._batch_of("value", value)
         before = (self.layout.ends(value).cumsum(-1) == 0).sum(-1)
@@ -140,28 +146,31 @@ class SequenceDistribution(ChainRuleDistribution):
         return lengths if over is None else torch.where(over.reshape(self.batch_shape), 0, lengths)
 
     def with_head(self, head: Head) -> SequenceDistribution:
-        """The same conditioner under another head of as many parameters, such as a filter of this one's."""
+        """Returns the distribution with the same conditioner and another head, such as a decoding filter."""
         return self._like_this(head=head)
 
     def conditional_on_prefix(
         self, prefix: Tensor, lengths: Tensor | None = None, max_len: int | None = None
     ) -> SequenceDistribution:
-        """The exact distribution of what follows the first sites.
+        """Returns the exact distribution of the remaining sites given the first ones.
 
         Args:
-            prefix: (*batch, k, *site_shape), the first k sites. What follows an end is an array of ends.
-            lengths: (*batch) integers 0 ... k, how many of them a row has; by default k.
-            max_len: sites of the arrays that follow; by default as many as are left after k.
+            prefix: (*batch, k, *site_shape), the first k sites. After a prefix with an end, all sites are ends.
+            lengths: integers (*batch) in 0 ... k, the number of prefix sites of each row; by default k.
+            max_len: number of sites of the new arrays; by default the number of sites left after k.
 
         Returns:
-            The distribution over (max_len, *site_shape); its batch shape is broadcast with the prefix's.
+            The distribution over (max_len, *site_shape). Its batch shape is broadcast with the prefix's.
 
         Raises:
-            ValueError: for a prefix that is no sequence, that leaves no site, or of another batch.
+            TypeError: if the prefix is not a tensor.
+            ValueError: if the prefix is not a sequence, leaves no site, or has a batch shape that does not broadcast.
         """
         batch, given = shape_of_prefix(prefix, tuple(self.head.site_shape))
         if max_len is None and given >= self.max_len:
-            raise ValueError(f"Expected a prefix of 1 to {self.max_len - 1} sites (of {self.max_len}); got {given}.")
+            raise ValueError(
+                f"Expected a prefix of 1 to {self.max_len - 1} of {self.max_len} sites; got {given} sites."
+            )
         if lengths is not None:
             lengths = checked_lengths(lengths, given, "lengths", "sites of the prefix")
         batch = broadcast_batches(
@@ -177,30 +186,35 @@ class SequenceDistribution(ChainRuleDistribution):
         return self._like_this(prefix=prefix, prefix_lengths=lengths, max_len=left)
 
     def termination_curve(self, max_len: int | None = None, num_samples: int = 1000) -> TerminationCurve:
-        r"""The probability that a sequence has at most t sites before its end, for t = 0 ... max_len - 1.
+        r"""Estimates the probability that a sequence has at most t sites before its end, for t = 0 ... max_len - 1.
 
             P(length > t) = E[prod_{s <= t} (1 - p(end | x, y_{<s}))],
 
-        the mean over sequences that are drawn as if none ended. Where the probability of an end ignores the history all
-        summands are equal and the curve is exact; else it is unbiased, with the standard error of the mean, which is 0 where
-        all samples agree to rounding, be it by chance. A limit below 1 means that mass is lost to sequences that never end: the model is not tight.
+        where the expectation is over sequences drawn as if they never ended. If the probability of an end does not
+        depend on the history, all terms are equal and the curve is exact. Otherwise it is unbiased, and
+        ``standard_error`` is the standard error of the mean; it is 0 where all samples agree to rounding, possibly by
+        chance. If the curve converges to less than 1, sequences that never end have positive probability: the model is
+        not tight.
+
+        Cost: one sample of num_samples rows up to the last site.
 
         Args:
             max_len: T of the curve; by default that of the distribution.
-            num_samples: how many sequences are drawn for a row.
+            num_samples: number of sequences to draw for each row.
+
+        Returns:
+            The probabilities and their standard errors, (*batch, max_len).
 
         Raises:
-            NotImplementedError: for an ``eos`` among infinitely many symbols.
-
-        Cost: one sample of num_samples rows, to the last site.
-
-        Reference: Du et al., "A measure-theoretic characterization of tight language models", ACL 2023.
+            NotImplementedError: if ``eos`` is one of infinitely many values.
+            ValueError: if num_samples is less than 2.
 
         Example:
             >>> from pyro_genexact import conditioners, heads
             >>> head = heads.Categorical(2)
-            >>> d = SequenceDistribution(conditioners.Independent(4, 2, site=2), head, eos=0, max_len=4)
-            >>> curve = d.termination_curve()  # of fair coins, but for the small weights at the start
+            >>> net = conditioners.Independent(4, 2, site=2)  # nearly fair coins
+            >>> d = SequenceDistribution(net, head, eos=0, max_len=4)
+            >>> curve = d.termination_curve()
             >>> curve.probability.shape, bool((curve.standard_error < 1e-6).all())
             (torch.Size([4]), True)
         """
@@ -224,18 +238,21 @@ class SequenceDistribution(ChainRuleDistribution):
                 log_survival = torch.where(over.reshape(*d.batch_shape, 1), -torch.inf, log_survival)
             both = torch.stack([log_survival.exp(), -log_survival.expm1()])
             mean = both.mean(1)
-            # by hand, without a warning if there are no rows
+            # not torch.var, which warns if there are no rows
             variance = (both - mean.unsqueeze(1)).square().sum(1) / (num_samples - 1)
             of_survival, of_end = variance.sqrt()
-            spread = torch.where(mean[0] < mean[1], of_survival, of_end)  # the same, but for rounding
+            spread = torch.where(mean[0] < mean[1], of_survival, of_end)  # equal except for rounding
             rounding = 64 * torch.finfo(spread.dtype).eps * torch.special.entr(mean).sum(0)
             return TerminationCurve(mean[1], torch.where(spread <= rounding, 0.0, spread / num_samples**0.5))
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """The inverse of ``to_uniform``, site by site; u (*sample, *batch, T), of which sites after the end do not matter.
+        """Inverts ``to_uniform`` site by site, for u (*sample, *batch, T); values after the end are ignored.
 
         Raises:
-            NotImplementedError, ValueError: as that of :class:`~pyro_genexact.distributions.AutoregressiveDistribution`.
+            NotImplementedError: if the head's family has no icdf.
+            TypeError: if u is not a floating-point tensor.
+            ValueError: if u is in half precision, outside [0, 1] or NaN before the end, and where a quantile is
+                infinite.
         """
         check_uniforms(u)
         missing = u.isnan()
@@ -246,14 +263,15 @@ class SequenceDistribution(ChainRuleDistribution):
         return y
 
     def site_by_site(self, draw: Callable[[Any, Any, Any], Tensor], sample_shape: Any = ()) -> Tensor:
+        """Draws samples (*sample_shape, *batch, *event); rows leave the computation when they end."""
         chain, layout, batch_shape, count = self.chain, self.layout, self.batch_shape, prod(sample_shape)
         prefix, starts, over = layout.prefix_rows(batch_shape), layout.starts(batch_shape), layout.over(batch_shape)
         first, stop = layout.span(batch_shape)
-        with torch.inference_mode(not torch.is_grad_enabled()):  # a sixth faster than no_grad
+        with torch.inference_mode(not torch.is_grad_enabled()):  # about 15% faster than no_grad
             loop = chain.loop(batch_shape, stop, None if prefix is None else prefix[:, :first])
             rows = torch.arange(count * len(loop.phi), device=loop.phi.device)
             of = rows % max(len(loop.phi), 1)
-            at: Any = slice(None) if starts is None else rows  # while these are all, a slice is faster
+            at: Any = slice(None) if starts is None else rows  # a slice is faster while all rows remain
             done = torch.zeros_like(rows, dtype=torch.bool) if over is None else over[of]
             some_done = over is not None
             if count != 1:
@@ -263,7 +281,7 @@ class SequenceDistribution(ChainRuleDistribution):
                 y = draw(chain.site(phi, t), site, at)
                 if starts is not None and prefix is not None and t < layout.given:
                     y = torch.where(expand_mask((t < starts[of]).unsqueeze(1), y), prefix[of, t].unsqueeze(1).to(y), y)
-                if t == first:  # one column more, for what is drawn beyond a row's own sites
+                if t == first:  # the additional column receives draws outside a row's own sites
                     out = layout.filler(y, len(rows), layout.count + 1)
                 if some_done:
                     y = torch.where(expand_mask(done.unsqueeze(1), y), layout.filler(y), y)

@@ -1,4 +1,4 @@
-"""ChainRuleDistribution, base of the autoregressive distributions: log_prob, samples, Rosenblatt."""
+"""ChainRuleDistribution, the base class of the autoregressive distributions: log_prob, samples, Rosenblatt transform."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from .layout import Layout
 
 
 class ChainRuleDistribution(ByEnumeration, ShallowExpand):
-    """A distribution of events whose sites are visited one by one.
+    """Base class of distributions whose sites are visited one by one.
 
     Args:
-        chain: the conditionals of its sites.
-        layout: which of them belong to an event.
-        limit: the largest support that is enumerated.
-        validate_args: whether values are checked; without, those outside the support have log_prob -inf.
+        chain: the conditional distributions of the sites.
+        layout: maps events to rows of sites.
+        limit: size of the largest support that ``enumerate_support`` enumerates.
+        validate_args: whether to check values. Without checks, values outside the support have log_prob -inf.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
-    _arguments: tuple[str, ...] = ()  # of the constructor, besides those of all classes
-    conditioner = property(attrgetter("chain.conditioner"), doc="As it was at the call.")
-    head = property(attrgetter("chain.head"), doc="As it was at the call.")
+    _arguments: tuple[str, ...] = ()  # constructor arguments that only the subclass has
+    conditioner = property(attrgetter("chain.conditioner"), doc="The conditioner, with its weights at construction.")
+    head = property(attrgetter("chain.head"), doc="The head, with its weights at construction.")
 
     def __init__(self, chain: ChainRule, layout: Layout, limit: int, validate_args: bool | None) -> None:
         self.chain, self.layout, self.limit = chain, layout, limit
-        # as they were given, whatever the batch is expanded to
+        # the arguments themselves, which expand does not change
         self.context, self.source_lengths, self.prefix = chain.context, chain.source_lengths, layout.prefix
         batch_shape = broadcast_batches(
             context=chain.batch_shape,
@@ -57,7 +57,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return f"{type(self).__name__}({parts}, {tuple(self.batch_shape)}, {tuple(self.event_shape)})"
 
     def _like_this(self, **changes: Any) -> Any:
-        """The same but for some arguments of the constructor."""
+        """Returns the same distribution with some constructor arguments changed."""
         names = ("conditioner", "head", "context", "source_lengths", "prefix", "limit", *self._arguments)
         given = {name: getattr(self, name) for name in names} | {"validate_args": self._validate_args}
         new = type(self)(**(given | changes))
@@ -69,10 +69,12 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return self.layout.obstacle(self.batch_shape) is None and bool(self.chain.probe.has_enumerate_support)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All N values of the event, (N, *batch, *event), the last site fastest; batch dims of 1 without ``expand``.
+        """Returns all N values of the event, (N, *batch, *event), where the last site varies fastest.
+
+        Without ``expand`` the batch dims have size 1.
 
         Raises:
-            NotImplementedError: if the head's support is not finite, with lengths, and if a prefix has ended.
+            NotImplementedError: if the head's support is not finite, there are lengths, or a prefix has ended.
             ValueError: if N exceeds ``limit``.
         """
         chain, layout = self.chain, self.layout
@@ -97,44 +99,49 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return support.expand(len(support), *self.batch_shape, *self.event_shape) if expand else support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats, of the batch shape broadcast with the value's."""
+        """Returns log p(value) in nats, of the batch shape broadcast with that of the value."""
         factors, shape = self._factors(value)
         return factors.sum(1).reshape(shape)
 
     def log_prob_sites(self, value: Tensor) -> Tensor:
-        """log p(y_t | x, y_{<t}) of each site, in nats: (*batch, *sites). Their sum over sites is :meth:`log_prob`.
+        """Returns log p(y_t | x, y_{<t}) of each site in nats, (*batch, *sites); the sum over sites is :meth:`log_prob`.
 
-        Padding has 0. From the first site outside the support on, factors are -inf: their history is impossible.
+        Padding has 0. From the first site outside the support on, all terms are -inf, because their history is
+        impossible.
         """
         return self.layout.arrange(*self._factors(value))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Values (*sample_shape, *batch, *event), site by site from one state of the conditioner."""
+        """Returns samples (*sample_shape, *batch, *event), drawn site by site from one state of the conditioner."""
         with torch.no_grad():
             return self.site_by_site(lambda d, *_: d.sample(), sample_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """The same with gradients through the whole history, where the head's family is reparameterised."""
+        """Returns samples with gradients through the whole history, if the head's family is reparameterised.
+
+        Raises:
+            NotImplementedError: if it is not.
+        """
         if not self.chain.probe.has_rsample:
             raise NotImplementedError(f"Expected a head whose family is reparameterised; got {self.chain.family}.")
         return self.site_by_site(lambda d, *_: d.rsample(), sample_shape)
 
     def site_by_site(self, draw: Callable[[Any, Any, Any], Tensor], sample_shape: Any = ()) -> Tensor:
-        """Values (*sample_shape, *batch, *event), each site chosen from its distribution given those before it.
+        """Returns values (*sample_shape, *batch, *event), each site chosen given those before it.
 
         Args:
-            draw: is given the distribution (B', 1) of a site, which one of the event it is, in visiting order, and of which
-                rows, (B') or a slice of all; returns values (B', 1, *site_shape). Values of rows that have ended, and of sites
-                that are none of a row's, are not used.
-            sample_shape: how many values for each row of the batch.
+            draw: called with the distribution (B', 1) of a site, the index of the site in the event in visiting order,
+                and the indices of the rows (B',) or a slice of all; returns values (B', 1, *site_shape). Values of rows
+                that have ended, and of sites outside a row, are not used.
+            sample_shape: the shape of the samples for each row of the batch.
         """
         raise NotImplementedError
 
     def to_uniform(self, value: Tensor) -> Tensor:
-        r"""The Rosenblatt transform u_t = F_t(y_t | y_{<t}): independent uniforms if the values come from this distribution.
+        r"""Computes the Rosenblatt transform u_t = F_t(y_t | y_{<t}), which is uniform if y comes from this distribution.
 
-        For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that calibration is exact there too. Padding
-        has NaN.
+        For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that u is exactly uniform there too. u
+        has the shape of the value, and is NaN at padding.
 
         Raises:
             NotImplementedError: if the head's family has no cdf.
@@ -149,12 +156,12 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return self.layout.arrange(self.layout.of_event(u, shape), shape)
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """The inverse of ``to_uniform``: y_t = F_t^{-1}(u_t | y_{<t}), site by site; u (*sample, *batch, *event).
+        """Inverts ``to_uniform`` site by site: y_t = F_t^{-1}(u_t | y_{<t}), for u (*sample, *batch, *event).
 
         Raises:
             NotImplementedError: if the head's family has no icdf.
-            TypeError: for u that is no tensor of floating-point numbers.
-            ValueError: for u in half precision or outside [0, 1], and where a quantile is infinite.
+            TypeError: if u is not a floating-point tensor.
+            ValueError: if u is in half precision or outside [0, 1], and where a quantile is infinite.
         """
         check_uniforms(u)
         shape = broadcast_shapes(self._batch_of("u", u), self.batch_shape)
@@ -162,22 +169,22 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         if present is not None:
             rows = torch.where(expand_mask(self.layout.of_event(present, shape), rows), rows, 0.5)
         if not ((rows >= 0) & (rows <= 1)).all():
-            raise ValueError("Expected u between 0 and 1; got values outside.")
+            raise ValueError("Expected u between 0 and 1; got values outside [0, 1].")
 
-        rows = torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1)  # for what is no site
+        rows = torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1)  # the last column is for sites outside a row
 
         def quantile(d: Any, t: Any, kept: Any) -> Tensor:
             y = icdf(d, rows[kept, t].unsqueeze(1))
             if not y.isfinite().all():
                 raise ValueError(
-                    f"Expected u with finite quantiles; got 0 or 1, or next to them, at site {t} (in visiting order)."
+                    f"Expected u with finite quantiles; got values equal or close to 0 or 1 at site {t} (in visiting order)."
                 )
             return y
 
         return self.site_by_site(quantile, shape[: len(shape) - len(self.batch_shape)])
 
     def _factors(self, value: Tensor) -> tuple[Tensor, torch.Size]:
-        """log p of the event's sites in visiting order, (B, T), and the batch shape that B rows have."""
+        """Returns log p (B, T) of the event's sites in visiting order, and the batch shape of the B rows."""
         d, y, inside, present, shape = self._conditionals(value)
         log_prob = at_least_single(d.log_prob(y))
         if present is not None:
@@ -187,11 +194,11 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return self.layout.of_event(log_prob, shape), shape
 
     def _conditionals(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:
-        """The distributions of all sites given the earlier ones, by one parallel pass.
+        """Computes the distributions of all sites given the earlier ones in one parallel pass.
 
         Returns:
-            They, (B, sites); their values, replaced where outside the support or padding; which sites are inside (or
-            padding) and which are present, (B, sites) or None where all are; the batch shape that B rows have.
+            The distributions (B, sites); the values, replaced at padding and outside the support; the masks (B, sites)
+            of valid and of present sites, or None if all are; and the batch shape of the B rows.
         """
         y, present, shape = self.rows_of(value)
         support = self.head.support
@@ -209,13 +216,13 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return d, y, mask, present, shape
 
     def rows_of(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Prefix and value as rows (B, sites, *site_shape) in visiting order, which sites are present, the batch shape."""
+        """Returns prefix and value as rows (B, sites, *site_shape), their present sites and the batch shape."""
         value = self.chain.typed("value", value)
         shape = broadcast_shapes(self._batch_of("value", value), self.batch_shape)
         return *self.layout.rows(value, shape), shape
 
     def _batch_of(self, name: str, value: Tensor) -> torch.Size:
-        """The batch shape of a value; a ValueError for other events."""
+        """Returns the batch shape of a value; raises a ValueError for another event shape."""
         dims = len(self.event_shape)
         cut = value.dim() - dims
         if cut < 0 or value.shape[cut:] != self.event_shape:
@@ -226,7 +233,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
 
 
 class EventConstraint(constraints.Constraint):
-    """Events whose sites, padding left out, lie in the support of their head; of sequences, with fillers for padding."""
+    """Constraint of events whose present sites are in the support of the head; for sequences, padding must be filled."""
 
     def __init__(self, d: ChainRuleDistribution) -> None:
         self.d, self.event_dim, self.is_discrete = d, len(d.event_shape), d.head.support.is_discrete
@@ -239,7 +246,7 @@ class EventConstraint(constraints.Constraint):
         return self.d.layout.inside(y, present).all(1).reshape(shape)
 
     def feasible_point(self, like: Tensor) -> Tensor:
-        """Some value inside, of the shape of ``like`` broadcast with the batch."""
+        """Returns a value that satisfies the constraint, of the shape of ``like`` broadcast with the batch."""
         y, _, shape = self.d.rows_of(like)
         y = self.d.layout.of_event(feasible_point(self.d.head.support, y).expand_as(y), shape)
         return self.d.layout.arrange(y, shape)

@@ -1,1 +1,1 @@
-"""Chains of labels: linear-chain conditional random fields and hidden Markov models."""
+"""Distributions of label sequences: linear-chain conditional random fields and hidden Markov models."""

@@ -1,4 +1,4 @@
-"""Checks of what a chain of labels is built from and asked, each an error that names the argument."""
+"""Checks of the arguments of chains; the errors name the argument."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ from .semirings import ChainPotentials
 
 
 def lengths_like(unary: Tensor, lengths: Tensor | None, name: str = "unary") -> Tensor | None:
-    """The lengths (*batch) as indices, checked against the unary potentials (*batch, N, V), or what errors are to name."""
+    """Returns the lengths (*batch) as integers, checked against unary potentials (*batch, N, V).
+
+    Raises:
+        TypeError: if the lengths are not a tensor of integers.
+        ValueError: if they are outside 0 ... N or on another device than ``unary``, which the message calls ``name``.
+    """
     if lengths is None:
         return None
     if isinstance(lengths, Tensor) and lengths.device != unary.device:
-        raise ValueError(f"Expected lengths.device == {unary.device} (that of {name}); got {lengths.device}.")
+        raise ValueError(f"Expected lengths.device == {unary.device} (device of {name}); got {lengths.device}.")
     return checked_lengths(lengths, unary.shape[-2])
 
 
 def fits(name: str, values: Tensor, like: Tensor, batch: Sequence[int], event: Sequence[int], exact: int = 1) -> None:
-    """Raises a TypeError or ValueError unless values broadcast with (*batch, *event), and have the last dims as they are.
+    """Raises a TypeError or ValueError unless values broadcast with (*batch, *event) without changing ``event``.
 
     Args:
-        name: of the values.
-        values: what is checked.
-        like: a tensor of the right device.
-        batch: dims that the values may broadcast to more.
-        event: dims that they may not.
-        exact: how many of the last dims the values must have.
+        name: name of the values in messages.
+        values: the values to check.
+        like: a tensor on the expected device.
+        batch: dims that may broadcast to larger ones.
+        event: dims that may not.
+        exact: number of last dims that the values must have exactly.
     """
     check_kind(name, values, Tensor)
     if values.device != like.device:
-        raise ValueError(f"Expected {name}.device == {like.device} (that of the potentials); got {values.device}.")
+        raise ValueError(f"Expected {name}.device == {like.device} (device of the potentials); got {values.device}.")
     shape = Size((*batch, *event))
     if exact and values.shape[-exact:] != shape[-exact:]:
         raise ValueError(f"Expected {name}.shape[-{exact}:] == {tuple(shape[-exact:])}; got {tuple(values.shape)}.")
@@ -49,7 +54,7 @@ def fits(name: str, values: Tensor, like: Tensor, batch: Sequence[int], event: S
 
 
 def labels(name: str, labels: Tensor, num_labels: int, free: Tensor | None) -> None:
-    """Raises a ValueError unless labels (*, N) are integers 0 ... V - 1 where they are not free (*, N)."""
+    """Raises a ValueError unless labels (*, N) are integers 0 ... V - 1 wherever ``free`` (*, N) is False."""
     inside = (labels % 1 == 0) & (labels >= 0) & (labels < num_labels)
     if (at := first_outside(inside, free)) is not None:
         got = torch.broadcast_tensors(labels, inside if free is None else free)[0][at].item()
@@ -57,13 +62,13 @@ def labels(name: str, labels: Tensor, num_labels: int, free: Tensor | None) -> N
 
 
 def sets(name: str, allowed: Tensor, free: Tensor | None) -> None:
-    """Raises a ValueError unless some label is allowed (*, N, V) at each site that is not free (*, N)."""
+    """Raises a ValueError unless ``allowed`` (*, N, V) allows a label at each site where ``free`` (*, N) is False."""
     if (at := first_outside(allowed.any(-1), free)) is not None:
         raise ValueError(f"Expected {name} to allow a label at every observed site; got none at {at}.")
 
 
 def first_outside(inside: Tensor, free: Tensor | None) -> tuple[int, ...] | None:
-    """Where the first site is that is neither inside nor free; None for none, or where values cannot be looked at."""
+    """Returns the index of the first site that is neither inside nor free; None if there is none or values are hidden."""
     inside = inside if free is None else inside | free
     if not visible(inside) or inside.all():
         return None
@@ -71,46 +76,46 @@ def first_outside(inside: Tensor, free: Tensor | None) -> tuple[int, ...] | None
 
 
 def costs(cost: Tensor, unary: Tensor) -> None:
-    """Raises a TypeError or ValueError unless costs are a matrix (V, V)."""
+    """Raises a TypeError or ValueError unless the cost is a matrix (V, V)."""
     fits("cost", cost, unary, (), (unary.shape[-1],) * 2, 2)
     if cost.dim() != 2:
         raise ValueError(f"Expected cost.dim() == 2 (one matrix for all rows); got {tuple(cost.shape)}.")
 
 
 def finite(**values: Tensor | None) -> None:
-    """Raises a ValueError for numbers that are not finite."""
+    """Raises a ValueError for values that are not finite."""
     for name, value in values.items():
         if value is not None and visible(value) and not (fine := value.isfinite()).all():
-            raise ValueError(f"Expected {name} of finite numbers; got {value[~fine][0].item()}.")
+            raise ValueError(f"Expected {name} to be finite; got {value[~fine][0].item()}.")
 
 
 def possible(log_partition: Tensor, shape: Size) -> None:
-    """Raises a ValueError that names a row where no label string is possible."""
+    """Raises a ValueError if a row has no possible label sequence."""
     if not visible(log_partition) or not (impossible := log_partition == -torch.inf).any():
         return
     row = torch.unravel_index(impossible.nonzero()[0, 0], shape) if shape else ()
     name = f"row {tuple(int(i) for i in row)}" if shape else "the only row"
-    raise ValueError(f"Expected potentials that allow a label string; got none for {name} (all scores are -inf).")
+    raise ValueError(f"Expected potentials that allow a label sequence; got none for {name} (all scores are -inf).")
 
 
 def log_weights(**values: Tensor) -> None:
-    """Raises a ValueError for numbers that are NaN or +inf."""
+    """Raises a ValueError for values that are NaN or +inf."""
     for name, value in values.items():
         if visible(value) and not (fine := value < torch.inf).all():
-            raise ValueError(f"Expected {name} of finite numbers or -inf; got {value[~fine][0].item()}.")
+            raise ValueError(f"Expected {name} to be finite or -inf; got {value[~fine][0].item()}.")
 
 
 def potentials_in_range(given: Iterable[Tensor | None], chain: Callable[[], ChainPotentials]) -> None:
-    """Raises a ValueError for potentials that are NaN or +inf, but in padding, which the chain leaves out."""
+    """Raises a ValueError for potentials that are NaN or +inf outside padding; ``chain`` removes the padding."""
     if any(p is not None and visible(p) and not (p < torch.inf).all() for p in given):
         log_weights(**dict(zip(ChainPotentials._fields, chain()[:4], strict=False)))
 
 
 def potentials(unary: Tensor, transition: Tensor, initial: Tensor | None, final: Tensor | None) -> None:
-    """Raises a TypeError or ValueError for potentials that do not fit each other."""
+    """Raises a TypeError or ValueError for potentials whose types or shapes do not match."""
     check_kind("unary", unary, Tensor)
     if not unary.is_floating_point():
-        raise TypeError(f"Expected unary of floating-point numbers; got {unary.dtype}.")
+        raise TypeError(f"Expected unary to be a floating-point tensor; got {unary.dtype}.")
     if unary.dim() < 2 or 0 in unary.shape[-2:]:
         raise ValueError(f"Expected unary.shape == (*batch, N, V) with N, V >= 1; got {tuple(unary.shape)}.")
     sites, labels = unary.shape[-2:]
@@ -135,5 +140,5 @@ def potentials(unary: Tensor, transition: Tensor, initial: Tensor | None, final:
 
 
 def batch_shape_of(**shapes: Sequence[int]) -> Size:
-    """What batch shapes broadcast to; a ValueError that names those with dims where they do not fit."""
+    """Returns the broadcast batch shape; raises a ValueError that names the shapes if they do not broadcast."""
     return broadcast_batches(**{name: shape for name, shape in shapes.items() if shape})

@@ -1,4 +1,4 @@
-"""LinearChainCRF: the distribution, with marginals, mode, k best, entropy and conditioning."""
+"""LinearChainCRF: a distribution over label sequences with exact marginals, modes, entropy and conditioning."""
 
 from __future__ import annotations
 
@@ -26,34 +26,40 @@ from .semirings import KMax, fold, trace_k
 
 
 class LinearChainCRF(ChainDistribution):
-    r"""Label strings y_1 ... y_N with p(y) = exp(score(y)) / Z, a product of factors on neighbours.
+    r"""Linear-chain conditional random field: label sequences y_1 ... y_N with p(y) = exp(score(y)) / Z.
 
         score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N]
 
-    Z is exact, and so are marginals, modes, samples, entropies and conditionals. Potentials are log-weights: any real numbers,
-    or -inf for what is impossible. An event is a tensor (N,) of integers 0 ... V - 1. With ``lengths`` the sites from a row's
-    length on are padding: any label is accepted there, samples hold 0, marginals are 0, no gradient flows.
+    Z is exact, and so are marginals, modes, samples, entropies and conditionals. Potentials are log-weights: real
+    numbers, or -inf for impossible labels. An event is a tensor (N,) of integers 0 ... V - 1. With ``lengths``, the
+    sites from a row's length on are padding: any label is accepted there, samples and marginals are 0, and gradients
+    are zero.
 
-    Cost: log Z and its gradient are one recursion of N products of (B, V) and (V, V) matrices for both directions; all queries
-    share it. Modes and gradients of gradients take tensors (B, V, V) a step.
+    The batch shape is that of all arguments, broadcast. Log-probabilities and entropies are in nats.
+
+    Cost: log Z and its gradient take one recursion of N products of (B, V) and (V, V) matrices in each direction; all
+    queries share it. Modes and second derivatives need tensors (B, V, V) per step.
 
     Args:
-        unary: (*batch, N, V), of a label at a site.
-        transition: (V, V), of a step from label i to label j at [i, j]; or of each step, (*batch, N - 1, V, V), or the same for
-            all steps of a row, (*batch, 1, V, V): draws (*batch, V, V) of a prior need ``unsqueeze(-3)``.
-        initial: (V) or (*batch, V), of the first label; by default 0.
-        final: (V) or (*batch, V), of the last label; by default 0.
-        lengths: (*batch) integers 0 ... N, how many sites a row has; by default N. The empty string has log_prob 0.
-        validate_args: whether potentials and values are checked; without, values outside the support have log_prob -inf.
+        unary: (*batch, N, V), the log-weight of each label at each site.
+        transition: (V, V), where [i, j] is the log-weight of a step from label i to label j; or one matrix per step,
+            (*batch, N - 1, V, V); or one per row, (*batch, 1, V, V). Draws (*batch, V, V) from a prior need
+            ``unsqueeze(-3)``.
+        initial: (V) or (*batch, V), log-weights of the first label; by default 0.
+        final: (V) or (*batch, V), log-weights of the last label; by default 0.
+        lengths: integers (*batch) in 0 ... N, the number of sites of each row; by default N. The empty sequence has
+            log_prob 0.
+        validate_args: whether to check potentials and values. Without checks, values outside the support have log_prob
+            -inf.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that do not fit, lengths outside 0 ... N, and (when validating) potentials that
-            are NaN or +inf and labels outside 0 ... V - 1; from queries of rows where no label string is possible.
+        TypeError: if an argument is not a tensor, or has another type of numbers.
+        ValueError: if shapes, dtypes or devices do not match, or lengths are outside 0 ... N. When validating, also for
+            potentials that are NaN or +inf, and for labels outside 0 ... V - 1. Queries raise it if a row has no
+            possible label sequence.
 
-    Shapes: the batch shape is that of all arguments, broadcast.
-
-    Reference: Lafferty, McCallum, Pereira, "Conditional random fields", ICML 2001; Rabiner, "A tutorial on hidden Markov
-    models", 1989.
+    Reference: Lafferty, McCallum, Pereira, "Conditional random fields", ICML 2001; Rabiner, "A tutorial on hidden
+    Markov models", 1989.
 
     Example:
         >>> import torch
@@ -64,7 +70,7 @@ class LinearChainCRF(ChainDistribution):
         (tensor([0, 0, 0, 0, 0, 0, 0]), tensor(6.9506))
     """
 
-    events = "label strings"
+    events = "label sequences"
 
     def __init__(
         self,
@@ -88,7 +94,7 @@ class LinearChainCRF(ChainDistribution):
             final=() if final is None else final.shape[:-1],
             lengths=() if lengths is None else lengths.shape,
         )
-        self._cache: dict[str, Any] = {}  # shared with all that expand makes
+        self._cache: dict[str, Any] = {}  # shared with expanded copies
         super().__init__(self._rows, Size((sites,)), validate_args=validate_args)
         if self._validate_args:
             check.potentials_in_range((unary, transition, initial, final), self.inference.potentials)
@@ -100,19 +106,19 @@ class LinearChainCRF(ChainDistribution):
 
     @property
     def inference(self) -> ChainInference:
-        """The potentials row by row, and the messages that all queries share."""
+        """The potentials of each row, and the messages that all queries share."""
         given = (self.unary, self.transition, self.initial, self.final)
         return ChainInference(given, self.lengths, self._rows, self.batch_shape, self._cache)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """Strings of labels 0 ... V - 1; padding may hold anything."""
+        """The constraint of labels 0 ... V - 1; padding may have any value."""
         if self.lengths is None:
             return independent(constraints.integer_interval(0, self.num_labels - 1), 1)
         return LabelStrings(self.num_labels, self.lengths)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats, of the batch shape broadcast with the value's."""
+        """Returns log p(value) in nats, of the batch shape broadcast with that of the value."""
         value = self._checked(value)
         if self._validate_args:
             self._validate_sample(value)
@@ -122,17 +128,17 @@ class LinearChainCRF(ChainDistribution):
 
     @property
     def log_partition(self) -> Tensor:
-        """log Z (*batch) in nats, of score(y) over all label strings."""
+        """The log-normaliser log Z in nats, (*batch), where Z sums exp(score(y)) over all label sequences."""
         return self.inference.in_batch(self.inference.log_partition())
 
     def score(self, value: Tensor) -> Tensor:
-        """The log-weight of a label string, log_prob + log_partition; -inf outside the support."""
+        """Returns the log-weight of a label sequence, log_prob + log_partition; -inf outside the support."""
         value = self._checked(value)
         shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return self.inference.score(value).to(self.unary.dtype).expand(shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Label strings (*sample_shape, *batch, N), from the last site to the first given the forward messages."""
+        """Returns label sequences (*sample_shape, *batch, N), drawn backwards given the forward messages."""
         shape = Size((*sample_shape, *self.batch_shape))
         rows = (1,) * (len(shape) - len(self._rows)) + self._rows
         dims = sorted(range(len(shape)), key=lambda d: rows[d] == shape[d] and d >= len(shape) - len(self._rows))
@@ -145,7 +151,7 @@ class LinearChainCRF(ChainDistribution):
 
     @property
     def marginals(self) -> Tensor:
-        """p(y_t = i), (*batch, N, V): the gradient of log Z in the unary potentials; differentiable in turn."""
+        """p(y_t = i), (*batch, N, V): the gradient of log Z with respect to unary; it is itself differentiable."""
         return self.inference.in_batch(self.inference.query(lambda messages: messages.marginals()), 2)
 
     @property
@@ -155,22 +161,25 @@ class LinearChainCRF(ChainDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The most probable label string (*batch, N)."""
+        """The most probable label sequence (*batch, N)."""
         return self.inference.in_batch(self.inference.best(), 1)
 
     @property
     def max_log_prob(self) -> Tensor:
-        """The log-probability (*batch) of the mode, in nats; its gradient is that of the mode's factors and of log Z."""
+        """The log-probability of the mode in nats, (*batch); its gradients flow through the mode's factors and log Z."""
         inference = self.inference
         score = inference.score(inference.best().reshape(*self._rows, *self.event_shape))
         return inference.in_batch(score - inference.log_partition())
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k most probable label strings (k, *batch, N), best first, and their log-probabilities (k, *batch) in nats.
+        """Returns the k most probable label sequences (k, *batch, N), best first, and their log_probs (k, *batch) in nats.
 
-        Where there are fewer, the rest have log-probability -inf and labels 0.
+        If there are fewer than k, the remaining ones have log_prob -inf and labels 0.
 
-        Cost: N steps that sort V sets of k V numbers.
+        Cost: N steps, each of which sorts V sets of k V numbers.
+
+        Raises:
+            ValueError: if k is not a positive integer.
         """
         check_sizes(1, k=k)
         inference, semiring = self.inference, KMax(k)
@@ -181,7 +190,7 @@ class LinearChainCRF(ChainDistribution):
         return inference.in_batch(labels, 1, 1), inference.in_batch(log_prob, 0, 1)
 
     def entropy(self) -> Tensor:
-        """-sum_y p(y) log p(y) (*batch) in nats: log Z - E[score]."""
+        """Returns the entropy -sum_y p(y) log p(y) = log Z - E[score] in nats, (*batch)."""
         inference = self.inference
         chain = inference.potentials()
         scores = chain.map(lambda p: p.masked_fill(p == -torch.inf, 0.0))
@@ -189,20 +198,23 @@ class LinearChainCRF(ChainDistribution):
         return inference.in_batch(inference.log_partition() - mean.reshape(self._rows))
 
     def cross_entropy(self, other: Any) -> Tensor:
-        """-sum_y p(y) log q(y) (*batch) in nats, for q a CRF or independent categories."""
+        """Returns -sum_y p(y) log q(y) in nats, (*batch), where q is a CRF or independent categories."""
         return self.entropy() + kl_divergence(self, other)
 
     def expectation(self, unary: Tensor, transition: Tensor | None = None) -> Tensor:
-        """E[sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}]] of an additive function with finite values.
+        """Returns E[sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}]] of a finite additive function.
 
         Args:
-            unary: (*features, *batch, N, V) or what broadcasts with it.
+            unary: values that broadcast with (*features, *batch, N, V).
             transition: (V, V), or (*features, *batch, N - 1 or 1, V, V); by default 0.
 
         Returns:
-            (*features, *batch), with gradients in the potentials and in the values.
+            (*features, *batch), with gradients with respect to the potentials and the values.
 
-        Cost: with ``transition`` the pair marginals are made, B N V^2 numbers.
+        Cost: with ``transition``, it computes the pair marginals, B N V^2 numbers.
+
+        Raises:
+            ValueError: if the shapes do not match, or (when validating) a value is not finite.
         """
         sites, labels = self.unary.shape[-2:]
         check.fits("unary", unary, self.unary, self.batch_shape, (sites, labels), 0)
@@ -214,11 +226,15 @@ class LinearChainCRF(ChainDistribution):
         return (self.marginals * unary).sum((-2, -1)) + pairs
 
     def risk(self, labels: Tensor, cost: Tensor | None = None) -> Tensor:
-        """The expected cost of labels drawn from this distribution where the truth is ``labels``.
+        """Returns the expected cost (*batch) of labels drawn from this distribution if ``labels`` are the true labels.
 
         Args:
-            labels: (*batch, N), the truth.
-            cost: (V, V), [i, j] of saying i where j is true; by default 1 where they differ: the risk is the expected number of errors.
+            labels: integers (*batch, N), the true labels.
+            cost: (V, V), where [i, j] is the cost of label i if the truth is j; by default 1 if they differ and 0
+                otherwise, for which the risk is the expected number of errors.
+
+        Raises:
+            ValueError: if ``labels`` or ``cost`` has another shape, or labels are outside 0 ... V - 1.
 
         Reference: Smith, Eisner, "Minimum risk annealing for training log-linear models", ACL 2006.
         """
@@ -231,13 +247,18 @@ class LinearChainCRF(ChainDistribution):
         return self.expectation(cost.T[(labels if padding is None else torch.where(padding, 0, labels)).long()])
 
     def given(self, labels: Tensor, observed: Tensor | None = None) -> LinearChainCRF:
-        """The exact conditional distribution given a part of the labels, again a CRF.
+        """Returns the exact conditional distribution given some of the labels, which is also a CRF.
 
-        Its ``log_partition`` less this one's is the log-probability of what was observed.
+        Its ``log_partition`` minus this one's is the log-probability of the observation.
 
         Args:
-            labels: (*batch, N) integers, or (*batch, N, V) Boolean, the labels that are allowed at each site.
-            observed: (*batch, N) Boolean, where the labels are known; by default everywhere.
+            labels: integers (*batch, N), or Boolean (*batch, N, V) for the labels that are allowed at each site.
+            observed: Boolean (*batch, N), the sites where labels are known; by default all.
+
+        Raises:
+            TypeError: if ``observed`` is not Boolean.
+            ValueError: if shapes do not match; when validating, also for labels outside 0 ... V - 1, and for observed
+                sites without an allowed label.
         """
         sets = isinstance(labels, Tensor) and labels.dtype == torch.bool
         event = self.unary.shape[-2:] if sets else self.event_shape
@@ -263,16 +284,19 @@ class LinearChainCRF(ChainDistribution):
         ).expand(broadcast_shapes(self.batch_shape, allowed.shape[:-2]))
 
     def log_marginal_of(self, labels: Tensor, observed: Tensor | None = None) -> Tensor:
-        """The log-probability of a part of the labels, all others summed out; arguments as in :meth:`given`; -inf where impossible."""
+        """Returns the log-probability of some of the labels in nats, (*batch), with all others summed out.
+
+        The arguments are those of :meth:`given`. The result is -inf if the labels are impossible.
+        """
         part = self.given(labels, observed)
         rows = part.inference
         total = log_partition_or_none(rows.potentials()).reshape(rows.rows)
         return rows.in_batch(total - self.inference.log_partition())
 
     def as_autoregressive(self) -> AutoregressiveDistribution:
-        """The same distribution by its left-to-right conditionals p(y_t | y_{t-1}).
+        """Returns the same distribution in terms of its left-to-right conditionals p(y_t | y_{t-1}).
 
-        Its conditioner looks the logits up in tables (*batch, N, V * V), which are its context; gradients flow through them.
+        Its context is a table of conditional logits (*batch, N, V * V), through which gradients flow.
         """
         tables = conditional_logits(LogMessages(self.inference.possible())).to(self.unary.dtype).flatten(-2)
         tables = tables.reshape(*self._rows, self.event_shape[0], self.num_labels**2)
@@ -286,7 +310,7 @@ class LinearChainCRF(ChainDistribution):
         ).expand(self.batch_shape)
 
     def site_values(self) -> Tensor:
-        """All labels (V,)."""
+        """Returns all labels (V,)."""
         return torch.arange(self.num_labels, device=self.unary.device)
 
     def _checked(self, value: Tensor) -> Tensor:

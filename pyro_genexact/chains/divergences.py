@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences of chains of labels, exact, registered with torch.distributions."""
+"""Exact Kullback-Leibler divergences of chains of labels, registered with torch.distributions."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .semirings import Max, fold
 
 
 def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
-    """KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q (*batch) in nats; infinite where p allows what q forbids.
+    """Returns KL(p | q) = E_p[score_p - score_q] - log Z_p + log Z_q in nats, (*batch); inf if p allows what q forbids.
 
     Raises:
-        ValueError: for other numbers of sites or labels, other lengths (infinite where torch.func hides them), or batch shapes
-            that do not broadcast.
+        ValueError: if devices, numbers of sites or labels, or lengths differ, or the batch shapes do not broadcast.
+            Under torch.func, where lengths cannot be compared, the divergence of different lengths is inf.
     """
     sizes = [(*d.event_shape, d.num_labels) for d in (p, q)]
     if p.unary.device != q.unary.device:
-        raise ValueError(f"Expected distributions on one device; got {p.unary.device} and {q.unary.device}.")
+        raise ValueError(f"Expected distributions on the same device; got {p.unary.device} and {q.unary.device}.")
     if sizes[0] != sizes[1]:
-        raise ValueError(f"Expected distributions of one number of sites and of labels; got {sizes[0]} and {sizes[1]}.")
+        raise ValueError(f"Expected the same numbers of sites and labels; got {sizes[0]} and {sizes[1]}.")
     batch_shape = broadcast_batches(p=p.batch_shape, q=q.batch_shape)
     one, other = p.inference, q.inference
     shape = broadcast_batches(p=one.rows, q=other.rows)
@@ -43,7 +43,7 @@ def of_crfs(p: LinearChainCRF, q: LinearChainCRF) -> Tensor:
         raise ValueError(f"Expected distributions of equal lengths; got {got}.")
     values = ours.map(lambda a, b: torch.where((a > -torch.inf) & (b > -torch.inf), a - b, 0.0), theirs)
     difference = one.query(lambda messages, values: messages.mean(values), ours, values).reshape(shape)
-    # 1 where q forbids a factor of a string that p allows
+    # 1 where q forbids a factor of a sequence that p allows
     forbidden = ours.map(lambda a, b: torch.where(a > -torch.inf, (b == -torch.inf).to(b), -torch.inf), theirs)
     leaks = (fold(Max(), forbidden)[0] > 0) | unequal
     divergence = torch.where(leaks.reshape(shape), torch.inf, difference - totals[0] + totals[1]).to(p.unary.dtype)
@@ -56,16 +56,19 @@ register_kl(Independent, LinearChainCRF)(lambda p, q: of_crfs(as_crf(p, q), q))
 
 
 def as_crf(d: Independent[Any], like: LinearChainCRF) -> LinearChainCRF:
-    """Independent categories or one-hot vectors of each site, (*batch, N) before ``to_event(1)``, as a chain without transitions.
+    """Converts independent categories or one-hot vectors (*batch, N) to a chain with the lengths of ``like``.
 
-    It has the lengths of another one.
+    All transitions have log-weight 0.
+
+    Raises:
+        ValueError: if ``d`` is another distribution.
     """
     base = d.base_dist
     if not isinstance(base, (Categorical, OneHotCategorical)) or d.reinterpreted_batch_ndims != 1:
         raise ValueError(
-            f"Expected Categorical or OneHotCategorical with to_event(1) beside a LinearChainCRF; got {d}."
+            f"Expected Categorical or OneHotCategorical with to_event(1), to compare with a LinearChainCRF; got {d}."
         )
-    # torch takes the logarithm of a small number for that of a probability of 0
+    # torch replaces the logarithm of a probability of 0 by that of a small number
     zero = (base.probs == 0) & (base.logits > math.log(torch.finfo(base.logits.dtype).tiny))
     logits = base.logits.masked_fill(zero, -torch.inf)
     return LinearChainCRF(

@@ -1,4 +1,4 @@
-"""Hidden Markov models, computed by the same recursion as linear-chain CRFs."""
+"""HiddenMarkov: hidden Markov models, computed by the same recursion as linear-chain CRFs."""
 
 from __future__ import annotations
 
@@ -24,58 +24,65 @@ from .distribution import ChainDistribution
 from .labels import PaddedSites
 from .log_partition import log_partition_or_none, plain_operations_only
 from .messages import LogMessages
-from .semirings import ChainPotentials, Max, fold, mask_padding
+from .padding import mask_padding
+from .semirings import ChainPotentials, Max, fold
 
 
 class HiddenMarkov(ChainDistribution):
-    r"""Sequences x_1 ... x_N of observations of a Markov chain z_1 ... z_N of V states that is not seen.
+    r"""Hidden Markov model: observations x_1 ... x_N of a latent Markov chain z_1 ... z_N with V states.
 
         p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
 
-    log_prob is exact: the log-normaliser of a :class:`~pyro_genexact.distributions.LinearChainCRF` over states, which :meth:`posterior` returns. So, of
-    observations x,
+    log_prob is exact. It is the log-normaliser of the :class:`~pyro_genexact.distributions.LinearChainCRF` over states
+    that :meth:`posterior` returns. Given observations x,
 
     * smoothing, p(z_t | x), is ``posterior(x).marginals``, and p(z_t, z_{t+1} | x) is ``posterior(x).pair_marginals``;
     * filtering, p(z_t | x_1 ... x_t), is ``filter(x)``;
-    * a draw from p(z | x) is ``posterior(x).sample()``;
-    * the most probable states (Viterbi) are ``posterior(x).mode``, the k best ``posterior(x).k_best(k)``.
+    * a sample from p(z | x) is ``posterior(x).sample()``;
+    * the most probable states (Viterbi) are ``posterior(x).mode``, and the k best are ``posterior(x).k_best(k)``.
 
-    An event is a tensor (N, *obs), obs the event shape of the observation_dist. With ``lengths`` the sites from a row's length on
-    are padding: anything is accepted there, NaN too, samples hold 0, no gradient flows. An observation that is missing, with
-    any value of the support in its place, has log_prob 0 by ``observation_dist.mask(mask)``, mask (*batch, N, 1).
+    An event is a tensor (N, *obs), where obs is the event shape of ``observation_dist``. With ``lengths``, the sites
+    from a row's length on are padding: any value including NaN is accepted there, samples are 0, and gradients are
+    zero. To leave out missing observations, use ``observation_dist.mask(mask)`` with mask (*batch, N, 1), and put any
+    value of the support in their place.
 
-    Cost: log_prob and its gradient are those of the CRF's log Z, and V log_probs of each observation. A sample draws V
-    observations a site and picks one.
+    The batch shape is that of all arguments, broadcast. Values of a wider dtype give results of that dtype.
+
+    Cost: log_prob and its gradient cost as much as the CRF's log Z, and V log_probs per observation. Sampling draws V
+    observations per site and selects one.
 
     Args:
-        initial: (V) or (*batch, V), logits of the *first observed* state. Pyro's ``DiscreteHMM`` steps once before it: there
-            p(z_1) is the initial distribution times the transition.
-        transition: (V, V), logits of the next state j, given state i, at [i, j]; or of each step, (*batch, N - 1, V, V), or the
-            same for all steps of a row, (*batch, 1, V, V). Logits may be -inf, not all of a row; rows are normalised.
-        observation_dist: of batch shape (V), (N, V), (*batch, N, V) or (*batch, 1, V), and any event shape: an observation of
-            each state. A value outside the support of some states is scored by the others.
-        lengths: (*batch) integers 0 ... N, how many observations a row has; by default N. No observations have log_prob 0.
-        duration: N, where neither transition nor observation_dist has a dim of more than one step that tells it.
-        validate_args: whether logits and values are checked; without, values outside the support have log_prob -inf, and a
-            row of logits -inf alone makes log_prob NaN.
+        initial: (V) or (*batch, V), logits of the *first observed* state. In Pyro's ``DiscreteHMM``, a transition
+            precedes the first observation: there p(z_1) is the initial distribution times the transition.
+        transition: (V, V), where [i, j] is the logit of the next state j given state i; or one matrix per step,
+            (*batch, N - 1, V, V); or one per row, (*batch, 1, V, V). Rows are normalised. Logits may be -inf, but not a
+            whole row.
+        observation_dist: distribution of an observation given each state, of batch shape (V), (N, V), (*batch, N, V) or
+            (*batch, 1, V), and of any event shape. Values outside the support of some states are possible from the
+            others.
+        lengths: integers (*batch) in 0 ... N, the number of observations of each row; by default N. An empty row has
+            log_prob 0.
+        duration: N; required if neither ``transition`` nor ``observation_dist`` has a dim of N steps.
+        validate_args: whether to check logits and values. Without checks, values outside the support have log_prob
+            -inf, and a row of logits that are all -inf gives NaN.
 
     Raises:
-        TypeError: for arguments of other classes.
-        ValueError: for shapes, dtypes or devices that do not fit, an N that nothing tells, lengths outside 0 ... N, and (when
-            validating) logits that are NaN or +inf, or -inf all along a row, and values outside the support; from
-            ``filter`` and from queries of the ``posterior`` for observations that are impossible.
-
-    Shapes: the batch shape is that of all arguments, broadcast. Values of a wider dtype make results of that dtype.
-
-    Reference: Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", Proc. IEEE 1989.
+        TypeError: if an argument is of another class.
+        ValueError: if shapes, dtypes or devices do not match, N cannot be inferred, or lengths are outside 0 ... N.
+            When validating, also for logits that are NaN, +inf or a row of -inf, and for values outside the support.
+            ``filter`` and queries of the ``posterior`` raise it for impossible observations.
 
     Example:
-        >>> import torch, pyro.distributions as dist
+        >>> import torch
+        >>> import pyro.distributions as dist
         >>> stay = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
-        >>> d = HiddenMarkov(torch.zeros(2), stay, dist.Normal(torch.tensor([-1.0, 1.0]), 1.0), duration=4)
+        >>> seen = dist.Normal(torch.tensor([-1.0, 1.0]), 1.0)
+        >>> d = HiddenMarkov(torch.zeros(2), stay, seen, duration=4)
         >>> x = torch.tensor([-1.5, 0.2, 0.1, 2.0])
-        >>> d.log_prob(x), d.filter(x)[:, 1], d.posterior(x).marginals[:, 1]
-        (tensor(-7.2075), tensor([0.0474, 0.1927, 0.2939, 0.9649]), tensor([0.1656, 0.5269, 0.7632, 0.9649]))
+        >>> d.log_prob(x)
+        tensor(-7.2075)
+        >>> d.filter(x)[:, 1], d.posterior(x).marginals[:, 1]
+        (tensor([0.0474, 0.1927, 0.2939, 0.9649]), tensor([0.1656, 0.5269, 0.7632, 0.9649]))
         >>> d.posterior(x).mode, d.sample((3,)).shape
         (tensor([0, 1, 1, 1]), torch.Size([3, 4]))
     """
@@ -102,7 +109,7 @@ class HiddenMarkov(ChainDistribution):
                 check.log_weights(**{name: logits})
                 if visible(logits) and (logits == -torch.inf).all(-1).any():
                     raise ValueError(
-                        f"Expected {name} with a finite logit in each row (of next states); got a row of -inf alone."
+                        f"Expected {name} to have a finite logit in each row (of next states); got a row of -inf."
                     )
 
     def __repr__(self) -> str:
@@ -111,49 +118,51 @@ class HiddenMarkov(ChainDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
-        """Sequences of values that some state can show; padding may hold anything."""
+        """The constraint of sequences that some state can emit; padding may have any value."""
         one = self._observable()
         return independent(one, 1) if self.lengths is None else PaddedSites(one, self.lengths)
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
-        """Whether observations have a finite support, and rows one length."""
+        """Whether observations have a finite support and rows have equal lengths."""
         return super().has_enumerate_support and bool(self.observation_dist.has_enumerate_support)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats, of the batch shape broadcast with the value's; -inf, with gradient zero, where impossible."""
+        """Returns log p(value) in nats, of the batch shape broadcast with that of the value.
+
+        It is -inf with gradient zero for impossible values.
+        """
         posterior = self._given(value, False).inference
         return posterior.in_batch(_evidence(posterior.potentials()))
 
     def prior(self) -> LinearChainCRF:
-        """The distribution p(z) of the states before anything is observed."""
+        """Returns the distribution p(z) of the states without observations."""
         unary = self.initial.new_zeros(self.event_shape[0], self.num_states)
         return self._states(unary, self._validate_args)
 
     def posterior(self, value: Tensor) -> LinearChainCRF:
-        """The distribution p(z | value) of the states: smoothing, draws, Viterbi, entropy.
+        """Returns the distribution p(z | value) of the states, for smoothing, sampling, Viterbi and entropy.
 
-        Its ``log_partition`` is log_prob, and like its other queries a ValueError where the value is impossible.
+        Its ``log_partition`` is log_prob. Like its other queries, it raises a ValueError if the value is impossible.
         """
         return self._given(value, self._validate_args)
 
     def filter(self, value: Tensor) -> Tensor:
-        """p(z_t | x_1 ... x_t) (*batch, N, V) at each site, differentiable; 0 at padding.
+        """Returns the filtering probabilities p(z_t | x_1 ... x_t), (*batch, N, V), differentiable; 0 at padding.
 
-        That of the last site, N - 1 or a row's length less 1, is what prediction starts from: times the transition it is the
-        next state's distribution.
+        For prediction, multiply the probabilities at the last site of a row by the transition matrix.
 
         Raises:
-            ValueError: where the value is impossible; torch.func and the tracer show no values, and filter is NaN there from the
-                first site on that cannot be.
+            ValueError: if the value is impossible. Under torch.func and the tracer, which hide values, the result is
+                NaN from the first impossible site on.
         """
         posterior = self.posterior(value).inference
-        # in log space: what exp space loses matters for no whole sequence, but may for its beginning
+        # in log space: exp space may underflow for a prefix although the whole sequence is exact
         messages = LogMessages(posterior.possible())
         return posterior.in_batch(mask_padding(messages.padding, messages.forward.softmax(-1)), 2)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Observations (*sample_shape, *batch, N, *obs)."""
+        """Returns observations (*sample_shape, *batch, N, *obs)."""
         with torch.no_grad():
             states = self.prior().sample(sample_shape)
             each = self.observation_dist.expand((*self.batch_shape, self.event_shape[0], self.num_states))
@@ -165,26 +174,26 @@ class HiddenMarkov(ChainDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[x_t] (*batch, N, *obs): the average over p(z_t) of the states' means; 0 at padding."""
+        """E[x_t], (*batch, N, *obs): the means of the states weighted by p(z_t); 0 at padding."""
         return self._average(self._shares(), self.observation_dist.mean)
 
     @property
     def variance(self) -> Tensor:
-        """Var[x_t] (*batch, N, *obs): the mean of the states' variances and the variance of their means; 0 at padding."""
+        """Var[x_t], (*batch, N, *obs): mean of the states' variances plus variance of their means; 0 at padding."""
         p = self._shares()
         mean = torch.where(p > 0, self.observation_dist.mean, 0.0)
         off = mean - self._average(p, mean).unsqueeze(self._state_dim)
         return self._average(p, self.observation_dist.variance + off.square())
 
     def site_values(self) -> Tensor:
-        """All values of an observation (K, *obs)."""
+        """Returns all values (K, *obs) of an observation."""
         if not self.observation_dist.has_enumerate_support:
             got = type(self.observation_dist).__name__
-            raise NotImplementedError(f"Expected observations that enumerate a finite support; got {got}.")
+            raise NotImplementedError(f"Expected observation_dist to enumerate a finite support; got {got}.")
         return self.observation_dist.enumerate_support(expand=False).reshape(-1, *self.event_shape[1:])
 
     def _states(self, unary: Tensor, validate_args: bool, batch: Sequence[int] = ()) -> LinearChainCRF:
-        """The chain of states with log-likelihoods (*, N, V) of what is observed, of this batch shape broadcast with another."""
+        """Returns the chain of states with log-likelihoods (*, N, V), of this batch shape broadcast with ``batch``."""
         dtype = torch.promote_types(unary.dtype, self.initial.dtype)
         unary, transition, initial = (p.to(dtype) for p in (unary, self.transition, self.initial))
         states = LinearChainCRF(unary, transition, initial=initial, lengths=self.lengths, validate_args=validate_args)
@@ -200,11 +209,11 @@ class HiddenMarkov(ChainDistribution):
 
     @property
     def _state_dim(self) -> int:
-        """Where V stands in what the observation_dist tells of values, (*batch, N, V, *obs), counted from the right."""
+        """The dim of V in (*batch, N, V, *obs), counted from the right."""
         return -len(self.event_shape)
 
     def _log_likelihoods(self, value: Tensor) -> Tensor:
-        """log p(x_t | z_t) (*batch, N, V); what padding holds is never looked at."""
+        """Returns log p(x_t | z_t), (*batch, N, V); values at padding are ignored."""
         value = value.unsqueeze(self._state_dim)  # (*batch, N, 1, *obs)
         support: Any = self.observation_dist.support
         padding = self.padding(-self._state_dim)
@@ -215,16 +224,16 @@ class HiddenMarkov(ChainDistribution):
         return exactly(log_prob_everywhere, self.observation_dist, value, support)
 
     def _shares(self) -> Tensor:
-        """p(z_t) (*batch, N, V, 1 ...) beside what the observation_dist tells of values."""
+        """Returns p(z_t), (*batch, N, V, 1 ...), which broadcasts with (*batch, N, V, *obs)."""
         p = self.prior().marginals
         return p.reshape(*p.shape, *[1] * (len(self.event_shape) - 1))
 
     def _average(self, p: Tensor, values: Tensor) -> Tensor:
-        """The average (*batch, N, *obs) of values (*batch, N, V, *obs) of all states, which may be infinite where p is 0."""
+        """Averages values (*batch, N, V, *obs) over the states; they may be infinite where p is 0."""
         return (p * torch.where(p > 0, values, 0.0)).sum(self._state_dim)
 
     def _observable(self) -> Any:
-        """The support of an observation: of all states, joined where their bounds differ."""
+        """Returns the support of an observation: the union over states if their bounds differ."""
         support: Any = self.observation_dist.support
         if not tensors_in(support):
             return support
@@ -237,7 +246,10 @@ class HiddenMarkov(ChainDistribution):
 
 
 def _evidence(chain: ChainPotentials) -> Tensor:
-    """log Z (B) in double precision; -inf where nothing is possible and +inf at a pole of a density, both with gradient zero."""
+    """Returns log Z (B,) in double precision, with gradient zero where it is infinite.
+
+    It is -inf if no path is possible, and +inf at a pole of a density.
+    """
     poles = chain.unary == torch.inf
     if plain_operations_only() or (visible(poles) and poles.any()):
         log_z = log_partition_or_none(chain._replace(unary=chain.unary.masked_fill(poles, 0.0)))
@@ -246,7 +258,7 @@ def _evidence(chain: ChainPotentials) -> Tensor:
 
 
 def _reached(chain: ChainPotentials, poles: Tensor) -> Tensor:
-    """Whether (B) a path that is possible meets one of the poles (B, N, V)."""
+    """Returns whether (B,) a possible path passes through one of the poles (B, N, V)."""
     score = chain.map(lambda p: torch.zeros_like(p).masked_fill(p == -torch.inf, -torch.inf))
     return fold(Max(), score._replace(unary=score.unary.masked_fill(poles, 1.0)))[0] > 0
 
@@ -254,17 +266,17 @@ def _reached(chain: ChainPotentials, poles: Tensor) -> Tensor:
 def _shapes(
     initial: Tensor, transition: Tensor, observation_dist: Distribution, lengths: Tensor | None, duration: int | None
 ) -> tuple[int, Size]:
-    """N and the batch shape; a TypeError or ValueError where arguments do not fit each other."""
+    """Returns N and the batch shape; raises a TypeError or ValueError if the arguments do not match."""
     check_kind("initial", initial, Tensor)
     check_kind("transition", transition, Tensor)
     check_kind("observation_dist", observation_dist, Distribution)
     if initial.dim() < 1 or not initial.shape[-1] or not initial.is_floating_point():
         raise ValueError(
-            f"Expected initial of floating-point numbers (*batch, V) with V >= 1; got {initial.dtype} {tuple(initial.shape)}."
+            f"Expected initial of shape (*batch, V), floating-point, V >= 1; got {initial.dtype} {tuple(initial.shape)}."
         )
     check_like("transition", transition, initial)
     for tensor in tensors_in(observation_dist):
-        if tensor.is_floating_point() and tensor.dim():  # those of dim 0 follow the others
+        if tensor.is_floating_point() and tensor.dim():  # scalar tensors adapt to any dtype
             check_like("observation_dist", tensor, initial)
     states = initial.shape[-1]
     if transition.shape[-2:] != (states, states):
@@ -283,12 +295,12 @@ def _shapes(
         durations["transition"] = transition.shape[-3] + 1
     if not durations:
         raise ValueError(
-            "Expected duration (N), as observation_dist.batch_shape[-2] and the steps of transition do not tell it; got none."
+            "Expected duration=N (neither observation_dist.batch_shape[-2] nor transition determines N); got None."
         )
     check_sizes(1, **durations)
     if len({*durations.values()}) > 1:
         got = ", ".join(f"{n} by {name}" for name, n in durations.items())
-        raise ValueError(f"Expected one number N of observations (a transition has N - 1 steps); got {got}.")
+        raise ValueError(f"Expected the same number N of observations (transition has N - 1 steps); got {got}.")
     batch_shape = check.batch_shape_of(
         initial=initial.shape[:-1],
         transition=transition.shape[:-3],

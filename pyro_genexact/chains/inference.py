@@ -1,4 +1,4 @@
-"""ChainInference: log Z, the mode, scores and queries of messages, kept for all queries of a CRF."""
+"""ChainInference: log Z, mode, scores and message queries, cached for all queries of a CRF."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from . import checks as check
 from .labels import GivenPotentials, log_weight
 from .log_partition import log_partition, messages_for, plain_operations_only, with_gradients
 from .messages import Messages, double_precision
-from .semirings import ChainPotentials, Max, fold, mask_padding, padding_mask, trace
+from .padding import mask_padding, padding_mask
+from .semirings import ChainPotentials, Max, fold, trace
 
 
 @dataclass
 class ChainInference:
-    """The potentials of a chain as they were given, and what was computed of them.
+    """The potentials of a chain and the cached results of their recursion.
 
-    "Rows" are all combinations of batch dims of the potentials, B of them. Results are in double precision.
+    Rows are all B combinations of the batch dims of the potentials. Results are in double precision.
 
     Attributes:
-        given: potentials of batch dims that broadcast.
+        given: potentials, whose batch dims broadcast.
         lengths: (*), or None.
-        rows: the batch shape of all potentials and lengths.
-        batch_shape: of the results of :meth:`in_batch`, to which rows broadcast.
-        cache: messages and modes, kept as long as the potentials do not change.
+        rows: the broadcast batch shape of potentials and lengths.
+        batch_shape: the batch shape of the results of :meth:`in_batch`; rows broadcast to it.
+        cache: messages and modes, valid as long as the potentials do not change.
     """
 
     given: GivenPotentials
@@ -39,7 +40,10 @@ class ChainInference:
     cache: dict[str, Any]
 
     def potentials(self, rows: Size | None = None) -> ChainPotentials:
-        """Those of all rows, (B, N, V), (V, V) or (B, N - 1 or 1, V, V), (B, V), (B, V), lengths (B); padding is 0."""
+        """Returns the potentials of all rows, with 0 at padding.
+
+        Shapes: (B, N, V), (V, V) or (B, N - 1 or 1, V, V), (B, V), (B, V), and lengths (B,).
+        """
         rows = self.rows if rows is None else rows
         unary, transition, initial, final = self.given
 
@@ -61,17 +65,21 @@ class ChainInference:
         return ChainPotentials(mask_padding(padding, flat(unary, 2)), transition, initial, final, lengths)
 
     def possible(self) -> ChainPotentials:
-        """The potentials in double precision; a ValueError where a row allows no label string."""
+        """Returns the potentials in double precision; raises a ValueError if a row has no possible label sequence."""
         chain = self.potentials()
         self.messages(chain)
         return chain.map(double_precision)
 
     def messages(self, chain: ChainPotentials | None = None) -> Messages:
-        """Of all rows, from their :meth:`potentials` where these are at hand; a ValueError as in :meth:`possible`."""
+        """Returns the messages of all rows; ``chain`` may pass :meth:`potentials` if they are already computed.
+
+        Raises:
+            ValueError: if a row has no possible label sequence.
+        """
 
         def computed() -> Messages:
             messages = messages_for(self.potentials() if chain is None else chain)
-            check.possible(messages.log_partition, self.rows)  # before they are remembered
+            check.possible(messages.log_partition, self.rows)  # raises before the result is cached
             return messages
 
         return self._once("messages", computed)
@@ -79,28 +87,28 @@ class ChainInference:
     def query(
         self, query: Callable[..., Tensor], chain: ChainPotentials | None = None, *values: ChainPotentials
     ) -> Tensor:
-        """A query of the messages, with gradients in the potentials and in the values.
+        """Returns a query of the messages, with gradients with respect to the potentials and the values.
 
         Args:
-            query: of the messages and the values.
-            chain: the :meth:`potentials`, in any precision, of all rows or of rows that repeat them.
-            values: of the shapes of the chain.
+            query: function of the messages and the values.
+            chain: the :meth:`potentials`, in any precision, of the rows or of rows that repeat them.
+            values: further chains, of the shapes of ``chain``.
         """
         chain = self.potentials() if chain is None else chain
         messages = self.messages(chain) if len(chain.unary) == prod(self.rows) else messages_for(chain)
         return with_gradients(query, messages, chain, *values)
 
     def log_partition(self) -> Tensor:
-        """log Z in nats, of the shape of the rows."""
+        """Returns log Z in nats, of the shape of the rows."""
         chain = self.potentials()
         return log_partition(chain, self.messages(chain)).reshape(self.rows)
 
     def score(self, value: Tensor) -> Tensor:
-        """Of values (*, N), of their shape and the rows', broadcast; -inf outside the support."""
+        """Returns the scores of values (*, N), broadcast with the rows; -inf outside the support."""
         return log_weight(self.given, self.lengths, value)
 
     def best(self) -> Tensor:
-        """The most probable labels (B, N)."""
+        """Returns the most probable labels (B, N)."""
 
         def computed() -> Tensor:
             with torch.no_grad():
@@ -112,7 +120,7 @@ class ChainInference:
         return self._once("best", computed)
 
     def in_batch(self, values: Tensor, event_dim: int = 0, sample_dim: int = 0) -> Tensor:
-        """Values (*sample, B, *event) of the rows in the batch shape; numbers in the dtype of the potentials."""
+        """Reshapes values (*sample, B, *event) of the rows to the batch shape; floats get the dtype of the potentials."""
         if values.is_floating_point():
             values = values.to(self.given[0].dtype)
         sample, event = values.shape[:sample_dim], values.shape[values.dim() - event_dim :]
@@ -120,7 +128,7 @@ class ChainInference:
         return values.reshape((*sample, *ones, *self.rows, *event)).expand((*sample, *self.batch_shape, *event))
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Computed once, as long as the potentials are what they were; anew where what is computed belongs to one call alone."""
+        """Returns a cached result; computes it anew if a potential changed, and always under torch.func or tracing."""
         if plain_operations_only():
             return compute()
         state = [None if p is None else version_of(p) for p in (*self.given, self.lengths)]

@@ -1,4 +1,4 @@
-"""Label strings: their support, their score, and their left-to-right conditionals."""
+"""Label sequences: their support, their score, and their left-to-right conditionals."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from ..contexts import Covariates
 from ..core.lengths import site_mask
 from ..families.in_support import feasible_point
 from .messages import LogMessages, double_precision
-from .semirings import mask_padding, padding_mask
+from .padding import mask_padding, padding_mask
 
 GivenPotentials = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """unary (*, N, V), transition (V, V) or (*, N - 1 or 1, V, V), initial and final (*, V) or None."""
 
 
 class PaddedSites(constraints.Constraint):
-    """Sequences whose sites satisfy a constraint up to a row's length, with anything after it.
+    """Constraint of sequences whose sites satisfy a constraint up to a row's length, with any values after it.
 
     Args:
-        one: the constraint of a site's value.
-        lengths: (*batch) integers.
+        one: the constraint of a site.
+        lengths: integers (*batch).
 
     Example:
-        >>> PaddedSites(constraints.positive, torch.tensor([2, 1])).check(torch.tensor([[1.0, -1.0], [1.0, torch.nan]]))
+        >>> sites = PaddedSites(constraints.positive, torch.tensor([2, 1]))
+        >>> sites.check(torch.tensor([[1.0, -1.0], [1.0, torch.nan]]))
         tensor([False,  True])
     """
 
@@ -43,16 +44,17 @@ class PaddedSites(constraints.Constraint):
         return (inside | ~site_mask(self.lengths, inside.shape[-1])).all(-1)
 
     def feasible_point(self, like: Tensor) -> Tensor:
-        """Some value inside, that broadcasts with ``like``."""
+        """Returns a value that satisfies the constraint and broadcasts with ``like``."""
         return feasible_point(self.one, like)
 
 
 class LabelStrings(PaddedSites):
-    """Integers 0 ... V - 1 up to a row's length, anything after it.
+    """Constraint of integers 0 ... V - 1 up to a row's length, with any values after it.
 
     Example:
         >>> import torch
-        >>> LabelStrings(3, torch.tensor([2, 1])).check(torch.tensor([[0, 5], [2, -100]]))
+        >>> strings = LabelStrings(3, torch.tensor([2, 1]))
+        >>> strings.check(torch.tensor([[0, 5], [2, -100]]))
         tensor([False,  True])
     """
 
@@ -65,9 +67,14 @@ class LabelStrings(PaddedSites):
 
 
 class ConditionalTables(Conditioner):
-    """Parameters of a label by the label before it, from tables (B, N, V * V) that are the context; the first from row 0."""
+    """Looks up the parameters of a label given the previous one in tables (B, N, V * V), which are the context.
+
+    The first site uses row 0.
+    """
 
     class State(NamedTuple):
+        """Tables (B, N, V, V) and the position in them."""
+
         position: int
         version: list[int]
         tables: Tensor
@@ -88,22 +95,22 @@ class ConditionalTables(Conditioner):
 
 
 def conditional_logits(messages: LogMessages) -> Tensor:
-    """The logits (B, N, V, V) of a label by the label before it, which the first site lacks: rows alike there."""
+    """Returns the logits (B, N, V, V) of each label given the previous one; at the first site all rows are equal."""
     chain, later = messages.chain, messages.backward.unsqueeze(-2)  # (B, N, 1, V)
     first = (chain.initial.unsqueeze(-2) + later[:, 0]).expand(-1, later.shape[-1], -1)
     tables = torch.cat([first.unsqueeze(1), chain.transition + later[:, 1:]], 1)
-    # normalised here, in double precision; what no history leads to is never looked up
+    # normalised here in double precision; rows that no history reaches are never used
     tables = tables.masked_fill((tables == -torch.inf).all(-1, keepdim=True), 0.0).log_softmax(-1)
     return mask_padding(messages.padding, tables)
 
 
 def log_weight(potentials: GivenPotentials, lengths: Tensor | None, value: Tensor) -> Tensor:
-    """The score of values (*, N) in double precision, of the shapes of all, broadcast; -inf where a site holds no label.
+    """Returns the scores of values (*, N) in double precision, of the broadcast batch shape; -inf for invalid labels.
 
     Args:
-        potentials: of batch dims that broadcast.
-        lengths: (*), or None where all sites count.
-        value: what padding holds is ignored.
+        potentials: potentials, whose batch dims broadcast.
+        lengths: (*), or None.
+        value: the values; padding is ignored.
     """
     unary, transition, initial, final = potentials
     sites, num_labels = unary.shape[-2:]
@@ -126,7 +133,7 @@ def log_weight(potentials: GivenPotentials, lengths: Tensor | None, value: Tenso
 
 
 def gather_labels(potentials: Tensor, labels: Tensor) -> Tensor:
-    """potentials (*, M, K) at labels (*, M), of shapes that broadcast; without copies of the potentials."""
+    """Returns the potentials (*, M, K) at labels (*, M); batch dims broadcast without copies of the potentials."""
     own = potentials.shape[:-1]
     start = torch.arange(0, potentials.numel(), potentials.shape[-1], device=labels.device).reshape(own)
     index = start + labels

@@ -1,4 +1,4 @@
-"""log Z of linear chains, and gradients to any order of it and of other queries of messages."""
+"""log Z of linear chains and other message queries, with gradients of any order."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Gradients = list[Tensor | None]
 
 
 def plain_operations_only() -> bool:
-    """Whether torch.func or the tracer is at work, which follow plain operations alone and show no values."""
+    """Returns whether torch.func or the tracer is active, which hide values and support plain operations only."""
     return transformed() or torch.jit._trace.is_tracing()
 
 
 def messages_for(chain: ChainPotentials) -> Messages:
-    """Of B chains: the fastest that are exact, without gradient; in log space where only plain operations are followed."""
+    """Returns the fastest exact messages of B chains, without gradients; in log space under torch.func or tracing."""
     return LogGradients(chain) if plain_operations_only() else messages_of(chain)
 
 
 def log_partition(chain: ChainPotentials, messages: Messages) -> Tensor:
-    """log Z (B) in nats, in double precision; its gradients are the marginals, taken from the messages."""
+    """Returns log Z (B,) in nats in double precision; its gradients are the marginals, computed from the messages."""
     return with_gradients(
-        lambda messages: messages.log_partition.clone(),  # which becomes a part of a graph
+        lambda messages: messages.log_partition.clone(),  # the result becomes part of a graph
         messages,
         chain,
         first_order=lambda grad, needed: _from_marginals(chain, messages, grad, needed),
@@ -36,7 +36,7 @@ def log_partition(chain: ChainPotentials, messages: Messages) -> Tensor:
 
 
 def log_partition_or_none(chain: ChainPotentials) -> Tensor:
-    """log Z (B) in nats, in double precision; -inf with gradient zero for rows where nothing is possible."""
+    """Returns log Z (B,) in nats in double precision; -inf with gradient zero for rows where nothing is possible."""
     messages = messages_for(chain)
     impossible = messages.log_partition == -torch.inf
     if plain_operations_only() or not visible(impossible) or not impossible.any():
@@ -53,16 +53,16 @@ def with_gradients(
     *chains: ChainPotentials,
     first_order: Callable[[Tensor, Sequence[bool]], Gradients] | None = None,
 ) -> Tensor:
-    """A query of messages, with gradients in all potentials, which are computed when asked for.
+    """Returns a query of messages with gradients with respect to all potentials, which backward computes when needed.
 
-    Gradients are those of the same query of messages in log space, made by plain operations, so that they have gradients in turn.
+    The gradients are those of the same query in log space by plain operations, so they are differentiable, too.
 
     Args:
-        query: of the messages, and of further chains; a new tensor.
-        messages: of the first chain, by :func:`messages_for`.
-        chains: whose potentials get gradients.
-        first_order: the gradients in the first chain's potentials, where they are not to be differentiated again; of the gradient
-            of the result, and which are needed.
+        query: function of the messages and further chains that returns a new tensor.
+        messages: the messages of the first chain, from :func:`messages_for`.
+        chains: the chains, whose potentials get gradients.
+        first_order: function that returns the gradients of the first chain's potentials if they need not be
+            differentiable, given the gradient of the result and which gradients are needed.
     """
     tensors = [p for chain in chains for p in chain[:4]]
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
@@ -97,10 +97,10 @@ class _WithGradients(torch.autograd.Function):
 def _gradients(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> Gradients:
-    """Of those tensors that need one; to be differentiated again where grad mode is on."""
+    """Returns the gradients of the tensors that need one; they are differentiable if grad mode is on."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # others than those given, of which one may be made from another
+        # new tensors, because one of the given tensors may have been computed from another
         inputs = [t.view_as(t) if again else t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
         value = function(*inputs)
     wanted = [t for t, needs in zip(inputs, needed, strict=True) if needs]
@@ -111,7 +111,7 @@ def _gradients(
 
 
 def _from_marginals(chain: ChainPotentials, messages: Messages, grad: Tensor, needed: Sequence[bool]) -> Gradients:
-    """The gradients of log Z in the four kinds of potentials."""
+    """Returns the gradients of log Z with respect to the four kinds of potentials."""
     nodes = messages.marginals() * grad[:, None, None]
     grads: Gradients = [nodes, None, nodes[:, 0], None]
     if needed[1] and chain.transition.dim() == 2:

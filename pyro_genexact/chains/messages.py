@@ -1,6 +1,7 @@
-"""Forward and backward messages of a batch of linear chains, from which every query of a CRF is computed.
+"""Forward and backward messages of a batch of linear chains, for all queries of a CRF.
 
-All is computed in float64 where the device has it, so that a float32 chain of a thousand sites loses no digit of its own.
+All computations are in float64 if the device supports it, so that a float32 chain of a thousand sites loses no
+precision.
 """
 
 from __future__ import annotations
@@ -15,52 +16,46 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.functional import visible
-from .semirings import (
-    ChainPotentials,
-    Draw,
-    LogSumExp,
-    Semiring,
-    draw,
-    flip_within_lengths,
-    fold,
-    mask_padding,
-    mean,
-    padding_mask,
-    trace,
-)
+from .padding import flip_within_lengths, mask_padding, padding_mask
+from .semirings import ChainPotentials, Draw, LogSumExp, Semiring, draw, fold, mean, trace
 
 RESCALED_EVERY = (8, 1)
-"""After how many steps the recursion in exp space is rescaled, in the order of trial."""
+"""Number of steps between two rescalings in exp space, in the order in which they are tried."""
 
 
 class Messages(Protocol):
-    """Quantities of B chains of N sites, computed from their messages; past a row's length all is 0."""
+    """Quantities of B chains of N sites, computed from their messages; 0 at padding."""
 
     @property
     def log_partition(self) -> Tensor:
-        """(B) in nats; -inf where nothing is possible."""
+        """The log-normaliser log Z in nats, (B,); -inf where nothing is possible."""
 
     def marginals(self) -> Tensor:
-        """(B, N, V): p(y_t)."""
+        """Returns p(y_t), (B, N, V)."""
 
     def pair_marginals(self) -> Tensor:
-        """(B, N - 1, V, V): p(y_t, y_{t+1})."""
+        """Returns p(y_t, y_{t+1}), (B, N - 1, V, V)."""
 
     def expected_steps(self, weight: Tensor) -> Tensor:
-        """(V, V): the pairs summed over sites, and over rows each with its weight (B)."""
+        """Returns the pair marginals summed over sites and over rows with weights (B,), (V, V)."""
 
     def mean(self, values: ChainPotentials) -> Tensor:
-        """(B): the mean of a sum of finite values, which are of the shapes of the potentials."""
+        """Returns the mean (B,) of a sum of finite values, which have the shapes of the potentials."""
 
     def sample(self, count: int) -> Tensor:
-        """(count, B, N) labels."""
+        """Returns sampled labels (count, B, N)."""
 
 
 @torch.no_grad()
 def messages_of(chain: ChainPotentials, attempts: tuple[int, ...] = RESCALED_EVERY) -> Messages:
-    """The messages of B chains: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B).
+    """Returns the messages of B chains.
 
-    Rows are computed in exp space where that is exact to rounding; the others rescaled more often, and at last in log space.
+    Rows are computed in exp space if that is exact to rounding. Other rows are rescaled more often, and finally
+    computed in log space.
+
+    Args:
+        chain: unary (B, N, V), transition (V, V) or (B, N - 1 or 1, V, V), initial and final (B, V), lengths (B,).
+        attempts: the numbers of steps between rescalings to try.
     """
     if not attempts:
         return LogMessages(chain.map(Tensor.detach))
@@ -75,15 +70,15 @@ def messages_of(chain: ChainPotentials, attempts: tuple[int, ...] = RESCALED_EVE
 
 
 class ScaledMessages:
-    r"""Messages in exp space: both directions in one recursion of matrix products, rescaled now and then.
+    r"""Messages in exp space: both directions in one recursion of matrix products, with occasional rescaling.
 
-    With x_t the forward and z_t the backward messages, both with the factor of site t, and E = exp(transition),
+    With forward messages x_t and backward messages z_t, both including the factor of site t, and E = exp(transition),
 
         x_{t+1} = (x_t E) exp(unary_{t+1}),   z_t = (E z_{t+1}) exp(unary_t),   p(y_t) = x_t (E z_{t+1}) / s_t.
 
-    No term is negative, so that rounding stays relative, and all that can be lost is what underflows: N V^2 times the least
-    positive number, relative to what the messages were before rescaling and to s_t. Rows where that is below rounding are
-    ``exact``.
+    No term is negative, so rounding errors stay relative. Only underflow loses precision: at most N V^2 times the
+    smallest positive number, relative to the messages before rescaling and to s_t. ``exact`` marks rows where that is
+    below rounding.
     """
 
     def __init__(self, chain: ChainPotentials, every: int) -> None:
@@ -97,7 +92,7 @@ class ScaledMessages:
         backward = self.weights.reversed()
         x = torch.stack([self.weights.unary.transpose(0, 1), backward.unary.transpose(0, 1)], 1)  # (N, 2, B, V)
         scales = forward_backward(x, self.weights, backward, every)
-        if self.padding is not None:  # past the ends, last in both directions, anything may have become of them
+        if self.padding is not None:  # both directions reach padding last, with arbitrary values
             padding = self.padding.T.unsqueeze(1)  # (N, 1, B)
             x.masked_fill_(padding.unsqueeze(-1), 1.0)
             scales[1:].masked_fill_(padding[every::every], 1.0)
@@ -140,20 +135,20 @@ class ScaledMessages:
         return (self.marginals() * absorb_ends(values)).sum((-2, -1)) + (into * self.backward[:, 1:]).sum((-2, -1))
 
     def sample(self, count: int) -> Tensor:
-        few = count < 2 * self.forward.shape[-1]  # as measured
-        if few or self.forward.dtype != torch.float64:  # in which tables count their rows
+        few = count < 2 * self.forward.shape[-1]  # measured crossover
+        if few or self.forward.dtype != torch.float64:  # the tables store row indices in this dtype
             return trace(_Weights(), self.weights, self.forward.unbind(1), (count,))
         return draw_by_tables(self.forward, self.weights, count)
 
     def _left(self, weight: float | Tensor) -> Tensor:
-        """(B, N - 1, V), what a pair has of its left site, times a weight of the row; 0 where the right one is padding."""
+        """Returns the left factor of each pair times a weight per row, (B, N - 1, V); 0 if the right site is padding."""
         return self.forward[:, :-1] * mask_padding(self.padding, weight / self.total[:, :-1], 1).unsqueeze(-1)
 
 
 class LogMessages:
-    """Messages in log space, for whatever potentials.
+    """Messages in log space, for any potentials.
 
-    Cost: tensors (B, V, V) a step, and logarithms and exponentials of them.
+    Cost: tensors (B, V, V) per step, with their logarithms and exponentials.
     """
 
     def __init__(self, chain: ChainPotentials) -> None:
@@ -169,12 +164,12 @@ class LogMessages:
 
     @property
     def forward(self) -> Tensor:
-        """(B, N, V): log-weights of all labellings of the sites so far, by the label of the last of them."""
+        """Log-weights (B, N, V) summed over all labels of the earlier sites, by the label of this site."""
         return torch.stack(self._folded[1], -2)
 
     @cached_property
     def backward(self) -> Tensor:
-        """(B, N, V): those of the sites from here on, by the label here."""
+        """Log-weights (B, N, V) summed over all labels of the later sites, by the label of this site."""
         backward = fold(LogSumExp(), self.chain.reversed())[1]
         return flip_within_lengths(torch.stack(backward, -2), self.chain.lengths)
 
@@ -198,9 +193,9 @@ class LogMessages:
 
 
 class LogGradients(LogMessages):
-    """Messages in log space that are differentiated: by plain operations, and marginals as gradients of log Z.
+    """Differentiable messages in log space: plain operations only, with marginals as gradients of log Z.
 
-    So the cost of gradients of any order is linear in N: no gradient of a part is as large as the whole.
+    The cost of gradients of any order is linear in N, because no gradient of a part has the size of the whole.
     """
 
     def marginals(self) -> Tensor:
@@ -218,10 +213,10 @@ class LogGradients(LogMessages):
 
 
 class MergedMessages:
-    """The messages of rows that were computed in several ways.
+    """Merges the messages of rows that were computed in different ways.
 
     Args:
-        parts: rows (B') and their messages.
+        parts: pairs of row indices (B',) and their messages.
     """
 
     def __init__(self, parts: list[tuple[Tensor, Any]]) -> None:
@@ -250,7 +245,7 @@ class MergedMessages:
 
 
 class _Weights(Semiring):
-    """Weights as they are, from which a trace draws."""
+    """Weights in exp space, from which a trace samples."""
 
     def times(self, a: Tensor, lifted: Tensor) -> Tensor:
         return a * lifted
@@ -260,32 +255,33 @@ class _Weights(Semiring):
 
 
 def draw_by_tables(forward: Tensor, chain: ChainPotentials, count: int) -> Tensor:
-    """Labels (count, B, N) as :func:`trace` with :class:`_Weights` draws them, for many draws a row.
+    """Samples labels (count, B, N) as :func:`trace` with :class:`_Weights` does, but faster for many samples per row.
 
-    The shares of a site are cumulated for each label after it, V^2 numbers a row. A draw reads one row of them in two steps
-    of about sqrt(V) numbers: in which block its label is, and where in the block.
+    For each site and next label it tabulates the cumulative probabilities, V^2 numbers per row. A sample reads one row
+    of the table in two steps of about sqrt(V) numbers: first the block that contains its label, then the label in the
+    block.
     """
     batch, sites, labels = forward.shape
     width = isqrt(labels - 1) + 1
-    forward = pad(forward, (0, width**2 - labels))  # with shares of zero
+    forward = pad(forward, (0, width**2 - labels))  # padded with probability zero
     into = pad(chain.transition.mT.contiguous(), (0, width**2 - labels))
     ends = None if chain.lengths is None else chain.lengths.repeat_interleave(count)
-    if ends is not None:  # one more row, for no label after this one
+    if ends is not None:  # an additional row, for sites without a next label
         into = pad(into, (0, 0, 0, 1), value=1.0)
     height = into.shape[-2]
     first = (height * torch.arange(batch, device=forward.device)).repeat_interleave(count)
     offset, ones = first.to(forward), forward.new_ones(width)
-    row = draw(forward[:, -1:].expand(-1, count, -1)).flatten() + offset  # (B * count), of the label, in the tables
+    row = draw(forward[:, -1:].expand(-1, count, -1)).flatten() + offset  # (B * count,), row of the label in the tables
     drawn = []
-    each = max(1, 2**16 // (batch * height * width**2))  # sites whose tables fit into the processor's cache
+    each = max(1, 2**16 // (batch * height * width**2))  # number of sites whose tables fit in the processor's cache
     for stop in range(sites - 1, 0, -each):
         start = max(stop - each, 0)
         steps = into if into.dim() == 2 else into[:, start:stop] if into.shape[1] > 1 else into
         shares = (forward[:, start:stop, None] * steps).cumsum_(-1)
-        shares /= shares[..., -1:].clone()  # the last is 1 whatever the rounding
+        shares /= shares[..., -1:].clone()  # makes the last one exactly 1
         shares = shares.transpose(0, 1).reshape(stop - start, -1, width).contiguous()
         blocks = shares[..., -1].reshape(stop - start, -1, width).contiguous()
-        # in (0, 1], so that no share of zero is hit
+        # in (0, 1], so that labels of probability zero are never drawn
         levels = 1 - torch.rand(stop - start, batch * count, 1, dtype=shares.dtype, device=shares.device)
         tables = list(zip(blocks.unbind(0), shares.unbind(0), levels.unbind(0), strict=True))
         for t in range(stop - 1, start - 1, -1):
@@ -302,7 +298,11 @@ def draw_by_tables(forward: Tensor, chain: ChainPotentials, count: int) -> Tenso
 
 
 def forward_backward(x: Tensor, forward: ChainPotentials, backward: ChainPotentials, every: int) -> Tensor:
-    """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place; returns the scales (K, 2, B), the first 1."""
+    """Multiplies the factors x (N, 2, B, V) of both directions along the sites, in place.
+
+    Returns:
+        The scales (K, 2, B), of which the first is 1.
+    """
     shared = forward.transition.dim() == 2
     both = torch.stack([forward.transition, backward.transition]) if shared else None
     steps = [] if shared else list(zip(forward.steps(), backward.steps(), strict=True))
@@ -321,12 +321,12 @@ def forward_backward(x: Tensor, forward: ChainPotentials, backward: ChainPotenti
 
 
 def backward_step(transition: Tensor, after: Tensor) -> Tensor:
-    """E z of weights E (V, V) or (B, M or 1, V, V) and messages z (B, M, V)."""
+    """Returns E z for weights E (V, V) or (B, M or 1, V, V) and messages z (B, M, V)."""
     return after @ transition.mT if transition.dim() == 2 else (transition @ after.unsqueeze(-1)).squeeze(-1)
 
 
 def absorb_ends(chain: ChainPotentials) -> Tensor:
-    """The unary potentials (B, N, V) in double precision, a copy, with those of the ends (0 of empty rows) at the first and last site."""
+    """Returns a copy of the unary potentials (B, N, V) in double precision, with those of the ends added."""
     unary = chain.unary.to(double_precision(chain.unary).dtype, copy=True)
     unary[:, 0] += chain.initial
     last = last_site(chain).unsqueeze(-1).expand(-1, 1, unary.shape[-1])
@@ -334,14 +334,14 @@ def absorb_ends(chain: ChainPotentials) -> Tensor:
 
 
 def last_site(chain: ChainPotentials) -> Tensor:
-    """(B, 1), the index of the last site; 0 where there is none."""
+    """Returns the index of the last site, (B, 1); 0 for empty rows."""
     if chain.lengths is None:
         return torch.full((len(chain.unary), 1), chain.unary.shape[1] - 1, device=chain.unary.device)
     return (chain.lengths - 1).clamp(min=0).unsqueeze(-1)
 
 
 def select_rows(chain: ChainPotentials, index: Tensor) -> ChainPotentials:
-    """The rows (B') of a chain; a transition that all share stays."""
+    """Returns the rows (B',) of a chain; a shared transition is not copied."""
     unary, transition, initial, final = chain[:4]
     initial, final = initial.index_select(-2, index), final.index_select(-2, index)
     transition = transition if transition.dim() == 2 else transition.index_select(-4, index)
@@ -350,12 +350,12 @@ def select_rows(chain: ChainPotentials, index: Tensor) -> ChainPotentials:
 
 
 def shifted(potentials: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Potentials with maximum 0 over the dims, and what was taken away; all -inf stays."""
+    """Returns potentials with maximum 0 over the dims, and the shift; potentials that are all -inf are not shifted."""
     top = potentials.amax(dims, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0.0)
     return potentials - top, top
 
 
 def double_precision(potentials: Tensor) -> Tensor:
-    """In float64, but on devices that have none."""
+    """Casts potentials to float64, except on devices without float64."""
     return potentials if potentials.device.type == "mps" else potentials.double()

@@ -1,4 +1,4 @@
-"""The learnable linear-chain CRF: a module whose call returns the distribution."""
+"""CRF: a module with learned transitions whose call returns a linear-chain CRF."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from .crf import LinearChainCRF
 
 
 class CRF(DistributionModule):
-    """A learnable linear-chain CRF: its call maps a sequence of contexts to a :class:`~pyro_genexact.distributions.LinearChainCRF` of labels.
+    """Module that maps contexts to a :class:`~pyro_genexact.distributions.LinearChainCRF` of labels.
 
-    It owns the potentials of the transitions and of both ends; the emissions, potentials of the labels of a site, come from the
-    context by a linear layer or any other module.
+    Its parameters are the potentials of the transitions and of both ends. A linear layer or another module computes the
+    emissions, which are the potentials of labels at sites, from the context.
 
     Args:
-        num_labels: V.
-        context: C or ``Covariates(C)``, the features of a site, for a linear layer C -> V; or a module from the context to (*batch, N, V).
-        allowed: (V, V) Boolean, [i, j] whether label j may follow label i; by default all.
-        allowed_initial: (V) Boolean, which labels may come first.
-        allowed_final: (V) Boolean, which may come last.
+        num_labels: V, the number of labels.
+        context: C or ``Covariates(C)``, the number of features per site, for a linear layer from C to V; or a module
+            that maps the context to emissions (*batch, N, V).
+        allowed: Boolean (V, V), where [i, j] says whether label j may follow label i; by default all may.
+        allowed_initial: Boolean (V), the labels that may come first; by default all.
+        allowed_final: Boolean (V), the labels that may come last; by default all.
 
     Raises:
-        ValueError: for constraints of another shape; in calls for a context of another width, or emissions of other than V labels.
-        TypeError: for constraints that are not Boolean, a context that is neither integer nor module; in calls for emissions that
-            are no tensor.
+        TypeError: if a constraint is not Boolean, or ``context`` is neither an integer nor a module. In calls, if the
+            emissions are not a tensor.
+        ValueError: if a constraint has another shape. In calls, if the context has another width, or the emissions are
+            not of V labels.
 
     Reference: Huang, Xu, Yu, "Bidirectional LSTM-CRF models for sequence tagging", 2015.
 
@@ -83,19 +85,22 @@ class CRF(DistributionModule):
             register_given(self, argument, constraint)
 
     def forward(self, context: Any = None, lengths: Tensor | None = None) -> LinearChainCRF:
-        """The CRF given the context (*batch, N, C) and the lengths (*batch) of its rows."""
+        """Returns the CRF given the context (*batch, N, C) and the lengths (*batch) of its rows."""
         if self.context:
             check_context(self, context)
         unary = self.emissions(context)
         check_kind("emissions", unary, Tensor)
         if unary.shape[-1:] != (self.num_labels,):
-            raise ValueError(f"Expected emissions (*batch, N, {self.num_labels}) (labels); got {tuple(unary.shape)}.")
+            raise ValueError(
+                f"Expected emissions (*batch, N, {self.num_labels}) (num_labels); got {tuple(unary.shape)}."
+            )
         transition = _only(self.transition, self.allowed)
-        if unary.is_floating_point():  # narrower under autocast
+        if unary.is_floating_point():  # emissions are narrower under autocast
             unary = unary.to(torch.promote_types(unary.dtype, transition.dtype))
         return LinearChainCRF(
             unary,
-            transition if transition.dim() == 2 else transition.unsqueeze(-3),  # draws of a prior, each for all steps
+            # batched transitions are draws from a prior, each for all steps
+            transition if transition.dim() == 2 else transition.unsqueeze(-3),
             initial=_only(self.initial, self.allowed_initial),
             final=_only(self.final, self.allowed_final),
             lengths=lengths,

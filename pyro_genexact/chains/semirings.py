@@ -1,31 +1,31 @@
-"""The recursion over a linear chain in any semiring, and the way back: Viterbi, k best, draws."""
+"""Semirings on linear chains: the forward recursion, and backward tracing for Viterbi, k best and sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.lengths import expand_mask, site_mask
+from .padding import flip_within_lengths, without_padding
 
 
 class ChainPotentials(NamedTuple):
-    """Log-potentials of a linear chain of N sites with V labels; -inf forbids.
+    """Log-potentials of a linear chain of N sites with V labels; -inf forbids a label or step.
 
     Attributes:
-        unary: (*, N, V), of a label at a site.
-        transition: (V, V) the same for all rows and steps, or (*, N - 1, V, V) or (*, 1, V, V); [..., i, j] of the step from i to j.
+        unary: (*, N, V), of each label at each site.
+        transition: (V, V) for all rows and steps, or (*, N - 1, V, V) or (*, 1, V, V); [..., i, j] is the step from i
+            to j.
         initial: (*, V), of the first label.
-        final: (*, V), of the last one.
-        lengths: (*) integers 0 ... N, or None where all sites count; potentials past the length must be finite.
+        final: (*, V), of the last label.
+        lengths: integers (*) in 0 ... N, or None if all sites count; potentials at padding must be finite.
 
     Example:
         >>> import torch
-        >>> chain = ChainPotentials(torch.zeros(4, 3), torch.zeros(3, 3), torch.zeros(3), torch.zeros(3))
-        >>> fold(LogSumExp(), chain)[0].exp()  # 3 ** 4 labellings of weight 1
+        >>> chain = ChainPotentials(torch.zeros(4, 3), torch.zeros(3, 3), *torch.zeros(2, 3))
+        >>> fold(LogSumExp(), chain)[0].exp()  # 3 ** 4 label sequences of weight 1
         tensor(81.0000)
     """
 
@@ -36,23 +36,23 @@ class ChainPotentials(NamedTuple):
     lengths: Tensor | None = None
 
     def steps(self) -> Sequence[Tensor]:
-        """The potentials (*, V, V) of each of the N - 1 steps."""
+        """Returns the transition potentials (*, V, V) of each of the N - 1 steps."""
         count = self.unary.shape[-2] - 1
         if self.transition.dim() == 2:
             return [self.transition] * count
         if self.transition.shape[-3] not in (1, count):
             got = tuple(self.transition.shape)
             raise ValueError(f"Expected transition.shape[-3] to be 1 or {count} (steps between sites); got {got}.")
-        parts = self.transition.unbind(-3)  # at once: the gradient of a part of a tensor is as large as the tensor
+        parts = self.transition.unbind(-3)  # not slices, whose gradients have the size of the whole tensor
         return parts * count if len(parts) == 1 else parts
 
     def map(self, function: Callable[..., Tensor], *others: ChainPotentials) -> ChainPotentials:
-        """A function of each of the four kinds of potentials, of this chain and of others."""
+        """Applies a function to each of the four kinds of potentials, of this chain and of others."""
         unary, transition, initial, final = map(function, self[:4], *(other[:4] for other in others))
         return ChainPotentials(unary, transition, initial, final, self.lengths)
 
     def reversed(self) -> ChainPotentials:
-        """The chain read from its end, each row from its own; the total stays."""
+        """Returns the chain in reverse order, within the length of each row; the total does not change."""
         sites, transition = self.unary.shape[-2], self.transition
         if transition.dim() > 2 and transition.shape[-3] > 1:
             steps = None if self.lengths is None else (self.lengths - 1) % sites
@@ -65,10 +65,12 @@ class ChainPotentials(NamedTuple):
 
 
 class Semiring:
-    """What "plus" and "times" mean. A new query is a subclass; its elements are tensors, with further dims in front at will.
+    """Base class of semirings: defines "plus" and "times" for :func:`fold`, and "choose" for :func:`trace`.
+
+    A subclass defines a new query. Its elements are tensors, which may have additional leading dims.
 
     Example:
-        The worst labelling's score, and the labelling:
+        Compute the lowest score and its label sequence:
 
         >>> import torch
         >>> class Min(Semiring):
@@ -76,33 +78,33 @@ class Semiring:
         ...         return a.amin(dim)
         ...     def choose(self, candidates):
         ...         return candidates.argmin(-1)
-        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
-        >>> worst, messages = fold(Min(), chain)
-        >>> worst, trace(Min(), chain, messages)
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), *torch.zeros(2, 2))
+        >>> lowest, messages = fold(Min(), chain)
+        >>> lowest, trace(Min(), chain, messages)
         (tensor(0.), tensor([1, 0]))
     """
 
     def lift(self, potentials: Tensor) -> Tensor:
-        """Elements of log-potentials."""
+        """Maps log-potentials to elements of the semiring."""
         return potentials
 
     def times(self, a: Tensor, lifted: Tensor) -> Tensor:
-        """Elements times lifted potentials, elementwise and broadcast."""
+        """Multiplies elements by lifted potentials, elementwise with broadcasting."""
         return a + lifted
 
     def plus(self, a: Tensor, dim: int) -> Tensor:
-        """The sum of elements over a dim (counted from the right)."""
+        """Sums elements over a dim, which is negative (counted from the right)."""
         raise TypeError(f"{type(self).__name__} must define plus(a, dim)")
 
     def choose(self, candidates: Tensor) -> Tensor:
-        """Which of the summands along the last dim :func:`trace` follows."""
+        """Returns the index along the last dim of the summand that :func:`trace` selects."""
         raise TypeError(f"{type(self).__name__} must define choose(candidates) to be traced")
 
 
 class LogSumExp(Semiring):
-    """Log-weights under addition of weights: the total is the log-normaliser log Z, in nats.
+    """Sums of weights in log space: the total is log Z in nats.
 
-    Differentiable to any order; a sum of zeros alone is -inf with gradient zero.
+    It is differentiable to any order; a sum of zeros is -inf with gradient zero.
 
     Example:
         >>> import torch
@@ -119,7 +121,7 @@ class LogSumExp(Semiring):
 
 
 class Draw(LogSumExp):
-    """Like :class:`LogSumExp`; a trace draws a labelling with its exact probability.
+    """As :class:`LogSumExp`; in addition, a trace samples a label sequence with its exact probability.
 
     Example:
         >>> import torch
@@ -132,7 +134,7 @@ class Draw(LogSumExp):
 
 
 class Max(Semiring):
-    """Scores under maximum: the total is the best score, a trace is its labelling (Viterbi 1967).
+    """Maximum of scores: the total is the best score, and a trace is its label sequence (Viterbi 1967).
 
     Example:
         >>> import torch
@@ -148,11 +150,15 @@ class Max(Semiring):
 
 
 class KMax(Semiring):
-    """The k best scores, sorted: elements (k, *), filled up with -inf where there are fewer.
+    """The k best scores in descending order; elements are (k, *), padded with -inf if there are fewer than k.
+
+    Args:
+        k: the number of scores.
 
     Example:
         >>> import torch
-        >>> chain = ChainPotentials(torch.tensor([[0.0, 1.0]]), torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+        >>> unary = torch.tensor([[0.0, 1.0]])
+        >>> chain = ChainPotentials(unary, torch.zeros(2, 2), *torch.zeros(2, 2))
         >>> fold(KMax(3), chain)[0]
         tensor([1., 0., -inf])
     """
@@ -172,18 +178,21 @@ class KMax(Semiring):
 class Expectation(Semiring):
     """Pairs (2, *) of a log-weight and the mean of an additive value: the total is (log Z, E[value]).
 
-    Potentials are such pairs too, of finite values, with batch dims spelled out: (2, *batch, N, V), (2, *batch, 1, V, V) and
-    (2, *batch, V). :func:`mean` makes them of two chains. ``-log_potential`` as the value gives the entropy log Z + E[-score]
-    (Eisner 2002).
+    The potentials are pairs, too. Their values are finite and their batch dims are explicit: (2, *batch, N, V), (2,
+    *batch, 1, V, V) and (2, *batch, V). :func:`mean` constructs them from two chains. With the value -log_potential,
+    the entropy is log Z + E[value] (Eisner 2002).
 
     Example:
-        How many ones three fair coins show:
+        The expected number of ones of three fair coins:
 
         >>> import torch
         >>> def pair(value):
         ...     return torch.stack([torch.zeros_like(value), value])
         >>> ones = torch.tensor([0.0, 1.0]).expand(3, 2)
-        >>> fold(Expectation(), ChainPotentials(pair(ones), pair(torch.zeros(1, 2, 2)), *[pair(torch.zeros(2))] * 2))[0][1]
+        >>> chain = ChainPotentials(
+        ...     pair(ones), pair(torch.zeros(1, 2, 2)), *[pair(torch.zeros(2))] * 2
+        ... )
+        >>> fold(Expectation(), chain)[0][1]
         tensor(1.5000)
     """
 
@@ -191,18 +200,30 @@ class Expectation(Semiring):
         log_weight, value = a
         total = LogSumExp().plus(log_weight, dim)
         dead = (total == -torch.inf).unsqueeze(dim)
-        # not exp(log_weight - total), whose sum is 1 to the rounding of large numbers alone
+        # softmax, because exp(log_weight - total) would sum to 1 only up to the rounding of large numbers
         share = log_weight.masked_fill(dead, 0.0).softmax(dim)
         return torch.stack([total, (share * value).sum(dim)])
 
 
 def mean(chain: ChainPotentials, values: ChainPotentials) -> tuple[Tensor, Tensor]:
-    """log Z (*) and the mean (*) of a value that is a sum of finite values (of the shapes of the potentials) of the same factors."""
+    """Returns log Z (*) and the mean (*) of an additive value.
+
+    Args:
+        chain: the potentials.
+        values: the finite values of the same factors, of the shapes of the potentials.
+
+    Example:
+        >>> import torch
+        >>> zeros = [torch.zeros(2, 2), torch.zeros(2), torch.zeros(2)]
+        >>> fair, ones = torch.zeros(3, 2), torch.tensor([0.0, 1.0]).expand(3, 2)
+        >>> mean(ChainPotentials(fair, *zeros), ChainPotentials(ones, *zeros))[1]
+        tensor(1.5000)
+    """
     events = (2, 3, 1, 1)
     batch = max(p.dim() - d for c in (chain, values) for p, d in zip(c[:4], events, strict=True))
 
     def paired(potential: Tensor, value: Tensor, event: int) -> Tensor:
-        pair = torch.stack(torch.broadcast_tensors(potential, value))  # which stands before all batch dims
+        pair = torch.stack(torch.broadcast_tensors(potential, value))  # the new dim precedes all batch dims
         return pair.reshape(2, *[1] * (batch + event + 1 - pair.dim()), *pair.shape[1:])
 
     unary, transition, initial, final = map(paired, chain[:4], values[:4], events)
@@ -211,12 +232,13 @@ def mean(chain: ChainPotentials, values: ChainPotentials) -> tuple[Tensor, Tenso
 
 
 class Count(Semiring):
-    """The number of labellings that nothing forbids, in float64: exact to 2**53.
+    """Number of label sequences with a finite score, in float64; exact up to 2**53.
 
     Example:
         >>> import torch
         >>> no_repeats = torch.zeros(3, 3).fill_diagonal_(-torch.inf)
-        >>> fold(Count(), ChainPotentials(torch.zeros(4, 3), no_repeats, torch.zeros(3), torch.zeros(3)))[0]
+        >>> chain = ChainPotentials(torch.zeros(4, 3), no_repeats, *torch.zeros(2, 3))
+        >>> fold(Count(), chain)[0]
         tensor(24., dtype=torch.float64)
     """
 
@@ -231,17 +253,31 @@ class Count(Semiring):
 
 
 def fold(semiring: Semiring, chain: ChainPotentials) -> tuple[Tensor, list[Tensor]]:
-    """The sum over all labellings of the products of their factors.
+    """Sums the products of factors over all label sequences.
+
+    Args:
+        semiring: defines sum and product.
+        chain: the potentials.
 
     Returns:
-        The total (*), and for each site t the messages (*, V), sums over labellings of the sites up to t by the label of
-        t. Past a row's length its messages stay.
+        The total (*), and a list of the messages (*, V) of each site: sums over the labels of all earlier sites, by the
+        label of this site. Messages do not change after a row's length.
 
     Cost: N steps on tensors (*, V, V).
+
+    Raises:
+        ValueError: if the number of transitions is neither 1 nor N - 1.
+
+    Example:
+        >>> import torch
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), *torch.zeros(2, 2))
+        >>> total, messages = fold(Max(), chain)
+        >>> total, len(messages)
+        (tensor(2.), 2)
     """
     unary, lengths = semiring.lift(chain.unary).unbind(-2), chain.lengths
     start = semiring.times(semiring.lift(chain.initial), unary[0])
-    message = semiring.plus(start.unsqueeze(-1), -1)  # brings it to the form of a sum
+    message = semiring.plus(start.unsqueeze(-1), -1)  # a sum of one element, which has the shape of a sum
     into = _transposed(semiring, chain).steps()
     messages = [message]
     for t in range(1, len(unary)):
@@ -250,7 +286,7 @@ def fold(semiring: Semiring, chain: ChainPotentials) -> tuple[Tensor, list[Tenso
         message = new if lengths is None else torch.where((lengths > t).unsqueeze(-1), new, message)
         messages.append(message)
     total = semiring.plus(semiring.times(message, semiring.lift(chain.final)), -1)
-    if lengths is not None:  # the empty labelling has weight one
+    if lengths is not None:  # the empty sequence has weight one
         empty = semiring.plus(semiring.lift(torch.zeros_like(chain.unary[..., :1, 0])), -1)
         total = torch.where(lengths > 0, total, empty)
     return total, messages
@@ -259,13 +295,22 @@ def fold(semiring: Semiring, chain: ChainPotentials) -> tuple[Tensor, list[Tenso
 def trace(
     semiring: Semiring, chain: ChainPotentials, messages: Sequence[Tensor], shape: tuple[int, ...] = ()
 ) -> Tensor:
-    """Labels (*shape, *, N), chosen from the last site to the first by ``semiring.choose``; 0 past the length.
+    """Returns labels (*shape, *, N), selected from the last site to the first by ``semiring.choose``; 0 at padding.
 
     Args:
-        semiring: what a choice is.
-        chain: that of the fold.
-        messages: of the fold.
-        shape: further dims, for more than one labelling.
+        semiring: defines the selection.
+        chain: the chain that was folded.
+        messages: the messages from :func:`fold`.
+        shape: additional leading dims, for several label sequences.
+
+    Raises:
+        TypeError: if the semiring does not define ``choose``.
+
+    Example:
+        >>> import torch
+        >>> chain = ChainPotentials(torch.eye(2), torch.zeros(2, 2), *torch.zeros(2, 2))
+        >>> trace(Max(), chain, fold(Max(), chain)[1])
+        tensor([0, 1])
     """
     into = _transposed(semiring, chain).steps()
     final, lengths = semiring.lift(chain.final), chain.lengths
@@ -282,14 +327,28 @@ def trace(
 
 
 def trace_k(semiring: KMax, chain: ChainPotentials, messages: list[Tensor]) -> Tensor:
-    """The labels (k, *, N) of the k best labellings, from the messages of a fold; 0 past the length.
+    """Returns the labels (k, *, N) of the k best label sequences; 0 at padding.
 
-    Where there are fewer than k, further rows hold some labels of score -inf.
+    If there are fewer than k, the remaining rows have arbitrary labels of score -inf.
+
+    Args:
+        semiring: the semiring of the fold.
+        chain: the chain that was folded.
+        messages: the messages from :func:`fold`.
+
+    Example:
+        >>> import torch
+        >>> chain = ChainPotentials(
+        ...     torch.eye(2), torch.zeros(2, 2), torch.zeros(2), torch.tensor([0.1, 0.0])
+        ... )
+        >>> trace_k(KMax(2), chain, fold(KMax(2), chain)[1])
+        tensor([[0, 1],
+                [0, 0]])
     """
     labels_ = chain.unary.shape[-1]
 
     def best(candidates: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-        """Of candidates (*, k, V) the label and the rank there of the one in a place (*) of the order."""
+        """Returns label and rank of the candidate (*, k, V) at a place (*) in descending order."""
         order = candidates.flatten(-2).topk(semiring.k).indices
         place = order.take_along_dim(rank.unsqueeze(-1), -1).squeeze(-1)
         return place % labels_, place // labels_
@@ -310,52 +369,25 @@ def trace_k(semiring: KMax, chain: ChainPotentials, messages: list[Tensor]) -> T
     return without_padding(labels, chain.lengths)
 
 
-def flip_within_lengths(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Values (*, N, V) read from each row's own end (*); what lies past it stays there, in some order."""
-    if lengths is None:
-        return values.flip(-2)
-    *batch, sites, size = values.shape
-    backward = (lengths.unsqueeze(-1) - 1 - torch.arange(sites, device=values.device)) % sites
-    first = torch.arange(0, prod(batch) * sites, sites, device=values.device).reshape(*batch, 1)
-    return values.reshape(-1, size).index_select(0, (first + backward).flatten()).reshape(values.shape)
-
-
 def draw(weights: Tensor) -> Tensor:
-    """An index along the last dim with probability proportional to its weight; never one of weight zero."""
+    """Samples an index along the last dim with probability proportional to its weight; never one of weight zero."""
     cdf = weights.cumsum(-1)
-    # in (0, total], so that neither rounding nor a zero at either end can be hit
+    # in (0, total], so that indices of weight zero are never drawn
     level = (1 - torch.rand(cdf.shape[:-1], dtype=cdf.dtype, device=cdf.device)).unsqueeze(-1) * cdf[..., -1:]
-    return cdf.lt_(level).sum(-1).long()  # in place: faster than to search, and than to sum booleans
+    return cdf.lt_(level).sum(-1).long()  # faster than a search or a sum of Booleans
 
 
 def _transposed(semiring: Semiring, chain: ChainPotentials) -> ChainPotentials:
-    """The chain whose lifted transitions have the label that is entered first, so that sums run over neighbours in memory."""
+    """Transposes the lifted transitions, so that sums run over adjacent numbers in memory."""
     lifted = semiring.lift(chain.transition).mT
-    if lifted.dim() > chain.transition.dim() == 2:  # dims in front of elements stand before those of the batch
+    if lifted.dim() > chain.transition.dim() == 2:  # leading dims of elements precede the batch dims
         lifted = lifted.reshape(*lifted.shape[:-2], *[1] * (chain.unary.dim() - 1), *lifted.shape[-2:])
     return chain._replace(transition=lifted.contiguous() if chain.transition.dim() == 2 else lifted)
 
 
 def _rows(matrices: Tensor, label: Tensor) -> Tensor:
-    """The rows (*, V) of matrices (*, V, V)."""
+    """Returns the rows (*, V) of matrices (*, V, V) at the labels (*)."""
     if matrices.dim() == 2:
         return torch.embedding(matrices, label)
     matrices = matrices.reshape(*[1] * (label.dim() + 2 - matrices.dim()), *matrices.shape)
     return matrices.take_along_dim(label[..., None, None], -2).squeeze(-2)
-
-
-def without_padding(backward: list[Tensor], lengths: Tensor | None) -> Tensor:
-    """Labels (*, N) of the sites given from the last to the first, 0 past the length."""
-    labels = torch.stack(backward[::-1]).movedim(0, -1).contiguous()  # faster than to stack along the last dim
-    padding = padding_mask(lengths, len(backward))
-    return labels if padding is None else labels.masked_fill(padding, 0)
-
-
-def padding_mask(lengths: Tensor | None, sites: int) -> Tensor | None:
-    """Which of N sites are padding, (*lengths, N); None without lengths."""
-    return None if lengths is None else ~site_mask(lengths, sites)
-
-
-def mask_padding(padding: Tensor | None, values: Tensor, first: int = 0, fill: float = 0.0) -> Tensor:
-    """Values (*, N - first, ...) of the sites from the first on; the fill at padding (*, N)."""
-    return values if padding is None else values.masked_fill(expand_mask(padding[..., first:], values), fill)

@@ -1,4 +1,4 @@
-"""Networks that encode the context and the history of a site."""
+"""Conditioners: networks that map the context and the earlier sites to the parameters of each site."""
 
 from ..core.faces import publish
 from .angles import Angles

@@ -1,4 +1,4 @@
-"""Angles: wraps a conditioner so that it reads each angle as its cosine and sine."""
+"""Angles: a conditioner that reads each angle as its cosine and sine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from ..base import Conditioner
 
 
 class Angles(Conditioner):
-    """Reads each site, an angle, as its cosine and sine: parameters are continuous where an angle crosses its seam.
+    """Reads each site as an angle, by its cosine and sine.
+
+    The parameters are then continuous functions of the angles, with period 2 pi.
 
     Args:
-        conditioner: any whose sites are vectors of two numbers, ``site=(2,)``. Its parameters become this one's.
+        conditioner: a conditioner whose sites are vectors of two numbers, ``site=(2,)``.
 
     Raises:
-        TypeError: for what is no conditioner.
-        ValueError: for a conditioner of other sites.
+        TypeError: if ``conditioner`` is not a conditioner.
+        ValueError: if its sites are of another kind.
 
     Example:
         >>> import torch
@@ -39,23 +41,23 @@ class Angles(Conditioner):
         self.context, self.num_sites = conditioner.context, conditioner.num_sites
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, T) angles, and the context, to (B, T, P)."""
+        """Maps angles y (B, T) and the context to phi (B, T, P)."""
         return self.conditioner(_on_circle(y), context)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
-        """That of the conditioner."""
+        """Returns the parameters (B, P) of the first site, and the state of the conditioner."""
         return self.conditioner.start(context, batch_size)
 
     def extend(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Reads S more angles (B, S)."""
+        """Reads angles y (B, S); returns the parameters (B, S, P) of the sites that follow."""
         return self.conditioner.extend(_on_circle(y), state)
 
     def reorder(self, state: Any, index: Tensor) -> Any:
-        """That of the conditioner."""
+        """Returns a copy of the batch rows ``index`` (B',) of a state."""
         return self.conditioner.reorder(state, index)
 
     def permuted(self, order: Tensor) -> Angles:
-        """The same around the permuted conditioner."""
+        """Returns the same wrapper of the permuted conditioner."""
         return Angles(self.conditioner.permuted(order))
 
 

@@ -51,27 +51,27 @@ class Transformer(Conditioner):
 
         h_t = in(y_{t-1}) + in'(x),     h = h + attention(norm(h)),     h = h + mlp(norm(h)),     phi_t = W norm(h_t) + b
 
-    The two middle steps are repeated ``depth`` times. A learned start vector replaces in(y_0), so that the parameters of
-    the first site are also a non-linear function of the context x. Queries and keys have rotary position embeddings, so
-    attention depends on distances only and the network accepts any length. With a source, each layer also attends to the
-    source, between its two steps. A source of length 0 contributes exactly zero. The source has no position embedding:
-    its order matters only through its features.
+    The two middle steps are repeated ``depth`` times. A learned start vector replaces in(y_0), so that the parameters
+    of the first site are also a non-linear function of the context x. Queries and keys have rotary position embeddings,
+    so attention depends on distances only and the network accepts any length. With a source, each layer also attends to
+    the source, between its two steps. A source of length 0 contributes exactly zero. The source has no position
+    embedding: its order matters only through its features.
 
     Cost: ``forward`` evaluates all T sites in parallel in O(T^2) operations, without a mask unless ``window`` is set.
-    ``extend`` evaluates only the S new sites, which attend to the cached keys and values of earlier ones. The cache holds
-    2 * depth * width numbers per site and row, and only the last w - 1 sites if ``window`` is w. Without grad the cache is
-    a preallocated buffer, which grows by an eighth or at least 32 sites when it is full; with grad it is concatenated.
-    ``start`` computes the keys and values of a source once, and reads the weights of the layers; hooks on the parts of a
-    layer do not run. On CPUs, torch's attention has no second and no forward-mode derivatives; for these use
-    ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
+    ``extend`` evaluates only the S new sites, which attend to the cached keys and values of earlier ones. The cache
+    holds 2 * depth * width numbers per site and row, and only the last w - 1 sites if ``window`` is w. Without grad the
+    cache is a preallocated buffer, which grows by an eighth or at least 32 sites when it is full; with grad it is
+    concatenated. ``start`` computes the keys and values of a source once, and reads the weights of the layers; hooks on
+    the parts of a layer do not run. On CPUs, torch's attention has no second and no forward-mode derivatives; for these
+    use ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
 
     Args:
         site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which a linear layer reads, or an
             integer V for categories 0 ... V-1, which are embedded.
         num_params: P, the number of parameters per site.
-        context: C, the number of features of a context vector; ``Covariates(C)`` for covariates, where site t reads those
-            of the sites up to t; or ``Source(C)`` for a source sequence that all sites attend to (encoder-decoder), passed
-            as a :class:`~pyro_genexact.PaddedSequence` if its rows have different lengths.
+        context: C, the number of features of a context vector; ``Covariates(C)`` for covariates, where site t reads
+            those of the sites up to t; or ``Source(C)`` for a source sequence that all sites attend to
+            (encoder-decoder), passed as a :class:`~pyro_genexact.PaddedSequence` if its rows have different lengths.
         width: width of the residual stream; the MLPs have 4 * width hidden units.
         depth: number of layers.
         num_heads: number of attention heads; 2 * num_heads divides ``width``.
@@ -83,8 +83,8 @@ class Transformer(Conditioner):
     Raises:
         TypeError: if a size or ``dropout`` is not a number.
         ValueError: if a size is not a positive integer, ``width`` is not a multiple of 2 * num_heads, or ``dropout`` is
-            outside [0, 1). In calls, for categories out of range, a context of another width, a number of rows other than
-            the state's, and more sites than covariates or ``max_len``.
+            outside [0, 1). In calls, for categories out of range, a context of another width, a number of rows other
+            than the state's, and more sites than covariates or ``max_len``.
 
     References: Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the
     Transformer architecture", ICML 2020 (pre-norm); Su et al., "RoFormer: enhanced Transformer with rotary position

@@ -48,8 +48,8 @@ class Independent(Conditioner):
         activation: elementwise activation of the hidden layers.
 
     Raises:
-        ValueError: if a size is not a positive integer. In calls, for another number of sites or covariates, and a number
-            of rows other than the state's.
+        ValueError: if a size is not a positive integer. In calls, for another number of sites or covariates, and a
+            number of rows other than the state's.
 
     Example:
         >>> import torch
@@ -134,7 +134,7 @@ class Independent(Conditioner):
             return self.phi.expand(batch_size, -1, -1)
         if context.dim() == 3 and context.shape[1] != self.num_sites:
             raise ValueError(
-                f"Expected context.shape[1] == {self.num_sites} (covariates of every site); got {tuple(context.shape)}."
+                f"Expected context.shape[1] == {self.num_sites} (covariates of all sites); got {tuple(context.shape)}."
             )
         phi = self.net(context)
         return phi if context.dim() == 3 else phi.unflatten(1, (self.num_sites, self.num_params))

@@ -33,28 +33,28 @@ class MADE(Conditioner):
     r"""Masked dense network over a fixed number of sites, with incremental evaluation.
 
     Each hidden unit has a degree d and reads what site d may read: all earlier sites, or those of ``adjacency[d]``.
-    Degrees do not decrease along a layer, so the masks are block lower-triangular. The units of one degree need only the
-    finished units of the layer below, so T calls of :meth:`extend` take about the arithmetic of one :meth:`forward`. With
-    a context, degrees start at 0. Units of degree 0 read only the context, so that the parameters of the first site are
-    a non-linear function of the context.
+    Degrees do not decrease along a layer, so the masks are block lower-triangular. The units of one degree need only
+    the finished units of the layer below, so T calls of :meth:`extend` take about the arithmetic of one
+    :meth:`forward`. With a context, degrees start at 0. Units of degree 0 read only the context, so that the parameters
+    of the first site are a non-linear function of the context.
 
-    Cost: ``forward`` is one dense pass. ``start`` and T - 1 calls of ``extend`` take the arithmetic of half a pass. Under
-    ``no_grad`` they work in place, in panels of sites. With grad they build a graph of T steps; :meth:`adjoint` avoids it,
-    unless dropout is active.
+    Cost: ``forward`` is one dense pass. ``start`` and T - 1 calls of ``extend`` take the arithmetic of half a pass.
+    Under ``no_grad`` they work in place, in panels of sites. With grad they build a graph of T steps; :meth:`adjoint`
+    avoids it, unless dropout is active.
 
-    Masked weights have random values, which matter only in :meth:`permuted` copies. L2 penalties, weight decay and priors
-    include them; apply these to ``layer.masked()`` if that matters.
+    Masked weights have random values, which matter only in :meth:`permuted` copies. L2 penalties, weight decay and
+    priors include them; apply these to ``layer.masked()`` if that matters.
 
     Args:
         num_sites: T, the number of sites.
         num_params: P, the number of parameters per site.
-        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, an integer V for categories 0 ... V-1
-            (one-hot encoded; any dtype), or a list of ``()`` and integers, one per site.
+        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, an integer V for categories 0 ...
+            V-1 (one-hot encoded; any dtype), or a list of ``()`` and integers, one per site.
         context: C, the number of context features, which enter every layer; 0 for none.
         hidden: widths of the hidden layers, which may be less than T; ``()`` gives a masked linear map.
         activation: elementwise function, or a module without parameters.
-        adjacency: Boolean (T, T), strictly lower triangular: site t reads site s if ``adjacency[t, s]``. By default, each
-            site reads all earlier sites. A band of width k gives the order-k Markov model.
+        adjacency: Boolean (T, T), strictly lower triangular: site t reads site s if ``adjacency[t, s]``. By default,
+            each site reads all earlier sites. A band of width k gives the order-k Markov model.
         direct: adds a masked linear map from the sites to the outputs. It improves density models of many sites, and
             makes a training step up to 1.5 times as long; the recipes of flows do not use it.
         dropout: dropout rate in training mode, after the activation of each hidden layer.

@@ -37,8 +37,8 @@ class Markov(Conditioner):
 
         phi_t = net(y_{t-k}, ..., y_{t-1}, x)
 
-    Before the first site, the window is filled with zeros. Each position of the window has a flag that is 1 if it holds a
-    site, so that the network can distinguish zeros from missing history.
+    Before the first site, the window is filled with zeros. Each position of the window has a flag that is 1 if it holds
+    a site, so that the network can distinguish zeros from missing history.
 
     Cost: ``forward`` evaluates the network on T windows in parallel, with inputs (B, T, k * features). Each step of
     ``extend`` evaluates it on one window.
@@ -48,7 +48,8 @@ class Markov(Conditioner):
             0 ... V-1, which are embedded.
         num_params: P, the number of parameters per site.
         order: k, the number of previous sites that each site reads.
-        context: C, the number of context features; or ``Covariates(C)`` for covariates, of which each site reads its own.
+        context: C, the number of context features; or ``Covariates(C)`` for covariates, of which each site reads its
+            own.
         hidden: widths of the hidden layers.
         activation: elementwise activation of the hidden layers.
         width: width of the embedding of categories; by default ``hidden[0]``, or V without hidden layers.

@@ -18,9 +18,9 @@ class MaskedLinear(WithDerived):
 
         y = (mask * weight) x + context_weight c + bias
 
-    The mask is applied at each use of ``weight``, so that any replaced weight is masked, too. Masked entries of ``weight``
-    have random values, which another order of the sites may use. Penalties, weight decay and priors on ``weight`` include
-    them; those on :meth:`masked` do not.
+    The mask is applied at each use of ``weight``, so that any replaced weight is masked, too. Masked entries of
+    ``weight`` have random values, which another order of the sites may use. Penalties, weight decay and priors on
+    ``weight`` include them; those on :meth:`masked` do not.
 
     Args:
         mask: Boolean (out, in), True where an output reads an input.

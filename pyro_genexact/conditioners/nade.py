@@ -43,25 +43,25 @@ class NADE(Conditioner):
 
         h_t = act(c + U x + W_{<t} y_{<t}),      phi_t = V_t h_t + B_t x + b_t
 
-    Cost: ``forward`` takes O(B T H P) operations, in panels of 4 to 64 sites that carry the sum W_{<t} y_{<t} forward. Its
-    memory is the hidden layer of one panel; with grad, autograd keeps the hidden layer of each site, B * T * H numbers.
-    ``extend`` takes O(B S H P) operations for S sites, because the state keeps the sum.
+    Cost: ``forward`` takes O(B T H P) operations, in panels of 4 to 64 sites that carry the sum W_{<t} y_{<t} forward.
+    Its memory is the hidden layer of one panel; with grad, autograd keeps the hidden layer of each site, B * T * H
+    numbers. ``extend`` takes O(B S H P) operations for S sites, because the state keeps the sum.
 
     Args:
         num_sites: T, the number of sites.
         num_params: P, the number of parameters per site.
-        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, an integer V for categories 0 ... V-1,
-            each with its own row of W, or a list of ``()`` and integers, one per site.
+        site: kind of a site: ``()`` for a real number, ``(k,)`` for a real vector, an integer V for categories 0 ...
+            V-1, each with its own row of W, or a list of ``()`` and integers, one per site.
         context: C, the number of features of the context x; 0 for none.
         hidden: H, the width of the hidden layer.
         activation: elementwise activation of the hidden layer.
 
     Raises:
-        ValueError: if a size is not a positive integer. In calls, for categories out of range, another number of sites, a
-            number of rows other than the state's, and a context of another width.
+        ValueError: if a size is not a positive integer. In calls, for categories out of range, another number of sites,
+            a number of rows other than the state's, and a context of another width.
 
-    References: Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011; Uria, Côté, Gregor,
-    Murray, Larochelle, "Neural Autoregressive Distribution Estimation", JMLR 2016.
+    References: Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011; Uria, Côté,
+    Gregor, Murray, Larochelle, "Neural Autoregressive Distribution Estimation", JMLR 2016.
 
     Example:
         >>> import torch

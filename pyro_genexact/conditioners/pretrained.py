@@ -42,11 +42,12 @@ class Pretrained(Conditioner):
 
         phi_t = logits(bos, y_1, ..., y_{t-1})
 
-    With ``heads.Categorical(V)`` the probabilities are those of the model. ``model`` is a submodule: training this module
-    trains its weights, and its dropout follows its training mode.
+    With ``heads.Categorical(V)`` the probabilities are those of the model. ``model`` is a submodule: training this
+    module trains its weights, and its dropout follows its training mode.
 
-    Cost: ``forward`` is one call of the model on T tokens. ``extend`` is one call on the new tokens with the model's cache.
-    If that cache is a recurrent state (Mamba), ``extend`` makes one call per token; autograd may not support these.
+    Cost: ``forward`` is one call of the model on T tokens. ``extend`` is one call on the new tokens with the model's
+    cache. If that cache is a recurrent state (Mamba), ``extend`` makes one call per token; autograd may not support
+    these.
 
     Args:
         model: an instance of ``AutoModelForCausalLM`` or of a similar class, with V tokens.
@@ -55,9 +56,9 @@ class Pretrained(Conditioner):
     Raises:
         ImportError: if ``transformers`` is not installed.
         TypeError: if ``model`` is not a model of ``transformers``, or ``bos`` is not an integer.
-        ValueError: if the model is not a causal language model, or ``bos`` is outside 0 ... V-1. In calls, for tokens out of
-            range, for more sites than the configuration's ``max_position_embeddings`` (``max_len``), and for a model that
-            returns no cache, for example because of gradient checkpointing.
+        ValueError: if the model is not a causal language model, or ``bos`` is outside 0 ... V-1. In calls, for tokens
+            out of range, for more sites than the configuration's ``max_position_embeddings`` (``max_len``), and for a
+            model that returns no cache, for example because of gradient checkpointing.
 
     Reference: Wolf et al., "Transformers: state-of-the-art natural language processing", EMNLP 2020.
 

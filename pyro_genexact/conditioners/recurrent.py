@@ -53,20 +53,21 @@ class Recurrent(Conditioner):
         h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
 
     A learned start vector replaces y_0, so that the parameters of the first site are also a non-linear function of the
-    context x. With ``context=Covariates(C)``, step t reads the covariates x_t in place of x. With ``context=Source(C)``,
-    step t attends to all steps x_s of the source, and phi_t is computed from
+    context x. With ``context=Covariates(C)``, step t reads the covariates x_t in place of x. With
+    ``context=Source(C)``, step t attends to all steps x_s of the source, and phi_t is computed from
 
         h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)),
 
     where the sum is zero for a source of length 0.
 
     Cost: ``forward`` is one fused call over T steps, and ``extend`` one over S steps. The state holds only h and the
-    context, so sampling is linear in T and each step has the same cost. As with torch's modules, ``torch.func.vmap`` does
-    not support the fused calls, and double backward on CUDA requires ``torch.backends.cudnn.flags(enabled=False)``.
+    context, so sampling is linear in T and each step has the same cost. As with torch's modules, ``torch.func.vmap``
+    does not support the fused calls, and double backward on CUDA requires
+    ``torch.backends.cudnn.flags(enabled=False)``.
 
     Args:
-        site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which the first layer reads linearly,
-            or an integer V for categories 0 ... V-1, which are embedded.
+        site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which the first layer reads
+            linearly, or an integer V for categories 0 ... V-1, which are embedded.
         num_params: P, the number of parameters per site.
         hidden: H, the width of each layer.
         cell: ``"gru"``, ``"lstm"`` or ``"elman"`` (tanh).
@@ -79,9 +80,9 @@ class Recurrent(Conditioner):
 
     Raises:
         TypeError: if ``dropout`` is not a number.
-        ValueError: if a size is not a positive integer, ``cell`` is unknown, or ``dropout`` is outside [0, 1). In calls, for
-            categories out of range, a context of another width, a number of rows other than the state's, and more sites
-            than covariates.
+        ValueError: if a size is not a positive integer, ``cell`` is unknown, or ``dropout`` is outside [0, 1). In
+            calls, for categories out of range, a context of another width, a number of rows other than the state's, and
+            more sites than covariates.
 
     References: Elman, "Finding structure in time", 1990; Hochreiter, Schmidhuber, "Long short-term memory", 1997;
     Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014; Bahdanau, Cho, Bengio, "Neural

@@ -1,4 +1,4 @@
-"""SiteLoop, the loop of all site-by-site evaluation; rows may be dropped, copied or reordered."""
+"""SiteLoop: evaluates a conditioner site by site; rows may be dropped, copied or reordered."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from torch import Tensor
 from ..base import Conditioner
 
 COMPACT_BELOW = 0.8
-"""Rows that are done leave the work once no more than this share of the rows goes on: to copy the others costs a step or two."""
+"""Finished rows are dropped when at most this fraction of rows remains; copying the others costs one or two steps."""
 
 
 class SiteLoop:
-    """Visits the sites of B rows one by one: iterating gives t and the parameters phi (B, 1, P) of site t.
+    """Visits the sites of B rows one by one: iteration yields t and the parameters phi (B, 1, P) of site t.
 
-    The body hands the values of the site to :meth:`read`. They are read only if another site follows, and no site is read
-    twice.
+    The body of the loop passes the values of the site to :meth:`read`. The conditioner reads them only if another site
+    follows, and reads no site twice.
 
     Args:
-        conditioner: whose ``start`` and ``extend`` are called.
-        context: as ``start`` takes it, of B rows.
-        rows: B.
-        stop: the number of sites, those of the prefix included.
+        conditioner: provides ``start`` and ``extend``.
+        context: the context of B rows, as ``start`` accepts it.
+        rows: B, the number of rows.
+        stop: the number of sites, including those of the prefix.
         prefix: (B, k, *site_shape), read before the first visit, to site k.
 
     Attributes:
         first: k.
-        phi: the parameters (B, 1, P) of the site.
-        state: of the conditioner, before the site.
+        phi: the parameters (B, 1, P) of the current site.
+        state: the conditioner's state before the current site.
 
     Example:
         >>> import torch
         >>> from pyro_genexact.conditioners import Markov
-        >>> for t, phi in (loop := SiteLoop(Markov((), 1, order=1), None, 5, stop=3)):
+        >>> loop = SiteLoop(Markov((), 1, order=1), None, 5, stop=3)
+        >>> for t, phi in loop:
         ...     loop.read(phi.squeeze(2))
         >>> t, loop.state.position
         (2, 2)
@@ -58,17 +59,17 @@ class SiteLoop:
             yield t, self.phi
 
     def read(self, y: Tensor, rows: Tensor | None = None) -> None:
-        """The values (B', 1, *site_shape) of the site, of these rows (B') of the state; by default of all."""
+        """Sets the values (B', 1, *site_shape) of the site for the rows (B',) that continue; by default all rows."""
         self._y, self._rows = y, rows
 
     def take(self, rows: Tensor) -> None:
-        """Before the first visit: goes on with copies of these rows (B')."""
+        """Continues with copies of these rows (B',); call it before the first visit."""
         self.phi, self.state = self.phi.index_select(0, rows), self.conditioner.reorder(self.state, rows)
 
 
 def advance(conditioner: Conditioner, y: Tensor, state: Any, rows: Tensor | None = None) -> tuple[Tensor, Any]:
-    """The parameters (B, S, P) after S more sites y (B, S, *site_shape), and the new state.
+    """Reads S sites y (B, S, *site_shape); returns the parameters (B, S, P) of the sites that follow, and the new state.
 
-    With ``rows`` (B) it extends a copy of these rows of the state, which stays usable.
+    With ``rows`` (B,) it extends a copy of these rows of the state, so that the state remains usable.
     """
     return conditioner.extend(y, state if rows is None else conditioner.reorder(state, rows))

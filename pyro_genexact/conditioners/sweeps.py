@@ -1,4 +1,4 @@
-"""MADE site by site: incremental evaluation in panels of sites, and the reverse sweep."""
+"""Incremental evaluation of MADE in panels of sites, and its reverse sweep."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-PANEL = 16  # sites between two products with the whole finished prefix; 8 to 32 measure alike
+PANEL = 16  # sites between two products with the whole finished prefix; 8 to 32 are equally fast
 
 
 class _Panel(NamedTuple):
-    """Views for the degrees of a panel; cutting them once costs less than slices a site."""
+    """Views of the buffers for the degrees of a panel; splitting once per panel is faster than slicing at each site."""
 
     start: int
-    inputs: Sequence[Tensor]  # (B, width) a degree
+    inputs: Sequence[Tensor]  # (B, width) per degree
     layers: list[tuple[Sequence[Tensor], list[tuple[Sequence[Tensor], Tensor]]]]  # units and [(weights, source)]
-    phi: Sequence[Tensor]  # (B, 1, P) a degree
+    phi: Sequence[Tensor]  # (B, 1, P) per degree
 
 
 class MADEState(NamedTuple):
-    """An incremental evaluation of :class:`MADE` at some site; its tensors are feature-major, (units, B).
+    """State of an incremental evaluation of :class:`MADE`; its tensors are feature-major, (units, B).
 
     Attributes:
-        position: sites read so far.
-        version: sites read by any successor of this state.
-        weights: the masked weights, one a link.
-        offsets: what the context and the biases add to each layer.
-        units: inputs, units of each hidden layer, outputs. In place: of full size, each holding what was added up so far
-            until its activation; else those known so far.
-        panel: in place, views of the buffers for the panel of sites at hand.
+        position: number of sites read so far.
+        version: list with the number of sites that the latest state of this evaluation has read.
+        weights: the masked weight of each link.
+        offsets: the contribution of context and bias to each layer.
+        units: inputs, units of each hidden layer, outputs. If ``in_place``, buffers of full size, which hold partial
+            sums until a unit is activated; otherwise the finished units only.
+        panel: views of the buffers for the current panel of sites, if ``in_place``.
         in_place: whether the buffers are written in place.
     """
 
@@ -46,16 +46,16 @@ class MADEState(NamedTuple):
 
 
 class Sweeps:
-    """The units of a masked network by level (inputs, hidden layers, outputs), each level in the order of the degrees.
+    """The units of a masked network by level (inputs, hidden layers, outputs), each level sorted by degree.
 
     Args:
-        degrees: of the units of each level; inputs have the degree after their site.
-        num_sites: T.
-        num_params: P.
-        direct: whether a last weight links the inputs to the outputs.
+        degrees: the degrees of the units of each level; inputs have the degree of the site that follows.
+        num_sites: T, the number of sites.
+        num_params: P, the number of parameters per site.
+        direct: whether the last weight links inputs to outputs.
 
     Attributes:
-        links: (level, level that it reads, index of the weight), from the bottom up.
+        links: triples (level, level that it reads, index of the weight), from inputs to outputs.
     """
 
     def __init__(self, degrees: Sequence[Sequence[int]], num_sites: int, num_params: int, direct: bool) -> None:
@@ -69,7 +69,7 @@ class Sweeps:
     def finish(
         self, low: int, high: int, state: MADEState, inputs: Tensor, activate: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, MADEState]:
-        """The outputs (B, high - low, P) of degrees low ... high - 1, from the inputs (B, features) that they add."""
+        """Returns the outputs (B, high - low, P) of degrees low ... high - 1, given their new inputs (B, features)."""
         units = list(state.units)
         units[0] = torch.cat([units[0], inputs.t()])
         for top, offset in enumerate(state.offsets, start=1):
@@ -85,7 +85,7 @@ class Sweeps:
     def finish_in_place(
         self, low: int, high: int, state: MADEState, inputs: Tensor, activate: Callable[[Tensor], Any]
     ) -> tuple[Tensor, MADEState]:
-        """The same in the buffers of the state, with an activation that works in place."""
+        """As :meth:`finish`, but in the buffers of the state, with an activation that works in place."""
         phis = []
         news = [inputs] if high - low == 1 else inputs.split(self._sizes[0][low:high], 1)
         for degree, new in enumerate(news, start=low):
@@ -96,7 +96,7 @@ class Sweeps:
             panel.inputs[i].copy_(new)
             last = len(panel.layers) - 1
             for level, (units, links) in enumerate(panel.layers):
-                for weights, source in links:  # units that are not finished meet masked weights
+                for weights, source in links:  # masks exclude unfinished units
                     units[i].addmm_(weights[i], source)
                 if level < last:
                     activate(units[i])
@@ -106,19 +106,20 @@ class Sweeps:
     def reverse(
         self, state: MADEState, slopes: list[Tensor], gain: Tensor, drive: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Solves the transposed triangular system of :meth:`MADE.adjoint`, panel by panel, from the last site to the first.
+        """Solves the transposed triangular system of :meth:`MADE.adjoint`, from the last panel to the first.
 
         Args:
             state: the last state of an evaluation in place.
-            slopes: the cotangent of the sites (B, T, k), and the derivatives of each hidden layer's activations (units, B).
+            slopes: the cotangent of the sites (B, T, k), then the derivatives of each hidden layer's activations
+                (units, B).
             gain: (B, T, k, P).
             drive: (B, T, P).
 
         Returns:
-            Gradients of the inputs (T * k, B), and by level those of all units before their activation.
+            Gradients of the inputs (T * k, B), and a list with the gradients of the pre-activations of each level.
         """
         T, P, k, last = self.num_sites, self.num_params, gain.shape[2], len(slopes)
-        # by level, from the inputs up: gradients of the units, and of what they are before their activation
+        # by level, from inputs to outputs: gradients of the units and of their pre-activations
         of_units = [_feature_major(slopes[0]), *(torch.zeros_like(slope) for slope in slopes[1:])]
         of_pre = [slopes[0], *(torch.zeros_like(slope) for slope in slopes[1:]), _feature_major(drive)]
         gains = gain.permute(2, 1, 3, 0).reshape(k, T * P, len(gain))
@@ -128,7 +129,7 @@ class Sweeps:
             pulls: list[list[Any]] = [[] for _ in range(last)]  # by level: (weights by degree, gradients above)
             for level, source, weight in self.links:
                 later, rows = self._units(level, stop, T), self._units(level, start, stop)
-                columns = self._units(source, start, stop)  # at once, for the whole panel: what later degrees ask of it
+                columns = self._units(source, start, stop)  # contributions of all later degrees to the panel, at once
                 of_units[source][columns].addmm_(state.weights[weight][later, columns].t(), of_pre[level][later])
                 pulls[source].append(
                     (self._cut(source, state.weights[weight][rows].t(), start, stop), of_pre[level][rows])
@@ -152,14 +153,14 @@ class Sweeps:
         return of_units[0], of_pre
 
     def _enter(self, start: int, state: MADEState, fresh: bool) -> MADEState:
-        """Opens a panel of sites; a fresh one gets what the finished prefix contributes to all its units, at once."""
+        """Opens a panel of sites; a new panel receives the contributions of the finished prefix to all its units."""
         for level, source, weight in self.links if fresh else ():
             rows, columns = self._units(level, start, start + PANEL), self._units(source, 0, start)
             state.units[level][rows].addmm_(state.weights[weight][rows, columns], state.units[source][columns])
         return state._replace(panel=self._open(start, state))
 
     def _by_batch(self, outputs: Tensor) -> Tensor:
-        """(S * P, B) to (B, S, P)."""
+        """Reshapes (S * P, B) to (B, S, P)."""
         return outputs.unflatten(0, (-1, self.num_params)).permute(2, 0, 1)
 
     def _open(self, start: int, state: MADEState) -> _Panel:
@@ -178,15 +179,15 @@ class Sweeps:
         return _Panel(start, inputs, layers, phi)
 
     def _cut(self, level: int, tensor: Tensor, start: int, stop: int) -> Sequence[Tensor]:
-        """The rows of the units of a level, one tensor a degree: slices a site would cost more than its arithmetic."""
+        """Splits the rows of a level by degree; this is faster than slicing at each site."""
         return tensor[self._units(level, start, stop)].split(self._sizes[level][start:stop])
 
     def _units(self, level: int, low: int, high: int) -> slice:
-        """The units of a level whose degrees are low ... high - 1."""
+        """Returns the slice of the units of a level with degrees low ... high - 1."""
         ends = self._ends[level]
         return slice(ends[low], ends[min(high, self.num_sites)])
 
 
 def _feature_major(x: Tensor) -> Tensor:
-    """A fresh (T * n, B) from (B, T, n)."""
+    """Copies (B, T, n) to (T * n, B)."""
     return x.permute(1, 2, 0).flatten(0, 1).clone(memory_format=torch.contiguous_format)

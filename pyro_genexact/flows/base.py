@@ -28,12 +28,12 @@ class Flow(DistributionModule):
     independent noise. The distribution has a single transform, the :class:`~pyro_genexact.transforms.Chain` of all
     transforms, which caches its last value: scoring a sample that was just drawn does not run the networks again.
 
-    The last transform should be :class:`~pyro_genexact.transforms.ToSupport`, as in the recipes; then the support excludes
-    infinite values.
+    The last transform should be :class:`~pyro_genexact.transforms.ToSupport`, as in the recipes; then the support
+    excludes infinite values.
 
-    With ``lengths`` in the call, a row of length n has the density of its first n sites, as a flow of n features with the
-    same weights. Later sites are padding: ``log_prob`` ignores their values, their gradients are zero, and samples are 0
-    there. This requires transforms whose first n outputs depend only on the first n inputs, see
+    With ``lengths`` in the call, a row of length n has the density of its first n sites, as a flow of n features with
+    the same weights. Later sites are padding: ``log_prob`` ignores their values, their gradients are zero, and samples
+    are 0 there. This requires transforms whose first n outputs depend only on the first n inputs, see
     :class:`~pyro_genexact.transforms.Prefixes`.
 
     Args:
@@ -44,9 +44,9 @@ class Flow(DistributionModule):
 
     Raises:
         TypeError: if a part is neither a transform (distribution) nor a module.
-        ValueError: if there is no transform, or parts expect contexts of different widths. In calls with lengths: if they
-            are outside 0 ... T, the transforms mix all sites, or the base is not elementwise over the reals. In calls with
-            source_lengths: if they are outside 0 ... S, or there is no source.
+        ValueError: if there is no transform, or parts expect contexts of different widths. In calls with lengths: if
+            they are outside 0 ... T, the transforms mix all sites, or the base is not elementwise over the reals. In
+            calls with source_lengths: if they are outside 0 ... S, or there is no source.
 
     Example:
         >>> import pyro.distributions as dist

@@ -54,12 +54,13 @@ def autoregressive(
 ) -> Flow:
     """Autoregressive flow with any bijection head; the order of the features is reversed between transforms.
 
-    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` evaluates the networks feature by feature
-    and inverts the head at each feature, which costs a small multiple of one pass. ``inverse=True`` swaps the two costs.
+    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` evaluates the networks feature by
+    feature and inverts the head at each feature, which costs a small multiple of one pass. ``inverse=True`` swaps the
+    two costs.
 
     Args:
-        head: callable that returns a new bijection head, called once per transform: a class such as ``heads.Affine``, or
-            a function.
+        head: callable that returns a new bijection head, called once per transform: a class such as ``heads.Affine``,
+            or a function.
         features: D, the size of the vectors.
         context: C, the number of context features; 0 for none.
         transforms: the number of transforms.
@@ -135,8 +136,8 @@ def coupling(
     context determines the transform, or free parameters do if there is no context.
 
     Args:
-        head: callable that returns a new bijection head, called once per transform: a class such as ``heads.Affine``, or
-            a function.
+        head: callable that returns a new bijection head, called once per transform: a class such as ``heads.Affine``,
+            or a function.
         features: D, the size of the vectors.
         context: C, the number of context features; 0 for none.
         transforms: the number of coupling layers.
@@ -243,7 +244,8 @@ def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
         raise ValueError(f"Expected standardize.shape[1:] == ({onto.features},) (features); got {tuple(rows.shape)}.")
     outside = ~onto.contains(rows)
     if outside.any():
+        rows_outside = outside.nonzero()[:5, 0].tolist()
         raise ValueError(
-            f"Expected standardize to hold finite rows inside the support; got values outside it at rows {outside.nonzero()[:5, 0].tolist()}."
+            f"Expected standardize to hold finite rows inside the support; got values outside it at rows {rows_outside}."
         )
     return onto.bijection.inv(rows)

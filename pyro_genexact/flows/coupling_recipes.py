@@ -181,11 +181,11 @@ def glow_vector(
 ) -> Flow:
     """Glow for vectors: each step applies a learned scale and shift, an LU linear map and an affine coupling.
 
-    The scales start at 1 and the linear maps at the identity. Pass ``standardize`` so that the flow starts at the scale of
-    the data.
+    The scales start at 1 and the linear maps at the identity. Pass ``standardize`` so that the flow starts at the scale
+    of the data.
 
-    Cost: one call of each network for ``log_prob`` and for ``sample``. One of the two directions also solves two triangular
-    systems of size D per step.
+    Cost: one call of each network for ``log_prob`` and for ``sample``. One of the two directions also solves two
+    triangular systems of size D per step.
 
     Args:
         features: D, the size of the vectors.

@@ -35,9 +35,9 @@ def naf(
 
     A MADE predicts the weights of the monotone network from the earlier features and the context.
 
-    Cost: ``log_prob`` takes one parallel pass per transform. ``sample`` also solves a one-dimensional equation numerically at each feature,
-    with about 6 evaluations of the monotone network near the identity and about 20 where its sigmoids are steep.
-    ``inverse=True`` swaps the two costs.
+    Cost: ``log_prob`` takes one parallel pass per transform. ``sample`` also solves a one-dimensional equation
+    numerically at each feature, with about 6 evaluations of the monotone network near the identity and about 20 where
+    its sigmoids are steep. ``inverse=True`` swaps the two costs.
 
     Args:
         features: D, the size of the vectors.
@@ -87,8 +87,8 @@ def umnn(
 ) -> Flow:
     """Unconstrained monotonic neural network: the integral of a positive network transforms each feature.
 
-    Cost: ``log_prob`` computes one integral per feature, evaluating the positive network at a few dozen nodes in parallel.
-    ``sample`` also solves a one-dimensional equation numerically at each feature, with about 6 integrals.
+    Cost: ``log_prob`` computes one integral per feature, evaluating the positive network at a few dozen nodes in
+    parallel. ``sample`` also solves a one-dimensional equation numerically at each feature, with about 6 integrals.
     ``inverse=True`` swaps the two costs.
 
     Args:

@@ -37,8 +37,8 @@ def maf(
     Each transform maps data y to noise x by x_d = m_d + y_d exp(s_d), where a MADE predicts m_d and s_d from
     y_1 ... y_{d-1} and the context. The order of the features is reversed between transforms.
 
-    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` evaluates the networks feature by feature,
-    which costs a small multiple of one pass.
+    Cost: ``log_prob`` takes one parallel network pass per transform. ``sample`` evaluates the networks feature by
+    feature, which costs a small multiple of one pass.
 
     Args:
         features: D, the size of the vectors.
@@ -62,8 +62,8 @@ def maf(
 
     Raises:
         TypeError: if ``conditioner`` does not return a conditioner, or ``standardize`` is not a tensor.
-        ValueError: if a size is not a positive integer, ``support`` is discrete, the support of ``base`` is not all real
-            vectors, ``conditioner`` returns one of another context or number of parameters, or ``standardize`` has
+        ValueError: if a size is not a positive integer, ``support`` is discrete, the support of ``base`` is not all
+            real vectors, ``conditioner`` returns one of another context or number of parameters, or ``standardize`` has
             another width, is not inside the support, or is constant in a feature.
 
     Reference: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.
@@ -111,8 +111,9 @@ def iaf(
 ) -> Flow:
     """Inverse autoregressive flow: :func:`maf` with ``inverse=True`` and a smooth activation.
 
-    Each transform maps noise x to data y by y_d = m_d + x_d exp(s_d), where a MADE predicts m_d and s_d from
-    x_1 ... x_{d-1} and the context. Use it for variational guides: sampling is fast, and the smooth activation makes the density smooth.
+    Each transform maps noise x to data y by y_d = m_d + x_d exp(s_d), where a MADE predicts m_d and s_d from x_1 ...
+    x_{d-1} and the context. Use it for variational guides: sampling is fast, and the smooth activation makes the
+    density smooth.
 
     Cost: ``sample``, and ``log_prob`` of a sample, take one parallel network pass per transform. ``log_prob`` of other
     values evaluates the networks feature by feature.

@@ -23,7 +23,8 @@ class TransformedDistribution(dist.TransformedDistribution):
     Example:
         >>> import pyro.distributions as dist
         >>> import torch
-        >>> d = TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [dist.transforms.ExpTransform()])
+        >>> base = dist.Normal(torch.zeros(2), 1.0)
+        >>> d = TransformedDistribution(base, [dist.transforms.ExpTransform()])
         >>> d.has_rsample, d.has_rsample_(False).has_rsample
         (True, False)
     """

@@ -134,9 +134,9 @@ def _checked(base: Any) -> Any:
 class UnivariateDistribution(TransformedDistribution):
     """Univariate base under an increasing transform, with exact cdf and quantile function.
 
-    ``cdf`` inverts the transform and evaluates the base's cdf; ``icdf`` evaluates the base's quantile and the transform.
-    One of the two directions is a network pass, the other one inverts the heads. Both support every base that
-    ``families.cdf.cdf`` supports.
+    ``cdf`` inverts the transform and evaluates the base's cdf; ``icdf`` evaluates the base's quantile and the
+    transform. One of the two directions is a network pass, the other one inverts the heads. Both support every base
+    that ``families.cdf.cdf`` supports.
 
     Example:
         >>> import torch

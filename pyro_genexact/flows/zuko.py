@@ -30,8 +30,8 @@ Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
     """Wraps a flow of the library zuko as a module whose call returns a Pyro distribution.
 
-    Unlike ``pyro.contrib.zuko.ZukoToPyro``, the result has a support, ``sample`` and ``expand``, draws independent noise
-    for each row of the context, and neither keeps stale values nor leaks memory. It shares its parameters with
+    Unlike ``pyro.contrib.zuko.ZukoToPyro``, the result has a support, ``sample`` and ``expand``, draws independent
+    noise for each row of the context, and neither keeps stale values nor leaks memory. It shares its parameters with
     ``module``, so you can also train those with zuko.
 
     Cost: ``log_prob`` is zuko's. ``rsample`` is zuko's inverse and one forward pass that checks it. If zuko inverts by
@@ -45,10 +45,10 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
     The density of such a flow integrates to less than 1, in zuko too. A sample that would need such noise raises an
     error, whereas zuko silently moves it.
 
-    ``CNF`` is as exact as its solver. The error of a log-density is up to a few hundred times ``atol + rtol``; measured in
-    float64, it is 2e-4 nats at zuko's tolerances 1e-6 and 1e-5, 3e-8 with both at 1e-8, and 4e-10 with both at 1e-10. The
-    result depends by as much on the other rows of the call, because all rows share the solver's steps. Tolerances below
-    16 times the rounding unit of the dtype are raised to that value.
+    ``CNF`` is as exact as its solver. The error of a log-density is up to a few hundred times ``atol + rtol``; measured
+    in float64, it is 2e-4 nats at zuko's tolerances 1e-6 and 1e-5, 3e-8 with both at 1e-8, and 4e-10 with both at
+    1e-10. The result depends by as much on the other rows of the call, because all rows share the solver's steps.
+    Tolerances below 16 times the rounding unit of the dtype are raised to that value.
 
     Integrals and differential equations of zuko (``UNAF``, ``SOSPF``, ``CNF``) have first derivatives only. A second
     derivative raises an error, whereas zuko silently returns zero or a wrong value.
@@ -62,8 +62,8 @@ def from_zuko(module: nn.Module, context: int | None = None) -> Flow:
 
     Raises:
         TypeError: if ``module`` does not have the modules ``transform`` and ``base``.
-        ValueError: if the support of the base is not all real vectors (as for the angles of ``NCSF``), if ``context`` is
-            not the width of zuko's layers, or for ``CNF(exact=False)``, whose log-density is a random estimate. In
+        ValueError: if the support of the base is not all real vectors (as for the angles of ``NCSF``), if ``context``
+            is not the width of zuko's layers, or for ``CNF(exact=False)``, whose log-density is a random estimate. In
             calls, for dropout and batch normalisation in training mode, and for values of another dtype than the
             parameters.
         ConvergenceError: when sampling, if no x is found that the transform maps onto the noise; for ``CNF``, if the

@@ -27,18 +27,19 @@ from .modules import BijectionModule, ConditionedTransform
 class ConditionedAutoregressive(ConditionedTransform):
     r"""Bijection x -> y over T sites, y_t = head(phi_t(context, x_{<t}))(x_t).
 
-    The Jacobian is triangular, so log|det dy/dx| is the sum of the head's log-derivatives over sites. It keeps using the
-    weights that the modules have at construction.
+    The Jacobian is triangular, so log|det dy/dx| is the sum of the head's log-derivatives over sites. It keeps using
+    the weights that the modules have at construction.
 
     Cost: ``t(x)`` evaluates the conditioner once, in parallel. ``t.inv(y)`` evaluates it site by site, by ``start`` and
     ``extend``. Both directions are twice differentiable in the argument, the context and all parameters. If the
-    conditioner has an ``adjoint``, first derivatives of the inverse take one reverse sweep instead of a graph of T steps.
+    conditioner has an ``adjoint``, first derivatives of the inverse take one reverse sweep instead of a graph of T
+    steps.
 
     Args:
         conditioner: reads x and predicts the parameters of the head.
         head: makes the bijection of each site.
-        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``; None
-            if the conditioner has no context.
+        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``;
+            None if the conditioner has no context.
         cache_size: 1 to cache the last value, 0 for no cache.
 
     x and y have shape (*batch, T, *site_shape); values broadcast with the batch shape of the context.
@@ -131,8 +132,8 @@ class ConditionedAutoregressive(ConditionedTransform):
 class AutoregressiveTransform(BijectionModule):
     """Module of a conditioner and a bijection head; its call returns a :class:`ConditionedAutoregressive`.
 
-    That transform x -> y is parallel. Applied to a base distribution it gives an inverse autoregressive flow; the inverse
-    module ``inv`` gives a masked autoregressive flow.
+    That transform x -> y is parallel. Applied to a base distribution it gives an inverse autoregressive flow; the
+    inverse module ``inv`` gives a masked autoregressive flow.
 
     Args:
         conditioner: predicts ``head.num_params`` parameters per site.
@@ -148,7 +149,8 @@ class AutoregressiveTransform(BijectionModule):
         >>> import torch
         >>> from pyro_genexact import conditioners, heads
         >>> head = heads.Affine()
-        >>> module = AutoregressiveTransform(conditioners.MADE(3, head.num_params, context=2), head)
+        >>> net = conditioners.MADE(3, head.num_params, context=2)
+        >>> module = AutoregressiveTransform(net, head)
         >>> module(torch.zeros(4, 2)).forward_shape((3,))
         torch.Size([4, 3])
     """

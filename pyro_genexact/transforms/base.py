@@ -1,4 +1,4 @@
-"""Base classes of transforms: value and log-determinant in one call, the cache, Chain."""
+"""Base classes of transforms: joint evaluation of value and log-determinant, caching, and Chain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..core.versions import versions_of
 
 
 class Inverted(_InverseTransform):
-    """The inverse of one of the transforms of this package, with their methods."""
+    """Inverse of a :class:`Bijection`, with its methods."""
 
     _inv: Any
 
@@ -44,12 +44,19 @@ class Inverted(_InverseTransform):
 
 
 class Bijection(Transform):
-    """What transforms of this package, and their inverses, have beside what torch's have: values with log-determinants.
+    """Base class of transforms that compute their value and log-determinant together.
 
-    The two methods of a pair are each other's for the inverse: ``t.inv.call_and_ladj`` is ``t.inverse_and_ladj``.
+    The methods of a pair swap for the inverse: ``t.inv.call_and_ladj`` is ``t.inverse_and_ladj``.
 
     Attributes:
-        keeps_volume: whether log|dy/dx| is 0 everywhere.
+        keeps_volume: whether log|det dy/dx| is 0 everywhere.
+
+    Example:
+        >>> import torch
+        >>> from pyro_genexact.transforms import Affine
+        >>> t = Affine(torch.tensor(1.0), torch.tensor(0.0))
+        >>> t.call_and_ladj(torch.tensor(2.0))
+        (tensor(3.), tensor(0.))
     """
 
     bijective = True
@@ -58,49 +65,63 @@ class Bijection(Transform):
 
     @property
     def inv(self) -> Any:
-        """The inverse, whose ``inv`` is the transform itself."""
+        """The inverse transform; its ``inv`` is this transform."""
         inverse = self._inv and self._inv()
         if inverse is None:
             inverse = Inverted(self)
-            self._inv = weakref.ref(inverse)  # as torch's: two that hold each other would keep their graphs
+            self._inv = weakref.ref(inverse)  # weak as in torch, because a reference cycle would keep autograd graphs
         return inverse
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log|dy/dx| from x, in one evaluation."""
+        """Returns y and log|det dy/dx| in one evaluation."""
         y = self._call(x)
         return y, self.log_abs_det_jacobian(x, y)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log|dx/dy| from y, in one evaluation."""
+        """Returns x and log|det dx/dy| in one evaluation."""
         x = self._inverse(y)
         return x, -self.log_abs_det_jacobian(x, y)
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
-        """x alone from y, in the cheapest way; ``known`` is its value without gradient, where that was found before."""
+        """Returns x only, in the cheapest way; ``known`` may pass its value without gradient if it is already known."""
         return self._inverse(y)  # type: ignore[no-any-return]
 
     def watched(self) -> Sequence[Tensor]:
-        """The tensors that the transform computes with beside its argument."""
+        """Returns the tensors that the transform uses, other than its argument."""
         return tensors_in(self)
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        """That of x from that of y: as ``forward_shape``, unless events change their size."""
+        """Returns the shape of x given that of y; subclasses override it if the sizes of events differ."""
         return self.forward_shape(shape)
 
 
 class PlainTransform(Bijection):
-    """A bijection that is cheap in both directions, so that there is nothing to remember.
+    """Base class of bijections that are cheap in both directions and need no cache.
 
-    A subclass defines ``_call``, ``_inverse`` and ``log_abs_det_jacobian``, as those of torch's ``Transform`` do.
+    A subclass defines ``_call``, ``_inverse`` and ``log_abs_det_jacobian``, as for torch's ``Transform``.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> class Double(PlainTransform):
+        ...     domain = codomain = constraints.real
+        ...     def _call(self, x):
+        ...         return 2 * x
+        ...     def _inverse(self, y):
+        ...         return y / 2
+        ...     def log_abs_det_jacobian(self, x, y):
+        ...         return torch.full_like(x, 2.0).log()
+        >>> Double().call_and_ladj(torch.tensor(3.0))
+        (tensor(6.), tensor(0.6931))
     """
 
     def with_cache(self, cache_size: int = 1) -> PlainTransform:
-        """The transform itself."""
+        """Returns the transform itself."""
         return self
 
 
 class Adapted(PlainTransform):
-    """A transform of another library as one of this package's."""
+    """Adapts a transform of another library to the methods of :class:`Bijection`."""
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
@@ -128,24 +149,41 @@ class Adapted(PlainTransform):
 
     @full_precision
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        pair = getattr(self.transform, "call_and_ladj", super().call_and_ladj)  # zuko's have it too
+        pair = getattr(self.transform, "call_and_ladj", super().call_and_ladj)  # zuko's transforms have this method
         return pair(x)  # type: ignore[no-any-return]
 
 
 def adapted(transform: Any) -> Any:
-    """A transform with the methods of :class:`Bijection`: itself if it is one of this package's."""
+    """Returns the transform with the methods of :class:`Bijection`, wrapping it if it is of another library."""
     return transform if isinstance(transform, (Bijection, Inverted)) else Adapted(transform)
 
 
 class RememberingTransform(Bijection):
-    """A bijection that finds y and log|dy/dx| together and remembers its last (x, y, log|dy/dx|) by identity.
+    """Base class of bijections that compute y and log|det dy/dx| together and cache the last result.
 
-    So ``rsample`` then ``log_prob`` evaluates a network once, and ``log_abs_det_jacobian`` is free after a call of either
-    direction. What is remembered is served only for the very tensors of that call, in the grad mode of that call, and
-    only if neither they nor the tensors that the transform computes with (``watched``) changed in between.
+    ``rsample`` followed by ``log_prob`` evaluates a network once, and ``log_abs_det_jacobian`` is free after a call in
+    either direction. The cache is used only for the same tensor objects in the same grad mode, and only if neither they
+    nor the tensors in ``watched`` have changed since.
 
-    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which remember nothing; ``invert`` too if x alone is
-    cheaper than the pair.
+    A subclass defines ``_call_and_ladj`` and ``_inverse_and_ladj``, which do not use the cache. It also defines
+    ``invert`` if x alone is cheaper to compute than the pair.
+
+    Args:
+        cache_size: 1 to cache the last call, 0 for no cache.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> class Double(RememberingTransform):
+        ...     domain = codomain = constraints.real
+        ...     def _call_and_ladj(self, x):
+        ...         return 2 * x, torch.full_like(x, 2.0).log()
+        ...     def _inverse_and_ladj(self, y):
+        ...         return y / 2, -torch.full_like(y, 2.0).log()
+        >>> t, x = Double(), torch.tensor(3.0)
+        >>> y = t(x)
+        >>> t.inv(y) is x
+        True
     """
 
     def __init__(self, cache_size: int = 1) -> None:
@@ -154,31 +192,31 @@ class RememberingTransform(Bijection):
         self._watched: Sequence[Tensor] | None = None
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log|dy/dx| from x."""
+        """Computes y and log|det dy/dx|."""
         raise TypeError(f"{type(self).__name__} must define _call_and_ladj(x)")
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log|dx/dy| from y."""
+        """Computes x and log|det dx/dy|."""
         raise TypeError(f"{type(self).__name__} must define _inverse_and_ladj(y)")
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
         return self._inverse_and_ladj(y)[0]
 
     def _call(self, x: Tensor) -> Tensor:
-        """y from x, as torch has it of every transform; remembers nothing."""
+        """Computes y without the cache, as torch requires of a transform."""
         return self._call_and_ladj(x)[0]
 
     def _inverse(self, y: Tensor) -> Tensor:
-        """x from y, in the same way."""
+        """Computes x without the cache, as torch requires of a transform."""
         return self.invert(y)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log|dy/dx| from x: those of the last call if it was of this x, else found in one evaluation."""
+        """Returns y and log|det dy/dx|, from the cache if possible."""
         last = self._recall(x=x)
         return last[1:3] if last else self._call_and_ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x and log|dx/dy| from y, in the same way."""
+        """Returns x and log|det dx/dy|, from the cache if possible."""
         last = self._recall(y=y)
         return (last[0], -last[2]) if last else self._inverse_and_ladj(y)
 
@@ -197,12 +235,12 @@ class RememberingTransform(Bijection):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log|dy/dx| at x, of the batch shape."""
+        """Returns log|det dy/dx| at x, of the batch shape."""
         last = self._recall(x, y)
         return last[2] if last else self._call_and_ladj(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> RememberingTransform:
-        """The same transform, remembering its last call (1) or not (0)."""
+        """Returns the same transform with a cache of its last call (1) or without one (0)."""
         if cache_size not in (0, 1):
             raise ValueError(f"Expected cache_size to be 0 or 1; got {cache_size}.")
         if cache_size == self._cache_size:
@@ -212,7 +250,7 @@ class RememberingTransform(Bijection):
         return new
 
     def clear_cache(self) -> None:
-        """Forgets the last call."""
+        """Empties the cache."""
         self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,9 +261,9 @@ class RememberingTransform(Bijection):
         self._last = (x, y, ladj, self._stamp(x, y)) if self._cache_size else None
 
     def _recall(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Any] | None:
-        """The last call, if it was of this x and this y (as far as they are given) and nothing changed since.
+        """Returns the last call if it was at x and y (each checked if given) and no tensor has changed since.
 
-        The record is read once: another thread may replace it at any time.
+        ``self._last`` is read only once, because another thread may replace it at any time.
         """
         last = self._last
         if last is None or (x is not None and last[0] is not x) or (y is not None and last[1] is not y):
@@ -233,14 +271,14 @@ class RememberingTransform(Bijection):
         return last if last[3] == self._stamp(last[0], last[1]) else None
 
     def _stamp(self, x: Tensor, y: Tensor) -> Sequence[Any]:
-        """What must not have changed."""
+        """Returns what must be unchanged for the cache to be valid."""
         if self._watched is None:
             self._watched = self.watched()
         return [torch.is_grad_enabled(), *versions_of((x, y, *self._watched))]
 
 
 class _Plan(NamedTuple):
-    """Of a chain: its parts, each with the number of rightmost dims its log-determinants are summed over, and its ends."""
+    """Structure of a chain: its parts, each with the number of dims to sum its log-determinant over; its domains."""
 
     steps: list[tuple[Any, int]]
     domain: Any
@@ -248,10 +286,14 @@ class _Plan(NamedTuple):
 
 
 class Chain(RememberingTransform):
-    """The composition of transforms, first to last, that sums their log-determinants on the way and remembers one call.
+    """Composition of transforms, applied first to last; it sums their log-determinants and caches one call.
 
     Args:
-        parts: transforms, at least one; each is evaluated once a call.
+        parts: one or more transforms; each call evaluates each part once.
+        cache_size: 1 to cache the last call, 0 for no cache.
+
+    Raises:
+        ValueError: if ``parts`` is empty.
 
     Example:
         >>> import torch
@@ -264,7 +306,7 @@ class Chain(RememberingTransform):
 
     def __init__(self, parts: Sequence[Transform], cache_size: int = 1) -> None:
         if not parts:
-            raise ValueError("Expected parts to hold at least one transform; got none.")
+            raise ValueError("Expected parts to hold at least one transform; got an empty sequence.")
         super().__init__(cache_size=cache_size)
         self.parts = list(parts)
         self._plan: _Plan | None = None
@@ -278,7 +320,7 @@ class Chain(RememberingTransform):
         return self._planned().codomain  # type: ignore[no-any-return]
 
     def _planned(self) -> _Plan:
-        """What follows from the parts, found when it is asked for."""
+        """Returns the structure of the chain, computed at first use."""
         if self._plan is None:
             ends = [(part.domain, part.codomain) for part in self.parts]
             dims = [(domain.event_dim, codomain.event_dim) for domain, codomain in ends]
@@ -297,7 +339,7 @@ class Chain(RememberingTransform):
 
     @property
     def sign(self) -> Any:
-        """1 or -1, the product of the parts'; NotImplementedError where one of them has none."""
+        """1 or -1, the product of the signs of the parts; raises NotImplementedError if one of them has no sign."""
         return prod(part.sign for part in self.parts)
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,7 +351,7 @@ class Chain(RememberingTransform):
         return (x, ladj) if all_finite(x) else self._without_overflow(y, x, ladj)
 
     def _without_overflow(self, y: Tensor, x: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
-        """Where x overflowed the density is 0: x = 0 and log|dx/dy| = -inf. NaN that came in stays NaN."""
+        """Sets the density to 0 where x overflowed: x = 0 and log|dx/dy| = -inf. NaN in y stays NaN."""
         if visible(x) and not all(t.isfinite().all() for t in self.watched()):
             return x, ladj
         dims = self.domain.event_dim
@@ -332,15 +374,15 @@ class Chain(RememberingTransform):
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether all numbers are known to be finite, by one look at them: False too where no look is possible."""
+    """Returns whether all values are known to be finite; False also if the values cannot be read."""
     return visible(x) and isfinite(x.detach().sum().item())
 
 
 def _run(x: Tensor, steps: Iterable[tuple[Any, Any, bool, int]]) -> tuple[Tensor, Tensor]:
-    """What the last step makes of x, and the sum of the log-determinants on the way.
+    """Applies steps to x; returns the result and the sum of the log-determinants.
 
-    Each step is a function to value and log-determinant, one to the value, whether the volume stays, and of how many
-    rightmost dims the log-determinants are summed.
+    A step consists of a function that returns value and log-determinant, a function that returns the value, whether it
+    preserves volumes, and the number of rightmost dims to sum the log-determinant over.
     """
     total: Any = None
     for pair, alone, keeps_volume, dims in steps:

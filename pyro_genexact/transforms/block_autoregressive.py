@@ -1,4 +1,4 @@
-"""Block autoregressive flow: the network itself is the bijection, increasing in each own site."""
+"""Block autoregressive flow: a masked network that is itself a bijection, increasing in each site."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from ..core.independent import REAL_VECTOR
 from .block_network import FORMS, BlockLinear, Solve, Start, bounded, parallel, site_by_site
 from .modules import BijectionModule, ConditionedTransform
 
-_NARROW = 0.03  # slope of the first layer where the start must be near the identity by itself
+_NARROW = 0.03  # slope of the first layer without residual connection, for a start near the identity
 
 
 class ConditionedBlockAutoregressive(ConditionedTransform):
-    r"""The bijection x -> y of T sites that a :class:`BlockAutoregressive` network is, given a context.
+    r"""Bijection x -> y over T sites by a :class:`BlockAutoregressive` network, given a context.
 
-    ``t(x)`` is one parallel pass, with log|dy/dx| as the product of positive blocks and slopes along the network.
-    ``t.inv(y)`` goes site by site: what finished sites contribute to the units of a site is one small product a layer, and
-    what remains is an increasing function of one number, solved by :mod:`pyro_genexact.numerics`. Both directions are
-    differentiable twice in the argument, the context and all parameters.
+    It keeps using the weights that the module has at construction.
+
+    Cost: ``t(x)`` is one parallel pass, in which log|det dy/dx| is the product of positive blocks and slopes along the
+    network. ``t.inv(y)`` goes site by site. Finished sites contribute to the units of a site by one small product per
+    layer, and :mod:`pyro_genexact.numerics` solves the remaining increasing function of one number. Both directions are
+    twice differentiable in the argument, the context and all parameters.
 
     Args:
-        module: the network; the weights it has now are used from here on.
-        context: (*batch, C), or None where the module takes none.
+        module: the network.
+        context: the context (*batch, C), or None if the module has no context.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
-    Shapes: x and y (*batch, T), broadcast with the context's batch.
+    x and y have shape (*batch, T); values broadcast with the batch shape of the context.
 
     Raises:
-        ValueError: for a context or a value of another size, dtype or device than the module's.
-        ConvergenceError: if the inverse of a value is not found to rounding.
+        ValueError: if the context or a value has another size, dtype or device than the module's.
+        ConvergenceError: if the inverse is not found to rounding precision.
 
     Example:
         >>> import torch
@@ -60,7 +63,7 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         columns, context, shape = self._flatten(y)
-        functorch = transformed()  # which differentiates by transforming plain operations
+        functorch = transformed()  # torch.func differentiates plain operations, not autograd Functions
         if torch.is_grad_enabled() and not functorch and any(t.requires_grad for t in (y, *self.watched())):
             x, ladj = Solve.apply(self.with_cache(0), columns, context, *self._tensors)
         elif functorch:
@@ -72,7 +75,7 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
         return x.mT.contiguous().view(shape), -ladj.view(shape[:-1])
 
     def _flatten(self, value: Tensor) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """The columns (T, B) of the value, the rows (B, C) of the context, and the shape of the broadcast value."""
+        """Returns the columns (T, B) of the value, the rows (B, C) of the context, and the broadcast shape."""
         sites = self.module.num_sites
         check_last(value, sites, "the sites of the transform")
         value = self._broadcast(value)
@@ -84,31 +87,33 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
 
 
 class BlockAutoregressive(BijectionModule):
-    r"""A block neural autoregressive flow: the network is the bijection. Its call returns the transform x -> y.
+    r"""Block neural autoregressive flow: a network that is itself a bijection; its call returns the transform x -> y.
 
-    Unit blocks of T sites a layer; weights from a site to itself are positive, those from earlier sites are free, so y_t
-    increases in x_t and depends on x_1 ... x_t. Then, with ``residual``
+    Each layer has a block of units per site. Weights from a site to itself are positive and those from earlier sites
+    are free, so y_t increases in x_t and depends on x_1 ... x_t. ``residual`` chooses the form of the output:
 
-    * ``"gated"``: y = a x + (1 - a) net(x), 0 < a < 1 a parameter, units tanh;
-    * ``"normal"``: y = x + net(x), units tanh;
-    * ``None``: y = net(x), units 0.1 x + 0.9 tanh(x).
+    * ``"gated"``: y = a x + (1 - a) net(x) with a parameter 0 < a < 1, and tanh units;
+    * ``"normal"``: y = x + net(x), and tanh units;
+    * ``None``: y = net(x), and units 0.1 x + 0.9 tanh(x).
 
-    Each maps the real line of a site onto all of it. A net of tanh or sigmoid units alone would not: its outputs are bounded,
-    most y would have no x, and most data no density. It is not offered.
+    All forms map the real line onto itself at each site. A network with only tanh or sigmoid units would have bounded
+    outputs, so that most data would have density 0; therefore it is not offered.
 
-    The context shifts the units of the first layer, so that already y_1 is a non-linear function of it. The module starts
-    near the identity. Logarithms of positive weights and scales stay within ±5 smoothly, and so does the logit of a.
+    The context shifts the units of the first layer, so that y_1 is also a non-linear function of the context. The
+    module starts near the identity. Logarithms of positive weights and scales, and the logit of a, are softly bounded
+    by ±5.
 
-    Cost: parallel as a dense network of widths T n; inverse as one such pass and T scalar solves.
+    Cost: the parallel direction is one pass of a dense network of widths T n; the inverse takes one such pass and T
+    scalar solves.
 
     Args:
-        num_sites: T.
-        hidden: n, units a site of each hidden layer, at least one layer.
-        context: C, features of the context; 0 for none.
-        residual: the form, see above.
+        num_sites: T, the number of sites.
+        hidden: n, the units per site of each hidden layer; at least one layer.
+        context: C, the number of context features; 0 for none.
+        residual: the form of the output, see above.
 
     Raises:
-        ValueError: if a size is too small, or there is no such form.
+        ValueError: if a size is too small, ``hidden`` is empty, or ``residual`` is unknown.
 
     Reference: De Cao, Titov, Aziz, "Block Neural Autoregressive Flow", UAI 2019.
 
@@ -138,7 +143,7 @@ class BlockAutoregressive(BijectionModule):
         if residual not in FORMS:
             raise ValueError(f'Expected residual to be "gated", "normal" or None; got {residual!r}.')
         self.num_sites, self.hidden, self.context, self.residual = num_sites, tuple(hidden), context, residual
-        # the slope of the whole is 1, or small where it is added to x; without x, units are in their linear part
+        # the whole starts with slope 1, or a small one if x is added; without x, units start in their linear range
         first, whole, noise = {"gated": (1.0, 1.0, 0.5), "normal": (1.0, 0.1, 0.5), None: (_NARROW, 1.0, 0.02)}[
             residual
         ]
@@ -151,9 +156,9 @@ class BlockAutoregressive(BijectionModule):
         self.gate = nn.Parameter(torch.tensor(4.0)) if residual == "gated" else None
 
     def gates(self) -> list[Tensor]:
-        """a, if there is one."""
+        """Returns a list with the gate a, or an empty list if there is none."""
         return [] if self.gate is None else [torch.sigmoid(bounded(self.gate))]
 
     def forward(self, context: Tensor | None = None) -> ConditionedBlockAutoregressive:
-        """The transform given the context (*batch, C)."""
+        """Returns the transform given the context (*batch, C)."""
         return ConditionedBlockAutoregressive(self, context)

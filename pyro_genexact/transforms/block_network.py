@@ -1,4 +1,4 @@
-"""Layers of the block autoregressive network; its parallel pass and its inverse site by site."""
+"""Layers of the block autoregressive network, its parallel pass and its site-by-site inverse."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..core.precision import full_precision
 from ..numerics.derivatives import implicit
 from ..numerics.roots import find
 
-_BOUND = 5.0  # of logarithms of weights and scales, smoothly
-_LEAK = 0.1  # slope of the leaky activation far from 0
+_BOUND = 5.0  # soft bound of the logarithms of weights and scales
+_LEAK = 0.1  # slope of the leaky activation at infinity
 
 
 def bounded(x: Tensor) -> Tensor:
-    """x, within ±5 smoothly."""
+    """Bounds x softly by ±5."""
     return torch.tanh(x / _BOUND) * _BOUND
 
 
 def _positive(x: Tensor) -> Tensor:
-    """exp of bounded x."""
+    """Returns exp of the softly bounded x."""
     return exp(_BOUND) ** torch.tanh(x / _BOUND)
 
 
 class Start(NamedTuple):
-    """Of a layer: the norm of its rows, the size of what is random in it, and of its biases."""
+    """Initialisation of a layer: the norm of its rows, the size of its random part, and the spread of its biases."""
 
     scale: float
     noise: float
@@ -39,9 +39,10 @@ class Start(NamedTuple):
 
 
 class BlockLinear(WithDerived):
-    """A linear layer of T blocks of units: block t reads earlier blocks freely and its own with positive weights.
+    """Linear layer with T blocks of units: block t reads earlier blocks freely and its own block by positive weights.
 
-    W = exp(log_scale) V / |V| row by row, V = ``weight`` below the diagonal blocks and exp(``log_diagonal``) on them.
+    Row by row, W = exp(log_scale) V / |V|, where V is ``weight`` below the diagonal blocks and exp(``log_diagonal``) on
+    them. Both logarithms are softly bounded.
     """
 
     mask: Tensor
@@ -55,14 +56,14 @@ class BlockLinear(WithDerived):
         self.weight = nn.Parameter(start.noise * torch.randn(mask.shape) * self.mask / num_sites**0.5)
         self.log_diagonal = nn.Parameter(0.1 * torch.randn(num_sites, above, below))
         self.log_scale = nn.Parameter(torch.full((num_sites * above,), _BOUND * atanh(log(start.scale) / _BOUND)))
-        # each site's units bend at different places, and balance each other
+        # the units of a site bend at different values, symmetric around 0
         places = torch.linspace(-1, 1, above) if above > 1 else torch.zeros(1)
         self.bias = nn.Parameter(start.spread * places.repeat(num_sites))
         random = start.spread * start.noise * torch.randn(num_sites * above, context) / max(context, 1) ** 0.5
         self.context_weight = nn.Parameter(random) if context else None
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """W (T above, T below) and its diagonal blocks (T, above, below)."""
+        """Returns W (T above, T below) and its diagonal blocks (T, above, below)."""
         blocks = _positive(self.log_diagonal)
         sites, above, below = blocks.shape
         grid = (self.weight * self.mask).view(sites, above, sites, below)
@@ -71,17 +72,17 @@ class BlockLinear(WithDerived):
         return full * scale, blocks * scale.view(sites, above, 1)
 
     def offset(self, context: Tensor | None) -> Tensor:
-        """(T above, B), or (T above, 1) without context."""
+        """Returns the contribution of bias and context, (T above, B), or (T above, 1) without context."""
         bias = self.bias.unsqueeze(-1)
         return bias if context is None else torch.addmm(bias, self.context_weight, context.mT)  # type: ignore[arg-type]
 
 
 class _Form(NamedTuple):
-    """What distinguishes the three residual forms; j is the derivative of units or outputs by their own site."""
+    """A residual form; j is the derivative of units or outputs with respect to their own site."""
 
-    activate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # units from what they read; j times their slopes
-    rescale: Callable[[Tensor, Any, int], tuple[Tensor, Any]]  # j and what was taken out of it, as a logarithm
-    finish: Callable[..., tuple[Tensor, Tensor]]  # x, net(x), j, that logarithm and the gate to y and log|dy/dx|
+    activate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (pre-activations, j) to (units, j times slopes)
+    rescale: Callable[[Tensor, Any, int], tuple[Tensor, Any]]  # moves a factor of j to its logarithm ``taken``
+    finish: Callable[..., tuple[Tensor, Tensor]]  # (x, net(x), j, taken, gate) to (y, log|dy/dx|)
 
 
 def _tanh(x: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ def _leaky(x: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kept(j: Tensor, taken: Any, dim: int) -> tuple[Tensor, Any]:
-    """Where j is added to a number that is not small, its underflow is exact."""
+    """No rescaling: j is added to a number that is not small, so its underflow does no harm."""
     return j, taken
 
 
@@ -124,10 +125,17 @@ FORMS = {
 
 
 def _through(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """One site x (B,) by itself: y and log dy/dx (B,), and its units (B, n) of each layer.
+    """Evaluates the network at one site x (B,).
 
-    The tensors are, of each of ``count`` layers, what context and earlier sites contribute (B, n); of each, the diagonal
-    block; and the gate, if there is one.
+    Returns:
+        y and log dy/dx (B,), and the units (B, n) of each hidden layer at this site.
+
+    Args:
+        form: the residual form.
+        count: the number of layers.
+        x: the site.
+        tensors: for each layer the contribution (B, n) of context and earlier sites, then for each layer its diagonal
+            block, then the gate if there is one.
     """
     offsets, blocks, gate = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     first = blocks[0].squeeze(-1)
@@ -149,7 +157,7 @@ def _at_site(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tens
 
 @full_precision
 def parallel(module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y (T, B) and log|dy/dx| (B,) of x (T, B), given the context (B, C)."""
+    """Returns y (T, B) and log|det dy/dx| (B,) given x (T, B) and the context (B, C)."""
     form, layers = FORMS[module.residual], module.layers
     units, j, taken = x.unsqueeze(1), None, 0.0  # (T, units of a site, B)
     for i, layer in enumerate(layers):
@@ -165,11 +173,11 @@ def parallel(module: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Te
 
 @full_precision
 def site_by_site(module: Any, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x (T, B) and log|dy/dx| (B,) of y (T, B), given the context (B, C)."""
+    """Returns x (T, B) and log|det dy/dx| (B,) given y (T, B) and the context (B, C)."""
     form, gates, count = FORMS[module.residual], module.gates(), len(module.layers)
     at_site = partial(_at_site, form, count)
     layers: Any = [_by_site(layer, context if i == 0 else None) for i, layer in enumerate(module.layers)]
-    below = [y[:0]] * count  # what each layer reads, (T' n, B) of the T' sites that are finished
+    below = [y[:0]] * count  # input of each layer, (T' n, B) for the T' finished sites
     total: Any = 0.0
     for y_t, *of_site in zip(y.unbind(0), *layers, strict=True):
         offsets = [
@@ -187,16 +195,16 @@ def site_by_site(module: Any, y: Tensor, context: Tensor | None) -> tuple[Tensor
 
 
 def _by_site(layer: BlockLinear, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each site: its rows of the weights, its diagonal block, and what bias and context contribute."""
+    """Returns for each site its rows of the weights, its diagonal block, and the contribution of bias and context."""
     weight, blocks = layer.weights()
     above = blocks.shape[1]
     return zip(weight.split(above), blocks.unbind(0), layer.offset(context).split(above), strict=True)
 
 
 class Solve(Function):
-    """:func:`site_by_site` without a graph of T steps: its backward is one reverse sweep and one parallel pass.
+    """:func:`site_by_site` without an autograd graph of T steps: backward is one reverse sweep and one parallel pass.
 
-    With ``create_graph`` it recomputes that graph, which can be differentiated again.
+    With ``create_graph``, backward recomputes a differentiable graph.
     """
 
     @staticmethod
@@ -204,7 +212,7 @@ class Solve(Function):
         ctx: Any, transform: Any, y: Tensor, context: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         x, ladj = site_by_site(transform.module, y, context)
-        ctx.transform = transform  # whose module has its weights also where the module itself was given others since
+        ctx.transform = transform  # holds the weights of this call, even if the module gets other weights later
         ctx.save_for_backward(x, y, context, *tensors)
         return x, ladj
 
@@ -232,23 +240,23 @@ class Solve(Function):
 
 
 def _over_jacobian(module: Any, x: Tensor, context: Tensor | None, g: Tensor) -> Tensor:
-    """v (T, B) with J^T v = g, J = dy/dx: site by site from the last, whose v is known to reach only earlier ones."""
+    """Returns v (T, B) with J^T v = g for J = dy/dx, solved from the last site to the first."""
     form, layers = FORMS[module.residual], [*module.layers]
     weights, blocks = zip(*(layer.weights() for layer in layers), strict=True)
     one, gates = x.new_ones(()), module.gates()
-    of_x, of_net = (form.finish(a, 1 - a, one, 0.0, *gates)[0] for a in (one, 1 - one))  # y is linear in both
+    of_x, of_net = (form.finish(a, 1 - a, one, 0.0, *gates)[0] for a in (one, 1 - one))  # y is linear in x and net(x)
     units: Tensor = x
     slopes: list[Tensor] = []
     for i, layer in enumerate(layers[:-1]):
         read = torch.addmm(layer.offset(context if i == 0 else None), weights[i], units)
         units, slope = form.activate(read, torch.ones_like(read))
         slopes.append(slope)
-    own = [of_net.expand(len(x), 1, x.shape[1])]  # dy/d(what units read) along the site itself, last layer first
+    own = [of_net.expand(len(x), 1, x.shape[1])]  # dy / d(pre-activations) of the same site, last layer first
     for block, slope in zip(blocks[:0:-1], reversed(slopes), strict=True):
         own.append(torch.bmm(block.mT, own[-1]) * slope.view(*block.shape[::2], -1))
     diagonal = of_x + torch.bmm(blocks[0].mT, own[-1]).squeeze(1)
     own.reverse()
-    adjoints = [torch.zeros_like(slope) for slope in (*slopes, x)]  # of what units read
+    adjoints = [torch.zeros_like(slope) for slope in (*slopes, x)]  # with respect to pre-activations
     v = torch.empty_like(x)
     for t in reversed(range(len(x))):
         for i in reversed(range(len(layers))):

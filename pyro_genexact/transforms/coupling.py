@@ -1,4 +1,4 @@
-"""Coupling: some sites pass, a network reads them and predicts the bijections of all others at once."""
+"""Coupling: a network reads some sites and predicts the bijections of all others in one pass."""
 
 from __future__ import annotations
 
@@ -24,30 +24,38 @@ from .modules import BijectionModule, ConditionedTransform
 
 
 class ConditionedCoupling(ConditionedTransform):
-    r"""The bijection x -> y of T sites of which some pass, as one call of its modules.
+    r"""Bijection x -> y over T sites that copies some sites and transforms the others given them.
 
         y_p = x_p,      y_t = head(phi_t(x_p, context))(x_t)
 
-    log|dy/dx| is the sum of the head's log-derivatives. Either direction is one call of the network and one of the head,
-    or of its inverse, for all sites together; both are differentiable twice in the argument, the context and all parameters.
+    log|det dy/dx| is the sum of the head's log-derivatives. It keeps using the weights that the module has at
+    construction.
+
+    Cost: each direction is one call of the network, and one of the head or its inverse, for all sites together. Both
+    are twice differentiable in the argument, the context and all parameters.
 
     Args:
-        coupling: whose weights of now are used from here on.
-        context: (*batch, C), or None where the coupling takes none.
+        coupling: the module.
+        context: the context (*batch, C), or None if the module has no context.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
-    Shapes: x and y (*batch, T, *site_shape), broadcast with the context's batch.
+    x and y have shape (*batch, T, *site_shape); values broadcast with the batch shape of the context.
+
+    Raises:
+        ValueError: if the context or a value has another size, dtype or device than the module's.
 
     Example:
         >>> import torch
         >>> from pyro_genexact import heads
         >>> t = ConditionedCoupling(Coupling(4, heads.Affine()))
         >>> x = torch.randn(5, 4)
-        >>> torch.equal(t(x)[:, :2], x[:, :2]), torch.allclose(t.inv(t(x).clone()), x, atol=1e-5)
+        >>> y = t(x)
+        >>> torch.equal(y[:, :2], x[:, :2]), torch.allclose(t.inv(y.clone()), x, atol=1e-5)
         (True, True)
     """
 
     coupling, _head = Held(), Held()
-    domain = codomain = constraints.dependent(is_discrete=False)  # of the class
+    domain = codomain = constraints.dependent(is_discrete=False)  # instances override it
 
     def __init__(self, coupling: Coupling, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(coupling, context, cache_size)
@@ -62,7 +70,7 @@ class ConditionedCoupling(ConditionedTransform):
         return self._run(y, inverse=True)
 
     def _run(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The image of the value in either direction, and its log-determinant."""
+        """Applies the transform or its inverse; returns the image and the log-determinant."""
         of, head, dims = self.coupling, self._head, self.domain.event_dim
         expected = (of.num_sites, *head.site_shape)
         if tuple(value.shape[-dims:]) != expected:
@@ -81,39 +89,40 @@ class ConditionedCoupling(ConditionedTransform):
 
 
 class Coupling(BijectionModule):
-    r"""A coupling layer as a module: its call returns the transform x -> y, which costs the same in both directions.
+    r"""Coupling layer: its call returns the transform x -> y, which has the same cost in both directions.
 
-    The sites where the mask is True pass; a network reads them, with the context, and predicts ``head.num_params`` numbers
-    for each other site. With :class:`~pyro_genexact.heads.Affine` this is RealNVP, with :class:`~pyro_genexact.heads.Shift`
-    NICE, with splines a coupling NSF.
+    The layer copies the sites where ``mask`` is True. A network reads them and the context, and predicts
+    ``head.num_params`` parameters for each other site. With :class:`~pyro_genexact.heads.Affine` this is RealNVP, with
+    :class:`~pyro_genexact.heads.Shift` NICE, and with splines a coupling NSF.
 
-    By default the first T // 2 sites pass. Put :class:`~pyro_genexact.transforms.Reverse` between layers and every site is
-    transformed in every other layer at least, also where T is odd. With T = 1 the only site is transformed, by the
-    context or by free parameters.
+    By default the layer copies the first T // 2 sites. With :class:`~pyro_genexact.transforms.Reverse` between layers,
+    at least every other layer transforms each site, also if T is odd. If T is 1, the context determines the transform
+    of the only site, or free parameters do if there is no context.
 
     Args:
-        num_sites: T.
-        head: makes a strictly monotone bijection of each site that does not pass.
-        mask: (T,) Boolean, True where a site passes. It is configuration: ``state_dict`` does not hold it.
-        context: C, features of the context vector; 0 for none.
+        num_sites: T, the number of sites.
+        head: makes a strictly monotone bijection for each transformed site.
+        mask: Boolean (T,), True for the sites to copy. It is not saved in ``state_dict``.
+        context: C, the number of context features; 0 for none.
         hidden: widths of the hidden layers.
-        activation: of the hidden layers, elementwise.
-        conditioner: another network: a callable (num_params, context) to a :class:`~pyro_genexact.Conditioner` that takes
-            the passing numbers, then the context, as its context, and whose first site (``start``) predicts the numbers of
-            all other sites; by default a dense network.
+        activation: elementwise activation of the hidden layers.
+        conditioner: callable (num_params, context) that returns a :class:`~pyro_genexact.Conditioner` to use in place
+            of the dense network. Its context is the copied values followed by the context, and its first site
+            (``start``) predicts the parameters of all transformed sites.
 
     Raises:
-        TypeError: for a head that makes distributions, or something else than a head.
-        ValueError: for sizes that are no positive integers, a mask of another shape or under which every site passes, and a
-            conditioner of other sizes.
+        TypeError: if ``head`` is not a head of bijections, or ``conditioner`` does not return a conditioner.
+        ValueError: if a size is not a positive integer, ``mask`` has another shape or is True everywhere, or the
+            conditioner has other sizes.
 
-    References: Dinh, Krueger, Bengio, "NICE", ICLR workshop 2015; Dinh, Sohl-Dickstein, Bengio, "Density estimation using
-    Real NVP", ICLR 2017.
+    References: Dinh, Krueger, Bengio, "NICE", ICLR workshop 2015; Dinh, Sohl-Dickstein, Bengio, "Density estimation
+    using Real NVP", ICLR 2017.
 
     Example:
         >>> import torch
         >>> from pyro_genexact import heads
-        >>> module = Coupling(4, heads.Affine(), mask=torch.tensor([True, False, True, False]), context=2)
+        >>> mask = torch.tensor([True, False, True, False])
+        >>> module = Coupling(4, heads.Affine(), mask=mask, context=2)
         >>> module(torch.zeros(5, 2)).forward_shape((4,))
         torch.Size([5, 4])
     """
@@ -153,7 +162,7 @@ class Coupling(BijectionModule):
         return f"{self.num_sites}, passing={self.passing}, context={self.context}"
 
     def parameters_of(self, passing: Tensor, context: Tensor | None = None) -> Tensor:
-        """phi (*batch, S, P) of the S sites that do not pass, from the numbers (*batch, d) that pass and the context."""
+        """Returns phi (*batch, S, P) of the S transformed sites given the copied values (*batch, d) and the context."""
         batch = passing.shape[:-1]
         inputs = passing if context is None else torch.cat([passing, context.expand(*batch, self.context)], -1)
         return at_least(self.network(inputs), inputs).reshape(
@@ -161,12 +170,12 @@ class Coupling(BijectionModule):
         )
 
     def forward(self, context: Tensor | None = None) -> ConditionedCoupling:
-        """The transform given the context (*batch, C)."""
+        """Returns the transform given the context (*batch, C)."""
         return ConditionedCoupling(self, context)
 
 
 class FirstSite(nn.Module):
-    """A conditioner as a network from its context (*batch, C) to the parameters (*batch, P) of its first site."""
+    """Wraps a conditioner as a network from its context (*batch, C) to the parameters (*batch, P) of its first site."""
 
     def __init__(self, conditioner: Conditioner) -> None:
         super().__init__()
@@ -179,7 +188,7 @@ class FirstSite(nn.Module):
 
 
 def check_bijection(head: Any, sites: int = 1, first: int = 0) -> None:
-    """Raises a TypeError unless the call of the head, on numbers of so many sites, returns a transform."""
+    """Raises a TypeError if the head, called with parameters of ``sites`` sites, does not return a transform."""
     check_kind("head", head, Head)
     with torch.no_grad():
         made = head(zeros_for(head, 1, sites, head.num_params), first)
@@ -202,5 +211,5 @@ def _checked(mask: Tensor | None, num_sites: int) -> Tensor:
             f"Expected mask to be Boolean of shape ({num_sites},); got {mask.dtype} of {tuple(mask.shape)}."
         )
     if mask.all():
-        raise ValueError("Expected mask to leave a site that does not pass; got True everywhere.")
+        raise ValueError("Expected mask to be False somewhere (for sites to transform); got True everywhere.")
     return mask

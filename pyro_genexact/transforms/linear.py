@@ -1,4 +1,4 @@
-"""Permute, Reverse and Standardize: fixed reorderings of sites, shift and scale of features."""
+"""Permute, Reverse and Standardize: fixed permutations of sites, and fixed shift and scale of features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .base import PlainTransform
 
 
 class _Reordering(PlainTransform, TransformModule):
-    """The dims from ``dim`` on are one event, whose volume does not change."""
+    """Base class of permutations of the sites; the dims from ``dim`` on are one event."""
 
     keeps_volume = True
 
@@ -35,19 +35,19 @@ class _Reordering(PlainTransform, TransformModule):
     codomain = domain  # type: ignore[assignment]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zeros of the batch shape."""
+        """Returns zeros of the batch shape."""
         return x.new_zeros(x.shape[: self.dim])
 
 
 class Permute(_Reordering):
-    """Reorders the sites: y[..., i] = x[..., permutation[i]], with log|dy/dx| = 0.
+    """Permutes the sites: y[..., i] = x[..., permutation[i]], with log|det dy/dx| = 0.
 
     Args:
-        permutation: (T,) integers, each of 0 ... T-1 once.
-        dim: the dim of the sites, -1 for vectors, -2 for series of vectors.
+        permutation: integers (T,), each of 0 ... T-1 once.
+        dim: the dim of the sites: -1 for vectors (*batch, T), -2 for series of vectors (*batch, T, k).
 
     Raises:
-        ValueError: if ``permutation`` is none, or ``dim`` is not negative.
+        ValueError: if ``permutation`` is not a permutation, or ``dim`` is not negative.
 
     Example:
         >>> import torch
@@ -75,14 +75,14 @@ class Permute(_Reordering):
 
 
 class Reverse(_Reordering):
-    """Reverses the order of the sites: y[..., i] = x[..., T-1-i], with log|dy/dx| = 0.
+    """Reverses the order of the sites: y[..., i] = x[..., T-1-i], with log|det dy/dx| = 0.
 
     Args:
-        dim: the dim of the sites, -1 for vectors, -2 for series of vectors.
-        lengths: (*batch) integers 0 ... T; each row's first n sites are reversed, and y[..., i] = 0 for i >= n.
+        dim: the dim of the sites: -1 for vectors (*batch, T), -2 for series of vectors (*batch, T, k).
+        lengths: integers (*batch) in 0 ... T; the first n sites of each row are reversed, and y[..., i] = 0 for i >= n.
 
     Raises:
-        TypeError: for lengths that are no tensor of integers.
+        TypeError: if ``lengths`` is not a tensor of integers.
         ValueError: if ``dim`` is not negative.
 
     Example:
@@ -108,9 +108,9 @@ class Reverse(_Reordering):
     codomain = domain  # type: ignore[assignment]
 
     def on_prefixes(self, lengths: Tensor) -> Reverse:
-        """The transform of the first sites of each row, as many as its length (*batch) says, that leaves zeros after them."""
+        """Returns the transform of the first sites of each row, given lengths (*batch); later sites are zero."""
         new = Reverse(self.dim)
-        new.lengths = lengths  # those of the call, not copied
+        new.lengths = lengths  # not copied
         return new
 
     def _call(self, x: Tensor) -> Tensor:
@@ -118,13 +118,13 @@ class Reverse(_Reordering):
             return x.flip(self.dim)
         x, sites = zero_padding(x, self.lengths, self.dim), x.shape[self.dim]
         places = torch.arange(1, sites + 1, device=self.lengths.device)
-        index = (self.lengths.long().unsqueeze(-1) - places) % sites  # padding reads padding
+        index = (self.lengths.long().unsqueeze(-1) - places) % sites  # at padding, an index of padding
         return x.gather(self.dim, index.reshape(*index.shape, *[1] * (-1 - self.dim)).expand_as(x))
 
     _inverse = _call
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zeros of the batch shape."""
+        """Returns zeros of the batch shape."""
         return x.new_zeros(self.forward_shape(x.shape)[: self.dim])
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
@@ -134,16 +134,16 @@ class Reverse(_Reordering):
 
 
 class Standardize(PlainTransform, TransformModule):
-    """Takes a shift off each feature and divides by a scale: y = (x - shift) / scale, log|dy/dx| = -sum log scale.
+    """Standardises features: y = (x - shift) / scale, with log|det dy/dx| = -sum log scale.
 
-    Values keep their dtype.
+    The result has the dtype of the values.
 
     Args:
-        shift: (D,) real.
-        scale: (D,) positive.
+        shift: real (D,).
+        scale: positive (D,).
 
     Raises:
-        ValueError: if shapes differ or a scale is not positive and finite.
+        ValueError: if the shapes differ, or a scale is not positive and finite.
 
     Example:
         >>> import torch
@@ -165,26 +165,24 @@ class Standardize(PlainTransform, TransformModule):
         bad = ~(scale > 0) | ~scale.isfinite() | ~shift.isfinite()
         if not bad.is_meta and bad.any():
             raise ValueError(
-                f"Expected finite shifts and positive finite scales; got others at features {bad.nonzero()[:, 0].tolist()}."
+                f"Expected finite shift and positive finite scale; got others at features {bad.nonzero()[:, 0].tolist()}."
             )
         register_given(self, "shift", shift)
         register_given(self, "scale", scale)
 
     @classmethod
     def from_data(cls, data: Tensor) -> Standardize:
-        """Shift and scale that give the rows of data (rows, D) mean 0 and standard deviation 1 (dividing by rows).
+        """Returns the transform that gives data (N, D) mean 0 and standard deviation 1 (with denominator N).
 
         Raises:
-            ValueError: if data has no rows, is not finite or has a constant feature.
+            ValueError: if ``data`` has no rows, is not finite or is constant in a feature.
         """
         if data.dim() != 2 or len(data) == 0 or not data.is_floating_point():
             raise ValueError(
                 f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
             )
         if not data.is_meta and (constant := (data == data[0]).all(0)).any():
-            raise ValueError(
-                f"Expected features that vary; got constant ones at features {constant.nonzero()[:, 0].tolist()}."
-            )
+            raise ValueError(f"Expected features that vary; got constant features {constant.nonzero()[:, 0].tolist()}.")
         return cls(data.mean(0), data.std(0, correction=0))
 
     def _call(self, x: Tensor) -> Tensor:
@@ -194,7 +192,7 @@ class Standardize(PlainTransform, TransformModule):
         return torch.addcmul(self.shift.to(y.dtype), _sized(y, -1, len(self.shift)), self.scale.to(y.dtype))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """-sum log scale, of the batch shape."""
+        """Returns -sum log scale, of the batch shape."""
         return -self.scale.log().sum().to(x.dtype).expand(x.shape[:-1])
 
 

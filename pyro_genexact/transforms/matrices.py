@@ -1,4 +1,4 @@
-"""Linear bijections of the features with learnt matrices: triangular factors, and rotations."""
+"""Linear bijections of features with learned matrices: LU factors, rotations and reflections."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ..core.independent import REAL_VECTOR
 from ..core.precision import full_precision
 from .base import PlainTransform
 
-_BOUND = 7.0  # of log-scales, smoothly
-_TANGENT = 100.0  # of tangents of half angles, smoothly
+_BOUND = 7.0  # soft bound of log-scales
+_TANGENT = 100.0  # soft bound of the tangents of half angles
 
 
 class LULinear(PlainTransform, TransformModule):
-    r"""y = L U D x + b, L lower and U upper triangular with diagonals of ones, D = diag(exp s).
+    r"""Linear bijection y = L U D x + b with unit triangular L (lower) and U (upper), and D = diag(exp s).
 
-        log|dy/dx| = sum_i s_i,        s_i = 7 tanh(d_i / 7)
+        log|det dy/dx| = sum_i s_i,        s_i = 7 tanh(d_i / 7)
 
-    Starts at the identity. The scales come first, so that the inverse is as accurate for any of them; for L and U it is as
-    their condition allows. No rows are exchanged: where features should change places, put a :class:`Permute` before it.
+    It starts at the identity. D is applied first, so that the accuracy of the inverse does not depend on the scales; it
+    depends on the condition of L and U. There is no pivoting: to permute features, put a :class:`Permute` before it.
 
-    Cost: a product of matrices a call, one of the values with the result; the inverse solves two triangular systems.
+    Cost: a call takes one product of matrices (L U) and one with the values; the inverse solves two triangular systems.
 
     Args:
-        features: D.
+        features: D, the number of features.
 
-    Shapes: x and y (\*batch, D).
+    x and y have shape (\*batch, D).
 
     Attributes:
         factors: (D, D), L below the diagonal and U above it.
@@ -41,13 +41,15 @@ class LULinear(PlainTransform, TransformModule):
     Raises:
         ValueError: if ``features`` is not a positive integer, or a value has another size, dtype or device.
 
-    References: Oliva et al., "Transformation Autoregressive Networks", ICML 2018; Kingma, Dhariwal, "Glow", NeurIPS 2018.
+    References: Oliva et al., "Transformation Autoregressive Networks", ICML 2018; Kingma, Dhariwal, "Glow", NeurIPS
+    2018.
 
     Example:
         >>> import torch
         >>> t = LULinear(3)
-        >>> t(torch.tensor([1.0, 2.0, 3.0])).tolist(), t.log_abs_det_jacobian(torch.zeros(2, 3), None)
-        ([1.0, 2.0, 3.0], tensor([0., 0.], grad_fn=<ExpandBackward0>))
+        >>> x = torch.tensor([1.0, 2.0, 3.0])
+        >>> t(x).tolist(), t.log_abs_det_jacobian(x, t(x)).item()
+        ([1.0, 2.0, 3.0], 0.0)
     """
 
     domain = codomain = REAL_VECTOR
@@ -61,7 +63,7 @@ class LULinear(PlainTransform, TransformModule):
 
     @property
     def weight(self) -> Tensor:
-        """L U D (D, D)."""
+        """The matrix L U D (D, D)."""
         return self._mix() * self._log_scales().exp()
 
     @full_precision
@@ -70,12 +72,12 @@ class LULinear(PlainTransform, TransformModule):
 
     def _inverse(self, y: Tensor) -> Tensor:
         rows = (_checked(y, self.bias) - self.bias).reshape(-1, y.shape[-1])
-        rows = solve_triangular(self.factors.mT, rows, upper=True, left=False, unitriangular=True)  # reads L alone
+        rows = solve_triangular(self.factors.mT, rows, upper=True, left=False, unitriangular=True)  # L^T only
         rows = solve_triangular(self.factors.mT, rows, upper=False, left=False, unitriangular=True)
         return rows.reshape(y.shape) / self._log_scales().exp()
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """sum_i s_i, of the batch shape."""
+        """Returns sum_i s_i, of the batch shape."""
         return self._log_scales().sum().expand(x.shape[:-1])
 
     def _log_scales(self) -> Tensor:
@@ -83,14 +85,14 @@ class LULinear(PlainTransform, TransformModule):
 
     @full_precision
     def _mix(self) -> Tensor:
-        """L U (D, D)."""
+        """Returns L U (D, D)."""
         one = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
         upper = self.factors.triu(1) + one
         return torch.addmm(upper, self.factors.tril(-1), upper)
 
 
 class _Orthogonal(PlainTransform, TransformModule):
-    """y = W x with W^T W = 1: the inverse is the transpose, volumes stay."""
+    """Base class of y = W x with orthogonal W; the inverse is the transpose, and volumes do not change."""
 
     keeps_volume = True
     domain = codomain = REAL_VECTOR
@@ -107,24 +109,25 @@ class _Orthogonal(PlainTransform, TransformModule):
         return linear(_checked(y, weight), weight.mT)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zeros of the batch shape."""
+        """Returns zeros of the batch shape."""
         return x.new_zeros(x.shape[:-1])
 
 
 class Rotation(_Orthogonal):
-    r"""y = W x with the rotation W = (1 - A)^{-1} (1 + A), A skew-symmetric (Cayley's transform); log|dy/dx| = 0.
+    r"""Rotation y = W x with W = (1 - A)^{-1} (1 + A) and A skew-symmetric (Cayley transform); log|det dy/dx| = 0.
 
-    Every rotation but those near a half turn in some plane: entries of A stay within ±100 smoothly, which in a plane is 178.85
-    degrees, so that W is orthogonal to rounding. The matrix exponential has half turns too, but costs some ten products of
-    matrices and a matrix twice as large for each order of derivatives, against one solve. Starts at the identity.
+    It represents all rotations except those near a half turn in some plane. The entries of A are softly bounded by
+    ±100, which in a plane is 178.85 degrees, so that W is orthogonal to rounding. The matrix exponential also reaches
+    half turns, but takes about ten products of matrices, of twice the size for each order of derivatives, instead of
+    one solve. The module starts at the identity.
 
     Args:
-        features: D.
+        features: D, the number of features.
 
-    Shapes: x and y (\*batch, D).
+    x and y have shape (\*batch, D).
 
     Attributes:
-        skew: a (D, D), of which the part below the diagonal makes that of A, 100 tanh(a / 100).
+        skew: a (D, D); the entries of A below the diagonal are 100 tanh(a / 100).
 
     Raises:
         ValueError: if ``features`` is not a positive integer, or a value has another size, dtype or device.
@@ -148,27 +151,28 @@ class Rotation(_Orthogonal):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """W (D, D)."""
+        """The rotation W (D, D)."""
         lower = torch.tanh(self.skew / _TANGENT).tril(-1) * _TANGENT
         skew, one = lower - lower.mT, torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
         return torch.linalg.solve(one - skew, one + skew)
 
 
 class Householder(_Orthogonal):
-    r"""y = H_1 ... H_K x, each H_k = 1 - 2 v_k v_k^T / v_k^T v_k a reflection; log|dy/dx| = 0.
+    r"""Product of reflections y = H_1 ... H_K x, H_k = 1 - 2 v_k v_k^T / v_k^T v_k; log|det dy/dx| = 0.
 
-    The product is one matrix, 1 - V S^{-1} V^T with the columns v_k / |v_k| in V and S the triangle above the diagonal of
-    V^T V with halves on the diagonal. D reflections make every orthogonal matrix whose determinant is (-1)^D. Reflections start
-    in equal pairs, which is the identity; with an odd K, one is left over, and a mirror image remains.
+    The product is computed as one matrix, 1 - V S^{-1} V^T, where V has the columns v_k / |v_k| and S is the strictly
+    upper triangle of V^T V with 1/2 on the diagonal. D reflections represent every orthogonal matrix of determinant
+    (-1)^D. Initially, reflections come in equal pairs, whose product is the identity; if K is odd, one reflection
+    remains.
 
     Args:
-        features: D.
-        reflections: K; by default D, or D + 1 if that is odd.
+        features: D, the number of features.
+        reflections: K; by default D, or D + 1 if D is odd.
 
-    Shapes: x and y (\*batch, D).
+    x and y have shape (\*batch, D).
 
     Attributes:
-        vectors: v (K, D), of any length but zero.
+        vectors: v (K, D), of any length except zero.
 
     Raises:
         ValueError: if a size is not a positive integer, a value has another size, dtype or device, or a vector is zero.
@@ -178,7 +182,8 @@ class Householder(_Orthogonal):
 
     Example:
         >>> import torch
-        >>> torch.allclose(Householder(3, 2)(x := torch.tensor([1.0, 2.0, 3.0])), x, atol=1e-5)
+        >>> t, x = Householder(3, 2), torch.tensor([1.0, 2.0, 3.0])
+        >>> torch.allclose(t(x), x, atol=1e-5)
         True
     """
 
@@ -191,20 +196,21 @@ class Householder(_Orthogonal):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The product (D, D)."""
+        """The product of the reflections (D, D)."""
         return reflected(self.vectors, self.vectors.shape[1])
 
 
 @full_precision
 def reflected(normals: Tensor, columns: int) -> Tensor:
-    """The first columns of the product of reflections, first to last, at planes with the normals (*batch, K, D).
+    """Returns the first columns of the product of reflections with the normal vectors (*batch, K, D), first to last.
 
-    1 - V^T S^{-1} V, V of unit rows, S the triangle above the diagonal of V V^T with halves on the diagonal.
+    The product is 1 - V^T S^{-1} V, where V has unit rows and S is the strictly upper triangle of V V^T with 1/2 on the
+    diagonal.
     """
-    largest = normals.detach().abs().amax(-1, keepdim=True)  # whose square may be too large, or vanish
+    largest = normals.detach().abs().amax(-1, keepdim=True)  # avoids overflow and underflow of squares
     if visible(largest) and (largest == 0).any():
         index = (largest == 0).nonzero()[0, :-1].tolist()
-        raise ValueError(f"Expected vectors other than zero (they are normals of mirrors); got zero at {index}.")
+        raise ValueError(f"Expected vectors other than zero (they are normals of reflections); got zero at {index}.")
     v = normals / largest
     v = v / v.norm(dim=-1, keepdim=True)
     half = torch.full_like(v[..., 0], 0.5).diag_embed()
@@ -213,7 +219,7 @@ def reflected(normals: Tensor, columns: int) -> Tensor:
 
 
 def _checked(value: Tensor, like: Tensor) -> Tensor:
-    """The value, if it has D features, the dtype and the device of the parameters."""
+    """Returns the value; raises a ValueError if it has another size, dtype or device than the parameters."""
     check_last(value, like.shape[-1], "the features of the transform")
     check_like("value", value, like)
     return value

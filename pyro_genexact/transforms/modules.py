@@ -1,4 +1,4 @@
-"""BijectionModule and Inverse: modules whose call returns a transform; ConditionedTransform."""
+"""BijectionModule and Inverse, modules whose call returns a transform; ConditionedTransform, the base of their results."""
 
 from __future__ import annotations
 
@@ -21,29 +21,42 @@ from .base import RememberingTransform
 
 @ConditionalTransformModule.register
 class BijectionModule(WithDerived):
-    """A learnable bijection: calling it with a context (or none) returns a transform of one forward pass.
+    """Base class of learned bijections: the call with a context (or none) returns a transform.
 
     Attributes:
-        context: C, the features that the call expects; 0 for a call without context.
+        context: C, the number of context features that the call expects; 0 for none.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_genexact.transforms import Affine
+        >>> class Shift(BijectionModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.shift = nn.Parameter(torch.tensor(1.0))
+        ...     def forward(self, context=None):
+        ...         return Affine(self.shift, torch.zeros(()))
+        >>> Shift().inv()(torch.tensor(3.0)).item()
+        2.0
     """
 
     context: Any = 0
 
     def condition(self, context: Tensor | PaddedSequence | None = None) -> Any:
-        """The same as calling the module, under Pyro's name."""
+        """Calls the module; this is Pyro's name for it."""
         return self(context)
 
     @property
     def inv(self) -> nn.Module:
-        """A module whose call returns the inverse, y -> x."""
+        """The module whose call returns the inverse transform, y -> x."""
         return Inverse(self)
 
 
 class Inverse(BijectionModule):
-    """The inverse of a transform module: its call returns the inverse of what the module's call returns.
+    """Inverse of a transform module: its call returns the inverse of the module's transform.
 
     Args:
-        transform: a module that is a transform, or whose call (with a context, if it has ``context`` features) returns one.
+        transform: a module that is a transform, or whose call returns one (with a context if its ``context`` is not 0).
 
     Example:
         >>> import torch
@@ -60,7 +73,7 @@ class Inverse(BijectionModule):
 
     @property
     def inv(self) -> nn.Module:
-        """The module that this one inverts."""
+        """The original module."""
         return self.transform
 
     def forward(self, context: Tensor | PaddedSequence | None = None) -> Transform:
@@ -68,32 +81,33 @@ class Inverse(BijectionModule):
 
 
 def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Transform:
-    """What a module contributes to a chain: itself as it is now if it is a transform, else what its call returns."""
+    """Returns the transform of a module: a bound copy if the module is a transform, else the result of its call."""
     if isinstance(module, Transform):
         bound = Bound(module).copy()
         if bound is not module:
-            bound._inv = None  # its inverse must be that of the copy
+            bound._inv = None  # the cached inverse belongs to the original
         return bound
     return result_of(module, context)  # type: ignore[no-any-return]
 
 
 def result_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Any:
-    """What the call of a module returns: with the context, if it reads one."""
+    """Calls a module, with the context if it has one."""
     return module(context) if getattr(module, "context", 0) else module()
 
 
 class ConditionedTransform(RememberingTransform):
-    """A bijection by modules, with the weights that they have now and a context: what the call of a module returns.
+    """Base class of bijections that use a module with a context and the weights that it has at construction.
 
-    A subclass sets an attribute declared as :class:`~pyro_genexact.core.binding.Held` for each of its modules.
+    A subclass declares an attribute :class:`~pyro_genexact.core.binding.Held` for each of its modules.
 
     Args:
-        module: which reads the context.
-        context: (*batch, C), with ``Covariates`` (*batch, T, C), with ``Source`` (*batch, S, C) or a ``PaddedSequence`` of it and its
-            lengths, or None where the module takes none.
+        module: the module that reads the context.
+        context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``;
+            None if the module has no context.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
     Raises:
-        ValueError: for a context of another size, dtype or device than the module's.
+        ValueError: if the context has another size, dtype or device than the module's.
     """
 
     def __init__(self, module: nn.Module, context: Tensor | PaddedSequence | None, cache_size: int = 1) -> None:
@@ -120,7 +134,7 @@ class ConditionedTransform(RememberingTransform):
         return broadcast_shapes(shape[:cut], *given) + shape[cut:]
 
     def _broadcast(self, value: Tensor) -> Tensor:
-        """The value, broadcast with the context; a ValueError for another dtype or device than that of the weights."""
+        """Broadcasts the value with the context; raises a ValueError for another dtype or device than the weights'."""
         check_like("value", value, next((t for t in self._tensors if t.is_floating_point()), value))
         shape = self.forward_shape(value.shape)
         return value if shape == value.shape else value.expand(shape)

@@ -1,4 +1,4 @@
-"""Monotone: an elementwise bijection given by an increasing function; the inverse is a root."""
+"""Monotone: an elementwise bijection by an increasing function, inverted by root finding."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from .base import RememberingTransform
 
 
 class Monotone(RememberingTransform):
-    r"""y = f(x; parameters), elementwise, for any f that increases from -inf to inf.
+    r"""Elementwise bijection y = f(x; parameters) for any f that increases from -inf to inf.
 
-    Forward is one evaluation of f; the inverse is :func:`pyro_genexact.numerics.root`: for smooth functions about six of
-    them, to the rounding of the dtype at any size of y, or a ConvergenceError. Both directions are differentiable twice
-    and more.
+    Cost: the forward direction is one evaluation of f. The inverse is :func:`pyro_genexact.numerics.root`, which takes
+    about six evaluations for smooth functions, and is exact to the rounding of the dtype for y of any size. Both
+    directions are differentiable at least twice.
 
     Args:
-        function: (x, \*parameters, \*shared) to (y, log dy/dx). It is given x (\*batch), the parameters, and those of the rows
-            that are not solved yet; it must broadcast, and be importable if the transform shall be pickled.
-        parameters: each (\*batch, n), n numbers a value; at least one.
-        shared: tensors of any shape that are the same for all values, e.g. the weights of a network.
-        guess: (y, \*parameters, \*shared) to where the search for x begins; by default it begins at y.
+        function: (x, \*parameters, \*shared) to (y, log dy/dx). It must broadcast, because the solver calls it with x
+            and parameters of the rows that are not solved yet. It must be importable if the transform will be pickled.
+        parameters: one or more tensors (\*batch, n), each with n numbers per value.
+        shared: tensors of any shape that all values share, for example the weights of a network.
+        guess: (y, \*parameters, \*shared) to the initial value of x in the search; by default y.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
-    Shapes: x and y (\*batch), broadcast with the parameters'.
+    x and y have shape (\*batch) and broadcast with the parameters.
+
+    Raises:
+        ConvergenceError: if the inverse is not found (when called).
 
     Example:
         >>> import torch
@@ -63,7 +67,7 @@ class Monotone(RememberingTransform):
         return x, -self._call_and_ladj(x)[1]
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
-        """x alone; ``known`` is its value, where that was found before."""
+        """Returns x only; ``known`` may pass its value if it is already known."""
         shape = broadcast_shapes(y.shape, *(p.shape[:-1] for p in self.parameters))
         y = y if y.shape == shape else y.expand(shape)
         parameters = [p if p.dim() > len(shape) else p[(None,) * (len(shape) + 1 - p.dim())] for p in self.parameters]

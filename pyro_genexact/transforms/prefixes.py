@@ -1,4 +1,4 @@
-"""Prefixes: transforms of padded sequences, applied to the first sites of each row."""
+"""Prefixes: transforms of padded sequences, which act on the first sites of each row."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from .support import ToSupport
 
 
 class Prefixes(Chain):
-    r"""The composition of transforms, first to last, of the first n sites of each row: as if T were n.
+    r"""Composition of transforms that acts on the first n sites of each row, as if T were n.
 
-    Sites from a row's length on are padding in both directions: no value there matters, none gets a gradient, images hold
-    zeros, and log|dy/dx| is that of the first n sites.
+    Sites from a row's length on are padding in both directions: their values are ignored, their gradients are zero,
+    their images are 0, and log|det dy/dx| is that of the first n sites.
 
-    Every part must leave the first n sites to themselves: autoregressive ones do, the elementwise ones and supports of numbers
-    too, and :class:`Reverse`, which here reverses each row's own prefix. Another one of your own says how by a method
-    ``on_prefixes(lengths)``, which returns the transform of prefixes.
+    The first n outputs of each part must depend only on the first n inputs. This holds for autoregressive and
+    elementwise transforms and for supports of scalars. :class:`Reverse` is also supported; here it reverses the first n
+    sites of each row. A transform of your own can define a method ``on_prefixes(lengths)`` that returns the transform
+    of prefixes.
 
     Args:
-        parts: transforms of vectors (*batch, T), at least one.
-        lengths: (*batch) integers 0 ... T; values broadcast with them.
+        parts: one or more transforms of vectors (*batch, T), applied first to last.
+        lengths: integers (*batch) in 0 ... T; values broadcast with them.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
     Raises:
-        ValueError: for a part that mixes all sites (linear maps, couplings, permutations, a simplex), and for lengths
-            outside of 0 ... T in calls.
-        TypeError: for lengths that are no tensor of integers.
+        TypeError: if ``lengths`` is not a tensor of integers.
+        ValueError: if a part mixes all sites, as linear maps, couplings, permutations and a simplex do. In calls, for
+            lengths outside 0 ... T.
 
     Example:
         >>> import torch
@@ -63,7 +65,7 @@ class Prefixes(Chain):
 
 
 def on_prefixes(transform: Transform, lengths: Tensor) -> Transform:
-    """The transform of the first sites of each row; ValueError if it mixes all sites."""
+    """Returns the transform of the first sites of each row; raises a ValueError if it mixes all sites."""
     if isinstance(transform, _InverseTransform):
         return on_prefixes(transform.inv, lengths).inv
     if isinstance(transform, (Chain, ComposeTransform)) and transform.parts:
@@ -74,14 +76,21 @@ def on_prefixes(transform: Transform, lengths: Tensor) -> Transform:
     of_numbers = of_sites(transform)
     if not _is_elementwise(transform, of_numbers):
         raise ValueError(
-            "Expected transforms that leave the first sites to themselves, with lengths (autoregressive or elementwise ones, "
-            f"Reverse, ToSupport of numbers); got {type(getattr(transform, 'bijection', transform)).__name__}."
+            "Expected autoregressive or elementwise transforms, Reverse, or ToSupport of scalars (lengths require it); "
+            f"got {type(getattr(transform, 'bijection', transform)).__name__}."
         )
     return Elementwise(adapted(transform), of_numbers, lengths)
 
 
 class Elementwise(RememberingTransform):
-    """A transform of each site, ``of_numbers`` the same of numbers, whose log-derivatives are those of the sites."""
+    """Applies an elementwise transform to the first sites of each row.
+
+    Args:
+        transform: the transform of vectors or scalars.
+        of_numbers: the same transform with scalar events, which gives the log-derivative of each site.
+        lengths: integers (*batch).
+        cache_size: 1 to cache the last call, 0 for no cache.
+    """
 
     def __init__(self, transform: Bijection, of_numbers: Transform, lengths: Tensor, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
@@ -114,13 +123,13 @@ class Elementwise(RememberingTransform):
         return zero_padding(value, self.lengths)
 
     def _filled(self, y: Tensor) -> Tensor:
-        """With images of 0 for padding."""
+        """Fills the padding with the image of 0."""
         with torch.no_grad():
             filler = self.transform.call_and_ladj(y.new_zeros(y.shape[-1:]))[0]
         return torch.where(present(self.lengths, y), y, filler)
 
     def _ladj(self, x: Tensor, y: Tensor, total: Tensor) -> Tensor:
-        """log|dy/dx| of the sites, unless the ``total`` is not finite, as that of values outside the support."""
+        """Sums the log-derivatives of the sites; returns ``total`` where it is not finite (values outside the support)."""
         ladj = self._zeroed(self.of_numbers.log_abs_det_jacobian(x, y)).sum(-1)
         total = sum_rightmost(total, 1 - self.transform.domain.event_dim)
         return torch.where(total.isfinite(), ladj, total)
@@ -128,7 +137,7 @@ class Elementwise(RememberingTransform):
 
 @singledispatch
 def of_sites(transform: Any) -> Any:
-    """What an elementwise transform does to each number: itself, unless another function is registered for its kind."""
+    """Returns the scalar version of an elementwise transform; by default the transform itself."""
     return transform
 
 
@@ -140,11 +149,11 @@ of_sites.register(Standardize, lambda t: Affine(-t.shift / t.scale, -t.scale.log
 
 
 def _is_elementwise(transform: Any, of_numbers: Any) -> bool:
-    """Whether a transform of real vectors is that of numbers, each by itself."""
+    """Returns whether a transform of real vectors applies ``of_numbers`` to each element."""
     dims = transform.domain.event_dim, of_numbers.domain.event_dim, of_numbers.codomain.event_dim
     return dims in ((0, 0, 0), (1, 0, 0)) and _is_real(of_numbers.domain)
 
 
 def _is_real(domain: Any) -> bool:
-    """Whether a domain of numbers is all of them, also one a feature."""
+    """Returns whether a domain of scalars, or each part of a ``cat`` domain, is the reals."""
     return all(part is constraints.real for part in getattr(domain, "cseq", [domain]))

@@ -1,4 +1,4 @@
-"""The monotone rational-quadratic spline, and the same on the circle."""
+"""Monotone rational-quadratic splines on the real line and on the circle."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from .base import RememberingTransform
 
 
 class RationalQuadratic(RememberingTransform):
-    r"""The increasing spline through knots, elementwise; the identity beyond the first and the last of them.
+    r"""Elementwise increasing rational-quadratic spline; the identity outside the first and last knot.
 
-    Between the knots (x_0, y_0) and (x_1, y_1) with slopes d_0 and d_1 there, and with z = (x - x_0) / (x_1 - x_0) and
-    s = (y_1 - y_0) / (x_1 - x_0):
+    Between the knots (x_0, y_0) and (x_1, y_1) with slopes d_0 and d_1, let z = (x - x_0) / (x_1 - x_0) and
+    s = (y_1 - y_0) / (x_1 - x_0). Then
 
         y = y_0 + (y_1 - y_0) z a / (z a + (1 - z) c),    a = s z + d_0 (1 - z),    c = d_1 z + s (1 - z)
         dy/dx = s^2 (z c + (1 - z) a) / (z a + (1 - z) c)^2
 
-    All terms are positive, so nothing cancels; knots are met exactly. The inverse is the root of a quadratic, written
-    without cancellation too. Each direction costs one search of the bin and some twenty operations.
+    All terms are positive, so there is no cancellation, and the spline passes exactly through its knots. The inverse is
+    the root of a quadratic, also computed without cancellation.
+
+    Cost: in each direction, a search for the bin and about twenty operations.
 
     Args:
-        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots: x and y increase, and begin and end alike, the
-            slopes are positive; 1 at both ends for a continuous derivative.
+        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y increase, and have equal first and
+            equal last elements. Slopes are positive; they should be 1 at both ends for a continuous derivative.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
-    Shapes: x and y (\*batch), broadcast with the knots'.
+    x and y have shape (\*batch) and broadcast with the knots.
 
     Raises:
-        ValueError: for knots of another shape; their order is not checked.
+        ValueError: for knots of another shape. Their order is not checked.
 
-    References: Gregory, Delbourgo, "Piecewise Rational Quadratic Interpolation to Monotonic Data", IMA J. Numer. Anal. 1982;
-    Durkan et al., "Neural Spline Flows", NeurIPS 2019.
+    References: Gregory, Delbourgo, "Piecewise Rational Quadratic Interpolation to Monotonic Data", IMA J. Numer. Anal.
+    1982; Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
     Example:
         >>> import torch
-        >>> t = RationalQuadratic(torch.tensor([[-1.0, 0.0, 1.0], [-1.0, 0.5, 1.0], [1.0, 0.5, 1.0]]))
+        >>> rows = [[-1.0, 0.0, 1.0], [-1.0, 0.5, 1.0], [1.0, 0.5, 1.0]]
+        >>> t = RationalQuadratic(torch.tensor(rows))
         >>> t(torch.tensor([-2.0, 0.0, 1.0, 1e6]))
         tensor([-2.0000e+00,  5.0000e-01,  1.0000e+00,  1.0000e+06])
         >>> t.inv(torch.tensor([0.5]))
@@ -51,7 +55,7 @@ class RationalQuadratic(RememberingTransform):
     def __init__(self, knots: Tensor, cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         if knots.dim() < 2 or knots.shape[-2] != 3 or knots.shape[-1] < 2:
-            raise ValueError(f"Expected knots.shape[-2:] == (3, K + 1), K at least 1; got {tuple(knots.shape)}.")
+            raise ValueError(f"Expected knots.shape[-2:] == (3, K + 1) with K >= 1; got {tuple(knots.shape)}.")
         self.knots = knots
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +64,7 @@ class RationalQuadratic(RememberingTransform):
         raw = (x - x0) / width
         z = raw.clamp(0, 1)
         y, slope = _between(z, y0, y1, (y1 - y0) / width, d0, d1)
-        outside = (raw < 0) | (raw > 1)  # where NaN is not
+        outside = (raw < 0) | (raw > 1)  # False for NaN
         return torch.where(outside, x, y), torch.where(outside, 0.0, slope.log())
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,14 +72,14 @@ class RationalQuadratic(RememberingTransform):
         return x, -self._call_and_ladj(x)[1]
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
-        """x alone; ``known`` is not needed."""
+        """Returns x only; ``known`` is ignored."""
         y, x0, x1, y0, y1, d0, d1 = self._bin(y, 1)
         height = y1 - y0
         raw = (y - y0) / height
         r = raw.clamp(0, 1)
         left = 1 - r
         s = height / (x1 - x0)
-        # z solves a quadratic; g and 4 s^2 r (1 - r) are what its discriminant is made of, as a sum of squares
+        # z solves a quadratic with discriminant g^2 + 4 s^2 r (1 - r)
         g, part = d0 * left - d1 * r, 2 * s * r
         rest = 2 * s * left
         q = torch.addcmul(g * g, part, rest).sqrt()
@@ -86,7 +90,7 @@ class RationalQuadratic(RememberingTransform):
         return broadcast_shapes(shape, self.knots.shape[:-2])
 
     def _bin(self, value: Tensor, row: int) -> tuple[Tensor, ...]:
-        """The value, and x, y and slope of the knots before and after it, as that row of the knots has them."""
+        """Returns the value, and x, y and slope of the knots around it in the given row of the knots."""
         knots = self.knots
         if value.shape != knots.shape[:-2]:
             shape = broadcast_shapes(value.shape, knots.shape[:-2])
@@ -97,31 +101,36 @@ class RationalQuadratic(RememberingTransform):
 
 
 class CircularRationalQuadratic(RationalQuadratic):
-    r"""The bijection of the circle that is an increasing spline from -pi to pi, then a rotation, elementwise.
+    r"""Elementwise bijection of the circle: an increasing spline from -pi to pi, followed by a rotation.
 
         y = spline(x) + angle,    modulo 2 pi
 
-    Any real number stands for its angle; results lie in [-pi, pi).
+    Arguments may be any real numbers; results are in [-pi, pi).
 
     Args:
-        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots; x and y begin at -pi and end at pi, and both ends
-            have one slope, for a derivative that is continuous on the circle.
-        angle: (\*batch) of the rotation, any real number.
+        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y start at -pi and end at pi. The
+            slopes at both ends should be equal, so that the derivative is continuous on the circle.
+        angle: (\*batch), the angle of rotation, any real number.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
-    Shapes: x and y (\*batch), broadcast with the knots'.
+    x and y have shape (\*batch) and broadcast with the knots.
+
+    Raises:
+        ValueError: for knots of another shape. Their order is not checked.
 
     Reference: Rezende et al., "Normalizing Flows on Tori and Spheres", ICML 2020.
 
     Example:
         >>> import torch
         >>> from math import pi
-        >>> t = CircularRationalQuadratic(torch.tensor([[-pi, pi], [-pi, pi], [1.0, 1.0]]), torch.tensor(3.0))
+        >>> knots = torch.tensor([[-pi, pi], [-pi, pi], [1.0, 1.0]])
+        >>> t = CircularRationalQuadratic(knots, torch.tensor(3.0))
         >>> t(torch.tensor([-1.0, 1.0])), t.inv(torch.tensor(2.0))
         (tensor([ 2.0000, -2.2832]), tensor(-1.0000))
     """
 
     domain = codomain = constraints.interval(-pi, pi)  # type: ignore[assignment]
-    sign = Transform.sign  # type: ignore[assignment]  # none: numbers in the interval fall where the angle passes the seam
+    sign = Transform.sign  # type: ignore[assignment]  # no sign: the map jumps from pi to -pi
 
     def __init__(self, knots: Tensor, angle: Tensor, cache_size: int = 1) -> None:
         super().__init__(knots, cache_size=cache_size)
@@ -132,19 +141,19 @@ class CircularRationalQuadratic(RationalQuadratic):
         return _wrapped(y + _wrapped(self.angle)), ladj
 
     def invert(self, y: Tensor, known: Tensor | None = None) -> Tensor:
-        """x alone; ``known`` is not needed."""
+        """Returns x only; ``known`` is ignored."""
         return _wrapped(super().invert(_wrapped(y - _wrapped(self.angle))))
 
 
 def _wrapped(angle: Tensor) -> Tensor:
-    """The same angle in [-pi, pi), without rounding where it lay there."""
+    """Returns the same angle in [-pi, pi), without rounding if it is already in this range."""
     angle = angle - 2 * pi * (angle / (2 * pi)).round()
     angle = torch.where(angle >= pi, angle - 2 * pi, angle)
     return torch.where(angle < -pi, angle + 2 * pi, angle)
 
 
 def _between(z: Tensor, y0: Tensor, y1: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
-    """y and dy/dx at the share z of a bin."""
+    """Returns y and dy/dx at the fraction z of a bin."""
     a, c = torch.lerp(d0, s, z), torch.lerp(s, d1, z)
     total = torch.lerp(c, a, z)
     return torch.lerp(y0, y1, z * a / total), torch.lerp(a, c, z) * (s / total).square()

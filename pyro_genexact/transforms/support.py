@@ -1,4 +1,4 @@
-"""Bijections from the reals onto half lines, intervals and simplices, exact up to the boundary."""
+"""Bijections from the reals onto half lines, intervals and simplices, accurate up to the boundary."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from .base import PlainTransform, RememberingTransform, all_finite
 
 
 class HalfLine(PlainTransform):
-    """y = bound + sign exp(x), onto the open half line above (sign 1) or below (sign -1) the bound; log|dy/dx| = x.
+    """Bijection y = bound + sign exp(x) onto the open half line above or below a bound; log|dy/dx| = x.
 
-    A value that would round onto the bound is the last number before it. From |x| = log(eps max) on, eps and max those of the
-    dtype, y is that of the largest such x, with gradient 0: beyond, products of gradients with y or 1 / y would overflow.
+    Values that would round to the bound are replaced by the number next to it. x is clamped to ±log(eps max), with eps
+    and max of the dtype, and has gradient 0 beyond, because products of gradients with y or 1 / y would overflow.
 
     Args:
         bound: the end of the half line, a number or a tensor that broadcasts.
-        sign: 1 or -1.
+        sign: 1 for the half line above the bound, -1 for the one below.
+
+    Raises:
+        TypeError: if ``bound`` is neither a number nor a tensor.
+        ValueError: if ``bound`` is a number that is not finite.
 
     Example:
         >>> import torch
@@ -60,18 +64,23 @@ class HalfLine(PlainTransform):
         return (self._sign * (y - self.bound)).log()
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """x."""
+        """Returns x."""
         return x
 
 
 class Interval(PlainTransform):
-    """y = low + (high - low) sigmoid(x), onto the open interval; log|dy/dx| = log(high - low) + log sigmoid'(x).
+    """Bijection y = low + (high - low) sigmoid(x) onto an open interval; log|dy/dx| = log(high - low) + log sigmoid'(x).
 
-    The inverse is log(y - low) - log(high - y), exact up to both ends. A value that would round onto an end is the last
-    number before it, and |x| is bounded as by :class:`HalfLine`.
+    The inverse is log(y - low) - log(high - y), accurate up to both ends. Values that would round to an end are
+    replaced by the number next to it, and x is clamped as by :class:`HalfLine`.
 
     Args:
-        low, high: numbers or tensors that broadcast.
+        low: the lower end, a number or a tensor that broadcasts.
+        high: the upper end, a number or a tensor that broadcasts.
+
+    Raises:
+        TypeError: if an end is neither a number nor a tensor.
+        ValueError: if an end is a number that is not finite.
 
     Example:
         >>> import torch
@@ -92,10 +101,8 @@ class Interval(PlainTransform):
         return constraints.interval(self.low, self.high)
 
     def _call(self, x: Tensor) -> Tensor:
-        width, x = (
-            self.high - self.low,
-            _bounded(x),
-        )  # each half from its own end, so that small distances to either are exact
+        width, x = self.high - self.low, _bounded(x)
+        # each half is computed from its own end, so that small distances to both ends are accurate
         y = torch.where(x < 0, self.low + width * torch.sigmoid(x), self.high - width * torch.sigmoid(-x))
         return _inside(y, self.low, self.high)
 
@@ -103,17 +110,18 @@ class Interval(PlainTransform):
         return (y - self.low).log() - (self.high - y).log()
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log(high - low) + log sigmoid(x) + log sigmoid(-x)."""
+        """Returns log(high - low) + log sigmoid(x) + log sigmoid(-x)."""
         return (
             torch.as_tensor(self.high - self.low, dtype=x.dtype, device=x.device).log() + logsigmoid(x) + logsigmoid(-x)
         )
 
 
 class Simplex(PlainTransform):
-    """y = softmax(x_1 ... x_{k-1}, 0), onto the open simplex of k (additive log-ratio); log|dy/dx| = sum_i log y_i.
+    """Bijection y = softmax(x_1 ... x_{k-1}, 0) onto the open simplex (additive log-ratio); log|dy/dx| = sum_i log y_i.
 
-    The density is that of the first k - 1 coordinates, as for the Dirichlet. A value below 1 / (eps max),
-    eps and max those of the dtype, is that number, with gradient 0: products of gradients with its inverse would overflow.
+    It maps (*batch, k - 1) to (*batch, k). The density is that of the first k - 1 coordinates, as for the Dirichlet
+    distribution. Elements of y are clamped to at least 1 / (eps max), with eps and max of the dtype, and have gradient
+    0 there, because products of gradients with their inverse would overflow.
 
     Reference: Aitchison, "The Statistical Analysis of Compositional Data", JRSS B 1982.
 
@@ -133,7 +141,7 @@ class Simplex(PlainTransform):
         return y[..., :-1].log() - y[..., -1:].log()
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """sum_i log softmax(x, 0)_i."""
+        """Returns sum_i log softmax(x, 0)_i."""
         return pad(x, (0, 1)).log_softmax(-1).sum(-1)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
@@ -145,7 +153,7 @@ class Simplex(PlainTransform):
 
 @dataclass(frozen=True)
 class Interior:
-    """The check of the interior of a support, which ``contains`` of the transform onto it is."""
+    """Check of the interior of a support: calls ``contains`` of the transform onto it."""
 
     onto: Any
 
@@ -154,18 +162,19 @@ class Interior:
 
 
 class ToSupport(RememberingTransform):
-    """The bijection from real vectors onto the interior of a support; its codomain accepts the interior alone.
+    """Bijection from real vectors onto the interior of a support; its codomain accepts only the interior.
 
-    The inverse of a value outside (on the boundary, infinite or beyond) doesn't exist: its log|dy/dx| is +inf, so that
-    its density is 0, and the returned x is 0 as a place holder; NaN gives NaN.
+    A value outside the interior (on the boundary, infinite or beyond) has no inverse. For such a value the inverse
+    returns x = 0 with log|dy/dx| = +inf, so that its density is 0. NaN gives NaN.
 
     Args:
         support: a scalar constraint for all features, a vector constraint such as ``constraints.simplex``, or a list of
-            one scalar constraint a feature.
-        features: the size of the vectors in the support.
+            one scalar constraint per feature.
+        features: D, the size of the vectors in the support.
+        cache_size: 1 to cache the last call, 0 for no cache.
 
     Raises:
-        ValueError: for a discrete support, one whose events are no vectors, or a list of another length.
+        ValueError: for a discrete or unknown support, one whose events are not vectors, or a list of another length.
 
     Example:
         >>> import torch
@@ -191,11 +200,11 @@ class ToSupport(RememberingTransform):
         return with_check(self.support, Interior(self))  # type: ignore[no-any-return]
 
     def contains(self, y: Tensor) -> Tensor:
-        """Whether y (*batch, features) lies in the interior, (*batch,) Boolean; a TypeError for complex numbers."""
+        """Returns whether y (*batch, D) is in the interior, Boolean (*batch,); raises a TypeError for complex y."""
         y = floating(numbers("value", y), ())
         with torch.no_grad():
             x = self.bijection.inv(y)
-            inside = (x - x).sum(-1) == 0  # all are finite
+            inside = (x - x).sum(-1) == 0  # True if all elements are finite
             return inside if self._real else inside & self.support.check(y)
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,15 +215,15 @@ class ToSupport(RememberingTransform):
         check_last(y, self.features, "features of the flow")
         y = numbers("value", y)
         if self._real and y.is_floating_point() and y.device.type == "cpu" and all_finite(y):
-            return y, y.new_zeros(y.shape[:-1])  # elsewhere a look at the values would wait for them
+            return y, y.new_zeros(y.shape[:-1])  # on a GPU, reading the values would synchronise
         inside = self.contains(y)
-        none = -y.detach().amax(-1).clamp(min=torch.inf)  # or NaN
-        y = torch.where(inside.unsqueeze(-1), y, self.interior(y))  # so that gradients are finite
+        none = -y.detach().amax(-1).clamp(min=torch.inf)  # -inf or NaN
+        y = torch.where(inside.unsqueeze(-1), y, self.interior(y))  # keeps gradients finite
         x = self.bijection.inv(y)
         return x, torch.where(inside, -self._ladj(x, y), none)
 
     def interior(self, like: Tensor) -> Tensor:
-        """Some point inside."""
+        """Returns a vector in the interior, with the dtype and device of ``like``."""
         with torch.no_grad():
             zeros = like.new_zeros(self.inverse_shape(torch.Size([self.features])))
             return zeros if self._real else self.bijection(zeros)
@@ -230,7 +239,7 @@ class ToSupport(RememberingTransform):
 
 
 def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints.Constraint]:
-    """A bijection from real vectors, elementwise or not, and the constraint of the vectors that it reaches."""
+    """Returns a bijection from real vectors and the constraint of its image."""
     if isinstance(support, constraints.independent) and support.event_dim == 1:
         support = support.base_constraint
     if type(support) is constraints.cat and not support.event_dim:
@@ -240,7 +249,7 @@ def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints
             isinstance(s, constraints.Constraint) and not s.event_dim for s in support
         ):
             raise ValueError(
-                f"Expected support to list {features} scalar constraints, one a feature; got {list(support)}."
+                f"Expected support to list {features} scalar constraints, one per feature; got {list(support)}."
             )
         groups = [(s, len(list(run))) for s, run in groupby(support, key=lambda s: s)]
         parts, lengths = [_scalar_bijection(s) for s, _ in groups], [n for _, n in groups]
@@ -253,7 +262,7 @@ def _bijection_onto(support: Any, features: int) -> tuple[Transform, constraints
 
 
 def _scalar_bijection(support: Any) -> Transform:
-    """From the reals onto the interior of a continuous scalar support."""
+    """Returns a bijection from the reals onto the interior of a continuous scalar support."""
     kind, known = type(support), isinstance(support, constraints.Constraint)
     if not known:
         raise ValueError(f"Expected support to be a constraint or a list of constraints; got {support}.")
@@ -268,13 +277,13 @@ def _scalar_bijection(support: Any) -> Transform:
     if kind in (constraints.interval, constraints.half_open_interval):
         return Interval(support.lower_bound, support.upper_bound)
     raise ValueError(
-        f"Expected support to be continuous, of scalars or vectors; got {support}, for which no exact bijection is known "
-        "(those for the reals, half lines, intervals and the simplex are)."
+        f"Expected support to be the reals, a half line, an interval or the simplex; got {support}, for which no exact "
+        "bijection is known."
     )
 
 
 def _check_ends(**ends: Any) -> None:
-    """Raises a TypeError unless every end is a number or a tensor, a ValueError for a number that is not finite."""
+    """Raises a TypeError for ends that are neither numbers nor tensors, and a ValueError for numbers not finite."""
     for name, end in ends.items():
         if not isinstance(end, Tensor):
             check_numbers(**{name: end})
@@ -283,18 +292,18 @@ def _check_ends(**ends: Any) -> None:
 
 
 def _largest(x: Tensor) -> float:
-    """log(eps max) of the dtype: products of numbers up to eps max with gradients rarely overflow."""
+    """Returns log(eps max) of the dtype: products of gradients with numbers up to eps max rarely overflow."""
     number = torch.finfo(x.dtype)
     return log(number.eps * number.max)
 
 
 def _bounded(x: Tensor) -> Tensor:
-    """x between -log(eps max) and log(eps max), with gradient 0 beyond."""
+    """Clamps x to ±log(eps max), with gradient 0 beyond."""
     return x.clamp(-_largest(x), _largest(x))
 
 
 def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """Values that rounded onto the ends or beyond are moved to the last number before them."""
+    """Replaces values at or beyond an end by the number next to it."""
     ends = (torch.as_tensor(end, dtype=y.dtype, device=y.device).detach() for end in (low, high))
     low, high = ends
     return y.clamp(torch.nextafter(low, high), torch.nextafter(high, low))

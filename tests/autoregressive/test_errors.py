@@ -74,7 +74,7 @@ def test_prefix():
     for k in (4, 5):
         fails(
             ValueError,
-            f"Expected a prefix of 1 to 3 sites (of 4); got {k}.",
+            f"Expected a prefix of 1 to 3 of 4 sites; got {k} sites.",
             lambda k=k: d.conditional_on_prefix(torch.ones(k, dtype=torch.float64)),
         )
     fails(
@@ -95,7 +95,7 @@ def test_parts_that_do_not_fit():
     )
     fails(
         ValueError,
-        "Expected conditioner.num_params == 2 (that of the head); got 1.",
+        "Expected conditioner.num_params == 2 (num_params of the head); got 1.",
         lambda: gx.Autoregressive(net, heads.Normal(), (4,)),
     )
     fails(
@@ -142,7 +142,7 @@ def test_per_site_of_the_wrong_length():
     head = heads.PerSite([heads.Bernoulli()] * 3)
     fails(
         ValueError,
-        "Expected a head of 4 sites (those of the event); got one of 3.",
+        "Expected a head of 4 sites (sites of the event); got one of 3 sites.",
         lambda: gx.Autoregressive(conditioners.MADE(4, head.num_params), head, (4,)),
     )
 
@@ -217,12 +217,12 @@ def test_uniforms():
     )
     fails(
         ValueError,
-        "Expected u between 0 and 1; got values outside.",
+        "Expected u between 0 and 1; got values outside [0, 1].",
         lambda: d.from_uniform(double(0.1, 1.5, 0.2, 0.3)),
     )
     fails(
         ValueError,
-        "Expected u with finite quantiles; got 0 or 1, or next to them, at site 1",
+        "Expected u with finite quantiles; got values equal or close to 0 or 1 at site 1",
         lambda: d.from_uniform(double(0.5, 1, 0.5, 0.5)),
     )
 

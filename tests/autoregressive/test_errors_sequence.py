@@ -99,9 +99,19 @@ def test_values_of_stopped_sites(value, text):
 @pytest.mark.parametrize(
     ("eos", "head", "kind", "text"),
     [
-        (None, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical marks no ends); got None."),
-        (None, heads.Tempered(heads.Categorical(3), 0.5), TypeError, "(Tempered marks no ends); got None."),
-        (1.0, heads.Categorical(3), TypeError, "Expected eos to be an integer (Categorical marks no ends); got 1.0."),
+        (
+            None,
+            heads.Categorical(3),
+            TypeError,
+            "Expected eos to be an integer (Categorical does not model the end); got None.",
+        ),
+        (None, heads.Tempered(heads.Categorical(3), 0.5), TypeError, "(Tempered does not model the end); got None."),
+        (
+            1.0,
+            heads.Categorical(3),
+            TypeError,
+            "Expected eos to be an integer (Categorical does not model the end); got 1.0.",
+        ),
         (True, heads.Categorical(3), TypeError, "got True."),
         (
             3,
@@ -112,12 +122,12 @@ def test_values_of_stopped_sites(value, text):
         (-1, heads.Categorical(3), ValueError, "got -1."),
         (0, heads.Normal(), ValueError, "Expected eos within the support of the head, Real(); got 0."),
         (0, heads.OneHotCategorical(3), ValueError, "Expected eos within the support of the head, OneHot(); got 0."),
-        (0, heads.Stopped(heads.Normal()), ValueError, "Expected eos=None (Stopped marks the ends); got 0."),
+        (0, heads.Stopped(heads.Normal()), ValueError, "Expected eos=None (Stopped models the end itself); got 0."),
         (
             0,
             heads.PerSite([heads.Bernoulli()] * 4),
             ValueError,
-            "Expected a head that treats all sites alike; got a PerSite.",
+            "Expected a head that is the same at all sites; got PerSite.",
         ),
         (0, heads.Affine(), TypeError, "Expected a head of distributions; got Affine"),
     ],
@@ -158,7 +168,7 @@ def test_more_sites_than_the_conditioner_takes():
     steps = model(context=gx.Covariates(2))
     fails(
         ValueError,
-        "Expected context.shape[-2] == 5 (covariates of every site); got (4, 2).",
+        "Expected context.shape[-2] == 5 (covariates of all sites); got (4, 2).",
         steps,
         sized(4, 2),
         max_len=5,
@@ -168,10 +178,10 @@ def test_more_sites_than_the_conditioner_takes():
 @pytest.mark.parametrize(
     ("prefix", "text"),
     [
-        (tokens(1, 2, 1, 2), "Expected a prefix of 1 to 3 sites (of 4); got 4."),
-        (tokens(1, 2, 1, 2, 1), "Expected a prefix of 1 to 3 sites (of 4); got 5."),
+        (tokens(1, 2, 1, 2), "Expected a prefix of 1 to 3 of 4 sites; got 4 sites."),
+        (tokens(1, 2, 1, 2, 1), "Expected a prefix of 1 to 3 of 4 sites; got 5 sites."),
         (torch.zeros(2, 0).long(), "Expected a prefix of at least one site; got prefix.shape == (2, 0)."),
-        (torch.tensor(1), "Expected prefix.shape == (*batch, k) (sites of the head); got ()."),
+        (torch.tensor(1), "Expected prefix.shape == (*batch, k) (k sites of the head); got ()."),
         (
             tokens(1, 3),
             "Expected prefix within the support of the head, IntegerInterval(lower_bound=0, upper_bound=2); got 3 at site 1",
@@ -213,7 +223,7 @@ def test_prefix_lengths():
     fails(TypeError, text, d.conditional_on_prefix, prefix, mask)
     fails(
         ValueError,
-        "Expected no prefix_lengths without a prefix; got some.",
+        "Expected prefix_lengths=None without a prefix; got prefix_lengths.",
         SequenceDistribution,
         d.conditioner,
         d.head,
@@ -308,7 +318,7 @@ def test_sources():
 def test_parts_that_do_not_fit():
     fails(
         ValueError,
-        "Expected conditioner.num_params == 3 (that of the head); got 2.",
+        "Expected conditioner.num_params == 3 (num_params of the head); got 2.",
         gx.Sequence,
         conditioners.Recurrent(3, 2),
         heads.Categorical(3),
@@ -326,13 +336,13 @@ def test_parts_that_do_not_fit():
     )
     fails(
         ValueError,
-        "Expected conditioner.num_params == 2 (that of the head); got 3.",
+        "Expected conditioner.num_params == 2 (num_params of the head); got 3.",
         model()().with_head,
         heads.Categorical(2),
     )
     fails(
         ValueError,
-        "Expected conditioner.num_params == 2 (that of the head); got 3.",
+        "Expected conditioner.num_params == 2 (num_params of the head); got 3.",
         model().with_head,
         heads.Categorical(2),
     )
@@ -363,7 +373,7 @@ def test_what_cannot_be_told():
     small = gx.Sequence(conditioners.Recurrent(3, 3), heads.Categorical(3), 0, 4, limit=30)
     fails(ValueError, "Expected a support of at most 30 values (limit); got 31 or more.", small().enumerate_support)
     counts = model(head=heads.Geometric(), net=conditioners.Markov((), 1, order=1))()
-    text = "Expected a head that enumerates a finite support, and prefixes that go on; got"
+    text = "Expected a head that enumerates a finite support, and prefixes that have not ended; got"
     fails(NotImplementedError, f"{text} Geometric.", counts.enumerate_support)
     fails(NotImplementedError, f"{text} a prefix that has ended.", d.conditional_on_prefix(tokens(0)).enumerate_support)
     fails(

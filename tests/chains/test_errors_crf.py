@@ -22,9 +22,9 @@ RAGGED = torch.tensor([4, 2])
         (zeros(), ValueError, "Expected unary.shape == (*batch, N, V) with N, V >= 1; got ()."),
         (zeros(2, 0, 3), ValueError, "with N, V >= 1; got (2, 0, 3)."),
         (zeros(2, 4, 0), ValueError, "with N, V >= 1; got (2, 4, 0)."),
-        (UNARY.long(), TypeError, "Expected unary of floating-point numbers; got torch.int64."),
-        (UNARY.bool(), TypeError, "Expected unary of floating-point numbers; got torch.bool."),
-        (UNARY.cfloat(), TypeError, "Expected unary of floating-point numbers; got torch.complex64."),
+        (UNARY.long(), TypeError, "Expected unary to be a floating-point tensor; got torch.int64."),
+        (UNARY.bool(), TypeError, "Expected unary to be a floating-point tensor; got torch.bool."),
+        (UNARY.cfloat(), TypeError, "Expected unary to be a floating-point tensor; got torch.complex64."),
         ([[0.0]], TypeError, "Expected unary to be of class Tensor; got list."),
         (None, TypeError, "Expected unary to be of class Tensor; got NoneType."),
     ],
@@ -79,7 +79,7 @@ def test_other_dtypes_devices_and_classes(name):
         (torch.ones(2, dtype=torch.bool), TypeError, "a tensor of integers; got torch.bool."),
         (torch.ones(2, dtype=torch.cfloat), TypeError, "a tensor of integers; got torch.complex64."),
         ([1, 2], TypeError, "Expected lengths to be a tensor of integers; got list."),
-        (ints(2).to("meta"), ValueError, "Expected lengths.device == cpu (that of unary); got meta."),
+        (ints(2).to("meta"), ValueError, "Expected lengths.device == cpu (device of unary); got meta."),
     ],
 )
 def test_lengths(lengths, kind, text):
@@ -106,7 +106,7 @@ def test_potentials_that_are_no_numbers(entry):
     for name, values in made.items():
         fails(
             ValueError,
-            f"Expected {name} of finite numbers or -inf; got {entry}.",
+            f"Expected {name} to be finite or -inf; got {entry}.",
             crf,
             **{name: values},
             validate_args=True,
@@ -122,7 +122,7 @@ def test_potentials_that_are_no_numbers(entry):
     steps[1, 0] = entry
     fails(
         ValueError,
-        "Expected transition of finite numbers or -inf",
+        "Expected transition to be finite or -inf",
         crf,
         UNARY,
         steps,
@@ -156,7 +156,7 @@ def test_values_of_other_shapes(query):
     for shape in ((3, 4), (2, 3, 4)):
         text = f"Expected value of a shape that broadcasts with (2, 4); got {shape}."
         fail_all(ValueError, text, query, ints(*shape))
-    text = "Expected value.device == cpu (that of the potentials); got meta."
+    text = "Expected value.device == cpu (device of the potentials); got meta."
     fail_all(ValueError, text, query, LABELS.to("meta"))
     fail_all(TypeError, "Expected value to be of class Tensor; got list.", query, [[0, 0, 0, 0]])
     for make in DISTRIBUTIONS.values():
@@ -200,7 +200,7 @@ def test_rows_without_a_label_string(query):
     for name, make in ROWS.items():
         bad = make()
         row = name.split(", of")[0]
-        text = f"Expected potentials that allow a label string; got none for {row} (all scores are -inf)."
+        text = f"Expected potentials that allow a label sequence; got none for {row} (all scores are -inf)."
         for bad._validate_args in (True, False):  # an error is not forgotten
             fails(ValueError, text, QUERIES[query], bad)
 

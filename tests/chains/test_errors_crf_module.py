@@ -70,7 +70,7 @@ def test_learnable_crf(arguments, options, kind, text):
         (ints(2, 5, 4), None, ValueError, "Expected context.dtype == torch.float32 (that of the parameters); got torch.int64."),
         (torch.zeros(2, 5, 4, device="meta"), None, ValueError, "Expected context.device == cpu (that of the parameters); got meta."),
         (torch.zeros(2, 0, 4), None, ValueError, "Expected unary.shape == (*batch, N, V) with N, V >= 1; got (2, 0, 3)."),
-        (torch.zeros(2, 5, 4) * torch.nan, None, ValueError, "Expected unary of finite numbers or -inf; got nan."),
+        (torch.zeros(2, 5, 4) * torch.nan, None, ValueError, "Expected unary to be finite or -inf; got nan."),
         (torch.zeros(2, 5, 4), torch.tensor([6, 1]), ValueError, "Expected lengths between 0 and 5 (sites of the event); got 6."),
         (torch.zeros(2, 5, 4), torch.ones(2), TypeError, "Expected lengths to be a tensor of integers; got torch.float32."),
         (torch.zeros(2, 5, 4), ints(3), ValueError, "Expected batch shapes that broadcast; got unary (2,), lengths (3,)."),
@@ -94,13 +94,13 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("emissions", "kind", "text"),
     [
-        (torch.zeros(5, 2), ValueError, "Expected emissions (*batch, N, 3) (labels); got (5, 2)."),
-        (torch.zeros(()), ValueError, "Expected emissions (*batch, N, 3) (labels); got ()."),
+        (torch.zeros(5, 2), ValueError, "Expected emissions (*batch, N, 3) (num_labels); got (5, 2)."),
+        (torch.zeros(()), ValueError, "Expected emissions (*batch, N, 3) (num_labels); got ()."),
         (torch.zeros(3), ValueError, "Expected unary.shape == (*batch, N, V) with N, V >= 1; got (3,)."),
         ((torch.zeros(5, 3), 0), TypeError, "Expected emissions to be of class Tensor; got tuple."),
         (None, TypeError, "Expected emissions to be of class Tensor; got NoneType."),
         (dist.Normal(0.0, 1.0), TypeError, "Expected emissions to be of class Tensor; got Normal."),
-        (ints(5, 3), TypeError, "Expected unary of floating-point numbers; got torch.int64."),
+        (ints(5, 3), TypeError, "Expected unary to be a floating-point tensor; got torch.int64."),
         (torch.zeros(5, 3).double(), ValueError, "Expected transition.dtype == torch.float64"),
     ],
 )
@@ -115,6 +115,6 @@ def test_constraints_that_allow_nothing():
         d = gx.CRF(3, 4, **{name: value})(torch.zeros(2, 5, 4))
         fails(
             ValueError,
-            "Expected potentials that allow a label string; got none for row (0,)",
+            "Expected potentials that allow a label sequence; got none for row (0,)",
             lambda d=d: d.log_partition,
         )

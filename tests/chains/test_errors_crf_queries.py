@@ -29,14 +29,18 @@ RAGGED = torch.tensor([4, 2])
         ((KNOWN,), ValueError, "Expected labels.shape[-2:] == (4, 3); got (2, 4)."),
         ((torch.ones(3, 4, 3, dtype=torch.bool),), ValueError, "that broadcasts with (2, 4, 3); got (3, 4, 3)."),
         (([0, 0, 0, 0],), TypeError, "Expected labels to be of class Tensor; got list."),
-        ((LABELS.to("meta"),), ValueError, "Expected labels.device == cpu (that of the potentials); got meta."),
+        ((LABELS.to("meta"),), ValueError, "Expected labels.device == cpu (device of the potentials); got meta."),
         ((LABELS, LABELS), TypeError, "Expected observed to be a Boolean tensor; got torch.int64."),
         ((LABELS, KNOWN[:, :3]), ValueError, "Expected observed.shape[-1:] == (4,); got (2, 3)."),
         ((LABELS, torch.tensor(True)), ValueError, "Expected observed.shape[-1:] == (4,); got ()."),
         ((LABELS, KNOWN[[0, 1, 0]]), ValueError, "observed of a shape that broadcasts with (2, 4); got (3, 4)."),
         ((ints(3, 1, 4), KNOWN.expand(5, 2, 4)), ValueError, "got labels (3, 1), observed (5, 2)."),
         ((LABELS, [True] * 4), TypeError, "Expected observed to be of class Tensor; got list."),
-        ((LABELS, KNOWN.to("meta")), ValueError, "Expected observed.device == cpu (that of the potentials); got meta."),
+        (
+            (LABELS, KNOWN.to("meta")),
+            ValueError,
+            "Expected observed.device == cpu (device of the potentials); got meta.",
+        ),
     ],
 )
 def test_conditions(query, arguments, kind, text):
@@ -79,7 +83,7 @@ def test_k_best(k):
         ((zeros(5, 3),), ValueError, "Expected unary of a shape that broadcasts with (2, 4, 3); got (5, 3)."),
         ((zeros(3, 4, 3),), ValueError, "Expected unary of a shape that broadcasts with (2, 4, 3); got (3, 4, 3)."),
         (([0.0],), TypeError, "Expected unary to be of class Tensor; got list."),
-        ((UNARY.to("meta"),), ValueError, "Expected unary.device == cpu (that of the potentials); got meta."),
+        ((UNARY.to("meta"),), ValueError, "Expected unary.device == cpu (device of the potentials); got meta."),
         ((UNARY, zeros(3)), ValueError, "Expected transition.shape[-2:] == (3, 3); got (3,)."),
         ((UNARY, zeros(3, 1)), ValueError, "Expected transition.shape[-2:] == (3, 3); got (3, 1)."),
         (
@@ -96,9 +100,9 @@ def test_expectation(arguments, kind, text):
 
 def test_expectation_of_other_than_finite_values():
     d = crf(validate_args=True)
-    fails(ValueError, "Expected unary of finite numbers; got -inf.", d.expectation, IMPOSSIBLE)
-    fails(ValueError, "Expected unary of finite numbers; got nan.", d.expectation, UNARY * NAN)
-    fails(ValueError, "Expected transition of finite numbers; got -inf.", d.expectation, UNARY, LOOP)
+    fails(ValueError, "Expected unary to be finite; got -inf.", d.expectation, IMPOSSIBLE)
+    fails(ValueError, "Expected unary to be finite; got nan.", d.expectation, UNARY * NAN)
+    fails(ValueError, "Expected transition to be finite; got -inf.", d.expectation, UNARY, LOOP)
     fails(ValueError, "that broadcasts with (1, 3); got (4, 3).", crf(zeros(1, 3)).expectation, zeros(4, 3))
 
 
@@ -116,7 +120,7 @@ def test_expectation_of_other_than_finite_values():
         ((LABELS, zeros(2, 2)), ValueError, "Expected cost.shape[-2:] == (3, 3); got (2, 2)."),
         ((LABELS, zeros(2, 3, 3)), ValueError, "Expected cost.dim() == 2 (one matrix for all rows); got (2, 3, 3)."),
         ((LABELS, [0.0]), TypeError, "Expected cost to be of class Tensor; got list."),
-        ((LABELS, STEP.to("meta")), ValueError, "Expected cost.device == cpu (that of the potentials); got meta."),
+        ((LABELS, STEP.to("meta")), ValueError, "Expected cost.device == cpu (device of the potentials); got meta."),
     ],
 )
 def test_risk(arguments, kind, text):
@@ -134,16 +138,16 @@ def test_risk_of_padding_and_of_other_dtypes():
 @pytest.mark.parametrize(
     ("other", "text"),
     [
-        (lambda: crf(zeros(2, 4, 2), zeros(2, 2)), "of one number of sites and of labels; got (4, 3) and (4, 2)."),
-        (lambda: crf(zeros(2, 5, 3)), "of one number of sites and of labels; got (4, 3) and (5, 3)."),
+        (lambda: crf(zeros(2, 4, 2), zeros(2, 2)), "Expected the same numbers of sites and labels; got (4, 3) and (4, 2)."),
+        (lambda: crf(zeros(2, 5, 3)), "Expected the same numbers of sites and labels; got (4, 3) and (5, 3)."),
         (lambda: crf(zeros(3, 4, 3)), "Expected batch shapes that broadcast; got p (2,), q (3,)."),
         (lambda: crf(lengths=torch.tensor([4, 3])), "Expected distributions of equal lengths; got 4 and 3."),
-        (lambda: crf(UNARY.to("meta"), STEP.to("meta")), "Expected distributions on one device; got cpu and meta."),
-        (lambda: dist.Normal(zeros(2, 4), 1.0).to_event(1), "OneHotCategorical with to_event(1) beside a LinearChainCRF; got"),
-        (lambda: dist.Bernoulli(zeros(2, 4)).to_event(1), "OneHotCategorical with to_event(1) beside a LinearChainCRF; got"),
-        (lambda: dist.Categorical(logits=UNARY).to_event(2), "with to_event(1) beside a LinearChainCRF; got Independent"),
-        (lambda: dist.Categorical(logits=UNARY[..., :2]).to_event(1), "of labels; got (4, 3) and (4, 2)."),
-        (lambda: dist.Categorical(logits=UNARY[:, :3]).to_event(1), "of labels; got (4, 3) and (3, 3)."),
+        (lambda: crf(UNARY.to("meta"), STEP.to("meta")), "Expected distributions on the same device; got cpu and meta."),
+        (lambda: dist.Normal(zeros(2, 4), 1.0).to_event(1), "OneHotCategorical with to_event(1), to compare with a LinearChainCRF; got"),
+        (lambda: dist.Bernoulli(zeros(2, 4)).to_event(1), "OneHotCategorical with to_event(1), to compare with a LinearChainCRF; got"),
+        (lambda: dist.Categorical(logits=UNARY).to_event(2), "with to_event(1), to compare with a LinearChainCRF; got Independent"),
+        (lambda: dist.Categorical(logits=UNARY[..., :2]).to_event(1), "sites and labels; got (4, 3) and (4, 2)."),
+        (lambda: dist.Categorical(logits=UNARY[:, :3]).to_event(1), "sites and labels; got (4, 3) and (3, 3)."),
         (lambda: dist.Categorical(logits=UNARY[[0, 1, 0]]).to_event(1), "broadcast; got p (2,), q (3,)."),
     ],
 )  # fmt: skip
@@ -170,8 +174,20 @@ def test_divergences_of_lengths_that_cannot_be_seen():
         for found in (kl_divergence(ragged, other), kl_divergence(other, ragged)):
             assert found.is_meta and found.shape == (2,)
     longer = crf(zeros(2, 5, 3, device=meta), STEP.to(meta))
-    fails(ValueError, "of one number of sites and of labels; got (4, 3) and (5, 3).", kl_divergence, ragged, longer)
-    fails(ValueError, "of one number of sites and of labels; got (5, 3) and (4, 3).", kl_divergence, longer, ragged)
+    fails(
+        ValueError,
+        "Expected the same numbers of sites and labels; got (4, 3) and (5, 3).",
+        kl_divergence,
+        ragged,
+        longer,
+    )
+    fails(
+        ValueError,
+        "Expected the same numbers of sites and labels; got (5, 3) and (4, 3).",
+        kl_divergence,
+        longer,
+        ragged,
+    )
 
 
 @pytest.mark.parametrize("other", [lambda: dist.Normal(0.0, 1.0), lambda: dist.Categorical(logits=UNARY), lambda: None])
@@ -184,11 +200,11 @@ def test_divergences_of_other_families(other):
 def test_enumerate_support():
     fails(
         ValueError,
-        "Expected at most 1048576 label strings to be enumerated; got 2^21.",
+        "Expected at most 1048576 label sequences for enumeration; got 2^21.",
         crf(zeros(21, 2), zeros(2, 2)).enumerate_support,
     )
     fails(
         NotImplementedError,
-        "Expected rows of one length to be enumerated; got lengths [2, 4].",
+        "Expected rows of equal lengths for enumeration; got lengths [2, 4].",
         crf(lengths=RAGGED).enumerate_support,
     )

@@ -245,7 +245,7 @@ def test_enumerated_rows_of_one_length(lengths):
     ragged = gx.HiddenMarkov(*given[:2], d.observation_dist, torch.tensor([3, 1]))
     assert not ragged.has_enumerate_support
     with pytest.raises(
-        NotImplementedError, match=r"Expected rows of one length to be enumerated; got lengths \[1, 3\]\."
+        NotImplementedError, match=r"Expected rows of equal lengths for enumeration; got lengths \[1, 3\]\."
     ):
         ragged.enumerate_support()
     assert not made("normal", given, 3, lengths=torch.tensor(2)).has_enumerate_support

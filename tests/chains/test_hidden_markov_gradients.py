@@ -157,5 +157,5 @@ def test_poles_of_densities():
         torch.tensor([-INF, 0.0], dtype=F64), stay, d.observation_dist, duration=2, validate_args=True
     )
     assert one.log_prob(x[0]) == -INF and d.log_prob(torch.tensor([NAN, 0.0], dtype=F64)).isnan().logical_not()
-    with pytest.raises(ValueError, match="Expected unary of finite numbers or -inf; got inf"):
+    with pytest.raises(ValueError, match="Expected unary to be finite or -inf; got inf"):
         one.posterior(x[0])

@@ -96,7 +96,7 @@ from support.registry import CONDITIONERS
         ),
         (
             lambda: Independent(4, 2, context=Covariates(3))(torch.zeros(2, 4), torch.zeros(2, 5, 3)),
-            r"Expected context\.shape\[1\] == 4 \(covariates of every site\); got \(2, 5, 3\)\.",
+            r"Expected context\.shape\[1\] == 4 \(covariates of all sites\); got \(2, 5, 3\)\.",
         ),
         (
             lambda: MADE(3, 2, site=[3, 3, 2]).permuted(torch.arange(3)),

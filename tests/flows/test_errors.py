@@ -115,7 +115,7 @@ def test_hidden_that_is_no_sequence(recipe):
         (lambda: Affine(bound=NAN), "Expected bound to be positive and finite; got nan."),
         (lambda: Affine(shape=(0,)), "Expected shape to be a sequence of integers >= 1; got (0,)."),
         (lambda: T.Reverse(1), "Expected dim to be a negative integer (counted from the right); got 1."),
-        (lambda: T.Chain([]), "Expected parts to hold at least one transform; got none."),
+        (lambda: T.Chain([]), "Expected parts to hold at least one transform; got an empty sequence."),
     ],
 )
 def test_sizes_of_the_parts(call, text):

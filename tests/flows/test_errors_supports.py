@@ -58,16 +58,20 @@ def test_boundary_and_beyond(recipe, name, monkeypatch):
             [constraints.positive, constraints.boolean, constraints.real],
             "Expected support to be continuous; got Boolean().",
         ),
-        (3, [constraints.positive] * 2, "Expected support to list 3 scalar constraints, one a feature; got ["),
-        (3, [], "Expected support to list 3 scalar constraints, one a feature; got []."),
+        (3, [constraints.positive] * 2, "Expected support to list 3 scalar constraints, one per feature; got ["),
+        (3, [], "Expected support to list 3 scalar constraints, one per feature; got []."),
         (
             2,
             [constraints.simplex, constraints.real],
-            "Expected support to list 2 scalar constraints, one a feature; got [",
+            "Expected support to list 2 scalar constraints, one per feature; got [",
         ),
         (3, "positive", "Expected support to be a constraint or a list of constraints; got positive."),
-        (2, [constraints.positive, "real"], "Expected support to list 2 scalar constraints, one a feature; got ["),
-        (9, constraints.lower_cholesky, "Expected support to be continuous, of scalars or vectors; got "),
+        (2, [constraints.positive, "real"], "Expected support to list 2 scalar constraints, one per feature; got ["),
+        (
+            9,
+            constraints.lower_cholesky,
+            "Expected support to be the reals, a half line, an interval or the simplex; got ",
+        ),
         (1, constraints.simplex, "Expected features to be an integer >= 2"),
     ],
     ids=[
@@ -129,5 +133,5 @@ def test_standardize_directly():
     text = "Expected shift and scale of shape (D,); got (3,) and (2,)."
     fails(ValueError, text, lambda: T.Standardize(zeros(3), ones(2)))
     for scale in (0.0, -1.0, INF, NAN):
-        text = "Expected finite shifts and positive finite scales; got others at features [1]."
+        text = "Expected finite shift and positive finite scale; got others at features [1]."
         fails(ValueError, text, lambda scale=scale: T.Standardize(zeros(2), torch.tensor([1.0, scale])))

@@ -43,9 +43,9 @@ def test_what_a_head_makes_is_no_matter_of_ties(outer):
 def test_filters_beside_another_end():
     head = TopK(MinLength(heads.Categorical(3), 2, eos=1), 2)
     net = gx.conditioners.Recurrent(3, 3, hidden=4)
-    with pytest.raises(ValueError, match=r"Expected MinLength of eos == 0 \(that of the sequence\); got 1."):
+    with pytest.raises(ValueError, match=r"Expected MinLength with eos == 0 \(eos of the sequence\); got 1\."):
         gx.Sequence(net, head, eos=0, max_len=4)
-    with pytest.raises(ValueError, match="Expected MinLength of eos == 0"):
+    with pytest.raises(ValueError, match="Expected MinLength with eos == 0"):
         gx.Sequence(net, heads.Categorical(3), eos=0, max_len=4)().with_head(head)
     assert gx.Sequence(net, head, eos=1, max_len=4)().log_prob(torch.tensor([0, 1, 1, 1])) == -INF
 

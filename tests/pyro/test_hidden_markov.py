@@ -89,8 +89,8 @@ Z = torch.zeros
         (([0.0], Z(1, 1), normals(1)), {}, TypeError, "Expected initial to be of class Tensor; got list."),
         ((Z(2), 3, normals(2)), {}, TypeError, "Expected transition to be of class Tensor; got int."),
         ((Z(2), Z(2, 2), Z(2)), {}, TypeError, "Expected observation_dist to be of class Distribution; got Tensor."),
-        ((Z(()), Z(2, 2), normals(2)), {}, ValueError, "Expected initial of floating-point numbers"),
-        ((Z(2).long(), Z(2, 2), normals(2)), {}, ValueError, "Expected initial of floating-point numbers"),
+        ((Z(()), Z(2, 2), normals(2)), {}, ValueError, "Expected initial of shape (*batch, V), floating-point"),
+        ((Z(2).long(), Z(2, 2), normals(2)), {}, ValueError, "Expected initial of shape (*batch, V), floating-point"),
         ((Z(2), Z(2, 2).double(), normals(2)), {}, ValueError, "Expected transition.dtype == torch.float32"),
         ((Z(2), Z(2, 3), normals(2)), {}, ValueError, "Expected transition.shape[-2:] == (2, 2) (states of initial)"),
         (
@@ -100,8 +100,8 @@ Z = torch.zeros
             "Expected observation_dist.batch_shape[-1] == 2 (states of initial)",
         ),
         ((Z(2), Z(2, 2), normals()), {}, ValueError, "Expected observation_dist.batch_shape[-1] == 2"),
-        ((Z(2), Z(2, 2), normals(2)), {}, ValueError, "Expected duration (N)"),
-        ((Z(2), Z(1, 2, 2), normals(1, 2)), {}, ValueError, "Expected duration (N)"),
+        ((Z(2), Z(2, 2), normals(2)), {}, ValueError, "Expected duration=N ("),
+        ((Z(2), Z(1, 2, 2), normals(1, 2)), {}, ValueError, "Expected duration=N ("),
         ((Z(2), Z(2, 2), normals(2)), {"duration": 0}, ValueError, "Expected duration to be an integer >= 1; got 0."),
         ((Z(2), Z(2, 2), normals(3, 2)), {"duration": 4}, ValueError, "got 4 by duration, 3 by observation_dist."),
         ((Z(2), Z(3, 2, 2), normals(3, 2)), {}, ValueError, "got 3 by observation_dist, 4 by transition."),
@@ -117,19 +117,19 @@ Z = torch.zeros
             (torch.tensor([0.0, NAN]), Z(2, 2), normals(5, 2)),
             {},
             ValueError,
-            "Expected initial of finite numbers or -inf; got nan.",
+            "Expected initial to be finite or -inf; got nan.",
         ),
         (
             (Z(2), torch.tensor([[0, 0], [0, INF]]), normals(5, 2)),
             {},
             ValueError,
-            "Expected transition of finite numbers or -inf; got inf.",
+            "Expected transition to be finite or -inf; got inf.",
         ),
         (
             (Z(2), torch.tensor([[0, 0], [-INF, -INF]]), normals(5, 2)),
             {},
             ValueError,
-            "Expected transition with a finite logit in each row",
+            "Expected transition to have a finite logit in each row",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_other_devices():
     numbers = dist.Normal(Z(2, device="meta"), 1.0, validate_args=False)
     with pytest.raises(ValueError, match=r"Expected observation_dist.device == cpu .* got meta"):
         gx.HiddenMarkov(Z(2), Z(2, 2), numbers, duration=3)
-    with pytest.raises(ValueError, match=r"Expected lengths.device == cpu \(that of initial\); got meta"):
+    with pytest.raises(ValueError, match=r"Expected lengths.device == cpu \(device of initial\); got meta"):
         gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), torch.tensor(2, device="meta"), duration=3)
 
 
@@ -186,7 +186,9 @@ def test_wrong_queries():
     d = gx.HiddenMarkov(Z(2), Z(2, 2), normals(2), torch.tensor([2, 3]), duration=3, validate_args=True)
     with pytest.raises(ValueError, match=r"Expected batch_shape that \(2,\) broadcasts to; got \(3,\)"):
         d.expand((3,))
-    with pytest.raises(NotImplementedError, match="Expected observations that enumerate a finite support; got Normal"):
+    with pytest.raises(
+        NotImplementedError, match="Expected observation_dist to enumerate a finite support; got Normal"
+    ):
         d.enumerate_support()
-    with pytest.raises(ValueError, match=r"at most 1048576 sequences to be enumerated; got 2\^30"):
+    with pytest.raises(ValueError, match=r"at most 1048576 sequences for enumeration; got 2\^30"):
         gx.HiddenMarkov(Z(2), Z(2, 2), dist.Bernoulli(Z(2)), duration=30).enumerate_support()

@@ -179,7 +179,9 @@ def test_errors():
     for match, options in {
         r"Expected mask to be Boolean of shape \(3,\); got torch.bool of \(2,\)": {"mask": torch.tensor([True, False])},
         r"Expected mask to be Boolean of shape \(3,\); got torch.float32 of \(3,\)": {"mask": torch.zeros(3)},
-        "Expected mask to leave a site that does not pass": {"mask": torch.ones(3, dtype=torch.bool)},
+        r"Expected mask to be False somewhere \(for sites to transform\); got True everywhere\.": {
+            "mask": torch.ones(3, dtype=torch.bool)
+        },
         "Expected context to be an integer >= 0; got -1": {"context": -1},
         "Expected hidden to be a sequence of integers >= 1; got 5": {"hidden": 5},
         r"Expected a conditioner of \(num_params, context\) == \(4, 1\); got \(4, 0\)": {

@@ -76,7 +76,7 @@ VECTORS = {
         (lambda: transforms.Sylvester(2, rank=0), "Expected rank to be an integer >= 1; got 0"),
         (
             lambda: transforms.Coupling(2, heads.Affine(), mask=torch.tensor([True, True])),
-            "Expected mask to leave a site that does not pass; got True everywhere",
+            "Expected mask to be False somewhere (for sites to transform); got True everywhere",
         ),
         (
             lambda: transforms.Coupling(2, heads.Affine(), mask=torch.tensor([True])),

@@ -19,9 +19,9 @@ class Bound(Generic[ModuleT]):
 
     Objects that the module's call returns keep a ``Bound`` and so continue to use this state. :attr:`module` is the
     module itself, with its hooks, as long as it still has everything that was recorded. It is a shallow copy with the
-    recorded objects once one of them has been replaced, for instance by ``load_state_dict(assign=True)``, ``train()``, a
-    parametrisation, or because the call was made by :func:`torch.func.functional_call`. Pyro modules, whose attributes
-    are samples, are always copied. Tensors are never copied, so changes in place remain visible.
+    recorded objects once one of them has been replaced, for instance by ``load_state_dict(assign=True)``, ``train()``,
+    a parametrisation, or because the call was made by :func:`torch.func.functional_call`. Pyro modules, whose
+    attributes are samples, are always copied. Tensors are never copied, so changes in place remain visible.
 
     Args:
         module: any module.

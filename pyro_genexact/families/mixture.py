@@ -33,8 +33,8 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         logits: (\*batch, K) unnormalised log weights.
         components: a list of K distributions of any families, each of batch shape (\*batch), or one distribution of
             batch shape (K, \*batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
-        supports: a list of supports for a list of components, or one support for a single distribution. They replace the
-            families' own, some of which are wider than the set with positive mass (``VonMises``).
+        supports: a list of supports for a list of components, or one support for a single distribution. They replace
+            the families' own, some of which are wider than the set with positive mass (``VonMises``).
 
     Raises:
         TypeError: if a component is not a distribution.
@@ -117,7 +117,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         return all(d.has_enumerate_support for d in self._list())
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Returns all values in some component's support, (N, *batch, *event); (N, 1, ..., *event) without ``expand``."""
+        """Returns the union of the enumerated supports, (N, *batch, *event), or (N, 1, ..., *event)."""
         values = [d.enumerate_support(expand=False).reshape(-1, *self.event_shape) for d in self._list()]
         distinct = values[0] if len(values) == 1 else torch.cat(values).unique(dim=0)
         return in_batch(distinct, self, expand)
@@ -178,7 +178,8 @@ class UnionConstraint(constraints.Constraint):
     Example:
         >>> from torch.distributions import constraints
         >>> import torch
-        >>> UnionConstraint([constraints.less_than(0.0), constraints.interval(1.0, 2.0)]).check(torch.tensor([0.5, 1.5]))
+        >>> c = UnionConstraint([constraints.less_than(0.0), constraints.interval(1.0, 2.0)])
+        >>> c.check(torch.tensor([0.5, 1.5]))
         tensor([False,  True])
     """
 

@@ -26,7 +26,7 @@ INTEGERS = {
 
 
 class Bracket(NamedTuple):
-    """The state of a search for each element. Points a, b, c are integers in the order of the floating-point numbers."""
+    """The state of a search, per element. Points a, b, c are integers in the order of the floating-point numbers."""
 
     y: Tensor
     a: Tensor  # f(a) < y and f(b) >= y; initially just outside the allowed interval

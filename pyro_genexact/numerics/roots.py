@@ -43,8 +43,8 @@ def root(
     during the third whenever half of them are finished. The root is differentiable to any order with respect to y, the
     parameters, ``shared`` and the parameters of a module, see :func:`implicit`.
 
-    The transforms of ``torch.func`` cannot branch on values. Under them all steps are executed, elements that would raise
-    a ConvergenceError are NaN, and derivatives are exact up to the third order.
+    The transforms of ``torch.func`` cannot branch on values. Under them all steps are executed, elements that would
+    raise a ConvergenceError are NaN, and derivatives are exact up to the third order.
 
     Args:
         f: maps x and the tensors to values of the shape of x, or to a pair of values and log-derivatives; without the
@@ -63,17 +63,17 @@ def root(
             - rounding of f exceeds the tolerance, and a Newton step passed y between two points within 4 tol; or
             - f is so steep that rounding of x exceeds the tolerance, and x is within that rounding of the root.
 
-            If none of these applies because f is too steep or too flat, and always with ``tol=0``, the result is exactly
-            the smallest number x with f(x) >= y. Since the tolerance is absolute for small y, rescale f if its values
-            are much smaller than 1.
+            If none of these applies because f is too steep or too flat, and always with ``tol=0``, the result is
+            exactly the smallest number x with f(x) >= y. Since the tolerance is absolute for small y, rescale f if its
+            values are much smaller than 1.
 
     Returns:
         The root (\*batch).
 
     Raises:
         ConvergenceError: if f is below y or above y at all numbers, or NaN around the root.
-        ValueError: if f uses a tensor that requires gradients as a closure, if its values have another shape than x, if a
-            shape does not broadcast, ``tol`` is negative, or ``low`` exceeds ``high``.
+        ValueError: if f uses a tensor that requires gradients as a closure, if its values have another shape than x, if
+            a shape does not broadcast, ``tol`` is negative, or ``low`` exceeds ``high``.
         TypeError: if y or one of the other arguments is not a tensor of the expected dtype.
 
     Reference: Press et al., "Numerical Recipes", 3rd ed., section 9.4 (Newton's method with a bracket).
@@ -166,7 +166,7 @@ def find(
 
 
 def _of_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
-    """Selects rows of a tensor whose leading dims broadcast with ``shape``; returns it unchanged if ``rows`` is None."""
+    """Selects rows of a tensor whose leading dims broadcast with ``shape``; all of them if ``rows`` is None."""
     return t if rows is None else t.expand(shape + t.shape[len(shape) :])[rows]
 
 
@@ -187,8 +187,9 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """Performs up to ``count`` Newton steps; returns the points and whether each of them is accepted as a root.
 
-    If ``guarded``, a step that leaves the bracket of evaluated points, or is longer than half the step before, is replaced
-    by one to the middle of the bracket, or by one outwards that doubles the distance while there is no bracket.
+    If ``guarded``, a step that leaves the bracket of evaluated points, or is longer than half the step before, is
+    replaced by one to the middle of the bracket, or by one outwards that doubles the distance while there is no
+    bracket.
     """
     bound, residual, done = tol * (1 + y.abs()), torch.full_like(y, inf), torch.zeros_like(y, dtype=torch.bool)
     low, high = torch.full_like(y, -inf), torch.full_like(y, inf)
@@ -254,9 +255,9 @@ def _settled(
 ) -> tuple[Tensor, Tensor]:
     """Returns whether x is accepted as a root, and whether to take a last Newton step from it.
 
-    Within the tolerance, that step must be only rounding of x, or small for the second time. If rounding of f exceeds the
-    tolerance, the residual must be within ``_ROUGH`` tolerances for the second time and have changed its sign; the step
-    is then taken if it stays between the two points.
+    Within the tolerance, that step must be only rounding of x, or small for the second time. If rounding of f exceeds
+    the tolerance, the residual must be within ``_ROUGH`` tolerances for the second time and have changed its sign; the
+    step is then taken if it stays between the two points.
     """
     eps, size, off, prior = torch.finfo(x.dtype).eps, step.abs(), residual.abs(), before.abs()
     tiny, fine = size <= 8 * eps * x.abs(), off < bound  # the bound is infinite for infinite y

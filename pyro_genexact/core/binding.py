@@ -41,7 +41,7 @@ class Bound(Generic[ModuleT]):
     @property
     def module(self) -> ModuleT:
         """The module in the recorded state."""
-        if self._stands():
+        if self._is_unchanged():
             return self._module
         if self._copy is None:
             self._copy = self.copy()
@@ -75,7 +75,7 @@ class Bound(Generic[ModuleT]):
             if part is not None:
                 self._record(part, one_draw)
 
-    def _stands(self) -> bool:
+    def _is_unchanged(self) -> bool:
         """Whether the module has exactly the recorded objects; always False for Pyro modules."""
         for module, kind, training, tensors, buffers, parts in self._tree:
             own = module.__dict__

@@ -317,7 +317,7 @@ def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
 
         It has the sign of cdf - u. The factor makes it the error of the cdf relative to u near the root.
         """
-        value, log_slope = _unfolded(z, low, high)
+        value, log_slope = _from_real_line(z, low, high)
         below, density = cdf(d, value), _density(d, value)
         above = 1 - below
         gap = torch.log(below / inner) - torch.log(above / (1 - inner))
@@ -325,7 +325,7 @@ def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
 
     # a lower bound selects the bracketed search, since plateaus of the cdf mislead plain Newton steps
     z = find(log_odds, torch.zeros_like(u), low=torch.full_like(u, -1e3), tol=_ROUGH)
-    found = _smallest(d, inner, _unfolded(z, low, high)[0], low, high)
+    found = _smallest(d, inner, _from_real_line(z, low, high)[0], low, high)
     return torch.where(u <= 0, low, torch.where(u >= 1, high, found)).to(dtype)
 
 
@@ -365,7 +365,7 @@ def _spacing(x: Tensor) -> Tensor:
     return torch.nextafter(size, torch.full_like(size, torch.inf)) - size
 
 
-def _unfolded(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _from_real_line(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Maps real numbers to (low, high), exponentially near a finite end; returns the values and log-derivatives."""
     left, right = low.isfinite(), high.isfinite()
     share = torch.sigmoid(z)

@@ -24,7 +24,7 @@ from ..families.completed import completed
 from ..families.repaired import REPAIRED
 from .parameters import Cholesky, Link, Part, fixed_value, short_repr
 
-_OF_VMAP = ("vmap: ", "Batching rule not implemented")
+_VMAP_ERRORS = ("vmap: ", "Batching rule not implemented")
 """The beginnings of errors that ``torch.func.vmap`` raises because of the code inside it."""
 
 
@@ -44,8 +44,8 @@ class Parametric(Head):
     follow the others in phi. Distributions have the dtype and device of phi, and their ``log_prob`` is in nats.
 
     Args:
-        family: the distribution class. Pyro's version is used if Pyro exports a class of this name, and families whose
-            own methods are wrong in some cases are corrected.
+        family: the distribution class. For a class of torch that Pyro also exports, Pyro's version is used. Families whose
+            own methods are wrong in some cases are replaced by corrected versions.
         shape: for families with scalar parameters, the shape of a site: ``()``, or ``(k,)`` for k independent values.
             For families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the shape
             of
@@ -189,7 +189,7 @@ class Parametric(Head):
         constraint = inspect.getattr_static(self.family, "arg_constraints")
         for name, value in fixed.items():
             if name not in arguments:
-                continue  # a size
+                continue  # a size, not an argument of the family
             if isinstance(value, Head):
                 self._heads[name] = value
                 continue
@@ -249,7 +249,7 @@ class Parametric(Head):
             if d.batch_shape != (2, 3) or d.log_prob(value).shape != (2, 3) or value.shape != (2, 3, *self.site_shape):
                 self._refuse("it does not support a batch of parameters")
         except (TypeError, AttributeError, RuntimeError, IndexError, AssertionError) as error:
-            if str(error).startswith(_OF_VMAP):
+            if str(error).startswith(_VMAP_ERRORS):
                 raise  # unrelated to the family
             reason = f"no density or no sampler ({error})" if isinstance(error, NotImplementedError) else error
             raise ValueError(f"Expected a family that can be a head; got {self.name}: {reason}.") from error

@@ -48,7 +48,7 @@ class Bracket(NamedTuple):
 
 
 def bracket(y: Tensor, guess: Tensor | None, low: Tensor | None, high: Tensor | None, known: Tensor) -> Bracket:
-    """Returns the initial state of a search between ``low`` and ``high``; elements that are ``known`` are done."""
+    """Returns the initial state of a search between ``low`` and ``high``; elements marked ``known`` are skipped."""
     guess, top = y if guess is None else guess, torch.full_like(y, torch.finfo(y.dtype).max)
     low, high = -top if low is None else torch.maximum(low, -top), top if high is None else torch.minimum(high, top)
     a, b = _ordered(low) - 1, _ordered(high) + 1

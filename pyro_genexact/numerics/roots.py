@@ -150,27 +150,27 @@ def find(
             return x
         x = torch.where(x.isfinite(), x, y if guess is None else guess)  # a step overflowed
         rows = None if whole else (~near).nonzero(as_tuple=True)
-        at_y, at_x, *some = (_of_rows(t, near.shape, rows) for t in (y, x, *parameters))
+        at_y, at_x, *some = (_select_rows(t, near.shape, rows) for t in (y, x, *parameters))
         moved, found = _newton(sloped, at_y, at_x, some, shared, tol, _GUARDED_STEPS, guarded=True)
-        x, near = _put(x, near, rows, moved), _put(near, near, rows, found)
+        x, near = _merge_rows(x, near, rows, moved), _merge_rows(near, near, rows, found)
         if visible(near) and near.all():
             return x
     rows = None if whole else (~near).nonzero(as_tuple=True)
-    at_y, *some = (_of_rows(t, near.shape, rows) for t in (y, *parameters))
+    at_y, *some = (_select_rows(t, near.shape, rows) for t in (y, *parameters))
     guess, low, high = (
-        None if t is None else _of_rows(t.expand(y.shape), near.shape, rows) for t in (guess, low, high)
+        None if t is None else _select_rows(t.expand(y.shape), near.shape, rows) for t in (guess, low, high)
     )
     unknown = _unknown(at_y, some, shared)
     start = bracket(at_y, guess, low, high, near | unknown if whole else unknown)
-    return _put(x.expand(near.shape), near, rows, search(sloped, start, some, shared, tol, rows))
+    return _merge_rows(x.expand(near.shape), near, rows, search(sloped, start, some, shared, tol, rows))
 
 
-def _of_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
+def _select_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
     """Selects rows of a tensor whose leading dims broadcast with ``shape``; all of them if ``rows`` is None."""
     return t if rows is None else t.expand(shape + t.shape[len(shape) :])[rows]
 
 
-def _put(t: Tensor, near: Tensor, rows: tuple[Tensor, ...] | None, found: Tensor) -> Tensor:
+def _merge_rows(t: Tensor, near: Tensor, rows: tuple[Tensor, ...] | None, found: Tensor) -> Tensor:
     """Puts the found roots in the places of the selected rows, or of the elements that are not ``near``."""
     return torch.where(near, t, found) if rows is None else t.index_put(rows, found)
 
@@ -209,7 +209,7 @@ def _newton(
             near = near | done
             if guarded:
                 low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
-                pinned = _pinned(x, residual, slope, high - low) & ~near
+                pinned = _within_rounding(x, residual, slope, high - low) & ~near
                 held = torch.where(pinned & (moved >= low) & (moved <= high), moved, held)
                 near = near | pinned
             if last or (visible(near) and near.all()):
@@ -267,7 +267,7 @@ def _settled(
     return (fine & (tiny | ((prior < bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | between
 
 
-def _pinned(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
+def _within_rounding(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
     """Whether f passes y within rounding of x, with a residual that the slope of f explains."""
     return (width <= 2 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
 

@@ -68,7 +68,7 @@ class Conditioner(WithDerived):
     def adjoint(
         self, state: Any, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """The reverse sweep through a sequential evaluation (see :meth:`pyro_genexact.conditioners.MADE.adjoint`)."""
+        """Computes gradients of a sequential evaluation, see :meth:`pyro_genexact.conditioners.MADE.adjoint`."""
         raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context)")
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:

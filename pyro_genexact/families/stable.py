@@ -22,10 +22,8 @@ _DOUBLINGS = 3  # the largest number of doublings of the panels
 _MOVES = 8  # the number of times that panels are redistributed
 _FAR = 300.0  # the largest logit of a path variable, small enough that products of distances do not underflow
 _NEGLIGIBLE = 35.0  # parts of the integral this many nats below the largest are neglected
-_ROUNDED, _UNDERFLOW = (
-    1e10,
-    1e250,
-)  # phases are lost for log densities below -_ROUNDED, which are -inf below -_UNDERFLOW
+_ROUNDED = 1e10  # below minus this, a log density is that of the peak alone, since rounding loses the phases
+_UNDERFLOW = 1e250  # below minus this, a log density is -inf
 _GAP = 1e-5  # the allowed difference of Gauss's and Kronrod's rules
 
 

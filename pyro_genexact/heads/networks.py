@@ -106,7 +106,7 @@ class IntegratedPositive(_OwnNetwork):
     r"""The integral y = m + int_0^x g(t) dt of a positive network g, with log g(t) = s + r net(t, signal).
 
     g is constant for \|t\| above ``bound``. phi contains m, s, r and the signal, so P = signal + 3; s is bounded as
-    5 tanh(raw / 5), r as 3 tanh(raw / 3), and net by 3. phi = 0 gives r = 0 and a constant g. log dy/dx is log g(x).
+    5 tanh(raw / 5), r as 3 tanh(raw / 3), and \|net\| is below 3. phi = 0 gives r = 0 and a constant g. log dy/dx is log g(x).
 
     The layers are h = sin(W h + V signal + b) with weights of the head. W is bounded smoothly: each entry of the first
     layer by 4, the row sum of the last layer by 3, and the product of the largest row sums of the other layers by 8.
@@ -216,9 +216,8 @@ def integrated_positive(
     rows, last, edge, low, high = _panels(inside)
     each = [p.expand(*shape, -1).reshape(-1, p.shape[-1]) for p in (log_scale, amplitude, *layers[:depth])]
     each = [p.index_select(0, rows) for p in each]
-    each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(
-        2 * pi
-    )  # equal sines, smaller rounding errors
+    # equal sines with smaller rounding errors
+    each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(2 * pi)
     ends = x
 
     def g(points: Tensor) -> Tensor:

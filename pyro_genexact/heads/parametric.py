@@ -44,12 +44,11 @@ class Parametric(Head):
     follow the others in phi. Distributions have the dtype and device of phi, and their ``log_prob`` is in nats.
 
     Args:
-        family: the distribution class. For a class of torch that Pyro also exports, Pyro's version is used. Families whose
-            own methods are wrong in some cases are replaced by corrected versions.
+        family: the distribution class. For a class of torch that Pyro also exports, Pyro's version is used. Families
+            whose own methods are wrong in some cases are replaced by corrected versions.
         shape: for families with scalar parameters, the shape of a site: ``()``, or ``(k,)`` for k independent values.
             For families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the shape
-            of
-            these: ``(k,)``, or ``(n, k)`` for n independent values if the family has scalar events.
+            of these: ``(k,)``, or ``(n, k)`` for n independent values if the family has scalar events.
         **fixed: parameters that are not predicted: numbers or tensors that broadcast with ``shape``, heads, and other
             options of the family. They follow phi's dtype and device. An ``nn.Parameter`` remains a parameter; others
             are not part of the ``state_dict``. Further sizes are also passed here, such as ``rank`` for

@@ -61,9 +61,8 @@ class SumOfSquares(Head):
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         identity, rules, _ = _gauss(self.polynomials, self.degree, phi.dtype, phi.device)
-        shift, free = phi.contiguous().split(
-            [1, self.num_params - 1], -1
-        )  # products of strided rows take 60 times as long
+        # products of strided rows take 60 times as long
+        shift, free = phi.contiguous().split([1, self.num_params - 1], -1)
         coefficients = torch.add(identity, free, alpha=((1 - _FLATTEST) / self.polynomials) ** 0.5)
         function, guess = partial(_sum_of_squares, bound=self.bound), partial(_sum_of_squares_guess, bound=self.bound)
         return Monotone(function, [shift, coefficients], [rules], guess)

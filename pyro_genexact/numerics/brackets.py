@@ -35,9 +35,7 @@ class Bracket(NamedTuple):
     at_a: Tensor  # f(a) - y, NaN if f has not been evaluated at a
     at_b: Tensor
     runs: Tensor  # the number of consecutive points with f < y; negative for points with f >= y
-    step: (
-        Tensor  # the size of the Newton step that led to c, infinite for another step, -1 once steps are only rounding
-    )
+    step: Tensor  # the size of the Newton step that led to c, infinite for another step, -1 once it is only rounding
     fine: Tensor  # whether that Newton step started within the tolerance
     answer: Tensor  # the root, NaN if it has not been found
     done: Tensor

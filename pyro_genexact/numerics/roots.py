@@ -49,7 +49,7 @@ def root(
     Args:
         f: maps x and the tensors to values of the shape of x, or to a pair of values and log-derivatives; without the
             latter, autograd computes the derivative. Can also be an ``nn.Module``, whose parameters are treated as
-            ``shared``. Tensors that f uses as a closure must not require gradients and must apply to all elements.
+            ``shared``. Tensors in the closure of f must not require gradients and must apply to all elements.
         y: (\*batch) the targets; infinite targets give the same infinity, NaN gives NaN.
         *parameters: (\*batch, ...) tensors with one entry per element; dims of size 1 broadcast.
         shared: tensors of any shape that are the same for all elements.
@@ -72,7 +72,7 @@ def root(
 
     Raises:
         ConvergenceError: if f is below y or above y at all numbers, or NaN around the root.
-        ValueError: if f uses a tensor that requires gradients as a closure, if its values have another shape than x, if
+        ValueError: if a tensor in the closure of f requires gradients, if the values of f have another shape than x, if
             a shape does not broadcast, ``tol`` is negative, or ``low`` exceeds ``high``.
         TypeError: if y or one of the other arguments is not a tensor of the expected dtype.
 
@@ -142,7 +142,7 @@ def find(
         return torch.empty_like(y)
     tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
     sloped, x = Sloped(f), y if guess is None else guess
-    whole = not parameters or not y.dim() or transformed()  # f may use tensors of the shape of y as a closure
+    whole = not parameters or not y.dim() or transformed()  # the closure of f may have tensors of the shape of y
     near = torch.zeros_like(y, dtype=torch.bool)
     if tol > 0 and low is None and high is None:
         x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)

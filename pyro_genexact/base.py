@@ -20,18 +20,18 @@ from .core.leaves import map_leaves
 from .core.rows import take_rows
 
 Site = int | tuple[int, ...]
-"""The values of one site as a network reads them: ``()`` real numbers, ``(k,)`` real vectors, an integer V categories."""
+"""The kind of values at one site: ``()`` for real numbers, ``(k,)`` for real vectors, an integer V for V categories."""
 
 
 class Conditioner(WithDerived):
     """Encodes the context and the history of each site into the P parameters of that site.
 
-    A subclass defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` have defaults that use them.
-    ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the parameters
-    of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (the number of
-    sites read so far) and ``version`` (from :meth:`new_version`). The other fields are batch-first tensors, unless the
-    class overrides :meth:`reorder`. A subclass may also define the reverse sweep :meth:`adjoint`; it then overrides
-    ``has_adjoint``.
+    A subclass defines :meth:`start` and :meth:`extend`; :meth:`forward` and :meth:`reorder` have defaults that use
+    them. ``forward`` must equal ``start`` followed by ``extend`` for every way of cutting y into chunks, and the
+    parameters of a site must depend on earlier sites only. A state is a NamedTuple with the fields ``position`` (the
+    number of sites read so far) and ``version`` (from :meth:`new_version`). The other fields are batch-first tensors,
+    unless the class overrides :meth:`reorder`. A subclass may also define the reverse sweep :meth:`adjoint`; it then
+    overrides ``has_adjoint``.
 
     Under ``torch.autocast`` only the conditioner may compute in lower precision. Heads receive its parameters in the
     dtype of the values, and results for different chunks agree up to that lower precision.
@@ -68,7 +68,7 @@ class Conditioner(WithDerived):
     def adjoint(
         self, state: Any, g: Tensor, gain: Tensor, drive: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:
-        """The reverse sweep through a sequential evaluation (see :meth:`pyro_genexact.conditioners.MADE.adjoint`)."""
+        """Computes gradients of a sequential evaluation, see :meth:`pyro_genexact.conditioners.MADE.adjoint`."""
         raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context)")
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
@@ -76,7 +76,7 @@ class Conditioner(WithDerived):
         raise TypeError(f"{type(self).__name__} must define start(context, batch_size)")
 
     def extend(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Reads S more sites y (B, S, *site_shape) and returns the parameters of the sites after each, and the new state.
+        """Reads S more sites y (B, S, *site_shape); returns the parameters of the sites after each, and the new state.
 
         The parameters have shape (B, S, P). The given state is consumed, since its buffers may be written in place;
         using it again raises a RuntimeError.
@@ -84,7 +84,7 @@ class Conditioner(WithDerived):
         raise TypeError(f"{type(self).__name__} must define extend(y, state)")
 
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """Returns the parameters (B, T, P) of all sites of y (B, T, *site_shape), given the context and earlier sites."""
+        """Returns the parameters (B, T, P) of all sites of y (B, T, *site_shape), given context and earlier sites."""
         phi, state = self.start(context, y.shape[0])
         if y.shape[1] == 1:
             return phi.unsqueeze(1)
@@ -96,7 +96,7 @@ class Conditioner(WithDerived):
         return type(state)(*(take_rows(field, index) for field in state))
 
     def permuted(self, order: Tensor) -> Conditioner:
-        """Returns the conditioner that visits the variables in another order (T,), with the weights of each variable."""
+        """Returns the conditioner that visits variables in another order (T,), with the same weights per variable."""
         raise ValueError(f"Expected a conditioner whose weights belong to variables; got {type(self).__name__}.")
 
     @staticmethod

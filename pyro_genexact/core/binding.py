@@ -19,9 +19,9 @@ class Bound(Generic[ModuleT]):
 
     Objects that the module's call returns keep a ``Bound`` and so continue to use this state. :attr:`module` is the
     module itself, with its hooks, as long as it still has everything that was recorded. It is a shallow copy with the
-    recorded objects once one of them has been replaced, for instance by ``load_state_dict(assign=True)``, ``train()``, a
-    parametrisation, or because the call was made by :func:`torch.func.functional_call`. Pyro modules, whose attributes
-    are samples, are always copied. Tensors are never copied, so changes in place remain visible.
+    recorded objects once one of them has been replaced, for instance by ``load_state_dict(assign=True)``, ``train()``,
+    a parametrisation, or because the call was made by :func:`torch.func.functional_call`. Pyro modules, whose
+    attributes are samples, are always copied. Tensors are never copied, so changes in place remain visible.
 
     Args:
         module: any module.
@@ -41,7 +41,7 @@ class Bound(Generic[ModuleT]):
     @property
     def module(self) -> ModuleT:
         """The module in the recorded state."""
-        if self._stands():
+        if self._is_unchanged():
             return self._module
         if self._copy is None:
             self._copy = self.copy()
@@ -75,7 +75,7 @@ class Bound(Generic[ModuleT]):
             if part is not None:
                 self._record(part, one_draw)
 
-    def _stands(self) -> bool:
+    def _is_unchanged(self) -> bool:
         """Whether the module has exactly the recorded objects; always False for Pyro modules."""
         for module, kind, training, tensors, buffers, parts in self._tree:
             own = module.__dict__

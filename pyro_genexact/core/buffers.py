@@ -74,7 +74,7 @@ def register_derived(module: WithDerived, name: str, value: Tensor | None, dtype
 
 
 def without_derived(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns the ``__dict__`` of a module with its derived buffers emptied; :func:`restore_derived` fills them again."""
+    """Returns the ``__dict__`` of a module with empty derived buffers, which :func:`restore_derived` fills again."""
     if "_derived" not in state:
         return state
     buffers = {name: state["_buffers"][name].new_empty(0) for name in state["_derived"]}

@@ -39,7 +39,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:
-    """Returns a copy of a distribution, transform, constraint or collection of these, with ``fn`` applied to each tensor.
+    """Copies a distribution, transform, constraint or collection of these, with ``fn`` applied to each tensor.
 
     Tensors in the check of a constraint are included. The caches of transforms are emptied.
 

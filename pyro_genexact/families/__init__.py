@@ -1,1 +1,1 @@
-"""Distributions of one site: new families, corrected versions of Pyro's families, exact supports, cdfs and quantiles."""
+"""Distributions of one site: new families, corrected versions of Pyro's, exact supports, cdfs and quantiles."""

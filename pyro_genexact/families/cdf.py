@@ -28,8 +28,8 @@ _STRIDES = 32  # the largest number of steps across a quantile, each eight times
 def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """Computes P(Y <= value) elementwise, of shape (*sample, *batch), for a univariate family or its ``Independent``.
 
-    Uses a closed form if there is one, else the family's own method, else, for discrete families, the sum of the mass up
-    to the value, which costs O(value). ``cdf.register`` registers a function with these arguments for a class. The
+    Uses a closed form if there is one, else the family's own method, else, for discrete families, the sum of the mass
+    up to the value, which costs O(value). ``cdf.register`` registers a function with these arguments for a class. The
     result is 0 below the support and 1 above it, regardless of the validation setting of d. Left tails have a small
     relative error, except under decreasing transforms. The result is differentiable with respect to the parameters and,
     for continuous families, the value.
@@ -87,7 +87,8 @@ def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None
     Reference: Smith (1985), "Diagnostic checks of non-standard time series models".
 
     Example:
-        >>> probability_integral(dist.Bernoulli(0.25), torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]))
+        >>> y, v = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5])
+        >>> probability_integral(dist.Bernoulli(0.25), y, v)
         tensor([0.3750, 0.8750])
     """
     d = _univariate(d)
@@ -244,7 +245,7 @@ def _density(d: Distribution, value: Tensor) -> Tensor:
 
 
 def _enumerated(d: Distribution, dims: int) -> tuple[Tensor, Tensor] | None:
-    """Returns the values (V, 1, ...) of a finite support, with ``dims`` dims of 1, and their mass (V, *batch), or None."""
+    """Returns the values (V, 1, ...) of a finite support, with at least ``dims`` dims of 1, and their mass; or None."""
     if not d.has_enumerate_support:
         return None
     try:
@@ -316,7 +317,7 @@ def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
 
         It has the sign of cdf - u. The factor makes it the error of the cdf relative to u near the root.
         """
-        value, log_slope = _unfolded(z, low, high)
+        value, log_slope = _from_real_line(z, low, high)
         below, density = cdf(d, value), _density(d, value)
         above = 1 - below
         gap = torch.log(below / inner) - torch.log(above / (1 - inner))
@@ -324,16 +325,16 @@ def _search_numbers(d: Distribution, u: Tensor) -> Tensor:
 
     # a lower bound selects the bracketed search, since plateaus of the cdf mislead plain Newton steps
     z = find(log_odds, torch.zeros_like(u), low=torch.full_like(u, -1e3), tol=_ROUGH)
-    found = _smallest(d, inner, _unfolded(z, low, high)[0], low, high)
+    found = _smallest(d, inner, _from_real_line(z, low, high)[0], low, high)
     return torch.where(u <= 0, low, torch.where(u >= 1, high, found)).to(dtype)
 
 
 def _smallest(d: Distribution, u: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Returns the smallest number whose cdf is at least u, starting from a number x nearby.
 
-    It takes two Newton steps, then growing steps to a number on the other side of u, and then bisects until both numbers
-    are neighbours or the cdf cannot separate them. If no number on the other side is found because the cdf rounds to
-    below u, the result is x.
+    It takes two Newton steps, then growing steps to a number on the other side of u, and then bisects until both
+    numbers are neighbours or the cdf cannot separate them. If no number on the other side is found because the cdf
+    rounds to below u, the result is x.
     """
     info = torch.finfo(x.dtype)
     for _ in range(2):
@@ -364,7 +365,7 @@ def _spacing(x: Tensor) -> Tensor:
     return torch.nextafter(size, torch.full_like(size, torch.inf)) - size
 
 
-def _unfolded(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _from_real_line(z: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Maps real numbers to (low, high), exponentially near a finite end; returns the values and log-derivatives."""
     left, right = low.isfinite(), high.isfinite()
     share = torch.sigmoid(z)

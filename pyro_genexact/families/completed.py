@@ -28,7 +28,7 @@ class Completed:
             self._validate_sample(value)
         if value.numel() and 0 not in self._batch_shape:
             return super().log_prob(value)  # type: ignore[misc,no-any-return]
-        shape, d = torch.broadcast_shapes(value.shape, self._batch_shape + self._event_shape), self._some()
+        shape, d = torch.broadcast_shapes(value.shape, self._batch_shape + self._event_shape), self._nonempty()
         if d is None:
             return super().log_prob(value)  # type: ignore[misc,no-any-return]
         with torch.random.fork_rng(devices=[]):
@@ -39,11 +39,11 @@ class Completed:
     def sample(self: Any, sample_shape: Any = ()) -> Tensor:
         if 0 not in self._batch_shape and 0 not in sample_shape:
             return super().sample(Size(sample_shape))  # type: ignore[misc,no-any-return]
-        shape, d = self._extended_shape(Size(sample_shape)), self._some()
+        shape, d = self._extended_shape(Size(sample_shape)), self._nonempty()
         return super().sample(Size(sample_shape)) if d is None else d.sample().new_empty(shape)  # type: ignore[misc,no-any-return]
 
     def enumerate_support(self: Any, expand: bool = True) -> Tensor:
-        d = self._some()
+        d = self._nonempty()
         if d is self or d is None:
             return super().enumerate_support(expand)  # type: ignore[misc,no-any-return]
         return in_batch(d.enumerate_support(False), self, expand)
@@ -55,10 +55,10 @@ class Completed:
     def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
         new = super().expand(Size(batch_shape), _instance)  # type: ignore[misc]
         if 0 in batch_shape:
-            new._rows = self._some()
+            new._rows = self._nonempty()
         return new
 
-    def _some(self: Any) -> Any:
+    def _nonempty(self: Any) -> Any:
         """Returns a distribution with at least one row, or None if the batch was empty from the start."""
         return self._rows if 0 in self._batch_shape else self
 

@@ -15,8 +15,8 @@ from .special import tilted_cdf
 class ContinuousBernoulli(dist.ContinuousBernoulli):  # type: ignore[name-defined]
     r"""The continuous Bernoulli distribution with logits l of any size: p(x) = l exp(l x) / (exp(l) - 1).
 
-    Torch clamps the probabilities, so its density does not integrate to 1 for large logits. The distance w of x from the
-    end with the higher density has the density r exp(-a w) with a = \|l\| and 1 / r = (1 - exp(-a)) / a.
+    Torch clamps the probabilities, so its density does not integrate to 1 for large logits. The distance w of x from
+    the end with the higher density has the density r exp(-a w) with a = \|l\| and 1 / r = (1 - exp(-a)) / a.
     """
 
     sample = Distribution.sample  # uses rsample

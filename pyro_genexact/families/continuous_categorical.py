@@ -17,8 +17,9 @@ from ..core.values import checked_value
 from .in_support import contains
 from .parametrised import Parametrised, ShapesByParameters
 
-# Seven steps reach full precision for every uniform number of 53 bits; the first needs no extra evaluation. numerics.root
-# is not used: a convex function needs no bracket, and rounding (of the order of the largest logit) is too large to test x.
+# Seven steps reach full precision for every uniform number of 53 bits; the first needs no extra evaluation.
+# numerics.root is not used: a convex function needs no bracket, and residuals have rounding errors of the order of the
+# largest logit, too large to test x by them.
 _NEWTON_STEPS = 9
 
 
@@ -27,14 +28,14 @@ class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution)
 
         p(x) = exp(logits · x) / Z,    Z = exp[logits_1, ..., logits_k],
 
-    with respect to Lebesgue measure on any k - 1 of the k coordinates. Z is the divided difference of exp at the logits,
-    and the gradient of log Z is the mean. Adding a constant to all logits does not change the distribution. Equal logits
-    give the uniform distribution on the simplex, and k = 2 gives the continuous Bernoulli distribution. Unlike the
-    Dirichlet density, this density is finite on the boundary of the simplex.
+    with respect to Lebesgue measure on any k - 1 of the k coordinates. Z is the divided difference of exp at the
+    logits, and the gradient of log Z is the mean. Adding a constant to all logits does not change the distribution.
+    Equal logits give the uniform distribution on the simplex, and k = 2 gives the continuous Bernoulli distribution.
+    Unlike the Dirichlet density, this density is finite on the boundary of the simplex.
 
-    log Z is computed without cancellation, for ties and gaps of any size, and its derivatives of every order are divided
-    differences as well. Samples invert the conditional survival functions one coordinate at a time, and ``rsample`` has
-    gradients of every order. All computations use float64 internally.
+    log Z is computed without cancellation, for ties and gaps of any size, and its derivatives of every order are
+    divided differences as well. Samples invert the conditional survival functions one coordinate at a time, and
+    ``rsample`` has gradients of every order. All computations use float64 internally.
 
     Cost: O(k^3) for ``log_prob``, O(k^4) for its gradient and for a sample.
 
@@ -169,7 +170,7 @@ class _LogMeanExp(Function):
 
 
 class _Break(Function):
-    r"""Solves log S(w) = log_u for w, where exp(-w) is the share that the first of m + 1 coordinates leaves to the others.
+    r"""Solves log S(w) = log_u for w, where exp(-w) is the share that the first of m + 1 coordinates leaves.
 
         S(w) = e^{-m w} E exp(e^{-w} z · x) / E exp(z · x),
 

@@ -33,8 +33,8 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         logits: (\*batch, K) unnormalised log weights.
         components: a list of K distributions of any families, each of batch shape (\*batch), or one distribution of
             batch shape (K, \*batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
-        supports: a list of supports for a list of components, or one support for a single distribution. They replace the
-            families' own, some of which are wider than the set with positive mass (``VonMises``).
+        supports: a list of supports for a list of components, or one support for a single distribution. They replace
+            the families' own, some of which are wider than the set with positive mass (``VonMises``).
 
     Raises:
         TypeError: if a component is not a distribution.
@@ -68,14 +68,14 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         self.components = _expanded(components, batch_shape[len(batch_shape) - self._inner :])
         self.supports = supports
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
-        if self._validate_args and len({support.is_discrete for support in self._of_each()}) > 1:
+        if self._validate_args and len({support.is_discrete for support in self._component_supports()}) > 1:
             raise ValueError("Expected components to be all discrete or all continuous; got some of both.")
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density log sum_k w_k p_k(value) in nats, (*sample, *batch)."""
         value = checked_value(self, value)
         log_weights = self.logits.log_softmax(-1).movedim(-1, self._dim)
-        terms = log_weights + self._at(log_prob_everywhere, value)
+        terms = log_weights + self._each_at(log_prob_everywhere, value)
         impossible = (terms == -torch.inf).all(self._dim, keepdim=True)
         total = terms.masked_fill(impossible, 0.0).logsumexp(self._dim)  # its gradient would be NaN if all are -inf
         return total.masked_fill(impossible.squeeze(self._dim), -torch.inf)
@@ -94,7 +94,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         """Returns sum_k w_k P_k(y <= value) for any real value, if events are scalars and all components have a cdf."""
         weights = self.logits.softmax(-1).movedim(-1, self._dim)
-        return (weights * self._at(cdf, value)).sum(self._dim)
+        return (weights * self._each_at(cdf, value)).sum(self._dim)
 
     @property
     def mean(self) -> Tensor:
@@ -110,14 +110,14 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """The union of the components' supports, or their common support if all are equal."""
-        return union(self._of_each())
+        return union(self._component_supports())
 
     @property
     def has_enumerate_support(self) -> bool:  # type: ignore[override]
         return all(d.has_enumerate_support for d in self._list())
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Returns all values in some component's support, (N, *batch, *event); (N, 1, ..., *event) without ``expand``."""
+        """Returns the union of the enumerated supports, (N, *batch, *event), or (N, 1, ..., *event)."""
         values = [d.enumerate_support(expand=False).reshape(-1, *self.event_shape) for d in self._list()]
         distinct = values[0] if len(values) == 1 else torch.cat(values).unique(dim=0)
         return in_batch(distinct, self, expand)
@@ -141,7 +141,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
             return quantity(self.components)
         return torch.stack([quantity(d) for d in self.components], self._dim - len(self.event_shape))
 
-    def _at(self, quantity: Callable[..., Tensor], value: Tensor) -> Tensor:
+    def _each_at(self, quantity: Callable[..., Tensor], value: Tensor) -> Tensor:
         """Returns ``quantity(component, value, support)`` (*sample, *batch) of every component, with dim K added."""
         least = self._inner + len(self.event_shape)
         value = value.reshape((1,) * (least - value.dim()) + value.shape).unsqueeze(-1 - least)
@@ -156,7 +156,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
         weights = self.logits.softmax(-1).movedim(-1, self._dim)
         return (weights.reshape(*weights.shape, *[1] * events) * values).sum(self._dim - events)
 
-    def _of_each(self) -> list[Any]:
+    def _component_supports(self) -> list[Any]:
         """Returns the supports of the components; a single one for a stack, unless its bounds are tensors."""
         if self.supports is not None:
             return [self.supports] if isinstance(self.components, Distribution) else list(self.supports)
@@ -178,7 +178,8 @@ class UnionConstraint(constraints.Constraint):
     Example:
         >>> from torch.distributions import constraints
         >>> import torch
-        >>> UnionConstraint([constraints.less_than(0.0), constraints.interval(1.0, 2.0)]).check(torch.tensor([0.5, 1.5]))
+        >>> c = UnionConstraint([constraints.less_than(0.0), constraints.interval(1.0, 2.0)])
+        >>> c.check(torch.tensor([0.5, 1.5]))
         tensor([False,  True])
     """
 

@@ -27,7 +27,7 @@ class ShapesByParameters:
 
 
 class Parametrised:
-    """A family that stores each parameter of ``arg_constraints`` as an attribute, already expanded to the batch shape."""
+    """A family that stores each parameter of ``arg_constraints`` as an attribute, expanded to the batch shape."""
 
     arg_constraints: dict[str, Any]
 

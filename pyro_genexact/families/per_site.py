@@ -157,7 +157,7 @@ class PerSite(Parametrised, TorchDistribution):
         return _in_order(found, self.sites, -1 - len(self.event_shape)).to(dtype=self.dtype)
 
     def each(self, quantity: Callable[..., Tensor], value: Tensor, *more: Sequence[Any]) -> Tensor:
-        """Returns ``quantity(part, values of its sites, ...)`` of all parts, (*sample, *batch, S), in order of the sites.
+        """Returns ``quantity(part, values of its sites, ...)`` for all parts, (*sample, *batch, S), in site order.
 
         Args:
             quantity: a function of a part, its values, and one entry of each further sequence.
@@ -175,8 +175,8 @@ class PerSite(Parametrised, TorchDistribution):
 class PerSiteConstraint(constraints.Constraint):
     """A constraint of values (*batch, T, *site_shape) with one constraint per site.
 
-    ``check`` returns one Boolean per site, (*batch, T), and ``event_dim`` is that of one site. :meth:`joint` returns the
-    constraint of the whole vector, which ``biject_to`` supports if all sites are continuous scalars.
+    ``check`` returns one Boolean per site, (*batch, T), and ``event_dim`` is that of one site. :meth:`joint` returns
+    the constraint of the whole vector, which ``biject_to`` supports if all sites are continuous scalars.
 
     Args:
         parts: T constraints of equal ``event_dim``; equal constraints are checked in one call.
@@ -250,7 +250,7 @@ def side_by_side(parts: Sequence[Any]) -> Any:
 
 
 def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:
-    """Splits values that broadcast with (*batch, S, *event) into values (*batch, S_i, *event) for each group of sites."""
+    """Splits values that broadcast with (*batch, S, *event) into those of each group of sites."""
     dim, count = -1 - events, sum(map(len, sites))
     if value.dim() <= events:
         value = value.unsqueeze(0)

@@ -128,8 +128,8 @@ class VonMises3D(Parametrised, ShapesByParameters, dist.VonMises3D):  # type: ig
     """A VonMises3D with reparameterised samples and a log_prob that does not overflow.
 
     The density is kappa / (4 pi sinh kappa) exp(phi . x) with kappa = |phi|. To sample, a uniform point z of the sphere
-    is moved along its meridian: its cosine with the mean direction, uniform in (-1, 1), is mapped to the quantile of the
-    cosine of x. This map is smooth in phi, also at 0.
+    is moved along its meridian: its cosine with the mean direction, uniform in (-1, 1), is mapped to the quantile of
+    the cosine of x. This map is smooth in phi, also at 0.
 
     References: Ulrich (1984), "Computer generation of distributions on the m-sphere"; Jakob (2012), "Numerically stable
     sampling of the von Mises-Fisher distribution on S²".

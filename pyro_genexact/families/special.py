@@ -1,4 +1,4 @@
-"""Closed forms of cdfs and quantile functions, accurate in the left tail, and the incomplete beta and gamma functions."""
+"""Closed forms of cdfs and quantiles, accurate in the left tail, and the incomplete beta and gamma functions."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
     Raises:
         ConvergenceError: if the fraction does not converge.
 
-    References: DiDonato, Morris (1992), "Significant digit computation of the incomplete beta function ratios", ACM TOMS
-    18, eq. 9 (the fraction); Loader (2000), "Fast and accurate computation of binomial probabilities" (its factor, which
-    does not cancel for large a and b).
+    References: DiDonato, Morris (1992), "Significant digit computation of the incomplete beta function ratios", ACM
+    TOMS 18, eq. 9 (the fraction); Loader (2000), "Fast and accurate computation of binomial probabilities" (its factor,
+    which does not cancel for large a and b).
 
     Example:
         >>> betainc(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.5))

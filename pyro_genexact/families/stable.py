@@ -22,10 +22,8 @@ _DOUBLINGS = 3  # the largest number of doublings of the panels
 _MOVES = 8  # the number of times that panels are redistributed
 _FAR = 300.0  # the largest logit of a path variable, small enough that products of distances do not underflow
 _NEGLIGIBLE = 35.0  # parts of the integral this many nats below the largest are neglected
-_ROUNDED, _UNDERFLOW = (
-    1e10,
-    1e250,
-)  # phases are lost for log densities below -_ROUNDED, which are -inf below -_UNDERFLOW
+_ROUNDED = 1e10  # below minus this, a log density is that of the peak alone, since rounding loses the phases
+_UNDERFLOW = 1e250  # below minus this, a log density is -inf
 _GAP = 1e-5  # the allowed difference of Gauss's and Kronrod's rules
 
 
@@ -36,22 +34,23 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
 
         E exp(i t y) = exp(-t^α (1 + i β tan(πα/2) (t^{1-α} - 1))),    α = stability, β = skew.
 
-    Stability 2 gives the normal distribution of variance 2, stability 1 and skew 0 the Cauchy distribution, stability 1/2
-    and skew 1 the Lévy distribution.
+    Stability 2 gives the normal distribution of variance 2, stability 1 and skew 0 the Cauchy distribution, stability
+    1/2 and skew 1 the Lévy distribution.
 
-    ``log_prob`` is the Fourier integral of this function along the path of steepest descent, on which the integrand does
-    not oscillate (Zolotarev's integral), by Gauss-Kronrod quadrature with a fixed number of panels. The density does not
-    depend on the path, so autograd differentiates the integrand only. It is smooth in all parameters, also at stability
-    1 and at Zolotarev's singular point. Tails, also those that decay as exp(-exp(y)), lose no precision.
+    ``log_prob`` is the Fourier integral of this function along the path of steepest descent, on which the integrand
+    does not oscillate (Zolotarev's integral), by Gauss-Kronrod quadrature with a fixed number of panels. The density
+    does not depend on the path, so autograd differentiates the integrand only. It is smooth in all parameters, also at
+    stability 1 and at Zolotarev's singular point. Tails, also those that decay as exp(-exp(y)), lose no precision.
 
     The error of the log density, relative to max(1, \|log density\|), is about 1e-12 (1e-9 at worst) for \|skew\| up to
-    1 - 1e-4 and stability from 0.2, and up to 1e-5 for a skew nearer to ±1. Below -1e10 nats the relative error is 1e-8.
+    1 - 1e-4 and stability from 0.2, and up to 1e-5 for a skew nearer to ±1. Below -1e10 nats the relative error is
+    1e-8.
 
     ``rsample`` is the method of Chambers, Mallows and Stuck in a form that is continuous at stability 1, where Pyro's
     version interpolates. All computations use float64 internally.
 
-    Cost: ``log_prob`` takes 360 evaluations of the integrand per value and about 1000 of the path, which is about 0.1 ms
-    and, with gradients, 0.14 MB per value, and at least 8 ms per call.
+    Cost: ``log_prob`` takes 360 evaluations of the integrand per value and about 1000 of the path, which is about 0.1
+    ms and, with gradients, 0.14 MB per value, and at least 8 ms per call.
 
     References: Zolotarev (1986), "One-dimensional stable distributions"; Nolan (1997), "Numerical calculation of stable
     densities and distribution functions"; Ament, O'Neil (2018), "Accurate and efficient numerical calculation of stable
@@ -67,18 +66,19 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
 
     Raises:
         ValueError: if ``coords`` is neither "S0" nor "S".
-        ConvergenceError: by ``log_prob``, if Gauss's and Kronrod's rules differ by more than 1e-5 of the density with eight
-            times the panels, to which values are refined if necessary (the error of Kronrod's rule is much smaller). This
-            happens if rounding limits the integral: at stability below 1, for \|skew\| between 1 - 1e-11 and 1, or within
-            rounding of the end of the support. Also if a value is more than 1e60 scales from loc.
+        ConvergenceError: by ``log_prob``, if Gauss's and Kronrod's rules differ by more than 1e-5 of the density with
+            eight times the panels, to which values are refined if necessary (the error of Kronrod's rule is much
+            smaller). This happens if rounding limits the integral: at stability below 1, for \|skew\| between 1 - 1e-11
+            and 1, or within rounding of the end of the support. Also if a value is more than 1e60 scales from loc.
 
     Example:
         >>> import pyro.distributions as dist
         >>> import torch
         >>> d = Stable(torch.tensor([1.0, 2.0]), torch.zeros(2))
-        >>> d.log_prob(torch.tensor(3.0))
+        >>> y = torch.tensor(3.0)
+        >>> d.log_prob(y)
         tensor([-3.4473, -3.5155])
-        >>> dist.Cauchy(0.0, 1.0).log_prob(torch.tensor(3.0)), dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(3.0))
+        >>> dist.Cauchy(0.0, 1.0).log_prob(y), dist.Normal(0.0, 2**0.5).log_prob(y)
         (tensor(-3.4473), tensor(-3.5155))
     """
 
@@ -281,7 +281,7 @@ class _Path:
 
 def _path(x: Tensor, eps: Tensor, beta: Tensor, panels: int) -> tuple[_Nodes, Tensor]:
     """Returns quadrature points on the path, and whether it is the path of -x and -beta."""
-    # a nearby path suffices; the exact one has a corner at ε = 0 = β, and nearly one for large x unless the tail is light
+    # a nearby path suffices; the exact path has a corner at ε = 0 = β, and nearly one for large x with a heavy tail
     heavy = beta * x.sign() > -1
     least = torch.maximum((1e-3 - beta.abs()).clamp(min=1e-13), torch.where(heavy, (1e-9 * x.abs()).clamp(max=1e-3), 0))
     path = _Path(x, torch.where(eps < -least, -1.0, 1.0) * torch.maximum(eps.abs(), least), beta)

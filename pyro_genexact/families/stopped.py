@@ -31,8 +31,8 @@ class Stopped(Parametrised, TorchDistribution):
 
     Raises:
         TypeError: if ``inner`` is not a distribution.
-        ValueError: if the values of ``inner`` are neither scalars nor vectors, or integers that the dtype of the flag cannot
-            represent; with validation, if a value is outside the support.
+        ValueError: if the values of ``inner`` are neither scalars nor vectors, or integers that the dtype of the flag
+            cannot represent; with validation, if a value is outside the support.
 
     Example:
         >>> import torch

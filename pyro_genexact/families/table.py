@@ -80,7 +80,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 """Overrides for families whose ``arg_constraints`` are incomplete or too wide."""
 
 OFFSETS = {"df": log(4), "df1": log(4), "df2": log(4), "stability": log(2.6)}
-"""Offsets of the bounded numbers, for parameters whose value at 0 is a poor start (one degree of freedom has no mean)."""
+"""Offsets of the bounded numbers of parameters for which 0 is a poor start (one degree of freedom has no mean)."""
 
 ALTERNATIVES = (
     ("logits", "probs"),

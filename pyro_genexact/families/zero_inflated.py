@@ -48,7 +48,7 @@ def _log_mass_of_zero(gate: Tensor, log_base: Tensor) -> Tensor:
 
 
 def _log_mass_of_rest(gate: Tensor, log_base: Tensor, zero: Tensor) -> Tensor:
-    """Returns log((1 - gate) base), -inf with gradient zero at gate 1; the gate has no gradient if the value is zero."""
+    """Returns log((1 - gate) base), -inf with gradient zero at gate 1; no gradient by the gate for values of zero."""
     open_ = gate < 1
     return torch.where(open_, torch.log1p(-torch.where(open_ & ~zero, gate, 0)) + log_base, -torch.inf)
 

@@ -18,7 +18,8 @@ class Affine(Head):
 
         m = phi[..., :n],    s = bound tanh(phi[..., n:] / bound)
 
-    Log-scales are smoothly kept within ±bound, and phi = 0 gives the identity. P = 2 n. Both directions are elementwise.
+    Log-scales are smoothly kept within ±bound, and phi = 0 gives the identity. P = 2 n. Both directions are
+    elementwise.
 
     Args:
         shape: the shape of a site, ``()`` or ``(k,)``.

@@ -106,7 +106,7 @@ class Categorical(Parametric):
 class ContinuousCategorical(Parametric):
     """Points (k,) of the simplex with log density l . y - log Z and predicted logits l (k,).
 
-    phi = 0 gives the uniform distribution. The class :class:`pyro_genexact.distributions.ContinuousCategorical` has the
+    phi = 0 gives the uniform distribution. See :class:`pyro_genexact.distributions.ContinuousCategorical` for the
     normaliser Z and the reference.
 
     Args:

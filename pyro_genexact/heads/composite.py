@@ -170,13 +170,13 @@ class ConditionalHead(Head):
     A site can so have an autoregressive model over its features, or a flow, as its conditional distribution. P = C.
 
     Args:
-        module: a :class:`~pyro_genexact.DistributionModule` with C context features whose events are scalars or vectors.
-            It becomes a submodule of the head. Its support must not depend on the context.
+        module: a :class:`~pyro_genexact.DistributionModule` with C context features whose events are scalars or
+            vectors. It becomes a submodule of the head. Its support must not depend on the context.
 
     Raises:
         TypeError: if ``module`` is not a module with an attribute ``context``.
-        ValueError: if ``module.context`` is not a positive integer, if events have more than one dim, or if the batch shape
-            is not that of the context.
+        ValueError: if ``module.context`` is not a positive integer, if events have more than one dim, or if the batch
+            shape is not that of the context.
 
     Example:
         >>> import torch

@@ -26,9 +26,9 @@ class Filter(Head):
     distributions are Categorical; removed tokens remain in the support with log_prob -inf and gradient zero. Filters
     compose, and the innermost one is applied first: ``TopP(Tempered(head, 0.7), 0.9)``.
 
-    The set of tokens that :class:`TopK`, :class:`TopP` and :class:`MinP` keep is a step function of phi, so gradients are
-    those of the kept tokens. A token within rounding of the threshold may be kept when phi is computed site by site, but
-    not when all sites are computed at once.
+    The set of tokens that :class:`TopK`, :class:`TopP` and :class:`MinP` keep is a step function of phi, so gradients
+    are those of the kept tokens. A token within rounding of the threshold may be kept when phi is computed site by
+    site, but not when all sites are computed at once.
 
     Args:
         head: a head over the integers 0 ... V - 1, such as ``Categorical``, ``Bernoulli``, ``DiscretizedLogistic``, a
@@ -228,8 +228,8 @@ class MinP(Filter):
 class _Without(Filter):
     """Excludes forbidden tokens and renormalises.
 
-    If no allowed token has mass, ``forward`` raises a ValueError. Under ``torch.func``, where values cannot be tested, and
-    at phi = 0, which models use to probe a head, the distribution is then uniform on the allowed tokens.
+    If no allowed token has mass, ``forward`` raises a ValueError. Under ``torch.func``, where values cannot be tested,
+    and at phi = 0, which models use to probe a head, the distribution is then uniform on the allowed tokens.
     """
 
     def forward(self, phi: Tensor, first: int = 0) -> Categorical:
@@ -260,8 +260,8 @@ class Forbid(_Without):
 
     Raises:
         TypeError: if ``head`` is not such a head, or ``tokens`` is not a collection.
-        ValueError: if ``tokens`` contains anything but integers 0 ... V - 1, or all of these. Also by the call, if none of
-            the other tokens has mass.
+        ValueError: if ``tokens`` contains anything but integers 0 ... V - 1, or all of these. Also by the call, if none
+            of the other tokens has mass.
 
     Example:
         >>> import torch
@@ -299,8 +299,8 @@ class MinLength(_Without):
 
     Raises:
         TypeError: if ``head`` is not such a head.
-        ValueError: if ``n`` is not an integer >= 0, or ``eos`` is not one of the tokens or the only one. Also by the call, if
-            none of the other tokens has mass.
+        ValueError: if ``n`` is not an integer >= 0, or ``eos`` is not one of the tokens or the only one. Also by the
+            call, if none of the other tokens has mass.
 
     Example:
         >>> import torch

@@ -24,12 +24,12 @@ _GOLDEN = 0.6180339887498949
 class Mixture(Head):
     r"""A mixture sum_k w_k p_k(y), with weights and components predicted by phi.
 
-    phi contains the K logits of the weights, then the parameters of each component in turn. The K components of a single
-    head are evaluated in one call. Equal components would receive equal gradients and stay equal, so fixed offsets
-    between -1 and 1 are added to their parameters. The offsets of parameter p are evenly spaced, (k + 1/2) / K scaled to
-    [-1, 1], and shifted cyclically by p times the golden ratio, so that different parameters order the components differently. The
-    first parameter, in most families the location, starts at the centres of K equal cells of [-1, 1]. A list of heads
-    gets no offsets.
+    phi contains the K logits of the weights, then the parameters of each component in turn. The K components of a
+    single head are evaluated in one call. Equal components would receive equal gradients and stay equal, so fixed
+    offsets between -1 and 1 are added to their parameters. The offsets of parameter p are evenly spaced, (k + 1/2) / K
+    scaled to [-1, 1], and shifted cyclically by p times the golden ratio, so that different parameters order the
+    components differently. The first parameter, in most families the location, starts at the centres of K equal cells
+    of [-1, 1]. A list of heads gets no offsets.
 
     Args:
         head: one head for all components, or a list with one head per component, all of the same site_shape.
@@ -37,8 +37,8 @@ class Mixture(Head):
 
     Raises:
         TypeError: if ``head`` is not a head of distributions or a sequence of these.
-        ValueError: if ``K`` is given with a list or missing with a head, if the heads' site shapes differ, if some heads are
-            discrete and others continuous, or if one is a ``PerSite``.
+        ValueError: if ``K`` is given with a list or missing with a head, if the heads' site shapes differ, if some
+            heads are discrete and others continuous, or if one is a ``PerSite``.
 
     Reference: Bishop, "Mixture Density Networks", 1994.
 
@@ -103,7 +103,8 @@ class DiscretizedLogistic(Head):
     Example:
         >>> import torch
         >>> head = DiscretizedLogistic(256, K=10)
-        >>> head.num_params, head(torch.zeros(28, head.num_params)).log_prob(torch.tensor(127.0)).shape
+        >>> d = head(torch.zeros(28, 30))
+        >>> head.num_params, d.log_prob(torch.tensor(127.0)).shape
         (30, torch.Size([28]))
     """
 

@@ -56,10 +56,10 @@ class _OwnNetwork(Head):
 class MonotoneNetwork(_OwnNetwork):
     r"""A monotone network y = m + exp(s) x + exp(r - 1) net(x, signal), where net is increasing and bounded.
 
-    phi contains m, s, r and the signal, so P = signal + 3; s is bounded as 5 tanh(raw / 5) and r as 3 tanh(raw / 3). The
-    layers are h = tanh(W h + V signal + b) with weights of the head: V and b are unconstrained, and W is softplus(raw)
-    times a constant. The derivative exp(s) + exp(r - 1) dnet/dx is a sum of positive terms and at least exp(s), for any
-    number of layers.
+    phi contains m, s, r and the signal, so P = signal + 3; s is bounded as 5 tanh(raw / 5) and r as 3 tanh(raw / 3).
+    The layers are h = tanh(W h + V signal + b) with weights of the head: V and b are unconstrained, and W is
+    softplus(raw) times a constant. The derivative exp(s) + exp(r - 1) dnet/dx is a sum of positive terms and at least
+    exp(s), for any number of layers.
 
     Cost: two passes through the network, for values and derivatives; the inverse takes four to seven times as long. The
     signal's terms are computed once.
@@ -106,19 +106,19 @@ class IntegratedPositive(_OwnNetwork):
     r"""The integral y = m + int_0^x g(t) dt of a positive network g, with log g(t) = s + r net(t, signal).
 
     g is constant for \|t\| above ``bound``. phi contains m, s, r and the signal, so P = signal + 3; s is bounded as
-    5 tanh(raw / 5), r as 3 tanh(raw / 3), and net by 3. phi = 0 gives r = 0 and a constant g. log dy/dx is log g(x).
+    5 tanh(raw / 5), r as 3 tanh(raw / 3), and \|net\| is below 3. phi = 0 gives r = 0 and a constant g. log dy/dx is log g(x).
 
     The layers are h = sin(W h + V signal + b) with weights of the head. W is bounded smoothly: each entry of the first
     layer by 4, the row sum of the last layer by 3, and the product of the largest row sums of the other layers by 8.
     Hence g is analytic, and log g changes by less than 288 along a panel for any depth, so quadrature converges.
 
     The integral is a sum over panels of an eighth of the bound. Gauss-Kronrod quadrature is refined on each panel until
-    the estimated error, relative to the integral over the panel, is at most 3.5e-10 in float64 and 3.3e-4 in float32 (see
-    :func:`pyro_genexact.numerics.integrate`). Measured against 128 times as many panels, the true error of the integral
-    was up to 6e-16 and 4e-7 with initial weights, and 3e-15 and 1e-5 with weights up to 1000 times as large.
+    the estimated error, relative to the integral over the panel, is at most 3.5e-10 in float64 and 3.3e-4 in float32
+    (see :func:`pyro_genexact.numerics.integrate`). Measured against 128 times as many panels, the true error of the
+    integral was up to 6e-16 and 4e-7 with initial weights, and 3e-15 and 1e-5 with weights up to 1000 times as large.
 
-    Cost: the network at 16 points per panel between 0 and x in float32, where one try is nearly always enough, and at 31
-    or more in float64. The inverse takes four to seven times as long. The signal's terms are computed once.
+    Cost: the network at 16 points per panel between 0 and x in float32, where one try is nearly always enough, and at
+    31 or more in float64. The inverse takes four to seven times as long. The signal's terms are computed once.
 
     Args:
         signal: the number of entries of phi that the network reads.
@@ -126,7 +126,8 @@ class IntegratedPositive(_OwnNetwork):
         bound: where g becomes constant, positive. Standardised data are within the default.
 
     Raises:
-        ValueError: if a size is not a positive integer, there is no hidden layer, or ``bound`` is not positive and finite.
+        ValueError: if a size is not a positive integer, there is no hidden layer, or ``bound`` is not positive and
+            finite.
         ConvergenceError: by the transform, if the error of an integral is larger than this after all refinements.
 
     Reference: Wehenkel, Louppe, "Unconstrained Monotonic Neural Networks", NeurIPS 2019.
@@ -176,8 +177,8 @@ def monotone_network(
         shift: m, (\*batch, 1).
         scale: s, (\*batch, 1).
         amplitude: a, (\*batch, 1).
-        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the positive weights: (n,) of the first
-            layer, (n, m) of others, and (1, m) of the last.
+        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the positive weights: (n,) of the
+            first layer, (n, m) of others, and (1, m) of the last.
     """
     depth = len(layers) // 2
     shares, (inner, *weights) = layers[:depth], layers[depth:]
@@ -197,16 +198,16 @@ def integrated_positive(
 ) -> tuple[Tensor, Tensor]:
     r"""Computes m + the integral of g from 0 to x, and log g(x), with log g(t) = s + r net(t / unit) up to 8 units.
 
-    The integral is a sum over panels of one unit between 0 and x, of which only the last is cut at x. A larger x therefore
-    adds to the same terms, so rounding hardly makes y decrease.
+    The integral is a sum over panels of one unit between 0 and x, of which only the last is cut at x. A larger x
+    therefore adds to the same terms, so rounding hardly makes y decrease.
 
     Args:
         x: (\*batch) values.
         shift: m, (\*batch, 1).
         log_scale: s, (\*batch, 1).
         amplitude: r, (\*batch, 1).
-        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the unit (), then the weights: (n,) of the
-            first layer, (n, m) of others, and (1, m) of the last.
+        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the unit (), then the weights: (n,) of
+            the first layer, (n, m) of others, and (1, m) of the last.
     """
     depth = len(layers) // 2 - 1
     shape = broadcast_shapes(x.shape, shift.shape[:-1])
@@ -215,9 +216,8 @@ def integrated_positive(
     rows, last, edge, low, high = _panels(inside)
     each = [p.expand(*shape, -1).reshape(-1, p.shape[-1]) for p in (log_scale, amplitude, *layers[:depth])]
     each = [p.index_select(0, rows) for p in each]
-    each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(
-        2 * pi
-    )  # equal sines, smaller rounding errors
+    # equal sines with smaller rounding errors
+    each[2] = torch.addcmul(each[2], edge.unsqueeze(-1), weights[0]).remainder(2 * pi)
     ends = x
 
     def g(points: Tensor) -> Tensor:
@@ -249,8 +249,8 @@ def _panels(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     If sizes may not depend on values, every t has all 8 panels, and the panels beyond t have zero width.
 
     Returns:
-        The index of t for each panel (M,), the index of the last panel of each t, the edge of each panel (M,) nearer to 0,
-        and the lower and the upper bound of each panel relative to this edge (M,).
+        The index of t for each panel (M,), the index of the last panel of each t, the edge of each panel (M,) nearer to
+        0, and the lower and the upper bound of each panel relative to this edge (M,).
     """
     t = t.flatten()
     size = t.detach().abs().nan_to_num(1)

@@ -24,7 +24,7 @@ from ..families.completed import completed
 from ..families.repaired import REPAIRED
 from .parameters import Cholesky, Link, Part, fixed_value, short_repr
 
-_OF_VMAP = ("vmap: ", "Batching rule not implemented")
+_VMAP_ERRORS = ("vmap: ", "Batching rule not implemented")
 """The beginnings of errors that ``torch.func.vmap`` raises because of the code inside it."""
 
 
@@ -34,24 +34,24 @@ class Parametric(Head):
     All parameters that are not fixed are predicted. An unconstrained number r of phi is bounded smoothly to
     z = b tanh(r / b), with b = 10 for most parameters and 4 for tail exponents, and mapped by ``transform_to`` of the
     parameter's constraint. For instance, a scale is exp(z) and a probability sigmoid(z). Real parameters and the
-    off-diagonal entries of Cholesky factors are r itself, except for the logits of NegativeBinomial and Geometric, which
-    are bounded because they scale the counts.
+    off-diagonal entries of Cholesky factors are r itself, except for the logits of NegativeBinomial and Geometric,
+    which are bounded because they scale the counts.
 
     phi = 0 gives unit scales, concentrations 1, equal probabilities, four degrees of freedom, and stability 1.5 (which
     is predicted in (0.2, 2)). Samples that rounding would move out of the support are replaced by the nearest numbers
     inside. Among equivalent parameters, logits are predicted instead of probabilities, and ``scale_tril`` instead of a
-    covariance or precision matrix. A parameter that is itself a distribution is passed as a head, whose parameters follow
-    the others in phi. Distributions have the dtype and device of phi, and their ``log_prob`` is in nats.
+    covariance or precision matrix. A parameter that is itself a distribution is passed as a head, whose parameters
+    follow the others in phi. Distributions have the dtype and device of phi, and their ``log_prob`` is in nats.
 
     Args:
-        family: the distribution class. Pyro's version is used if Pyro exports a class of this name, and families whose
-            own methods are wrong in some cases are corrected.
-        shape: for families with scalar parameters, the shape of a site: ``()``, or ``(k,)`` for k independent values. For
-            families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the shape of
-            these: ``(k,)``, or ``(n, k)`` for n independent values if the family has scalar events.
+        family: the distribution class. For a class of torch that Pyro also exports, Pyro's version is used. Families
+            whose own methods are wrong in some cases are replaced by corrected versions.
+        shape: for families with scalar parameters, the shape of a site: ``()``, or ``(k,)`` for k independent values.
+            For families with vector parameters (``MultivariateNormal``, ``Dirichlet``, ``Categorical``, ...), the shape
+            of these: ``(k,)``, or ``(n, k)`` for n independent values if the family has scalar events.
         **fixed: parameters that are not predicted: numbers or tensors that broadcast with ``shape``, heads, and other
-            options of the family. They follow phi's dtype and device. An ``nn.Parameter`` remains a parameter; others are
-            not part of the ``state_dict``. Further sizes are also passed here, such as ``rank`` for
+            options of the family. They follow phi's dtype and device. An ``nn.Parameter`` remains a parameter; others
+            are not part of the ``state_dict``. Further sizes are also passed here, such as ``rank`` for
             ``LowRankMultivariateNormal`` and ``components`` for the mixtures.
 
     Attributes:
@@ -60,8 +60,8 @@ class Parametric(Head):
         has_rsample: whether samples are reparameterised.
 
     Raises:
-        ValueError: if the family cannot be a head, with the reason: no exact density or sampler, a support that depends on
-            predicted parameters, integer parameters that are not fixed, or values that are matrices. Also if a fixed
+        ValueError: if the family cannot be a head, with the reason: no exact density or sampler, a support that depends
+            on predicted parameters, integer parameters that are not fixed, or values that are matrices. Also if a fixed
             parameter violates its constraint, or does not broadcast to its shape per site.
         TypeError: if ``family`` is not a distribution class, or a fixed parameter is not a number, tensor or head.
 
@@ -101,8 +101,8 @@ class Parametric(Head):
             self._refuse(table.REASONS[self._pyro_name])
         if self._pyro_name == "SineSkewed" and shape != (1,):
             self._refuse(
-                f"its density is positive only if the absolute values of skewness sum to at most 1: Expected shape == (1,); "
-                f"got {shape}"
+                "its density is positive only if the absolute values of skewness sum to at most 1: Expected shape == "
+                f"(1,); got {shape}"
             )
         parameters = self._parameters_to_predict(fixed)
         vector = any(p.shape for p in parameters.values())
@@ -146,7 +146,7 @@ class Parametric(Head):
 
     @property
     def support(self) -> Any:  # type: ignore[override]
-        """The support of a value of shape ``site_shape``; constructed on each access if it depends on fixed parameters."""
+        """The support of a site's value; constructed on each access if it depends on fixed parameters."""
         if self._constant_support is not None:
             return self._constant_support
         like = next(chain(self.parameters(), self.buffers()), torch.empty((), dtype=torch.float64, device="cpu"))
@@ -188,7 +188,7 @@ class Parametric(Head):
         constraint = inspect.getattr_static(self.family, "arg_constraints")
         for name, value in fixed.items():
             if name not in arguments:
-                continue  # a size
+                continue  # a size, not an argument of the family
             if isinstance(value, Head):
                 self._heads[name] = value
                 continue
@@ -248,7 +248,7 @@ class Parametric(Head):
             if d.batch_shape != (2, 3) or d.log_prob(value).shape != (2, 3) or value.shape != (2, 3, *self.site_shape):
                 self._refuse("it does not support a batch of parameters")
         except (TypeError, AttributeError, RuntimeError, IndexError, AssertionError) as error:
-            if str(error).startswith(_OF_VMAP):
+            if str(error).startswith(_VMAP_ERRORS):
                 raise  # unrelated to the family
             reason = f"no density or no sampler ({error})" if isinstance(error, NotImplementedError) else error
             raise ValueError(f"Expected a family that can be a head; got {self.name}: {reason}.") from error

@@ -27,9 +27,9 @@ class SumOfSquares(Head):
         g(t) = m + (1 - m) mean_k (1 + sum_j a_kj u^j)^2,    u = clamp(t / bound, -1, 1),    m = 0.001
 
     g is constant beyond ±bound, so y is linear there (a polynomial of degree 2 L + 1 would overflow in the second
-    transform of a flow) and increases from -inf to inf. phi contains c and the a_kj, so P = 1 + K (L + 1); phi = 0 gives
-    the identity. The integral is computed by Gauss's rule with L + 1 nodes, which is exact here. It adds squares only,
-    so neither y nor log g cancels.
+    transform of a flow) and increases from -inf to inf. phi contains c and the a_kj, so P = 1 + K (L + 1); phi = 0
+    gives the identity. The integral is computed by Gauss's rule with L + 1 nodes, which is exact here. It adds squares
+    only, so neither y nor log g cancels.
 
     Cost: about twenty operations; the inverse takes two to seven evaluations, starting from a spline approximation.
 
@@ -61,9 +61,8 @@ class SumOfSquares(Head):
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         identity, rules, _ = _gauss(self.polynomials, self.degree, phi.dtype, phi.device)
-        shift, free = phi.contiguous().split(
-            [1, self.num_params - 1], -1
-        )  # products of strided rows take 60 times as long
+        # products of strided rows take 60 times as long
+        shift, free = phi.contiguous().split([1, self.num_params - 1], -1)
         coefficients = torch.add(identity, free, alpha=((1 - _FLATTEST) / self.polynomials) ** 0.5)
         function, guess = partial(_sum_of_squares, bound=self.bound), partial(_sum_of_squares_guess, bound=self.bound)
         return Monotone(function, [shift, coefficients], [rules], guess)
@@ -97,9 +96,9 @@ class Bernstein(Head):
 
         dy/dx = sum_k s_k C(n - 1, k) u^k (1 - u)^{n - 1 - k},    u = clamp((x + bound) / (2 bound), 0, 1)
 
-    phi contains a shift and n numbers phi_k with s_k = exp(5 tanh(phi_k / 5)), so P = n + 1; the coefficients of y increase
-    by 2 bound s_k / n. The tails continue value and slope, and phi = 0 gives the identity. Inside, y is computed as the
-    sum of x and a correction.
+    phi contains a shift and n numbers phi_k with s_k = exp(5 tanh(phi_k / 5)), so P = n + 1; the coefficients of y
+    increase by 2 bound s_k / n. The tails continue value and slope, and phi = 0 gives the identity. Inside, y is
+    computed as the sum of x and a correction.
 
     Cost: about thirty operations; the inverse takes two to seven evaluations, starting from a spline approximation, and
     more if neighbouring slopes differ by a factor of a hundred.
@@ -111,8 +110,8 @@ class Bernstein(Head):
     Raises:
         ValueError: if ``degree`` is not positive, or ``bound`` is not positive and finite.
 
-    References: Sick, Hothorn, Dürr, "Deep Transformation Models", ICPR 2020; Ramasinghe et al., "Robust Normalizing Flows
-    using Bernstein-type Polynomials", 2021.
+    References: Sick, Hothorn, Dürr, "Deep Transformation Models", ICPR 2020; Ramasinghe et al., "Robust Normalizing
+    Flows using Bernstein-type Polynomials", 2021.
 
     Example:
         >>> import torch

@@ -58,9 +58,9 @@ class CircularSpline(Head):
     r"""A bijection of angles in [-pi, pi): an increasing spline with periodic slopes, followed by a rotation.
 
     phi contains K numbers for the widths, K for the heights and K for the slopes of the bins, as in
-    :class:`RationalQuadraticSpline`, and the angle of the rotation, so P = 3 K + 1. The first slope is that at the point
-    -pi = pi. Densities are continuous there, and phi = 0 gives the identity. Use a base distribution on the circle, such
-    as ``Uniform(-pi, pi)`` or ``VonMises``. Both directions have a closed form.
+    :class:`RationalQuadraticSpline`, and the angle of the rotation, so P = 3 K + 1. The first slope is that at the
+    point -pi = pi. Densities are continuous there, and phi = 0 gives the identity. Use a base distribution on the
+    circle, such as ``Uniform(-pi, pi)`` or ``VonMises``. Both directions have a closed form.
 
     The parameters that a conditioner predicts from plain angles are discontinuous at pi. Wrap the conditioner in
     :class:`pyro_genexact.conditioners.Angles`, which reads cosine and sine.

@@ -26,7 +26,7 @@ INTEGERS = {
 
 
 class Bracket(NamedTuple):
-    """The state of a search for each element. Points a, b, c are integers in the order of the floating-point numbers."""
+    """The state of a search, per element. Points a, b, c are integers in the order of the floating-point numbers."""
 
     y: Tensor
     a: Tensor  # f(a) < y and f(b) >= y; initially just outside the allowed interval
@@ -35,9 +35,7 @@ class Bracket(NamedTuple):
     at_a: Tensor  # f(a) - y, NaN if f has not been evaluated at a
     at_b: Tensor
     runs: Tensor  # the number of consecutive points with f < y; negative for points with f >= y
-    step: (
-        Tensor  # the size of the Newton step that led to c, infinite for another step, -1 once steps are only rounding
-    )
+    step: Tensor  # the size of the Newton step that led to c, infinite for another step, -1 once it is only rounding
     fine: Tensor  # whether that Newton step started within the tolerance
     answer: Tensor  # the root, NaN if it has not been found
     done: Tensor
@@ -48,7 +46,7 @@ class Bracket(NamedTuple):
 
 
 def bracket(y: Tensor, guess: Tensor | None, low: Tensor | None, high: Tensor | None, known: Tensor) -> Bracket:
-    """Returns the initial state of a search between ``low`` and ``high``; elements that are ``known`` are done."""
+    """Returns the initial state of a search between ``low`` and ``high``; elements marked ``known`` are skipped."""
     guess, top = y if guess is None else guess, torch.full_like(y, torch.finfo(y.dtype).max)
     low, high = -top if low is None else torch.maximum(low, -top), top if high is None else torch.minimum(high, top)
     a, b = _ordered(low) - 1, _ordered(high) + 1

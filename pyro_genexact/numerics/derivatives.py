@@ -19,8 +19,8 @@ def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: i
 
         dx = J^{-1} (dy - sum_i df/dtheta_i dtheta_i),      J = df/dx
 
-    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (\*batch, D), and the J of each row is a
-    matrix, which costs D derivatives of f. Derivatives are exact to any order, and to the third order under the
+    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (\*batch, D), and the J of each row
+    is a matrix, which costs D derivatives of f. Derivatives are exact to any order, and to the third order under the
     transforms of ``torch.func``.
 
     Args:

@@ -34,7 +34,7 @@ class ConvergenceError(RuntimeError):
 
 
 def worst_of(bad: Tensor, residual: Tensor) -> tuple[tuple[int, ...], float]:
-    """Returns the index of the largest residual among the elements marked ``bad``, and that residual; NaN is largest."""
+    """Returns the index and the value of the largest residual of the ``bad`` elements; NaN counts as largest."""
     scores = torch.where(bad, residual.nan_to_num(nan=torch.inf), -1.0)
     index = tuple(int(i) for i in torch.unravel_index(scores.argmax(), bad.shape))
     return index, residual[index].item()

@@ -24,10 +24,10 @@ def integrate(
 ) -> tuple[Tensor, Tensor]:
     r"""Integrates f from low to high, elementwise, and estimates the error.
 
-    Uses Gauss-Kronrod quadrature with 7 and 15 nodes on each of ``panels`` panels of equal width. The number of panels is
-    doubled, for all elements, until the estimated error is small enough. For smooth functions the estimate is usually
-    far above the true error; it cannot detect features of f that lie entirely between the nodes. The integral is
-    differentiable with respect to the bounds and to all tensors that f uses.
+    Uses Gauss-Kronrod quadrature with 7 and 15 nodes on each of ``panels`` panels of equal width. The number of panels
+    is doubled, for all elements, until the estimated error is small enough. For smooth functions the estimate is
+    usually far above the true error; it cannot detect features of f that lie entirely between the nodes. The integral
+    is differentiable with respect to the bounds and to all tensors that f uses.
 
     Cost: 15 evaluations of f per panel and element, for every number of panels tried.
 
@@ -40,13 +40,13 @@ def integrate(
         doublings: the largest number of doublings.
 
     Returns:
-        The integral (\*batch), and an estimate (\*batch) of its error, including rounding, without gradient. Both are NaN
-        if a bound is NaN.
+        The integral (\*batch), and an estimate (\*batch) of its error, including rounding, without gradient. Both are
+        NaN if a bound is NaN.
 
     Raises:
         ConvergenceError: if the error is too large after the last doubling, or f is not finite.
-        ValueError: if a bound is infinite, ``panels`` or ``tol`` is not positive, ``doublings`` is negative, or the values
-            of f have another shape than the points.
+        ValueError: if a bound is infinite, ``panels`` or ``tol`` is not positive, ``doublings`` is negative, or the
+            values of f have another shape than the points.
         TypeError: if a bound is not a floating-point tensor.
 
     Reference: Piessens et al., "QUADPACK", Springer 1983 (rules and error estimate).

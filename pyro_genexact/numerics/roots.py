@@ -43,13 +43,13 @@ def root(
     during the third whenever half of them are finished. The root is differentiable to any order with respect to y, the
     parameters, ``shared`` and the parameters of a module, see :func:`implicit`.
 
-    The transforms of ``torch.func`` cannot branch on values. Under them all steps are executed, elements that would raise
-    a ConvergenceError are NaN, and derivatives are exact up to the third order.
+    The transforms of ``torch.func`` cannot branch on values. Under them all steps are executed, elements that would
+    raise a ConvergenceError are NaN, and derivatives are exact up to the third order.
 
     Args:
         f: maps x and the tensors to values of the shape of x, or to a pair of values and log-derivatives; without the
             latter, autograd computes the derivative. Can also be an ``nn.Module``, whose parameters are treated as
-            ``shared``. Tensors that f uses as a closure must not require gradients and must apply to all elements.
+            ``shared``. Tensors in the closure of f must not require gradients and must apply to all elements.
         y: (\*batch) the targets; infinite targets give the same infinity, NaN gives NaN.
         *parameters: (\*batch, ...) tensors with one entry per element; dims of size 1 broadcast.
         shared: tensors of any shape that are the same for all elements.
@@ -63,17 +63,17 @@ def root(
             - rounding of f exceeds the tolerance, and a Newton step passed y between two points within 4 tol; or
             - f is so steep that rounding of x exceeds the tolerance, and x is within that rounding of the root.
 
-            If none of these applies because f is too steep or too flat, and always with ``tol=0``, the result is exactly
-            the smallest number x with f(x) >= y. Since the tolerance is absolute for small y, rescale f if its values
-            are much smaller than 1.
+            If none of these applies because f is too steep or too flat, and always with ``tol=0``, the result is
+            exactly the smallest number x with f(x) >= y. Since the tolerance is absolute for small y, rescale f if its
+            values are much smaller than 1.
 
     Returns:
         The root (\*batch).
 
     Raises:
         ConvergenceError: if f is below y or above y at all numbers, or NaN around the root.
-        ValueError: if f uses a tensor that requires gradients as a closure, if its values have another shape than x, if a
-            shape does not broadcast, ``tol`` is negative, or ``low`` exceeds ``high``.
+        ValueError: if a tensor in the closure of f requires gradients, if the values of f have another shape than x, if
+            a shape does not broadcast, ``tol`` is negative, or ``low`` exceeds ``high``.
         TypeError: if y or one of the other arguments is not a tensor of the expected dtype.
 
     Reference: Press et al., "Numerical Recipes", 3rd ed., section 9.4 (Newton's method with a bracket).
@@ -142,7 +142,7 @@ def find(
         return torch.empty_like(y)
     tol = 4 * torch.finfo(y.dtype).eps if tol is None else tol
     sloped, x = Sloped(f), y if guess is None else guess
-    whole = not parameters or not y.dim() or transformed()  # f may use tensors of the shape of y as a closure
+    whole = not parameters or not y.dim() or transformed()  # the closure of f may have tensors of the shape of y
     near = torch.zeros_like(y, dtype=torch.bool)
     if tol > 0 and low is None and high is None:
         x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
@@ -150,27 +150,27 @@ def find(
             return x
         x = torch.where(x.isfinite(), x, y if guess is None else guess)  # a step overflowed
         rows = None if whole else (~near).nonzero(as_tuple=True)
-        at_y, at_x, *some = (_of_rows(t, near.shape, rows) for t in (y, x, *parameters))
+        at_y, at_x, *some = (_select_rows(t, near.shape, rows) for t in (y, x, *parameters))
         moved, found = _newton(sloped, at_y, at_x, some, shared, tol, _GUARDED_STEPS, guarded=True)
-        x, near = _put(x, near, rows, moved), _put(near, near, rows, found)
+        x, near = _merge_rows(x, near, rows, moved), _merge_rows(near, near, rows, found)
         if visible(near) and near.all():
             return x
     rows = None if whole else (~near).nonzero(as_tuple=True)
-    at_y, *some = (_of_rows(t, near.shape, rows) for t in (y, *parameters))
+    at_y, *some = (_select_rows(t, near.shape, rows) for t in (y, *parameters))
     guess, low, high = (
-        None if t is None else _of_rows(t.expand(y.shape), near.shape, rows) for t in (guess, low, high)
+        None if t is None else _select_rows(t.expand(y.shape), near.shape, rows) for t in (guess, low, high)
     )
     unknown = _unknown(at_y, some, shared)
     start = bracket(at_y, guess, low, high, near | unknown if whole else unknown)
-    return _put(x.expand(near.shape), near, rows, search(sloped, start, some, shared, tol, rows))
+    return _merge_rows(x.expand(near.shape), near, rows, search(sloped, start, some, shared, tol, rows))
 
 
-def _of_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
-    """Selects rows of a tensor whose leading dims broadcast with ``shape``; returns it unchanged if ``rows`` is None."""
+def _select_rows(t: Tensor, shape: torch.Size, rows: tuple[Tensor, ...] | None) -> Tensor:
+    """Selects rows of a tensor whose leading dims broadcast with ``shape``; all of them if ``rows`` is None."""
     return t if rows is None else t.expand(shape + t.shape[len(shape) :])[rows]
 
 
-def _put(t: Tensor, near: Tensor, rows: tuple[Tensor, ...] | None, found: Tensor) -> Tensor:
+def _merge_rows(t: Tensor, near: Tensor, rows: tuple[Tensor, ...] | None, found: Tensor) -> Tensor:
     """Puts the found roots in the places of the selected rows, or of the elements that are not ``near``."""
     return torch.where(near, t, found) if rows is None else t.index_put(rows, found)
 
@@ -187,8 +187,9 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """Performs up to ``count`` Newton steps; returns the points and whether each of them is accepted as a root.
 
-    If ``guarded``, a step that leaves the bracket of evaluated points, or is longer than half the step before, is replaced
-    by one to the middle of the bracket, or by one outwards that doubles the distance while there is no bracket.
+    If ``guarded``, a step that leaves the bracket of evaluated points, or is longer than half the step before, is
+    replaced by one to the middle of the bracket, or by one outwards that doubles the distance while there is no
+    bracket.
     """
     bound, residual, done = tol * (1 + y.abs()), torch.full_like(y, inf), torch.zeros_like(y, dtype=torch.bool)
     low, high = torch.full_like(y, -inf), torch.full_like(y, inf)
@@ -208,7 +209,7 @@ def _newton(
             near = near | done
             if guarded:
                 low, high = torch.where(residual < 0, x, low), torch.where(residual < 0, high, x)
-                pinned = _pinned(x, residual, slope, high - low) & ~near
+                pinned = _within_rounding(x, residual, slope, high - low) & ~near
                 held = torch.where(pinned & (moved >= low) & (moved <= high), moved, held)
                 near = near | pinned
             if last or (visible(near) and near.all()):
@@ -254,9 +255,9 @@ def _settled(
 ) -> tuple[Tensor, Tensor]:
     """Returns whether x is accepted as a root, and whether to take a last Newton step from it.
 
-    Within the tolerance, that step must be only rounding of x, or small for the second time. If rounding of f exceeds the
-    tolerance, the residual must be within ``_ROUGH`` tolerances for the second time and have changed its sign; the step
-    is then taken if it stays between the two points.
+    Within the tolerance, that step must be only rounding of x, or small for the second time. If rounding of f exceeds
+    the tolerance, the residual must be within ``_ROUGH`` tolerances for the second time and have changed its sign; the
+    step is then taken if it stays between the two points.
     """
     eps, size, off, prior = torch.finfo(x.dtype).eps, step.abs(), residual.abs(), before.abs()
     tiny, fine = size <= 8 * eps * x.abs(), off < bound  # the bound is infinite for infinite y
@@ -266,7 +267,7 @@ def _settled(
     return (fine & (tiny | ((prior < bound) & (size <= eps**0.5 * (1 + y.abs()))))) | passed, tiny | between
 
 
-def _pinned(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
+def _within_rounding(x: Tensor, residual: Tensor, slope: Tensor, width: Tensor) -> Tensor:
     """Whether f passes y within rounding of x, with a residual that the slope of f explains."""
     return (width <= 2 * torch.finfo(x.dtype).eps * x.abs()) & (residual.abs() <= 8 * slope * width)
 

@@ -16,9 +16,9 @@ _STEPS, _HALVINGS = 50, 8
 def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
     r"""Solves f(x) = y for rows x by Newton's method from a close guess.
 
-    A guess that f maps to y up to rounding is returned unchanged. Steps are halved until the residuals decrease. The result
-    has no gradient: call this function under ``no_grad``, and use :func:`implicit` with ``event_dim=1`` to make the
-    result differentiable. Under the transforms of ``torch.func`` no step is taken, and rows that need one are NaN.
+    A guess that f maps to y up to rounding is returned unchanged. Steps are halved until the residuals decrease. The
+    result has no gradient: call this function under ``no_grad``, and use :func:`implicit` with ``event_dim=1`` to make
+    the result differentiable. Under the transforms of ``torch.func`` no step is taken, and rows that need one are NaN.
 
     Cost: one evaluation of f, and per step two evaluations, D derivatives of f and the solution of a D x D linear
     system. A close guess needs one or two steps.
@@ -78,9 +78,10 @@ def _shortened(
 ) -> tuple[Tensor, Tensor]:
     """Subtracts the step from x, shortened so that residuals decrease; returns the new x and its residual.
 
-    Each element of the step is halved, up to eight times, until its own residual decreases; to half its size if its sign
-    changes, since a step across the root may end where f is flat. Elements are treated separately because most systems
-    are triangular in an unknown order: the residual of an element that depends on others may grow while those converge.
+    Each element of the step is halved, up to eight times, until its own residual decreases; to half its size if its
+    sign changes, since a step across the root may end where f is flat. Elements are treated separately because most
+    systems are triangular in an unknown order: the residual of an element that depends on others may grow while those
+    converge.
     """
     bound, noise = residual.abs(), 1000 * torch.finfo(y.dtype).eps * (1 + y.abs())
     for _ in range(_HALVINGS):

@@ -320,6 +320,11 @@ def test_sequences_have_mass_1(name):
             ValueError,
             r"got a PerSite \(use PerSite\(\[TopK",
         ),
+        (
+            lambda: MinLength(heads.PerSite([heads.Categorical(V)] * 2), 2, 0),
+            ValueError,
+            r"treat all sites alike; got a PerSite\.$",
+        ),
         (lambda: TopK(heads.Categorical(V), 0), ValueError, "Expected k to be an integer >= 1; got 0."),
         (lambda: TopK(heads.Categorical(V), 1.5), ValueError, "Expected k to be an integer >= 1; got 1.5."),
         (lambda: TopP(heads.Categorical(V), 0.0), ValueError, "Expected 0 < p <= 1; got 0.0."),

@@ -222,7 +222,7 @@ class OrderEnsemble(DistributionModule):
         check_sizes(1, validation=validation)
         check_kind("autoregressive", autoregressive, Autoregressive)
         if autoregressive.order is not None:
-            raise ValueError("Expected autoregressive.order is None (the ensemble sets the orders); got an order.")
+            raise ValueError("Expected autoregressive.order to be None (the ensemble sets the orders); got an order.")
         self.autoregressive, self.context, self.validation = autoregressive, autoregressive.context, validation
         sites = prod(sites_of(autoregressive.conditioner, autoregressive.head, autoregressive.event_shape, 0))
         if isinstance(orders, int):

@@ -260,8 +260,8 @@ def fold(semiring: Semiring, chain: ChainPotentials) -> tuple[Tensor, list[Tenso
         chain: the potentials.
 
     Returns:
-        The total (*), and a list of the messages (*, V) of each site: sums over the labels of all earlier sites, by the
-        label of this site. Messages do not change after a row's length.
+        The total (*), and a list of the messages (*, V) of each site. A message sums over the labels of all earlier
+        sites, by the label of this site. Messages do not change after a row's length.
 
     Cost: N steps on tensors (*, V, V).
 

@@ -81,7 +81,7 @@ class Transformer(Conditioner):
         dropout: dropout rate in training mode, after the inputs and after each attention and MLP.
 
     Raises:
-        TypeError: if a size or ``dropout`` is not a number.
+        TypeError: if ``dropout`` is not a number.
         ValueError: if a size is not a positive integer, ``width`` is not a multiple of 2 * num_heads, or ``dropout`` is
             outside [0, 1). In calls, for categories out of range, a context of another width, a number of rows other
             than the state's, and more sites than covariates or ``max_len``.
@@ -165,7 +165,7 @@ class Transformer(Conditioner):
         return phi.squeeze(1), state
 
     def extend(self, y: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        """Reads y (B, S, *site_shape) in parallel; returns the parameters (B, S, P) of the S sites that follow each."""
+        """Reads y (B, S, *site_shape) in parallel; returns the parameters (B, S, P) of the sites that follow."""
         first = state.position + 1
         check_chunk(self, y, state.position, state.cache.shape[2])
         state = resumed(state)

@@ -138,6 +138,10 @@ class UnivariateDistribution(TransformedDistribution):
     transform. One of the two directions is a network pass, the other one inverts the heads. Both support every base
     that ``families.cdf.cdf`` supports.
 
+    Raises:
+        TypeError: in ``cdf`` and ``icdf``, if the value is not a tensor.
+        NotImplementedError: in ``cdf`` and ``icdf``, if the base does not have them.
+
     Example:
         >>> import torch
         >>> from torch.distributions import constraints

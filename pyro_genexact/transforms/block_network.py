@@ -127,15 +127,15 @@ FORMS = {
 def _through(form: _Form, count: int, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Evaluates the network at one site x (B,).
 
-    Returns:
-        y and log dy/dx (B,), and the units (B, n) of each hidden layer at this site.
-
     Args:
         form: the residual form.
         count: the number of layers.
         x: the site.
         tensors: for each layer the contribution (B, n) of context and earlier sites, then for each layer its diagonal
             block, then the gate if there is one.
+
+    Returns:
+        y and log dy/dx (B,), and the units (B, n) of each hidden layer at this site.
     """
     offsets, blocks, gate = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
     first = blocks[0].squeeze(-1)

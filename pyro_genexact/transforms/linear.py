@@ -182,7 +182,9 @@ class Standardize(PlainTransform, TransformModule):
                 f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
             )
         if not data.is_meta and (constant := (data == data[0]).all(0)).any():
-            raise ValueError(f"Expected features that vary; got constant features {constant.nonzero()[:, 0].tolist()}.")
+            raise ValueError(
+                f"Expected data to vary in each feature; got constant values at features {constant.nonzero()[:, 0].tolist()}."
+            )
         return cls(data.mean(0), data.std(0, correction=0))
 
     def _call(self, x: Tensor) -> Tensor:

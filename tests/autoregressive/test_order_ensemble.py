@@ -92,7 +92,7 @@ def test_order_ensemble_refuses():
     model = gx.Autoregressive(conditioners.Recurrent((), 1), heads.Bernoulli(), (6,))
     with pytest.raises(ValueError, match=r"weights belong to variables; got Recurrent"):
         gx.OrderEnsemble(model, 2)
-    with pytest.raises(ValueError, match=r"autoregressive\.order is None"):
+    with pytest.raises(ValueError, match=r"autoregressive\.order to be None"):
         gx.OrderEnsemble(binary(ORDER), 2)
     with pytest.raises(ValueError, match=r"permutation of 0 ... 5"):
         gx.OrderEnsemble(binary(), torch.zeros(2, 6, dtype=torch.long))

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from docutils import nodes
 from sphinxcontrib.bibtex.plugin import register_plugin
 from sphinxcontrib.bibtex.style.referencing import BracketStyle
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
@@ -69,7 +70,7 @@ intersphinx_mapping = {
 
 nitpicky = True
 nitpick_ignore_regex = [  # internal types in annotations
-    (r"py:class", r"_DependentProperty|_Residual|ChainRule|Layout|ScoreParts|Weights"),
+    (r"py:class", r"_Residual|ChainRule|Layout|ScoreParts|Weights"),
     (
         r"py:class",
         r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|parts\.Categorical|testing\.helpers\.ModuleT)",
@@ -127,6 +128,27 @@ def public_bases(app, name, obj, options, bases):
     bases[:] = [base for base in kept if base is not object]
 
 
+def defining_module(app, module, name):
+    """The module that defines a name of a face, for the link to its source."""
+    for found, contents in list(sys.modules.items()):
+        path = getattr(contents, "__file__", None)
+        if not (found.startswith("pyro_genexact.") and path and name in vars(contents)):
+            continue
+        if re.search(rf"^(class|def) {re.escape(name)}\b", Path(path).read_text(), re.MULTILINE):
+            return found
+    return None
+
+
+def without_return_type(app, domain, kind, content):
+    """The type of a property is in its signature."""
+    if kind == "property":
+        for field_list in list(content.findall(nodes.field_list)):
+            kept = [field for field in field_list if field[0].astext() != "rtype"]
+            field_list.children = kept
+            if not kept:
+                field_list.parent.remove(field_list)
+
+
 def pack_inventories(app, config):
     """Packs the listed inventories in Sphinx's format; a line of a list is ``name domain:role address``, with $ for the name."""
     for project, base in LISTED.items():
@@ -141,6 +163,8 @@ def pack_inventories(app, config):
 
 
 def setup(app):
+    app.connect("viewcode-follow-imported", defining_module)
+    app.connect("object-description-transform", without_return_type, priority=600)  # after autodoc
     app.connect("config-inited", pack_inventories, priority=700)  # before intersphinx
     app.connect("autodoc-process-bases", public_bases)
     app.connect("autodoc-process-docstring", keep_plain_text, priority=400)  # before napoleon

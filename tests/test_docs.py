@@ -1,5 +1,6 @@
 """The documentation and its sources agree."""
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def test_citations_are_in_the_bibliography(bibliography):
         for key in re.split(r",\s*", group)
     }
     assert {(key, path) for key, path in cited if key not in keys} == set()
+
+
+@pytest.mark.parametrize("project", ["torch", "pyro"])
+def test_listed_names_exist(project):
+    """The names that pages link to, listed for builds without a network, are names of the installed release."""
+    lines = (ROOT / "docs" / "inventories" / f"{project}.txt").read_text().splitlines()
+    entries = [line.split() for line in lines if not line.startswith("#")]
+    assert all(len(entry) == 3 and entry[1].startswith("py:") for entry in entries)
+    for name, _, _ in entries:
+        if name.startswith(f"{project}."):
+            pkgutil.resolve_name(name)

@@ -23,8 +23,11 @@ def calibration(axes: plt.Axes, uniforms: dict[str, Tensor], independent: int) -
     band = 1.224 / math.sqrt(independent)
     axes.axhspan(-band, band, color="0.88", linewidth=0, label="90% band of chance")
     axes.axhline(0.0, color="0.5", linewidth=0.6)
+    reach = band
     for name, u in uniforms.items():
         ordered = u.sort().values
         excess = (torch.arange(len(u)) + 0.5) / len(u) - ordered
         axes.plot(ordered, excess, label=name)
-    axes.set(xlim=(0, 1), xlabel="u = F(observation)", ylabel="empirical cdf minus u")
+        reach = max(reach, excess.abs().max().item())
+    axes.set(xlim=(0, 1), ylim=(-1.2 * reach, 2.0 * reach))  # space for a legend
+    axes.set(xlabel="u = F(observation)", ylabel="empirical cdf minus u")

@@ -36,6 +36,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -98,7 +99,7 @@ def panel(z: Tensor, covariates: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 def fit_network(
     seed: int, train: tuple[Any, ...], validation: tuple[Any, ...], epochs: int
-) -> gx.Autoregressive:
+) -> tuple[gx.Autoregressive, gx.FitResult]:
     """Fits a GRU to windows and keeps the weights of the best validation epoch."""
     torch.manual_seed(seed)
     head, context = gx.heads.StudentT(), gx.Covariates(1 + 2 * HARMONICS)
@@ -114,9 +115,7 @@ def fit_network(
         seed=seed,
         progress=False,
     )
-    epoch, seconds = result.best_epoch + 1, result.seconds
-    print(f"Network {seed + 1}: best epoch {epoch:>2} of {epochs}, {seconds:.0f} s")
-    return model
+    return model, result
 
 
 @torch.no_grad()
@@ -185,9 +184,28 @@ def bands(paths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(paths.quantile(q, 0) for q in (tail, 0.5, 1 - tail))
 
 
+def yearly(values: Tensor) -> Tensor:
+    return values.double().view(-1, YEAR).mean(1)
+
+
 def mean_and_error(values: Tensor) -> str:
     """The mean and two standard errors of it."""
     return f"{values.mean():.3f} ± {2 * values.std() / math.sqrt(len(values)):.3f}"
+
+
+def report_networks(
+    results: list[gx.FitResult], members: list[Forecast], measured: Tensor
+) -> None:
+    """Single networks: similar scores of weeks, different levels after eight years."""
+    print(
+        f"\n{'network':<10}{'best epoch':>11}{'fit, s':>8}{'test nats per week':>24}"
+        f"{'error in year 8, ppm':>24}"
+    )
+    for k, (result, member) in enumerate(zip(results, members, strict=True)):
+        error = yearly(member.paths.median(0).values - measured)[-1]
+        score = mean_and_error(member.scores)
+        row = f"{result.best_epoch + 1:>11}{result.seconds:>8.1f}{score:>24}"
+        print(f"GRU {k + 1:<6}{row}{error:>24.1f}")
 
 
 def report_scores(scores: dict[str, Tensor]) -> None:
@@ -208,57 +226,64 @@ def report_bands(forecasts: dict[str, Forecast], measured: Tensor) -> None:
         low, middle, high = bands(forecast.paths)
         inside = (low < measured) & (measured < high)
         lines = {
-            "weeks in the 90% band": (inside.double(), "6.0%"),
+            "weeks in the 90% band": (inside, "6.0%"),
             "median minus measured, ppm": (middle - measured, "6.1f"),
             "width of the band, ppm": (high - low, "6.1f"),
         }
         for title, (values, form) in lines.items():
-            yearly = values.view(-1, YEAR).mean(1).tolist()
-            row = "".join(format(value, form) for value in yearly)
+            row = "".join(format(value, form) for value in yearly(values).tolist())
             print(f"{f'{name}: {title}':<40}{row}")
+
+
+def draw_band(axes: plt.Axes, x: Sequence, paths: Sequence, k: int, name: str) -> None:
+    """A shaded band for the first forecast, a dashed outline for the second."""
+    low, middle, high = paths
+    axes.plot(x, middle, color=f"C{k}", label=f"{name}: median")
+    if k == 0:
+        style = {"color": f"C{k}", "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(x, low, high, **style, label=f"{name}: 90% band")
+    else:
+        style = {"color": f"C{k}", "linewidth": 0.8, "linestyle": "--"}
+        axes.plot(x, low, **style, label=f"{name}: 90% band")
+        axes.plot(x, high, **style)
 
 
 def picture(
     dates: pd.DatetimeIndex,
     x: Tensor,
     forecasts: dict[str, Forecast],
-    parts: list[Forecast],
+    members: list[Forecast],
     out: Path,
 ) -> None:
     plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
-    layout = [["fan", "fan"], ["error", "calibration"]]
     figure, axes = plt.subplot_mosaic(
-        layout, figsize=(7, 5.4), width_ratios=(1.45, 1), height_ratios=(1.1, 1)
+        [["fan", "fan"], ["error", "calibration"]], figsize=(7, 5.4)
     )
-    fan, error = axes["fan"], axes["error"]
-    test, years = dates[-TEST:], (torch.arange(TEST) + 1) / YEAR
+    fan, error, check = axes["fan"], axes["error"], axes["calibration"]
+    years = torch.arange(TEST // YEAR) + 1
+    for member in members:
+        gap = yearly(member.paths.median(0).values - x[-TEST:])
+        error.plot(years, gap, color="C0", linewidth=0.5, zorder=1)
+    error.lines[0].set_label("each GRU: median")
     for k, (name, forecast) in enumerate(forecasts.items()):
-        low, middle, high = bands(forecast.paths)
-        style = {"color": f"C{k}", "alpha": 0.25, "linewidth": 0}
-        fan.fill_between(test, low, high, **style, label=f"{name}: 90% band")
-        fan.plot(test, middle, color=f"C{k}", label=f"{name}: median")
-        gaps = (part - x[-TEST:] for part in (low, middle, high))
-        low, middle, high = gaps
-        error.fill_between(years, low, high, **style, label=f"{name}: 90% band")
-        error.plot(years, middle, color=f"C{k}", label=f"{name}: median")
-    for k, part in enumerate(parts):
-        gap = part.paths.median(0).values - x[-TEST:]
-        label = "each network: median" if k == 0 else None
-        error.plot(years, gap, color="C0", linewidth=0.5, linestyle="--", label=label)
-    shown = TEST + 2 * YEAR
-    fan.plot(dates[-shown:], x[-shown:], "k", linewidth=0.8, label="measured")
+        paths = bands(forecast.paths)
+        draw_band(fan, dates[-TEST:], paths, k, name)
+        draw_band(error, years, [yearly(q - x[-TEST:]) for q in paths], k, name)
+    shown = dates[-TEST - 2 * YEAR :]
+    fan.plot(shown, x[-len(shown) :], "k", linewidth=0.8, label="measured")
     fan.axvline(dates[-TEST], color="0.4", linestyle=":", linewidth=0.8)
-    fan.set(xlabel="year", ylabel="carbon dioxide (ppm)", xlim=dates[[-shown, -1]])
+    fan.set(xlabel="year", ylabel="carbon dioxide (ppm)", xlim=shown[[0, -1]])
     fan.set_title("(a) Forecast from the dotted line on", loc="left")
     fan.legend(loc="upper left")
     error.axhline(0.0, color="black", linewidth=0.8)
-    error.set(xlabel="years ahead", ylabel="forecast minus measured (ppm)", xlim=(0, 8))
-    error.set_title("(b) Error of the forecast", loc="left")
+    error.set(xlabel="years ahead", xlim=(1, TEST // YEAR), ylim=(-7, 11))
+    error.set_ylabel("forecast minus measured (ppm)")
+    error.set_title("(b) Mean error of each year", loc="left")
     error.legend(loc="upper left", ncols=2)
     uniforms = {name: forecast.uniforms for name, forecast in forecasts.items()}
-    calibration(axes["calibration"], uniforms, TEST)
-    axes["calibration"].set_title("(c) Calibration of one-week forecasts", loc="left")
-    axes["calibration"].legend(loc="upper left")
+    calibration(check, uniforms, TEST)
+    check.set_title("(c) Calibration of one-week forecasts", loc="left")
+    check.legend(loc="upper left")
     figure.savefig(out)
 
 
@@ -285,7 +310,8 @@ def main() -> None:
     train, validation = (panel(z[part], covariates[part]) for part in parts)
     print(f"{len(train[0])} training windows, {len(validation[0])} for validation")
     fits = [fit_network(seed, train, validation, epochs) for seed in range(networks)]
-    members = [network_forecast(fit, x, covariates, units, draws) for fit in fits]
+    members = [network_forecast(fit, x, covariates, units, draws) for fit, _ in fits]
+    report_networks([result for _, result in fits], members, x[-TEST:])
     mixed = mixture(members)
     order, ar = gaussian_ar(x, covariates, len(mixed.paths))
     forecasts = {"GRUs": mixed, f"AR({order})": ar}

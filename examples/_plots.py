@@ -30,4 +30,5 @@ def calibration(axes: plt.Axes, uniforms: dict[str, Tensor], independent: int) -
         axes.plot(ordered, excess, label=name)
         reach = max(reach, excess.abs().max().item())
     axes.set(xlim=(0, 1), ylim=(-1.2 * reach, 2.0 * reach))  # space for a legend
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set(xlabel="u = F(observation)", ylabel="empirical cdf minus u")

@@ -211,11 +211,11 @@ def report_networks(
 def report_scores(scores: dict[str, Tensor]) -> None:
     first, *_ = scores
     print(
-        f"\n{'One-week forecasts':<30}{'test nats per week':>20}{'gain of the GRUs':>26}"
+        f"\n{'One-week forecasts':<30}{'test nats per week':>20}{'gain of the GRUs':>25}"
     )
     for name, score in scores.items():
         gain = "" if name == first else mean_and_error(scores[first] - score)
-        print(f"{name:<30}{mean_and_error(score):>20}{gain:>26}")
+        print(f"{name:<30}{mean_and_error(score):>20}{gain:>25}")
 
 
 def report_bands(forecasts: dict[str, Forecast], measured: Tensor) -> None:

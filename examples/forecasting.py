@@ -211,7 +211,8 @@ def report_networks(
 def report_scores(scores: dict[str, Tensor]) -> None:
     first, *_ = scores
     print(
-        f"\n{'One-week forecasts':<30}{'test nats per week':>20}{'gain of the GRUs':>25}"
+        f"\n{'one-week forecasts':<30}{'test nats per week':>20}"
+        f"{'gain of the GRUs':>25}"
     )
     for name, score in scores.items():
         gain = "" if name == first else mean_and_error(scores[first] - score)
@@ -221,7 +222,7 @@ def report_scores(scores: dict[str, Tensor]) -> None:
 def report_bands(forecasts: dict[str, Forecast], measured: Tensor) -> None:
     """Coverage and error of the eight-year forecasts, by the year ahead."""
     head = "".join(f"{year:>6}" for year in range(1, TEST // YEAR + 1))
-    print(f"\n{'Eight-year forecasts, year ahead':<40}{head}")
+    print(f"\n{'eight-year forecasts: year ahead':<40}{head}")
     for name, forecast in forecasts.items():
         low, middle, high = bands(forecast.paths)
         inside = (low < measured) & (measured < high)

@@ -324,7 +324,8 @@ def report_plane(
     exact, kl = evidence(vae, test, size), {}
     print(f"\nTwo latents, MAF prior: log p(x) by quadrature {mean(exact)}")
     print(
-        f"{'guide':<27}{'KL(q || posterior)':>20}{'its median':>13}{'IW - log p(x)':>20}"
+        f"{'guide':<27}{'KL(q || posterior)':>20}{'its median':>13}"
+        f"{'IW - log p(x)':>20}"
     )
     for name, one in guides.items():
         found = bounds(one, test, draws)

@@ -1,24 +1,30 @@
-"""Conditional densities with two modes: what the insured of an experiment spent, given who they were, by flows.
+"""Conditional densities of two responses: medical spending given ten covariates.
 
     python examples/conditional_flow.py [--out conditional_flow.png] [--smoke-test]
 
-The data are the RAND Health Insurance Experiment, 1974-82, from a file that comes with statsmodels: a row is a person in a
-year. The responses are log10 of the dollars for outpatient care and for all else (drugs, supplies, stays in hospital), in
-rows where neither is zero. Few were in hospital, for sixty times what drugs cost (medians of $657 and $10.8 a year), so the second response is
-skewed with two modes, whose weights, places and widths depend on age, sex, health, plan and income.
+The data are from the RAND Health Insurance Experiment, 1974 to 1982, in a file that is
+part of statsmodels. Each row is one person in one year. The two responses are log10 of
+the dollars for outpatient care and for all else (drugs, supplies and stays in
+hospital), in rows where neither is zero. Few people were in hospital, but a stay costs
+about sixty times as much as drugs (medians of $657 and $10.8 per year). The second
+response is therefore skewed with two modes, and their weights, locations and widths
+depend on age, sex, health, insurance plan and income.
 
-    scale ~ HalfNormal(0.2),    offset_g ~ Normal(0, scale),    y_i - offset_g(i) ~ density(x_i)
+    scale ~ HalfNormal(0.2),    offset_g ~ Normal(0, scale)
+    y_i - offset_g(i) ~ density(x_i)
 
-There is one offset for each of 30 cells of site and year, since prices and customs differ. The rows are in a plate with
-subsampling. SVI finds the offsets' posterior together with the weights of the density, which is one of:
+There is one offset for each of 30 cells of site and year, because prices and customs
+differ. The rows are in a plate with subsampling. SVI fits the posterior of the offsets
+together with the weights of the density, which is one of:
 
-* Gaussian, network: mean and covariance by a network of the ten covariates;
-* Gaussian, linear: a linear mean and one covariance;
+* Gaussian, network: a network of the covariates computes the mean and the covariance;
+* Gaussian, linear: the mean is linear and the covariance is constant;
 * maf, nsf, naf: autoregressive flows with affine, spline and neural bijections.
 
-Test nats are log (1/S) sum_s p(y | x, offset_s), over posterior draws, with respect to log10 dollars; more is better. The
-gain is over the first model, row by row. Training, validation and test rows are of different persons, and standard errors
-allow for rows of one person being alike.
+Test nats are log (1/S) sum_s p(y | x, offset_s) over posterior draws, per row, with
+respect to log10 dollars; higher is better. The gain is the mean difference from the
+first model. Training, validation and test rows are of different persons, and the
+standard errors account for the similarity of rows of one person.
 """
 
 from __future__ import annotations
@@ -30,15 +36,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas
 import pyro
 import pyro.distributions as dist
 import statsmodels
 import torch
+from _plots import calibration
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_median
@@ -50,22 +54,12 @@ import pyro_genexact as gx
 FILE = (
     Path(statsmodels.__file__).parent / "datasets" / "randhie" / "src" / "randhie.csv"
 )
-COVARIATES = [
-    "xage",
-    "female",
-    "disea",
-    "physlm",
-    "xghindx",
-    "mhi",
-    "logc",
-    "idp",
-    "linc",
-    "lnum",
-]
+COVARIATES = ["xage", "female", "disea", "physlm", "xghindx", "mhi", "logc"]
+COVARIATES += ["idp", "linc", "lnum"]
 C, CELLS, YEARS = len(COVARIATES), 30, 5
 HIDDEN, DRAWS, NEAREST = 64, 20, 250
 REFERENCE = "Gaussian, network"
-SHOWN, COLORS = ("naf", REFERENCE), ("tab:blue", "tab:orange")
+SHOWN = ("naf", REFERENCE)  # in the figure
 
 
 class Rows(NamedTuple):
@@ -76,7 +70,10 @@ class Rows(NamedTuple):
 
 
 def spending() -> tuple[list[Rows], pandas.DataFrame]:
-    """Training, validation and test rows, of different persons, and the covariates' mean and deviation (2, C)."""
+    """Returns training, validation and test rows, which are of different persons.
+
+    The second value has the mean and the deviation of each covariate (2, C).
+    """
     table = pandas.read_csv(FILE)
     table["rest"] = table.meddol - table.outpdol
     table = table[(table.outpdol > 0) & (table.rest > 0.05)]
@@ -136,7 +133,7 @@ class LinearMean(nn.Module):
 
 
 def gaussian(network: nn.Module, y: Tensor) -> gx.Flow:
-    """Normal given x, in units of the training rows' standardised y, as the flows are."""
+    """Normal given x, in units of the standardised training y, as the flows are."""
     units = gx.transforms.Inverse(gx.transforms.Standardize.from_data(y))
     return gx.Flow(
         [units], gx.Conditional(network, gx.heads.MultivariateNormal(2), context=C)
@@ -169,7 +166,7 @@ def densities(y: Tensor) -> dict[str, nn.Module]:
 def fit(
     model: Spending, train: Rows, validation: Rows, epochs: int, batch: int = 256
 ) -> AutoNormal:
-    """SVI, keeping the weights with the best validation nats; returns the guide of scale and offset."""
+    """Runs SVI, keeps the weights with the best validation nats, returns the guide."""
     pyro.clear_param_store()
     guide = AutoNormal(
         poutine.block(model, hide=["y"]), init_loc_fn=init_to_median, init_scale=0.05
@@ -201,7 +198,7 @@ def fit(
 def log_prob(
     model: Spending, guide: AutoNormal, rows: Rows, draws: int = DRAWS
 ) -> Tensor:
-    """log (1/S) sum_s p(y | x, offset_s) (N,); with one draw, at the posterior median."""
+    """log (1/S) sum_s p(y | x, offset_s) (N,); one draw is the posterior median."""
     offsets = [
         guide.median() if draws == 1 else guide(rows, None) for _ in range(draws)
     ]
@@ -213,7 +210,11 @@ def log_prob(
 
 @torch.no_grad()
 def uniforms(model: Spending, guide: AutoNormal, rows: Rows) -> Tensor:
-    """The normal cdf of the noise that gives each row (N, 2): independent and uniform on (0, 1) if the model is right."""
+    """The normal cdf of each row's base noise (N, 2).
+
+    The values are independent and uniform on (0, 1) if the model is right. The first
+    is the cdf of outpatient care, the second that of all else given outpatient care.
+    """
     density = model.density(rows.x)
     noise = density.transforms[0].inv(rows.y - guide.median()["offset"][rows.cell])
     if isinstance(density.base_dist, torch.distributions.MultivariateNormal):
@@ -225,7 +226,7 @@ def uniforms(model: Spending, guide: AutoNormal, rows: Rows) -> Tensor:
 
 
 def mean(values: Tensor, person: Tensor) -> str:
-    """The mean with 2 standard errors; rows of one person are not independent."""
+    """The mean with two standard errors, which allow for several rows per person."""
     _, index = person.unique(return_inverse=True)
     excess = torch.zeros(int(index.max()) + 1).index_add(
         0, index, values - values.mean()
@@ -233,21 +234,19 @@ def mean(values: Tensor, person: Tensor) -> str:
     return f"{values.mean():.3f} ± {2 * excess.norm() / len(values):.3f}"
 
 
-def people(rows: Rows, scaling: pandas.DataFrame) -> list[tuple[str, Tensor, Tensor]]:
-    """Four kinds of insured: name, typical covariates (C,) of that sex and age, and the y of the rows nearest to them."""
+def people(rows: Rows, scaling: pandas.DataFrame) -> dict[str, tuple[Tensor, Tensor]]:
+    """Median covariates (C,) of four kinds of people, and y of the nearest rows."""
+    columns = rows.x[:, :2].T
     age, female = (
-        rows.x[:, k] * scaling.iloc[1, k] + scaling.iloc[0, k] for k in (0, 1)
+        c * scaling.iloc[1, k] + scaling.iloc[0, k] for k, c in enumerate(columns)
     )
-    found = []
-    for name, years, sex in (
-        ("boy of 6", 6, 0),
-        ("man of 25", 25, 0),
-        ("woman of 30", 30, 1),
-        ("woman of 58", 58, 1),
-    ):
+    kinds = {"boy, 6": (6, 0), "man, 25": (25, 0)}
+    kinds |= {"woman, 30": (30, 1), "woman, 58": (58, 1)}
+    found = {}
+    for name, (years, sex) in kinds.items():
         x = rows.x[((age - years).abs() < 3) & (female.round() == sex)].median(0).values
         nearest = (rows.x - x).square().sum(1).topk(NEAREST, largest=False).indices
-        found.append((name, x, rows.y[nearest]))
+        found[name] = x, rows.y[nearest]
     return found
 
 
@@ -255,97 +254,68 @@ def people(rows: Rows, scaling: pandas.DataFrame) -> list[tuple[str, Tensor, Ten
 def contours(
     axes: plt.Axes, density: nn.Module, x: Tensor, near: Tensor, color: str
 ) -> None:
-    """Rows near x, and the smallest sets that hold 10, 50 and 90% of the density given x."""
+    """Rows near x, and the smallest sets that hold 10, 50 and 90% of the density."""
     first, second = torch.linspace(-0.5, 3.6, 160), torch.linspace(-1.2, 4.6, 200)
     p = density(x).log_prob(torch.cartesian_prod(first, second)).exp()
     ordered = p.sort(descending=True).values
     mass = ordered.cumsum(0) / ordered.sum()
     levels = [ordered[(mass < share).sum()].item() for share in (0.9, 0.5, 0.1)]
     p = p.reshape(len(first), len(second)).T
-    axes.contourf(
-        first, second, p, levels=[*levels, math.inf], colors=[color], alpha=0.25
-    )
-    axes.contour(first, second, p, levels=levels, colors=[color], linewidths=1)
-    axes.scatter(*near.T, s=5, color="black", alpha=0.5, linewidths=0)
+    axes.contourf(first, second, p, [*levels, math.inf], colors=[color], alpha=0.2)
+    axes.contour(first, second, p, levels, colors=[color], linewidths=0.9)
+    axes.scatter(*near.T, s=3, color="black", alpha=0.5, linewidths=0)
     axes.set(xlim=(0.2, 3.3), ylim=(-0.7, 4.2))
-    axes.set_xticks([1, 2, 3], ["$10", "$100", "$1000"])
-    axes.set_yticks([0, 1, 2, 3, 4], ["$1", "$10", "$100", "$1000", "$10000"])
-
-
-def calibration(
-    axes: plt.Axes, found: dict[str, Tensor], column: int, persons: int
-) -> None:
-    """Empirical cdf of the uniforms minus their cdf, with the 95% band of as many independent values as persons."""
-    for (name, u), color in zip(found.items(), COLORS, strict=True):
-        ordered = u[:, column].sort().values
-        axes.plot(
-            ordered,
-            (torch.arange(len(u)) + 0.5) / len(u) - ordered,
-            color=color,
-            label=name,
-        )
-    band = 1.358 / math.sqrt(persons)  # Kolmogorov and Smirnov
-    axes.axhspan(-band, band, color="gray", alpha=0.2, linewidth=0, label="95% band")
-    axes.set(xlabel="base uniform", xlim=(0, 1), ylim=(-0.1, 0.1))
+    axes.set_xticks([1, 2, 3], ["10", "100", "1000"])
+    axes.set_yticks([0, 1, 2, 3, 4], ["1", "10", "100", "1000", "10000"])
 
 
 def offsets(axes: plt.Axes, guide: AutoNormal) -> None:
-    """Central 90% of each cell's factor."""
-    for column, (name, color) in enumerate(
-        (("outpatient care", "tab:green"), ("all else", "tab:purple"))
+    """The posterior median and central 90% of each cell's factor."""
+    quantiles = guide.quantiles([0.05, 0.5, 0.95])["offset"]
+    for column, (name, marker) in enumerate(
+        {"outpatient": "o", "all else": "s"}.items()
     ):
-        low, middle, high = (
-            10 ** q[:, column].detach()
-            for q in guide.quantiles([0.05, 0.5, 0.95])["offset"]
-        )
-        place = torch.arange(CELLS) + torch.arange(CELLS) // YEARS + 0.35 * column
+        low, middle, high = (10 ** q[:, column].detach() for q in quantiles)
+        place = torch.arange(CELLS) + torch.arange(CELLS) // YEARS + 0.4 * column
         bars = torch.stack([middle - low, high - middle])
-        axes.errorbar(
-            place, middle, bars, fmt="o", markersize=3, color=color, label=name
-        )
+        style = {"markersize": 2.5, "linewidth": 0.8, "color": f"C{column + 2}"}
+        axes.errorbar(place, middle, bars, fmt=marker, label=name, **style)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(
-        [(YEARS + 1) * k + 2 for k in range(CELLS // YEARS)],
-        [f"site {k + 1}" for k in range(CELLS // YEARS)],
-    )
+    sites = range(CELLS // YEARS)
+    axes.set_xticks([(YEARS + 1) * k + 2 for k in sites], [str(k + 1) for k in sites])
+    axes.set(xlabel="site, with up to five years", ylabel="factor of spending")
+    axes.set_ylim(0.55, 1.85)
+    axes.grid(False, axis="x")
 
 
 def picture(
     fitted: Fits, everyone: Rows, test: Rows, scaling: pandas.DataFrame, out: Path
 ) -> None:
-    plt.rcParams.update(
-        {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    )
-    figure = plt.figure(figsize=(12, 10.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2, 1.05))
-    upper.suptitle(
-        f"Densities given x (sets of 10, 50, 90%) and the {NEAREST} rows nearest to x",
-        fontsize=12,
-    )
+    plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
+    figure = plt.figure(figsize=(7, 6.2))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.9, 1))
     panels = upper.subplots(2, 4, sharex=True, sharey=True)
-    for row, name, color in zip(panels, SHOWN, COLORS, strict=True):
-        for axes, (who, x, near) in zip(row, people(everyone, scaling), strict=True):
-            contours(axes, fitted[name][0].density, x, near, color)
-            axes.set_title(who if name == SHOWN[0] else "", fontsize=11)
-        row[0].set_ylabel(f"{name}\n\nall else")
-    for axes in panels[1]:
-        axes.set_xlabel("outpatient care")
-    left, middle, right = lower.subplots(1, 3, width_ratios=(1, 1, 2))
-    found = {name: uniforms(*fitted[name], test) for name in SHOWN}
-    for column, (axes, title) in enumerate(
-        ((left, "Outpatient care"), (middle, "All else, given that"))
-    ):
-        calibration(axes, found, column, len(test.person.unique()))
-        axes.set_title(title, fontsize=12)
-    left.set_ylabel("empirical minus uniform cdf")
-    left.legend(frameon=False, fontsize=9, loc="upper left")
-    middle.tick_params(labelleft=False)
-    offsets(right, fitted[SHOWN[0]][1])
-    right.set_title(
-        "Offsets of site and year, as factors: median and central 90%", fontsize=12
-    )
-    right.legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
-    figure.savefig(out, dpi=100)
+    kinds = people(everyone, scaling)
+    for k, (line, name) in enumerate(zip(panels, SHOWN, strict=True)):
+        for axes, (who, (x, near)) in zip(line, kinds.items(), strict=True):
+            contours(axes, fitted[name][0].density, x, near, f"C{k}")
+            axes.set_title(who if k == 0 else "")
+        line[0].set_ylabel(f"({'ab'[k]}) {name}", fontsize=8.5)
+    upper.supxlabel("outpatient care (dollars per year)")
+    upper.supylabel("all else (dollars per year)")
+    checks = lower.subplots(1, 3, width_ratios=(1, 1, 1.7))
+    values = {name: uniforms(*fitted[name], test) for name in SHOWN}
+    for column, title in enumerate(("(c) outpatient care", "(d) all else, given that")):
+        axes, found = checks[column], {n: u[:, column] for n, u in values.items()}
+        calibration(axes, found, len(test.person.unique()))
+        axes.set_title(title, loc="left")
+        axes.set_ylim(-0.085, 0.14)
+    checks[0].legend(loc="upper left")
+    checks[1].set(ylabel="", yticklabels=[])
+    offsets(checks[2], fitted[SHOWN[0]][1])
+    checks[2].set_title("(e) offsets of site and year", loc="left")
+    checks[2].legend(loc="upper right", ncols=2)
+    figure.savefig(out)
 
 
 def main() -> None:
@@ -356,18 +326,19 @@ def main() -> None:
         "--out", type=Path, default=Path("conditional_flow.png"), metavar="FILE"
     )
     parser.add_argument(
-        "--smoke-test",
-        action="store_true",
-        help="one epoch, to see that everything runs",
+        "--smoke-test", action="store_true", help="run one epoch to check the code"
     )
     args = parser.parse_args()
+    begin = time.perf_counter()
     (train, validation, test), scaling = spending()
     pyro.set_rng_seed(0)
+    persons = len(test.person.unique())
     print(
-        f"{len(train.y)} training rows, {len(test.y)} test rows of {len(test.person.unique())} persons\n"
+        f"{len(train.y)} training rows; {len(test.y)} test rows of {persons} persons\n"
     )
     print(
-        f"{'':<20}{'test nats (± 2 s.e.)':>22}{'gain':>18}{'fit, s':>9}{'offsets, sd':>16}"
+        f"{'density':<20}{'test nats per row':>20}{'gain':>18}{'fit, s':>9}"
+        f"{'scale of offsets':>19}"
     )
     fitted, nats = {}, {}
     for name, density in densities(train.y).items():
@@ -376,18 +347,15 @@ def main() -> None:
         guide = fit(model, train, validation, epochs=1 if args.smoke_test else 20)
         seconds = time.perf_counter() - start
         fitted[name], nats[name] = (model, guide), log_prob(model, guide, test)
-        gain = (
-            mean(nats[name] - nats[REFERENCE], test.person) if name != REFERENCE else ""
-        )
+        gain = mean(nats[name] - nats[REFERENCE], test.person)
+        gain = "" if name == REFERENCE else gain
         spread = "  ".join(f"{s:.3f}" for s in guide.median()["scale"])
-        print(
-            f"{name:<20}{mean(nats[name], test.person):>22}{gain:>18}{seconds:>9.1f}{spread:>16}"
-        )
-    everyone = Rows(
-        *(torch.cat(parts) for parts in zip(train, validation, test, strict=True))
-    )
+        row = f"{mean(nats[name], test.person):>20}{gain:>18}{seconds:>9.1f}"
+        print(f"{name:<20}{row}{spread:>19}", flush=True)
+    parts = zip(train, validation, test, strict=True)
+    everyone = Rows(*(torch.cat(part) for part in parts))
     picture(fitted, everyone, test, scaling, args.out)
-    print(f"\nsaved {args.out}")
+    print(f"\n{time.perf_counter() - begin:.0f} s; saved {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""The figure of vae.py: digits, latents and posteriors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pyro.distributions as dist
+import torch
+from matplotlib.figure import SubFigure
+from torch import Tensor
+from torch.nn.functional import pad
+
+SIDE, LEVELS = 8, 17
+MASSES = (0.99, 0.9, 0.5)  # of the contours
+
+
+class Posterior(NamedTuple):
+    """Log densities on a grid of two latents, not normalised where exact."""
+
+    at: Tensor  # (2, S) coordinates
+    exact: Tensor  # (S, S)
+    guides: dict[str, Tensor]
+
+
+def grid(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Midpoints (2, size) of the cells of a rectangle."""
+    steps = (torch.arange(size) + 0.5) / size
+    return low.unsqueeze(1) + (high - low).unsqueeze(1) * steps
+
+
+def images(axes: plt.Axes, rows: Tensor, title: str) -> None:
+    """Draws 40 images in 5 rows with gaps."""
+    tiles = pad(rows.view(5, 8, SIDE, SIDE), (0, 1, 0, 1), value=math.nan)
+    tiles = tiles.permute(0, 2, 1, 3).reshape(5 * (SIDE + 1), 8 * (SIDE + 1))
+    cmap = matplotlib.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
+    axes.imshow(tiles[:-1, :-1], cmap=cmap, vmin=0, vmax=LEVELS - 1)
+    axes.set_title(title, loc="left")
+    axes.set_axis_off()
+
+
+def contours(axes: plt.Axes, at: Tensor, log_p: Tensor, color: str) -> None:
+    """Draws the highest density regions of 50, 90 and 99%."""
+    p = log_p.flatten().softmax(0).view(log_p.shape)
+    ranked = p.flatten().sort(descending=True).values
+    mass = ranked.cumsum(0)
+    levels = ranked[[int((mass < share).sum()) for share in MASSES]].unique()
+    axes.contour(*at, p.T, levels=levels, colors=color, linewidths=0.9)
+
+
+def planes(
+    axes: plt.Axes, z: Tensor, label: Tensor, prior: dist.TorchDistribution
+) -> None:
+    """Draws latents (N, 2) as the digits of their images, and the prior's contours."""
+    colors = matplotlib.colormaps["tab10"]
+    for digit in range(10):
+        style = {"s": 16, "linewidths": 0, "color": colors(digit)}
+        axes.scatter(*z[label == digit].T, marker=f"${digit}$", **style)
+    at = grid(z.min(0).values - 2, z.max(0).values + 2, 150)
+    log_p = prior.log_prob(torch.cartesian_prod(*at))
+    contours(axes, at, log_p.view(150, 150), "black")
+    axes.set(xlabel="latent 1", ylabel="latent 2")
+
+
+def posteriors(
+    figure: SubFigure, panels: dict[str, tuple[Posterior, dict[str, float]]]
+) -> None:
+    """Draws an image per row and a guide per column."""
+    (first, _), *_ = panels.values()
+    grid = figure.subplots(2, len(first.guides), sharex="row", sharey="row")
+    for line, (title, (found, kl)) in zip(grid, panels.items(), strict=True):
+        for axes, (name, log_q) in zip(line, found.guides.items(), strict=True):
+            density = (found.exact - found.exact.max()).exp().T
+            style = {"cmap": "Greys", "rasterized": True}
+            mesh = axes.pcolormesh(*found.at, density, **style)
+            contours(axes, found.at, log_q, "C3")
+            style = {"transform": axes.transAxes, "fontsize": 7}
+            axes.text(0.04, 0.93, f"KL {kl[name]:.2f} nats", **style)
+        line[0].set_ylabel(f"{title}\nlatent 2")
+    for axes, name in zip(grid[0], first.guides, strict=True):
+        axes.set_title(name.replace(" ", "\n", 1))
+    for axes in grid[-1]:
+        axes.set_xlabel("latent 1")
+    bar = figure.colorbar(mesh, ax=grid, aspect=40, ticks=[0, 0.5, 1])
+    bar.set_label("exact density / its maximum")
+
+
+def draw(
+    samples: dict[str, Tensor],
+    latents: tuple[Tensor, Tensor, dist.TorchDistribution],
+    panels: dict[str, tuple[Posterior, dict[str, float]]],
+    out: Path,
+) -> None:
+    """Draws the figure.
+
+    Args:
+        samples: a title and 40 images (40, 64) for each of four panels.
+        latents: two latents of each test image, its digit, and the prior.
+        panels: for two images, the posterior and each guide's KL in nats.
+        out: the file.
+    """
+    plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
+    plt.rcParams["axes.grid"] = False
+    figure = plt.figure(figsize=(7, 5.2))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.4))
+    tops = upper.subplots(1, 4)
+    for axes, letter, (title, rows) in zip(tops, "abcd", samples.items(), strict=True):
+        images(axes, rows, f"({letter}) {title}")
+    left, right = lower.subfigures(1, 2, width_ratios=(1, 1.5))
+    axes = left.subplots()
+    planes(axes, *latents)
+    axes.set_title("(e) two latents, MAF prior", loc="left")
+    right.suptitle("(f) exact posteriors (grey) and three guides", fontsize=8.5)
+    posteriors(right, panels)
+    figure.savefig(out)

@@ -1,4 +1,4 @@
-"""Public name of the automatic guide AutoFlow, which inference/autoflow.py defines."""
+"""Automatic guides for Pyro models: :class:`AutoFlow`, a normalising flow over all continuous latents."""
 
 from .core.faces import publish
 from .inference.autoflow import AutoFlow

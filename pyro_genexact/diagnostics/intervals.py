@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def central_intervals(draws: Tensor, probs: Sequence[float] = (0.5, 0.9)) -> Tensor:
-    r"""Computes central (equal-tailed) intervals over the first dimension of draws.
+    """Computes central (equal-tailed) intervals over the first dimension of draws.
 
     The interval of probability p goes from the quantile of (1 - p) / 2 to that of (1 + p) / 2.
 
     Args:
-        draws: (S, \*event), S at least 1, of real numbers. An element with a NaN in any draw has NaN bounds.
+        draws: (S, *event), S at least 1, of real numbers. An element with a NaN in any draw has NaN bounds.
         probs: probabilities of the intervals, each in (0, 1].
 
     Returns:
-        Bounds (len(probs), 2, \*event), lower ones first, with the dtype of ``draws`` (float64 for integers).
+        Bounds (len(probs), 2, *event), lower ones first, with the dtype of ``draws`` (float64 for integers).
 
     Raises:
         TypeError: if ``draws`` is not a tensor of real numbers.

@@ -17,7 +17,7 @@ LARGEST = 4096
 
 
 def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws: int = 2000) -> None:
-    r"""Every query of a linear-chain CRF, with its own lengths and with every length from 0, is that of all label strings.
+    """Every query of a linear-chain CRF, with its own lengths and with every length from 0, is that of all label strings.
 
     From the potentials alone, score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_n] is
     summed up string by string. So are known

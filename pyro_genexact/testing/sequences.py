@@ -18,7 +18,7 @@ LARGEST = 4096
 
 
 def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, draws: int = 2000) -> None:
-    r"""Every query of a distribution over sequences of random length is what the chain rule tells, string by string.
+    """Every query of a distribution over sequences of random length is what the chain rule tells, string by string.
 
     Of all arrays over the values of a finite head, or else of draws, log p(y) = sum_t log p(y_t | y_{<t}) up to the first end, by
     ``start`` and ``extend`` of the conditioner, which read nothing else. So are known

@@ -159,9 +159,8 @@ class Pool:
         self.search, self.penalty = search, length_penalty
         self.log_p = search.log_probs(search.rows, width, fill=-torch.inf)
         self.score = self.log_p.clone()
-        self.log_p[~search.open(), 0] = self.score[~search.open(), 0] = (
-            0.0  # rows whose given prefix has ended have one value
-        )
+        # rows whose given prefix has ended have one value
+        self.log_p[~search.open(), 0] = self.score[~search.open(), 0] = 0.0
         self.strings: Tensor | None = None
 
     def add(self, rows: Tensor, strings: Tensor, log_p: Tensor, sizes: Tensor) -> None:

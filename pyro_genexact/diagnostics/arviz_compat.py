@@ -21,9 +21,8 @@ def psislw(log_ratios: Tensor) -> tuple[Tensor, float]:
     else:
         from arviz_stats.base import array_stats
 
-        log_weights, khat = array_stats.psislw(
-            -ratios
-        )  # takes log-likelihoods, the negative log-ratios of leave-one-out
+        # takes log-likelihoods, which are the negative log-ratios of leave-one-out
+        log_weights, khat = array_stats.psislw(-ratios)
     weights = torch.as_tensor(log_weights, device=log_ratios.device)
     return weights - weights.logsumexp(0), float(khat)
 

@@ -139,9 +139,8 @@ def _seed_worker(rows: Tensor) -> None:
     """Seeds a worker process by the rows of its batch, so that a continued fit draws the same random numbers."""
     worker = get_worker_info()
     if worker is not None:
-        seed = (
-            hash((worker.seed - worker.id, *rows.tolist())) % 2**32
-        )  # without the id, the seed is the same in all workers
+        # worker.seed minus the id is the same in all workers
+        seed = hash((worker.seed - worker.id, *rows.tolist())) % 2**32
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

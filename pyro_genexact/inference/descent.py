@@ -116,9 +116,8 @@ class Descent:
         Args:
             score: returns the score of the loaded weights and its standard error.
         """
-        last = self.last = self.last or _copies(
-            self.average
-        )  # a second call, after an interrupt, needs the same weights
+        # kept for a second call after an interrupt
+        last = self.last = self.last or _copies(self.average)
         scores = []
         for state in filter(None, [last, self.average, self.best, self.start]):
             _load(state)

@@ -61,7 +61,7 @@ class GuideResult:
 
         ax = plt.subplots()[1] if ax is None else ax
         ax.plot(range(len(self.elbo)), self.elbo, linewidth=0.5, label="step")
-        ax.axhline(self.final, color="gray", linestyle="--", label=f"kept: {self.final:.2f}")
+        ax.axhline(self.final, color="gray", linestyle="--", label=f"final: {self.final:.2f}")
         late = sorted(x for x in self.elbo[len(self.elbo) // 10 :] if math.isfinite(x))
         if late:  # the y-limits leave out the first steps, whose ELBO is far lower
             low, high = late[len(late) // 50], max(late[-1], self.final)
@@ -240,4 +240,4 @@ def _check(
     if not ratio > 0:
         raise ValueError(f"Expected max_grad_ratio > 0; got {ratio}.")
     if loss is not None and not hasattr(loss, "loss_and_grads"):
-        raise TypeError(f"Expected loss to be a Pyro ELBO, with loss_and_grads; got {type(loss).__name__}.")
+        raise TypeError(f"Expected loss to be a Pyro ELBO with a method loss_and_grads; got {type(loss).__name__}.")

@@ -106,9 +106,8 @@ class Gradients:
         self.all_used = False  # whether the loss must depend on each parameter
         for part in self.model.modules():
             if isinstance(part, DistributedDataParallel):
-                part.broadcast_buffers = (
-                    False  # buffers can be as large as weights; the fit shares them after each epoch
-                )
+                # buffers can be as large as weights, so the fit shares them only after each epoch
+                part.broadcast_buffers = False
                 self.all_used = not part.find_unused_parameters
         self.log_prob = torch.empty(0, device="cpu")
 

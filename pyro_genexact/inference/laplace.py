@@ -63,12 +63,8 @@ def improve(
             before = elbo()
             affine.put(*laplace(energy, start))
             better = elbo() > before
-        except (
-            ValueError,
-            RuntimeError,
-            IndexError,
-        ):  # the model raised during the search, or has no second derivative
-            pass
+        except (ValueError, RuntimeError, IndexError):
+            pass  # the model raised during the search, or has no second derivative
         finally:
             if not better:
                 affine.load_state_dict(old)

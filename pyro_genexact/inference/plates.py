@@ -59,7 +59,7 @@ class RowPlates:
         for frame in site["cond_indep_stack"]:
             if frame.size < 0:
                 raise ValueError(
-                    f"Expected plates of latents to have a size; got {name!r} in plate {frame.name!r} without."
+                    f"Expected plates of latents to have a size; got {name!r} in plate {frame.name!r}, which has none."
                 )
             if frame.full_size not in (None, frame.size) and frame.name not in self.names:
                 raise ValueError(

@@ -55,8 +55,8 @@ def exact_mode(d: Any, budget: int = 10_000, width: int = 5, block: int = 256) -
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> exact_mode(model()).gap
         tensor(0.)
     """

@@ -45,8 +45,8 @@ def greedy(d: Any) -> Decoded:
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> sequence, log_prob = greedy(model())
         >>> sequence.shape, bool((log_prob - model().log_prob(sequence)).abs() < 1e-5)
         (torch.Size([4]), True)
@@ -102,8 +102,8 @@ def beam_search(
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> beam_search(model(), width=5, k=2).log_prob.shape
         torch.Size([2])
     """

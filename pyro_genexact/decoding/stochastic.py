@@ -60,8 +60,8 @@ def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> beam = stochastic_beam_search(model(), 6)
         >>> weights = (beam.log_prob - beam.log_inclusion).exp()
         >>> mean_length = (weights * model().lengths_of(beam.sequences)).sum(0)

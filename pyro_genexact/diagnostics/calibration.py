@@ -41,6 +41,8 @@ def pit(d: Distribution, value: Tensor) -> Tensor:
     Raises:
         NotImplementedError: if ``d`` has a family without a cdf, or is of another kind over vectors.
 
+    Cost: that of ``log_prob``.
+
     Reference: Rosenblatt, "Remarks on a multivariate transformation", 1952; Smith, "Diagnostic checks of non-standard time
     series models", 1985.
 

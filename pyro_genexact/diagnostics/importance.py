@@ -215,6 +215,8 @@ def psis(
             plate is subsampled, or if a log ratio is NaN.
         NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
 
+    Reference: see :class:`Importance`.
+
     Cost: S evaluations of model and guide without gradients. If they are vectorised, S times the memory of one evaluation.
 
     Example:

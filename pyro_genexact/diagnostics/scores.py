@@ -33,8 +33,8 @@ class HeldOut:
 
     Example:
         >>> import torch
-        >>> a, b = HeldOut(torch.tensor([-1.0, -3.0, -5.0])), HeldOut(torch.tensor([-2.0, -4.0, -6.0]))
-        >>> a, a - b
+        >>> a = HeldOut(torch.tensor([-1.0, -3.0, -5.0]))
+        >>> a, a - HeldOut(torch.tensor([-2.0, -4.0, -6.0]))
         (HeldOut(-3.0000 ± 1.1547 nats, 3 rows), HeldOut(1.0000 ± 0.0000 nats, 3 rows))
     """
 
@@ -145,7 +145,8 @@ def compare(scores: Mapping[str, HeldOut | Tensor]) -> list[Comparison]:
 
     Example:
         >>> import torch
-        >>> for row in compare({"a": torch.tensor([-2.0, -4.0]), "b": torch.tensor([-1.0, -3.5])}):
+        >>> scores = {"a": torch.tensor([-2.0, -4.0]), "b": torch.tensor([-1.0, -3.5])}
+        >>> for row in compare(scores):
         ...     print(row)
         b: -2.2500 ± 1.2500, difference to the best 0.0000 ± 0.0000
         a: -3.0000 ± 1.0000, difference to the best -0.7500 ± 0.2500

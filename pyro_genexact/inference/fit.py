@@ -183,6 +183,8 @@ def fit(
             from 0; the weights are those before the step.
         RuntimeError: in the other processes of a fabric, if one process raises.
 
+    Cost: a forward and a backward pass over the data per epoch, and a forward pass over the validation rows (two with ``ema``).
+
     Example:
         >>> import torch
         >>> import pyro_genexact as gx

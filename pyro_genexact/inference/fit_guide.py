@@ -138,6 +138,8 @@ def fit_guide(
         FloatingPointError: if the loss or gradient of the first step is not finite, or if ten steps in a row are still not
             finite after the fit has returned to earlier weights three times. The message has the step and the sites.
 
+    Cost: ``num_particles`` gradients of model and guide per step.
+
     Example:
         >>> import torch
         >>> import pyro, pyro_genexact as gx
@@ -146,8 +148,9 @@ def fit_guide(
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         >>> guide = gx.guides.AutoFlow(model, hidden=(8,))
-        >>> result = gx.fit_guide(model, guide, torch.tensor(2.0), steps=300, lr=0.03, progress=False)
-        >>> abs(result.final - dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()) < 0.1
+        >>> y = torch.tensor(2.0)
+        >>> result = gx.fit_guide(model, guide, y, steps=300, lr=0.03, progress=False)
+        >>> abs(result.final - dist.Normal(0.0, 2**0.5).log_prob(y).item()) < 0.1
         True
     """
     seed = checked_seed(seed)

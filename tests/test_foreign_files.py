@@ -101,11 +101,11 @@ def test_a_module_that_save_wrote_with_a_call(path, mark):
     module = flow()
     module.extra = Reduced(os.system, (f"touch {mark}",))
     gx.save(module, path)
-    with pytest.raises(ValueError, match=r"got posix.system. With these the file could run anything on your machine.$"):
+    with pytest.raises(ValueError, match=r"got posix.system. These could execute arbitrary code on your machine.$"):
         gx.load(path)
     module.extra = Reduced(partial, (os.system, f"touch {mark}"))
     gx.save(module, path)
-    with pytest.raises(ValueError, match=r"got posix.system. With these"):
+    with pytest.raises(ValueError, match=r"got posix.system. These could"):
         gx.load(path, allow=[partial])
 
 

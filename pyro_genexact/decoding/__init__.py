@@ -1,4 +1,8 @@
-"""Decoding of strings: greedy, beams, exact mode, minimum Bayes risk; exact log-probabilities."""
+"""Decoding of discrete sequences and arrays, with their exact log-probabilities.
+
+Search for probable values (:func:`greedy`, :func:`beam_search`, :func:`exact_mode`), sampling without replacement
+(:func:`stochastic_beam_search`) and decisions that maximise an expected utility (:func:`minimum_bayes_risk`).
+"""
 
 from ..core.faces import publish
 from . import utilities

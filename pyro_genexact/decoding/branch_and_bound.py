@@ -1,4 +1,4 @@
-"""exact_mode: the most probable value by depth-first branch and bound, proven or with its gap."""
+"""``exact_mode``, which finds the most probable value by depth-first branch and bound."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from .search import beams
 
 
 class Mode(NamedTuple):
-    """What :func:`exact_mode` found.
+    """The result of :func:`exact_mode`.
 
     Attributes:
-        sequences: (*batch, *event), the best complete value found.
-        log_prob: (*batch) its log-probability under the model, in nats; -inf where the budget ran out before any was found.
-        gap: (*batch) by how many nats a better one can still be ahead: 0 where the value is proven to be the mode.
+        sequences: (*batch, *event), the best complete values found.
+        log_prob: (*batch), their log-probabilities under the model (nats); -inf if the budget was spent before a complete
+            value was found.
+        gap: (*batch), upper bounds of the difference between the mode's log-probability and ``log_prob`` (nats); 0 if the
+            value is proven to be the mode.
     """
 
     sequences: Tensor
@@ -28,30 +30,33 @@ class Mode(NamedTuple):
 
 @torch.no_grad()
 def exact_mode(d: Any, budget: int = 10_000, width: int = 5, block: int = 256) -> Mode:
-    """The most probable complete value, by depth-first branch and bound: proven, or with how far it may be off.
+    """Finds the most probable complete value by depth-first branch and bound, or the best within a budget and its gap.
 
-    No value is more probable than its prefix. So the best value of a beam search bounds the search from below, and prefixes that
-    are less probable are cut, the most probable ones followed first.
+    No value is more probable than its prefixes, so prefixes that are less probable than the best value found so far need
+    not be extended. The first such value comes from a beam search; the search extends the most probable prefixes first.
 
     Args:
-        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` over numbers of a
-            finite support. Arrays without an end stand for many sequences, and are none.
-        budget: how many prefixes of a row may be extended.
-        width: of the beam search.
-        block: how many prefixes are extended at once.
+        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` whose sites have
+            a finite support. Arrays without an end are not complete, since each stands for many sequences.
+        budget: the maximum number of prefixes to extend per row.
+        width: the width of the beam search.
+        block: the number of prefixes to extend at once.
+
+    Returns:
+        The best values, their log-probabilities and gaps.
 
     Raises:
-        TypeError: for another distribution.
-        ValueError: for sizes that are no positive integers, and where no complete value of a row has a positive probability.
+        TypeError: if ``d`` is another distribution.
+        ValueError: if a size is not a positive integer, or if no complete value of a row has a positive probability.
 
-    Cost: one row of the conditioner for each prefix; at most T states of ``block`` rows are held.
+    Cost: one row of the conditioner per prefix; memory for at most T states of ``block`` rows.
 
     Reference: Stahlberg, Byrne, "On NMT search errors and model errors: cat got your tongue?", EMNLP 2019.
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> exact_mode(model()).gap
         tensor(0.)
     """
@@ -60,7 +65,7 @@ def exact_mode(d: Any, budget: int = 10_000, width: int = 5, block: int = 256) -
     pool = beams(search, width)
     strings, best = pool.found()[:, 0].clone(), pool.log_p[:, 0].clone()
     left = torch.full((search.rows,), budget, device=best.device)
-    missed = torch.full_like(best, -torch.inf)  # the most probable prefix that was not extended
+    missed = torch.full_like(best, -torch.inf)  # log-probability of the most probable prefix that was not extended
     loop, rows = search.loop(), search.open().nonzero().squeeze(1)
     loop.take(rows)
     node = _Block(search.first, rows, best.new_zeros(len(rows)), strings[rows, :0], rows, loop.state)
@@ -87,7 +92,7 @@ def exact_mode(d: Any, budget: int = 10_000, width: int = 5, block: int = 256) -
 
 
 class _Block(NamedTuple):
-    """Prefixes of one length, of any rows, and the rows of the state that they extend."""
+    """Prefixes of the same length, from any rows, and the rows ``parents`` of the state that they extend."""
 
     t: int
     rows: Tensor
@@ -103,7 +108,10 @@ class _Block(NamedTuple):
 def _branches(
     search: PrefixSearch, node: _Block, phi: Tensor, state: Any, strings: Tensor, best: Tensor, block: int
 ) -> list[_Block]:
-    """The successors of prefixes that may lead to something better, the most probable last; complete ones improve ``best``."""
+    """Returns the successors of prefixes that are more probable than ``best``, in blocks, the most probable block last.
+
+    Updates ``strings`` and ``best`` where a complete successor is better.
+    """
     t, rows = node.t, node.rows
     if not len(rows):
         return []
@@ -127,7 +135,7 @@ def _branches(
 
 
 def _rank(rows: Tensor) -> Tensor:
-    """Which one of its row each entry (n) is, in their order."""
+    """Returns the rank of each entry (n) among the entries of the same row, in their order."""
     ordered, order = rows.sort(stable=True)
     rank = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(rank).scatter(0, order, rank)

@@ -1,4 +1,4 @@
-"""Minimum Bayes risk: the string of the highest expected utility."""
+"""Minimum Bayes risk decoding: the candidate with the highest expected utility."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Utility = Callable[[Tensor, Tensor], Tensor]
 
 
 class BayesDecision(NamedTuple):
-    """What :func:`minimum_bayes_risk` chose.
+    """The result of :func:`minimum_bayes_risk`.
 
     Attributes:
-        sequences: (*batch, T), the best candidate.
-        log_prob: (*batch), its exact log-probability under the model, in nats.
-        expected_utility: (*batch), its estimated expected utility. As a maximum of estimates it is biased upwards: fresh samples
-            tell without bias how good ``sequences`` is.
-        index: (*batch), which candidate it is; of equal ones the first.
-        utilities: (N, *batch), the estimate for every candidate, NaN for those that the coarse stage dropped.
-        standard_error: (N, *batch), of ``utilities`` as (weighted) means over independent samples, which says nothing about an
-            enumeration; NaN where they are NaN, or with one sample.
+        sequences: (*batch, *event), the best candidates.
+        log_prob: (*batch), their exact log-probabilities under the model (nats).
+        expected_utility: (*batch), their estimated expected utilities. As maxima of estimates, they are biased upwards;
+            use fresh samples for an unbiased estimate.
+        index: (*batch), the indices of the best candidates, the first one in case of ties.
+        utilities: (N, *batch), the estimates for all candidates; NaN for those that the coarse stage removed.
+        standard_error: (N, *batch), the standard errors of ``utilities`` as (weighted) means over independent samples. They
+            are meaningless if the samples enumerate the support, and NaN for a single sample.
     """
 
     sequences: Tensor
@@ -49,44 +49,51 @@ def minimum_bayes_risk(
     coarse: Utility | None = None,
     keep: int | None = None,
 ) -> BayesDecision:
-    r"""The candidate of the highest expected utility under the model, estimated from samples.
+    r"""Chooses the candidate with the highest expected utility under a model, estimated from samples.
 
     .. math:: h^* = \arg\max_h E_{y \sim p}[u(h, y)] \approx \arg\max_h \sum_m w_m u(h, y_m)
 
-    Exact where samples are ``d.enumerate_support()`` and weights their probabilities. N-by-N: candidates are the samples. Two stages, coarse
-    to fine: ``coarse`` ranks all candidates, ``utility`` decides between the ``keep`` best: hand each candidate in once (``unique(dim=0)``), or
-    copies of one fill the places.
-
-    Cost: N M utilities (with ``coarse``: N M coarse ones and keep M), in memory at once, and one ``log_prob``.
+    The result is exact if the samples are ``d.enumerate_support()`` and the weights are their probabilities. Often, the
+    samples are also the candidates. With ``coarse`` there are two stages: ``coarse`` ranks all candidates, and ``utility``
+    decides between the ``keep`` best ones. In this case, remove duplicate candidates first (``unique(dim=0)``).
 
     Args:
-        d: the model, of any event shape (a string's is (T,)); the choice is made for each element of its batch.
-        candidates: (N, *batch, T), the strings to choose from, as ``d.sample((N,))`` gives them.
-        samples: (M, *batch, T), drawn from d.
-        utility: takes candidates (N, *batch, T) and samples (M, *batch, T) and returns finite numbers (N, M, *batch), higher is better:
+        d: the model, with any event shape, such as (T,) for sequences. The choice is made for each element of its batch.
+        candidates: (N, *batch, *event), the values to choose from, such as ``d.sample((N,))``.
+        samples: (M, *batch, *event), drawn from ``d``.
+        utility: a function of candidates and samples that returns finite numbers (N, M, *batch), where higher is better;
             see :mod:`pyro_genexact.decoding.utilities`.
-        weights: (M, *batch), not negative, of any positive sum: probabilities or importance weights; by default all are equal.
-        coarse: another utility, cheaper. It may return (N, K, *batch), those for the first K samples only:
-            ``lambda h, y: utility(h, y[:10])``.
-        keep: how many candidates pass the coarse stage.
+        weights: (M, *batch), not negative and with a positive sum, such as probabilities or importance weights; by default
+            all samples have the same weight.
+        coarse: a cheaper utility. It may use only the first K samples and return (N, K, *batch), as
+            ``lambda h, y: utility(h, y[:10])`` does.
+        keep: the number of candidates that remain after the coarse stage.
+
+    Returns:
+        The best candidates and the estimates for all.
 
     Raises:
-        ValueError: for shapes that do not fit d, weights that are negative, not finite or all zero, utilities of another shape or not
-            finite, ``coarse`` without ``keep`` or the other way round, and a keep that is no integer 1 ... N.
+        TypeError: if ``d`` is not a distribution, or if an argument or a result of a utility is not a tensor.
+        ValueError: if shapes do not fit ``d``, if weights are negative, not finite or all zero, if utilities have another
+            shape or are not finite, if only one of ``coarse`` and ``keep`` is given, or if ``keep`` is not in 1 ... N.
+
+    Cost: N M utilities, or N M coarse ones and keep M, all in memory at once, and one ``log_prob``.
 
     References: Eikema, Aziz, "Is MAP decoding all you need? The inadequacy of the mode in neural machine translation", 2020; Eikema,
     Aziz, "Sampling-based approximations to minimum Bayes risk decoding for neural machine translation", 2022.
 
-    Example: exact, where the best choice for exact match is the mode; then from samples.
+    Example:
+        Exact decoding, where the best choice for the utility exact match is the mode; then decoding from samples.
 
         >>> import torch
         >>> from pyro_genexact import Autoregressive, conditioners, decoding, heads
         >>> head = heads.Categorical(3)
         >>> d = Autoregressive(conditioners.MADE(4, head.num_params, site=3), head, (4,))()
         >>> y = d.enumerate_support()
-        >>> exact = minimum_bayes_risk(d, y, y, decoding.utilities.exact_match, weights=d.log_prob(y).exp())
-        >>> torch.equal(exact.sequences, d.mode), torch.equal(exact.log_prob, d.log_prob(d.mode))
-        (True, True)
+        >>> exact_match, p = decoding.utilities.exact_match, d.log_prob(y).exp()
+        >>> exact = minimum_bayes_risk(d, y, y, exact_match, weights=p)
+        >>> torch.equal(exact.sequences, d.mode)
+        True
         >>> y = d.sample((30,))
         >>> choice = minimum_bayes_risk(d, y, y, decoding.utilities.edit_similarity())
         >>> choice.sequences.shape, choice.utilities.shape
@@ -113,22 +120,22 @@ def minimum_bayes_risk(
 
 
 def _kept(candidates: Tensor, samples: Tensor, weights: Tensor, coarse: Utility | None, keep: int | None) -> Tensor:
-    """Which candidates pass the coarse stage, (keep, *batch), in their order."""
+    """Returns the indices (keep, *batch) of the candidates that remain after the coarse stage, in their order."""
     count, batch_shape = len(candidates), weights.shape[1:]
     if coarse is None and keep is None:
         every = torch.arange(count, device=candidates.device).reshape(-1, *[1] * len(batch_shape))
         return every.expand(-1, *batch_shape)
     if coarse is None or keep is None:
-        raise ValueError(f"Expected coarse and keep together; got coarse={coarse} and keep={keep}.")
+        raise ValueError(f"Expected both coarse and keep or neither; got coarse={coarse} and keep={keep}.")
     check_sizes(1, keep=keep)
     if keep > count:
-        raise ValueError(f"Expected keep between 1 and {count} (the candidates); got {keep}.")
+        raise ValueError(f"Expected keep between 1 and {count} (the number of candidates); got {keep}.")
     means, _ = _expected(coarse, candidates, samples, weights, "coarse")
     return means.argsort(stable=True, dim=0, descending=True)[:keep].sort(0).values
 
 
 def _take(strings: Tensor, rows: Tensor) -> Tensor:
-    """Strings (K, *batch, *event) of those (N, *batch, *event) that rows (K, *batch) name."""
+    """Selects values (K, *batch, *event) from (N, *batch, *event) by their indices ``rows`` (K, *batch)."""
     event = strings.shape[rows.dim() :]
     return strings.gather(0, rows.reshape(*rows.shape, *[1] * len(event)).expand(*rows.shape, *event))
 
@@ -136,9 +143,9 @@ def _take(strings: Tensor, rows: Tensor) -> Tensor:
 def _expected(
     utility: Utility, candidates: Tensor, samples: Tensor, weights: Tensor, name: str = "utility"
 ) -> tuple[Tensor, Tensor]:
-    """Means of a utility over the samples and their standard errors, both (N, *batch)."""
+    """Returns the means of a utility over the samples and their standard errors, both (N, *batch)."""
     values = utility(candidates, samples)
-    check_kind(f"what {name} returns", values, Tensor)
+    check_kind(f"the result of {name}", values, Tensor)
     count = values.shape[1] if name == "coarse" and values.dim() > 1 else len(samples)
     if values.shape != (len(candidates), *weights[:count].shape) or not count:
         raise ValueError(
@@ -151,7 +158,7 @@ def _expected(
     weights = weights[:count]
     total = weights.sum(0)
     if not (total > 0).all():
-        raise ValueError(f"Expected weights with a positive sum over the samples that {name} reads; got zeros.")
+        raise ValueError(f"Expected weights with a positive sum over the samples that {name} uses; got zeros.")
     means = (weights * values).sum(1) / total
     variance = (weights * (values - means.unsqueeze(1)) / total).square().sum(1)
     return means, variance.sqrt() * (sqrt(count / (count - 1)) if count > 1 else nan)
@@ -165,7 +172,7 @@ def _check_strings(d: Distribution, **arguments: Tensor) -> None:
         if tuple(strings.shape[1:]) != shape or not strings.dim() or not len(strings):
             expected = ", ".join(map(str, ("number", *shape)))
             raise ValueError(
-                f"Expected {name}.shape == ({expected}) (batch and event shape of d last); got {tuple(strings.shape)}."
+                f"Expected {name}.shape == ({expected}), with batch and event shape of d; got {tuple(strings.shape)}."
             )
 
 
@@ -174,4 +181,4 @@ def _check_weights(weights: Tensor, shape: torch.Size) -> None:
     if weights.shape != shape:
         raise ValueError(f"Expected weights.shape == {tuple(shape)} (samples, *batch); got {tuple(weights.shape)}.")
     if not (weights.isfinite() & (weights >= 0)).all():
-        raise ValueError("Expected weights that are finite and not negative; got others.")
+        raise ValueError(f"Expected weights to be finite and not negative; got {weights.min()} to {weights.max()}.")

@@ -1,4 +1,4 @@
-"""Searches for probable values: greedy and by beams."""
+"""Greedy decoding and beam search."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .prefix_search import PrefixSearch, values_of
 
 
 class Decoded(NamedTuple):
-    """Values that a search found.
+    """The result of :func:`greedy` and :func:`beam_search`.
 
     Attributes:
-        sequences: (*batch, *event), or (k, *batch, *event) the best first.
-        log_prob: (*batch) or (k, *batch), the log-probability of each under the model, in nats; -inf where there are fewer.
+        sequences: values (*batch, *event), or (k, *batch, *event) with the best one first.
+        log_prob: (*batch) or (k, *batch), their log-probabilities under the model (nats); -inf if fewer than k were found.
     """
 
     sequences: Tensor
@@ -29,27 +29,30 @@ class Decoded(NamedTuple):
 
 @torch.no_grad()
 def greedy(d: Any) -> Decoded:
-    """The most probable value at each site given those before it: no search.
+    """Chooses the most probable value at each site, given the sites before it.
 
     Args:
-        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` over numbers of a
-            finite support.
+        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` whose sites have
+            a finite support.
 
     Returns:
-        Values (*batch, *event), which may have no end, and their log_prob (*batch).
+        Values (*batch, *event) and their log_prob (*batch). Sequences may have no end.
 
-    Cost: that of a sample.
+    Raises:
+        TypeError: if ``d`` is another distribution.
+
+    Cost: that of one sample.
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> sequence, log_prob = greedy(model())
         >>> sequence.shape, bool((log_prob - model().log_prob(sequence)).abs() < 1e-5)
         (torch.Size([4]), True)
     """
     search, layout, shape = PrefixSearch(d), d.layout, d.batch_shape
-    # one column more, for what is drawn beyond a row's own sites
+    # the last column takes the factors beyond a row's own sites
     factors = search.log_probs(search.rows, search.sites + 1)
 
     def best(site: Any, t: Any, rows: Any) -> Tensor:
@@ -68,38 +71,39 @@ def greedy(d: Any) -> Decoded:
 def beam_search(
     d: Any, width: int = 5, length_penalty: float = 0.0, *, k: int | None = None, unfinished: bool = False
 ) -> Decoded:
-    r"""The best complete values that are found when only the ``width`` most probable prefixes are kept at each site.
+    """Searches for probable complete values, keeping the ``width`` most probable prefixes at each site.
 
-    Values are ranked by log_prob / n^length_penalty, n the number of their sites (the end counts). Prefixes that end among the
-    best ``width`` candidates leave the beam; a row's search is over when none that goes on could enter its best ``width``.
+    Complete values are ranked by log_prob / n^length_penalty, where n is the number of their sites, including the end
+    symbol. A prefix that ends leaves the beam and becomes a result if it is among the best ``width`` candidates. The search
+    of a row stops when no remaining prefix can enter its best ``width`` results.
 
     Args:
-        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` over numbers of a
-            finite support.
-        width: W, how many prefixes are kept.
-        length_penalty: 0 ranks by log_prob; above, longer values are preferred, below shorter ones.
-        k: how many values to return, at most ``width``; by default the best alone, without a dim for it.
-        unfinished: whether arrays without an end may be returned, which stand for all longer sequences: their
+        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` whose sites have
+            a finite support.
+        width: W, the number of prefixes to keep.
+        length_penalty: 0 ranks by log_prob, positive numbers favour longer values, negative ones shorter values.
+        k: the number of values to return, at most ``width``. By default only the best value, without a dim for k.
+        unfinished: whether arrays without an end may be returned. They stand for all longer sequences; their
             ``d.lengths_of`` is max_len.
 
     Returns:
-        Values, the best first, with their log_prob under the model, whatever they are ranked by. Where there are fewer than
-        k, the rest are fillers of log_prob -inf.
+        Values with the best one first, and their log_prob under the model, for every length_penalty. If fewer than k values
+        were found, the rest are fillers with log_prob -inf.
 
     Raises:
-        TypeError: for another distribution, and a length_penalty that is no number.
-        ValueError: for sizes that are no positive integers, a length_penalty that is not finite, k beyond the width, and where
-            no beam of a row ended.
+        TypeError: if ``d`` is another distribution, or if length_penalty is not a number.
+        ValueError: if a size is not a positive integer, if length_penalty is not finite, if k is larger than ``width``, or
+            if no prefix of a row ended.
 
-    Cost: a sample of W rows, whose states are gathered at each site, and a selection of 2 W of W K candidates.
+    Cost: that of a sample of W rows, gathering W states per site, and choosing 2 W out of W K candidates per site.
 
     Reference: Lowerre, "The Harpy speech recognition system", 1976; Wu et al., "Google's neural machine translation system",
     2016, for the penalty (here as in Hugging Face's ``generate``).
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> beam_search(model(), width=5, k=2).log_prob.shape
         torch.Size([2])
     """
@@ -115,7 +119,7 @@ def beam_search(
 
 
 def beams(search: PrefixSearch, width: int, length_penalty: float = 0.0, unfinished: bool = False) -> Pool:
-    """The best complete values that a beam search finds."""
+    """Runs a beam search and returns the pool of complete values."""
     pool, loop = Pool(search, width, length_penalty), search.loop()
     rows = search.open().nonzero().squeeze(1)
     loop.take(rows)
@@ -135,7 +139,7 @@ def beams(search: PrefixSearch, width: int, length_penalty: float = 0.0, unfinis
         complete = ended if search.layout.has_ends and not unfinished else ended | last
         among = torch.arange(score.shape[1], device=score.device) < width
         pool.add(rows, ahead, torch.where(complete & among, score, -torch.inf), sizes)
-        # those that go on, in their order
+        # the prefixes that continue, in their order
         log_p, place = torch.where(ended | last, -torch.inf, score).topk(min(width, score.shape[1]), 1)
         offset = torch.arange(0, len(rows) * beams, beams, device=rows.device).unsqueeze(-1)
         on = ~pool.settled(rows, log_p[:, 0])
@@ -155,11 +159,12 @@ class Pool:
         self.search, self.penalty = search, length_penalty
         self.log_p = search.log_probs(search.rows, width, fill=-torch.inf)
         self.score = self.log_p.clone()
-        self.log_p[~search.open(), 0] = self.score[~search.open(), 0] = 0.0  # nothing follows an end but ends
+        # rows whose given prefix has ended have one value
+        self.log_p[~search.open(), 0] = self.score[~search.open(), 0] = 0.0
         self.strings: Tensor | None = None
 
     def add(self, rows: Tensor, strings: Tensor, log_p: Tensor, sizes: Tensor) -> None:
-        """Strings (n, M, L) of these rows, with -inf for those that are none."""
+        """Adds strings (n, M, L) to the rows (n); log_p (n, M) is -inf for strings to leave out."""
         search = self.search
         if self.strings is None:
             self.strings = search.filler(*self.log_p.shape, search.stop - search.first)
@@ -173,23 +178,24 @@ class Pool:
         self.score[rows] = score
 
     def settled(self, rows: Tensor, log_p: Tensor) -> Tensor:
-        """Whether prefixes of at most this log-probability (n) can no longer enter the pool of their rows."""
-        # a longer value has less log_prob, divided by more where the penalty is positive
+        """Returns whether prefixes with at most log-probability log_p (n) can no longer enter the pool of their rows (n)."""
+        # extending a prefix lowers its log_prob, which a positive penalty divides by a larger number
         size = float(self.search.sites) if self.penalty > 0 else 1.0
         return (log_p == -torch.inf) | (self.score[rows, -1] >= log_p / size**self.penalty)
 
     def best(self, k: int) -> tuple[Tensor, Tensor]:
+        """Returns the best values (k, *batch, *event) and their log_prob (k, *batch)."""
         search, found = self.search, self.found()
         if (none := self.score[:, 0] == -torch.inf).any():
             raise ValueError(
                 f"Expected complete sequences among {self.score.shape[1]} beams of {search.sites} sites; got none for row "
-                f"{int(none.nonzero()[0])} (unfinished=True returns arrays without an end)."
+                f"{int(none.nonzero()[0])}. Use a larger width, or unfinished=True to return arrays without an end."
             )
         shape = (k, *search.d.batch_shape)
         return search.event(found[:, :k].transpose(0, 1), (k,)), self.log_p[:, :k].T.reshape(shape)
 
     def found(self) -> Tensor:
-        """(B, W, sites from the first one on), fillers where there is none."""
-        if self.strings is None:  # all prefixes had ended
+        """Returns the strings (B, W, sites from the first one on), filled with fillers where there is none."""
+        if self.strings is None:  # all given prefixes have ended
             return self.search.filler(*self.log_p.shape, self.search.stop - self.search.first)
         return torch.where((self.score == -torch.inf).unsqueeze(-1), self.search.filler(), self.strings)

@@ -1,4 +1,4 @@
-"""Beam search over perturbed log-probabilities: an exact sample without replacement."""
+"""Stochastic beam search: sampling without replacement by a beam search over perturbed log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .prefix_search import PrefixSearch
 
 
 class StochasticBeam(NamedTuple):
-    """A sample without replacement.
+    """A sample without replacement, the result of :func:`stochastic_beam_search`.
 
     Attributes:
-        sequences: (k, *batch, *event), in the order in which they would be drawn one after the other.
-        log_prob: (k, *batch) under the model; -inf where the support has fewer than k values.
-        gumbels: (k, *batch) the perturbed log-probabilities, descending.
-        threshold: (*batch) the (k + 1)-th largest of all perturbed log-probabilities; -inf where there is none.
-        log_inclusion: (k, *batch) the log-probability that a value is among the k, given the threshold.
+        sequences: values (k, *batch, *event), in the order of sequential sampling without replacement.
+        log_prob: (k, *batch), their log-probabilities under the model (nats); -inf if the support has fewer than k values.
+        gumbels: (k, *batch), their perturbed log-probabilities in descending order (nats).
+        threshold: (*batch), the (k + 1)-th largest of all perturbed log-probabilities (nats); -inf if there is none.
+        log_inclusion: (k, *batch), the log-probabilities that a value is in the sample, given the threshold (nats).
     """
 
     sequences: Tensor
@@ -32,26 +32,36 @@ class StochasticBeam(NamedTuple):
 
 @torch.no_grad()
 def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
-    r"""k different values, an exact sample without replacement, by a beam search over perturbed log-probabilities.
+    r"""Draws an exact sample of k different values without replacement.
 
-    Each value y has G(y) = log p(y) + Gumbel noise, and the k largest are found top-down: the noise of a prefix is the maximum
-    over all that begins with it. With the threshold kappa, sum_i f(y_i) p(y_i) / q(y_i) over the k values, q(y) = P(G(y) > kappa) =
-    1 - exp(-exp(log p(y) - kappa)), is an unbiased estimate of E[f].
+    Each value y has a perturbed log-probability G(y) = log p(y) + Gumbel noise; the k values with the largest ones are
+    returned. A beam search finds them, since the perturbed log-probability of a prefix can be sampled as the maximum over
+    all values that begin with it. With the threshold :math:`\kappa`, an unbiased estimate of an expectation is
+
+    .. math:: E[f] \approx \sum_{i=1}^k f(y_i) \frac{p(y_i)}{q(y_i)}, \quad
+        q(y) = P(G(y) > \kappa) = 1 - \exp(-\exp(\log p(y) - \kappa))
 
     Args:
-        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` over numbers of a
-            finite support. Arrays without an end are values too.
-        k: how many.
+        d: a :class:`~pyro_genexact.distributions.SequenceDistribution` or ``AutoregressiveDistribution`` whose sites have
+            a finite support. Arrays without an end count as values.
+        k: the number of values.
 
-    Cost: a beam search of width k + 1.
+    Returns:
+        The values with their log-probabilities and inclusion probabilities.
+
+    Raises:
+        TypeError: if ``d`` is another distribution.
+        ValueError: if k is not a positive integer.
+
+    Cost: that of a beam search of width k + 1.
 
     Reference: Kool, van Hoof, Welling, "Stochastic beams and where to find them: the Gumbel-top-k trick for sampling
     sequences without replacement", ICML 2019.
 
     Example:
         >>> import torch, pyro_genexact as gx
-        >>> head = gx.heads.Categorical(3)
-        >>> model = gx.Sequence(gx.conditioners.Recurrent(3, 3, hidden=8), head, eos=0, max_len=4)
+        >>> net, head = gx.conditioners.Recurrent(3, 3, hidden=8), gx.heads.Categorical(3)
+        >>> model = gx.Sequence(net, head, eos=0, max_len=4)
         >>> beam = stochastic_beam_search(model(), 6)
         >>> weights = (beam.log_prob - beam.log_inclusion).exp()
         >>> mean_length = (weights * model().lengths_of(beam.sequences)).sum(0)
@@ -61,14 +71,14 @@ def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
     loop = search.loop()
     rows = torch.arange(search.rows, device=loop.phi.device)
     log_p = search.log_probs(search.rows, 1)
-    noisy = -torch.empty_like(log_p).exponential_().log()  # the largest of all
+    noisy = -torch.empty_like(log_p).exponential_().log()  # the maximum over all values
     done = ~search.open().unsqueeze(-1)
     strings = search.filler(search.rows, 1, 0)
     for t, phi in loop:
         beams = log_p.shape[1]
         values, factors = search.factors(phi, t, rows.repeat_interleave(beams))
         factors = factors.reshape(search.rows, beams, len(values))
-        # an ended prefix has one successor, itself
+        # the only successor of an ended prefix is itself
         stays = torch.full_like(factors, -torch.inf)
         stays[..., 0] = 0.0
         ahead = log_p.unsqueeze(-1) + torch.where(done.unsqueeze(-1), stays, factors)
@@ -98,10 +108,10 @@ def stochastic_beam_search(d: Any, k: int) -> StochasticBeam:
 
 
 def _below(top: Tensor, log_p: Tensor) -> Tensor:
-    """Gumbel noise with locations log_p (n, W, K), given that the largest of each K is ``top`` (n, W)."""
+    """Samples Gumbel variables with locations log_p (n, W, K), given that the maximum over K is ``top`` (n, W)."""
     gumbel = log_p - torch.empty_like(log_p).exponential_().log()
     largest = gumbel.amax(-1, keepdim=True)
-    # -log(exp(-top) - exp(-largest) + exp(-gumbel)), without overflow
+    # -log(exp(-top) - exp(-largest) + exp(-gumbel)), computed in a way that avoids overflow
     gap = largest - gumbel
     top = top.unsqueeze(-1)
     v = top - gumbel + torch.log(-torch.expm1(-gap))

@@ -1,7 +1,9 @@
-"""Diagnostics of a fit: trust in a guide, calibration, held-out scores, and the bridge to ArviZ.
+"""Diagnostics for fitted models: reliability of guides, calibration, held-out scores, and conversion to ArviZ.
 
-Of a posterior: :func:`psis` weighs a guide's draws, :func:`inference_data` hands them to ArviZ, :func:`sbc_ranks` checks
-them on simulated data. Of a density: :func:`held_out` and :func:`compare` score rows kept aside, :func:`pit` calibrates.
+For posteriors, :func:`psis` computes importance weights of a guide's draws, :func:`inference_data` converts draws to ArviZ's
+format, and :func:`sbc_ranks` checks calibration on simulated data. For densities, :func:`held_out` and :func:`compare` score
+held-out rows, and :func:`pit` and :func:`plot_uniformity` check calibration. :func:`central_intervals` and :func:`plot_fan`
+summarise draws of either.
 """
 
 from ..core.faces import publish

@@ -1,4 +1,4 @@
-"""Calls that differ between ArviZ 0.x and 1.x; it is imported here only, when first needed."""
+"""Calls that differ between ArviZ 0.x and 1.x. ArviZ is imported only when one of them is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def psislw(log_ratios: Tensor) -> tuple[Tensor, float]:
-    """Smoothed log-weights (S,) with a sum of 1, and k-hat."""
+    """Returns smoothed and normalised log-weights (S,), and k-hat."""
     import arviz
 
     ratios = log_ratios.detach().double().cpu().numpy().copy()
@@ -21,13 +21,14 @@ def psislw(log_ratios: Tensor) -> tuple[Tensor, float]:
     else:
         from arviz_stats.base import array_stats
 
-        log_weights, khat = array_stats.psislw(-ratios)  # which takes log-likelihoods, whose ratios are their inverses
+        # takes log-likelihoods, which are the negative log-ratios of leave-one-out
+        log_weights, khat = array_stats.psislw(-ratios)
     weights = torch.as_tensor(log_weights, device=log_ratios.device)
     return weights - weights.logsumexp(0), float(khat)
 
 
 def from_groups(groups: Mapping[str, Mapping[str, Any]], **options: Any) -> Any:
-    """An ``InferenceData`` of ArviZ 0.x, a ``DataTree`` of 1.x."""
+    """Returns an ``InferenceData`` of ArviZ 0.x or a ``DataTree`` of 1.x."""
     import arviz
 
     from_dict: Any = arviz.from_dict
@@ -36,7 +37,7 @@ def from_groups(groups: Mapping[str, Mapping[str, Any]], **options: Any) -> Any:
 
 
 def plot_uniformity(uniforms: Mapping[str, Tensor], xlabel: str, **options: Any) -> Any:
-    """ECDFs minus the cdf of the uniform distribution: with simultaneous bands in ArviZ 0.x, with a test in 1.x."""
+    """Plots ECDFs minus the uniform cdf, with simultaneous bands in ArviZ 0.x and a test of uniformity in 1.x."""
     import arviz
 
     arrays = {name: u.detach().double().flatten().cpu().numpy() for name, u in uniforms.items()}

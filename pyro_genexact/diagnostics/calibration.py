@@ -1,4 +1,4 @@
-"""Calibration: probability integral transforms (pit) and ranks of simulated truths (SBC)."""
+"""Calibration checks: probability integral transforms and simulation-based calibration."""
 
 from __future__ import annotations
 
@@ -21,21 +21,27 @@ from .guide_draws import ResampleObserved, draw, latents
 
 
 def pit(d: Distribution, value: Tensor) -> Tensor:
-    """Probability integral transforms (*sample, *batch, *event): independent uniforms if the values come from d.
+    """Computes probability integral transforms, which are independent and uniform on [0, 1] if the values come from ``d``.
 
-    Of an autoregressive model or a sequence the conditional cdfs u_t = F_t(y_t | y_<t) in the model's order, of a discrete
-    one randomised: F_t(y_t - 1) + v p_t(y_t). Of a univariate or elementwise family its cdf. Of a flow over vectors the
-    cdfs of its base at the inverse image: also independent uniforms, but number i belongs to *coordinate i of the base*,
-    which is no variable of the data: a deviation there says that the flow is wrong, not where. Padding has NaN.
+    For autoregressive models and sequences, these are the conditional cdfs u_t = F_t(y_t | y_<t) in the model's order. For
+    discrete sites they are randomised: u_t = F_t(y_t - 1) + v p_t(y_t) with v uniform. For univariate or elementwise
+    families, they are cdfs. For flows over vectors, they are the cdfs of the base at the inverse image of the value; element
+    i then belongs to *coordinate i of the base*, not to a variable of the data, so a deviation shows that the flow is wrong
+    but not where. Padding is NaN.
 
-    Values that the model was fitted to look better than they are: take rows kept aside.
+    Use held-out rows, since rows that the model was fitted to appear better calibrated than new ones.
 
     Args:
         d: the distribution.
         value: (*sample, *batch, *event).
 
+    Returns:
+        A tensor with the shape of ``value``.
+
     Raises:
-        NotImplementedError: for a family without a cdf, or a vector family that is none of these.
+        NotImplementedError: if ``d`` has a family without a cdf, or is of another kind over vectors.
+
+    Cost: that of ``log_prob``.
 
     Reference: Rosenblatt, "Remarks on a multivariate transformation", 1952; Smith, "Diagnostic checks of non-standard time
     series models", 1985.
@@ -71,30 +77,36 @@ def sbc_ranks(
     num_samples: int = 99,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
-    """Simulation-based calibration: ranks (num_simulations, ...) of true latents among draws of their posterior.
+    """Computes the ranks of true latents among posterior draws, for simulation-based calibration.
 
-    Each simulation draws latents and data from the model, then the posterior given these data. The rank of a latent is
-    the number of its draws below it, uniform on 0 ... num_samples if the posterior is exact (ties, as of discrete
-    latents, are broken at random). Uniform ranks are necessary, not sufficient: the prior itself passes, which has learned nothing.
-    Ranks piled at both ends show a posterior too narrow, in the middle too wide, at one end biased.
+    Each simulation draws latents and data from the model, and then S draws of the posterior given these data. The rank of a
+    latent is the number of draws below it; ties, as between discrete latents, are broken at random. If the posterior is
+    exact, ranks are uniform on 0 ... S. Uniform ranks do not prove that it is exact: the prior has uniform ranks too. Many
+    ranks at both ends show that the posterior is too narrow, many in the middle that it is too wide, and many at one end
+    that it is biased.
 
     Args:
-        model: called as ``model(*args, **kwargs)``; its observed sites are drawn anew.
-        posterior: a guide, amortised over the data; or a function with an argument ``num_samples`` that returns draws
-            {name: (num_samples, ...)}. Both are called as the model is, with the simulated data as arguments by the
-            names of the sites in ``observed``.
-        args: of model and posterior.
-        observed: names of the sites that are data, which are arguments of the posterior too.
-        num_simulations: N.
-        num_samples: draws of each posterior.
-        kwargs: keyword arguments; model and posterior each get those in their signature, or all if they have ``**kwargs``.
+        model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
+        posterior: an amortised guide, or a function with an argument ``num_samples`` that returns draws
+            {name: (num_samples, ...)}. It is called with the arguments of the model, and with the simulated data as
+            arguments that have the names in ``observed``.
+        args: arguments of model and posterior.
+        observed: the name or names of the sites that are data. The posterior must have arguments with these names.
+        num_simulations: N, the number of simulations.
+        num_samples: S, the number of draws of each posterior.
+        kwargs: keyword arguments. Model and posterior each get those in their signature, or all if they have ``**kwargs``.
+
+    Returns:
+        Integer tensors (N, *latent shape) by name of the latent.
 
     Raises:
         TypeError: if neither model nor posterior takes a keyword argument.
-        NotImplementedError: if the posterior is a guide, which needs the ``log_prob`` of each site, and a site of the
-            model has none (a simulator). A function with an argument ``num_samples`` does not need it.
-        ValueError: for names in ``observed`` that are no sites of the model, latents that the posterior does not
-            draw, or draws of the wrong shape, and as :func:`psis`.
+        ValueError: if ``observed`` has names that are not sites of the model or leaves out observed sites, if the posterior
+            does not draw all latents with the right shape, and as :func:`psis`.
+        NotImplementedError: if the posterior is a guide and a site has no ``log_prob``, such as a simulator. Functions
+            with an argument ``num_samples`` do not need it.
+
+    Cost: N runs of the model, and S draws of N posteriors.
 
     Reference: Talts et al., "Validating Bayesian inference algorithms with simulation-based calibration", 2018; Modrák et
     al., "Simulation-based calibration checking for Bayesian computation", Bayesian Analysis 2023.
@@ -131,21 +143,28 @@ def sbc_ranks(
 
 
 def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | None = None, **options: Any) -> Any:
-    """Plots the difference between the empirical cdf of numbers and the cdf of the uniform distribution.
+    """Plots the difference between the empirical cdf (ECDF) of numbers and the cdf of the uniform distribution.
 
-    ArviZ draws the plot. In 0.x it has a simultaneous band, which the curve of uniform numbers leaves with a probability of
-    6% (``ci_prob=0.94``). ArviZ 1.x prints the p-value of a test of uniformity in its place.
+    ArviZ draws the plot. With 0.x it has a simultaneous band, which the curve of uniform numbers leaves with a probability of
+    6% (``ci_prob=0.94``). ArviZ 1.x shows the p-value of a test of uniformity instead.
 
     Args:
-        uniforms: of :func:`pit`, or ranks of :func:`sbc_ranks`; one panel for each name. NaN is left out.
-        num_samples: that of the ranks, which are spread over their intervals; None for numbers between 0 and 1.
-        options: of ``arviz.plot_ecdf`` (0.x), ``arviz.plot_ecdf_pit`` (1.x).
+        uniforms: results of :func:`pit` or :func:`sbc_ranks`, or a dict of such tensors by name, with one panel per name.
+            NaN is ignored.
+        num_samples: for ranks, the argument of :func:`sbc_ranks`; each rank is replaced by a random number in its interval.
+        options: options of ``arviz.plot_ecdf`` (0.x) or ``arviz.plot_ecdf_pit`` (1.x).
 
     Returns:
-        The axes with ArviZ 0.x, the ``PlotCollection`` with 1.x.
+        An array of axes with ArviZ 0.x, a ``PlotCollection`` with 1.x.
 
     Raises:
-        ValueError: for numbers outside of [0, 1].
+        ValueError: if there are no numbers, or numbers outside of [0, 1].
+
+    Example:
+        >>> import torch
+        >>> axes = plot_uniformity({"uniform": torch.rand(100), "not": torch.rand(100) ** 2})
+        >>> [ax.get_title() for ax in axes]
+        ['uniform', 'not']
     """
     named = {"u": uniforms} if isinstance(uniforms, Tensor) else dict(uniforms)
     if num_samples is not None:
@@ -154,13 +173,13 @@ def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | 
     for name, u in named.items():
         if not u.numel() or not ((u >= 0) & (u <= 1)).all():
             got = f"{u.min().item()} to {u.max().item()}" if u.numel() else "none"
-            raise ValueError(f"Expected numbers in [0, 1] for {name!r} (ranks with num_samples); got {got}.")
+            raise ValueError(f"Expected numbers in [0, 1] for {name!r} (or ranks and num_samples); got {got}.")
     xlabel = "probability integral transform" if num_samples is None else "normalised rank"
     return arviz_compat.plot_uniformity(named, xlabel, **options)
 
 
 def _rank(truth: Tensor, draws: Tensor) -> Tensor:
-    """How many draws (S, ...) are below the truth (...), those equal to it counted at random."""
+    """Returns the number of draws (S, ...) below the truth (...); a random number of the draws equal to it counts."""
     below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
     spread = torch.rand(equal.shape, dtype=torch.float64, device=equal.device) * (equal + 1)
     return below + torch.minimum(spread.long(), equal)
@@ -169,14 +188,14 @@ def _rank(truth: Tensor, draws: Tensor) -> Tensor:
 def _truth(trace: Any, data_names: list[str]) -> dict[str, Tensor]:
     names = list(latents(trace))
     if unknown := [name for name in data_names if name not in names]:
-        raise ValueError(f"Expected observed to be sites of the model, of {names}; got {unknown}.")
+        raise ValueError(f"Expected observed to be sites of the model, {names}; got {unknown}.")
     rest = [name for name in names if name not in data_names]
     if unnamed := [name for name in rest if trace.nodes[name]["infer"].get("was_observed")]:
         raise ValueError(
             f"Expected observed to name all observed sites of the model; got {data_names} without {unnamed}."
         )
     if not rest:
-        raise ValueError("Expected a model with latents; got none beside the observed sites.")
+        raise ValueError("Expected a model with latents; got only observed sites.")
     return {name: trace.nodes[name]["value"] for name in rest}
 
 
@@ -212,7 +231,7 @@ def _accepted(program: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 def _with_data(
     parameters: Mapping[str, inspect.Parameter], args: Any, kwargs: Any, data: dict[str, Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with the data in their places, also where they came by position."""
+    """Returns the arguments with the data in them, which replace arguments of the same name, also positional ones."""
     places = list(parameters)
     given, rest = list(args), dict(data)
     for name in data:

@@ -1,4 +1,4 @@
-"""inference_data: posterior draws, log-likelihoods and predictions in ArviZ's format."""
+"""``inference_data``, which converts posterior draws, log-likelihoods and predictions to ArviZ's format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from . import arviz_compat
 from .guide_draws import GuideDraws, draw
 
 NO_POSTERIOR = (
-    "Expected a model with latent sites and their posterior; got {}. A single maximum-likelihood fit has one value of its "
-    "parameters, no draws to average or to reweigh, so leave-one-out by importance sampling would score the rows that it was "
-    "fitted to. Use diagnostics.held_out on rows kept aside and diagnostics.compare."
+    "Expected a model with latent sites and their posterior; got {}. A maximum-likelihood fit has a single value of its "
+    "parameters and no draws to reweight, so leave-one-out by importance sampling would score the rows that it was fitted "
+    "to. Use diagnostics.held_out on held-out rows and diagnostics.compare instead."
 )
 
 
@@ -27,29 +27,32 @@ def inference_data(
     dims: Mapping[str, Sequence[str]] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Posterior draws with log-likelihood and predictions, for ``az.summary``, ``az.loo``, ``az.compare`` and all plots.
+    """Converts posterior draws to ArviZ's format, with log-likelihoods and predictions of the observed sites.
 
-    Groups: posterior (latents and ``pyro.deterministic`` sites), log_likelihood (of each observed value, as the model says,
-    without ``poutine.scale``), posterior_predictive (new values of the observed sites), observed_data. Dims are named after
-    plates. Draws of a guide are independent and make one chain: R-hat has nothing to compare, and says nothing of the
-    guide, which :func:`psis` does. ``az.loo`` takes the draws for those of the posterior; if k-hat is not small,
-    hand over ``psis(...).resample()`` in place of the guide.
+    The result has the groups posterior (latents and ``pyro.deterministic`` sites), log_likelihood (of each observed value in
+    nats, without ``poutine.scale``), posterior_predictive (new values of the observed sites) and observed_data. Dims have the
+    names of their plates. The draws form one chain. For independent draws of a guide, R-hat is meaningless; use :func:`psis`
+    to check the guide. ``az.loo`` assumes exact posterior draws, so pass ``psis(...).resample()`` instead of the guide
+    unless k-hat is small.
 
     Args:
-        model: a Pyro model with its data observed.
+        model: a Pyro model with observed data.
         posterior: a guide, or draws {name: (S, ...)} of all latents.
-        args: of model and guide.
-        num_samples: S, draws of a guide.
-        coords: labels of dims, e.g. of plates, by name.
-        dims: names of the dims of sites, where those from the plates are not enough: all, plates first.
-        kwargs: of model and guide.
+        args: arguments of model and guide.
+        num_samples: S, the number of draws of a guide.
+        coords: labels along dims, such as those of plates, by name of the dim.
+        dims: names of all dims of a site, plates first, by name of the site; by default dims have the names of plates.
+        kwargs: keyword arguments of model and guide.
 
     Returns:
-        ``InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x.
+        An ``InferenceData`` with ArviZ 0.x, an ``xarray.DataTree`` with 1.x.
 
     Raises:
-        ValueError: for a model without latents or a module fitted by maximum likelihood (which has no posterior: see
-            :func:`held_out`), and as :func:`psis`.
+        ValueError: if the model has no latents, if the posterior is the result of a maximum-likelihood fit (use
+            :func:`held_out` instead), and as :func:`psis`.
+        NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
+
+    Cost: S evaluations of the guide and 2 S of the model, without gradients.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -72,7 +75,7 @@ def inference_data(
     if not found.draws:
         raise ValueError(NO_POSTERIOR.format("a model without latents"))
     names = {name: [dim for dim in own if dim is not None] for name, own in found.dims.items()}
-    names |= {name: list(given) for name, given in (dims or {}).items()}  # ArviZ names the other dims
+    names |= {name: list(given) for name, given in (dims or {}).items()}  # ArviZ adds default names of event dims
     groups = {
         "posterior": _arrays(found.draws | found.deterministic, found),
         "log_likelihood": _arrays(found.log_likelihood, found),
@@ -87,13 +90,13 @@ def _count(draws: Mapping[str, Tensor]) -> int:
     counts = {name: value.shape[:1] for name, value in draws.items()}
     if len(set(counts.values())) != 1 or () in counts.values():
         raise ValueError(
-            f"Expected draws of shape (S, ...), one S for all; got { ({k: tuple(v.shape) for k, v in draws.items()}) }."
+            f"Expected draws of shape (S, ...) with the same S; got { ({k: tuple(v.shape) for k, v in draws.items()}) }."
         )
     return next(iter(counts.values()))[0]
 
 
 def _arrays(values: Mapping[str, Tensor], found: GuideDraws, chain: bool = True) -> dict[str, Any]:
-    """NumPy arrays, (1, S, ...) with a chain, without the dims of size 1 that stand between plates."""
+    """Converts values to NumPy arrays, (1, S, ...) with a chain, without the dims of size 1 between plates."""
     arrays = {}
     for name, value in values.items():
         kept = [i + chain for i, dim in enumerate(found.dims[name]) if dim is not None]

@@ -1,4 +1,4 @@
-"""Draws of a guide with the model run on them: in one vectorised pass where the programs allow it, else one by one."""
+"""Runs a model on draws of a guide, in one vectorised pass if the programs allow it, and otherwise one by one."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from ..core.devices import device_of
 from ..inference.elbo import needs_log_prob
 
 Site = dict[str, Any]
-CHECKED = 1e-3  # how far, relative to 1 + |log p|, a draw's log-probability may differ between the two ways
+CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs
 
 
 @dataclass
 class GuideDraws:
-    """S draws: S leads every tensor but those of ``observed``.
+    """S draws of a guide, and what the model computes from them.
 
     Attributes:
         draws: the model's latents by name, (S, *plates, *event).
-        deterministic: the same of ``pyro.deterministic`` sites.
-        log_p, log_q: joint log-probability of model and guide, (S,).
-        log_likelihood: of each observed value, (S, *plates).
-        predictive: new values of the observed sites.
-        observed: the observed values.
-        points: latents of which the guide has one value, no density.
-        dims: names of the dims of each site between S and those of the event; None for one of size 1 without a plate.
+        deterministic: ``pyro.deterministic`` sites by name, (S, *plates, *event).
+        log_p: joint log-probabilities of the model, (S,).
+        log_q: joint log-probabilities of the guide, (S,).
+        log_likelihood: log-likelihoods of the observed values by site, (S, *plates).
+        predictive: new values of the observed sites, (S, *plates, *event).
+        observed: the observed values, (*plates, *event).
+        points: names of the latents for which the guide has a point estimate.
+        dims: names of the batch dims of each site; None for dims of size 1 without a plate.
     """
 
     draws: dict[str, Tensor]
@@ -59,10 +60,10 @@ def draw(
     num_samples: int,
     predict: bool = False,
 ) -> GuideDraws:
-    """The model on S draws of the guide, or on given draws (S, ...).
+    """Runs the model on S draws of the guide, or on given draws (S, ...).
 
-    The vectorised pass puts both into a plate outside of all others, and counts only if its first and last draw have the
-    log-probabilities that the programs give them one at a time.
+    The vectorised pass runs both in a plate around all others. Its result is used only if the log-probabilities of its first
+    and last draw agree with those of single runs.
     """
     programs = ModelAndPosterior(model, posterior, args, kwargs, predict)
     try:
@@ -77,7 +78,7 @@ def draw(
 
 
 class ModelAndPosterior:
-    """A model and its posterior, with one run of both that has the shapes."""
+    """A model and its posterior; one run of both, at construction, determines the shapes of all sites."""
 
     def __init__(self, model: Any, posterior: Any, args: Any, kwargs: Any, predict: bool) -> None:
         self.model, self.posterior, self.args, self.kwargs, self.predict = model, posterior, args, kwargs, predict
@@ -92,13 +93,14 @@ class ModelAndPosterior:
         self.depth = max([0, *depths, *(len(s["fn"].batch_shape) for s in sites if s["fn"] is not None)])
 
     def one(self, i: int) -> GuideDraws:
+        """Runs guide and model once, or the model on given draw i."""
         guide = self._proposal(i)
         found = self._read(guide, self._replay(guide), 1)
         return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
 
     def vectorised(self, size: int) -> GuideDraws | None:
-        """All draws in one pass; None where that is not what single runs give."""
-        if self.enumerated:  # their sum runs over all plates, that of the draws too
+        """Returns all draws from one pass, or None if they disagree with single runs."""
+        if self.enumerated:  # enumeration sums over all plates, including that of the draws
             return None
         plate: Any = pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1)
         guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(plate(self.posterior))
@@ -106,7 +108,7 @@ class ModelAndPosterior:
         return found if all(self._is_alone(found, guide, i, size) for i in {0, size - 1}) else None
 
     def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
-        """Whether draw i has the log-probabilities and deterministic values of a run of its own."""
+        """Returns whether draw i has the same log-probabilities and deterministic values as in a single run."""
         row = self._row(guide, i, size)
         replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, self.posterior)
         model = self._replay(replayed)
@@ -115,6 +117,7 @@ class ModelAndPosterior:
         return all(torch.allclose(a, b.to(a), rtol=CHECKED, atol=CHECKED, equal_nan=True) for a, b in pairs)
 
     def described(self, found: GuideDraws) -> GuideDraws:
+        """Adds observed values, point estimates and names of dims."""
         found.observed = {name: site["value"] for name, site in observations(self.trace)}
         fixed = [name for name, x in found.draws.items() if (x == x[:1]).all()]
         found.points = [n for n in fixed if self.guide.nodes[n]["fn"] is not None and _is_delta(self.guide.nodes[n])]
@@ -133,7 +136,7 @@ class ModelAndPosterior:
         return _given({name: value[i] for name, value in self.posterior.items()})
 
     def _all(self, size: int) -> Any:
-        """All given draws, each with the dims between the outer plate and its own."""
+        """Returns a trace of all given draws, with dims of size 1 between the outer plate and those of each site."""
         values = {}
         for name, value in self.posterior.items():
             gap = self.depth - len(self.trace.nodes[name]["fn"].batch_shape)
@@ -141,14 +144,14 @@ class ModelAndPosterior:
         return _given(values)
 
     def _row(self, guide: Any, i: int, size: int) -> Any:
-        """What draw i was drawn from noise; what the guide computes from it is computed anew, with rounding of its own."""
+        """Returns a trace of the random values of draw i; sites that the guide computes from them are left out."""
         random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
         return _given({name: _rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
 
     def _read(self, guide: Any, model: Any, size: int, plate: Any = lambda program: program) -> GuideDraws:
         if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
             raise ValueError(
-                f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some only."
+                f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some runs only."
             )
         value = {name: _rows(site["value"], self._shape(name), size) for name, site in _samples(model)}
         likelihood = {}
@@ -172,7 +175,7 @@ class ModelAndPosterior:
         return name not in self.guide.nodes and self.trace.nodes[name]["infer"].get("enumerate") == "parallel"
 
     def _marginal(self, guide: Any) -> Tensor:
-        """log p with the enumerated latents summed out, (1,)."""
+        """Returns the log-probability (1,) of the model with enumerated latents summed out."""
         enumerated = poutine.enum(self.model, first_available_dim=-1 - self.depth)
         trace = self._replay(guide, enumerated)
         log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
@@ -184,7 +187,7 @@ class ModelAndPosterior:
 
 
 class ResampleObserved(UnconditionMessenger):
-    """Draws observed sites anew, but for the deterministic ones, which follow from the others."""
+    """Samples observed sites, except deterministic ones."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not _is_deterministic(msg):
@@ -192,12 +195,12 @@ class ResampleObserved(UnconditionMessenger):
 
 
 def latents(trace: Any) -> Iterator[str]:
-    """Names of the sites that are neither observed nor helpers."""
+    """Returns the names of the sites that are neither observed nor deterministic nor auxiliary."""
     return (name for name, site in _samples(trace) if not site["is_observed"] and not _is_helper(site))
 
 
 def observations(trace: Any) -> Iterator[tuple[str, Site]]:
-    """Observed sites: neither deterministic ones nor factors, which observe nothing."""
+    """Yields observed sites, without deterministic ones and factors."""
     for name, site in _samples(trace):
         if site["is_observed"] and not _is_deterministic(site) and site["value"].numel():
             yield name, site
@@ -225,7 +228,7 @@ def _is_delta(site: Site) -> bool:
 
 
 def _given(values: Mapping[str, Tensor]) -> Any:
-    """A trace to replay: the values alone."""
+    """Returns a trace of values to replay."""
     trace = poutine.Trace()
     for name, value in values.items():
         given: dict[str, Any] = {"fn": None, "infer": {}, "cond_indep_stack": (), "is_observed": False, "mask": None}
@@ -234,53 +237,48 @@ def _given(values: Mapping[str, Tensor]) -> Any:
 
 
 def _check(guide: Any, model: Any, of_model: list[str]) -> None:
-    """ValueErrors for pairs without exact ratios log p - log q."""
+    """Raises a ValueError if log p - log q is not exact: for subsampled plates and different latents."""
     for trace in (guide, model):
         for _, site in _samples(trace):
             for frame in site["cond_indep_stack"]:
                 if frame.full_size not in (None, frame.size):
                     raise ValueError(
                         f"Expected plates without subsampling (log p would be an estimate); got {frame.size} of "
-                        f"{frame.full_size} in plate {frame.name!r}."
+                        f"{frame.full_size} rows in plate {frame.name!r}."
                     )
     if missing := [name for name in of_model if name not in guide.nodes]:
-        raise ValueError(f"Expected posterior to have all latents of the model; got none for {missing}.")
+        raise ValueError(f"Expected posterior to draw all latents of the model; {missing} are missing.")
     if extra := [name for name, site in _samples(guide) if name not in of_model and not _is_helper(site)]:
         raise ValueError(
-            f"Expected posterior to have latents of the model, {of_model}, and sites with infer={{'is_auxiliary': True}}; "
-            f"got {extra}."
+            f"Expected posterior to have only latents of the model, {of_model}, and sites with "
+            f"infer={{'is_auxiliary': True}}; got {extra}."
         )
 
 
 def _total(trace: Any, size: int) -> Tensor:
-    """Joint log-probability of each draw (S,)."""
-    if any(site["fn"] is None for _, site in _samples(trace)):
-        return torch.zeros(
-            size, device=device_of(site["value"] for _, site in _samples(trace))
-        )  # given draws have no density
+    """Returns the joint log-probability of each draw (S,); 0 for given draws, whose density is unknown."""
+    sites = [site for _, site in _samples(trace)]
+    if not sites or any(site["fn"] is None for site in sites):
+        return torch.zeros(size, device=device_of(site["value"] for site in sites))
     trace.compute_log_prob()
-    parts = [site["log_prob"] for _, site in _samples(trace)]
+    parts = [site["log_prob"] for site in sites]
     sums = [p.reshape(size, -1).sum(1) if len(p.shape[:1]) and len(p) == size else p.sum().expand(size) for p in parts]
-    return (
-        torch.stack(sums).sum(0)
-        if sums
-        else torch.zeros(size, device=device_of(site["value"] for _, site in _samples(trace)))
-    )
+    return torch.stack(sums).sum(0)
 
 
 def _rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:
-    """(S, *shape) from a value with whatever dims stand between; the same value for all where it has no S."""
+    """Reshapes a value to (S, *shape), without dims of size 1 in between; expands values without a dim of size S."""
     if value.numel() == size * shape.numel():
         return value.reshape(size, *shape)
     return value.expand(size, *shape)
 
 
 def _dims(name: str, site: Site) -> list[str | None]:
-    """Names of the batch dims of a site's value: plates; None for one of size 1 without a plate."""
+    """Returns the names of the batch dims of a site's value, which are those of plates; None for size 1 without a plate."""
     shape: torch.Size = site["value"].shape
     plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
     batch = shape[: len(shape) - site["fn"].event_dim]
-    if not batch and plates and _is_deterministic(site):  # whose dims all count as event unless told apart
+    if not batch and plates and _is_deterministic(site):  # all dims of these sites are event dims by default
         batch = shape if all(-d <= len(shape) and shape[d] == frame.size for d, frame in plates.items()) else batch
     names: list[str | None] = [None if size == 1 else f"{name}_dim_{i}" for i, size in enumerate(batch)]
     for dim, frame in plates.items():
@@ -290,7 +288,7 @@ def _dims(name: str, site: Site) -> list[str | None]:
 
 
 def _joined(runs: list[GuideDraws]) -> GuideDraws:
-    """Single draws as one."""
+    """Concatenates single draws."""
 
     def joined(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):

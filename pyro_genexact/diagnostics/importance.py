@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling with a guide: how far its draws may be trusted, and what they say once weighed."""
+"""Pareto-smoothed importance sampling (PSIS) with a guide as the proposal."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from ..core.values import numbers
 from . import arviz_compat
 from .guide_draws import draw
 
-SMALLEST = 25  # draws, of which five make a tail
-FLAT = 1e-4  # ratios within so many nats have no tail, only rounding
+SMALLEST = 25  # minimum number of draws; the tail then has five
+FLAT = 1e-4  # nats; differences between log ratios below this are taken for rounding
 
 
 @dataclass(frozen=True)
 class Importance:
-    r"""Draws of a guide with their log importance ratios log p - log q, p the joint density of latents and data.
+    """Draws of a guide with their log importance ratios log p - log q, where p is the joint density of latents and data.
 
-    The largest weights are replaced by quantiles of a generalised Pareto distribution fitted to them, whose shape k-hat says
-    how many moments the ratios have: below 0.5 the variance of what is estimated is finite; up to :attr:`threshold` (0.7 for many
-    draws) estimates are usable; above it neither they nor the guide can be trusted, whatever the other numbers say.
+    The largest weights are replaced by quantiles of a generalised Pareto distribution that is fitted to them. Its shape
+    parameter k-hat measures the reliability of the draws. If it is below 0.5, the variance of the weights is finite. Up to
+    :attr:`threshold` (0.7 for many draws), importance-weighted estimates are reliable. Above it, neither these estimates nor
+    the guide's draws are reliable, even if the other numbers look good. None of the numbers detects posterior mass that the
+    guide never samples.
 
     Args:
-        log_ratios: (S,), S at least 25.
+        log_ratios: (S,) in nats, S at least 25.
         draws: latents by name, (S, ...).
 
     Attributes:
-        log_weights: smoothed, normalised to a sum of 1, (S,) in float64.
-        khat: -inf if the ratios are equal, as those of the exact posterior are.
-        ess: effective sample size 1 / sum w^2, between 1 and S.
+        log_weights: (S,) in float64, logarithms of the smoothed weights w, whose sum is 1.
+        khat: the shape parameter k-hat; -inf if all ratios are equal, as for the exact posterior.
+        ess: the effective sample size 1 / sum w^2, between 1 and S.
 
     Raises:
-        ValueError: for log ratios of another shape, NaN, or infinity, and for draws of another number.
+        ValueError: if ``log_ratios`` has another shape, contains NaN or infinity or only -inf, or if the number of draws
+            differs from S.
 
     Reference: Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024; Yao et al., "Yes, but did it work?", ICML 2018.
 
@@ -45,8 +48,10 @@ class Importance:
         >>> import torch
         >>> x = torch.linspace(-3, 3, 1000, dtype=torch.float64)
         >>> exact = Importance(torch.full((1000,), -2.0), {"x": x})
-        >>> exact.khat, round(exact.ess), round(exact.log_evidence, 6), round(exact.expectation(lambda d: d["x"] ** 2).item(), 3)
-        (-inf, 1000, -2.0, 3.006)
+        >>> exact.khat, round(exact.ess), round(exact.log_evidence, 6)
+        (-inf, 1000, -2.0)
+        >>> round(exact.expectation(lambda d: d["x"] ** 2).item(), 3)
+        3.006
         >>> bool(exact.khat_of(lambda d: d["x"] ** 2) < exact.threshold)
         True
     """
@@ -63,12 +68,12 @@ class Importance:
             raise ValueError(f"Expected log_ratios of shape (S,), S >= {SMALLEST}; got {tuple(ratios.shape)}.")
         if bad := int((ratios.isnan() | (ratios == torch.inf)).sum()):
             raise ValueError(
-                f"Expected log_ratios below infinity; got NaN or infinity for {bad} of {len(ratios)} draws."
+                f"Expected log_ratios to be finite or -inf; got NaN or infinity for {bad} of {len(ratios)} draws."
             )
         if not ratios.isfinite().any():
-            raise ValueError("Expected draws of positive density under the model; got log_ratios of -inf alone.")
+            raise ValueError("Expected draws of positive density under the model; got -inf for all log_ratios.")
         if wrong := {name: tuple(x.shape) for name, x in self.draws.items() if x.shape[:1] != ratios.shape}:
-            raise ValueError(f"Expected draws of shape ({len(ratios)}, ...), one for each ratio; got {wrong}.")
+            raise ValueError(f"Expected draws of shape ({len(ratios)}, ...), one per ratio; got {wrong}.")
         weights, khat = (ratios.double().log_softmax(0), -math.inf) if is_flat(ratios) else arviz_compat.psislw(ratios)
         ess = (-(2 * weights).logsumexp(0)).exp().item()
         for name, value in (("log_weights", weights), ("khat", khat), ("ess", ess)):
@@ -79,17 +84,25 @@ class Importance:
 
     @property
     def threshold(self) -> float:
-        """The k-hat up to which S draws suffice, min(1 - 1 / log10(S), 0.7)."""
+        """The largest k-hat for which S draws are enough, min(1 - 1 / log10(S), 0.7)."""
         return min(1 - 1 / math.log10(len(self.log_ratios)), 0.7)
 
     def khat_of(self, function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        """k-hat of the estimate of E[function(draws)], elementwise: (...) in float64 for values (S, ...).
+        """Computes k-hat for the estimate of E[function(draws)], elementwise.
 
-        It is the largest of ``khat`` and of the shapes of both tails of the values times the ratios. ``khat`` alone
-        warrants the evidence and expectations of bounded functions; a second moment of heavy tails may need more.
+        It is the largest of ``khat`` and of the shape parameters of both tails of values times ratios. ``khat`` alone is
+        enough for the evidence and for expectations of bounded functions. Values that grow, such as squares, can have
+        heavier tails.
+
+        Args:
+            function: a function from the draws to values (S, ...).
+
+        Returns:
+            A float64 tensor (...).
 
         Raises:
-            ValueError: if the function's result has another leading dim than S, or is not finite.
+            TypeError: if the values are not a tensor of real numbers.
+            ValueError: if the first dim of the values is not S, or if they are not finite.
         """
         values = self._values(function)
         if not values.isfinite().all():
@@ -104,23 +117,30 @@ class Importance:
 
     @property
     def elbo(self) -> float:
-        """Mean log ratio, a lower bound of the log evidence (nats)."""
+        """The mean log ratio (nats), an estimate of a lower bound of the log evidence."""
         return self.log_ratios.double().mean().item()
 
     @property
     def log_evidence(self) -> float:
-        """log p(data) in nats: the log of the mean ratio, its tail smoothed."""
+        """An estimate of log p(data) in nats, the logarithm of the mean of the smoothed ratios."""
         ratios = self.log_ratios.double()
-        # smoothing keeps the ratios below the tail: any of them gives the constant that normalising took away
+        # smoothing leaves ratios below the tail unchanged, so each of them gives the normalising constant of the weights
         kept = ratios.masked_fill(ratios.isneginf(), torch.inf).argsort()[: max(1, int(ratios.isfinite().sum()) // 2)]
         constant = (ratios[kept] - self.log_weights[kept]).median()
         return constant.item() - math.log(len(ratios))
 
     def expectation(self, function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        """The posterior mean of ``function(draws)`` (S, ...): its values averaged by the smoothed weights.
+        """Estimates the posterior mean of a function by the mean of its values with the smoothed weights.
+
+        Args:
+            function: a function from the draws to values (S, ...).
+
+        Returns:
+            A float64 tensor (...).
 
         Raises:
-            ValueError: if the function's result has another leading dim than S.
+            TypeError: if the values are not a tensor of real numbers.
+            ValueError: if the first dim of the values is not S.
         """
         values = self._values(function)
         weights = self.log_weights.exp().to(values.device)
@@ -135,9 +155,19 @@ class Importance:
         return values
 
     def resample(self, num_samples: int | None = None) -> dict[str, Tensor]:
-        """Draws (num_samples, ...) of the smoothed weights, with replacement, S by default: for :func:`inference_data`.
+        """Resamples the draws with the smoothed weights, with replacement, for use in :func:`inference_data`.
 
-        Drawn systematically: a draw of weight w comes num_samples w times, rounded up or down; then shuffled.
+        The sampling is systematic: a draw with weight w is in the result num_samples w times, rounded up or down. The
+        result is shuffled.
+
+        Args:
+            num_samples: the number of new draws, by default S.
+
+        Returns:
+            Draws (num_samples, ...) by name.
+
+        Raises:
+            ValueError: if ``num_samples`` is not a positive integer.
         """
         size = len(self.log_weights) if num_samples is None else num_samples
         check_sizes(1, num_samples=size)
@@ -149,12 +179,12 @@ class Importance:
 
 
 def is_flat(log_ratios: Tensor) -> bool:
-    """Whether ratios are equal, so that they have no tail."""
+    """Returns whether all log ratios are equal up to rounding, so that they have no tail."""
     return bool(log_ratios.max() - log_ratios.min() <= FLAT)
 
 
 def tail_shape(log_terms: Tensor) -> float:
-    """The shape of the upper tail of positive terms, given by their logarithms; -inf where there is none."""
+    """Returns the shape parameter of the upper tail of positive terms, from their logarithms; -inf if there is no tail."""
     positive = log_terms > -torch.inf
     if not positive.any() or is_flat(log_terms[positive]):
         return -math.inf
@@ -164,24 +194,30 @@ def tail_shape(log_terms: Tensor) -> float:
 def psis(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, num_samples: int = 1000, **kwargs: Any
 ) -> Importance:
-    """Draws of a guide, weighed by the model: k-hat, effective sample size, evidence, corrected expectations.
+    """Computes importance weights of a guide's draws: k-hat, effective sample size, evidence and corrected expectations.
 
-    Both programs are run with the same arguments, in one vectorised pass where that gives what single runs give. Discrete
-    latents that the guide lacks and the model marks with ``infer={"enumerate": "parallel"}`` are summed out, one run a draw.
+    Model and guide are run with the same arguments, in one vectorised pass if that agrees with single runs. Discrete latents
+    that only the model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out, with one run per
+    draw.
 
     Args:
-        model: a Pyro model with its data observed.
-        guide: a guide of all of its other latents.
-        args: of model and guide.
-        num_samples: S, draws of the guide.
-        kwargs: of model and guide.
+        model: a Pyro model with observed data.
+        guide: a guide of all other latents.
+        args: arguments of model and guide.
+        num_samples: S, the number of draws of the guide, at least 25.
+        kwargs: keyword arguments of model and guide.
+
+    Returns:
+        The draws with their log ratios and weights.
 
     Raises:
-        ValueError: for latents that the guide leaves out, the model does not have or has in some runs only, guides of point
-            estimates, subsampled plates, and NaN.
+        ValueError: if guide and model do not have the same latents in every run, if the guide has point estimates, if a
+            plate is subsampled, or if a log ratio is NaN.
         NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
 
-    Cost: S evaluations of model and guide, without gradients; at once, in S times the memory of one, where vectorised.
+    Reference: see :class:`Importance`.
+
+    Cost: S evaluations of model and guide without gradients. If they are vectorised, S times the memory of one evaluation.
 
     Example:
         >>> import torch
@@ -198,7 +234,5 @@ def psis(
     check_sizes(SMALLEST, num_samples=num_samples)
     found = draw(model, guide, args, kwargs, num_samples)
     if found.points:
-        raise ValueError(
-            f"Expected a guide with a density of each latent; got one value in all draws for {found.points}."
-        )
+        raise ValueError(f"Expected a guide with a density for each latent; got a point estimate for {found.points}.")
     return Importance(found.log_p - found.log_q, found.draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def central_intervals(draws: Tensor, probs: Sequence[float] = (0.5, 0.9)) -> Tensor:
-    r"""Computes central (equal-tailed) intervals over the first dimension of draws.
+    """Computes central (equal-tailed) intervals over the first dimension of draws.
 
     The interval of probability p goes from the quantile of (1 - p) / 2 to that of (1 + p) / 2.
 
     Args:
-        draws: (S, \*event), S at least 1, of real numbers. An element with a NaN in any draw has NaN bounds.
+        draws: (S, *event), S at least 1, of real numbers. An element with a NaN in any draw has NaN bounds.
         probs: probabilities of the intervals, each in (0, 1].
 
     Returns:
-        Bounds (len(probs), 2, \*event), lower ones first, with the dtype of ``draws`` (float64 for integers).
+        Bounds (len(probs), 2, *event), lower ones first, with the dtype of ``draws`` (float64 for integers).
 
     Raises:
-        TypeError: if ``draws`` is not a tensor of real numbers.
+        TypeError: if ``draws`` is not a tensor of real numbers, or ``probs`` is not a sequence.
         ValueError: if there are no draws, or if ``probs`` is empty or not in (0, 1].
 
     Cost: one sort of the draws.
@@ -44,10 +45,8 @@ def central_intervals(draws: Tensor, probs: Sequence[float] = (0.5, 0.9)) -> Ten
     draws = numbers("draws", draws)
     if not draws.dim() or not len(draws):
         raise ValueError(f"Expected draws of shape (S, *event), S >= 1; got {tuple(draws.shape)}.")
-    if not len(probs) or not all(0 < p <= 1 for p in probs):
-        raise ValueError(f"Expected probs to be one or more numbers in (0, 1]; got {probs!r}.")
     draws = draws if draws.is_floating_point() else draws.double()
-    p = torch.tensor([float(p) for p in probs], dtype=draws.dtype, device=draws.device)
+    p = torch.tensor(_levels(probs), dtype=draws.dtype, device=draws.device)
     q = torch.stack([(1 - p) / 2, (1 + p) / 2], 1)
     bounds = quantiles(draws, q.flatten()).reshape(*q.shape, *draws.shape[1:])
     return torch.where(draws.isnan().any(0), torch.nan, bounds)
@@ -104,7 +103,7 @@ def plot_fan(
         raise ValueError(f"Expected x of shape ({draws.shape[1]},), one position for each column; got {at.shape}.")
     order = np.argsort(at, kind="stable") if at.dtype.kind in "biufM" else np.arange(len(at))
     at, draws = at[order], draws[:, torch.as_tensor(order)]
-    probs = sorted(probs)
+    probs = sorted(_levels(probs))
     bounds = central_intervals(draws, probs).double().numpy()
     median = quantiles(draws.double(), torch.tensor([0.5], dtype=torch.float64))[0].numpy()
 
@@ -117,6 +116,15 @@ def plot_fan(
     ax.set(xlabel=ax.get_xlabel() or xlabel, ylabel=ax.get_ylabel() or ylabel)
     ax.legend()
     return ax
+
+
+def _levels(probs: Any) -> list[float]:
+    if isinstance(probs, Real):
+        raise TypeError(f"Expected probs to be a sequence of numbers; got {probs!r}.")
+    levels = [float(p) for p in probs]
+    if not levels or not all(0 < p <= 1 for p in levels):
+        raise ValueError(f"Expected probs to be one or more numbers in (0, 1]; got {probs!r}.")
+    return levels
 
 
 def _series(array: Any) -> tuple[Tensor, Any, str, str]:

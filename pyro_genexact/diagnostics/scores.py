@@ -1,4 +1,4 @@
-"""Held-out log density: the number by which densities of the same data are compared."""
+"""Held-out log-probabilities, by which models of the same data are compared."""
 
 from __future__ import annotations
 
@@ -21,22 +21,20 @@ from ..inference.sources import rows_of
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Log-probabilities (nats) of N rows that the model was not fitted to; rows are taken for independent of each other.
+    """Log-probabilities (nats) of N independent rows that the model was not fitted to.
+
+    The difference of two instances for the same rows is an instance too; see the example.
 
     Args:
         log_prob: (N,), N at least 2.
 
-    Attributes:
-        mean: the expected log density of a new row, estimated.
-        standard_error: of the mean, over rows: what other rows would change; not what another fit would.
-
     Raises:
-        ValueError: for log_prob of another shape, or NaN.
+        ValueError: if ``log_prob`` has another shape or contains NaN.
 
     Example:
         >>> import torch
-        >>> a, b = HeldOut(torch.tensor([-1.0, -3.0, -5.0])), HeldOut(torch.tensor([-2.0, -4.0, -6.0]))
-        >>> a, a - b
+        >>> a = HeldOut(torch.tensor([-1.0, -3.0, -5.0]))
+        >>> a, a - HeldOut(torch.tensor([-2.0, -4.0, -6.0]))
         (HeldOut(-3.0000 ± 1.1547 nats, 3 rows), HeldOut(1.0000 ± 0.0000 nats, 3 rows))
     """
 
@@ -52,10 +50,10 @@ class HeldOut:
         return f"HeldOut({self.mean:.4f} ± {self.standard_error:.4f} nats, {len(self.log_prob)} rows)"
 
     def __sub__(self, other: HeldOut) -> HeldOut:
-        """Differences row by row: their mean has the error of the paired comparison, mostly far below those of the two.
+        """Returns the differences row by row. Their standard error is usually far smaller than those of the two scores.
 
         Raises:
-            ValueError: for scores of another number of rows.
+            ValueError: if the numbers of rows differ.
         """
         if self.log_prob.shape != other.log_prob.shape:
             raise ValueError(f"Expected scores of the same {len(self.log_prob)} rows; got {len(other.log_prob)} rows.")
@@ -63,10 +61,12 @@ class HeldOut:
 
     @property
     def mean(self) -> float:
+        """The mean over rows (nats), an estimate of the expected log-probability of a new row."""
         return self.log_prob.double().mean().item()
 
     @property
     def standard_error(self) -> float:
+        """The standard error of the mean over rows (nats). It does not include the variation between fits."""
         return self.log_prob.double().std().item() / math.sqrt(len(self.log_prob))
 
 
@@ -74,19 +74,26 @@ class HeldOut:
 def held_out(
     module: nn.Module, data: Tensor | Dataset[Any], context: Context = None, *, batch_size: int = 1024
 ) -> HeldOut:
-    """Scores rows kept aside by a fitted module, in eval mode; arguments as those of :func:`~pyro_genexact.fit`.
+    """Computes the log-probabilities of held-out rows under a fitted module, in eval mode.
 
-    This, not leave-one-out by importance sampling, judges a single maximum-likelihood fit: its parameters have no posterior
-    draws to reweigh.
+    Use this function to evaluate a maximum-likelihood fit. Leave-one-out by importance sampling is not possible in this
+    case, since there are no posterior draws of the parameters.
 
     Args:
-        module: called as ``module()``, ``module(context)`` or, with a dict, ``module(**context)``.
+        module: a module that is called as ``module()``, ``module(context)`` or, if the context is a dict,
+            ``module(**context)``, as in :func:`~pyro_genexact.fit`.
         data: (N, *event_shape), or a map-style Dataset of rows or (row, context) pairs.
         context: (N, ...) or a dict of such tensors.
-        batch_size: rows scored at once.
+        batch_size: the number of rows to evaluate at once.
+
+    Returns:
+        The log-probabilities with their mean and standard error (nats).
 
     Raises:
-        ValueError, TypeError: as :func:`~pyro_genexact.fit`; fewer than two rows.
+        TypeError: as :func:`~pyro_genexact.fit`.
+        ValueError: as :func:`~pyro_genexact.fit`, and if there are fewer than two rows.
+
+    Cost: one ``log_prob`` per row, without gradients.
 
     Example:
         >>> import torch
@@ -107,12 +114,12 @@ def held_out(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model among others, scored on the same rows (nats a row).
+    """The score of one of several models that are compared on the same rows.
 
     Attributes:
-        name: of the model.
-        score: its scores.
-        difference: how far it is below the best, row by row; zeros for the best itself.
+        name: the name of the model.
+        score: its held-out scores (nats).
+        difference: its scores minus those of the best model, row by row (nats); zeros for the best model.
     """
 
     name: str
@@ -121,24 +128,28 @@ class Comparison:
 
     def __str__(self) -> str:
         mean, error = self.difference.mean, self.difference.standard_error
-        return f"{self.name}: {self.score.mean:.4f} ± {self.score.standard_error:.4f}, to the best {mean:.4f} ± {error:.4f}"
+        return f"{self.name}: {self.score.mean:.4f} ± {self.score.standard_error:.4f}, difference to the best {mean:.4f} ± {error:.4f}"
 
 
 def compare(scores: Mapping[str, HeldOut | Tensor]) -> list[Comparison]:
-    """Models from the best to the worst by mean held-out log density, each with its paired difference to the best.
+    """Ranks models by mean held-out log-probability, the best first, with paired differences to the best model.
 
     Args:
-        scores: by name, of the same rows in the same order; tensors are log-probabilities (N,).
+        scores: held-out scores or log-probabilities (N,) in nats by name of the model, for the same rows in the same order.
+
+    Returns:
+        One comparison per model.
 
     Raises:
-        ValueError: for no scores, or scores of different numbers of rows.
+        ValueError: if there are no scores, or if the numbers of rows differ.
 
     Example:
         >>> import torch
-        >>> for row in compare({"a": torch.tensor([-2.0, -4.0]), "b": torch.tensor([-1.0, -3.5])}):
+        >>> scores = {"a": torch.tensor([-2.0, -4.0]), "b": torch.tensor([-1.0, -3.5])}
+        >>> for row in compare(scores):
         ...     print(row)
-        b: -2.2500 ± 1.2500, to the best 0.0000 ± 0.0000
-        a: -3.0000 ± 1.0000, to the best -0.7500 ± 0.2500
+        b: -2.2500 ± 1.2500, difference to the best 0.0000 ± 0.0000
+        a: -3.0000 ± 1.0000, difference to the best -0.7500 ± 0.2500
     """
     if not scores:
         raise ValueError("Expected scores of at least one model; got none.")

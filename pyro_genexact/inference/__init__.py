@@ -1,1 +1,1 @@
-"""Training: maximum likelihood, variational inference and automatic guides."""
+"""Maximum likelihood, variational inference and automatic guides."""

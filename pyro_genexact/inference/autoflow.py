@@ -1,4 +1,4 @@
-"""Flows as automatic guides: any recipe as the posterior of all continuous latents of a model."""
+"""``AutoFlow``, an automatic guide whose posterior of all continuous latents is a normalising flow."""
 
 from __future__ import annotations
 
@@ -29,38 +29,46 @@ from .plates import RowPlates
 
 
 class AutoFlow(AutoContinuous):
-    """A flow as the guide of all continuous latents of a model: unconstrained, they are loc + L tails(flow(noise)).
+    """An automatic guide that is a normalising flow over all continuous latents of a model.
 
-    Latents of every support are mapped to the reals by ``biject_to`` and concatenated to one vector of D numbers, as in Pyro's
-    other automatic guides, whose methods it has (``get_posterior``, ``get_base_dist``, ``get_transform`` for
-    ``NeuTraReparam``, ...). Loc, the lower triangular L, skewness and weight of the tails are learned beside the flow, so that
-    every Gaussian is within reach, and it starts as one, up to the small start of the recipe's networks: at the values of
-    ``init_loc_fn`` with standard deviations ``init_scale``, as ``AutoMultivariateNormal`` does, and then, where that has a
-    higher ELBO, as Laplace's approximation. Discrete latents that the model marks for parallel enumeration
-    (``config_enumerate``) are left to it. Parameters are made in the first call; call the guide before ``load_state_dict``.
-    Two guides of one class share their names in Pyro's parameter store, where SVI knows one of them; ``fit_guide`` knows both.
+    The unconstrained latents are ``z = loc + L tails(flow(noise))``. Latents are mapped to the reals by ``biject_to`` and
+    concatenated to one vector of D numbers, as in Pyro's other automatic guides, and the guide has the same methods
+    (``get_posterior``, ``get_base_dist``, ``get_transform`` for ``NeuTraReparam``, ...). The location loc, the lower
+    triangular matrix L, and the skewness and weight of the tails are learned jointly with the flow, so that the guide
+    can represent every Gaussian.
 
-    **Amortised**, with ``context=C``, the guide is called with the model's arguments and ``context=`` (*batch, C), an encoder's
-    output. The leftmost plates of the model, one a batch dim, are then the rows, each with a flow of its own latents given its own
-    context; they may be subsampled, and of another size in each call, for which the model is run up to its first latent in
-    them. As SVI gives the same arguments to model and guide, wrap the call: ``lambda x: guide(x, context=encoder(x))``, with
-    ``pyro.module("encoder", encoder)`` in it.
+    The guide starts close to a Gaussian with the values of ``init_loc_fn`` as mean and ``init_scale`` as standard
+    deviations, as ``AutoMultivariateNormal`` does. The first call replaces this Gaussian by the Laplace approximation if
+    that has a higher ELBO. Discrete latents that the model marks for parallel enumeration (``config_enumerate``) are
+    not part of the guide.
+
+    The first call creates the parameters, so call the guide once before ``load_state_dict``. Two guides of this class use
+    the same names in Pyro's parameter store; SVI then optimises only one of them, :func:`~pyro_genexact.fit_guide` both.
+
+    **Amortised guides** have ``context=C`` and are called with the model's arguments and ``context=``, a tensor
+    (*batch, C) such as the output of an encoder. Each batch dim of the context belongs to one of the leftmost plates of
+    the model. Each row of these plates has its own latents, whose flow depends on the row's context. The plates may be
+    subsampled and may change their size between calls; to find the size, each call runs the model up to the first latent
+    in the plates. SVI passes the same arguments to model and guide, so wrap the guide in a function that calls
+    ``pyro.module("encoder", encoder)`` and ``guide(x, context=encoder(x))``.
 
     Args:
-        model: the model.
-        recipe: called as ``recipe(D, **options)``, with ``context=C`` too where there is one; returns a flow over the reals.
-        init_loc_fn: where each latent starts, see ``pyro.infer.autoguide.initialization``; where it needs draws and the
-            prior has none (``ImproperUniform``), at unconstrained 0.
-        init_scale: standard deviation of each unconstrained latent at the start.
-        context: C, features of the context; 0 for none.
-        warm_start: what the first call does first: "laplace", :meth:`fit_laplace`, or the steps of :meth:`fit_gaussian`, 0 for
-            nothing. By default "laplace" without a context, 0 with one.
-        options: of the recipe.
+        model: a Pyro model.
+        recipe: a function that is called as ``recipe(D, **options)`` (and ``context=C`` if C > 0) and returns a
+            :class:`~pyro_genexact.Flow` over D real numbers.
+        init_loc_fn: the initial value of each latent, see ``pyro.infer.autoguide.initialization``. Latents with an
+            improper prior, which cannot be sampled, start at 0 in unconstrained space.
+        init_scale: the initial standard deviation of each unconstrained latent.
+        context: C, the number of features of the context; 0 for a guide without context.
+        warm_start: "laplace" to call :meth:`fit_laplace` in the first call, or the number of steps of
+            :meth:`fit_gaussian`, 0 for none. By default "laplace" without a context and 0 with one.
+        options: keyword arguments of the recipe.
 
     Raises:
-        RuntimeError: at the first call, for a model without continuous latents, as Pyro's guides do.
-        ValueError: at the first call, for a latent in a subsampled plate that is not amortised, a discrete latent
-            that is not enumerated, a recipe whose flow is not over D real numbers; for a context that does not fit.
+        TypeError: if the recipe is not callable or does not return a flow.
+        RuntimeError: at the first call, if the model has no continuous latents.
+        ValueError: at the first call, if a latent is in a subsampled plate without a context, if a discrete latent is not
+            enumerated, or if the flow is not over D real numbers; at each call, if the context does not fit the plates.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
@@ -96,7 +104,7 @@ class AutoFlow(AutoContinuous):
             raise TypeError(f"Expected recipe to be callable; got {type(recipe).__name__}.")
         check_sizes(0, context=context)
         if warm_start == "laplace" and context:
-            raise ValueError(f"Expected no Laplace warm start of a guide with a context; got context={context}.")
+            raise ValueError(f"Expected warm_start other than 'laplace' for a guide with context={context}.")
         if warm_start is None:
             warm_start = 0 if context else "laplace"
         if isinstance(warm_start, str) and warm_start != "laplace":
@@ -104,7 +112,7 @@ class AutoFlow(AutoContinuous):
         if warm_start != "laplace":
             check_sizes(0, warm_start=warm_start)  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=partial(_init, init_loc_fn))
-        self._bare_model: Any = (model,)  # without the handler that sets the start
+        self._bare_model: Any = (model,)  # without the handler that sets the initial values
         self._plates: Any = None  # RowPlates after the first call
         self._recipe, self._init_scale, self._warm_start = recipe, init_scale, warm_start
         self._options = {**options, **({"context": context} if context else {})}
@@ -125,14 +133,14 @@ class AutoFlow(AutoContinuous):
             self.prototype_trace = self._plates = None  # the next call tries again
             raise
 
-    @torch.no_grad()  # what the trace keeps can be copied
+    @torch.no_grad()  # tensors without a graph, so that the prototype trace can be copied
     def _make(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> None:
-        """Runs the model and makes the flow, which starts at the latents of that run."""
+        """Runs the model and creates the flow, whose initial location is the latents of that run."""
         super()._setup_prototype(*args, **kwargs)
         rows = self._rows(context)
         sites = dict(self.prototype_trace.iter_stochastic_nodes())  # type: ignore[union-attr]
         plates = RowPlates.of(sites.values(), rows)
-        for name in plates.names:  # around the whole guide in each call
+        for name in plates.names:  # each call enters these plates around the whole guide
             del self._prototype_frames[name]
         for name, stack in self._cond_indep_stacks.items():
             self._cond_indep_stacks[name] = [frame for frame in stack if frame.name in self._prototype_frames]
@@ -146,7 +154,7 @@ class AutoFlow(AutoContinuous):
         self._plates = plates
 
     def forward(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Draws the latents, given the model's arguments and the context (*batch, C), and returns them by name."""
+        """Samples the latents, given the model's arguments and the context (*batch, C), and returns them by name."""
         if self._plates is None:
             self._setup_prototype(*args, context=context, **kwargs)
         rows = self._rows(context)
@@ -157,19 +165,35 @@ class AutoFlow(AutoContinuous):
             return draws
 
     def get_base_dist(self) -> Any:
-        """The noise, where no context is needed."""
+        """Returns the distribution of the noise; it does not depend on the context."""
         return self._made().base()
 
     def get_transform(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Transform:
-        """From the noise to the unconstrained latents, given the context (*batch, C)."""
+        """Returns the transform from the noise to the unconstrained latents, given the context (*batch, C)."""
         return self._made()(context).transforms[0]
 
     def get_posterior(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
-        """The distribution (*batch) of the D unconstrained latents, given the context (*batch, C)."""
+        """Returns the distribution of the D unconstrained latents, given the context (*batch, C).
+
+        Its batch shape is ``batch`` and its event shape (D,).
+
+        Raises:
+            RuntimeError: if the guide has not been called yet.
+        """
         return self._made()(context)
 
     def fit_gaussian(self, steps: int = 500, /, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
-        """Fits loc and L alone, by :func:`~pyro_genexact.fit_guide` with the model's arguments; returns its result."""
+        """Fits only loc and L, by :func:`~pyro_genexact.fit_guide` with a learning rate of 0.1.
+
+        Args:
+            steps: the number of steps.
+            args: arguments of the model.
+            context: (*batch, C), for a guide with a context.
+            kwargs: keyword arguments of the model.
+
+        Returns:
+            The :class:`~pyro_genexact.GuideResult`.
+        """
         if self._plates is None:
             self._make(*args, context=context, **kwargs)
         guide = self if context is None else partial(self, context=context.detach())
@@ -180,18 +204,25 @@ class AutoFlow(AutoContinuous):
             )
 
     def fit_laplace(self, *args: Any, **kwargs: Any) -> bool:
-        """Moves loc to the mode of the unconstrained posterior, by L-BFGS, and L to its curvature there.
+        """Sets loc to the mode of the unconstrained posterior and L L' to the inverse Hessian there (Laplace approximation).
 
-        Unless that has a lower ELBO than before, or none, as where there is no mode. For guides without context. Cost: some hundred
-        gradients of the model, and D more for the Hessian.
+        L-BFGS finds the mode. The guide stays unchanged if the search fails, or if the Laplace approximation has a lower
+        ELBO than the guide.
+
+        Args:
+            args: arguments of the model.
+            kwargs: keyword arguments of the model.
 
         Returns:
-            Whether it moved.
+            Whether the guide has changed.
+
+        Raises:
+            ValueError: for a guide with a context.
+
+        Cost: a few hundred gradients of the model, and D more for the Hessian.
         """
         if self.context:
-            raise ValueError(
-                f"Expected a guide without context, for Laplace's approximation; got context={self.context}."
-            )
+            raise ValueError(f"Expected a guide without context for fit_laplace; got context={self.context}.")
         if self._plates is None:
             self._make(*args, **kwargs)
         affine: Any = self.flow.transforms[-1]
@@ -203,7 +234,14 @@ class AutoFlow(AutoContinuous):
     def median(  # type: ignore[override]
         self, *args: Any, num_samples: int = 10_000, context: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """The median of each latent: :meth:`quantiles` at 0.5, the same at each call."""
+        """Returns the median of each latent by name; see :meth:`quantiles`.
+
+        Args:
+            args: ignored; accepted as in Pyro's guides.
+            num_samples: the number of draws.
+            context: (*batch, C), for a guide with a context.
+            kwargs: ignored; accepted as in Pyro's guides.
+        """
         found = self.quantiles([0.5], num_samples=num_samples, context=context)
         return {name: value[0] for name, value in found.items()}
 
@@ -216,17 +254,25 @@ class AutoFlow(AutoContinuous):
         context: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Quantiles of each latent, by draws that are the same at each call: of each number where the support is a product of intervals.
+        """Estimates quantiles of each latent from draws with a fixed seed, so that every call returns the same values.
 
-        Elsewhere (simplex, Cholesky factors, ...) those of the unconstrained numbers, mapped to the support.
+        If the support of a latent is a product of intervals, these are the quantiles of each element. For other supports
+        (simplex, Cholesky factors, ...) they are the quantiles of the unconstrained elements, mapped to the support.
 
         Args:
             quantiles: Q probabilities.
-            num_samples: draws; a quantile's standard error is about 1 / sqrt(num_samples) standard deviations.
-            context: as in the call.
+            args: ignored; accepted as in Pyro's guides.
+            num_samples: the number of draws. The standard error of a quantile is about 1 / sqrt(num_samples) standard
+                deviations of the latent.
+            context: (*batch, C), for a guide with a context.
+            kwargs: ignored; accepted as in Pyro's guides.
 
         Returns:
-            For each latent's name values of shape (Q, *latent shape).
+            Tensors (Q, *latent shape) by name of the latent.
+
+        Raises:
+            RuntimeError: if the guide has not been called yet.
+            ValueError: if ``quantiles`` are not probabilities.
         """
         posterior, rows = self.get_posterior(context=context), self._rows(context)
         with seeded(0, self.flow.transforms[-1].loc.device):  # type: ignore[arg-type]
@@ -245,19 +291,17 @@ class AutoFlow(AutoContinuous):
         return result
 
     def _made(self) -> Flow:
-        """The flow; an error before the first call."""
         if self._plates is None:
-            raise RuntimeError("Expected the guide to have been called once before, to know the latents; it was not.")
+            raise RuntimeError("Call the guide once before using this method; the first call creates the flow.")
         return self.flow
 
     def _program(self) -> Any:
-        """The model."""
         if self._bare_model is None:
-            raise RuntimeError("Expected a guide that has its model; got one from a pickle, which leaves it out.")
+            raise RuntimeError("Unpickled guides carry no model; construct the guide anew and load the state dict.")
         return self._bare_model[0]
 
     def _rows(self, context: Tensor | None) -> torch.Size:
-        """The batch shape of the context; an error unless it fits."""
+        """Returns the batch shape of the context, after checking it."""
         check_context(self, context)
         rows = torch.Size() if context is None else context.shape[:-1]
         if self._plates is not None:
@@ -267,7 +311,7 @@ class AutoFlow(AutoContinuous):
     def __getstate__(self) -> dict[str, Any]:
         kept = self._model, self.master
         state = super().__getstate__()
-        self._model, self.master = kept  # which Pyro takes from the guide itself
+        self._model, self.master = kept  # Pyro's __getstate__ removes them from the guide itself
         return {**state, "_bare_model": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
@@ -286,7 +330,7 @@ def _init(init_loc_fn: Callable[..., Any], site: Any) -> Any:
         return site["fn"].sample()
     try:
         return init_loc_fn(site)
-    except NotImplementedError:  # nothing to sample from a flat prior
+    except NotImplementedError:  # an improper prior cannot be sampled
         fn = site["fn"]
         onto = biject_to(fn.support)
         return onto(torch.zeros(onto.inverse_shape(fn.batch_shape + fn.event_shape)))

@@ -1,4 +1,4 @@
-"""Batches of fit: rows of tensors, arrays, tables and Datasets, checked."""
+"""Checked batches of rows of tensors, arrays, tables and Datasets, for ``fit``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-Context = Any  # a tensor, an array or a table (N, ...), a dict of such, or None
+Context = Any  # a tensor, an array or a table (N, ...), a dict of these, or None
 SHOWN = 10  # rows that an error message lists
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows; ``rows`` (B,) are their numbers in the user's data. The key of a positional context is None."""
+    """B rows and their indices ``rows`` (B,) in the user's data. The key of a positional context is None."""
 
     rows: Tensor
     data: Any
@@ -26,22 +26,25 @@ class Batch:
     weights: Tensor | None = None
 
     def map(self, function: Callable[[Any], Any]) -> Batch:
+        """Applies a function to every tensor of the batch."""
         context = {key: function(value) for key, value in self.context.items()}
         weights = None if self.weights is None else function(self.weights)
         return Batch(function(self.rows), function(self.data), context, weights)
 
     def take(self, rows: Tensor) -> Batch:
+        """Returns the rows with these positions in the batch."""
         return self.map(lambda x: _taken(x, rows))
 
     def to(self, device: torch.device) -> Batch:
+        """Returns the batch on a device."""
         return self.map(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """What DataLoader asks for."""
+        """Returns the batch in pinned memory; DataLoader calls this method."""
         return self.map(lambda x: x.pin_memory())
 
     def check(self, name: str) -> Batch:
-        """Raises for a tensor of another number of rows, or with NaN or infinity; name is the argument."""
+        """Raises if a tensor has another number of rows, or contains NaN or infinity; ``name`` is the user's argument."""
         prefix = "context" if name == "data" else f"{name} context"
         named = {prefix + ("" if key is None else f"[{key!r}]"): value for key, value in self.context.items()}
         for label, x in {name: self.data, **named}.items():
@@ -51,7 +54,7 @@ class Batch:
                 raise ValueError(
                     f"Expected {label}.shape[0] == {len(self.rows)} (rows of {name}); got {tuple(x.shape)}."
                 )
-            # a finite sum has finite terms only, and costs a tenth of looking at each
+            # a finite sum implies finite elements, and costs a tenth of a check of each element
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.sum().isfinite():
                 continue
             if not x.isfinite().all():
@@ -63,28 +66,28 @@ class Batch:
 def _taken(x: Any, rows: Tensor) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach().index_select(0, rows.to(x.device))
-    return _from_numpy(x[rows.cpu().numpy()])  # a copy: indices, not a slice
+    return _from_numpy(x[rows.cpu().numpy()])  # indexing with an array copies
 
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
-    """A copy where torch cannot share the memory: of arrays that are reversed, read-only, or of another byte order."""
+    """Returns a tensor; copies only reversed and read-only arrays and those of another byte order."""
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 class Columns(Dataset[Batch]):
-    """Tensors, and arrays on disk, of the same rows; an item is the batch of some rows.
+    """A Dataset of tensors and memory-mapped arrays with the same rows; an item is the batch of some rows.
 
     Args:
         columns: all rows.
-        name: the argument that gave them.
-        dtype: of the module: that of numbers with a fraction in arrays on disk.
+        name: the user's argument.
+        dtype: the module's dtype, to which floating-point numbers of memory-mapped arrays are converted.
     """
 
     def __init__(self, columns: Batch, name: str, dtype: torch.dtype) -> None:
         self.columns, self.name, self.dtype = columns.check(name), name, dtype
         self.weights = columns.weights
         values = (columns.data, *columns.context.values())
-        self.lazy = any(not isinstance(x, Tensor) for x in values)  # read, converted and checked batch by batch
+        self.lazy = any(not isinstance(x, Tensor) for x in values)  # converted and checked batch by batch
 
     def __getitem__(self, rows: Tensor) -> Batch:
         batch = self.columns.take(rows)
@@ -97,7 +100,7 @@ class Columns(Dataset[Batch]):
 
 
 class Items(Dataset[Batch]):
-    """A map-style Dataset whose items are a row or a (row, context) tuple; an item is the batch of some rows."""
+    """A Dataset of batches made from the user's map-style Dataset, whose items are a row or a (row, context) tuple."""
 
     def __init__(self, dataset: Dataset[Any], name: str, weights: Tensor | None) -> None:
         self.dataset, self.name, self.weights = dataset, name, weights
@@ -112,7 +115,7 @@ class Items(Dataset[Batch]):
         try:
             items = at_once(rows) if at_once else [self.dataset[row] for row in rows]
         except Exception:
-            for row in rows:  # one by one, the row that raises is named
+            for row in rows:  # finds the row that raises
                 self._item(row)
             raise
         if isinstance(items[0], list):
@@ -121,7 +124,7 @@ class Items(Dataset[Batch]):
             return default_collate(items)
         except RuntimeError as error:
             raise ValueError(
-                f"Expected items of {self.name} of one shape; got others in rows {rows}: {error}"
+                f"Expected items of {self.name} to have the same shape; got different ones in rows {rows}: {error}"
             ) from error
 
     def _item(self, row: int) -> Any:
@@ -133,18 +136,19 @@ class Items(Dataset[Batch]):
 
 
 def _seed_worker(rows: Tensor) -> None:
-    """Seeds what a worker process draws by its rows, so that a fit that was continued draws the same."""
+    """Seeds a worker process by the rows of its batch, so that a continued fit draws the same random numbers."""
     worker = get_worker_info()
     if worker is not None:
-        seed = hash((worker.seed - worker.id, *rows.tolist())) % 2**32  # without the id: that of all workers
+        # worker.seed minus the id is the same in all workers
+        seed = hash((worker.seed - worker.id, *rows.tolist())) % 2**32
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
 
 
 def batch_of(items: Any, rows: Tensor | None, name: str, weights: Tensor | None = None) -> Batch:
-    """The batch of collated items: rows, or rows and their contexts."""
-    # a TensorDataset of one tensor has 1-tuples
+    """Returns the batch of collated items, which are rows or (rows, contexts)."""
+    # a TensorDataset of one tensor has 1-tuples as items
     row, *context = items if isinstance(items, (tuple, list)) else (items,)
     if len(context) > 1:
         raise TypeError(f"Expected items of {name} to be a row or (row, context); got {len(items)} parts.")
@@ -154,13 +158,14 @@ def batch_of(items: Any, rows: Tensor | None, name: str, weights: Tensor | None 
 
 
 def keyed(context: Any = None) -> dict[str | None, Any]:
+    """Returns the context as a dict; the key of a positional context is None."""
     if context is None:
         return {}
     return dict(context) if isinstance(context, Mapping) else {None: context}
 
 
 def column(x: Any, name: str, dtype: torch.dtype) -> Any:
-    """Arrays and tables as tensors of the module's dtype or of integers; those on disk, and all else, as they are."""
+    """Converts arrays and tables to tensors of the module's dtype or int64; returns memory maps and other objects unchanged."""
     if isinstance(x, (Tensor, Dataset, np.memmap)):
         return x
     array = x.to_numpy() if hasattr(x, "to_numpy") else x
@@ -169,7 +174,7 @@ def column(x: Any, name: str, dtype: torch.dtype) -> Any:
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"Expected {name} of numbers; got {type(x).__name__} of dtype {array.dtype}. Encode categories as integers "
-            "from 0, e.g. by pandas.factorize, and give columns of several kinds as one array of floats."
+            "from 0, e.g. with pandas.factorize, and convert columns of mixed dtypes to one array of floats."
         )
     if array.dtype.kind in "iu":
         array = array.astype(np.int64, copy=False)
@@ -178,12 +183,14 @@ def column(x: Any, name: str, dtype: torch.dtype) -> Any:
 
 
 def weights_of(weights: Any, rows: int, dtype: torch.dtype) -> Tensor | None:
-    """Row weights with mean 1."""
+    """Returns checked row weights, scaled to mean 1."""
     if weights is None:
         return None
     values = torch.as_tensor(column(weights, "weights", dtype), device="cpu").to(dtype)
     if values.shape != (rows,):
-        raise ValueError(f"Expected weights.shape == ({rows},), one a row; got {tuple(values.shape)}.")
+        raise ValueError(f"Expected weights.shape == ({rows},), one per row; got {tuple(values.shape)}.")
     if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
-        raise ValueError("Expected weights finite, not negative and not all 0; got others.")
+        raise ValueError(
+            f"Expected weights to be finite, not negative and not all 0; got {values.min()} to {values.max()}."
+        )
     return values / values.mean()

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: what a later call with the same arguments continues from."""
+"""Checkpoint files, from which a later call of a fit with the same arguments continues."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ NUMPY: list[Any] = [
     np.dtype,
     np.float64(0).__reduce__()[0],
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
-]  # of its scalars
+]  # types of its scalars, which torch.load must be allowed to read
 
 
 class Checkpoint:
-    """The file of a fit's state, and when it is written next.
+    """The checkpoint file of a fit.
 
     Args:
-        path: of the file; None for none.
-        every: steps between two checkpoints; by default a minute.
-        arguments: of the fit, by name: plain values on which its course depends.
-        ranks: the first of them writes.
+        path: the path of the file, or None for no checkpoints.
+        every: the number of steps between two checkpoints; by default they are a minute apart.
+        arguments: the arguments of the fit by name, as plain values; a later call must have the same ones.
+        ranks: the processes of the fit. The first one writes the file.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, every: int | None, arguments: dict[str, Any], ranks: Ranks):
         self.path = None if path is None else Path(path)
         self.every, self.arguments, self.ranks = every, arguments, ranks
         self.written = time.monotonic()
-        self.readable = False  # whether what was written could be read
+        self.readable = False  # whether a file that this object wrote could be read again
 
     def load(self) -> dict[str, Any] | None:
-        """The state to continue from, or None where there is no file yet.
+        """Returns the state to continue from, or None if there is no file yet.
 
         Raises:
-            ValueError: if the file is no checkpoint, or one of other arguments.
+            ValueError: if the file is not a checkpoint, or was written by a fit with other arguments.
         """
         if self.path is None:
             return None
@@ -59,10 +59,10 @@ class Checkpoint:
             return None
         try:
             content = _content(path)
-        except Exception as error:  # whatever a file of anything may raise
+        except Exception as error:  # arbitrary files can raise anything
             raise ValueError(
                 f"Expected checkpoint to be a file that a fit has written; {path} is truncated or of another "
-                f"kind ({type(error).__name__}). Delete it to start anew."
+                f"kind ({type(error).__name__}). Delete it to start again."
             ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(
@@ -78,12 +78,12 @@ class Checkpoint:
         if other:
             raise ValueError(
                 f"Expected checkpoint of a fit with the same arguments; {path} was written with "
-                f"{', '.join(other)}. Choose another path, or delete the file to start anew."
+                f"{', '.join(other)}. Choose another path, or delete the file to start again."
             )
         return content["state"]
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after so many steps: the same in all processes."""
+        """Returns whether to write a checkpoint after this number of steps; the result is the same in all processes."""
         if self.path is None:
             return False
         if self.every is not None:
@@ -92,7 +92,7 @@ class Checkpoint:
         return self.ranks.sum(late)[0] > 0
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes a temporary file and renames it, so that a file that is there is always whole."""
+        """Writes a temporary file and renames it, so that an interruption leaves the previous file intact."""
         if self.path is None:
             return
         with self.ranks.agreed():
@@ -112,15 +112,14 @@ class Checkpoint:
         self.written = time.monotonic()
 
     def _check_readable(self, part: Path) -> None:
-        """The first time only: states of one fit are alike."""
-        if self.readable:
+        if self.readable:  # all states of one fit have the same structure
             return
         try:
             _content(part)
         except Exception as error:
             raise ValueError(
-                "Expected optimizer, schedule and module with states of tensors, numbers and text, in lists and dicts, alone: a "
-                "checkpoint of other objects could not be read again."
+                "Expected the states of optimizer, schedule and module to consist of tensors, numbers, strings, lists and "
+                "dicts; a checkpoint of other objects could not be read again."
             ) from error
         self.readable = True
 
@@ -131,7 +130,7 @@ def _content(path: Path) -> Any:
 
 
 def digest(value: Any) -> str:
-    """A short hash of tensors, arrays, numbers and text, also in dicts and lists; of other things the types."""
+    """Returns a short hash of tensors, arrays, numbers and strings, also in dicts and lists; of other objects, of their types."""
     content = hashlib.sha256()
     _feed(content, value)
     return content.hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The optimiser's steps in fit_guide: new parameters, gradient clipping, averaged and best weights, restarts."""
+"""The optimizer's part in ``fit_guide``: new parameters, gradient clipping, averaged and best weights, restarts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.optim import Optimizer
 
 from .learning_rate import set_rate
 
-SLOWER = 0.3  # the factor of the learning rate after each return to earlier weights
+SLOWER = 0.3  # factor of the learning rate after each return to earlier weights
 STATES = ("start", "average", "best")
 State = dict[Tensor, Tensor]
 
 
 class Descent:
-    """Steps of an optimizer that is made with the first parameters, and values of these that are kept on the way.
+    """An optimizer, which is created with the first parameters, and the averages and best values of the parameters.
 
     Args:
-        make: the optimizer from parameters.
-        allowed: the only parameters to change; None for all.
-        max_ratio: gradients longer than this times their usual norm are cut to it.
+        make: a function from parameters to an optimizer.
+        allowed: the parameters to optimise, or None for all.
+        max_ratio: gradients are clipped to this multiple of their running average norm.
     """
 
     optimizer: Optimizer
@@ -41,7 +41,7 @@ class Descent:
         self.usual_norm, self.went_back = math.nan, 0
 
     def meet(self, found: dict[Tensor, str]) -> None:
-        """Takes on the parameters that are allowed and new, by name."""
+        """Adds parameters that are allowed and new to the optimizer; ``found`` has the names of all parameters."""
         new = [p for p in found if p not in self.names and (self.allowed is None or p in self.allowed)]
         if not new and not self.names:
             raise ValueError("Expected model or guide to have parameters; got none.")
@@ -60,18 +60,21 @@ class Descent:
         self.start |= _copies(new)
 
     def clear(self) -> None:
-        """Drops the gradients."""
+        """Sets all gradients to None."""
         for p in self.names:
             p.grad = None
 
     def gradients(self) -> list[tuple[str, Tensor]]:
-        """Those that there are, with the parameters' names."""
+        """Returns the gradients that are not None, with the names of their parameters."""
         return [(name, p.grad) for p, name in self.names.items() if p.grad is not None]
 
     def step(self, factor: float, norm: float, weight: float) -> None:
-        """Takes a step at ``factor`` times the optimizer's own rate; moves the averages to the new weights by ``weight``.
+        """Takes a step and updates the averages.
 
-        ``norm`` is that of the gradients.
+        Args:
+            factor: factor of the optimizer's own learning rate.
+            norm: the norm of the gradients.
+            weight: the weight of the new parameters in the averages.
         """
         longest = self.max_ratio * self.usual_norm
         if norm > longest:
@@ -87,14 +90,15 @@ class Descent:
                 self.average.setdefault(p, p.detach().clone()).lerp_(p, weight)
 
     def remember(self) -> None:
-        """Takes the averages for the best so far."""
+        """Stores the averages as the best weights so far."""
         self.best = {p: value.clone() for p, value in self.average.items()}
 
     def go_back(self, works: Callable[[], bool]) -> None:
-        """Loads the best weights so far, the averages or the first ones; forgets the optimizer's state; next steps are shorter.
+        """Loads earlier weights, resets the optimizer's state and lowers the learning rate.
 
         Args:
-            works: whether weights that are loaded are of use.
+            works: returns whether the loaded weights have a finite ELBO. The best weights are tried first, then the
+                averages, then the initial weights.
         """
         for state in filter(None, (self.best, self.average, self.start)):
             _load(state)
@@ -104,15 +108,16 @@ class Descent:
         self.went_back += 1
 
     def keep_best(self, score: Callable[[], tuple[float, float]]) -> tuple[float, float | None]:
-        """Loads the weights, of the averages, the remembered and the last ones, with the best score, and returns that.
+        """Loads the best of the last, averaged and best weights so far, and returns their score.
 
-        Those of the start if they are better by more than chance: losses need not tell of each improvement. Then the best
-        score of the others is returned too.
+        The initial weights are loaded instead if they are better by more than two standard errors. In this case, the best
+        score of the others is returned as well.
 
         Args:
-            score: of the weights that are loaded, and its standard error.
+            score: returns the score of the loaded weights and its standard error.
         """
-        last = self.last = self.last or _copies(self.average)  # an interrupt leaves other weights loaded
+        # kept for a second call after an interrupt
+        last = self.last = self.last or _copies(self.average)
         scores = []
         for state in filter(None, [last, self.average, self.best, self.start]):
             _load(state)
@@ -127,7 +132,7 @@ class Descent:
         return best, worse
 
     def state_dict(self) -> dict[str, Any]:
-        """Names and values of the parameters, in the order in which they were met, and the optimizer's state."""
+        """Returns the names and values of the parameters, in the order in which they were added, and the optimizer's state."""
         order = list(self.names)
         states = {name: [getattr(self, name).get(p) for p in order] for name in STATES}
         groups = [[self.names[p] for p in group] for group in self.groups]
@@ -136,7 +141,7 @@ class Descent:
         return {"groups": groups, "values": [p.detach() for p in order], "optimizer": optimizer, **states, **numbers}
 
     def load_state_dict(self, state: dict[str, Any], found: dict[Tensor, str]) -> None:
-        """Restores a state; ``found`` are the parameters by name."""
+        """Restores a state; ``found`` has the names of all parameters."""
         named: dict[str, list[Tensor]] = {}
         for p, name in found.items():
             if self.allowed is None or p in self.allowed:

@@ -1,4 +1,4 @@
-"""The choice of the ELBO for a model and its guide, its gradients and estimates, and sites where it is not finite."""
+"""The choice of the ELBO for a model and its guide, its gradients and estimates, and sites with non-finite terms."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-# of distributions with parameters that are not finite, as steps that are far too long make, or values outside the support
+# raised by distributions with non-finite parameters (after steps that are far too long) or values outside the support
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
 def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int) -> Any:
-    """Pyro's ELBO that suits: with enumeration if the model asks for it, of all draws at once where that is right."""
+    """Returns an ELBO of Pyro: with enumeration if the model has enumerated sites, vectorised over particles if possible."""
     with torch.no_grad():
         sites = [site for trace in _traces(model, guide) for site in _sample_sites(trace)]
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
@@ -32,13 +32,13 @@ def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particl
 
 
 def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lambda program: program) -> tuple[Any, Any]:
-    """Of the guide and of the model on its draws."""
+    """Returns the trace of the guide and that of the model on the guide's draws."""
     guide_trace = poutine.trace(wrap(guide)).get_trace()
     return guide_trace, poutine.trace(wrap(poutine.replay(model, trace=guide_trace))).get_trace()
 
 
 def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
-    """Whether two draws at once have the same log_prob as one by one."""
+    """Returns whether two draws in one vectorised pass have the same log_prob as in separate runs."""
     at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
     try:
         for function, trace in zip((guide, model), _traces(model, guide, at_once), strict=True):
@@ -49,7 +49,7 @@ def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int)
                 alone = torch.as_tensor(one.log_prob_sum()).to(together)
                 if not torch.allclose(alone, together[row], rtol=1e-3, atol=1e-3, equal_nan=True):
                     return False
-    except Exception:  # whatever a model that expects one draw does with two; one by one it says what is wrong
+    except Exception:  # models that are not vectorised can raise anything; other errors are raised again by later runs
         return False
     return True
 
@@ -59,14 +59,14 @@ def _sample_sites(trace: Any) -> Iterator[Any]:
 
 
 def _of_rows(log_prob: Tensor, dim: int) -> Tensor:
-    """The sums (2,) of log_prob for each of two draws."""
+    """Returns the sums (2,) of log_prob over all dims but that of the two draws."""
     if log_prob.dim() < -dim or log_prob.shape[dim] != 2:
         return log_prob.sum().expand(2)
     return log_prob.movedim(dim, 0).reshape(2, -1).sum(1)
 
 
 def _row(trace: Any, dim: int, row: int) -> Any:
-    """The trace of one of two draws."""
+    """Returns the trace of one of the two draws."""
     one = trace.copy()
     for name, site in one.nodes.items():
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site):
@@ -78,7 +78,7 @@ def _row(trace: Any, dim: int, row: int) -> Any:
 
 @contextmanager
 def needs_log_prob(*programs: Callable[[], Any]) -> Iterator[None]:
-    """Replaces a NotImplementedError in this context by one that names the sites of the programs without a log_prob."""
+    """If a NotImplementedError is raised in this context, raises one that names the sites without a log_prob instead."""
     try:
         yield
     except NotImplementedError as error:
@@ -100,7 +100,7 @@ def _without_log_prob(program: Callable[[], Any]) -> Iterator[str]:
 
 
 class Objective:
-    """A loss of Pyro's, called with a model, its guide and their arguments, in the context that a fabric's autocast makes."""
+    """An ELBO of Pyro together with model, guide and their arguments; it is evaluated under a fabric's autocast."""
 
     def __init__(
         self,
@@ -115,24 +115,24 @@ class Objective:
         self.autocast = autocast
 
     def gradients(self) -> tuple[float, dict[Tensor, str]]:
-        """The loss, added to the gradients of the parameters that it has, and the names of these."""
+        """Adds the gradients of the loss to the parameters; returns the loss and the names of the parameters."""
         with poutine.trace(param_only=True) as capture, self.autocast():
             value = _number(self.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs))
-        store: Any = pyro.get_param_store()  # where averages that serve as baselines are replaced in each step
+        store: Any = pyro.get_param_store()  # a later run may have replaced a parameter (running averages of baselines)
         nodes: dict[str, Any] = capture.trace.nodes
         values = {name: site["value"].unconstrained() for name, site in nodes.items() if site["type"] == "param"}
         found = {p: name for name, p in values.items() if name not in store or store[name].unconstrained() is p}
         for part in (self.model, self.guide):
-            if isinstance(part, nn.Module):  # of two modules with the same name Pyro's store knows one
+            if isinstance(part, nn.Module):  # Pyro's store holds only one of two modules with the same name
                 found |= {p: found.get(p, name) for name, p in part.named_parameters() if p.requires_grad}
         return value, found
 
     @torch.no_grad()
     def elbo(self, seed: int, repeats: int) -> tuple[float, float]:
-        """The mean of estimates, -inf if it is not finite or they fail, and its standard error."""
+        """Returns the mean of ELBO estimates (-inf if it is not finite or the loss raises) and its standard error."""
         torch.default_generator.manual_seed(seed)
         try:
-            with self.autocast(), pyro.validation_enabled(False):  # -inf where a draw is outside of a support
+            with self.autocast(), pyro.validation_enabled(False):  # -inf for draws outside of a support
                 values = [
                     _number(self.loss.loss(self.model, self.guide, *self.args, **self.kwargs)) for _ in range(repeats)
                 ]
@@ -143,7 +143,7 @@ class Objective:
 
     @torch.no_grad()
     def non_finite_sites(self) -> list[str]:
-        """The sites whose log_prob is not finite in a run."""
+        """Returns the names of the sites whose log_prob is not finite in a run."""
         if not hasattr(self.loss, "_get_traces"):
             return []
         found: dict[str, None] = {}
@@ -154,11 +154,11 @@ class Objective:
                         trace.compute_log_prob()
                         sites = ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and "log_prob" in s)
                         found |= {f"{n} ({of})": None for n, s in sites if not s["log_prob"].isfinite().all()}
-        except FAILURES:  # there is no log_prob
+        except FAILURES:
             return []
         return list(found)
 
 
 def _number(loss: Any) -> float:
-    """A loss as a number; of two, as ``ReweightedWakeSleep`` has, the model's: minus the importance-weighted bound."""
+    """Converts a loss to a float; of the two losses of ``ReweightedWakeSleep``, the model's."""
     return float(loss[0] if isinstance(loss, tuple) else loss)

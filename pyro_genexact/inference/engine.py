@@ -1,4 +1,4 @@
-"""The engine under ``fit`` and ``fit_guide``: steps until the end, with checkpoints, progress and interrupts."""
+"""The training loop of ``fit`` and ``fit_guide``, with checkpoints, progress and interrupts."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from .ranks import Ranks
 
 
 class Task(Protocol):
-    """What an engine runs."""
+    """A fit that an engine runs step by step."""
 
     @property
     def steps(self) -> int:
-        """How many it has taken."""
+        """The number of steps so far."""
 
     @property
     def stopped(self) -> str | None:
-        """Why no step follows, or None."""
+        """The reason why the fit ended, or None while it continues."""
 
     def step(self) -> None:
         """Takes one step."""
 
     def finish(self, hurry: bool) -> None:
-        """Loads the weights that are kept; called again, in a hurry, if it was interrupted."""
+        """Loads the weights to keep; called again with ``hurry=True`` if it was interrupted."""
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, but for torch's random state."""
+        """Returns the state on which later steps depend, without torch's random state."""
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores a state."""
 
     @property
     def done(self) -> float:
-        """How much of the largest number of steps or epochs is done."""
+        """The number of steps or epochs so far, in the units of the progress report."""
 
     def text(self) -> str:
-        """The news."""
+        """Returns the text of the progress report."""
 
 
 @dataclass
 class Clock:
-    """Seconds of a fit, those before the checkpoint that it continues from included."""
+    """Measures the seconds of a fit; ``before`` are those before the checkpoint from which it continues."""
 
     before: float = 0.0
 
@@ -60,6 +60,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
+        """Seconds since the start of the fit, without the time between a checkpoint and the call that continues it."""
         return self.before + time.perf_counter() - self.start
 
 
@@ -68,12 +69,12 @@ class Engine:
     """Runs a task to its end.
 
     Args:
-        ranks: the processes that run it.
-        device: whose random state is part of a checkpoint.
-        clock: of the fit.
-        checkpoint: where states are written.
-        bar: shows progress.
-        interrupts: that the task holds back.
+        ranks: the processes that run the task.
+        device: the device whose random state is part of a checkpoint.
+        clock: the clock of the fit.
+        checkpoint: the checkpoint file.
+        bar: the progress report.
+        interrupts: the signals that the task delays.
     """
 
     ranks: Ranks
@@ -84,12 +85,12 @@ class Engine:
     interrupts: Interrupts
 
     def run(self, task: Task) -> str:
-        """Continues from the checkpoint, if there is one; returns why the task ended."""
+        """Runs the task, from the checkpoint if there is one, and returns the reason why it ended."""
         state = self.checkpoint.load()
         if self.ranks.size == 1:
             with self.interrupts.watched():
                 return self._run(task, state)
-        # a signal in one process must not tear it out of an exchange: all stop at the same one
+        # a signal must not interrupt an exchange between processes: all processes stop at the same exchange
         self.ranks.interrupted = lambda: signal.SIGINT in self.interrupts.came
         with self.interrupts.watched(), self.interrupts.held("SIGINT", "SIGCHLD"):
             stopped = self._run(task, state)
@@ -135,7 +136,7 @@ class Engine:
 
 
 def _finish(task: Task) -> bool:
-    """Finishes in any case; whether that was interrupted."""
+    """Finishes the task, also if it is interrupted meanwhile; returns whether it was."""
     interrupted = False
     while True:
         try:
@@ -146,10 +147,10 @@ def _finish(task: Task) -> bool:
 
 
 class Interrupts:
-    """Signals of the main thread that are held back while what is done belongs together.
+    """Delays signals to the main thread while an update must not be interrupted.
 
     Attributes:
-        came: those that are held back now.
+        came: the numbers of the signals that are delayed now.
     """
 
     def __init__(self) -> None:
@@ -159,7 +160,7 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Handles interrupts (SIGINT) in this context, and what else is watched in it."""
+        """Handles SIGINT in this context, and restores the handlers of all watched signals at its end."""
         try:
             self.watch("SIGINT")
             yield
@@ -169,7 +170,7 @@ class Interrupts:
             self._handlers.clear()
 
     def watch(self, name: str) -> None:
-        """Can hold back a signal from here on; one that is ignored stays ignored."""
+        """Installs a handler that can delay a signal, unless the signal is ignored."""
         number = getattr(signal, name, None)
         if number is None or number in self._handlers or threading.current_thread() is not threading.main_thread():
             return
@@ -185,7 +186,7 @@ class Interrupts:
 
     @contextmanager
     def held(self, *names: str) -> Iterator[None]:
-        """Signals, by default all that are watched, arrive at the end of this context."""
+        """Delays signals, by default all watched ones, until the end of this context."""
         numbers = {getattr(signal, name, None) for name in names} or set(self._handlers)
         outer, self._holding = self._holding, self._holding | numbers
         try:

@@ -34,32 +34,32 @@ from .sources import Rows, hold_out, source_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONG, LONGEST = 100, 1000  # epochs at most, without and with validation
-RATE, VALIDATED_RATE = 1e-3, 3e-3  # of Adam; a higher one needs the validation that stops it
-DROPS = (1.0, 0.1)  # factors of the learning rate with validation; after the last its nats are flat
-COOLING = 0.3  # the last part of the budget, in which the learning rate goes to 0
-EMA = 0.99  # decay of the averages that are validated too
-FUSED = ("cpu", "cuda")  # devices on which one kernel of torch takes Adam's whole step
-LONG_PATIENCE = 20  # epochs, with the user's own schedule
-LARGEST, SMALLEST, FEWEST = 256, 32, 32  # rows in a batch, and batches in an epoch of few rows with validation
-SAMPLE = 64  # rows that a checkpoint compares
+LONG, LONGEST = 100, 1000  # maximum number of epochs without and with validation
+RATE, VALIDATED_RATE = 1e-3, 3e-3  # learning rates of Adam; early stopping allows the higher one
+DROPS = (1.0, 0.1)  # factors of the learning rate with validation; the fit ends after the last
+COOLING = 0.3  # the final fraction of the budget, over which the learning rate decays to 0
+EMA = 0.99  # decay of the averaged weights
+FUSED = ("cpu", "cuda")  # devices with a fused Adam
+LONG_PATIENCE = 20  # epochs, if the user gives a schedule
+LARGEST, SMALLEST, FEWEST = 256, 32, 32  # largest and smallest default batch; fewest batches per epoch with validation
+SAMPLE = 64  # rows that are hashed for a checkpoint
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What ``fit`` did, epoch by epoch; epochs count from 0.
+    """The history of a call of :func:`fit`. Epochs count from 0.
 
     Attributes:
-        train: mean log_prob of a row in each epoch (nats; in train mode, while the weights moved).
-        validation: the same for the validation rows after each epoch, in eval mode, under ``module.for_validation()`` where
-            the module has that; empty without validation.
-        best_epoch: the epoch whose weights the module holds: the one of the best validation nats, or, without validation, the
-            last one (after an interrupt the weights are those of its last step); -1 if no epoch ended or none had a finite
-            validation.
+        train: mean log_prob per row in each epoch (nats), computed in train mode while the weights changed.
+        validation: mean log_prob per validation row after each epoch (nats), in eval mode and under
+            ``module.for_validation()`` if the module has this method; empty without validation.
+        best_epoch: the epoch whose weights the module has: with validation the one with the best validation nats, without
+            it the last one (after an interrupt, the weights are those of the last step). It is -1 if no epoch was
+            completed, or if none had finite validation nats.
         seconds: wall-clock time.
-        stopped: why training ended: "flat" (the validation nats, or the loss of an optimizer with a closure), "epochs" or
-            "seconds" (all of them spent), or "interrupted".
-        steps: how many the optimizer took.
+        stopped: the reason why training ended: "flat" (the validation nats, or the loss of an optimizer with a closure,
+            no longer improved), "epochs" or "seconds" (the budget was spent), or "interrupted".
+        steps: the number of optimizer steps.
     """
 
     train: list[float]
@@ -75,7 +75,7 @@ class FitResult:
         return self.stopped == "interrupted"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws nats over epochs, on new axes unless some are given, and returns the axes."""
+        """Plots the nats per epoch on ``ax`` (new axes by default), and returns the axes."""
         import matplotlib.pyplot as plt
         from matplotlib.ticker import MaxNLocator
 
@@ -116,64 +116,74 @@ def fit(
     seed: int = 0,
     progress: bool = True,
 ) -> FitResult:
-    """Maximises the mean log_prob of the rows of ``data`` (nats) by minibatch stochastic gradient, in place.
+    """Fits a module to the rows of ``data`` in place, by maximum likelihood with minibatch stochastic gradients.
 
-    The learning rate rises over the first 100 steps. With validation rows it drops to a tenth when the validation nats are flat,
-    and the fit ends when they are flat again; the weights with the best validation nats, or their averages if these are better,
-    are kept. Without them the last weights are kept. ``epochs`` and ``seconds`` are caps: the rate goes to 0 along a cosine
-    in the last 30 % of whichever is spent first.
+    The objective is the mean log_prob per row (nats). The learning rate rises over the first 100 steps. With validation
+    rows, it drops to a tenth when the validation nats no longer improve, and the fit ends when they no longer improve
+    again. The module then has the weights with the best validation nats, or their moving average if that is better.
+    Without validation, the module has the last weights. ``epochs`` and ``seconds`` are upper limits: in the last 30% of
+    whichever is spent first, the learning rate decays to 0 along a cosine.
 
-    Parameters with ``requires_grad=False`` stay as they are. The same seed gives the same weights. Torch's global random state
-    and the module's train or eval mode are left as they were.
+    Parameters with ``requires_grad=False`` do not change. The same seed gives the same weights. The fit restores torch's
+    global random state and the train or eval mode of each submodule.
 
     Args:
-        module: called as ``module()``, ``module(context)`` or, with a dict, ``module(**context)``; returns a
-            distribution whose log_prob of B rows has shape (B,).
-        data: a tensor (N, *event_shape); a NumPy array or a pandas table of numbers; a map-style or iterable Dataset whose items are
-            a row or a (row, context) tuple; or a DataLoader of these. Arrays become tensors of the module's dtype, or of
-            integers; those in memory-mapped files are read batch by batch.
-        context: a tensor, array or table (N, ...), or a dict of such, taken row by row with the data.
-        validation: rows held out: as ``data``, a (data, context) pair, or the fraction of ``data`` to take at random.
-        weights: of the rows, (N,), finite and not negative: the weighted mean is maximised.
-        epochs: passes over the data, at most: by default 100, and 1000 with validation.
-        seconds: of training and validation. The epoch in which they end is cut short, and validated.
-        batch_size: rows in a batch of each process, by default 256, and with validation fewer (32 at least) where an epoch would
-            have less than 32 batches; a DataLoader brings its own.
-        accumulate: batches in a step.
-        num_workers: processes that read a Dataset ahead, as in a DataLoader.
-        lr: learning rate of Adam, by default 1e-3, and 3e-3 with validation; an ``optimizer`` brings its own.
-        patience: epochs without better validation nats after which the rate drops, by default 10, but at least 200 steps; with a
-            ``schedule`` or an optimizer that evaluates the loss itself, after which the fit ends, by default 20.
-        optimizer: makes the optimizer of the parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1)``. One that evaluates
-            the loss itself (``torch.optim.LBFGS``) is for steps of all rows: its gradients are not cut, its rate stays,
-            and the fit ends when a step improves the loss by less than 1e-8 of it.
-        schedule: makes a scheduler from the optimizer and the total number of steps, in place of the rule above; stepped once
-            a step.
-        max_grad_norm: longer gradients are cut to this norm; ``math.inf`` cuts none.
-        penalty: maps the module to a scalar tensor, which is subtracted from the mean log_prob (nats per row). Minus the
-            log-density of a prior, divided by N, gives the maximum a posteriori.
-        ema: decay of an exponential moving average of the weights. With validation it is 0.99 by default (unless there is a
-            ``schedule``), weights and averages are validated, and the better ones kept; without, there is none by default,
-            and the averages are kept if there are. 0 for none.
-        fabric: a Lightning Fabric of one or several devices, launched by the user, with its precision, loggers and callbacks;
-            by default one of the module's device. The module moves to its device. Loggers receive the nats of each epoch,
-            callbacks ``on_train_batch_end(module, step, nats)`` and ``on_train_epoch_end(module, epoch, train, validation)``.
-        checkpoint: a file. A fit that was killed continues from it, when called again with the same arguments, and ends
-            bit for bit where it would have ended (on a CPU with the same number of threads; not with ``seconds`` or an
-            iterable Dataset). A fit that was complete returns at once.
-        every: steps between two checkpoints; by default a minute.
-        seed: of the shuffling, the random split and whatever the module draws.
-        progress: shows nats on stderr: a bar in a terminal, about ten lines elsewhere, and one a minute.
+        module: a module that is called as ``module()``, ``module(context)`` or, if the context is a dict,
+            ``module(**context)``, and returns a distribution whose log_prob of B rows has shape (B,).
+        data: a tensor (N, *event_shape); a NumPy array or a pandas table of numbers; a map-style or iterable Dataset
+            whose items are a row or a (row, context) tuple; or a DataLoader of these. Arrays are converted to the
+            module's dtype, or to int64 if they are integers. Memory-mapped arrays are read batch by batch.
+        context: a tensor, array or table (N, ...), or a dict of these.
+        validation: validation rows: in any form of ``data``, as a (data, context) pair, or the fraction of ``data`` to
+            hold out at random.
+        weights: (N,), finite and not negative. The objective is then the weighted mean.
+        epochs: the maximum number of passes over the data; by default 100 without validation, 1000 with it.
+        seconds: the maximum time of training and validation. The last epoch is cut short and validated.
+        batch_size: the number of rows per batch and process. By default 256; with validation it is smaller, down to 32,
+            if an epoch would otherwise have fewer than 32 batches. A DataLoader has its own batch size.
+        accumulate: the number of batches per step.
+        num_workers: the number of processes that read a Dataset, as in a DataLoader.
+        lr: the learning rate of Adam; by default 1e-3 without validation, 3e-3 with it. Not allowed with ``optimizer``.
+        patience: the number of epochs without better validation nats after which the learning rate drops; by default 10,
+            and at least 200 steps. With a ``schedule``, or an optimizer that evaluates the loss itself, the fit ends
+            after this number of epochs; the default is then 20.
+        optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
+            Use optimizers that evaluate the loss themselves (``torch.optim.LBFGS``) with all rows in one batch: their
+            gradients are not clipped, their learning rate is constant, and the fit ends when a step decreases the loss
+            by less than a fraction of 1e-8.
+        schedule: a function from the optimizer and the total number of steps to a learning-rate scheduler, which replaces
+            the rule above. It is stepped after every step.
+        max_grad_norm: gradients are clipped to this norm; ``math.inf`` turns clipping off.
+        penalty: a function from the module to a scalar tensor, which is subtracted from the mean log_prob (nats per row).
+            The negative log-density of a prior, divided by N, gives the maximum a posteriori estimate.
+        ema: the decay of an exponential moving average of the weights, 0 for none. By default 0.99 with validation (unless
+            there is a ``schedule``) and none without. With validation, both the weights and their average are validated,
+            and the better ones are kept. Without validation, the average is kept if ``ema`` is given.
+        fabric: a Lightning Fabric with one or several devices, launched by the user, whose precision, loggers and callbacks
+            are used; by default one with the module's device. The module is moved to the device. Loggers receive the nats
+            of each epoch; callbacks are called as ``on_train_batch_end(module, step, nats)`` and
+            ``on_train_epoch_end(module, epoch, train, validation)``.
+        checkpoint: the path of a checkpoint file. If the process was killed, calling the fit again with the same arguments
+            continues from this file and gives bitwise the same result as an uninterrupted fit (on a CPU with the same
+            number of threads; not with ``seconds`` or an iterable Dataset). If the fit was complete, the call returns
+            at once.
+        every: the number of steps between two checkpoints; by default they are a minute apart.
+        seed: the seed of shuffling, of the random split and of random numbers in the module.
+        progress: whether to print the nats to stderr: as a bar in a terminal, elsewhere as about ten lines, and at least
+            one line per minute.
 
     Returns:
-        The history; after a KeyboardInterrupt too, with the weights kept as above.
+        The history. A KeyboardInterrupt also ends the fit with a result, and the weights are chosen as above.
 
     Raises:
-        ValueError, TypeError: for an argument that does not fit, NaN or infinity in data or context, a
-            log_prob of another shape than (B,), a result that is no distribution, or a checkpoint of other arguments.
-        FloatingPointError: for a loss or gradient that is not finite, with epoch, step and rows (from 0);
-            the weights stay those before that step.
-        RuntimeError: in the other processes, when one raises.
+        TypeError: if an argument or the result of the module has the wrong type.
+        ValueError: if an argument has a wrong value, if data or context contain NaN or infinity, if log_prob does not have
+            shape (B,), or if the checkpoint belongs to a fit with other arguments.
+        FloatingPointError: if a loss or gradient is not finite. The message has the epoch, the batch and the rows, counted
+            from 0; the weights are those before the step.
+        RuntimeError: in the other processes of a fabric, if one process raises.
+
+    Cost: a forward and a backward pass over the data per epoch, and a forward pass over the validation rows (two with ``ema``).
 
     Example:
         >>> import torch
@@ -198,9 +208,11 @@ def fit(
     if not params:
         raise ValueError("Expected module to have trainable parameters; got none.")
     if any(is_lazy(p) for p in params):
-        raise ValueError("Expected module with initialised parameters; got lazy ones. Call it once on a few rows.")
+        raise ValueError(
+            "Expected module with initialised parameters; got lazy ones. Call it once on a few rows first."
+        )
     fabric = fabric_of(fabric, device_of(params))
-    clock = Clock()  # the first import of Fabric is not part of the budget
+    clock = Clock()  # after the first import of Fabric, which does not count towards ``seconds``
     ranks, device = Ranks(fabric), fabric.device
     with modes_kept(module), seeded(seed + ranks.rank, device), torch.enable_grad():
         with ranks.agreed():
@@ -223,7 +235,7 @@ def fit(
             settings |= {} if checkpoint is None else _described(module, opt, own, penalty, fabric, sources)
         lengths = ranks.gather(train.batches)
         if len(set(lengths)) > 1:
-            raise ValueError(f"Expected data with as many batches in each process; got {lengths}.")
+            raise ValueError(f"Expected data with the same number of batches in each process; got {lengths}.")
         task = MaximumLikelihood(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
             epochs, seconds, max_grad_norm, accumulate, penalty, ema or None, patience, Interrupts(),
@@ -248,14 +260,14 @@ def _loader(
 
 
 def _steps(train: Loader, epochs: int, accumulate: int) -> int:
-    """Of all epochs."""
+    """Returns the total number of steps."""
     if train.batches is None:
         raise ValueError("Expected data of known length with schedule; got a loader without a length.")
     return epochs * math.ceil(train.batches / accumulate)
 
 
 def _batch_size(source: Any, validated: bool, ranks: Ranks) -> int:
-    """The default: small data that are validated get more steps an epoch."""
+    """Returns the default batch size, which is smaller for few rows with validation, so that epochs have enough steps."""
     if not validated or not isinstance(source, Rows):
         return LARGEST
     return min(LARGEST, max(SMALLEST, len(source.index) // (FEWEST * ranks.size)))
@@ -269,7 +281,7 @@ def _described(
     fabric: Any,
     sources: Iterable[Any],
 ) -> dict[str, Any]:
-    """Of the arguments that are no plain values, what can be compared with a checkpoint."""
+    """Returns descriptions of the other arguments, which a checkpoint compares with those of the fit that wrote it."""
     kinds = (int, float, str, tuple, Tensor)
     plain = [{name: x for name, x in group.items() if isinstance(x, kinds)} for group in optimizer.param_groups]
     shapes = {
@@ -289,7 +301,7 @@ def _described(
 
 
 def _digest(source: Any) -> str:
-    """The number of rows, and a hash of some of them."""
+    """Returns the number of rows and a hash of some of them."""
     if not isinstance(source, Rows):
         return type(source).__name__
     rows = source.index[:: max(1, len(source.index) // SAMPLE)]
@@ -305,7 +317,7 @@ def _check(
     check_sizes(1, **{name: value for name, value in counts.items() if value is not None})
     check_sizes(0, num_workers=num_workers)
     if lr is not None and optimizer is not None:
-        raise ValueError(f"Expected lr=None with an optimizer (which brings its own); got {lr}.")
+        raise ValueError(f"Expected lr=None with an optimizer, which has its own learning rate; got {lr}.")
     check_positive(**{name: x for name, x in (("lr", lr), ("seconds", seconds)) if x is not None})
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"Expected 0 <= ema < 1; got {ema}.")

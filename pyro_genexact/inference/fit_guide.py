@@ -1,4 +1,4 @@
-"""Variational inference with defaults that fit: ``fit_guide`` and its ``GuideResult``."""
+"""Variational inference: ``fit_guide`` and its ``GuideResult``."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GuideResult:
-    """What ``fit_guide`` did, step by step; steps count from 0.
+    """The history of a call of :func:`fit_guide`. Steps count from 0.
 
     Attributes:
-        elbo: the estimate of each step (nats, all data), of the weights before it.
-        final: the mean of estimates by some hundred draws for the weights that were kept.
+        elbo: the ELBO estimate of each step (nats, summed over all data), for the weights before the step.
+        final: the ELBO of the weights that were kept (nats), estimated with a few hundred fresh draws.
         seconds: wall-clock time.
-        steps: how many were taken.
-        stopped: why: "flat" (the ELBO), "steps" (all of them taken) or "interrupted".
-        skipped: the steps without update, for loss or gradient was not finite, and the sites or parameters where.
+        steps: the number of steps.
+        stopped: the reason why the fit ended: "flat" (the ELBO no longer improved), "steps" (all steps were taken) or
+            "interrupted".
+        skipped: the steps that were skipped because the loss or gradient was not finite, with the sites or parameters
+            where it was not.
     """
 
     elbo: list[float]
@@ -54,14 +56,14 @@ class GuideResult:
     skipped: dict[int, list[str]] = field(default_factory=dict)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the ELBO over steps, on new axes unless some are given, and returns the axes."""
+        """Plots the ELBO per step on ``ax`` (new axes by default), and returns the axes."""
         import matplotlib.pyplot as plt
 
         ax = plt.subplots()[1] if ax is None else ax
         ax.plot(range(len(self.elbo)), self.elbo, linewidth=0.5, label="step")
-        ax.axhline(self.final, color="gray", linestyle="--", label=f"kept: {self.final:.2f}")
+        ax.axhline(self.final, color="gray", linestyle="--", label=f"final: {self.final:.2f}")
         late = sorted(x for x in self.elbo[len(self.elbo) // 10 :] if math.isfinite(x))
-        if late:  # the first steps would set the scale
+        if late:  # the y-limits leave out the first steps, whose ELBO is far lower
             low, high = late[len(late) // 50], max(late[-1], self.final)
             ax.set_ylim(min(low, self.final) - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
         ax.set(xlabel="step", ylabel="ELBO (nats)")
@@ -87,45 +89,56 @@ def fit_guide(
     every: int | None = None,
     **kwargs: Any,
 ) -> GuideResult:
-    """Maximises the ELBO of a Pyro model and its guide, in place, as SVI does, but to the end.
+    """Fits a guide to a Pyro model in place, by maximising the ELBO (nats) until it no longer improves.
 
-    With ``steps`` the learning rate goes to 0 along a cosine. Without, it drops whenever the ELBO is flat, three times, and
-    then the fit ends, or after 20 000 steps. Weights are averaged over the last steps, and of the
-    averages, the last and the first weights those with the best ELBO on fresh draws are kept. On four posteriors of 4 to 10
-    latents, default fits of :class:`~pyro_genexact.guides.AutoFlow` took 3750 to 8250 steps, 24 to 72 seconds of one CPU thread.
+    By default, the learning rate drops when the ELBO no longer improves. After three drops the fit ends, and at the latest
+    after 20 000 steps. With ``steps``, the learning rate decays to 0 along a cosine. The weights are averaged over the last
+    steps. At the end, ELBOs of the averages, of the last and of the first weights are estimated with fresh draws, and the
+    best weights are kept. On four posteriors of 4 to 10 latents, default fits of
+    :class:`~pyro_genexact.guides.AutoFlow` took 3750 to 8250 steps, which is 24 to 72 seconds on one CPU thread.
 
-    A step whose loss or gradient is not finite changes nothing, also where Pyro's validation raises because of it. After ten in
-    a row the fit goes back to the averages, and on with 0.3 times the learning rate. Torch's global random state and the modes
-    of modules are left as they were.
+    Steps whose loss or gradient is not finite are skipped, including those where Pyro's validation raises for this reason.
+    After ten skipped steps in a row, the averaged weights are loaded and the learning rate is multiplied by 0.3. The fit
+    restores torch's global random state and the train or eval mode of each submodule.
 
     Args:
-        model, guide: called as ``model(*args, **kwargs)``; their parameters are those of Pyro's SVI.
-        args, kwargs: of model and guide.
-        steps: how many; by default until the ELBO is flat.
-        lr: learning rate of Adam at the start; an ``optimizer`` brings its own.
-        num_particles: draws in each estimate: at once, if model and guide are found to give the same log_prob for a batch of
-            draws as one by one, else one by one. A ``loss`` brings its own.
+        model: a Pyro model, called as ``model(*args, **kwargs)``.
+        guide: a guide of its latents, called as ``guide(*args, **kwargs)``. The parameters of both are optimised, as in
+            Pyro's SVI.
+        args: arguments of model and guide.
+        steps: the number of steps; by default the fit ends when the ELBO no longer improves.
+        lr: the initial learning rate of Adam. An ``optimizer`` has its own.
+        num_particles: the number of draws in each ELBO estimate. They are evaluated in one vectorised pass if a test with
+            two draws gives the same log_prob as separate runs, and otherwise one by one. A ``loss`` has its own number.
         loss: a Pyro ELBO; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model has sites to enumerate.
-        optimizer: makes the optimizer of the parameters, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
-        max_grad_ratio: longer gradients than this times their usual norm are cut to it; ``math.inf`` cuts none.
-        parameters: the only ones to change; by default all.
-        seed: of all draws.
-        progress: shows the ELBO on stderr: a bar in a terminal, about ten lines elsewhere, and one a minute.
-        fabric: a Lightning Fabric of one device, for its precision; by default that of model and guide in full precision.
-        checkpoint: a file. A fit that was killed continues from it, when called again with the same arguments, and ends bit for
-            bit where it would have ended (on a CPU with the same number of threads). It holds Pyro's parameter store, and the
-            states of model and guide where these are modules.
-        every: steps between two checkpoints; by default a minute.
+        optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
+        max_grad_ratio: gradients are clipped to this multiple of their running average norm; ``math.inf`` turns clipping
+            off.
+        parameters: the parameters to optimise; by default all. The others do not change.
+        seed: the seed of all draws.
+        progress: whether to print the ELBO to stderr: as a bar in a terminal, elsewhere as about ten lines, and at least
+            one line per minute.
+        fabric: a Lightning Fabric with one device, whose precision is used; by default full precision on the device of
+            model and guide.
+        checkpoint: the path of a checkpoint file. If the process was killed, calling the fit again with the same arguments
+            continues from this file and gives bitwise the same result as an uninterrupted fit (on a CPU with the same
+            number of threads). The file contains Pyro's parameter store and the states of model and guide if they are
+            modules.
+        every: the number of steps between two checkpoints; by default they are a minute apart.
+        kwargs: keyword arguments of model and guide.
 
     Returns:
-        The history; after a KeyboardInterrupt too.
+        The history. A KeyboardInterrupt also ends the fit with a result.
 
     Raises:
-        ValueError, TypeError: for an argument that does not fit, no parameters, or latents that only one of model and guide has,
-            or that appear in some runs only (where Pyro's validation is on).
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument has a wrong value, if model and guide have no parameters, or if they do not have the same
+            latents in every run (checked if Pyro's validation is on).
         NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
-        FloatingPointError: for a loss or gradient that is not finite in the first step, or again after going back three times,
-            with the step and the sites; the weights stay those before.
+        FloatingPointError: if the loss or gradient of the first step is not finite, or if ten steps in a row are still not
+            finite after the fit has returned to earlier weights three times. The message has the step and the sites.
+
+    Cost: ``num_particles`` gradients of model and guide per step.
 
     Example:
         >>> import torch
@@ -135,8 +148,9 @@ def fit_guide(
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         >>> guide = gx.guides.AutoFlow(model, hidden=(8,))
-        >>> result = gx.fit_guide(model, guide, torch.tensor(2.0), steps=300, lr=0.03, progress=False)
-        >>> abs(result.final - dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(2.0)).item()) < 0.1
+        >>> y = torch.tensor(2.0)
+        >>> result = gx.fit_guide(model, guide, y, steps=300, lr=0.03, progress=False)
+        >>> abs(result.final - dist.Normal(0.0, 2**0.5).log_prob(y).item()) < 0.1
         True
     """
     seed = checked_seed(seed)
@@ -173,8 +187,7 @@ def fit_guide(
 def _on_one_device(fabric: Any, device: torch.device) -> Any:
     if fabric.world_size > 1:
         raise ValueError(
-            f"Expected fabric of one device (Pyro's ELBOs call backward themselves); got one of {fabric.world_size} "
-            "processes."
+            f"Expected fabric with one device (Pyro's ELBOs call backward themselves); got {fabric.world_size} processes."
         )
     if fabric.device.type != device.type:
         raise ValueError(f"Expected fabric on the device of model and guide, {device}; got {fabric.device}.")
@@ -184,7 +197,7 @@ def _on_one_device(fabric: Any, device: torch.device) -> Any:
 def _described(
     model: Any, guide: Any, loss: Any, optimizer: Any, parameters: Any, fabric: Any, args: Any, kwargs: Any
 ) -> dict[str, Any]:
-    """Of the arguments that are no plain values, what can be compared with a checkpoint."""
+    """Returns descriptions of the other arguments, which a checkpoint compares with those of the fit that wrote it."""
     particles = getattr(loss, "num_particles", None)
     return {
         "model": _named(model),
@@ -207,7 +220,7 @@ def _named(function: Any) -> str:
 
 @contextmanager
 def _same_latents() -> Iterator[None]:
-    """Makes errors of Pyro's warnings of latents that only one of model and guide has: the ELBO would be wrong."""
+    """Turns Pyro's warning that only model or only guide has a latent into an error, since the ELBO would be wrong."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found (non-auxiliary )?vars in (model|guide) but not")
         try:
@@ -230,4 +243,4 @@ def _check(
     if not ratio > 0:
         raise ValueError(f"Expected max_grad_ratio > 0; got {ratio}.")
     if loss is not None and not hasattr(loss, "loss_and_grads"):
-        raise TypeError(f"Expected loss to be a Pyro ELBO, with loss_and_grads; got {type(loss).__name__}.")
+        raise TypeError(f"Expected loss to be a Pyro ELBO with a method loss_and_grads; got {type(loss).__name__}.")

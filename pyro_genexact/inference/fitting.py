@@ -1,4 +1,4 @@
-"""For every fit: its device, train and eval modes restored, and progress shown on stderr."""
+"""Shared by all fits: the Fabric, restoring train and eval modes, and progress reports on stderr."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 STRATEGIES = ("SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy")
 PRECISIONS = ("32-true", "bf16-mixed")
-PATIENCE = 60.0  # seconds without a line of progress
+PATIENCE = 60.0  # seconds after which a line of progress is printed in any case
 
 
 def fabric_of(fabric: Any, device: torch.device) -> Any:
-    """The user's Fabric, checked; without one, that of a device."""
+    """Checks the user's Fabric, or creates one with a single device."""
     if fabric is None:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.single_device import SingleDeviceStrategy
@@ -29,19 +29,19 @@ def fabric_of(fabric: Any, device: torch.device) -> Any:
     strategy = fabric.strategy
     if type(strategy).__name__ not in STRATEGIES:
         raise ValueError(
-            f"Expected fabric of one device or with strategy 'ddp' (parameters are whole in each process); got "
+            f"Expected fabric with one device or strategy 'ddp' (each process needs all parameters); got "
             f"{type(strategy).__name__}."
         )
     if strategy.precision.precision not in PRECISIONS:
         raise ValueError(
-            f"Expected fabric of precision {', '.join(map(repr, PRECISIONS))}; got {strategy.precision.precision!r}."
+            f"Expected fabric with precision {' or '.join(map(repr, PRECISIONS))}; got {strategy.precision.precision!r}."
         )
     return fabric
 
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Gives each submodule its train or eval mode back."""
+    """Restores the train or eval mode of each submodule at the end of this context."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield
@@ -51,15 +51,15 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 class Progress(tqdm):  # type: ignore[type-arg]
-    """Reports on stderr: a bar in a terminal; elsewhere about ten lines, and one after each minute of silence.
+    """Reports progress on stderr: a bar in a terminal, elsewhere about ten lines and at least one per minute.
 
     Args:
-        total: how many units there are, at most.
-        unit: "step", "epoch", ...
-        on: whether there are reports at all.
+        total: the maximum number of units.
+        unit: the name of a unit, such as "step" or "epoch".
+        on: whether to report at all.
     """
 
-    monitor_interval = 0  # no thread that watches
+    monitor_interval = 0  # no monitor thread
 
     def __init__(self, total: int, unit: str, on: bool) -> None:
         form = "{l_bar}{bar}| {n:.4g}/{total} " + unit + "s [{elapsed}<{remaining}{postfix}]"
@@ -68,7 +68,13 @@ class Progress(tqdm):  # type: ignore[type-arg]
         self.next, self.said = float(self.every), time.monotonic()
 
     def report(self, done: float, text: Callable[[], str], last: bool = False) -> None:
-        """After each step, with the units done; the text is asked for where it is shown, as the last one always is."""
+        """Called after each step. Reports if it is time to, and always if this is the last step.
+
+        Args:
+            done: the number of units done.
+            text: returns the text; called only if there is a report.
+            last: whether this is the last step.
+        """
         if not self.on:
             return
         silence = time.monotonic() - self.said

@@ -1,4 +1,4 @@
-"""The last layers of AutoFlow: a full-covariance Gaussian (affine map) and sinh-arcsinh tails."""
+"""The last two layers of ``AutoFlow``: sinh-arcsinh tails and an affine map."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..transforms.base import Chain, PlainTransform
 
 
 class Gaussian(nn.Module):
-    """The affine map x -> center + root (loc + L x) as a module: its call returns it.
+    """A module whose call returns the affine map y = center + root (loc + L x).
 
-    L is lower triangular with the diagonal exp(log_scale). Center and root are not learned: where they are a posterior's mean
-    and a root of its covariance, the weights are in its units, and an optimiser needs to know nothing of its scales.
+    L is lower triangular with diagonal exp(log_scale). ``center`` and ``root`` are fixed. With the mean and a root of the
+    covariance of an approximate posterior, they standardise the latents, so that all learned weights have similar scales.
 
     Args:
-        center: (D,).
-        scale: the diagonal of L at the start; elsewhere it is 0, as loc is, and root is the identity.
+        center: (D,). The root is the identity at first.
+        scale: initial diagonal of L; its other elements and loc are 0 at first.
     """
 
     context = 0
@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
 
     @torch.no_grad()
     def put(self, center: Tensor, root: Tensor) -> None:
-        """Sets center (D,) and root (D, D), lower triangular with a positive diagonal, and the rest to the identity."""
+        """Sets center (D,) and root (D, D), which is lower triangular with a positive diagonal; L becomes the identity, loc 0."""
         self.center.copy_(center)
         self.root.copy_(root)
         for weight in self.parameters():
@@ -50,7 +50,7 @@ class Gaussian(nn.Module):
 
 
 class CholeskyAffine(PlainTransform):
-    """y = loc + L x, with L lower triangular and its diagonal positive."""
+    """The affine map y = loc + L x with a lower triangular matrix L that has a positive diagonal."""
 
     domain = codomain = REAL_VECTOR
     sign = 1
@@ -68,12 +68,12 @@ class CholeskyAffine(PlainTransform):
         return torch.linalg.solve_triangular(self.scale_tril.mT, z, upper=True, left=False).reshape(y.shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sum of the logarithms of L's diagonal."""
+        """Returns the sum of the logarithms of L's diagonal."""
         return self.scale_tril.diagonal().log().sum().expand(y.shape[:-1])
 
 
 class Tails(nn.Module):
-    """:class:`SinhArcsinh` of D numbers, the identity at the start, as a module: its call returns it."""
+    """A module whose call returns a :class:`SinhArcsinh` transform of D numbers; it is the identity at first."""
 
     context = 0
 
@@ -87,7 +87,7 @@ class Tails(nn.Module):
 
 
 class SinhArcsinh(PlainTransform):
-    """y = sinh(exp(log_tail) arcsinh(x) + skewness) of each number: a normal's tails become heavier, lighter or skew.
+    """The elementwise map y = sinh(exp(log_tail) arcsinh(x) + skewness), which changes the tails and skewness of a normal.
 
     Reference: Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
     """
@@ -106,6 +106,6 @@ class SinhArcsinh(PlainTransform):
         return torch.sinh((torch.asinh(y) - self.skewness) / self.log_tail.exp())
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sum of log_tail + log cosh(arcsinh y) - log cosh(arcsinh x)."""
+        """Returns the sum of log_tail + log cosh(arcsinh y) - log cosh(arcsinh x)."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
         return (self.log_tail + torch.hypot(y, one).log() - torch.hypot(x, one).log()).sum(-1)

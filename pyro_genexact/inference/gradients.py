@@ -1,4 +1,4 @@
-"""The gradient of the mean log_prob of a joint batch: of all rows of a step, in all processes."""
+"""Gradients of the mean log_prob over all rows of a step, in all its batches and processes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Joint:
     """The rows of a step.
 
     Attributes:
-        batches: those of this process.
-        rows: how many all processes have.
-        where: in training.
-        error: that came up in place of batches.
+        batches: the batches of this process.
+        rows: the number of rows in all processes.
+        where: the position in training, for error messages.
+        error: an exception that was raised while the batches were read.
     """
 
     batches: Sequence[Batch | None]
@@ -36,19 +36,19 @@ class Joint:
 
 
 class Part:
-    """A batch of a step. Wrappers do not look into it: Fabric's mixed precision would round its numbers."""
+    """A batch of a step, hidden from Fabric, whose mixed precision would otherwise round its numbers."""
 
     def __init__(self, batch: Batch | None, joint: Joint) -> None:
         self.batch, self.joint = batch, joint
 
 
 class Loss(nn.Module):
-    """The part that a batch has in the mean loss of a step, in one forward, so that whatever wraps forward sees all of it.
+    """Computes the contribution of a batch to the mean loss of a step in one forward pass, as wrappers of modules require.
 
     Args:
-        plain: log_prob of batches.
-        size: how many processes there are. One of several keeps an exception, as ``error``, and goes on with a loss of 0, for
-            the others wait for its gradients.
+        plain: computes the log_prob of batches.
+        size: the number of processes. If there are several, an exception is stored in ``error`` and the loss is 0, because
+            the other processes wait for the gradients of this one.
     """
 
     def __init__(self, plain: LogProb, size: int) -> None:
@@ -57,7 +57,7 @@ class Loss(nn.Module):
         self.error: BaseException | None = None
 
     def forward(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The loss, the penalty, and log_prob (B,) without graph."""
+        """Returns the loss, the penalty, and the detached log_prob (B,)."""
         if self.error is None:
             try:
                 return self._parts(part)
@@ -71,27 +71,27 @@ class Loss(nn.Module):
     def _parts(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         joint, batch = part.joint, part.batch
         if joint.error is not None or batch is None:
-            raise joint.error or ValueError("Expected a batch; got none.")
+            raise joint.error or ValueError("Expected a batch in each step; got none.")
         log_prob, penalty = log_prob_of(self.plain, batch, joint.where)
         if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
-            raise ValueError("Expected log_prob that depends on parameters of module; got one without gradient.")
-        loss = weighted(log_prob, batch).sum() * (-self.size / joint.rows)  # the mean over processes is taken
+            raise ValueError("Expected log_prob to depend on parameters of module; got a log_prob without gradient.")
+        loss = weighted(log_prob, batch).sum() * (-self.size / joint.rows)  # Fabric averages over the processes
         return loss, penalty, log_prob.detach()
 
 
 class Gradients:
-    """Sets gradients of a module's parameters.
+    """Computes the gradients of a module's parameters.
 
     Args:
-        module: whose log_prob is maximised.
-        penalty: subtracted from it, or None.
-        optimizer: of the parameters.
-        fabric: wraps both.
+        module: the module whose log_prob is maximised.
+        penalty: the penalty that is subtracted from it, or None.
+        optimizer: the optimizer of the parameters.
+        fabric: the Fabric that wraps module and optimizer.
         ranks: the processes of the fabric.
 
     Attributes:
-        step: the optimizer's step, through the fabric.
-        log_prob: that of the rows of the last batch.
+        step: the step of the wrapped optimizer.
+        log_prob: log_prob (B,) of the rows of the last batch.
     """
 
     def __init__(
@@ -103,15 +103,16 @@ class Gradients:
         self.model, self.optimizer = fabric.setup(self.loss, optimizer)
         self.step = self.optimizer.step
         self.params = [p for p in module.parameters() if p.requires_grad]
-        self.all_used = False  # whether each parameter must have part in the loss
+        self.all_used = False  # whether the loss must depend on each parameter
         for part in self.model.modules():
             if isinstance(part, DistributedDataParallel):
-                part.broadcast_buffers = False  # masks are as large as weights; the fit shares buffers after each epoch
+                # buffers can be as large as weights, so the fit shares them only after each epoch
+                part.broadcast_buffers = False
                 self.all_used = not part.find_unused_parameters
         self.log_prob = torch.empty(0, device="cpu")
 
     def __call__(self, joint: Joint) -> tuple[float, float, float]:
-        """Loss, mean log_prob and the norm of the gradients."""
+        """Sets the gradients; returns the loss, the mean log_prob and the norm of the gradients."""
         self.optimizer.zero_grad()
         log_probs: list[Tensor] = []
         losses: list[Tensor] = []
@@ -127,7 +128,7 @@ class Gradients:
         scalars = [norm, *([] if penalty is None else [penalty]), *losses]
         length, *values = torch.stack(
             [x.detach().to(norm.device) for x in scalars]
-        ).tolist()  # the one wait for the device
+        ).tolist()  # the only synchronisation with the device
         extra = 0.0 if penalty is None else values.pop(0)
         numbers = [-sum(values), extra]
         with self.ranks.agreed(numbers):
@@ -147,19 +148,19 @@ class Gradients:
         return extra - nats, nats, length
 
     def _check_known(self) -> None:
-        """Raises, in the first step, for parameters that the optimizer has not got."""
+        """Raises in the first step if the module has parameters that the optimizer does not have."""
         if len(self.log_prob):
             return
         known = {id(p) for p in self.params}
         new = [name for name, p in self.module.named_parameters() if p.requires_grad and id(p) not in known]
         if new:
             raise ValueError(
-                f"Expected module to keep its parameters; its forward made or replaced {new}. Does Pyro's store have others "
-                "of these names? pyro.clear_param_store() empties it."
+                f"Expected module to keep its parameters; its forward created or replaced {new}. If Pyro's parameter store "
+                "has others of the same names, call pyro.clear_param_store() first."
             )
 
     def _values(self) -> list[Tensor]:
-        """The gradients; of sparse ones the entries, which are those of the parameters' own."""
+        """Returns the gradients; for sparse ones their stored entries, which share memory with the gradients."""
         grads = []
         for p in self.params:
             if p.grad is not None and p.grad.is_sparse:
@@ -169,17 +170,17 @@ class Gradients:
         return grads
 
     def cut(self, longest: float, norm: float) -> None:
-        """Shortens the gradients from a norm to the longest that is allowed."""
+        """Clips gradients of the given norm to the longest norm."""
         if norm > longest:
             torch._foreach_mul_(self._values(), longest / norm)
 
     def _check_used(self) -> None:
-        """Raises for parameters without gradient that processes, waiting for it, have left the others' gradients apart."""
+        """Raises if a parameter has no gradient, since DDP would then not average the other gradients."""
         if self.all_used and any(p.grad is None for p in self.params):
             unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
             raise ValueError(
-                f"Expected a loss that depends on each parameter, in several processes; got none on {unused}. Freeze them by "
-                "requires_grad_(False), or set strategy='ddp_find_unused_parameters_true' of the fabric."
+                f"Expected the loss to depend on each parameter if there are several processes; it does not depend on {unused}. "
+                "Freeze them with requires_grad_(False), or use strategy='ddp_find_unused_parameters_true' for the fabric."
             )
 
     def _bad_rows(self, joint: Joint, log_probs: list[Tensor]) -> list[int]:
@@ -192,5 +193,5 @@ class Gradients:
 
 
 def weighted(log_prob: Tensor, batch: Batch) -> Tensor:
-    """Times the weights of the rows, with 0 for those of weight 0."""
+    """Multiplies log_prob by the row weights; the result is 0 for weight 0, even if log_prob is not finite."""
     return log_prob if batch.weights is None else log_prob.where(batch.weights > 0, 0.0) * batch.weights

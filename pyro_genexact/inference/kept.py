@@ -1,4 +1,4 @@
-"""The weights that a fit keeps: those with the best validation."""
+"""The weights with the best validation score, which a fit keeps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 class Kept:
-    """The best weights of a module, of several kinds, such as those of the last step and averages: each by its own scores.
+    """Copies of the best weights of a module, separately for several kinds such as plain and averaged weights.
 
     Args:
-        module: whose weights they are.
-        kinds: how many.
+        module: the module.
+        kinds: the number of kinds, each of which has its own scores.
     """
 
     def __init__(self, module: nn.Module, kinds: int) -> None:
@@ -23,7 +23,7 @@ class Kept:
         self.states: list[dict[str, Any]] = [{}] * kinds
 
     def record(self, kind: int, score: float, epoch: int) -> bool:
-        """Keeps the weights that the module has now, if their score is the best of their kind; whether it is."""
+        """Copies the module's current weights if their score is the best of their kind; returns whether it is."""
         if not score > self.scores[kind]:
             return False
         self.scores[kind], self.epochs[kind] = score, epoch
@@ -31,7 +31,7 @@ class Kept:
         return True
 
     def load(self) -> bool:
-        """Loads the best weights of all, which are the best of each kind from then on; whether there are some."""
+        """Loads the best weights of all kinds, and makes them the best of each kind; returns whether there are any."""
         best, kinds = self._best, len(self.scores)
         if self.states[best]:
             self.module.load_state_dict(self.states[best])
@@ -41,7 +41,7 @@ class Kept:
 
     @property
     def epoch(self) -> int:
-        """That of the best weights of all; -1 for none."""
+        """The epoch of the best weights of all kinds; -1 if there are none."""
         return self.epochs[self._best]
 
     @property
@@ -49,7 +49,9 @@ class Kept:
         return max(range(len(self.scores)), key=lambda i: self.scores[i])
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the weights, scores and epochs."""
         return {"scores": self.scores, "epochs": self.epochs, "states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a state."""
         self.scores, self.epochs, self.states = state["scores"], state["epochs"], state["states"]

@@ -1,4 +1,4 @@
-"""Maximum likelihood, step by step: what the engine runs for ``fit``."""
+"""The task that the engine runs for ``fit``: steps and epochs of maximum likelihood."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .log_prob import LogProb, Penalty, log_prob_of
 from .ranks import Ranks
 
 T = TypeVar("T")
-PATIENCE = 10  # epochs without better validation nats after which the learning rate drops,
-SHORTEST = 200  # but at least so many steps
-FLAT = 1e-8  # the relative change of the loss in a step of L-BFGS or the like, at which a fit ends
-PLAIN = ("steps", "stopped", "last_epoch", "history", "spent", "start", "worst", "last_loss")  # saved as they are
+PATIENCE = 10  # epochs without better validation nats after which the learning rate drops
+SHORTEST = 200  # minimum number of steps in this time
+FLAT = 1e-8  # relative decrease of the loss in a step with a closure below which the fit ends
+PLAIN = ("steps", "stopped", "last_epoch", "history", "spent", "start", "worst", "last_loss")  # saved in checkpoints
 
 
 @dataclass
 class Position:
-    """Where in its epochs a fit stands; sums over the rows of this epoch so far."""
+    """The current epoch and batch of a fit, and sums over the rows of this epoch so far."""
 
     epoch: int = 0
     batch: int = 0
@@ -47,19 +47,26 @@ class Position:
 
 @dataclass
 class MaximumLikelihood:
-    """Steps of an optimizer along the gradient of the mean log_prob of batches: a task for the engine.
+    """Maximises the mean log_prob of batches step by step; a task for the engine.
 
     Args:
-        module: what is trained.
-        optimizer: of its parameters.
-        fabric: wraps both.
+        module: the module to fit.
+        optimizer: the optimizer of its parameters.
+        fabric: the Fabric that wraps both.
         ranks: the processes of the fabric.
-        train, held_out: the batches.
-        rate: the learning rate, and the end by validation.
-        schedule: the user's own learning rate, stepped once a step; None for that of ``rate``.
-        clock: of the fit.
-        interrupts: held back in each update.
-        epochs, seconds, max_grad_norm, accumulate, penalty, ema, patience: as in fit; None for the patience of the rule.
+        train: the training batches.
+        held_out: the validation batches, or None.
+        rate: the learning-rate rule, which also ends the fit.
+        schedule: the user's scheduler, stepped after every step, or None to use ``rate``.
+        clock: the clock of the fit.
+        epochs: as in ``fit``.
+        seconds: as in ``fit``.
+        max_grad_norm: as in ``fit``.
+        accumulate: as in ``fit``.
+        penalty: as in ``fit``.
+        ema: as in ``fit``.
+        patience: as in ``fit``; None for the patience of the rule.
+        interrupts: signals that are delayed during each update.
     """
 
     module: nn.Module
@@ -90,7 +97,7 @@ class MaximumLikelihood:
         self.params = nn.ParameterList(self.gradients.params)
         self.averages, self.swapped = None, False
         if self.ema is not None:
-            with torch.device("cpu"):  # of the count, which is read in each step
+            with torch.device("cpu"):  # the step count is read in each step, so it must not be on a GPU
                 self.averages = AveragedModel(self.params, multi_avg_fn=partial(_average, self.ema))
         self.kept = Kept(self.module, 1 if self.averages is None else 2)
         self.closure = takes_closure(self.optimizer)
@@ -105,7 +112,7 @@ class MaximumLikelihood:
         """Takes a step, or ends an epoch."""
         if self.batches is None:
             self.batches = self._epoch()
-            self.interrupts.watch("SIGCHLD")  # by which a DataLoader hears of dead workers
+            self.interrupts.watch("SIGCHLD")  # DataLoader's handler raises if a worker died
             self.module.train()
         joint = self._fetch()
         if joint is None:
@@ -131,14 +138,14 @@ class MaximumLikelihood:
             self._end_epoch("seconds" if late else None)
 
     def _fetch(self) -> Joint | None:
-        """The batches of the next step; None at the end of an epoch."""
+        """Returns the batches of the next step, or None at the end of an epoch."""
         assert self.batches is not None
         where = f"epoch {self.at.epoch}, batch {self.at.batch // self.accumulate}"
         rows = self.train.rows(self.at.batch, self.accumulate)
-        if rows is not None:  # all processes know it
+        if rows is not None:  # known without an exchange between processes
             try:
                 return Joint(list(islice(self.batches, self.accumulate)), rows, where)
-            except (Exception, KeyboardInterrupt) as error:  # raised where the processes meet
+            except (Exception, KeyboardInterrupt) as error:  # raised later, at the next exchange
                 return Joint([None], rows, where, error)
         numbers = [0.0, 0.0]
         with self.ranks.agreed(numbers):
@@ -151,13 +158,13 @@ class MaximumLikelihood:
             self.random, self.drawn = random_state(self.fabric.device), self.train.states()
             return self.train.epoch(self.at.epoch)
         now = random_state(self.fabric.device)
-        set_random_state(self.random, self.fabric.device)  # what a loader drew at the start of the epoch it draws again
+        set_random_state(self.random, self.fabric.device)  # the loader repeats its draws at the start of the epoch
         batches = self.train.epoch(self.at.epoch, self.at.batch)
         set_random_state(now, self.fabric.device)
         return batches
 
     def _late(self) -> bool:
-        """Notes which part of the budget is spent; whether its seconds are over."""
+        """Updates the fraction of the budget that is spent; returns whether its seconds are over."""
         self.spent = self.done / self.epochs
         if self.seconds is None:
             return False
@@ -167,11 +174,11 @@ class MaximumLikelihood:
 
     @property
     def done(self) -> float:
-        """Epochs, parts of them included where their length is known."""
+        """The number of epochs, including the fraction of the current one if its length is known."""
         return self.at.epoch + (self.at.batch / self.train.batches if self.train.batches else 0.0)
 
     def _descend(self, joint: Joint) -> float:
-        """Sets the gradients of a step, cut to their largest norm; returns the mean log_prob."""
+        """Sets the clipped gradients of a step; returns the mean log_prob."""
         _, nats, norm = self.gradients(joint)
         self.gradients.cut(self.max_grad_norm, norm)
         if self.steps == 0:
@@ -181,7 +188,7 @@ class MaximumLikelihood:
         return nats
 
     def _search(self, joint: Joint) -> float:
-        """Takes a step of an optimizer that evaluates the loss itself; returns the mean log_prob before it."""
+        """Takes a step of an optimizer that evaluates the loss itself; returns the mean log_prob before the step."""
         params = self.gradients.params
         before = [p.detach().clone() for p in params]
         seen: list[tuple[float, float]] = []
@@ -206,7 +213,7 @@ class MaximumLikelihood:
     # --- epochs -------------------------------------------------------------------------------------------
 
     def _end_epoch(self, stopped: str | None = None) -> None:
-        """Validates; keeps the best weights; decides whether that is the end."""
+        """Validates, keeps the best weights, and sets ``stopped`` if the fit ends."""
         if self.at.rows == 0:
             raise ValueError("Expected data with at least one row; got a loader without batches.")
         self._share_buffers()
@@ -228,18 +235,18 @@ class MaximumLikelihood:
         self.fabric.call("on_train_epoch_end", module=self.module, epoch=self.at.epoch - 1, **named)
 
     def _waited(self) -> float:
-        """The part of the patience that an epoch takes."""
+        """Returns the fraction of the patience that an epoch takes."""
         if self.patience is not None:
             return 1 / self.patience
         return min(1 / PATIENCE, self.steps / (self.last_epoch + 1) / SHORTEST)
 
     @property
     def best_epoch(self) -> int:
-        """The epoch whose weights are kept."""
+        """The epoch whose weights the module has at the end."""
         return self.last_epoch if self.held_out is None else self.kept.epoch
 
     def _of_each_kind(self, function: Callable[[int], T]) -> list[T]:
-        """The results for the module with its weights, and with their averages if there are some."""
+        """Returns the results of a function for the module with its weights and, if there are any, with their averages."""
         try:
             results = [function(0)]
             if self.averages is not None:
@@ -251,7 +258,7 @@ class MaximumLikelihood:
 
     @torch.no_grad()
     def _swap(self, swapped: bool) -> None:
-        """The module has the averages of its weights, and these are kept in place of averages, or the other way."""
+        """Exchanges the weights of the module and their averages, if they are not yet in the given state."""
         with self.interrupts.held():
             if self.averages is not None and self.swapped != swapped:
                 for p, average in zip(self.params, self.averages.parameters(), strict=True):
@@ -266,7 +273,7 @@ class MaximumLikelihood:
 
     @torch.no_grad()
     def _score(self, kind: int) -> float:
-        """Mean log_prob of the validation rows of all processes; -inf and NaN are results like others, only never the best."""
+        """Returns the mean log_prob of the validation rows of all processes; may be -inf or NaN."""
         assert self.held_out is not None
         module = self.module
         scorer = module.for_validation() if isinstance(module, DistributionModule) else module
@@ -281,7 +288,7 @@ class MaximumLikelihood:
         return total / weight if weight else math.nan
 
     def _share_buffers(self) -> None:
-        """Gives all processes the buffers of the first: running means are those of its rows."""
+        """Copies the buffers of the first process to all others, since running statistics may differ."""
         if self.ranks.size == 1:
             return
         for buffer in self.module.buffers():
@@ -291,7 +298,7 @@ class MaximumLikelihood:
                 buffer.copy_(value)
 
     def finish(self, hurry: bool) -> None:
-        """Loads the weights that are kept."""
+        """Loads the weights to keep."""
         self._swap(False)
         if self.held_out is not None:
             self._load_kept()
@@ -308,7 +315,7 @@ class MaximumLikelihood:
         """Warns if the last epoch was far worse than the first step."""
         if self.history[0] and self.history[0][-1] < self.worst:
             warnings.warn(
-                f"The fit diverged: {self.history[0][-1]:.4g} nats in the last epoch, {self.start:.4g} in the first step. "
+                f"The fit diverged: {self.history[0][-1]:.4g} nats in the last epoch, {self.start:.4g} nats in the first step. "
                 "Try a smaller lr or max_grad_norm.",
                 stacklevel=3,
             )
@@ -316,7 +323,7 @@ class MaximumLikelihood:
     # --- checkpoints and progress -------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, but for torch's random state."""
+        """Returns the state on which later steps depend, without torch's random state."""
         return {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -349,7 +356,7 @@ class MaximumLikelihood:
             setattr(self, name, value)
 
     def text(self) -> str:
-        """The nats of the last epoch, or those of this one so far."""
+        """Returns the nats of the last epoch, or of the first epoch so far."""
         if not self.history[0]:
             return f"train {self.at.nats / max(self.at.rows, 1):.4f} nats so far"
         named = zip(("train", "validation"), self.history, strict=True)
@@ -357,11 +364,11 @@ class MaximumLikelihood:
 
 
 def takes_closure(optimizer: Optimizer) -> bool:
-    """Whether the optimizer evaluates the loss itself, as L-BFGS does."""
+    """Returns whether the optimizer evaluates the loss itself, as L-BFGS does."""
     closure = signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is Parameter.empty
 
 
 def _average(decay: float, averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
-    """Moves averages to new values: at first their mean, so that the start does not last."""
+    """Updates exponential averages; at first they are plain means, so that the initial weights lose their influence."""
     torch._foreach_lerp_(averages, values, max(1 - decay, 1 / (float(number) + 1)))

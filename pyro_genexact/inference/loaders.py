@@ -1,4 +1,4 @@
-"""Loaders of fit: the order of rows, batches on a device, epoch by epoch, of one or several processes."""
+"""Loaders for ``fit``: the order of rows, and batches on a device, in one or several processes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .ranks import Ranks
 
 
 class Order(Sampler[Tensor]):
-    """The rows of each batch of an epoch, of one of several processes.
+    """A sampler of the rows of each batch of an epoch, for one of several processes.
 
-    In random order where there is a seed: all processes cut the same permutation into joint batches and take their share
-    of each. A last joint batch with fewer rows than processes is part of the one before.
+    All processes cut the same permutation into joint batches and take their share of each. If the last joint batch has
+    fewer rows than there are processes, it is merged with the one before.
 
     Args:
         index: the rows (N,).
-        batch_size: rows in a batch of a process.
+        batch_size: the number of rows per batch and process.
         ranks: the processes.
-        seed: of the permutations, which differ from epoch to epoch; None for the order of the index.
+        seed: the seed of the permutations, which differ between epochs; None for the order of ``index``.
     """
 
     def __init__(self, index: Tensor, batch_size: int, ranks: Ranks, seed: int | None) -> None:
@@ -47,16 +47,16 @@ class Order(Sampler[Tensor]):
 
 
 class Loader:
-    """Batches on a device, epoch by epoch.
+    """Yields the batches of each epoch on a device.
 
     Args:
-        loader: yields batches, or collated items.
-        name: the argument that gave them.
-        device: where batches go.
-        order: that of the loader, where it is ours.
+        loader: an iterable of batches or collated items.
+        name: the user's argument.
+        device: the device of the batches.
+        order: the sampler of the loader; None for the user's own loaders.
 
     Attributes:
-        batches: how many an epoch has, or None where that is not known.
+        batches: the number of batches per epoch, or None if it is unknown.
     """
 
     def __init__(self, loader: Iterable[Any], name: str, device: torch.device, order: Order | None = None) -> None:
@@ -67,41 +67,43 @@ class Loader:
             self.batches = None
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from one on."""
+        """Returns the batches of an epoch, from batch ``start`` on."""
         if self.order is not None:
             self.order.epoch, self.order.start = number, start
         else:
             _set_epoch(self.loader, number)
-        with torch.device("cpu"):  # where DataLoader draws its seed
+        with torch.device("cpu"):  # DataLoader draws its seed on the CPU
             items = iter(self.loader)
         if self.order is None:
-            next(islice(items, start, start), None)  # the seeds of samplers, too, are drawn here
+            next(islice(items, start, start), None)  # skips batches; samplers draw their seeds here
         return map(self._batch, self._alive(items))
 
     def _alive(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The items; a worker that died while it sent one is named."""
+        """Yields the items; raises an error that names the argument if a worker process died."""
         try:
             yield from items
         except (ConnectionError, EOFError) as error:
             if "DataLoader worker" in str(error):  # raised by the user's Dataset
                 raise
-            raise RuntimeError(f"DataLoader worker of {self.name} died. Was it killed, or out of memory?") from error
+            raise RuntimeError(
+                f"A DataLoader worker of {self.name} died: it was killed or ran out of memory."
+            ) from error
 
     def close(self) -> None:
-        """Ends the workers; left to the garbage collector after an error, that takes ten seconds."""
+        """Ends the worker processes. After an error, the garbage collector would take ten seconds to do so."""
         iterator = getattr(self.loader, "_iterator", None) if self.order is not None else None
         if iterator is not None:
             iterator._shutdown_workers()
 
     def rows(self, start: int, batches: int) -> int | None:
-        """Rows of all processes in some batches from one on, where that is known."""
+        """Returns the number of rows in ``batches`` joint batches from ``start`` on, or None if it is unknown."""
         if self.order is None:
             return None
         cuts = [0, *self.order.cuts, len(self.order.index)]
         return cuts[min(start + batches, len(cuts) - 1)] - cuts[start]
 
     def states(self) -> list[Tensor]:
-        """The states of the generators that a user's loader brings; torch's own is not among them."""
+        """Returns the states of the generators of the user's loader, without torch's global one."""
         return [g.get_state() for g in self._generators()]
 
     def restore(self, states: list[Tensor]) -> None:
@@ -122,8 +124,8 @@ class Loader:
 
 
 def _set_epoch(loader: Any, number: int) -> None:
-    """Tells samplers that shuffle by the number of the epoch."""
-    if hasattr(loader, "_num_iter_calls"):  # by which Fabric's loaders do this themselves
+    """Sets the epoch of samplers whose order depends on it."""
+    if hasattr(loader, "_num_iter_calls"):  # from which Fabric's loaders set the epoch themselves
         loader._num_iter_calls = number
     set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
     if set_epoch is not None:

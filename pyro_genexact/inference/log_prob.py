@@ -1,4 +1,4 @@
-"""log_prob of batches in one forward, and the rows that make a step fail."""
+"""The log_prob of batches in one forward pass, and the search for the rows that make a step fail."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class LogProb(nn.Module):
     """A module whose forward returns the log_prob of a batch.
 
     Args:
-        module: returns a distribution.
-        penalty: of the module, or None.
+        module: a module that returns a distribution.
+        penalty: a function of the module, or None.
     """
 
     def __init__(self, module: nn.Module, penalty: Penalty | None = None) -> None:
@@ -27,7 +27,7 @@ class LogProb(nn.Module):
         self.module, self.penalty = module, penalty
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """log_prob (B,) of B rows and the penalty."""
+        """Returns the log_prob (B,) of B rows, and the penalty or None."""
         data, context = batch.data, batch.context
         args = [value for key, value in context.items() if key is None]
         distribution = self.module(*args, **{key: value for key, value in context.items() if key is not None})
@@ -38,32 +38,29 @@ class LogProb(nn.Module):
 
 
 def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tensor | None]:
-    """log_prob (B,) of the rows of a batch, and the penalty; an exception says where in training it came up."""
+    """Returns the log_prob (B,) of a batch and the penalty; error messages have ``where``, the position in training."""
     try:
         log_prob, penalty = plain(batch)
-    except ValueError as error:  # validate_args met NaN parameters or a value outside the support
-        rows = offending(plain, batch)  # none, where only their number is wrong
-        raise ValueError(f"{error}\nMet at {where}{f', first in rows {rows}' if rows else ''}.") from error
+    except ValueError as error:  # from validate_args: NaN parameters or a value outside the support
+        rows = offending(plain, batch)  # empty if the error does not depend on the rows
+        raise ValueError(f"{error}\nRaised at {where}{f', first in rows {rows}' if rows else ''}.") from error
     if log_prob.shape != batch.rows.shape:
         raise ValueError(
-            f"Expected log_prob.shape == {tuple(batch.rows.shape)}, a value a row (do event dims lack "
-            f".to_event?); got {tuple(log_prob.shape)}."
+            f"Expected log_prob.shape == {tuple(batch.rows.shape)}, one value per row; got {tuple(log_prob.shape)}. "
+            "Declare event dims with .to_event."
         )
     return log_prob, penalty
 
 
 def offending(model: Any, batch: Batch) -> list[int]:
-    """The first rows that alone raise, or make loss or gradient non-finite.
-
-    In eval mode, for batch norm cannot train on one row.
-    """
-    model.eval()
+    """Returns the first rows that, evaluated alone, raise or have a loss or gradient that is not finite."""
+    model.eval()  # batch norm cannot train on one row
     with torch.enable_grad():
         return list(islice(_bisect(model, batch), SHOWN))
 
 
 def _bisect(model: Any, batch: Batch) -> Iterator[int]:
-    # Halves are evaluated afresh: in a joint graph one row's infinite gradient, times zero, is NaN for all.
+    # Halves are evaluated separately: in a joint graph, an infinite gradient of one row times zero is NaN for all rows.
     if _is_finite(model, batch):
         return
     if len(batch.rows) == 1:

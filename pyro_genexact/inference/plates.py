@@ -1,4 +1,4 @@
-"""RowPlates: the model's plates that are the batch dims of an amortised guide's context."""
+"""The plates of a model that correspond to the batch dims of an amortised guide's context."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class RowPlates:
     """The leftmost plates of a model's latents, one for each batch dim of a context; none without a context.
 
     Args:
-        frames: Pyro's frames of them, from the left.
-        dims: batch dims of the latents, those of all other plates included.
+        frames: their frames in Pyro, from left to right.
+        dims: the number of batch dims of the latents, including those of the other plates.
     """
 
     frames: tuple[Any, ...]
@@ -29,7 +29,12 @@ class RowPlates:
 
     @classmethod
     def of(cls, sites: Iterable[Any], sizes: torch.Size) -> RowPlates:
-        """Those of the latents' sites; a ValueError unless all are in them, and in no other subsampled plate."""
+        """Returns the row plates of latent sites, for a context with batch shape ``sizes``.
+
+        Raises:
+            ValueError: if the sizes do not match, if a latent is outside of the row plates, or if a latent is in another
+                subsampled plate.
+        """
         sites = list(sites)
         found = {frame.name: frame for site in sites for frame in site["cond_indep_stack"]}
         ordered = sorted(found.values(), key=lambda frame: frame.dim)
@@ -48,40 +53,48 @@ class RowPlates:
         name, inside = site["name"], {frame.name for frame in site["cond_indep_stack"]}
         if missing := [row for row in self.names if row not in inside]:
             raise ValueError(
-                f"Expected all latents in plate {missing[0]!r} (a row each of the context); got {name!r} outside of it."
+                f"Expected all latents in plate {missing[0]!r}, whose rows are those of the context; got {name!r} "
+                "outside of it."
             )
         for frame in site["cond_indep_stack"]:
             if frame.size < 0:
                 raise ValueError(
-                    f"Expected plates of latents with a size; got {name!r} in plate {frame.name!r} without."
+                    f"Expected plates of latents to have a size; got {name!r} in plate {frame.name!r}, which has none."
                 )
             if frame.full_size not in (None, frame.size) and frame.name not in self.names:
                 raise ValueError(
-                    f"Expected latents outside of subsampled plates, or amortised by a context; got {name!r} in plate "
-                    f"{frame.name!r}, of which {frame.size} of {frame.full_size} are taken."
+                    f"Expected no latents in subsampled plates without a context; got {name!r} in plate {frame.name!r} with "
+                    f"a subsample of {frame.size} of {frame.full_size}. Amortise the guide with a context."
                 )
 
     @property
     def names(self) -> list[str]:
+        """The names of the plates."""
         return [frame.name for frame in self.frames]
 
     def check(self, sizes: torch.Size) -> None:
-        """Raises a ValueError unless there is a plate for each batch dim of a context."""
+        """Raises a ValueError if the number of plates differs from that of a context's batch dims."""
         if len(sizes) != len(self.frames):
             raise ValueError(
-                f"Expected context.shape[:-1] of {len(self.frames)} sizes, as in the first call; got {tuple(sizes)}."
+                f"Expected context with {len(self.frames)} batch dims, as in the first call; got context.shape[:-1] == "
+                f"{tuple(sizes)}."
             )
 
     def spread(self, x: Tensor) -> Tensor:
-        """x (..., *rows, n) as (..., *rows, 1, ..., 1, n), with a dim of size 1 for each other plate."""
+        """Reshapes (..., *rows, n) to (..., *rows, 1, ..., 1, n), with a dim of size 1 for each other plate."""
         return x.reshape(*x.shape[:-1], *[1] * (self.dims - len(self.frames)), x.shape[-1])
 
     def of_one_row(self, shape: Sequence[int]) -> torch.Size:
-        """The shape of a latent (*rows, ...) with rows of size 1."""
+        """Returns the shape of a latent (*rows, ...) with all row dims set to 1."""
         return torch.Size([1] * len(self.frames) + list(shape[len(self.frames) :]))
 
     def now(self, sizes: torch.Size, program: Callable[[], Any]) -> list[pyro.plate]:
-        """The plates in a call of the model, which is run up to its first latent in them; ``sizes`` are the context's."""
+        """Returns the plates for this call, after running the model up to its first latent in them.
+
+        Args:
+            sizes: the batch shape of the context.
+            program: the model, called without arguments.
+        """
         if not self.frames:
             return []
         found = _UpToPlates(self.names)
@@ -92,7 +105,7 @@ class RowPlates:
                 f"Expected context.shape[:-1] == {_sizes(found.frames)}, the sizes of the plates {self.names}; "
                 f"got {tuple(sizes)}."
             )
-        made = {  # by name, as Pyro's guides make theirs
+        made = {
             f.name: pyro.plate(f.name, f.full_size or f.size, dim=f.dim, subsample_size=f.size)
             for f in sorted(found.frames)
         }
@@ -104,11 +117,11 @@ def _sizes(frames: Iterable[Any]) -> tuple[int, ...]:
 
 
 class _Reached(Exception):
-    """Ends a run of a model."""
+    """Ends a run of the model early."""
 
 
 class _UpToPlates(Messenger):
-    """Runs a model up to the first latent in all of some plates, and keeps these plates' frames."""
+    """Ends a run of a model at the first latent that is in all of some plates, and stores the frames of the plates."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()

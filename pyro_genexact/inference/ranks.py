@@ -1,4 +1,4 @@
-"""Processes that train one module together: sums over them, and errors that reach all of them."""
+"""Processes that train one module together: sums over them, and errors that are raised in all of them."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import distributed
 
 
 class Ranks:
-    """The processes of a Fabric.
-
-    Numbers travel through a group of CPU processes, so that no GPU waits for them.
+    """The processes of a Fabric, which exchange numbers through a group on the CPU, so that no GPU waits for them.
 
     Args:
-        fabric: launched, of one or several devices.
+        fabric: a launched Fabric with one or several devices.
     """
 
     def __init__(self, fabric: Any) -> None:
         self.rank, self.size = fabric.global_rank, fabric.world_size
         if self.size > 1 and not distributed.is_initialized():
-            raise ValueError("Expected a launched fabric of several devices; call fabric.launch() before the fit.")
+            raise ValueError(
+                "Expected a fabric with several devices to be launched; call fabric.launch() before the fit."
+            )
         self._group = distributed.new_group(backend="gloo") if self.size > 1 else None
-        self.interrupted: Callable[[], bool] = lambda: False  # whether this process was, which all are to know
+        self.interrupted: Callable[[], bool] = lambda: False  # whether this process was; exchanged by ``agreed``
 
     def close(self) -> None:
-        """Ends the group of processes that numbers travel through."""
+        """Destroys the process group."""
         if self._group is not None:
             distributed.destroy_process_group(self._group)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this is the process that writes files and prints."""
         return bool(self.rank == 0)
 
     def sum(self, *values: float) -> tuple[float, ...]:
-        """Sums over the processes."""
+        """Returns the sums of values over the processes."""
         if self.size == 1:
             return values
         numbers = torch.tensor(values, dtype=torch.float64, device="cpu")
@@ -45,7 +45,7 @@ class Ranks:
         return tuple(numbers.tolist())
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes."""
+        """Returns the values of all processes."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -54,10 +54,10 @@ class Ranks:
 
     @contextmanager
     def agreed(self, numbers: list[float] | None = None) -> Iterator[None]:
-        """An exception or interrupt in one process is raised in all of them.
+        """Raises an exception or interrupt of one process in all processes.
 
-        Between processes nothing else may be exchanged in this context. It ends with one exchange, which replaces
-        ``numbers``, as many in all processes, by their sums.
+        The processes must not exchange anything else in this context. At its end they exchange ``numbers``, a list of the
+        same length in all processes, and replace them by their sums.
         """
         numbers = [] if numbers is None else numbers
         error: BaseException | None = None

@@ -1,4 +1,4 @@
-"""Data of fit: what the user gave, as rows or as a loader, and rows held out."""
+"""The user's data for ``fit`` as rows or as a loader, and the rows held out for validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .ranks import Ranks
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows ``index`` (N,) of a source; ``name`` is the argument that gave them."""
+    """The rows ``index`` (N,) of a source; ``name`` is the user's argument."""
 
     source: Columns | Items
     index: Tensor
@@ -28,10 +28,10 @@ class Rows:
     def loader(
         self, batch_size: int, ranks: Ranks, device: torch.device, seed: int | None = None, num_workers: int = 0
     ) -> Loader:
-        """Their batches, in random order where there is a seed."""
+        """Returns a loader of batches, in random order if there is a seed."""
         index = self.index
         if isinstance(self.source, Columns) and num_workers == 0 and not self.source.lazy:
-            index = index.to(self.source.columns.data.device)  # once, not once a batch
+            index = index.to(self.source.columns.data.device)  # so that batches need no transfer
         order = Order(index, batch_size, ranks, seed)
         on_cpu = not isinstance(self.source, Columns) or self.source.lazy or not self.source.columns.data.is_cuda
         loader = DataLoader(
@@ -46,29 +46,33 @@ class Rows:
         return Loader(loader, self.name, device, order)
 
     def batches(self, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Batches in the order of the index."""
+        """Returns batches in the order of the index."""
         return (self.source[rows].to(device) for rows in self.index.split(batch_size))
 
 
 def source_of(data: Any, context: Any, weights: Any, name: str, dtype: torch.dtype) -> Rows | Iterable[Any]:
-    """Rows of what the user gave, or a loader of them, checked as far as can be without reading a Dataset.
+    """Returns the rows of the user's data, or the user's loader, after checks that do not read a Dataset.
 
     Args:
-        data, context, weights: as the user gave them.
-        name: the argument that gave them.
-        dtype: of the module: that of arrays and tables of numbers with a fraction.
+        data: the user's data.
+        context: the user's context.
+        weights: the user's weights.
+        name: the user's argument.
+        dtype: the module's dtype, to which floating-point arrays and tables are converted.
     """
     data = column(data, name, dtype)
     if isinstance(data, (DataLoader, IterableDataset)) or type(data).__name__ == "_FabricDataLoader":
         for other, value in (("context", context), ("weights", weights)):
             if value is not None:
-                raise ValueError(f"Expected {other}=None with a {type(data).__name__} of {name}; got one.")
+                raise ValueError(
+                    f"Expected {other}=None if {name} is a {type(data).__name__}; got {type(value).__name__}."
+                )
         return data
     return rows_of(data, context, name, dtype, weights)
 
 
 def rows_of(data: Any, context: Any, name: str, dtype: torch.dtype = torch.float32, weights: Any = None) -> Rows:
-    """All rows of what the user gave, checked as far as can be without reading a Dataset."""
+    """Returns all rows of the user's data, after checks that do not read a Dataset."""
     data = column(data, name, dtype)
     columns = isinstance(data, (Tensor, np.memmap))
     if not columns and not (isinstance(data, Dataset) and hasattr(data, "__len__")):
@@ -87,12 +91,14 @@ def rows_of(data: Any, context: Any, name: str, dtype: torch.dtype = torch.float
         }
         return Rows(Columns(Batch(index, data, contexts, weights), name, dtype), index, name)
     if context is not None:
-        raise ValueError("Expected context=None with a Dataset (its items may be (row, context)); got one.")
+        raise ValueError(
+            f"Expected context=None with a Dataset, whose items may be (row, context); got {type(context).__name__}."
+        )
     return Rows(Items(data, name, weights), index, name)
 
 
 def hold_out(train: Any, validation: Any, seed: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """What to train on, and what to validate on, or None."""
+    """Returns the data for training and those for validation or None."""
     if validation is None:
         return train, None
     if isinstance(validation, (int, float)):
@@ -123,17 +129,20 @@ def _describe(batch: Batch) -> str:
 
 def _split(rows: Any, fraction: float, seed: int) -> tuple[Rows, Rows]:
     if not isinstance(rows, Rows):
-        raise ValueError(f"Expected validation rows of their own with a {type(rows).__name__}; got {fraction}.")
+        raise ValueError(f"Expected separate validation rows if data is a {type(rows).__name__}; got {fraction}.")
     total = len(rows.index)
     if not 0 < fraction < 1:
         raise ValueError(f"Expected 0 < validation < 1 (a fraction of data); got {fraction}.")
     if not 0 < round(fraction * total) < total:
-        raise ValueError(f"Expected validation to leave rows on both sides; got {fraction} of {total} rows.")
+        raise ValueError(f"Expected validation to leave rows in both parts; got {fraction} of {total} rows.")
     order = torch.randperm(total, generator=generator(seed), device="cpu")
     held_out, kept = order.tensor_split([round(fraction * total)])
     weights = rows.source.weights
     if weights is not None:
         if not (weights[kept].any() and weights[held_out].any()):
-            raise ValueError(f"Expected weights not all 0 in either part of the split; got validation={fraction}.")
-        weights /= weights[kept].mean()  # validation takes a weighted mean, whatever their scale
+            raise ValueError(
+                f"Expected positive weights in both parts of the split; got a part with weights 0 alone for "
+                f"validation={fraction}."
+            )
+        weights /= weights[kept].mean()  # the weighted mean of validation does not depend on the scale
     return replace(rows, index=kept), replace(rows, index=held_out)

@@ -1,4 +1,4 @@
-"""Variational inference, step by step: what the engine runs for ``fit_guide``."""
+"""The task that the engine runs for ``fit_guide``: steps of variational inference."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from .engine import Interrupts
 from .learning_rate import WARM, LearningRate
 
 WINDOW = 250  # steps over which ELBOs and weights are averaged
-PATIENCE = 3  # windows without a better ELBO after which the learning rate drops,
-DROPS = (1.0, 0.3, 0.1, 0.03)  # through these factors; after the last the ELBO is flat
-LONGEST = 20_000  # steps, unless the user says how many
-SKIPPED = 10  # non-finite steps in a row after which the fit goes back and on, more slowly,
-BACK = 3  # so many times
-DRY = 100  # runs of model and guide that look for the parameters of a checkpoint
-PLAIN = ("best", "elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved as they are
+PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
+DROPS = (1.0, 0.3, 0.1, 0.03)  # factors of the learning rate; the fit ends after the last
+LONGEST = 20_000  # maximum number of steps, unless the user gives one
+SKIPPED = 10  # non-finite steps in a row after which the fit returns to earlier weights with a lower learning rate
+BACK = 3  # maximum number of such returns
+DRY = 100  # maximum number of runs of model and guide to find the parameters of a checkpoint
+PLAIN = ("best", "elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved in checkpoints
 
 
 class Variational:
-    """Steps along the gradient of an ELBO: a task for the engine. ``elbo`` and ``skipped`` are as in the result.
+    """Maximises an ELBO step by step; a task for the engine. ``elbo`` and ``skipped`` are those of the result.
 
     Args:
         objective: the ELBO.
-        descent: the steps.
-        steps: how many, or None.
-        device: of the draws.
-        modules: model and guide, as far as they are modules.
-        interrupts: held back in each update.
+        descent: the optimizer.
+        steps: the number of steps, or None.
+        device: the device of the draws.
+        modules: model and guide, if they are modules.
+        interrupts: signals that are delayed during each update.
     """
 
     def __init__(
@@ -63,14 +63,16 @@ class Variational:
 
     @property
     def steps(self) -> int:
+        """The number of steps so far."""
         return len(self.elbo)
 
     @property
     def done(self) -> float:
+        """The number of steps so far."""
         return self.steps
 
     def step(self) -> None:
-        """Takes a step, or skips one that is not finite."""
+        """Takes a step, or skips it if its loss or gradient is not finite."""
         state = random_state(self.device)
         loss, norm = self._gradients(state)
 
@@ -98,20 +100,20 @@ class Variational:
         self.stopped = "flat" if self.rate.flat else "steps" if self.steps == self.total else None
 
     def _gradients(self, state: list[Tensor]) -> tuple[float, float]:
-        """The loss and the norm of its gradients, which are set."""
+        """Sets the gradients; returns the loss and their norm."""
         try:
             return self._evaluate()
         except FAILURES as error:
-            # validate_args met NaN parameters, as steps that are far too long make, or a value outside the support
+            # from validate_args: NaN parameters (after steps that are far too long) or a value outside the support
             set_random_state(state, self.device)
             loss = math.nan if self.steps and self._lost() else 0.0
             if math.isfinite(loss):
-                error.add_note(f"Met at step {self.steps}.")
+                error.add_note(f"Raised at step {self.steps}.")
                 raise
             return loss, math.nan
 
     def _lost(self) -> bool:
-        """Whether loss or gradients are not finite when nothing is validated."""
+        """Returns whether loss or gradients are not finite if Pyro validates nothing."""
         try:
             with pyro.validation_enabled(False):
                 return not math.isfinite(sum(self._evaluate()))
@@ -125,13 +127,13 @@ class Variational:
         gradients = self.descent.gradients()
         if not self.steps and not gradients:
             raise ValueError(
-                f"Expected parameters that the loss depends on; got none of {[*self.descent.names.values()]}. Does Pyro's store "
-                "have others of these names? pyro.clear_param_store() empties it."
+                f"Expected the loss to depend on parameters; it depends on none of {[*self.descent.names.values()]}. If Pyro's "
+                "parameter store has others of the same names, call pyro.clear_param_store() first."
             )
         return loss, nn.utils.get_total_norm([gradient for _, gradient in gradients]).item()
 
     def _skip(self, step: int, state: list[Tensor], loss: float, norm: float) -> None:
-        """Notes where a step was not finite; goes back, or raises a FloatingPointError, if that is all there is."""
+        """Stores where a step was not finite; returns to earlier weights or raises after too many of these steps."""
         what, got = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
         set_random_state(state, self.device)
         where = self.objective.non_finite_sites() if what == "loss" else []
@@ -147,7 +149,7 @@ class Variational:
             raise FloatingPointError(f"Expected a finite {what}; got {got} at step {step}, at {where}.")
 
     def finish(self, hurry: bool) -> None:
-        """Loads the best weights by some hundred fresh draws, the same for all, and notes their ELBO."""
+        """Loads the weights with the best ELBO on a few hundred fresh draws, the same for all, and stores this ELBO."""
         if not math.isnan(self.final):
             return
         if not self.descent.average:
@@ -159,15 +161,15 @@ class Variational:
         self.final, start = self.descent.keep_best(lambda: self.objective.elbo(seed, repeats))
         if start is not None and self.final > start + 1:
             warnings.warn(
-                f"The fit ended at an ELBO of {start:.4g}, below its start at {self.final:.4g} nats, whose weights are kept. "
-                "Try a smaller lr.",
+                f"The fit ended with an ELBO of {start:.4g} nats, below the initial {self.final:.4g} nats; the initial weights "
+                "are kept. Try a smaller lr.",
                 stacklevel=6,
             )
 
     # --- checkpoints and progress -------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, but for torch's random state."""
+        """Returns the state on which later steps depend, without torch's random state."""
         store: Any = pyro.get_param_store()
         return {
             "modules": self.modules.state_dict(),
@@ -178,7 +180,7 @@ class Variational:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores a state, whose parameters some runs of model and guide make first."""
+        """Restores a state; first runs model and guide until they have created its parameters."""
         found: dict[Tensor, str] = {}
         wanted = [name for group in state["descent"]["groups"] for name in group]
         for _ in range(DRY):
@@ -187,14 +189,14 @@ class Variational:
                 break
         else:
             raise ValueError(
-                f"Expected model and guide with the parameters of the checkpoint, {wanted}; got {[*found.values()]}."
+                f"Expected model and guide to have the parameters of the checkpoint, {wanted}; got {[*found.values()]}."
             )
         shapes, old = (
             {name: tuple(getattr(x, "shape", ())) for name, x in values.items()}
             for values in (self.modules.state_dict(), state["modules"])
         )
         if shapes != old:
-            raise ValueError(f"Expected model and guide of the shapes in the checkpoint, {old}; got {shapes}.")
+            raise ValueError(f"Expected model and guide to have the shapes of the checkpoint, {old}; got {shapes}.")
         self.modules.load_state_dict(state["modules"])
         store: Any = pyro.get_param_store()
         with torch.no_grad():
@@ -209,12 +211,12 @@ class Variational:
             setattr(self, name, value)
 
     def text(self) -> str:
-        """The ELBO of the last steps."""
+        """Returns the median ELBO of the last steps."""
         return f"ELBO {statistics.median(self.elbo[-max(1, self.total // 10) :]):.3f} nats"
 
 
 def _middle(values: list[float]) -> tuple[float, float]:
-    """Median and its standard error, whatever the tails."""
+    """Returns the median and its standard error, from the quartiles, which is robust to heavy tails."""
     ranked = sorted(x if math.isfinite(x) else -math.inf for x in values)
     low, high = ranked[len(ranked) // 4], ranked[3 * len(ranked) // 4]
     return statistics.median(ranked), 0.93 * (high - low) / math.sqrt(len(ranked))

@@ -1,0 +1,1 @@
+"""Saving modules to files and loading them."""

@@ -1,4 +1,4 @@
-"""save and load: a whole module in one file, which runs nothing of its own when it is loaded."""
+"""``save`` and ``load``: whole modules in files that cannot execute code when they are loaded."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ from ..core.leaves import FORGOTTEN
 from ..version import __version__
 from .listed import callable_of_c, full_name, listed
 
-_STAMP = "pyro_genexact "  # the comment of the archive: this and the version
-_CALLS = b"_rebuild_from_type_v2"  # torch lists it, but it calls any object and can set attributes of classes
+_STAMP = "pyro_genexact "  # the comment of the archive is this and the version
+_CALLS = b"_rebuild_from_type_v2"  # torch allows it, but it can call any object and set attributes of classes
 _DANGEROUS = {"builtins", "importlib", "operator", "os", "posix", "nt", "runpy", "subprocess", "sys"}
-_LOCK = (
-    threading.RLock()
-)  # torch's list of safe names is one for all threads; an allowed class may load a file of its own
+_LOCK = threading.RLock()  # torch's list of safe names is global; reentrant, as an allowed class may load another file
 _NAMED = (
     type,
     types.FunctionType,
@@ -42,20 +40,21 @@ _NAMED = (
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a module with its parameters, settings and modes to a file that :func:`load` reads.
+    """Saves a module to a file that :func:`load` can read.
 
-    The file holds the whole module, so that no constructor's arguments need be repeated; no gradients, and nothing that
-    transforms remember. The module stays as it is. The file appears at once when it is complete: an error leaves one that was
-    there before as it was.
+    The file contains the whole module with its parameters, settings and train or eval modes, so loading needs no arguments of
+    constructors. It contains no gradients and no caches of transforms. The file is replaced only when the new one is
+    complete; after an error, a previous file is unchanged.
 
     Args:
-        module: of this package, with modules of ``torch.nn`` and of your own classes.
-        path: of the file, usually ``*.pt``.
+        module: a module of this package, which may contain modules of ``torch.nn`` and of your own classes.
+        path: the path of the file, usually with the suffix ``.pt``.
 
     Raises:
-        TypeError: if ``module`` is no module, or holds what a file cannot name: lambdas, methods, functions and classes
-            that are defined within functions, tensors of subclasses, open files, locks.
-        RuntimeError: if a module is parametrised (by ``torch.nn.utils.parametrizations``): save its ``state_dict``.
+        TypeError: if ``module`` is not a module, or contains objects that cannot be saved: lambdas, methods, functions and
+            classes that are defined within functions, subclasses of tensors, open files, locks.
+        RuntimeError: if a module is parametrised (by ``torch.nn.utils.parametrizations``); save its ``state_dict``
+            instead.
 
     Example:
         >>> import tempfile, torch
@@ -64,8 +63,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     gx.save(flow, f"{folder}/flow.pt")
         ...     same = gx.load(f"{folder}/flow.pt")
-        >>> x, context = torch.zeros(5, 3), torch.ones(2)
-        >>> torch.equal(same(context).log_prob(x), flow(context).log_prob(x))
+        >>> d, x = flow(torch.ones(2)), torch.zeros(5, 3)
+        >>> torch.equal(same(torch.ones(2)).log_prob(x), d.log_prob(x))
         True
     """
     if not isinstance(module, nn.Module):
@@ -86,24 +85,26 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(
     path: str | os.PathLike[str], device: str | torch.device | None = None, allow: Sequence[Any] = ()
 ) -> nn.Module:
-    """The module of a file that :func:`save` wrote.
+    """Loads a module from a file that :func:`save` wrote.
 
-    Files from strangers are safe to load: the classes and functions that a file names must be among those listed by exact
-    name, which are the ones of this package, the modules and activations of torch, and the families, constraints and transforms
-    of torch and Pyro; or you allow them. Any other is refused before anything is loaded. What
-    ``torch.serialization.add_safe_globals`` was given counts as listed. The list that torch has for the process is the same
-    afterwards.
+    Files from untrusted sources are safe to load: a file may only refer to classes and functions on a list of exact names,
+    which contains the classes of this package, the modules and activations of torch, and the families, constraints and
+    transforms of torch and Pyro, or to those that you allow. Files with other names are refused before anything is loaded.
+    Names given to ``torch.serialization.add_safe_globals`` are allowed too; torch's list does not change.
 
     Args:
-        path: of the file.
-        device: where the tensors go; by default those where they were.
-        allow: more classes and functions that the file may name, such as modules of your own: it can call them with any
-            arguments. A pair ``(class, "old_module.Name")`` gives the name that the file has for one that was moved.
+        path: the path of the file.
+        device: the device of the tensors; by default, the devices at the time of saving.
+        allow: further classes and functions to which the file may refer, such as modules of your own. The file can call them
+            with any arguments. Use a pair ``(class, "old_module.Name")`` for a class that was moved or renamed since.
+
+    Returns:
+        The module, in the train or eval mode in which it was saved.
 
     Raises:
-        ValueError: if the file was not written by :func:`save`, is incomplete or damaged, is of another major version, or names
-            something that is not listed.
-        TypeError: if ``allow`` is no sequence of classes and functions.
+        ValueError: if the file was not written by :func:`save`, is incomplete or damaged, was written by another major
+            version, or refers to a name that is not allowed.
+        TypeError: if ``allow`` is not a sequence of classes and functions.
 
     Example:
         See :func:`save`.
@@ -118,7 +119,7 @@ def load(
             )
         try:
             module = _loaded(file, path, names, device)
-        except (pickle.UnpicklingError, EOFError) as error:  # torch's own text says how to load it without any list
+        except (pickle.UnpicklingError, EOFError) as error:  # torch's text suggests loading without a list
             raise ValueError(
                 f"Expected a file written by pyro_genexact.save; got {path}, which was changed."
             ) from error
@@ -129,7 +130,7 @@ def load(
 
 
 def _loaded(file: IO[bytes], path: Any, names: dict[str, Any], device: Any) -> Any:
-    """What the file holds, if it names only these."""
+    """Returns the content of the file if it refers only to these names."""
     file.seek(0)
     if _CALLS in torch._C.PyTorchFileReader(file).get_record("data.pkl"):
         raise pickle.UnpicklingError(f"{path} has {_CALLS.decode()}")
@@ -138,16 +139,16 @@ def _loaded(file: IO[bytes], path: Any, names: dict[str, Any], device: Any) -> A
     if unlisted := [name for name in needed if name not in names]:
         got = f"Expected only listed classes in {path}; got {', '.join(unlisted)}."
         if any(name.partition(".")[0] in _DANGEROUS for name in unlisted):
-            raise ValueError(f"{got} With these the file could run anything on your machine.")
+            raise ValueError(f"{got} These could execute arbitrary code on your machine.")
         kinds = ", ".join(name.rpartition(".")[2] for name in unlisted)
         raise ValueError(f"{got} Pass allow=[{kinds}] if you trust the file.")
     file.seek(0)
-    with safe_globals([(names[name], name) for name in needed]):  # pairs, none of which was there before
+    with safe_globals([(names[name], name) for name in needed]):  # restores torch's list afterwards
         return torch.load(file, map_location=None if device is None else torch.device(device), weights_only=True)
 
 
 def _stamped(file: IO[bytes], path: Any) -> str:
-    """The version in the file; an error if there is none."""
+    """Returns the version in the file, after checking that the file is complete."""
     expected = f"Expected a file written by pyro_genexact.save; got {path}"
     try:
         with zipfile.ZipFile(file) as archive:
@@ -174,12 +175,12 @@ def _allowed(allow: Any) -> dict[str, Any]:
 
 def _checked(value: Any) -> Any:
     if not isinstance(value, _NAMED):
-        raise TypeError(f"Expected allow to hold classes and functions; got {value!r}.")
+        raise TypeError(f"Expected allow to contain classes and functions; got {value!r}.")
     return value
 
 
 class _Pickler(pickle.Pickler):
-    """Names classes and functions as they can be imported, and leaves out what transforms remember and derived buffers."""
+    """Pickles classes and functions by importable names, and leaves out caches of transforms and derived buffers."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, _NAMED):
@@ -188,9 +189,9 @@ class _Pickler(pickle.Pickler):
                     f"{value!r} cannot be imported by name; define it at the top level of a file"
                 )
             if value.__name__ == _CALLS.decode():
-                raise pickle.PicklingError("tensors of subclasses have no place in a file; make them plain tensors")
+                raise pickle.PicklingError("subclasses of tensors cannot be saved; convert them to plain tensors")
             return value.__name__ if callable_of_c(value) else NotImplemented
-        if type(value) is Tensor and value.__dict__:  # without attributes of its own, which only _CALLS would set
+        if type(value) is Tensor and value.__dict__:  # drops attributes, which only _CALLS could restore
             return value.detach().requires_grad_(value.requires_grad).__reduce_ex__(2)
         if not isinstance(value, (Transform, WithDerived)):
             return NotImplemented
@@ -204,13 +205,13 @@ class _Pickler(pickle.Pickler):
 
 
 class _Pickles:
-    """What torch.save takes for the pickle module."""
+    """The ``pickle_module`` of torch.save."""
 
     Pickler = _Pickler
 
 
 def _importable(value: Any) -> bool:
-    """Whether the name that a pickle has for a class or function leads to it."""
+    """Returns whether a class or function can be imported by the name that a pickle uses for it."""
     found = sys.modules.get(getattr(value, "__module__", None) or "")
     for name in (value.__name__ if callable_of_c(value) else value.__qualname__).split("."):
         found = getattr(found, name, None)

@@ -1,8 +1,8 @@
-"""The classes and functions that a saved file may name.
+"""The list of classes and functions to which a saved file may refer, by exact name.
 
-Each is listed by its exact name. A file can call what is listed with arguments of its choice, and set any attribute of an
-instance. So nothing here imports, evaluates text, opens files or returns attributes of other objects by name, and no
-instance is listed, whose attributes a file could change for the whole process.
+A file can call them with any arguments, and can set any attribute of instances. So nothing on the list imports modules,
+evaluates code, opens files or returns attributes of other objects by name. The list contains no instances, since a file
+could change their attributes for the whole process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.nn.module import _Context  # a plain object that each PyroModule holds
+from pyro.nn.module import _Context  # an attribute of each PyroModule
 from torch import nn
 from torch.distributions import Distribution, Transform, constraints, transforms
 from torch.nn import functional
@@ -50,17 +50,17 @@ _FUNCTIONS = {
 
 
 def full_name(value: Any) -> str:
-    """The name that a pickle has for a class or function."""
+    """Returns the name that a pickle uses for a class or function."""
     return f"{value.__module__}.{value.__name__ if callable_of_c(value) else value.__qualname__}"
 
 
 def callable_of_c(value: Any) -> bool:
-    """Whether this is a function such as ``torch.tanh``, whose qualified name is not that in its module."""
+    """Returns whether this is a C function such as ``torch.tanh``, whose qualified name differs from its name in the module."""
     return isinstance(value, type(len))
 
 
 def listed() -> dict[str, Any]:
-    """The classes and functions by full name: this package's under the names of its faces, and those of torch and Pyro."""
+    """Returns the allowed classes and functions of this package, of torch and of Pyro by full name."""
     ours = {
         name: value
         for name, value in PUBLISHED.items()
@@ -72,7 +72,7 @@ def listed() -> dict[str, Any]:
 
 
 def _constraints() -> list[Any]:
-    """The classes of the constraints that torch and Pyro export."""
+    """Returns the classes of the constraints that torch and Pyro export."""
     exported = [getattr(dist.constraints, name) for name in dist.constraints.__all__]
     kinds = [kind if isinstance(kind, type) else type(kind) for kind in exported]
     kinds = [kind for kind in kinds if issubclass(kind, constraints.Constraint)]

@@ -1,8 +1,9 @@
-"""The laws of conditioners, heads, transforms and distributions, as functions to run on one's own.
+"""Laws of conditioners, heads, transforms and distributions, which you can run on your own classes.
 
-Each raises an AssertionError that names the broken law, the case and the two numbers. Laws have power only where the
-subject is far from the identity and in float64: call ``redraw(module.double())`` first. ``subject`` is a transform or
-distribution, or a module whose call (with the context, where one is given) returns it. None changes its subject.
+A law is a function that raises an AssertionError if its subject breaks the law; the message has the law, the case and the
+two numbers. Near the identity, many laws hold trivially, and their tolerances are those of float64, so call
+``redraw(module.double())`` first. The argument ``subject`` is a transform or a distribution, or a module whose call (with the
+context, if one is given) returns it. Laws do not change their subject.
 """
 
 from ..core.faces import publish

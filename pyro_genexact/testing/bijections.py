@@ -1,8 +1,8 @@
-"""The laws of heads of bijections.
+"""Laws of heads of bijections.
 
-``bijection_head`` is of the protocol; the others are of what the bijection computes, in float64 and float32, with the
-numbers phi and the head's own parameters as given and multiplied by 10 and 100. A bijection of the interval from -pi to
-pi is taken for one of the circle, where increasing means all the way round.
+``bijection_head`` checks the protocol. The other laws check the values of the bijection in float64 and float32, for phi and
+the head's own parameters as given and multiplied by 10 and 100. A bijection of the interval from -pi to pi is treated as a
+bijection of the circle, where increasing means once around.
 """
 
 from __future__ import annotations
@@ -38,14 +38,24 @@ from .helpers import (
 def bijection_head(
     head: Head, sites: int = 4, seed: int = 0, tol: float = 1e-7, dtype: torch.dtype = torch.float64
 ) -> None:
-    """A head of bijections: sizes, the identity nearly at phi = 0, increasing, onto, exact log-derivative, site by site.
+    """Checks the protocol of a head of bijections.
+
+    Shapes are right, phi = 0 is near the identity, the bijection is increasing and onto, log-derivatives are those of autograd,
+    sites can be evaluated one by one, and each element of phi matters.
 
     Args:
-        head: with parameters or buffers in float64, if it has any: theirs is the dtype of the inputs.
-        sites: S, how many.
-        seed: of the inputs.
-        tol: relative to 1 + |value|.
-        dtype: of the inputs to a head without parameters and buffers.
+        head: the head; its parameters or buffers, if there are any, should be in float64 and have the dtype of the inputs.
+        sites: the number of sites S.
+        seed: the seed of the inputs.
+        tol: the tolerance, relative to 1 + |value|.
+        dtype: the dtype of the inputs if the head has no parameters and buffers.
+
+    Raises:
+        AssertionError: if the law is broken.
+
+    Example:
+        >>> from pyro_genexact import heads
+        >>> bijection_head(heads.RationalQuadraticSpline(bins=4))
     """
     like = like_of(head, dtype)
     phi = (0.7 * noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
@@ -76,11 +86,11 @@ def bijection_head(
     found = transform(steps.reshape(-1, *[1] * x.dim()).expand(-1, *x.shape))
     rising = _gap(found[1:], found[:-1], ends)
     if not rising.min() > 0:
-        broken("head", "increasing", f"a step of {rising.min():.3g}, not above 0")
+        broken("head", "increasing", f"a step of {rising.min():.3g}, which must be positive")
     for far in (1e4, -1e4) if ends == (-inf, inf) else ():
         target = torch.full_like(x, far)
         close("head", f"onto {far:g}", transform(transform.inv(target).clone()), target, tol)
-    wide = torch.linspace(-4.9, 4.9, x.numel(), device="cpu").to(x)  # since a part of phi may be for a part of x
+    wide = torch.linspace(-4.9, 4.9, x.numel(), device="cpu").to(x)  # an element of phi may matter only for a part of x
     x = _inside(ends, wide.reshape(x.shape))
     y = transform(x)
     (grad,) = torch.autograd.grad(y.sum() + transform.log_abs_det_jacobian(x, y).sum(), phi)
@@ -88,12 +98,14 @@ def bijection_head(
 
 
 def monotonicity(head: Head, seed: int = 0, tol: float = 8.0) -> None:
-    """Never decreasing, and log|dy/dx| finite, on a fine and wide grid to ±1e8: phi and parameters times 1, 10, 100.
+    """Checks that the bijection never decreases and that log|dy/dx| is finite, on a grid to ±1e8.
+
+    Phi and parameters are multiplied by 1, 10 and 100.
 
     Args:
         head: as in :func:`bijection_head`.
-        seed: of phi.
-        tol: a step down by so many roundings of 1 + |y| + |y at 0| is no decrease.
+        seed: the seed of phi.
+        tol: the size of a decrease that is allowed, in units of rounding errors of 1 + |y| + |y at 0|.
     """
     for case, variant, phi in _variants(head, (1, 10, 100), seed):
         transform = variant(phi)
@@ -109,16 +121,16 @@ def monotonicity(head: Head, seed: int = 0, tol: float = 8.0) -> None:
 
 
 def round_trips(head: Head, seed: int = 0, tol: float = 1e-9, single: float = 1e-4) -> None:
-    """y -> x -> y and x -> y -> x at any scale, from 1e-8 to 1e6: no clamp. phi and parameters times 0, 1 and 10.
+    """Checks the round trips y -> x -> y and x -> y -> x at scales from 1e-8 to 1e6, which also excludes clamping.
 
-    y comes back within ``tol`` (1 + |y|) and what the rounding of x amounts to there; x within
-    ``tol`` (1 + |x| + |y|) max(1, 1 / slope).
+    Phi and parameters are multiplied by 0, 1 and 10. The tolerances are ``tol`` (1 + |y|) plus the effect of rounding x for
+    the first, and ``tol`` (1 + |x| + |y|) max(1, 1 / slope) for the second.
 
     Args:
         head: as in :func:`bijection_head`.
-        seed: of phi.
-        tol: in float64.
-        single: in float32.
+        seed: the seed of phi.
+        tol: the tolerance in float64.
+        single: the tolerance in float32.
     """
     for case, variant, phi in _variants(head, (0, 1, 10), seed):
         tol_here = tol if phi.dtype == torch.float64 else single
@@ -139,15 +151,15 @@ def round_trips(head: Head, seed: int = 0, tol: float = 1e-9, single: float = 1e
 
 
 def slopes(head: Head, seed: int = 0, tol: float = 1e-6) -> None:
-    """log|dy/dx| is that of the values: phi and parameters times 1 and 10, in float64.
+    """Checks that log|dy/dx| is right and that the slope is positive, by autograd and by finite differences, in float64.
 
-    By autograd on a fine and wide grid to ±1e8, where the slope (of vectors, the determinant) is more than 0: no part is
-    flat. Since autograd may be wrong too, also by central differences near 0 and at some x to ±1e6.
+    Phi and parameters are multiplied by 1 and 10. Autograd runs on a grid to ±1e8, central differences near 0 and at some x
+    to ±1e6, since custom gradients may be wrong too. For vectors, the slope is the determinant.
 
     Args:
         head: as in :func:`bijection_head`.
-        seed: of phi and x.
-        tol: of log|dy/dx|, and relative to the slope, beside the rounding of the difference.
+        seed: the seed of phi and x.
+        tol: the tolerance of log|dy/dx| by autograd, and of the slope by differences, in addition to rounding errors.
     """
     size = prod(head.site_shape)
     for case, variant, phi in _variants(head, (1, 10), seed, (torch.float64,)):
@@ -167,12 +179,14 @@ def slopes(head: Head, seed: int = 0, tol: float = 1e-6) -> None:
 
 
 def precision(head: Head, seed: int = 0, tol: float = 1e-5) -> None:
-    """y and log|dy/dx| in float32 are those of a float64 copy, on a grid to ±1e8: phi and parameters times 1 and 10.
+    """Checks that y and log|dy/dx| in float32 agree with a float64 copy of the head, on a grid to ±1e8.
+
+    Phi and parameters are multiplied by 1 and 10.
 
     Args:
         head: as in :func:`bijection_head`.
-        seed: of phi.
-        tol: of log|dy/dx|, and of y relative to 1 + |y| + slope |x|; times 10, where rounding weighs more, 100 times it.
+        seed: the seed of phi.
+        tol: the tolerance of log|dy/dx|, and of y relative to 1 + |y| + slope |x|; 100 times larger for the factor 10.
     """
     for factor in (1, 10):
         for case, variant, phi in _variants(head, (factor,), seed, (torch.float32,)):
@@ -190,27 +204,27 @@ def precision(head: Head, seed: int = 0, tol: float = 1e-5) -> None:
 
 
 def differentiability(head: Head, seed: int = 0) -> None:
-    """First and second derivatives of both directions in the argument, phi and the head's own parameters.
+    """Checks first and second derivatives of both directions in the argument, phi and the head's own parameters.
 
-    By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-derivative, in float64: for x within ±5, and for x to
-    ±100 with phi times 1 and 10.
+    ``gradcheck`` and ``gradgradcheck`` of torch run on value and log-derivative in float64, for x within ±5, and for x to
+    ±100 with phi multiplied by 1 and 10.
     """
     for where, values in (("", _near(head, seed, 3)), (", wide", _wide(head, seed))):
         names, inputs = _leaves(head, *values)
         for name in ("t", "t.inv"):
             for check in (gradcheck, gradgradcheck):
                 case = f"{check.__name__} of {name}{where}"
-                with no_error("differentiability", case, RuntimeError, AssertionError):  # ConvergenceError among them
+                with no_error("differentiability", case, RuntimeError, AssertionError):  # includes ConvergenceError
                     check(as_function(head, names, name == "t"), inputs, fast_mode=True)
 
 
 def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
-    """phi and every parameter of the head get a gradient, both ways; it and its own derivative are those of eval in train.
+    """Checks that phi and all parameters of the head have gradients in both directions, which are the same in train and eval.
 
     Args:
         head: as in :func:`bijection_head`.
-        seed: of the inputs.
-        tol: of the comparison of eval with train, relative to 1 + |value|.
+        seed: the seed of the inputs.
+        tol: the tolerance between train and eval mode, relative to 1 + |value|.
     """
     pairs = zip(_near(head, seed, 32), _wide(head, seed), strict=True)
     names, inputs = _leaves(head, *(torch.cat(pair) for pair in pairs))
@@ -225,7 +239,7 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
             for label, grad in zip(("the argument", "phi", *names), grads, strict=True):
                 if grad is None or not grad.abs().max() > 0 or not grad.isfinite().all():
                     got = "none" if grad is None else f"{grad.abs().max():.3g}"
-                    broken("learning", f"gradient of {label}, {mode}", f"{got}, not finite and more than 0")
+                    broken("learning", f"gradient of {label}, {mode}", f"{got}, which must be finite and not 0")
             with no_error("learning", f"second derivative, {mode}", RuntimeError):
                 second = gradients_of(sum(g.sin().sum() for g in grads), inputs)  # type: ignore[arg-type,misc]
             each_matters(grads[1], f"{mode}, values and log-derivatives")
@@ -239,7 +253,7 @@ def learning(head: Head, seed: int = 0, tol: float = 1e-9) -> None:
 def _variants(
     head: Head, factors: Sequence[float], seed: int, dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32)
 ) -> Iterator[tuple[str, Head, Tensor]]:
-    """The head with its parameters, and phi (2, 1, P), multiplied and in each dtype."""
+    """Yields cases: copies of the head in each dtype with multiplied parameters, and multiplied phi (2, 1, P)."""
     for factor in factors:
         for dtype in dtypes:
             variant = copy.deepcopy(head).to(dtype)
@@ -257,19 +271,19 @@ def _ends(constraint: Any) -> tuple[float, float]:
 
 
 def _gap(a: Tensor, b: Tensor, ends: tuple[float, float]) -> Tensor:
-    """a - b; on the circle, which an interval from -pi to pi is, the short way round."""
+    """Returns a - b; on the circle (an interval from -pi to pi), the shorter of the two differences."""
     gap = a - b
     return gap - 2 * pi * (gap / (2 * pi)).round() if ends == (-pi, pi) else gap
 
 
 def _inside(ends: tuple[float, float], x: Tensor) -> Tensor:
-    """Real numbers, brought between the ends."""
+    """Maps real numbers into the interval between the ends."""
     low, high = ends
     return x if low == -inf else low + (high - low) * (0.01 + 0.98 * torch.sigmoid(x))
 
 
 def _grid(ends: tuple[float, float], like: Tensor) -> Tensor:
-    """From end to end, ascending: fine everywhere, or around 0 and geometric to ±1e8."""
+    """Returns an ascending grid: a fine one between finite ends, otherwise fine around 0 and geometric to ±1e8."""
     low, high = ends
     if low > -inf:
         margin = 4 * torch.finfo(like.dtype).eps * max(abs(low), abs(high))
@@ -281,7 +295,7 @@ def _grid(ends: tuple[float, float], like: Tensor) -> Tensor:
 
 
 def _scales(ends: tuple[float, float], like: Tensor) -> Tensor:
-    """Of each order of magnitude and both signs, or at each order of distance from both ends."""
+    """Returns values of each order of magnitude and both signs; between finite ends, of distances from both ends."""
     low, high = ends
     sizes = 10 ** torch.arange(-8, 7, dtype=torch.float64, device="cpu")
     values = torch.cat([-sizes, sizes, torch.tensor([0.0, 0.3, -2.7, pi], dtype=torch.float64, device="cpu")])
@@ -294,13 +308,13 @@ def _scales(ends: tuple[float, float], like: Tensor) -> Tensor:
 
 
 def _everywhere(ends: tuple[float, float], phi: Tensor, head: Head) -> Tensor:
-    """The grid (N, *batch, *site_shape) for phi (*batch, P)."""
+    """Returns the grid (N, *batch, *site_shape) for phi (*batch, P)."""
     grid = _grid(ends, phi).reshape(-1, *[1] * (phi.dim() - 1 + len(head.site_shape)))
     return grid.expand(-1, *phi.shape[:-1], *head.site_shape)
 
 
 def _slope(transform: Any, x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log|dy/dx| as claimed; sign and log of the determinant that autograd finds."""
+    """Returns log|dy/dx| of the transform, and the sign and log of the determinant by autograd."""
     x = x.detach().clone().requires_grad_()
     y = transform(x)
     claimed = transform.log_abs_det_jacobian(x, y).detach()
@@ -310,7 +324,7 @@ def _slope(transform: Any, x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _difference(transform: Any, x: Tensor, batch: torch.Size, size: int) -> tuple[Tensor, Tensor]:
-    """|dy/dx| by central differences of fourth order, and what rounding does to it."""
+    """Returns |dy/dx| by central differences of fourth order, and a bound of its rounding error."""
     ends, step = _ends(transform.domain), 1e-5 * (1 + x.abs())
     columns: list[Tensor] = []
     rounding = x.new_zeros(batch)
@@ -328,7 +342,7 @@ def _apart(transform: Any, value: Tensor) -> Tensor:
 
 
 def _with_slope(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """y, and by how much it moves with x: by autograd, for it is no business of the log-derivative's."""
+    """Returns y and |dy/dx| by autograd, independently of the transform's log-derivative."""
     x = x.detach().clone().requires_grad_()
     y = transform(x)
     (slope,) = torch.autograd.grad(y.sum(), x)
@@ -336,7 +350,7 @@ def _with_slope(transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _near(head: Head, seed: int, rows: int) -> tuple[Tensor, Tensor]:
-    """The argument (rows, 2, ...), within ±5, and phi (rows, 2, P)."""
+    """Returns arguments (rows, 2, ...) within ±5, and phi (rows, 2, P)."""
     like = like_of(head, torch.float64)
     phi = 0.7 * noise_like(like.new_empty(rows, 2, head.num_params), seed)
     x = torch.linspace(-4.9, 4.8, 2 * rows * prod(head.site_shape)).to(like).reshape(rows, 2, *head.site_shape)
@@ -344,7 +358,7 @@ def _near(head: Head, seed: int, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _wide(head: Head, seed: int) -> tuple[Tensor, Tensor]:
-    """As :func:`_near`, to ±100: three rows, and the same again with 10 times their phi."""
+    """Returns arguments to ±100 and phi, as :func:`_near`: three rows, and the same rows with 10 times their phi."""
     phi = _near(head, seed, 3)[1]
     x = torch.tensor([-100.0, 100, -8, 8, -1, 1]).to(phi).reshape(3, 2, *[1] * len(head.site_shape))
     x = _inside(_ends(head(phi).domain), x.expand(3, 2, *head.site_shape))
@@ -352,7 +366,7 @@ def _wide(head: Head, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _leaves(head: Head, x: Tensor, phi: Tensor) -> tuple[list[str], list[Tensor]]:
-    """The names of the head's parameters; the argument, phi and the parameters, as leaves."""
+    """Returns the names of the head's parameters, and the argument, phi and parameters as leaves."""
     names = [name for name, p in head.named_parameters() if p.requires_grad]
     own = [p for p in head.parameters() if p.requires_grad]
     return names, [v.detach().clone().requires_grad_() for v in (x, phi, *own)]

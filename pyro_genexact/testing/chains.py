@@ -1,4 +1,4 @@
-"""The laws of chains of labels: every query of a linear-chain CRF is what enumeration of its label strings tells."""
+"""The law of linear-chain CRFs: every query agrees with the enumeration of all label strings."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ LARGEST = 4096
 
 
 def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws: int = 2000) -> None:
-    r"""Every query of a linear-chain CRF, with its own lengths and with every length from 0, is that of all label strings.
+    """Checks every query of a linear-chain CRF against the enumeration of all label strings, for all lengths from 0.
 
-    From the potentials alone, score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_n] is
-    summed up string by string. So are known
+    The score of each string, score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_n],
+    is computed from the potentials. The law checks
 
-    - ``log_partition``, and ``log_prob`` of every string, whatever stands in the padding;
-    - ``marginals`` and ``pair_marginals``, which also are the gradients of ``log_partition`` in the potentials;
-    - ``mode``, ``max_log_prob``, and ``k_best``: in order, all different, no more than there are;
+    - ``log_partition``, and ``log_prob`` of every string for any values in the padding;
+    - ``marginals`` and ``pair_marginals``, which are also the gradients of ``log_partition`` in the potentials;
+    - ``mode``, ``max_log_prob``, and ``k_best``: strings are in order, all different, and not more than there are;
     - ``entropy``;
     - the gradients of these in all potentials;
-    - how often a string is drawn, by ``sample`` and from ``expand``, by chi-square; impossible ones are not;
-    - ``as_autoregressive``, as its log_prob.
+    - the frequencies of samples, also from ``expand``, by chi-square;
+    - ``log_prob`` of ``as_autoregressive``.
 
-    Nothing depends on the potentials of the padding, NaN included; their gradients are 0; labels and marginals are 0 there.
-    Lengths for which a row has no possible string are left out.
+    Results must not depend on the potentials of the padding, including NaN, and their gradients must be 0; labels and
+    marginals are 0 there. Lengths for which a row has no possible string are left out.
 
     Cost: time and memory of V^N strings times N V^2, for each row and length.
 
@@ -39,17 +39,18 @@ def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws:
         subject: a distribution with the constructor, the attributes and the queries of
             :class:`~pyro_genexact.distributions.LinearChainCRF`, or a module whose call returns one; in float64.
         context: (*batch, N, C) or None.
-        tol: relative to 1 + |value|.
-        draws: how many samples.
+        tol: the tolerance, relative to 1 + |value|.
+        draws: the number of samples.
 
     Raises:
-        AssertionError: that names the query, and the numbers.
-        ValueError: for more than 4096 label strings.
+        AssertionError: if the law is broken.
+        ValueError: if there are more than 4096 label strings.
 
     Example:
         >>> import torch
         >>> from pyro_genexact import LinearChainCRF
-        >>> chain(LinearChainCRF(torch.randn(2, 3, 4).double(), torch.randn(4, 4).double(), lengths=torch.tensor([3, 1])))
+        >>> unary, transition = torch.randn(2, 3, 4).double(), torch.randn(4, 4).double()
+        >>> chain(LinearChainCRF(unary, transition, lengths=torch.tensor([3, 1])))
     """
     d = made(subject, context)
     count = d.num_labels ** d.event_shape[0]
@@ -68,14 +69,14 @@ def chain(subject: Any, context: Tensor | None = None, tol: float = 1e-8, draws:
 
 
 class Enumerated(NamedTuple):
-    """All label strings of N sites, S of them, and what they score in each row.
+    """All S label strings of N sites, and their scores in each row.
 
     Attributes:
         strings: (S, N).
-        scores: (S, *batch), padding ignored.
-        once: (S, *batch), whether the padding is 0, so that each string of a row's length is there once.
-        inside: (*batch, N), where a row has sites.
-        labels: V.
+        scores: (S, *batch), without padding.
+        once: (S, *batch), whether the padding is 0, which selects each string of a row's length once.
+        inside: (*batch, N), whether a site is not padding.
+        labels: the number of labels V.
     """
 
     strings: Tensor
@@ -85,24 +86,26 @@ class Enumerated(NamedTuple):
     labels: int
 
     def log_partition(self) -> Tensor:
+        """Returns the log-partition function (*batch)."""
         return self.scores.masked_fill(~self.once, -inf).logsumexp(0)
 
     def log_prob(self) -> Tensor:
-        """(S, *batch), of each string once."""
+        """Returns log-probabilities (S, *batch); -inf for repeated strings."""
         return (self.scores - self.log_partition()).masked_fill(~self.once, -inf)
 
     def marginals(self) -> Tensor:
-        """(*batch, N, V)."""
+        """Returns marginals (*batch, N, V)."""
         shown = one_hot(self.strings, self.labels).to(self.scores.dtype)
         return torch.einsum("s...,snv->...nv", self.log_prob().exp(), shown) * self.inside.unsqueeze(-1)
 
     def pair_marginals(self) -> Tensor:
-        """(*batch, N - 1, V, V)."""
+        """Returns pair marginals (*batch, N - 1, V, V)."""
         shown = one_hot(self.strings, self.labels).to(self.scores.dtype)
         found = torch.einsum("s...,sni,snj->...nij", self.log_prob().exp(), shown[:, :-1], shown[:, 1:])
         return found * self.inside[..., 1:, None, None]
 
     def entropy(self) -> Tensor:
+        """Returns the entropy (*batch) in nats."""
         log_prob = self.log_prob()
         impossible = log_prob == -inf
         return -(log_prob.masked_fill(impossible, 0.0) * log_prob.exp()).sum(0)
@@ -114,11 +117,11 @@ QUERIES: dict[str, tuple[Callable[[Any], Tensor], Callable[[Enumerated], Tensor]
     "pair_marginals": (lambda d: d.pair_marginals, Enumerated.pair_marginals),
     "entropy": (lambda d: d.entropy(), Enumerated.entropy),
 }
-"""Of a chain, and of all its strings."""
+"""The queries of a chain, and the same by enumeration."""
 
 
 def enumerated(d: Any) -> Enumerated:
-    """By the definition of the score, from the potentials as they were given."""
+    """Enumerates all strings and computes their scores from the potentials."""
     sites, labels, batch = d.event_shape[0], d.num_labels, d.batch_shape
     site = torch.arange(sites, device=d.unary.device)
     lengths = torch.full_like(site[:1], sites) if d.lengths is None else d.lengths.unsqueeze(-1)
@@ -126,7 +129,7 @@ def enumerated(d: Any) -> Enumerated:
     strings = torch.cartesian_prod(*[torch.arange(labels, device=site.device)] * sites).reshape(-1, sites)
 
     def at(potentials: Tensor | None, dims: tuple[int, ...], here: Tensor, *index: Tensor) -> Tensor:
-        """The sum (S, *batch) over sites of potentials (*batch, *dims) at an index, where they count."""
+        """Returns sums (S, *batch) over the sites ``here`` of potentials (*batch, *dims) at an index."""
         if potentials is None:
             return d.unary.new_zeros(())
         every: tuple[Any, ...] = (..., *index)
@@ -146,7 +149,7 @@ def enumerated(d: Any) -> Enumerated:
 def _again(
     d: Any, lengths: Tensor | None, change: Callable[[str, Tensor], Tensor] | None = None, check: Any = None
 ) -> Any:
-    """The same chain anew, with other lengths, and potentials detached or changed."""
+    """Returns a new chain with other lengths, and with detached or changed potentials."""
     potentials = {name: getattr(d, name) for name in ("unary", "transition", "initial", "final")}
     given = {name: p.detach() for name, p in potentials.items() if p is not None}
     if change is not None:
@@ -156,14 +159,14 @@ def _again(
 
 
 def _filled(truth: Enumerated, fill: int) -> Tensor:
-    """All strings (S, *batch, N), the padding filled."""
+    """Returns all strings (S, *batch, N), with a value in the padding."""
     shape = (len(truth.strings), *truth.inside.shape)
     strings = truth.strings.reshape(len(truth.strings), *[1] * (truth.inside.dim() - 1), -1)
     return strings.expand(shape).masked_fill(~truth.inside, fill)
 
 
 def _sums(case: str, d: Any, truth: Enumerated, tol: float) -> None:
-    """Those over all strings, and the probability of each."""
+    """Checks sums over all strings, and the log_prob of each."""
     for name, (query, expected) in QUERIES.items():
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
@@ -177,7 +180,7 @@ def _sums(case: str, d: Any, truth: Enumerated, tol: float) -> None:
 
 
 def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
-    """The best strings are these, in order, with these probabilities."""
+    """Checks the best strings, their order and their log_prob."""
     k = 5
     ranked = truth.log_prob().sort(0, descending=True).values
     missing = ranked.new_full((max(k - len(ranked), 0), *ranked.shape[1:]), -inf)
@@ -191,18 +194,18 @@ def _best(case: str, d: Any, truth: Enumerated, tol: float) -> None:
     close("chain", f"strings of k_best{case}", found.where(existing, 0.0), ranked.where(existing, 0.0), tol)
     same = (strings.unsqueeze(0) == strings.unsqueeze(1)).all(-1) & existing & existing.unsqueeze(1)
     if same.sum() > existing.sum():
-        broken("chain", f"k_best{case}", "one string twice")
+        broken("chain", f"k_best{case}", "a string occurs twice")
 
 
 def _draws(case: str, d: Any, truth: Enumerated, draws: int) -> None:
-    """Strings are drawn as often as their probability says, independently from row to row of an expanded batch."""
+    """Checks that samples have the right frequencies, also from an expanded batch, whose rows are independent."""
     strings = truth.strings.reshape(len(truth.strings), *[1] * len(d.batch_shape), -1)
     for name, labels in drawn("chain", case, d, draws):
         frequencies("chain", name, labels, strings, truth.log_prob())
 
 
 def _derivatives(case: str, d: Any, tol: float) -> None:
-    """Gradients in all potentials: those of enumeration."""
+    """Checks gradients in all potentials against those of enumeration."""
     d = _again(d, d.lengths, lambda name, p: p.clone().requires_grad_())
     leaves = {n: p for n in ("unary", "transition", "initial", "final") if (p := getattr(d, n)) is not None}
     truth = enumerated(d)
@@ -223,7 +226,7 @@ def _derivatives(case: str, d: Any, tol: float) -> None:
 
 
 def _padding(case: str, d: Any, tol: float) -> None:
-    """Whatever the potentials of the padding are, all stays and nothing of it gets a gradient."""
+    """Checks that results do not depend on the potentials of the padding, and that their gradients are 0."""
     if d.lengths is None:
         return
     sites, labels = d.event_shape[0], d.num_labels
@@ -255,17 +258,17 @@ def _padding(case: str, d: Any, tol: float) -> None:
 
 
 def _index(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
-    """The numbers (*) of label strings (*, *batch, N)."""
+    """Returns the indices of label strings (*, *batch, N) among all strings."""
     if not (strings.masked_fill(truth.inside, 0) == 0).all():
         broken("chain", f"padding of {case}", "a label, not 0")
     if not ((strings >= 0) & (strings < truth.labels)).all():
-        broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not of 0 to {truth.labels - 1}")
+        broken("chain", case, f"labels {int(strings.min())} to {int(strings.max())}, not 0 to {truth.labels - 1}")
     place = truth.labels ** torch.arange(strings.shape[-1] - 1, -1, -1, device=strings.device)
     return (strings * place).sum(-1)
 
 
 def _looked_up(truth: Enumerated, strings: Tensor, case: str) -> Tensor:
-    """The log-probabilities (*, *batch) of label strings (*, *batch, N)."""
+    """Returns the log-probabilities (*, *batch) of label strings (*, *batch, N)."""
     index = _index(truth, strings, case)
     log_prob = truth.log_prob()
     many = index.reshape(-1, *log_prob.shape[1:])

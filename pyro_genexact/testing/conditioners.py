@@ -1,4 +1,4 @@
-"""The laws of conditioners."""
+"""Laws of conditioners."""
 
 from __future__ import annotations
 
@@ -24,15 +24,23 @@ def causality(
     seed: int = 0,
     padded: bool = False,
 ) -> None:
-    """A site's parameters change with the earlier sites that it may read, and with no other: for any weights.
+    """Checks that the parameters of a site depend on the earlier sites that it may read, and on no others, for any weights.
 
     Args:
-        conditioner: also with noise for weights, copied, pickled, and through ``functional_call``.
-        reads: (T, T) Boolean, ``reads[t, s]`` whether site t may read site s; by default all earlier ones.
-        must_read: the sites that it does read; by default ``reads``.
-        sites: T where the conditioner takes any.
-        seed: of the inputs and the noise.
-        padded: whether the steps of a source come with lengths, as in the other laws.
+        conditioner: the conditioner. It is checked as given, with random weights, copied, pickled, and through
+            ``functional_call``.
+        reads: a Boolean tensor (T, T), where ``reads[t, s]`` is whether site t may read site s; by default all earlier ones.
+        must_read: a Boolean tensor (T, T) of the sites on which it must depend; by default ``reads``.
+        sites: the number of sites T, if the conditioner does not fix it.
+        seed: the seed of the inputs and the random weights.
+        padded: whether a source has lengths, as in the other laws.
+
+    Raises:
+        AssertionError: if the law is broken.
+
+    Example:
+        >>> from pyro_genexact import conditioners
+        >>> causality(redraw(conditioners.MADE(4, 2, hidden=(16,)).double()))
     """
     y, context = conditioner_inputs(conditioner, 16, sites, seed, padded)
     noisy = redraw(copy.deepcopy(conditioner), seed + 1)
@@ -54,13 +62,21 @@ def causality(
                 for t, by in enumerate(change):
                     found = f"changes the parameters of site {t} by {by:.3g}"
                     if by > 1e-12 and not reads[t, s]:
-                        broken("causality", f"{case}, site {s}", f"{found}, not by 0")
+                        broken("causality", f"{case}, site {s}", f"{found}, which must be 0")
                     if not by > 1e-9 and must_read[t, s]:
-                        broken("causality", f"{case}, site {s}", f"{found}, not by more")
+                        broken("causality", f"{case}, site {s}", f"{found}, which must not be 0")
 
 
 def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9, padded: bool = False) -> None:
-    """``forward`` equals ``start`` followed by ``extend``, however y is cut, without grad and with; so do the gradients."""
+    """Checks that ``forward`` equals ``start`` followed by ``extend`` for any chunks, with the same gradients.
+
+    Args:
+        conditioner: the conditioner.
+        sites: the number of sites T, if the conditioner does not fix it.
+        seed: the seed of the inputs.
+        tol: the tolerance, relative to 1 + |value|.
+        padded: whether a source has lengths.
+    """
     y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
     leaves = [v.requires_grad_() for v in (y, *tensors_of(context)) if v.is_floating_point()]
@@ -81,7 +97,10 @@ def chunks(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float =
 
 
 def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float = 1e-9, padded: bool = False) -> None:
-    """``reorder`` copies batch rows: branches go their own ways, and the state that they came from goes on too."""
+    """Checks that ``reorder`` copies batch rows: branches and the original state can be extended independently.
+
+    Arguments as in :func:`chunks`.
+    """
     y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
     index = torch.tensor([4, 0, 4, 2], device=y.device)
@@ -104,8 +123,10 @@ def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float 
 
 
 def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
-    """A state that was extended raises a RuntimeError when it is used again; sites beyond the last (or beyond the
-    covariates) and other rows than those of the state are a ValueError.
+    """Checks the errors of ``extend`` and ``reorder``.
+
+    A state that was already extended raises a RuntimeError. Too many sites, and another number of rows than that of the state,
+    raise a ValueError. Arguments as in :func:`chunks`.
     """
     y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
@@ -127,10 +148,10 @@ def consumption(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
 
 
 def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded: bool = False) -> None:
-    """Every site's parameters, the first one's too, are a non-linear function of every feature of the context.
+    """Checks that the parameters of each site, including the first, are a non-linear function of each context feature.
 
-    Of covariates (``context=Covariates(C)``), every site reads its own; of a source (``Source(C)``), every step but the padding,
-    which changes nothing, be it NaN.
+    With covariates (``context=Covariates(C)``), each site must depend on its own covariates. With a source (``Source(C)``), it
+    must depend on all steps except the padding, which may contain NaN. Arguments as in :func:`chunks`.
     """
     y, context = conditioner_inputs(conditioner, 16, sites, seed, padded)
     if context is None:
@@ -151,19 +172,23 @@ def context_use(conditioner: Conditioner, sites: int = 5, seed: int = 0, padded:
                 case = f"feature {feature}" + ("" if s is None else f" of step {s}")
                 by = _own_change(conditioner, phi_of, values, step, phi)
                 if not (by > 1e-9).all():
-                    broken("context use", case, f"changes site {int(by.argmin())} by {by.min():.3g}, not by more")
+                    broken(
+                        "context use", case, f"changes site {int(by.argmin())} by {by.min():.3g}, which must not be 0"
+                    )
                 if lengths is not None and s is not None:
                     beyond = lengths <= s
                     close("context use", f"{case}, padding", phi_of(values + step)[beyond], phi[beyond], 0.0)
         bend = (phi_of(-values) + phi - 2 * zero).abs().amax((0, 2))
     if not (bend > 1e-6).all():
-        broken("context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, not by more")
+        broken(
+            "context use", "non-linearity", f"site {int(bend.argmin())} bends by {bend.min():.3g}, which must not be 0"
+        )
 
 
 def _own_change(
     conditioner: Conditioner, phi_of: Callable[[Tensor], Tensor], context: Tensor, step: Tensor, phi: Tensor
 ) -> Tensor:
-    """(T,): by how much each site's parameters change with the context; with its own covariates, where it has such."""
+    """Returns the largest change (T,) of the parameters of each site if the context, or the site's covariates, change."""
     if not kind_of(conditioner.context).by_site:
         return (phi_of(context + step) - phi).abs().amax((0, 2))
     sites = torch.eye(phi.shape[1], dtype=context.dtype, device=context.device).unsqueeze(-1)
@@ -172,9 +197,17 @@ def _own_change(
 
 
 def sequential_gradient(conditioner: Conditioner, head: Head, seed: int = 0, sites: int = 5, tol: float = 1e-8) -> None:
-    """Solving y_t = head(phi_t(x_<t))(x_t) for x has the gradients of autograd through ``start`` and ``extend``.
+    """Checks a conditioner's ``adjoint``, the reverse sweep that gives gradients of the sequential direction.
 
-    It is the law of a conditioner's ``adjoint`` (the reverse sweep), in y, the context and every parameter.
+    Solving y_t = head(phi_t(x_<t))(x_t) for x must have the same gradients in y, the context and all parameters as autograd
+    through ``start`` and ``extend``.
+
+    Args:
+        conditioner: the conditioner.
+        head: a head of bijections.
+        seed: the seed of the inputs.
+        sites: the number of sites T, if the conditioner does not fix it.
+        tol: the tolerance, relative to 1 + |value|.
     """
     y, context = conditioner_inputs(conditioner, 4, sites, seed)
     leaves = [v.requires_grad_() for v in (y, context) if v is not None]
@@ -217,7 +250,7 @@ def _by_chunks(conditioner: Conditioner, y: Tensor, context: Tensor | None, cut:
         chunk = y[:, first : first + size].clone()
         phi, state = conditioner.extend(chunk, state)
         if not torch.is_grad_enabled():
-            chunk.zero_()  # the state may not lean on what it was given
+            chunk.zero_()  # the state must not share memory with its inputs
         phis.append(phi)
         first += size
     return torch.cat(phis, 1)

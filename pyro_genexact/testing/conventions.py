@@ -1,4 +1,4 @@
-"""The conventions that torch and Pyro have for transforms."""
+"""Laws of the conventions of torch and Pyro for transforms."""
 
 from __future__ import annotations
 
@@ -17,24 +17,32 @@ from .helpers import broken, close, made, no_error, same, seeded
 
 
 def conventions(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
-    """What torch and Pyro expect of a transform beside its values: attributes, copies with and without a cache, shapes.
+    """Checks attributes, caching, equality and shapes of a transform against the conventions of torch and Pyro.
 
-    - ``domain`` and ``codomain`` are constraints, on the class too, with the event dims of what goes in and comes out;
+    - ``domain`` and ``codomain`` are constraints, also on the class, with the event dims of arguments and values;
       ``bijective`` is True.
-    - ``_call`` and ``_inverse``, by which torch's own methods go, give the same values.
-    - ``sign`` is defined for monotone transforms of scalars, for no others of scalars, and it, or that of the
-      determinant, is right wherever it is defined.
-    - ``with_cache`` gives the same bijection; ``inv.inv is t``, also of these.
-    - ``t == t`` and ``t.inv == t.inv``, t and its inverse differ, and transforms that are equal have equal values.
-      Ours are equal only if they are one object, as Pyro's modules are: comparing parameters would read each of them,
-      and after an update of the parameters a cache that is keyed by equality would serve old values.
-    - ``forward_shape`` and ``inverse_shape`` tell the shapes of values with more and with fewer batch dims.
+    - ``_call`` and ``_inverse``, which torch's own methods call, return the same values.
+    - ``sign`` is defined for monotone transforms of scalars and not for others of scalars. Where it is defined, it is the sign
+      of the slope or of the determinant.
+    - ``with_cache`` returns the same bijection; ``inv.inv is t`` also holds for these copies.
+    - ``t == t`` and ``t.inv == t.inv``; t differs from its inverse; equal transforms have equal values. Transforms of this
+      package are equal only if they are the same object, as Pyro's modules: comparing parameters would read all of them, and
+      a cache keyed by equality would return old values after an update of the parameters.
+    - ``forward_shape`` and ``inverse_shape`` are right for values with more and with fewer batch dims.
 
     Args:
         subject: a transform, or a module whose call returns one.
-        x: (B, *event) values in the domain; B also for the context.
+        x: values (B, *event) in the domain, with the batch dim B of the context.
         context: (B, C) or None.
-        tol: relative to 1 + |value|.
+        tol: the tolerance, relative to 1 + |value|.
+
+    Raises:
+        AssertionError: if the law is broken.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions.transforms import AffineTransform
+        >>> conventions(AffineTransform(1.0, 2.0), torch.randn(5).double())
     """
     t = made(subject, context)
     with torch.no_grad():
@@ -47,16 +55,17 @@ def conventions(subject: Any, x: Tensor, context: Tensor | None = None, tol: flo
             with no_error("conventions", f"{name}.with_cache({size})", NotImplementedError):
                 cached = u.with_cache(size)
             if cached.inv.inv is not cached:
-                broken("conventions", f"{name}.with_cache({size})", "its inv.inv is another")
+                broken("conventions", f"{name}.with_cache({size})", "inv.inv is another object")
             close("conventions", f"{name}.with_cache({size})", cached(value), image, tol)
         _shapes(name, u, value)
     _equality(t, subject, x, context, tol)
 
 
 def as_distribution(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
-    """A stock ``TransformedDistribution`` by t, and by ``t.inv``: shapes, noise of each row, log_prob, support, expand.
+    """Checks torch's ``TransformedDistribution`` with t, and with ``t.inv``.
 
-    Of monotone transforms of scalars, also ``cdf`` and ``icdf``. Arguments as in :func:`conventions`.
+    Shapes, independent rows, log_prob, support and ``expand`` must be right; for monotone transforms of scalars, also ``cdf``
+    and ``icdf``. Arguments as in :func:`conventions`.
     """
     t = made(subject, context)
     with torch.no_grad():
@@ -74,7 +83,7 @@ def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
                 broken("conventions", f"{name} of {of}", f"{type(constraint).__name__}, not a constraint")
         constraint = getattr(t, name)
         if constraints.is_dependent(constraint):
-            broken("conventions", f"{name} of the transform", "dependent still")
+            broken("conventions", f"{name} of the transform", "a dependent constraint")
         if constraint.event_dim > value.dim():
             broken("conventions", f"event dims of the {name}", f"{constraint.event_dim}, of {value.dim()} dims")
         of_inverse = getattr(t.inv, "codomain" if name == "domain" else "domain")
@@ -89,7 +98,7 @@ def _constraints(t: Transform, x: Tensor, y: Tensor) -> None:
 
 
 def _methods(t: Transform, x: Tensor, y: Tensor, tol: float) -> None:
-    if isinstance(t, _InverseTransform):  # which torch makes of the other one's
+    if isinstance(t, _InverseTransform):  # torch defines its methods by those of its inverse
         t, x, y = t.inv, y, x
     for name, value, image in (("_call", x, y), ("_inverse", y, x)):
         try:
@@ -110,13 +119,13 @@ def _sign(t: Transform, x: Tensor, y: Tensor) -> None:
             if dims == (0, 0) and monotone:
                 broken("conventions", f"sign of {name}", "not defined, though it is monotone")
             return
-        if not monotone:  # as a rotation of the circle
+        if not monotone:  # such as a rotation of the circle
             broken("conventions", f"sign of {name}", f"{sign.flatten()[0].item()}, though it is not monotone")
         value = value.detach().clone().requires_grad_()
         if dims == (0, 0):
             (slope,) = torch.autograd.grad(u(value).sum(), value)
             found = slope.sign()
-        else:  # of the first row
+        else:  # the determinant in the first row
             rows = value.detach().reshape(prod(_batch(value, u.domain.event_dim)), -1)
 
             def image(first: Tensor, u: Any = u, rows: Tensor = rows, shape: Any = value.shape) -> Tensor:
@@ -132,7 +141,7 @@ def _sign(t: Transform, x: Tensor, y: Tensor) -> None:
 
 
 def _monotone(u: Transform, value: Tensor) -> bool:
-    """Whether each element goes one way along the domain if it is an interval, else from the least value to the largest."""
+    """Returns whether a transform of scalars is monotone on its domain, or between the extreme values if that is infinite."""
     low, high = (getattr(u.domain, f"{end}_bound", torch.inf) for end in ("lower", "upper"))
     low, high = (torch.as_tensor(end, device="cpu").detach().cpu().to(value) for end in (low, high))
     if not (low.isfinite().all() and high.isfinite().all()):
@@ -207,7 +216,7 @@ def _pushed(case: str, t: Any, forward: bool, like: Tensor, tol: float) -> None:
 
 
 def _base(domain: Any, like: Tensor) -> Any:
-    """A distribution over the domain, of the shape of ``like``."""
+    """Returns a distribution over the domain with the shape of ``like``."""
     onto = None if innermost(domain) is constraints.real else biject_to(domain)
     size = like.shape if onto is None else onto.inverse_shape(like.shape)
     dims = domain.event_dim if onto is None else onto.domain.event_dim

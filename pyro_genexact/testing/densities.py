@@ -1,4 +1,4 @@
-"""Helpers of the laws: log densities without validation, quadrature, samples and their goodness of fit."""
+"""Helpers for laws of distributions: log densities without validation, quadrature, samples and goodness of fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .helpers import broken, same, seeded
 
 
 def unvalidated_log_prob(d: Any, value: Tensor) -> Tensor:
-    """log_prob without validation, of the distribution and of all that it is made of."""
+    """Returns log_prob without validation in the distribution and in all distributions that it contains."""
     with pyro.validation_enabled(False):
         return _unvalidated(d).log_prob(value)
 
@@ -30,7 +30,7 @@ def _unvalidated(d: Any) -> Any:
 
 
 def log_density(d: Any, u: Tensor) -> Tensor:
-    """The log density of unconstrained values (N, *batch, size)."""
+    """Returns the log density of unconstrained values (N, *batch, size)."""
     t = biject_to(d.support)
     u = u.reshape(*u.shape[:-1], *t.inverse_shape(d.event_shape))
     y = t(u)
@@ -38,7 +38,7 @@ def log_density(d: Any, u: Tensor) -> Tensor:
 
 
 def quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
+    """Yields points (N, *batch, size), weights (N, *batch) and densities of a trapezoid rule in sinh-spaced coordinates."""
     like = d.sample()
     size = prod(biject_to(d.support).inverse_shape(d.event_shape))
     if size > 2:
@@ -55,7 +55,7 @@ def quadrature(d: Any, points: int = 500, chunk: int = 100_000) -> Iterator[tupl
 
 
 def drawn(law: str, case: str, d: Any, count: int) -> Iterator[tuple[str, Tensor]]:
-    """Samples (count, *batch, *event) within the support, directly and by ``expand``; with the case that they are."""
+    """Yields samples (count, *batch, *event), directly and by ``expand``, with their case, after checking the support."""
     ways: dict[str, Callable[[], Tensor]] = {
         "sample": lambda: d.sample(torch.Size([count])),
         "sample of expand": lambda: d.expand((count, *d.batch_shape)).sample(),
@@ -69,7 +69,7 @@ def drawn(law: str, case: str, d: Any, count: int) -> Iterator[tuple[str, Tensor
 
 
 def frequencies(law: str, case: str, draws: Tensor, values: Tensor, log_prob: Tensor, limit: float = 5.0) -> None:
-    """Draws (M, *batch, *event) are of certain values (N, *batch or 1s, *event), as often as log_prob (N, *batch) says."""
+    """Checks that draws (M, *batch, *event) have the values (N, *batch or 1s, *event) with probabilities exp(log_prob)."""
     dim = log_prob.dim()
     seen = torch.stack([(draws == v).unsqueeze(-1).flatten(dim).all(-1).sum(0) for v in values]).to(log_prob)
     same(law, f"{case}, draws among all values", seen.sum(0).min().item(), float(len(draws)))
@@ -77,10 +77,13 @@ def frequencies(law: str, case: str, draws: Tensor, values: Tensor, log_prob: Te
 
 
 def goodness_of_fit(law: str, case: str, observed: Tensor, expected: Tensor, limit: float = 5.0) -> None:
-    """Pearson's chi-square of counts (N, *batch) against the expected ones, in deviations of a normal (Wilson, Hilferty 1931)."""
+    """Checks counts (N, *batch) against the expected ones by Pearson's chi-square.
+
+    The statistic is compared with ``limit`` standard deviations of a normal (Wilson, Hilferty 1931).
+    """
     if (observed[expected == 0] > 0).any():
         broken(law, case, "a value of probability 0")
-    rare = expected < 5  # joined to one cell, with the least frequent of the others, so that it is not rare
+    rare = expected < 5  # rare values and the least frequent of the others are joined to one cell
     rare = rare.scatter(0, expected.masked_fill(rare, inf).argmin(0, keepdim=True), True)
     cells = [(torch.where(rare, 0.0, n), torch.where(rare, n, 0.0).sum(0, keepdim=True)) for n in (observed, expected)]
     observed, expected = (torch.cat(pair) for pair in cells)

@@ -1,4 +1,4 @@
-"""The laws of devices and of functional calls."""
+"""Laws of devices and functional calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ REFUSALS = RuntimeError, ValueError, TypeError
 
 
 def device(run: Callable[[], Any], seed: int = 0) -> None:
-    """Nothing is made on the default device: ``run`` gives the same tensors while that is ``meta``."""
+    """Checks that ``run`` creates nothing on the default device: with default device ``meta`` it returns the same tensors.
+
+    Args:
+        run: a function that returns tensors.
+        seed: the seed of torch's random state.
+    """
     with seeded(seed):
         expected = list(tensors_of(run()))
     with no_error("device", "the default device is meta", *REFUSALS), seeded(seed), torch.device("meta"):
@@ -28,13 +33,13 @@ def device(run: Callable[[], Any], seed: int = 0) -> None:
 
 
 def constructed(make: Callable[[], Any]) -> None:
-    """``make()`` looks at no values: without validation it runs while the default device is ``meta``."""
+    """Checks that ``make()`` reads no values: without validation, it runs with default device ``meta``."""
     with no_error("device", "made on meta", *REFUSALS), torch.device("meta"), pyro.validation_enabled(False):
         make()
 
 
 def meta(module: ModuleT, run: Callable[[ModuleT], Any]) -> None:
-    """``run`` of the module on ``meta``, without validation, makes every tensor there."""
+    """Checks that all tensors of ``run(module)`` are on ``meta`` if the module is, without validation."""
     with no_error("device", "all on meta", *REFUSALS), pyro.validation_enabled(False):
         values = list(tensors_of(run(copy.deepcopy(module).to("meta"))))
     for value in values:
@@ -42,13 +47,13 @@ def meta(module: ModuleT, run: Callable[[ModuleT], Any]) -> None:
 
 
 def per_example(module: nn.Module, score: Callable[..., Tensor], *rows: Tensor | None, tol: float = 1e-9) -> None:
-    """``vmap(grad(functional_call))`` gives the gradients of each row that autograd gives of it alone.
+    """Checks that ``vmap(grad(functional_call))`` gives the same gradients per row as autograd on each row alone.
 
     Args:
-        module: whose parameters they are of.
-        score: called as ``score(call, *row)``, where ``call`` is the module's; a scalar.
-        rows: tensors (B, ...), or None for what no row has.
-        tol: relative to 1 + |gradient|.
+        module: the module whose parameters the gradients are for.
+        score: a function that is called as ``score(call, *row)``, where ``call`` calls the module, and returns a scalar.
+        rows: tensors (B, ...), or None for arguments that are None in each row.
+        tol: the tolerance, relative to 1 + |gradient|.
     """
 
     def of_row(values: dict[str, Tensor], *row: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The laws of distributions and of modules whose call returns one."""
+"""Laws of distributions and of modules whose call returns one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ from .transforms import copies
 
 
 def shapes(subject: Any, context: Tensor | None = None) -> None:
-    """Shapes of samples and log_prob, ``expand`` (Size, tuple, list; never mutates), values with fewer batch dims."""
+    """Checks shapes of samples and log_prob, ``expand``, values with fewer batch dims, and that rows are independent.
+
+    Args:
+        subject: a distribution, or a module whose call returns one.
+        context: (*batch, C) or None.
+
+    Raises:
+        AssertionError: if the law is broken.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> shapes(dist.Normal(torch.zeros(2, 3), 1.0).to_event(1))
+    """
     d = made(subject, context)
     batch, event = d.batch_shape, d.event_shape
     for size in ((), (2,), (2, 3)):
@@ -51,13 +63,13 @@ def shapes(subject: Any, context: Tensor | None = None) -> None:
 
 
 def support(subject: Any, context: Tensor | None = None, outside: Tensor | None = None, count: int = 1000) -> None:
-    """Samples lie in the support and have finite log_prob; values outside have -inf, or a ValueError when validating.
+    """Checks that samples are in the support, and that values outside have log_prob -inf, or raise if validated.
 
     Args:
         subject: a distribution, or a module whose call returns one.
         context: (*batch, C) or None.
-        outside: (N, *event) values outside the support; infinite and NaN values are always tried.
-        count: of samples.
+        outside: values (N, *event) outside the support; infinite and NaN values are checked in any case.
+        count: the number of samples.
     """
     d = made(subject, context)
     value = d.sample((count,))
@@ -85,7 +97,13 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
 
 
 def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None:
-    """The total mass is 1: by enumeration, or by quadrature in the unconstrained space of one or two numbers."""
+    """Checks that the total mass is 1, by enumeration, or by quadrature for one or two unconstrained numbers.
+
+    Args:
+        subject: a distribution, or a module whose call returns one.
+        context: (*batch, C) or None.
+        tol: the tolerance of the mass.
+    """
     d = made(subject, context)
     if d.support.is_discrete:
         total = d.log_prob(d.enumerate_support()).exp().sum(0)
@@ -97,11 +115,18 @@ def mass(subject: Any, context: Tensor | None = None, tol: float = 1e-3) -> None
 def agreement(
     subject: Any, context: Tensor | None = None, count: int = 4000, seed: int = 0, limit: float = 5.0
 ) -> None:
-    """Samples agree with log_prob: a goodness of fit, within ``limit`` standard errors or deviations of chi-square.
+    """Checks that samples agree with log_prob by tests of goodness of fit.
 
-    Finite supports: Pearson's chi-square over the enumerated support. Others in unconstrained space:
-    E_p[g q / (p + q)] = E_q[g p / (p + q)] for bounded functions g and a normal q that overlaps p; of one number also the
-    Kolmogorov-Smirnov statistic against the cdf by quadrature.
+    For finite supports, this is Pearson's chi-square over the enumerated support. For others, the law compares, in
+    unconstrained space, both sides of E_p[g q / (p + q)] = E_q[g p / (p + q)] for bounded functions g and a normal q that
+    overlaps p. For one number, there is also the Kolmogorov-Smirnov statistic against the cdf by quadrature.
+
+    Args:
+        subject: a distribution, or a module whose call returns one.
+        context: (*batch, C) or None.
+        count: the number of samples.
+        seed: the seed of the samples.
+        limit: the largest deviation that is allowed, in standard errors.
     """
     d = made(subject, context)
     if d.support.is_discrete:
@@ -142,13 +167,13 @@ def agreement(
 
 
 def gradients(module: nn.Module, context: Tensor | None = None, inert: Collection[str] = (), tol: float = 1e-4) -> None:
-    """Every parameter receives its gradient from log_prob and rsample, in train and eval: that of finite differences.
+    """Checks the gradients of all parameters from log_prob and rsample against finite differences, in train and eval mode.
 
     Args:
-        module: its call returns a distribution.
+        module: a module whose call returns a distribution.
         context: (*batch, C) or None.
-        inert: patterns of names of parameters that cannot matter and so may get none.
-        tol: of a derivative along a random direction, relative to 1 + |value|.
+        inert: patterns of names of parameters whose gradients may be 0, since they cannot matter.
+        tol: the tolerance of a derivative along a random direction, relative to 1 + |value|.
     """
     module = copy.deepcopy(module)
     with seeded(0):
@@ -166,7 +191,7 @@ def gradients(module: nn.Module, context: Tensor | None = None, inert: Collectio
             for name, p, grad in zip(names, parameters, gradients_of(total(), parameters), strict=True):
                 where = f"{case} of {name}, {'train' if training else 'eval'}"
                 if not grad.abs().max() > 0 and not any(fnmatch(name, pattern) for pattern in inert):
-                    broken("gradients", where, "0, not more")
+                    broken("gradients", where, "0, which must not be 0")
                 direction, start = noise_like(p, 1), p.detach().clone()
                 with torch.no_grad():
                     ends = [(p.copy_(start + h * direction), total())[1] for h in (1e-6, -1e-6)]
@@ -175,9 +200,9 @@ def gradients(module: nn.Module, context: Tensor | None = None, inert: Collectio
 
 
 def extremes(module: nn.Module, context: Tensor | None = None) -> None:
-    """log_prob and its gradients are finite at values to ±1e8 and near the support's ends; in float32 never NaN.
+    """Checks that log_prob and its gradients are finite at values to ±1e8 and near the ends of the support.
 
-    Of continuous distributions; a discrete one is asked at counts to 1e8 where it has them.
+    In float32, they must not be NaN. Discrete distributions are checked at counts to 1e8 if these are in the support.
     """
     d = made(module, context)
     if d.support.is_discrete:
@@ -210,9 +235,9 @@ def _extreme_counts(module: nn.Module, context: Tensor | None) -> None:
 
 
 def saturation(module: nn.Module, context: Tensor | None = None) -> None:
-    """Gradients of a flow's draws are finite, in float32, also where draws of an extreme base saturate the support.
+    """Checks that gradients of a flow's samples are finite in float32, also if an extreme base saturates the support.
 
-    A base of standard deviation 60, or 1000, takes the place of the module's own.
+    The law replaces the base of the module by a normal with standard deviation 60 or 1000.
     """
     module = copy.deepcopy(module).float()
     context = None if context is None or not context.is_floating_point() else context.float()
@@ -227,7 +252,7 @@ def saturation(module: nn.Module, context: Tensor | None = None) -> None:
                 "draws": y,
                 "log(1 + |draws|)": y.abs().log1p(),
                 "log_prob of draws": d.log_prob(y),
-                # but for saturated draws of which the inverse grows beyond all numbers
+                # without saturated draws, whose inverse is too large
                 "log_prob of draws, computed anew": (anew := made(module, context).log_prob(y))[anew > -1e6],
             }
             for case, value in values.items():
@@ -237,7 +262,7 @@ def saturation(module: nn.Module, context: Tensor | None = None) -> None:
 
 
 def persistence(module: nn.Module, context: Tensor | None = None) -> None:
-    """A state_dict through ``torch.load(weights_only=True)`` carries all that log_prob depends on; copies do too."""
+    """Checks that log_prob is the same after saving and loading a state_dict with ``weights_only=True``, and for copies."""
     with torch.no_grad():
         y = made(module, context).sample((3,))
         file = io.BytesIO()
@@ -251,7 +276,13 @@ def persistence(module: nn.Module, context: Tensor | None = None) -> None:
 
 
 def freshness(module: nn.Module, context: Tensor | None = None, tol: float = 1e-9) -> None:
-    """Changed parameters are seen; a sample made without grad, or in inference mode, scores with gradients all the same."""
+    """Checks that caches are never out of date: after parameters change, and after sampling without grad or in inference mode.
+
+    Args:
+        module: a module whose call returns a distribution.
+        context: (*batch, C) or None.
+        tol: the tolerance, relative to 1 + |value|.
+    """
     unused, module = copy.deepcopy(module), copy.deepcopy(module)
     parameters = list(module.parameters())
     for case, mode in (("no_grad", torch.no_grad), ("inference_mode", torch.inference_mode)):

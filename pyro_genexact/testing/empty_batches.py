@@ -1,4 +1,4 @@
-"""The law of empty batches: shapes, dtypes and gradients follow from those of one and two rows."""
+"""The law of empty batches, whose shapes, dtypes and gradients follow from those of one and two rows."""
 
 from __future__ import annotations
 
@@ -32,15 +32,20 @@ SEARCHES: dict[str, Callable[[Any], Any]] = {
 
 
 def empty(run: Callable[[int], Quantities], leaves: Sequence[Tensor] = ()) -> None:
-    """The quantities of no rows have the shapes, dtypes and gradients that those of one row and of two imply.
+    """Checks shapes, dtypes and gradients for an empty batch.
 
-    A dim that has a size of a for one row and of b for two has one of 2a - b for none. The sum over no rows has zeros for
-    gradients, of those leaves that the sum over one row has gradients of.
+    A dim with size a for one row and b for two rows must have size 2a - b for no rows. If the sum over one row has a gradient
+    in a leaf, the sum over no rows has a gradient of zeros.
 
     Args:
-        run: gives the quantities of n rows by name, each a function that returns tensors (and may return anything else);
-            those that raise for one row are left out.
-        leaves: of which gradients are taken.
+        run: a function from a number of rows to quantities by name, each a function that returns tensors (and possibly other
+            objects). Quantities that raise for one row are left out.
+        leaves: the leaves of the gradients.
+
+    Example:
+        >>> import torch, pyro_genexact as gx
+        >>> flow = gx.flows.maf(3, context=2, hidden=(8,))
+        >>> empty(lambda rows: queries(flow(torch.zeros(rows, 2))))
     """
     with seeded(0):
         none, one, two = (run(rows) for rows in range(3))
@@ -48,7 +53,7 @@ def empty(run: Callable[[int], Quantities], leaves: Sequence[Tensor] = ()) -> No
             try:
                 pair = [list(tensors_of(of[name]())) for of in (one, two)]
             except (AttributeError, NotImplementedError, TypeError, ValueError):
-                continue  # there is no such quantity
+                continue  # the distribution does not have this quantity
             with no_error("empty", name, Exception, named=True):
                 found = list(tensors_of(none[name]()))
             for got, first, second in zip(found, *pair, strict=True):
@@ -59,7 +64,7 @@ def empty(run: Callable[[int], Quantities], leaves: Sequence[Tensor] = ()) -> No
 
 
 def queries(d: Distribution) -> Quantities:
-    """All that a distribution offers without further arguments, of values and by searches, for :func:`empty`."""
+    """Returns all quantities of a distribution for :func:`empty`: attributes, methods of samples, and searches."""
     found: dict[str, Callable[[], Any]] = {
         name: partial(_public, d, name) for name in dir(type(d)) if not name.startswith("_") and name != "reshape"
     }
@@ -69,7 +74,7 @@ def queries(d: Distribution) -> Quantities:
 
 
 def of_samples(d: Distribution, sample_shape: tuple[int, ...] = ()) -> Quantities:
-    """All that a distribution offers of samples of this shape, and of as many uniforms, for :func:`empty`."""
+    """Returns the quantities of a distribution for samples of this shape, and for uniform numbers, for :func:`empty`."""
     value = d.sample(torch.Size(sample_shape))
     u = torch.full_like(value, 0.4, dtype=None if value.is_floating_point() else torch.get_default_dtype())
     return {
@@ -85,7 +90,7 @@ def of_samples(d: Distribution, sample_shape: tuple[int, ...] = ()) -> Quantitie
 def _public(d: Distribution, name: str, *values: Tensor) -> Any:
     attribute = getattr(d, name)
     if callable(attribute):
-        required = inspect.signature(attribute).bind(*values)  # a TypeError where there are more
+        required = inspect.signature(attribute).bind(*values)  # raises a TypeError if there are further arguments
         return attribute(*required.args)
     return attribute
 

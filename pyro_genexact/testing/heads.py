@@ -15,21 +15,29 @@ from .helpers import broken, close, each, each_matters, finite, like_of, no_erro
 def distribution_head(
     head: Head, sites: int = 4, seed: int = 0, tol: float = 1e-9, dtype: torch.dtype = torch.float64
 ) -> None:
-    """A head of distributions: shapes, a static support, site by site, expand, gradients, and finite at phi to ±1e8.
+    """Checks the protocol of a head of distributions.
 
-    log_prob and its gradient are finite there in float64; in float32 they are never NaN, and log_prob is finite where
-    that in float64 is within the range of float32. Both are the same after a sample of the same object. Where samples are
-    reparameterised, their gradient agrees with the score function's estimate within 5 standard errors.
+    Shapes are right, the support does not depend on phi, sites can be evaluated one by one, ``expand`` works, each element of
+    phi matters, and log_prob and its gradient are finite for phi to ±1e8. In float32, they must not be NaN, and log_prob must
+    be finite if that in float64 is in the range of float32. Both are the same before and after sampling from the same object.
+    The gradient of reparameterised samples agrees with the score-function estimate within 5 standard errors.
 
-    A head that ``truncates``, or holds one that does (see :class:`~pyro_genexact.heads.Filter`), may rule values out: there
-    log_prob is finite at samples of the same phi, and those that are not ruled out have all the mass.
+    If the head, or a part of it, has the attribute ``truncates`` (see :class:`~pyro_genexact.heads.Filter`), values may have
+    probability 0; log_prob is then checked at samples with the same phi, and the remaining values must have total mass 1.
 
     Args:
-        head: with parameters or buffers in float64, if it has any: theirs is the dtype of the inputs.
-        sites: S, how many; a head of a fixed number of sites needs that.
-        seed: of phi and the samples.
-        tol: relative to 1 + |value|.
-        dtype: of the inputs to a head without parameters and buffers.
+        head: the head; its parameters or buffers, if there are any, should be in float64 and have the dtype of the inputs.
+        sites: the number of sites S; if the head fixes it, that number.
+        seed: the seed of phi and the samples.
+        tol: the tolerance, relative to 1 + |value|.
+        dtype: the dtype of the inputs if the head has no parameters and buffers.
+
+    Raises:
+        AssertionError: if the law is broken.
+
+    Example:
+        >>> from pyro_genexact import heads
+        >>> distribution_head(heads.Normal())
     """
     like, event = like_of(head, dtype), tuple(head.site_shape)
     phi = (0.7 * noise_like(like.new_empty(8, sites, head.num_params), seed)).requires_grad_()
@@ -53,7 +61,7 @@ def distribution_head(
         with seeded(seed):
             (grad,) = torch.autograd.grad(d.rsample().sin().sum(), phi)
         if not grad.abs().max() > 0:
-            broken("head", "gradient of rsample", "0, not more")
+            broken("head", "gradient of rsample", "0, which must not be 0")
         _pathwise(head, phi[0].detach(), seed)
     if y.is_floating_point():
         wrong = log_prob_everywhere(d, torch.full_like(y, torch.nan), head.support)
@@ -66,7 +74,7 @@ def distribution_head(
 
 
 def _expands(d: Any, y: Any, phi: torch.Tensor, tol: float) -> None:
-    """The same distribution twice, with its gradients, and d as it was; also once more."""
+    """Checks that ``expand`` returns the same distribution with the right gradients, also twice, and leaves d unchanged."""
     shape, lp = (2, *d.batch_shape), d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi, retain_graph=True)
     for kind in (tuple, list, torch.Size):
@@ -87,7 +95,7 @@ def _expands(d: Any, y: Any, phi: torch.Tensor, tol: float) -> None:
 
 
 def _pathwise(head: Head, phi: torch.Tensor, seed: int, rows: int = 1000) -> None:
-    """Two estimates of d E f(y) / d phi, from the same samples, have the same mean."""
+    """Checks that the pathwise and the score-function estimate of d E[f(y)] / d phi have the same mean."""
     phi = phi.expand(rows, *phi.shape).clone().requires_grad_()
     with seeded(seed):
         y = head(phi).rsample()
@@ -118,12 +126,12 @@ def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
 
 
 def _not_ruled_out(head: Head, y: Any, phi: torch.Tensor, case: str) -> Any:
-    """Samples, after a look at those of another phi."""
+    """Returns samples for this phi, after checking log_prob at the samples y of another phi."""
     d = head(phi)
     lp = d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi)
     if lp.isnan().any() or (lp == torch.inf).any() or not grad.isfinite().all():
-        broken("head", f"log_prob and gradient at phi = {case}", "not finite, nor -inf and 0")
+        broken("head", f"log_prob and gradient at phi = {case}", "neither finite nor -inf with gradient 0")
     if d.has_enumerate_support:
         total = d.log_prob(d.enumerate_support()).logsumexp(0)
         close("head", f"log of the total mass at phi = {case}", total, 0.0, 1e-5)
@@ -132,7 +140,7 @@ def _not_ruled_out(head: Head, y: Any, phi: torch.Tensor, case: str) -> Any:
 
 
 def _unmoved_by_samples(d: Any, y: Any, phi: torch.Tensor, case: str) -> None:
-    """log_prob and its gradient, before and after a sample of the same object."""
+    """Checks that log_prob and its gradient are the same before and after sampling from the same object."""
     found = []
     for _ in range(2):
         lp = d.log_prob(y)

@@ -1,4 +1,4 @@
-"""Helpers of the laws: redrawn weights, inputs, and comparisons that name the law."""
+"""Helpers for laws: random weights, inputs, and comparisons whose errors name the law."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def redraw(module: ModuleT, seed: int = 0, spread: float = 0.5) -> ModuleT:
-    """Gives all parameters new normal values, under a generator of its own, and returns the module.
+    """Replaces all parameters by normal random numbers, in place, and returns the module.
 
-    Those of each conditioner are scaled so that the numbers it predicts for normal inputs have a standard deviation of
-    about ``spread``: clearly far from the identity, and not so far that samples explode.
+    The weights of each conditioner are scaled so that its outputs for normal inputs have a standard deviation of about
+    ``spread``, which is far from the identity but does not make samples explode.
+
+    Args:
+        module: the module.
+        seed: the seed of the numbers; torch's global random state does not change.
+        spread: the standard deviation of the outputs of conditioners.
+
+    Example:
+        >>> import pyro_genexact as gx
+        >>> flow = redraw(gx.flows.maf(3, hidden=(8,)).double(), seed=1)
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -49,9 +58,16 @@ def _scale_to(conditioner: Conditioner, spread: float) -> None:
 def conditioner_inputs(
     conditioner: Conditioner, rows: int = 6, sites: int = 5, seed: int = 0, padded: bool = False
 ) -> tuple[Tensor, Any]:
-    """Random sites (rows, T, *site_shape) and context (rows, C), (rows, T, C) or None, as the conditioner reads them.
+    """Returns random sites (rows, T, *site_shape) and a random context for a conditioner.
 
-    A source is (rows, 3, C); ``padded``, of lengths 0, 1, 2, 3, 0, ... with NaN after them.
+    The context is (rows, C), (rows, T, C) for covariates, (rows, 3, C) for a source, or None.
+
+    Args:
+        conditioner: the conditioner.
+        rows: the number of rows.
+        sites: the number of sites T, if the conditioner does not fix it.
+        seed: the seed of the numbers.
+        padded: whether a source has lengths 0, 1, 2, 3, 0, ..., and NaN after them.
     """
     generator, like = torch.Generator().manual_seed(seed), next(conditioner.parameters())
     sites = conditioner.num_sites or sites
@@ -79,16 +95,25 @@ def conditioner_inputs(
 
 
 def made(subject: Any, context: Tensor | None = None) -> Any:
-    """A transform or distribution as it is; of a module, what its call returns."""
+    """Returns the subject if it is a transform or a distribution, and otherwise the result of calling it.
+
+    Args:
+        subject: a transform, a distribution, or a module whose call returns one.
+        context: the argument of the call, or None for a call without arguments.
+    """
     if isinstance(subject, (Transform, Distribution)):
         return subject
     return subject() if context is None else subject(context)
 
 
 def as_function(subject: Any, names: Sequence[str], forward: bool, there_and_back: bool = False) -> Any:
-    """Value and log-determinant as a function of the argument, the context, if any, and the parameters of these names.
+    """Returns a function that computes value and log-determinant of a transform, or of its inverse.
 
-    Of the transform that the subject is or returns, or of its inverse, whose argument may be found from that of the transform.
+    Args:
+        subject: a transform, or a module whose call returns one.
+        names: the names of parameters, which are the last arguments of the function, after the argument and the context.
+        forward: whether to compute the transform or its inverse.
+        there_and_back: whether the argument of the inverse is computed by the transform from the function's argument.
     """
 
     def f(value: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,24 +122,26 @@ def as_function(subject: Any, names: Sequence[str], forward: bool, there_and_bac
         t: Any = functional_call(subject, state, context) if names else made(subject, *context)
         if there_and_back and not forward:
             value = t(value)
-        t, value = t if forward else t.inv, value.clone()  # gradcheck edits .data, which no cache can see
+        t, value = t if forward else t.inv, value.clone()  # gradcheck edits .data, which caches cannot notice
         out = t(value)
-        return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # always on the graph, so always checked
+        return out, t.log_abs_det_jacobian(value, out) + 0 * out.sum()  # gradcheck needs a graph, also for constants
 
     return f
 
 
 def broken(law: str, case: str, numbers: str) -> NoReturn:
+    """Raises the error of a broken law."""
     raise AssertionError(f"{law} broken [{case}]: {numbers}")
 
 
 def same(law: str, case: str, got: Any, expected: Any) -> None:
+    """Checks that two objects are equal."""
     if got != expected:
         broken(law, case, f"{got}, not {expected}")
 
 
 def close(law: str, case: str, got: Tensor, expected: Tensor | float, tol: float) -> None:
-    """Equal within tol * (1 + |expected|), equal infinities included; with one number, all of them."""
+    """Checks that tensors agree within tol * (1 + |expected|); equal infinities agree. A number stands for all elements."""
     if not isinstance(expected, Tensor):
         expected = torch.full_like(got, expected)
     same(law, f"{case}, shape", tuple(got.shape), tuple(expected.shape))
@@ -122,7 +149,7 @@ def close(law: str, case: str, got: Tensor, expected: Tensor | float, tol: float
 
 
 def within(law: str, case: str, got: Tensor, expected: Tensor, bound: Tensor | float) -> None:
-    """Equal within a bound, equal infinities included."""
+    """Checks that tensors agree within a bound; equal infinities agree."""
     gap = (got - expected).abs()
     off = ~(((gap <= bound) & expected.isfinite()) | (got == expected))
     if off.any():
@@ -131,39 +158,53 @@ def within(law: str, case: str, got: Tensor, expected: Tensor, bound: Tensor | f
 
 
 def each(law: str, case: str, values: Tensor, good: Tensor, otherwise: str, at: Tensor | None = None) -> None:
-    """All values are good; ``otherwise`` says what the first is that is not, ``at`` what it belongs to."""
+    """Checks that all values are good.
+
+    Args:
+        law: the name of the law.
+        case: the case.
+        values: the values.
+        good: whether each is good.
+        otherwise: the text after the first value that is not.
+        at: arguments that belong to the values, for the message.
+    """
     if not good.all():
         where = "" if at is None else f" at {at[~good].flatten()[0]:.9g}"
         broken(law, f"{case}{where}", f"{values[~good].flatten()[0]:.10g}, {otherwise}")
 
 
 def finite(law: str, case: str, values: Tensor, at: Tensor | None = None) -> None:
+    """Checks that all values are finite."""
     each(law, case, values, values.isfinite(), "not finite", at)
 
 
 def like_of(head: Head, dtype: torch.dtype) -> Tensor:
+    """Returns a parameter or buffer of the head, or an empty tensor of the dtype."""
     own = (v for v in (*head.parameters(), *head.buffers()) if v.is_floating_point())
     return next(own, torch.empty(0, dtype=dtype))
 
 
 def each_matters(grad: Tensor, of: str) -> None:
+    """Checks that no element of phi has gradient 0 in all rows and sites; grad is (rows, sites, P)."""
     size = grad.abs().amax((0, 1))
     if not (size > 0).all():
-        broken("head", "every parameter matters", f"gradient 0 of parameter {int(size.argmin())} in {of}, not more")
+        broken("head", "every parameter matters", f"gradient 0 of parameter {int(size.argmin())} in {of}")
 
 
 @contextmanager
 def raises(law: str, case: str, error: type[Exception] | tuple[type[Exception], ...]) -> Iterator[None]:
+    """Checks that an error is raised in this context."""
     try:
         yield
     except error:
         return
-    broken(law, case, f"no error, not a {getattr(error, '__name__', error)}")
+    kinds = error if isinstance(error, tuple) else (error,)
+    broken(law, case, f"no error; expected {' or '.join(kind.__name__ for kind in kinds)}")
 
 
 @contextmanager
 def no_error(law: str, case: str, *errors: type[Exception], named: bool = False) -> Iterator[None]:
-    """Errors of these kinds break the law; ``named``, with the name of the kind in the message."""
+    """Checks that none of these errors is raised in this context; ``named`` adds the type of the error to the message."""
     try:
         yield
     except errors as error:
@@ -173,12 +214,14 @@ def no_error(law: str, case: str, *errors: type[Exception], named: bool = False)
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's random state in this context and restores it afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yields the tensors in nested tuples and lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -187,11 +230,13 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def noise_like(value: Tensor, seed: int) -> Tensor:
+    """Returns normal random numbers with the shape, dtype and device of a tensor."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(value.shape, generator=generator, dtype=value.dtype, device="cpu").to(value.device)
 
 
 def gradients_of(total: Tensor, leaves: Sequence[Tensor], keep_graph: bool = False) -> list[Tensor]:
+    """Returns the gradients of a scalar in the leaves; zeros for leaves on which it does not depend."""
     grads: Sequence[Tensor | None] = [None] * len(leaves)
     if total.requires_grad:
         grads = torch.autograd.grad(total, list(leaves), retain_graph=keep_graph, allow_unused=True)

@@ -1,4 +1,4 @@
-"""The law of value dtypes: all integer dtypes score alike, complex values raise an error."""
+"""The law of value dtypes: log_prob is the same for all integer dtypes, and complex values raise an error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, tor
 
 
 def kinds(distribution: Any, value: Tensor) -> None:
-    """Complex values raise a TypeError or ValueError; whole numbers score alike in every dtype of integers that holds them.
+    """Checks that complex values raise an error, and that log_prob is the same for all integer dtypes.
 
     Args:
         distribution: a distribution.
-        value: in its support.
+        value: a value in its support.
+
+    Example:
+        >>> from pyro_genexact import Autoregressive, conditioners, heads
+        >>> net = conditioners.MADE(3, 2, hidden=(8,), site=2)
+        >>> d = Autoregressive(net, heads.Categorical(2), (3,))()
+        >>> kinds(d, d.sample())
     """
     for case, validate in (("validating", True), ("not validating", False)):
         d = copy.copy(distribution)

@@ -1,4 +1,4 @@
-"""The law that a distribution of one real number has mass 1, by adaptive quadrature."""
+"""The law that distributions of one real number have mass 1, checked by adaptive quadrature."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ from .helpers import broken, made, seeded
 def line_mass(
     subject: Any, context: Tensor | None = None, factor: float = 10.0, tol: float = 1e-6, draws: int = 500
 ) -> None:
-    """The total mass of a distribution of one continuous number is 1, its parameters multiplied: adaptive quadrature.
+    """Checks by adaptive quadrature that the total mass of a distribution of one continuous number is 1.
 
     The unconstrained line to ±1e13 is divided at quantiles of samples, and geometrically around them, so that no peak is
-    missed; parts where Gauss's and Kronrod's rules differ are halved.
+    missed. Intervals where the Gauss and Kronrod rules differ are halved. The parameters of a module are multiplied first,
+    since large parameters make sharp peaks and heavy tails.
 
     Args:
-        subject: a distribution of one number a row, or a module whose call returns one.
+        subject: a distribution of one number per row, or a module whose call returns one.
         context: (*batch, C) or None.
-        factor: of the parameters of a module.
-        tol: of the mass.
-        draws: how many samples a row.
+        factor: the factor of the parameters of a module.
+        tol: the tolerance of the mass.
+        draws: the number of samples per row.
 
     Raises:
-        AssertionError: if the mass of a row is not 1, or the quadrature finds no end.
+        AssertionError: if the mass of a row is not 1, or if the quadrature does not converge.
+        ValueError: if the distribution has more than one number per row.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> line_mass(dist.Laplace(torch.zeros(2).double(), torch.tensor([1.0, 9.0]).double()))
     """
     if isinstance(subject, nn.Module):
         subject = copy.deepcopy(subject)
@@ -45,7 +51,7 @@ def line_mass(
         raise ValueError(f"Expected a distribution of one number; got unconstrained values of shape {tuple(size)}.")
 
     def density(v: Tensor) -> Tensor:
-        """(N, *batch) at v (N,), where the unconstrained value is sinh v."""
+        """Returns the density (N, *batch) at v (N,), where the unconstrained value is sinh v."""
         wide = v.reshape(-1, *[1] * len(d.batch_shape)).expand(-1, *d.batch_shape)
         return log_density(d, wide.sinh().unsqueeze(-1)).exp() * wide.cosh()
 
@@ -60,7 +66,7 @@ def line_mass(
 
 
 def _edges(draws: Tensor, end: float = 30.0) -> Tensor:
-    """Quantiles of each column, eightfold steps from each of them on to the next, and an even grid."""
+    """Returns quantiles of each column, geometric steps from each quantile to the next, and an even grid."""
     marks = draws.quantile(torch.linspace(0, 1, 21).to(draws), 0)
     ends = torch.full_like(marks[:1], end)
     steps = marks.diff(dim=0) * 8.0 ** torch.arange(20).to(draws).reshape(-1, 1, 1)
@@ -72,7 +78,7 @@ def _edges(draws: Tensor, end: float = 30.0) -> Tensor:
 
 
 def _adaptive(f: Callable[[Tensor], Tensor], edges: Tensor, tol: float, rounds: int = 50) -> tuple[Tensor, Tensor]:
-    """The integral of f: (N,) to (N, *batch) between the outer edges, and an estimate of its error."""
+    """Returns the integral of f, from (N,) to (N, *batch), between the outer edges, and an estimate of its error."""
     nodes, kronrod, gauss = kronrod_rule(edges.dtype, edges.device)
     low, high = edges[:-1], edges[1:]
     total = error = torch.zeros_like(f(edges[:1])[0])
@@ -84,7 +90,7 @@ def _adaptive(f: Callable[[Tensor], Tensor], edges: Tensor, tol: float, rounds: 
         gap = (fine - coarse).abs()
         good = gap.reshape(len(gap), -1).amax(1) <= tol / 500
         good |= half <= 4 * torch.finfo(half.dtype).eps * low.abs()
-        if k == rounds - 1 or len(half) > 4000:  # and the error will tell
+        if k == rounds - 1 or len(half) > 4000:  # stops; the error is then large
             good = torch.ones_like(good)
         total, error = total + fine[good].sum(0), error + gap[good].sum(0)
         if good.all():

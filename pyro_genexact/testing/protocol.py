@@ -1,4 +1,4 @@
-"""The law of optional methods (mean, entropy, cdf, ...): right shapes, or NotImplementedError."""
+"""Laws of optional methods of distributions (mean, entropy, cdf, ...) and of Pyro's protocol."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from .helpers import broken, made, no_error, same
 
 
 def quantities(subject: Any, context: Tensor | None = None) -> None:
-    """Each quantity that torch names has the right shape; a distribution without it raises a NotImplementedError.
+    """Checks that each optional quantity of torch's distributions has the right shape or raises a NotImplementedError.
 
-    Those are ``mean``, ``variance``, ``stddev``, ``mode``, ``rsample`` and ``enumerate_support``, with and without
-    ``expand``; ``entropy`` and ``perplexity``; and ``cdf`` and ``icdf`` of scalar events. ``rsample`` exists wherever ``has_rsample`` is True.
+    The quantities are ``mean``, ``variance``, ``stddev``, ``mode``, ``entropy``, ``perplexity``, ``rsample``,
+    ``enumerate_support`` with and without ``expand``, and ``cdf`` and ``icdf``. ``rsample`` must exist if ``has_rsample`` is
+    True.
 
     Args:
         subject: a distribution, or a module whose call returns one.
         context: (*batch, C) or None.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> quantities(dist.Normal(torch.zeros(3), 1.0))
     """
     d = made(subject, context)
     batch, event = tuple(d.batch_shape), tuple(d.event_shape)
@@ -53,12 +58,13 @@ def quantities(subject: Any, context: Tensor | None = None) -> None:
 
 
 def settable(subject: Any, context: Tensor | None = None) -> None:
-    """Pyro's ``has_rsample_`` sets ``has_rsample`` of one distribution, returns it and decides how sample sites draw.
+    """Checks that Pyro's ``has_rsample_`` sets ``has_rsample`` of one distribution and returns this distribution.
 
-    Copies keep what was set, and the distribution that a plate expands; other distributions of the class do not have it.
+    The setting decides how sample sites draw. Copies and expansions by plates keep it; other distributions of the same class
+    do not have it.
 
     Args:
-        subject: a distribution that is reparameterised or not, or a module whose call returns one.
+        subject: a distribution, or a module whose call returns one.
         context: (*batch, C) or None.
     """
     one = made(subject, context)
@@ -85,9 +91,9 @@ def settable(subject: Any, context: Tensor | None = None) -> None:
 
 
 def inferred_shapes(subject: Any, context: Tensor | None = None) -> None:
-    """The class has a ``support`` and infers the shapes of its distributions from those of their parameters.
+    """Checks that the class has a ``support`` and that ``infer_shapes`` returns the right shapes.
 
-    ``infer_shapes`` may raise a NotImplementedError only where the class does not say that events are scalars.
+    ``infer_shapes`` may raise a NotImplementedError unless the support of the class implies scalar events.
 
     Args:
         subject: a distribution, or a module whose call returns one.

@@ -1,4 +1,4 @@
-"""The laws of sequences of random length: each query against the chain rule, string by string."""
+"""The law of sequences of random length: every query agrees with the chain rule, string by string."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ LARGEST = 4096
 
 
 def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, draws: int = 2000) -> None:
-    r"""Every query of a distribution over sequences of random length is what the chain rule tells, string by string.
+    """Checks every query of a distribution over sequences of random length against the chain rule, string by string.
 
-    Of all arrays over the values of a finite head, or else of draws, log p(y) = sum_t log p(y_t | y_{<t}) up to the first end, by
-    ``start`` and ``extend`` of the conditioner, which read nothing else. So are known
+    For all arrays over the values of a finite head, or otherwise for samples, the law computes
+    log p(y) = sum_t log p(y_t | y_{<t}) up to the first end by ``start`` and ``extend`` of the conditioner. It checks
 
-    - ``log_prob`` and ``log_prob_sites``, 0 for padding; all arrays together have mass 1;
-    - ``support`` and ``enumerate_support``; log_prob is -inf for any other array, or a ValueError when validating;
-    - ``lengths_of``, ``entropy``, and how often a string is drawn, by ``sample`` and from ``expand``, by chi-square;
-    - ``conditional_on_prefix`` of every number of sites, the same in all rows or not (from 0, whatever stands behind them), at once
-      or in two steps, of prefixes that have ended, too: its log_prob, lengths and draws;
-    - ``with_head``, ``termination_curve`` (of what follows a prefix, too), and the log_prob of ended strings under any other
-      ``max_len``.
+    - ``log_prob`` and ``log_prob_sites``, which are 0 for padding; all arrays together have mass 1;
+    - ``support`` and ``enumerate_support``; other arrays have log_prob -inf, or raise a ValueError if they are validated;
+    - ``lengths_of``, ``entropy``, and the frequencies of samples, also from ``expand``, by chi-square;
+    - ``conditional_on_prefix`` for prefixes of all lengths, equal or different between rows, in one or two steps, and also for
+      prefixes that have ended: log_prob, lengths and samples;
+    - ``with_head``, ``termination_curve`` (also after a prefix), and log_prob of ended strings for any other ``max_len``.
 
-    Neither the values nor the gradients depend on what a conditioner reads or predicts after the end, nor on covariates there.
+    Values and gradients must not depend on inputs, outputs and covariates of the conditioner after the end.
 
     Args:
-        subject: a distribution with the constructor, the attributes and the queries of
+        subject: a distribution with the constructor, attributes and queries of
             :class:`pyro_genexact.distributions.SequenceDistribution`, without a prefix, or a module whose call returns one; in
             float64.
-        context: as the module takes it, or None.
-        tol: relative to 1 + |value|.
-        draws: how many samples.
+        context: the context of the module, or None.
+        tol: the tolerance, relative to 1 + |value|.
+        draws: the number of samples.
 
     Raises:
-        AssertionError: that names the query, and the numbers.
-        ValueError: for more than 4096 arrays, or a prefix.
+        AssertionError: if the law is broken.
+        ValueError: if there are more than 4096 arrays, or if the distribution has a prefix.
 
     Example:
         >>> from pyro_genexact import Sequence, conditioners, heads
-        >>> sequence(Sequence(conditioners.Markov(2, 2, order=1), heads.Categorical(2), eos=0, max_len=3).double())
+        >>> net, head = conditioners.Markov(2, 2, order=1), heads.Categorical(2)
+        >>> sequence(Sequence(net, head, eos=0, max_len=3).double())
     """
     d = made(subject, context)
     if d.prefix is not None:
-        raise ValueError("Expected a distribution without a prefix; got one with.")
+        raise ValueError("Expected a distribution without a prefix; got one with a prefix.")
     strings, arrays = _strings(d)
     truth = _by_chain_rule(d, d.head, strings)
     if arrays is not None:
@@ -68,12 +68,12 @@ def sequence(subject: Any, context: Tensor | None = None, tol: float = 1e-10, dr
 
 
 class ByChainRule(NamedTuple):
-    """Strings and what is true of them.
+    """Strings and their log-probabilities by the chain rule.
 
     Attributes:
         strings: (S, *batch, T, *site_shape).
         ends: (S, *batch, T), whether a site is an end.
-        present: (S, *batch, T), whether none precedes it.
+        present: (S, *batch, T), whether no end precedes the site.
         sites: (S, *batch, T), log p(y_t | y_{<t}), 0 for padding.
     """
 
@@ -83,18 +83,18 @@ class ByChainRule(NamedTuple):
     sites: Tensor
 
     def lengths(self, d: Any) -> Tensor:
-        """The number of sites before the end; where the end is a flag beside a value, that value counts too."""
+        """Returns the number of sites before the end; if the end is a flag of a site with a value, this site counts too."""
         return (self.present if d.eos is None else self.present & ~self.ends).sum(-1)
 
 
 def _again(d: Any, **changes: Any) -> Any:
-    """The same distribution anew, but for some arguments."""
+    """Returns a new distribution with some other arguments."""
     fields = ("conditioner", "head", "eos", "max_len", "context", "source_lengths", "limit")
     return type(d)(**({name: getattr(d, name) for name in fields} | changes)).expand(d.batch_shape)
 
 
 def _where(d: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Which sites of y (*, T, *site_shape) are ends, and which have none before them."""
+    """Returns which sites of y (*, T, *site_shape) are ends, and which have no end before them."""
     ends = d.head.ends(y) if d.eos is None else y == d.eos
     return ends, ends.cumsum(-1) - ends.long() == 0
 
@@ -105,7 +105,7 @@ def _is_filler(d: Any, y: Tensor) -> Tensor:
 
 
 def _all_arrays(d: Any, sites: int) -> tuple[Tensor, Tensor]:
-    """All arrays (N, sites, *site_shape) over the values of the head, and which of them are sequences."""
+    """Returns all arrays (N, sites, *site_shape) over the values of the head, and which of them are sequences."""
     values = d.head(d.chain.like.new_zeros(1, 1, d.head.num_params)).enumerate_support()[:, 0, 0]
     if (count := len(values) ** sites) > LARGEST:
         raise ValueError(f"Expected at most {LARGEST} arrays; got {len(values)}^{sites} = {count}.")
@@ -116,7 +116,7 @@ def _all_arrays(d: Any, sites: int) -> tuple[Tensor, Tensor]:
 
 
 def _strings(d: Any) -> tuple[Tensor, Tensor | None]:
-    """Legal strings (S, *batch, *event), and all arrays that are none, (N, *event); of infinitely many, draws and None."""
+    """Returns all strings (S, *batch, *event) and all other arrays (N, *event); for infinite supports, samples and None."""
     if not d.has_enumerate_support:
         with seeded(0):
             return d.sample((100,)), None
@@ -126,7 +126,7 @@ def _strings(d: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
-    """Each string is read to its end, in one chunk, by ``start`` and ``extend``."""
+    """Computes the log-probabilities of strings by ``start`` and ``extend``, reading each one to its end in one chunk."""
     shape, (ends, present) = strings.shape[: strings.dim() - len(d.event_shape)], _where(d, strings)
     context = d.chain.contexts(shape)
     y = strings.reshape(prod(shape), *d.event_shape)
@@ -145,21 +145,21 @@ def _by_chain_rule(d: Any, head: Any, strings: Tensor) -> ByChainRule:
 
 
 def _enumeration(d: Any, truth: ByChainRule, tol: float) -> None:
-    """The mass is on the strings, all of them and each once."""
+    """Checks the total mass, and that ``enumerate_support`` has each string once."""
     log_prob = truth.sites.sum(-1)
     close("sequence", "mass of all strings", d.log_prob(truth.strings).logsumexp(0), 0.0, tol)
     mine = d.enumerate_support()
     same("sequence", "shape of enumerate_support", tuple(mine.shape), tuple(truth.strings.shape))
     found = (mine.unsqueeze(1) == truth.strings.unsqueeze(0)).flatten(2).all(-1)
     if not (found.sum(0) == 1).all():
-        broken("sequence", "enumerate_support", "a string is missing or twice")
+        broken("sequence", "enumerate_support", "a string is missing or occurs twice")
     possible = log_prob > -inf
     entropy = -(log_prob.exp() * log_prob.masked_fill(~possible, 0.0)).sum(0)
     close("sequence", "entropy", d.entropy(), entropy, tol)
 
 
 def _illegal(d: Any, truth: ByChainRule, arrays: Tensor | None) -> None:
-    """What is no sequence is outside the support: -inf, or a ValueError."""
+    """Checks that arrays that are not sequences are outside the support and have log_prob -inf, or raise a ValueError."""
     if not d.support.check(truth.strings).all():
         broken("sequence", "support", "a string is outside")
     if arrays is None:  # strings with another last site
@@ -187,7 +187,7 @@ def _values(d: Any, truth: ByChainRule, tol: float) -> None:
 
 
 class Spied(Conditioner):
-    """A conditioner that reads and predicts something else where it should not matter."""
+    """A conditioner with other inputs and outputs at masked sites, where they must not matter."""
 
     def __init__(self, net: Any, mask: Tensor, other: Tensor, added: Tensor) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Spied(Conditioner):
 
 
 def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
-    """Nothing is read or scored after the end, and no gradient comes from there."""
+    """Checks that inputs and outputs after the end have no effect and no gradient."""
     gone = ~truth.present.reshape(-1, d.max_len)
     wide = gone.reshape(*gone.shape, *[1] * len(d.head.site_shape))
     other = d.chain.read(truth.strings.roll(1, 0).reshape(-1, *d.event_shape))
@@ -225,7 +225,7 @@ def _padding(d: Any, truth: ByChainRule, tol: float) -> None:
 
 
 def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
-    """No covariates are read after the end, be they NaN."""
+    """Checks that covariates after the end have no effect, including NaN."""
     if not kind_of(d.conditioner.context).by_site:
         return
     shape = (*truth.present.shape, d.context.shape[-1])
@@ -240,7 +240,7 @@ def _covariates(d: Any, truth: ByChainRule, tol: float) -> None:
 
 
 def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
-    """What follows a prefix, of as many sites in all rows or from 0 to k, has the probability of both over that of the prefix."""
+    """Checks conditional distributions given prefixes of the same length in all rows, and of lengths from 0 to k."""
     strings, dim = truth.strings, truth.ends.dim() - 1
     rows = torch.arange(truth.ends[..., 0].numel(), device=strings.device).reshape(truth.ends.shape[:-1])
     for k in range(1, d.max_len):
@@ -251,7 +251,7 @@ def _prefixes(d: Any, truth: ByChainRule, tol: float) -> None:
                 behind = torch.arange(k, device=strings.device) >= starts.unsqueeze(-1)
                 first = torch.where(_like_sites(behind, first), torch.nan if first.is_floating_point() else -100, first)
             given = {f"{case}{k} sites": d.conditional_on_prefix(first, starts)}
-            if k > 1:  # the second part as far as there is one
+            if k > 1:  # rows with a prefix of one site have no second part
                 lengths = (None, None) if starts is None else (starts.clamp(max=1), (starts - 1).clamp(min=0))
                 step = d.conditional_on_prefix(first.narrow(dim, 0, 1), lengths[0])
                 step = step.conditional_on_prefix(first.narrow(dim, 1, k - 1), lengths[1])
@@ -268,7 +268,7 @@ def _like_sites(index: Tensor, sites: Tensor) -> Tensor:
 
 
 def _other_lengths(d: Any, truth: ByChainRule, tol: float) -> None:
-    """With another max_len, ended strings have the same probability, and an array without end is that many sites."""
+    """Checks that ended strings have the same probability for another max_len."""
     if d.conditioner.num_sites is not None or kind_of(d.conditioner.context).by_site:
         return
     dim = truth.ends.dim() - 1
@@ -292,7 +292,7 @@ def _other_head(d: Any, truth: ByChainRule, tol: float) -> None:
 
 
 def _draws(d: Any, truth: ByChainRule, listed: bool, draws: int, tol: float) -> None:
-    """Strings are drawn as often as their probability says, independently from row to row of an expanded batch."""
+    """Checks that samples have the right frequencies, also from an expanded batch, whose rows are independent."""
     with seeded(0):
         curve = d.termination_curve(num_samples=(samples := max(draws // 4, 2)))
     many = d.chain.like
@@ -306,12 +306,12 @@ def _draws(d: Any, truth: ByChainRule, listed: bool, draws: int, tol: float) -> 
         ended = (_where(d, many)[0].cumsum(-1) > 0).to(d.chain.like).mean(0)
         noise = ended * (1 - ended) / draws
     error = (curve.standard_error.square() + noise).sqrt()
-    # rarer histories may be missed
+    # samples may miss rare histories
     _within("termination_curve", (curve.probability - ended).abs() - 1 / samples, error, tol)
 
 
 def _after_prefixes(d: Any, truth: ByChainRule, listed: bool, draws: int, tol: float) -> None:
-    """Draws and the curve of ten rows, of whose prefixes one has ended, as long as the others or not."""
+    """Checks samples and termination curves after the prefixes of ten rows, one of which has ended."""
     k, dim, samples = min(2, d.max_len - 1), truth.ends.dim() - 1, max(draws // 4, 2)
     over = truth.ends[..., :k].any(-1)
     whole, none = (part.reshape(len(part), -1).all(1) for part in (over, ~over))
@@ -332,13 +332,13 @@ def _after_prefixes(d: Any, truth: ByChainRule, listed: bool, draws: int, tol: f
             with seeded(1):
                 frequencies("sequence", f"sample after a prefix{case}", c.sample((draws,)), rest, log_prob)
             p = torch.where(_where(d, rest)[0].cumsum(-1) > 0, log_prob.exp().unsqueeze(-1), 0.0).sum(0)
-            # no history of a probability above 10 / samples is likely to be missed
+            # samples are unlikely to miss histories with a probability above 10 / samples
             off = (curve.probability - p).abs() - 10 / samples
             _within(name, off[~over], curve.standard_error[~over], tol)
         close("sequence", f"{name}, ended", curve.probability[over], 1.0, 0.0)
 
 
 def _within(case: str, off: Tensor, error: Tensor, tol: float) -> None:
-    """Differences of no more than 5 standard errors."""
+    """Checks that differences are at most 5 standard errors."""
     if not (off - 5 * error <= tol).all():
         broken("sequence", case, f"off by {off.max():.3g}, more than 5 standard errors")

@@ -1,4 +1,4 @@
-"""The law of loading: after to_empty or on meta, a state_dict makes a module whole again."""
+"""The law of loading a state_dict into a module without values, after ``to_empty`` or on ``meta``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .helpers import close, same
 
 
 def reloading(module: nn.Module, run: Callable[[Any], Tensor]) -> None:
-    """After ``to("meta")`` and ``to_empty`` the module's ``state_dict`` brings back all that ``run`` depends on.
+    """Checks that loading the ``state_dict`` restores a module completely after ``to("meta")`` and ``to_empty``.
 
-    Large models are made so: on ``meta``, then on a device without numbers, then from a checkpoint. The state goes through
-    ``torch.load(weights_only=True)``, and once more by ``assign``, into a module still on ``meta``. A
-    :class:`~pyro_genexact.DistributionModule` is wholly on the device and in the dtype of a state that is assigned to it.
+    Large models are often created on ``meta``, moved to a device without values, and then loaded from a checkpoint. The law
+    loads the state with ``torch.load(weights_only=True)``, also with ``assign=True`` into a module on ``meta``. After assigning
+    a state, all tensors of a :class:`~pyro_genexact.DistributionModule` must have the device and dtype of the state.
 
     Args:
         module: any module.
-        run: what to compute with it, for instance ``lambda flow: flow().log_prob(y)``.
+        run: a function of the module that returns a tensor, such as ``lambda flow: flow().log_prob(y)``.
     """
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     expected = run(module)
@@ -56,7 +56,7 @@ def _follows(case: str, module: nn.Module, state: dict[str, Tensor]) -> None:
 
 @contextmanager
 def _filled() -> Iterator[None]:
-    """Fills empty tensors with NaN or the largest integer, so that what was not loaded cannot be right by luck."""
+    """Fills empty tensors with NaN or the largest integer in this context, so that values that are not loaded are wrong."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:

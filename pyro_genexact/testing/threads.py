@@ -1,4 +1,4 @@
-"""The law of threads: a call returns its own result, whatever another thread calls meanwhile."""
+"""The law of threads: the result of a call does not depend on calls of other threads."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Run = Callable[[Any], tuple[Tensor, ...]]
 
 
 def threads(subject: Any, run: Run, other: Run) -> None:
-    """``run(subject)`` returns the same values, whichever of its lines ``other(subject)`` comes before.
+    """Checks that ``run(subject)`` returns the same values if ``other(subject)`` runs at any line of the subject's methods.
 
-    That is what another thread may do at any time. The law needs no threads and no luck: Python's tracing runs ``other``
-    before each line of the subject's own methods, in turn.
+    Another thread could run it at any time. The law needs no threads and is deterministic: it uses Python's tracing to run
+    ``other`` before each line in turn.
 
     Args:
         subject: a transform or distribution.
-        run: calls methods of the subject, without random numbers, and returns tensors.
-        other: calls the same methods with other arguments.
+        run: a function that calls methods of the subject without random numbers, and returns tensors.
+        other: a function that calls the same methods with other arguments.
     """
     expected, places = _interrupted(subject, run, other, None)
     for place in places:
@@ -36,7 +36,7 @@ Place = tuple[CodeType, int]
 
 
 def _interrupted(subject: Any, run: Run, other: Run, at: Place | None) -> tuple[tuple[Tensor, ...], list[Place]]:
-    """What ``run`` returns if ``other`` is run when it first comes to a line, and the lines of the subject's methods."""
+    """Runs ``run``, and ``other`` before the first execution of a line; returns the result and all lines of the methods."""
     places: list[Place] = []
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
@@ -46,7 +46,7 @@ def _interrupted(subject: Any, run: Run, other: Run, at: Place | None) -> tuple[
         if event == "line" and place not in places:
             places.append(place)
             if place == at:
-                other(subject)  # which is not traced
+                other(subject)  # not traced
         return trace
 
     before = sys.gettrace()

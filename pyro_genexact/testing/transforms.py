@@ -1,4 +1,4 @@
-"""The laws of transforms, and that of copies, which holds for every subject."""
+"""Laws of transforms, and the law of copies, which holds for every subject."""
 
 from __future__ import annotations
 
@@ -18,15 +18,24 @@ from .helpers import as_function, broken, close, gradients_of, made, no_error, s
 
 
 def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
-    """``inv.inv is t``, round trips, shapes, domains, and log-determinants that are each other's negative.
+    """Checks that a transform and its inverse agree.
 
-    Where the transform has it, ``call_and_ladj`` of both directions gives the same values and log-determinants.
+    ``inv.inv is t``, round trips return their arguments, shapes and domains are right, and log-determinants are negatives of
+    each other. If the transform has ``call_and_ladj``, it returns the same values and log-determinants in both directions.
 
     Args:
         subject: a transform, or a module whose call returns one.
-        x: (B, *event) values in the domain; B also for the context.
+        x: values (B, *event) in the domain, with the batch dim B of the context.
         context: (B, C) or None.
-        tol: relative to 1 + |value|.
+        tol: the tolerance, relative to 1 + |value|.
+
+    Raises:
+        AssertionError: if the law is broken.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions.transforms import SigmoidTransform
+        >>> inverse(SigmoidTransform(), torch.randn(5).double())
     """
     t = made(subject, context)
     if t.inv.inv is not t:
@@ -68,17 +77,23 @@ def inverse(subject: Any, x: Tensor, context: Tensor | None = None, tol: float =
 
 
 def _pair(t: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """Value and log-determinant in one evaluation; nothing of a transform that has no method for both."""
+    """Returns value and log-determinant by ``call_and_ladj``, or nothing if the transform does not have it."""
     return t.call_and_ladj(x) if hasattr(t, "call_and_ladj") else ()
 
 
 def log_det(
     subject: Any, x: Tensor, context: Tensor | None = None, triangular: bool = False, tol: float = 1e-6
 ) -> None:
-    """log|dy/dx| is that of autograd's Jacobian and of finite differences of the values, in both directions.
+    """Checks log|dy/dx| in both directions against the Jacobian by autograd and by finite differences.
 
-    With ``triangular``, also: no output depends on a later site, and diagonals are positive. Where y has more numbers than x
-    (a simplex), its first ones count. Arguments as in :func:`inverse`.
+    If y has more elements than x (a simplex), only the first ones are used.
+
+    Args:
+        subject: as in :func:`inverse`.
+        x: as in :func:`inverse`.
+        context: as in :func:`inverse`.
+        triangular: whether to check also that outputs do not depend on later sites and that diagonals are positive.
+        tol: the tolerance, relative to 1 + |value|.
     """
     t = made(subject, context)
     y = t(x).detach()
@@ -105,14 +120,14 @@ def log_det(
 
 
 def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
-    """First and second derivatives of both directions, in the argument, the context and the parameters of a module.
+    """Checks first and second derivatives of both directions in the argument, the context and the parameters of a module.
 
-    By torch's ``gradcheck`` and ``gradgradcheck`` of value and log-determinant; arguments as in :func:`inverse`.
+    ``gradcheck`` and ``gradgradcheck`` of torch run on value and log-determinant. Arguments as in :func:`inverse`.
     """
     y = made(subject, context)(x).detach()
     of_module = isinstance(subject, nn.Module) and not isinstance(subject, Transform)  # Pyro's TransformModule is both
     parameters = dict(subject.named_parameters()) if of_module else {}
-    there_and_back = x.shape != y.shape  # off the support there is no derivative
+    there_and_back = x.shape != y.shape  # there are no derivatives outside the support
     for name, value in (("t", x), ("t.inv", y)):
         f = as_function(subject, list(parameters), name == "t", there_and_back)
         leaves = [x if there_and_back else value, *([] if context is None else [context])]
@@ -123,7 +138,7 @@ def derivatives(subject: Any, x: Tensor, context: Tensor | None = None) -> None:
 
 
 def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1e-8) -> None:
-    """What a transform remembers is never served for another tensor, changed values, parameters or grad mode.
+    """Checks that a transform's cache is not used for another tensor, or after values, parameters or grad mode change.
 
     Arguments as in :func:`inverse`.
     """
@@ -181,11 +196,11 @@ def cache(subject: Any, x: Tensor, context: Tensor | None = None, tol: float = 1
 
 
 def copies(subject: Any, run: Callable[[Any], Tensor]) -> None:
-    """Deep copies and pickles, made before and after use, do what the original does.
+    """Checks that deep copies and pickles, made before and after use, give the same results as the original.
 
     Args:
         subject: a conditioner, head, transform, distribution or a module of these.
-        run: what to compute with it, for instance ``lambda flow: flow().log_prob(y)``.
+        run: a function of the subject that returns a tensor, such as ``lambda flow: flow().log_prob(y)``.
     """
     copied: dict[str, Any] = {}
     for when in ("before", "after"):

@@ -31,7 +31,9 @@ def test_steps_have_power():
         def forward(self, y, context=None):
             return super().forward(y, context.roll(1, 1))
 
-    with pytest.raises(AssertionError, match=r"context use broken \[feature 0\]: changes site 0 by 0, not by more"):
+    with pytest.raises(
+        AssertionError, match=r"context use broken \[feature 0\]: changes site 0 by 0, which must not be 0"
+    ):
         testing.context_use(factory(Later, (), 2, order=1, hidden=(8,), context=Covariates(2))())
 
     class Endless(Recurrent):

@@ -254,15 +254,15 @@ def test_texts_decide():
 def test_text_says_that_sacrebleu_is_missing(monkeypatch):
     for name in ("sacrebleu", "sacrebleu.metrics.bleu"):
         monkeypatch.setitem(sys.modules, name, None)
-    fails(ImportError, "Expected sacrebleu for the metric 'bleu'; pip install", Text, "bleu", as_text)
+    fails(ImportError, "The metric 'bleu' needs sacrebleu; install it with pip install", Text, "bleu", as_text)
     assert Text(similarity, as_text)(STRINGS, STRINGS).diagonal().tolist() == [1, 1, 1]
 
 
 def test_errors_of_utilities():
     for utility in (exact_match, edit_distance, edit_similarity(), Text(similarity, as_text)):
         fails(TypeError, "Expected candidates to be of class Tensor; got list.", utility, [[1]], STRINGS)
-        fails(ValueError, "Expected candidates of one or more strings", utility, STRINGS[0], STRINGS)
-        fails(ValueError, "(N, *batch, T); got shape (0, 3).", utility, STRINGS, STRINGS[:0])
+        fails(ValueError, "Expected candidates of shape (N, *batch, T), N >= 1", utility, STRINGS[0], STRINGS)
+        fails(ValueError, "(N, *batch, T), N >= 1; got shape (0, 3).", utility, STRINGS, STRINGS[:0])
         fails(ValueError, "Expected references of batch shape () ", utility, STRINGS, STRINGS.unsqueeze(1))
     fails(
         ValueError,
@@ -273,14 +273,14 @@ def test_errors_of_utilities():
     )
     fails(
         ValueError,
-        "Expected metric 'chrf', 'bleu' or a callable (hypothesis, reference); got 'ter'.",
+        "Expected metric 'chrf', 'bleu' or a function (hypothesis, reference); got 'ter'.",
         Text,
         "ter",
         as_text,
     )
     fails(
         TypeError,
-        "Expected what decode returns to be of class str; got list.",
+        "Expected the result of decode to be of class str; got list.",
         Text(similarity, Tensor.tolist),
         STRINGS,
         STRINGS,
@@ -294,7 +294,7 @@ def test_errors_of_the_decision():
     def risk(candidates=y, samples=y, utility=exact_match, d=d, **options):
         return minimum_bayes_risk(d, candidates, samples, utility, **options)
 
-    shape = "(number, 2, 3) (batch and event shape of d last); got "
+    shape = "(number, 2, 3), with batch and event shape of d; got "
     fails(TypeError, "Expected d to be of class Distribution; got Tensor.", risk, d=y)
     fails(TypeError, "Expected candidates to be of class Tensor; got list.", risk, y.tolist())
     fails(ValueError, f"Expected candidates.shape == {shape}(5, 3).", risk, y[:, 0])
@@ -306,7 +306,7 @@ def test_errors_of_the_decision():
     returned = "Expected utility to return shape (5, 5, 2) (candidates, samples, *batch); got "
     for wrong in ((5, 5), (5, 4, 2), (5, 5, 1), (5,), ()):
         fails(ValueError, f"{returned}{wrong}.", risk, utility=lambda h, r, wrong=wrong: torch.zeros(wrong))
-    fails(TypeError, "Expected what utility returns to be of class Tensor; got float.", risk, utility=lambda h, r: 1.0)
+    fails(TypeError, "Expected the result of utility to be of class Tensor; got float.", risk, utility=lambda h, r: 1.0)
     for bad in (torch.nan, torch.inf):
         values = torch.zeros(5, 5, 2)
         values[1, 2, 0] = bad
@@ -318,13 +318,13 @@ def test_errors_of_the_decision():
     for bad in (-1.0, torch.nan, torch.inf):
         weights = torch.ones(5, 2)
         weights[3, 1] = bad
-        fails(ValueError, "Expected weights that are finite and not negative; got others.", risk, weights=weights)
+        fails(ValueError, "Expected weights to be finite and not negative; got ", risk, weights=weights)
     weights = torch.tensor([[1.0, 0.0]]).expand(5, 2)
-    fails(ValueError, "Expected weights with a positive sum over the samples that utility reads", risk, weights=weights)
+    fails(ValueError, "Expected weights with a positive sum over the samples that utility uses", risk, weights=weights)
 
-    fails(ValueError, "Expected coarse and keep together; got coarse=None and keep=2.", risk, keep=2)
-    fails(ValueError, "Expected coarse and keep together", risk, coarse=exact_match)
-    text = "Expected keep between 1 and 5 (the candidates); got 6."
+    fails(ValueError, "Expected both coarse and keep or neither; got coarse=None and keep=2.", risk, keep=2)
+    fails(ValueError, "Expected both coarse and keep or neither", risk, coarse=exact_match)
+    text = "Expected keep between 1 and 5 (the number of candidates); got 6."
     fails(ValueError, text, risk, coarse=exact_match, keep=6)
     for keep in (0, 2.5, True):
         fails(ValueError, f"Expected keep to be an integer >= 1; got {keep}.", risk, coarse=exact_match, keep=keep)
@@ -332,7 +332,7 @@ def test_errors_of_the_decision():
         text = f"Expected coarse to return shape (5, 5, 2) (candidates, samples, *batch); got {wrong}."
         fails(ValueError, text, risk, coarse=lambda h, r, wrong=wrong: torch.zeros(wrong), keep=2)
     weights = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]).unsqueeze(1).expand(5, 2)
-    text = "Expected weights with a positive sum over the samples that coarse reads; got zeros."
+    text = "Expected weights with a positive sum over the samples that coarse uses; got zeros."
     fails(ValueError, text, risk, coarse=lambda h, r: exact_match(h, r[:2]), keep=2, weights=weights)
 
 

@@ -269,7 +269,7 @@ def test_other_distributions_are_refused(search):
     with pytest.raises(TypeError, match=r"Expected d to be of class AutoregressiveDistribution; got Normal"):
         search(torch.distributions.Normal(0.0, 1.0))
     real = gx.Autoregressive(MADE(3, 2), gx.heads.Normal(), (3,))()
-    with pytest.raises(TypeError, match=r"Expected a head of numbers of a finite support; got Normal \(Normal\)"):
+    with pytest.raises(TypeError, match=r"Expected a head of scalars with finite support; got Normal \(Normal\)"):
         search(real)
 
 

@@ -39,23 +39,23 @@ ERRORS = {
         lambda: dg.Importance(torch.zeros(30)).expectation(lambda d: torch.zeros(3)),
         r"function\(draws\).shape\[0\] == 30; got \(3,\)",
     ),
-    "missing": (lambda: dg.psis(model, lambda y: None, DATA), r"all latents of the model; got none for \['mu'\]"),
+    "missing": (lambda: dg.psis(model, lambda y: None, DATA), r"all latents of the model; \['mu'\] are missing"),
     "unknown": (
         lambda: dg.psis(nothing, guide_of(), DATA),
-        r"latents of the model, \[\], and sites with infer={'is_auxiliary': True}; got \['mu'\]",
+        r"only latents of the model, \[\], and sites with infer={'is_auxiliary': True}; got \['mu'\]",
     ),
     "subsampled": (
         lambda: dg.psis(part_of_the_data, guide_of(), DATA),
-        r"plates without subsampling \(log p would be an estimate\); got 2 of 5 in plate 'row'",
+        r"plates without subsampling \(log p would be an estimate\); got 2 of 5 rows in plate 'row'",
     ),
     "point": (
         lambda: dg.psis(model, AutoDelta(model), DATA),
-        r"a density of each latent; got one value in all draws for \['mu'\]",
+        r"a density for each latent; got a point estimate for \['mu'\]",
     ),
     "sometimes": (lambda: dg.psis(sometimes, sometimes, DATA), r"same latents in every run .*; got \['more'\] in some"),
     "fit": (
         lambda: dg.inference_data(gx.flows.maf(2), gx.FitResult([], [], 0, 0.0, "epochs", 0)),
-        "no draws to average",
+        "no draws to reweight",
     ),
     "no latents": (lambda: dg.inference_data(nothing, lambda y: None, DATA), "a model without latents.*held_out"),
     "no draws": (lambda: dg.inference_data(model, {"mu": torch.tensor(1.0)}, DATA), r"draws of shape \(S, ...\)"),

@@ -36,6 +36,8 @@ ERRORS = {
     "list": (lambda: dg.central_intervals([1.0, 2.0]), TypeError, "draws to be of class Tensor; got list"),
     "percent": (lambda: dg.central_intervals(torch.zeros(3), (0.5, 90)), ValueError, r"in \(0, 1\]; got \(0.5, 90\)"),
     "zero": (lambda: dg.central_intervals(torch.zeros(3), (0.0,)), ValueError, r"in \(0, 1\]; got \(0.0,\)"),
+    "one prob": (lambda: dg.central_intervals(torch.zeros(3), 0.9), TypeError, "a sequence of numbers; got 0.9"),
+    "prob of a fan": (lambda: dg.plot_fan(torch.zeros(3, 2), probs=[1.5]), ValueError, r"in \(0, 1\]; got \[1.5\]"),
     "no probs": (lambda: dg.central_intervals(torch.zeros(3), ()), ValueError, "one or more numbers"),
     "vector": (lambda: dg.plot_fan(torch.zeros(3)), ValueError, r"draws of shape \(S, T\); got \(3,\)"),
     "x": (lambda: dg.plot_fan(torch.zeros(3, 2), [1, 2, 3]), ValueError, r"x of shape \(2,\).*got \(3,\)"),

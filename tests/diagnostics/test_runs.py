@@ -177,7 +177,7 @@ def test_enumerated_latents_are_summed_out():
         parts.append((0.2 if flip else 0.8) * rows.sum(-1).prod(-1))
     truth = np.log(sum(parts)) + st.norm.logpdf(loc, 0, 3).sum(-1) - st.norm.logpdf(loc, [-1, 1], 0.5).sum(-1)
     np.testing.assert_allclose(result.log_ratios.numpy(), truth, atol=1e-9)
-    with pytest.raises(ValueError, match=r"all latents of the model; got none for \['flip', 'label'\]"):
+    with pytest.raises(ValueError, match=r"all latents of the model; \['flip', 'label'\] are missing"):
         dg.inference_data(mixture, g)
 
 

@@ -345,7 +345,7 @@ class Exotic(SGD):
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="Expected optimizer, schedule and module with states of tensors"):
+    with pytest.raises(ValueError, match="Expected the states of optimizer, schedule and module to consist of tensors"):
         write(tmp_path / "fit", optimizer=Exotic)
     assert os.listdir(tmp_path) == []
 

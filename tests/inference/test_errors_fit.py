@@ -132,14 +132,14 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         (lambda: quiet(Gaussian(), ROWS, lr=math.inf), "Expected lr to be positive and finite; got inf."),
         (
             lambda: quiet(Gaussian(), ROWS, lr=0.1, optimizer=torch.optim.SGD),
-            "Expected lr=None with an optimizer (which brings its own); got 0.1.",
+            "Expected lr=None with an optimizer, which has its own learning rate; got 0.1.",
         ),
         (lambda: quiet(Gaussian(), ROWS, max_grad_norm=0), "Expected max_grad_norm > 0; got 0."),
         (lambda: quiet(lambda: None, ROWS), "Expected module to be a torch.nn.Module; got function."),
         (lambda: quiet(nn.Identity(), ROWS), "Expected module to have trainable parameters; got none."),
         (
             lambda: quiet(nn.LazyLinear(3), ROWS),
-            "Expected module with initialised parameters; got lazy ones. Call it once on a few rows.",
+            "Expected module with initialised parameters; got lazy ones. Call it once on a few rows first.",
         ),
         (
             lambda: quiet(Gaussian().requires_grad_(False), ROWS),
@@ -171,7 +171,7 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         (lambda: quiet(Linear(), Y, X.tolist()), "Expected context to be a tensor; got list."),
         (
             lambda: quiet(Linear(), TensorDataset(Y, X), X),
-            "Expected context=None with a Dataset (its items may be (row, context)); got one.",
+            "Expected context=None with a Dataset, whose items may be (row, context); got Tensor.",
         ),
         (
             lambda: quiet(Gaussian(), ROWS, validation=torch.zeros(5, 4)),
@@ -203,12 +203,12 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         ),
         (
             lambda: quiet(Gaussian(), ROWS, validation=0.01),
-            "Expected validation to leave rows on both sides; got 0.01 of 8 rows.",
+            "Expected validation to leave rows in both parts; got 0.01 of 8 rows.",
         ),
         (lambda: quiet(Wrong(lambda s: s), ROWS), "Expected module to return a distribution; got Parameter."),
         (
             lambda: quiet(Wrong(lambda s: dist.Normal(0.0, s)), ROWS),
-            "Expected log_prob.shape == (8,), a value a row (do event dims lack .to_event?); got (8, 3).",
+            "Expected log_prob.shape == (8,), one value per row; got (8, 3). Declare event dims with .to_event.",
         ),
     ],
 )
@@ -223,7 +223,7 @@ def test_rows_are_named_only_where_one_alone_fails():
         def forward(self, x):
             return super().forward(nn.functional.batch_norm(x, None, None, training=True) if self.training else x)
 
-    with pytest.raises(ValueError, match=r"^Expected more than 1 value per channel.*\nMet at epoch 0, batch 1\.$"):
+    with pytest.raises(ValueError, match=r"^Expected more than 1 value per channel.*\nRaised at epoch 0, batch 1\.$"):
         quiet(Normed(), Y[:3], X[:3], batch_size=2)
 
 
@@ -239,7 +239,7 @@ def test_a_value_outside_the_support_is_named():
     assert Positive()().support is constraints.nonnegative
     data = torch.ones(20)
     data[13] = -1
-    with pytest.raises(ValueError, match=r"Met at epoch 0, batch \d, first in rows \[13\]\.$"):
+    with pytest.raises(ValueError, match=r"Raised at epoch 0, batch \d, first in rows \[13\]\.$"):
         quiet(Positive(), data, batch_size=8)
-    with pytest.raises(ValueError, match=r"Met at epoch 0, validation, first in rows \[13\]\.$"):
+    with pytest.raises(ValueError, match=r"Raised at epoch 0, validation, first in rows \[13\]\.$"):
         quiet(Positive(), data.abs(), validation=data, batch_size=8)

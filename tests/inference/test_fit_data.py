@@ -135,7 +135,9 @@ def test_a_row_that_raises_is_named(workers, subset):
 
 def test_rows_of_other_shapes_and_lists():
     ragged = Rows([torch.zeros(3), torch.zeros(4)])
-    with pytest.raises(ValueError, match=r"Expected items of data of one shape; got others in rows \[[01], [01]\]"):
+    with pytest.raises(
+        ValueError, match=r"Expected items of data to have the same shape; got different ones in rows \[[01], [01]\]"
+    ):
         quiet(Gaussian(), ragged)
     with pytest.raises(TypeError, match=r"Expected items of data to be a row or a tuple \(row, context\); got a list."):
         quiet(Gaussian(2), Rows([[1.0, 2.0], [3.0, 4.0]]))
@@ -145,17 +147,20 @@ def test_rows_of_other_shapes_and_lists():
     ("call", "text"),
     [
         (lambda y, x: quiet(Linear(), Stream(y, x), schedule=keep_rate), "Expected data of known length with schedule"),
-        (lambda y, x: quiet(Linear(), Stream(y, x), x), "Expected context=None with a Stream of data; got one."),
+        (lambda y, x: quiet(Linear(), Stream(y, x), x), "Expected context=None if data is a Stream; got Tensor."),
         (
             lambda y, x: quiet(Linear(), DataLoader(TensorDataset(y, x)), weights=y),
-            "Expected weights=None with a DataLoader of data; got one.",
+            "Expected weights=None if data is a DataLoader; got Tensor.",
         ),
         (
             lambda y, x: quiet(Linear(), Stream(y, x), validation=0.1),
-            "Expected validation rows of their own with a Stream; got 0.1.",
+            "Expected separate validation rows if data is a Stream; got 0.1.",
         ),
-        (lambda y, x: quiet(Linear(), y, x, weights=y[:3]), "Expected weights.shape == (40,), one a row; got (3,)."),
-        (lambda y, x: quiet(Linear(), y, x, weights=-y.abs()), "Expected weights finite, not negative and not all 0"),
+        (lambda y, x: quiet(Linear(), y, x, weights=y[:3]), "Expected weights.shape == (40,), one per row; got (3,)."),
+        (
+            lambda y, x: quiet(Linear(), y, x, weights=-y.abs()),
+            "Expected weights to be finite, not negative and not all 0",
+        ),
         (lambda y, x: quiet(Linear(), y, x, ema=1.0), "Expected 0 <= ema < 1; got 1.0."),
         (lambda y, x: quiet(Linear(), y, x, seconds=0), "Expected seconds to be positive and finite; got 0."),
         (

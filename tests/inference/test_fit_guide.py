@@ -315,7 +315,7 @@ def test_parameters_under_a_name_that_is_taken_raise():
     q = gx.flows.iaf(1, hidden=(4,))
     fit_guide(model_, twin, steps=2, progress=False)
     q = gx.flows.iaf(1, hidden=(4,))
-    with pytest.raises(ValueError, match="parameters that the loss depends on; got none of"):
+    with pytest.raises(ValueError, match="Expected the loss to depend on parameters; it depends on none of"):
         fit_guide(model_, twin, steps=2, progress=False)
 
 

@@ -93,10 +93,15 @@ def test_the_first_process_alone_prints(seen):
         ),
         (
             "unused",
-            ["ValueError: Expected a loss that depends on each parameter, in several processes; got none on ['unused']"]
+            [
+                "ValueError: Expected the loss to depend on each parameter if there are several processes; it does not depend on ['unused']"
+            ]
             * 2,
         ),
-        ("uneven_loaders", ["ValueError: Expected data with as many batches in each process; got [2, 4]."] * 2),
+        (
+            "uneven_loaders",
+            ["ValueError: Expected data with the same number of batches in each process; got [2, 4]."] * 2,
+        ),
     ],
 )
 def test_a_fault_of_one_process_is_named_in_both_and_leaves_the_weights(name, texts, seen):
@@ -119,7 +124,7 @@ def test_a_fit_that_was_killed_at_each_checkpoint_ends_bit_for_bit(name, seen):
 
 
 def test_guides_are_fitted_by_one_process(seen):
-    assert seen[0]["guide"].startswith("Expected fabric of one device")
+    assert seen[0]["guide"].startswith("Expected fabric with one device")
 
 
 def parallel(name):
@@ -131,9 +136,15 @@ def parallel(name):
 @pytest.mark.parametrize(
     ("fabric", "text"),
     [
-        (lambda: Fabric(accelerator="cpu", devices=2, strategy="ddp"), "Expected a launched fabric of several devices"),
-        (lambda: Fabric(accelerator="cpu", devices=1, precision="bf16-true"), "Expected fabric of precision '32-true'"),
-        (lambda: parallel("FSDPStrategy"), "Expected fabric of one device or with strategy 'ddp' .*; got FSDPStrategy"),
+        (
+            lambda: Fabric(accelerator="cpu", devices=2, strategy="ddp"),
+            "Expected a fabric with several devices to be launched",
+        ),
+        (
+            lambda: Fabric(accelerator="cpu", devices=1, precision="bf16-true"),
+            "Expected fabric with precision '32-true'",
+        ),
+        (lambda: parallel("FSDPStrategy"), "Expected fabric with one device or strategy 'ddp' .*; got FSDPStrategy"),
     ],
     ids=["unlaunched", "precision", "sharded"],
 )

@@ -44,7 +44,8 @@ def test_nats_with_weights_are_weighted_means_on_both_sides_of_a_split():
     )
     assert (result.train[0], result.validation[0]) == pytest.approx((nats, nats), rel=1e-6)
     with pytest.raises(
-        ValueError, match=r"^Expected weights not all 0 in either part of the split; got validation=0.5."
+        ValueError,
+        match=r"^Expected positive weights in both parts of the split; got a part with weights 0 alone for validation=0.5.",
     ):
         quiet(Gaussian(), data, weights=torch.arange(40) == 3, validation=0.5)
 
@@ -148,7 +149,7 @@ def test_averages_of_pyro_parameters():
     assert result.validation == pytest.approx([max(pair) for pair in zip(*nats, strict=True)], abs=1e-6)
     assert nats[1][-1] > nats[0][-1] + 0.01
     with pytest.raises(
-        ValueError, match=r"^Expected module to keep its parameters; its forward made or replaced \['scale"
+        ValueError, match=r"^Expected module to keep its parameters; its forward created or replaced \['scale"
     ):
         quiet(Scaled(), data)  # Pyro's store gives it the scale of the first
     pyro.clear_param_store()
@@ -323,11 +324,11 @@ def test_a_log_prob_without_parameters():
         def forward(self, x):
             return dist.Normal(x.sum(-1), 1.0)
 
-    with pytest.raises(ValueError, match="Expected log_prob that depends on parameters of module"):
+    with pytest.raises(ValueError, match="Expected log_prob to depend on parameters of module"):
         quiet(Fixed(), *regression_rows())
 
 
 def test_a_fit_that_diverges_warns():
     y, x = regression_rows()
-    with pytest.warns(UserWarning, match=r"The fit diverged: -.* nats in the last epoch, -.* in the first step"):
+    with pytest.warns(UserWarning, match=r"The fit diverged: -.* nats in the last epoch, -.* nats in the first step"):
         quiet(Linear(), y, x, optimizer=functools.partial(torch.optim.SGD, lr=3.0), schedule=keep_rate, epochs=5)

@@ -75,7 +75,9 @@ def test_amortised_plates_are_those_of_each_call(sizes):
         assert trace.nodes["z"]["scale"] == model.nodes["z"]["scale"] == (total or size) / size
     with pytest.raises(ValueError, match=r"context.shape\[:-1\] == \(3,\), the sizes of the plates .*; got \(4,\)"):
         guide(numbers(3, 2), context=numbers(4, 2))
-    with pytest.raises(ValueError, match=r"Expected context.shape\[:-1\] of 1 sizes, as in the first call; got \(\)"):
+    with pytest.raises(
+        ValueError, match=r"Expected context with 1 batch dims, as in the first call; got context.shape\[:-1\] == \(\)"
+    ):
         guide(numbers(3, 2), context=numbers(2))
 
 

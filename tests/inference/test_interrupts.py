@@ -318,7 +318,7 @@ def test_steps_that_are_far_too_long_are_skipped(lr):
 
 def test_a_fit_that_diverges_without_ever_being_infinite_warns():
     with pytest.warns(
-        UserWarning, match="The fit diverged: -.* nats in the last epoch, -.* in the first step. Try a smaller lr"
+        UserWarning, match="The fit diverged: -.* nats in the last epoch, -.* nats in the first step. Try a smaller lr"
     ):
         quiet(Linear(), Y, X, optimizer=partial(SGD, lr=1e4), schedule=keep_rate, epochs=3)
 
@@ -378,7 +378,7 @@ def test_a_loss_without_parameters():
         def forward(self, x):
             return dist.Normal(x[:, 0], 1.0)
 
-    with pytest.raises(ValueError, match="Expected log_prob that depends on parameters of module"):
+    with pytest.raises(ValueError, match="Expected log_prob to depend on parameters of module"):
         quiet(Constant(), Y, X)
     with pytest.raises(ValueError, match="Expected model or guide to have parameters; got none"):
         guided(model, lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))

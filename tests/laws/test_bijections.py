@@ -291,7 +291,7 @@ class NoSecondDerivative(Bent):
         (testing.differentiability, ByDifferentInverse, "gradgradcheck of t.inv"),
         (testing.learning, LosesGradientsInEval, "gradient of tilt, t, eval.: none"),
         (testing.learning, LosesGradientsOfPhiInEval, "derivative|matters"),
-        (testing.learning, Unused, "gradient of tilt, t, train.: 0, not"),
+        (testing.learning, Unused, "gradient of tilt, t, train.: 0, which must be finite"),
         (testing.learning, DetachedInverse, "gradient of (the argument|phi|tilt), t.inv, train"),
         (testing.learning, TailsLoseGradientInEval, "derivative 1 by phi, t, eval as train"),
         (testing.learning, NoSecondDerivative, "second derivative, t, train"),

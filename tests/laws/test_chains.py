@@ -293,7 +293,7 @@ def test_k_best_of_equal_strings():
     """Where all are equal, only the strings themselves tell."""
     zeros = torch.zeros(2, 3, 2, dtype=torch.float64)
     testing.chain(LinearChainCRF(zeros, zeros[0, :2]))
-    with pytest.raises(AssertionError, match=r"chain broken \[k_best\]: one string twice"):
+    with pytest.raises(AssertionError, match=r"chain broken \[k_best\]: a string occurs twice"):
         testing.chain(OneTwice(zeros, zeros[0, :2]))
 
 

@@ -93,13 +93,13 @@ def masked_once():
     [
         (
             lambda: built(ReadsItself(2)),
-            r"causality broken \[as given, site 0\]: changes the parameters of site 0 by 1.7, not by 0",
+            r"causality broken \[as given, site 0\]: changes the parameters of site 0 by 1.7, which must be 0",
         ),
         (
             lambda: built(Blind(2)),
-            r"causality broken \[as given, site 0\]: changes the parameters of site 1 by 0, not by more",
+            r"causality broken \[as given, site 0\]: changes the parameters of site 1 by 0, which must not be 0",
         ),
-        (masked_once, r"causality broken \[noise for weights, site \d\]: changes .* not by 0"),
+        (masked_once, r"causality broken \[noise for weights, site \d\]: changes .* which must be 0"),
     ],
 )
 def test_causality_has_power(net, message):
@@ -164,11 +164,11 @@ def test_states_have_power():
     with pytest.raises(AssertionError, match=r"reorder broken \[first branch after 1 sites, grad False\]"):
         testing.reorder(built(OtherRows(2)))
     with pytest.raises(
-        AssertionError, match=r"consumption broken \[extend again, grad False\]: no error, not a RuntimeError"
+        AssertionError, match=r"consumption broken \[extend again, grad False\]: no error; expected RuntimeError"
     ):
         testing.consumption(built(Endless(2)))
     with pytest.raises(
-        AssertionError, match=r"consumption broken \[1 rows after 6, grad False\]: no error, not a Value"
+        AssertionError, match=r"consumption broken \[1 rows after 6, grad False\]: no error; expected ValueError"
     ):
         testing.consumption(built(Broadcasts(2)))
 
@@ -186,8 +186,14 @@ class Linear(MADE):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda: ContextLater(2, context=2), r"context use broken \[feature 0\]: changes site 0 by 0, not by more"),
-        (lambda: Linear(3, 2, context=2), r"context use broken \[non-linearity\]: site \d bends by .*, not by more"),
+        (
+            lambda: ContextLater(2, context=2),
+            r"context use broken \[feature 0\]: changes site 0 by 0, which must not be 0",
+        ),
+        (
+            lambda: Linear(3, 2, context=2),
+            r"context use broken \[non-linearity\]: site \d bends by .*, which must not be 0",
+        ),
     ],
 )
 def test_context_use_has_power(net, message):

@@ -273,7 +273,7 @@ def test_the_number_of_sites_at_the_call():
     assert model.condition(context, num_sites=4).event_shape == (4, 2)
     for wrong, number, message in (
         (model, 0, "num_sites to be"),
-        (binary(ORDER), 4, "num_sites=None (the model has an order of its sites); got 4"),
+        (binary(ORDER), 4, r"num_sites=None \(the model has an order of its sites\); got 4\."),
         (binary(), 4, "event_shape of 6 sites"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -45,7 +45,7 @@ def improve(
     with poutine.block(), torch.enable_grad(), torch.random.fork_rng([]):
         start = affine()(torch.zeros_like(affine.loc)).detach()
         with torch.no_grad(), torch.random.fork_rng([]):
-            point_guide(at_point=start)  # the first call runs the model to find the shapes
+            point_guide(at_point=start)  # runs the model once, for the shapes
         loss = default_loss(model, guide, 1)
 
         def energy(z: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def improve(
             before = elbo()
             affine.put(*laplace(energy, start))
             better = elbo() > before
-        except (ValueError, RuntimeError, IndexError):
-            pass  # the model raised during the search, or has no second derivative
+        except (ValueError, RuntimeError, IndexError):  # the model has no value on the way, or no second derivative
+            pass
         finally:
             if not better:
                 affine.load_state_dict(old)

@@ -181,7 +181,7 @@ class Sequence(DistributionModule):
 
 
 class OrderEnsemble(DistributionModule):
-    r"""Uniform mixture of one model over K orders of its sites, p(y) = 1/K sum_k p(y | order_k).
+    """Uniform mixture of one model over K orders of its sites, p(y) = 1/K sum_k p(y | order_k).
 
     All orders share the weights of the model; the weights that belong to a variable move with it. In eval mode the call
     returns the exact mixture. In training mode it returns the model under one random order. Maximising that log_prob is

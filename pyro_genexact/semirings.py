@@ -1,4 +1,4 @@
-r"""Semirings and the recursion over linear chains, to compute sums over all label sequences.
+"""Semirings and the recursion over linear chains, to compute sums over all label sequences.
 
 :class:`ChainPotentials` define the log-weight of each label sequence y_1 ... y_N as a sum of potentials,
 

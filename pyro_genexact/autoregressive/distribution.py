@@ -27,7 +27,7 @@ from .site_by_site import ChainRuleDistribution, EventConstraint
 
 
 class AutoregressiveDistribution(ChainRuleDistribution):
-    r"""Autoregressive distribution p(y | x) = prod_t p(y_t | x, y_{<t}); a network predicts the parameters of each factor.
+    """Autoregressive distribution p(y | x) = prod_t p(y_t | x, y_{<t}); a network predicts the parameters of each factor.
 
     The leading dims of an event are its T sites, visited in raster order or in ``order``; the trailing dims are those
     of a site (``head.site_shape``). With ``lengths``, the sites from a row's length on are padding: ``log_prob``

@@ -40,7 +40,7 @@ class TerminationCurve(NamedTuple):
 
 
 class SequenceDistribution(ChainRuleDistribution):
-    r"""Sequences of random length: p(y | x) = prod_{t <= n} p(y_t | x, y_{<t}), where n is the first site that is an end.
+    """Sequences of random length: p(y | x) = prod_{t <= n} p(y_t | x, y_{<t}), where n is the first site that is an end.
 
     An event is an array of max_len sites. All sites after the first ``eos`` are ``eos``. An array without ``eos``
     represents all longer sequences that start with it, so that the probabilities of all arrays sum to 1. With
@@ -186,7 +186,7 @@ class SequenceDistribution(ChainRuleDistribution):
         return self._like_this(prefix=prefix, prefix_lengths=lengths, max_len=left)
 
     def termination_curve(self, max_len: int | None = None, num_samples: int = 1000) -> TerminationCurve:
-        r"""Estimates the probability that a sequence has at most t sites before its end, for t = 0 ... max_len - 1.
+        """Estimates the probability that a sequence has at most t sites before its end, for t = 0 ... max_len - 1.
 
             P(length > t) = E[prod_{s <= t} (1 - p(end | x, y_{<s}))],
 

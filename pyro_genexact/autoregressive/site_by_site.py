@@ -138,7 +138,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         raise NotImplementedError
 
     def to_uniform(self, value: Tensor) -> Tensor:
-        r"""Computes the Rosenblatt transform u_t = F_t(y_t | y_{<t}), which is uniform if y comes from this distribution.
+        """Computes the Rosenblatt transform u_t = F_t(y_t | y_{<t}), which is uniform if y comes from this distribution.
 
         For discrete families u_t = F(y_t-) + v p(y_t) with uniform noise v, so that u is exactly uniform there too. u
         has the shape of the value, and is NaN at padding.

@@ -26,7 +26,7 @@ from .semirings import KMax, fold, trace_k
 
 
 class LinearChainCRF(ChainDistribution):
-    r"""Linear-chain conditional random field: label sequences y_1 ... y_N with p(y) = exp(score(y)) / Z.
+    """Linear-chain conditional random field: label sequences y_1 ... y_N with p(y) = exp(score(y)) / Z.
 
         score(y) = initial[y_1] + sum_t unary[t, y_t] + sum_t transition[t, y_t, y_{t+1}] + final[y_N]
 

@@ -29,7 +29,7 @@ from .semirings import ChainPotentials, Max, fold
 
 
 class HiddenMarkov(ChainDistribution):
-    r"""Hidden Markov model: observations x_1 ... x_N of a latent Markov chain z_1 ... z_N with V states.
+    """Hidden Markov model: observations x_1 ... x_N of a latent Markov chain z_1 ... z_N with V states.
 
         p(x) = sum_z p(z_1) p(x_1 | z_1) prod_{t > 1} p(z_t | z_{t-1}) p(x_t | z_t)
 

@@ -70,7 +70,7 @@ def messages_of(chain: ChainPotentials, attempts: tuple[int, ...] = RESCALED_EVE
 
 
 class ScaledMessages:
-    r"""Messages in exp space: both directions in one recursion of matrix products, with occasional rescaling.
+    """Messages in exp space: both directions in one recursion of matrix products, with occasional rescaling.
 
     With forward messages x_t and backward messages z_t, both including the factor of site t, and E = exp(transition),
 

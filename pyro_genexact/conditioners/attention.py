@@ -47,7 +47,7 @@ class TransformerState(NamedTuple):
 
 
 class Transformer(Conditioner):
-    r"""Pre-norm Transformer decoder: each site attends to all earlier sites.
+    """Pre-norm Transformer decoder: each site attends to all earlier sites.
 
         h_t = in(y_{t-1}) + in'(x),     h = h + attention(norm(h)),     h = h + mlp(norm(h)),     phi_t = W norm(h_t) + b
 

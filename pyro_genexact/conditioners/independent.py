@@ -31,7 +31,7 @@ class IndependentState(NamedTuple):
 
 
 class Independent(Conditioner):
-    r"""Conditioner that ignores the history (mean field): phi_t is a function of the context, or a free parameter.
+    """Conditioner that ignores the history (mean field): phi_t is a function of the context, or a free parameter.
 
     With ``context=C`` one network predicts all T * P parameters from the context. With ``context=Covariates(C)`` one
     network, shared by all sites, predicts the P parameters of each site from its covariates. Without context, the

@@ -30,7 +30,7 @@ _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
 
 
 class MADE(Conditioner):
-    r"""Masked dense network over a fixed number of sites, with incremental evaluation.
+    """Masked dense network over a fixed number of sites, with incremental evaluation.
 
     Each hidden unit has a degree d and reads what site d may read: all earlier sites, or those of ``adjacency[d]``.
     Degrees do not decrease along a layer, so the masks are block lower-triangular. The units of one degree need only

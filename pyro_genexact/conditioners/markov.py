@@ -33,7 +33,7 @@ class MarkovState(NamedTuple):
 
 
 class Markov(Conditioner):
-    r"""Dense network of the last k = ``order`` sites, shared by all sites; it accepts any length.
+    """Dense network of the last k = ``order`` sites, shared by all sites; it accepts any length.
 
         phi_t = net(y_{t-k}, ..., y_{t-1}, x)
 

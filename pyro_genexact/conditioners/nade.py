@@ -39,7 +39,7 @@ class NADEState(NamedTuple):
 
 
 class NADE(Conditioner):
-    r"""Neural autoregressive distribution estimator: a hidden layer shared by all sites, and an output layer per site.
+    """Neural autoregressive distribution estimator: a hidden layer shared by all sites, and an output layer per site.
 
         h_t = act(c + U x + W_{<t} y_{<t}),      phi_t = V_t h_t + B_t x + b_t
 

@@ -38,7 +38,7 @@ class PretrainedState(NamedTuple):
 
 
 class Pretrained(Conditioner):
-    r"""Causal language model of Hugging Face's ``transformers``: its tokens are the sites and its logits are phi.
+    """Causal language model of Hugging Face's ``transformers``: its tokens are the sites and its logits are phi.
 
         phi_t = logits(bos, y_1, ..., y_{t-1})
 

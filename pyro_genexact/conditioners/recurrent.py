@@ -48,7 +48,7 @@ class RecurrentState(NamedTuple):
 
 
 class Recurrent(Conditioner):
-    r"""Recurrent network over sites, of any length, with one fused kernel call per chunk.
+    """Recurrent network over sites, of any length, with one fused kernel call per chunk.
 
         h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
 

@@ -1,4 +1,4 @@
-r"""Utilities u(h, y) of choosing h if y is true, for :func:`~pyro_genexact.decoding.minimum_bayes_risk`.
+"""Utilities u(h, y) of choosing h if y is true, for :func:`~pyro_genexact.decoding.minimum_bayes_risk`.
 
 A utility is a function of candidates (N, *batch, T) and references (M, *batch, T) that returns numbers (N, M, *batch), where
 higher is better.

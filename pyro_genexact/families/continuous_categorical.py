@@ -24,7 +24,7 @@ _NEWTON_STEPS = 9
 
 
 class ContinuousCategorical(Parametrised, ShapesByParameters, TorchDistribution):
-    r"""A density on the simplex that is log-linear in the value x (k,), with natural parameters ``logits`` (k,).
+    """A density on the simplex that is log-linear in the value x (k,), with natural parameters ``logits`` (k,).
 
         p(x) = exp(logits · x) / Z,    Z = exp[logits_1, ..., logits_k],
 
@@ -170,11 +170,11 @@ class _LogMeanExp(Function):
 
 
 class _Break(Function):
-    r"""Solves log S(w) = log_u for w, where exp(-w) is the share that the first of m + 1 coordinates leaves.
+    """Solves log S(w) = log_u for w, where exp(-w) is the share that the first of m + 1 coordinates leaves.
 
         S(w) = e^{-m w} E exp(e^{-w} z · x) / E exp(z · x),
 
-    with z (\*batch, m+1) the logits minus the first one, which is the smallest, times the length of the remainder. As
+    with z (*batch, m+1) the logits minus the first one, which is the smallest, times the length of the remainder. As
     z >= 0, log S is a log-sum-exp of decreasing linear functions of w. It is convex, so Newton's method from w = 0
     increases to the root and does not pass it.
     """

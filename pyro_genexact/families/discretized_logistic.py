@@ -19,7 +19,7 @@ from .parametrised import Parametrised
 
 
 class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
-    r"""A logistic variable rounded to the nearest of the integers 0 ... L - 1, which represent L points from -1 to 1.
+    """A logistic variable rounded to the nearest of the integers 0 ... L - 1, which represent L points from -1 to 1.
 
     With sigma the logistic function, c = (loc + 1) (L - 1) / 2 and r = scale (L - 1) / 2,
 
@@ -30,8 +30,8 @@ class DiscretizedLogistic(ByEnumeration, Parametrised, TorchDistribution):
     tails.
 
     Args:
-        loc: (\*batch) locations, on the scale where the levels span -1 ... 1.
-        scale: (\*batch) positive scales, in the same units.
+        loc: (*batch) locations, on the scale where the levels span -1 ... 1.
+        scale: (*batch) positive scales, in the same units.
         levels: L, at least 2.
 
     Raises:

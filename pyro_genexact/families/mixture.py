@@ -23,16 +23,16 @@ from .supports import innermost
 
 
 class Mixture(ByEnumeration, Parametrised, TorchDistribution):
-    r"""A mixture p(y) = sum_k w_k p_k(y) of K distributions with weights w = softmax(logits).
+    """A mixture p(y) = sum_k w_k p_k(y) of K distributions with weights w = softmax(logits).
 
     ``log_prob`` is computed by log-sum-exp, in nats. Components whose support does not contain the value contribute
     nothing; outside all supports, ``log_prob`` is -inf with gradient zero. A sample draws from all K components and
     selects one of the draws, so it costs K times as much as a sample of one component.
 
     Args:
-        logits: (\*batch, K) unnormalised log weights.
-        components: a list of K distributions of any families, each of batch shape (\*batch), or one distribution of
-            batch shape (K, \*batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
+        logits: (*batch, K) unnormalised log weights.
+        components: a list of K distributions of any families, each of batch shape (*batch), or one distribution of
+            batch shape (K, *batch), evaluated in one call. Batch shapes broadcast with each other and with the logits.
         supports: a list of supports for a list of components, or one support for a single distribution. They replace
             the families' own, some of which are wider than the set with positive mass (``VonMises``).
 

@@ -58,10 +58,10 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
     simulating skewed stable random variables".
 
     Args:
-        stability: α (\*batch) in (0, 2].
-        skew: β (\*batch) in [-1, 1].
-        scale: (\*batch) positive numbers.
-        loc: (\*batch) real numbers.
+        stability: α (*batch) in (0, 2].
+        skew: β (*batch) in [-1, 1].
+        scale: (*batch) positive numbers.
+        loc: (*batch) real numbers.
         coords: "S0", or "S" for values shifted by scale β tan(πα/2), which is discontinuous at stability 1.
 
     Raises:
@@ -151,7 +151,7 @@ def _standard(angle: Tensor, wait: Tensor, alpha: Tensor, beta: Tensor) -> Tenso
 
 
 def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    r"""Returns the log of f = 1/π Re ∫ e^{h(t)} dt = -1/π Re ∫ t h'(t) e^{h(t)} dt, integrated along the path.
+    """Returns the log of f = 1/π Re ∫ e^{h(t)} dt = -1/π Re ∫ t h'(t) e^{h(t)} dt, integrated along the path.
 
     Here -h(t) = i t x + ψ(t) = t (c + i d).
     """
@@ -199,7 +199,7 @@ def _integral(x: Tensor, alpha: Tensor, beta: Tensor, panels: int) -> tuple[Tens
 
 
 def _exponent(nodes: _Nodes, x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Returns c and d of -h / t = c + i d, and d' of -h' = α c + i d', each without cancellation.
+    """Returns c and d of -h / t = c + i d, and d' of -h' = α c + i d', each without cancellation.
 
     With ε = α - 1, ζ = β cot(πε/2), t = r e^{-iφ}, q = π/2 - φ:
 
@@ -234,7 +234,7 @@ class _Nodes(NamedTuple):
 
 
 class _Path:
-    r"""The path on which Im h(t) = 0: t = r e^{-iφ}, r^ε = (x - ζ) cos φ / (sin αφ - ζ cos αφ), ζ = β cot(πε/2), x > ζ.
+    """The path on which Im h(t) = 0: t = r e^{-iφ}, r^ε = (x - ζ) cos φ / (sin αφ - ζ cos αφ), ζ = β cot(πε/2), x > ζ.
 
     φ runs from the zero of the denominator to π/2; p and q are the distances to these ends, L = p + q, v = log(p / q).
     On the path, -h = g > 0 is monotone in v. M = π - L and A = π - αL are stored because they may be small.

@@ -19,13 +19,13 @@ from .parametrised import Parametrised
 
 
 class Stopped(Parametrised, TorchDistribution):
-    r"""Vectors (k + 1,) of a value and an independent flag, 1 with probability sigmoid(stop_logits) and else 0.
+    """Vectors (k + 1,) of a value and an independent flag, 1 with probability sigmoid(stop_logits) and else 0.
 
     A flag of 1 marks the last site of a sequence.
 
     Args:
-        inner: the distribution (\*batch) of values, which are scalars (k = 1) or vectors (k,).
-        stop_logits: (\*batch) logits of the flag; -inf for a flag that is always 0.
+        inner: the distribution (*batch) of values, which are scalars (k = 1) or vectors (k,).
+        stop_logits: (*batch) logits of the flag; -inf for a flag that is always 0.
         inner_support: a replacement for the support of ``inner``, if that is wider than the set with positive mass
             (``VonMises``).
 

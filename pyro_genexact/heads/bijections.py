@@ -14,7 +14,7 @@ from .parameters import bounded
 
 
 class Affine(Head):
-    r"""An affine bijection y = x exp(s) + m of each of the n numbers of a site.
+    """An affine bijection y = x exp(s) + m of each of the n numbers of a site.
 
         m = phi[..., :n],    s = bound tanh(phi[..., n:] / bound)
 

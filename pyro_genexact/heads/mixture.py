@@ -22,7 +22,7 @@ _GOLDEN = 0.6180339887498949
 
 
 class Mixture(Head):
-    r"""A mixture sum_k w_k p_k(y), with weights and components predicted by phi.
+    """A mixture sum_k w_k p_k(y), with weights and components predicted by phi.
 
     phi contains the K logits of the weights, then the parameters of each component in turn. The K components of a
     single head are evaluated in one call. Equal components would receive equal gradients and stay equal, so fixed

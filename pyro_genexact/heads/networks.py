@@ -54,7 +54,7 @@ class _OwnNetwork(Head):
 
 
 class MonotoneNetwork(_OwnNetwork):
-    r"""A monotone network y = m + exp(s) x + exp(r - 1) net(x, signal), where net is increasing and bounded.
+    """A monotone network y = m + exp(s) x + exp(r - 1) net(x, signal), where net is increasing and bounded.
 
     phi contains m, s, r and the signal, so P = signal + 3; s is bounded as 5 tanh(raw / 5) and r as 3 tanh(raw / 3).
     The layers are h = tanh(W h + V signal + b) with weights of the head: V and b are unconstrained, and W is
@@ -170,14 +170,14 @@ def _limited(rows: Tensor, limit: float) -> Tensor:
 def monotone_network(
     x: Tensor, shift: Tensor, scale: Tensor, amplitude: Tensor, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Computes m + s x + a net(x) and its log-derivative, by forward-mode differentiation through the layers.
+    """Computes m + s x + a net(x) and its log-derivative, by forward-mode differentiation through the layers.
 
     Args:
-        x: (\*batch) values.
-        shift: m, (\*batch, 1).
-        scale: s, (\*batch, 1).
-        amplitude: a, (\*batch, 1).
-        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the positive weights: (n,) of the
+        x: (*batch) values.
+        shift: m, (*batch, 1).
+        scale: s, (*batch, 1).
+        amplitude: a, (*batch, 1).
+        *layers: the signal's terms of the hidden layers, each (*batch, n), then the positive weights: (n,) of the
             first layer, (n, m) of others, and (1, m) of the last.
     """
     depth = len(layers) // 2
@@ -196,17 +196,17 @@ def monotone_network(
 def integrated_positive(
     x: Tensor, shift: Tensor, log_scale: Tensor, amplitude: Tensor, *layers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Computes m + the integral of g from 0 to x, and log g(x), with log g(t) = s + r net(t / unit) up to 8 units.
+    """Computes m + the integral of g from 0 to x, and log g(x), with log g(t) = s + r net(t / unit) up to 8 units.
 
     The integral is a sum over panels of one unit between 0 and x, of which only the last is cut at x. A larger x
     therefore adds to the same terms, so rounding hardly makes y decrease.
 
     Args:
-        x: (\*batch) values.
-        shift: m, (\*batch, 1).
-        log_scale: s, (\*batch, 1).
-        amplitude: r, (\*batch, 1).
-        *layers: the signal's terms of the hidden layers, each (\*batch, n), then the unit (), then the weights: (n,) of
+        x: (*batch) values.
+        shift: m, (*batch, 1).
+        log_scale: s, (*batch, 1).
+        amplitude: r, (*batch, 1).
+        *layers: the signal's terms of the hidden layers, each (*batch, n), then the unit (), then the weights: (n,) of
             the first layer, (n, m) of others, and (1, m) of the last.
     """
     depth = len(layers) // 2 - 1

@@ -29,7 +29,7 @@ _VMAP_ERRORS = ("vmap: ", "Batching rule not implemented")
 
 
 class Parametric(Head):
-    r"""The head of any torch or Pyro distribution class whose parameters have a fixed size.
+    """The head of any torch or Pyro distribution class whose parameters have a fixed size.
 
     All parameters that are not fixed are predicted. An unconstrained number r of phi is bounded smoothly to
     z = b tanh(r / b), with b = 10 for most parameters and 4 for tail exponents, and mapped by ``transform_to`` of the

@@ -22,7 +22,7 @@ _POINTS = 9  # the number of knots of the spline that approximates the inverse o
 
 
 class SumOfSquares(Head):
-    r"""A sum-of-squares polynomial y = c + int_0^x g(t) dt, where g is a mean of squared polynomials.
+    """A sum-of-squares polynomial y = c + int_0^x g(t) dt, where g is a mean of squared polynomials.
 
         g(t) = m + (1 - m) mean_k (1 + sum_j a_kj u^j)^2,    u = clamp(t / bound, -1, 1),    m = 0.001
 
@@ -92,7 +92,7 @@ def _sum_of_squares_guess(y: Tensor, shift: Tensor, coefficients: Tensor, rules:
 
 
 class Bernstein(Head):
-    r"""A Bernstein polynomial with increasing coefficients on [-bound, bound], and linear tails.
+    """A Bernstein polynomial with increasing coefficients on [-bound, bound], and linear tails.
 
         dy/dx = sum_k s_k C(n - 1, k) u^k (1 - u)^{n - 1 - k},    u = clamp((x + bound) / (2 bound), 0, 1)
 

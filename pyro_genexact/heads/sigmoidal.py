@@ -13,7 +13,7 @@ from .parameters import bounded
 
 
 class DeepSigmoid(Head):
-    r"""The deep sigmoidal flow (DSF) y = logit(sum_k w_k sigmoid(a_k x + b_k)); the dense one (DDSF) with more layers.
+    """The deep sigmoidal flow (DSF) y = logit(sum_k w_k sigmoid(a_k x + b_k)); the dense one (DDSF) with more layers.
 
     Each layer maps h to logit(sum_k W_jk sigmoid(a_k h_k + b_k)) for J outputs, with J = K units, or J = 1 in the last
     layer; all units of the first layer read x. All parameters come from phi: the rows of W are softmaxes, and
@@ -61,7 +61,7 @@ class DeepSigmoid(Head):
 
 
 class LogisticMixtureCDF(Head):
-    r"""The coupling function of Flow++, y = exp(s) logit(sum_k pi_k sigmoid((x - mu_k) / s_k)) + m.
+    """The coupling function of Flow++, y = exp(s) logit(sum_k pi_k sigmoid((x - mu_k) / s_k)) + m.
 
     phi contains m, s, the K logits of pi, the mu_k and the log s_k; s and log s_k are bounded as bound tanh(raw /
     bound). At phi = 0 the s_k are 1 and the mu_k are spread over (-1, 1), so that the components differ.
@@ -103,15 +103,15 @@ class LogisticMixtureCDF(Head):
 
 
 def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Computes y = h_L and log dy/dx, with h_0 = x and h_j = logit(sum_k W_jk sigmoid(a_k h_k + b_k)) in each layer.
+    """Computes y = h_L and log dy/dx, with h_0 = x and h_j = logit(sum_k W_jk sigmoid(a_k h_k + b_k)) in each layer.
 
     Logarithms of the probability and of its complement keep both tails accurate. With the shares r_jk of unit k in the
     probability and q_jk in its complement, dh_j = sum_k a_k r_jk q_jk / W_jk dh_k, which in the tails is a mean of the
     a_k dh_k.
 
     Args:
-        x: (\*batch) values.
-        *layers: four tensors per layer, a, b and log a (\*batch, K), and log W (\*batch, J K), with J = 1 in the last
+        x: (*batch) values.
+        *layers: four tensors per layer, a, b and log a (*batch, K), and log W (*batch, J K), with J = 1 in the last
             layer.
     """
     h, slope = x.unsqueeze(-1), None
@@ -132,7 +132,7 @@ def deep_sigmoid(x: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logistic_mixture(x: Tensor, shift: Tensor, log_scale: Tensor, *layer: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Computes exp(s) h + m and its log-derivative, with h of :func:`deep_sigmoid`; m and s have shape (\*batch, 1)."""
+    """Computes exp(s) h + m and its log-derivative, with h of :func:`deep_sigmoid`; m and s have shape (*batch, 1)."""
     h, slope = deep_sigmoid(x, *layer)
     s = log_scale.squeeze(-1)
     return torch.addcmul(shift.squeeze(-1), h, s.exp()), slope + s

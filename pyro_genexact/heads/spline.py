@@ -18,7 +18,7 @@ _SPREAD = 2.0  # the bound of the log-sizes of bins; round trips of steeper spli
 
 
 class RationalQuadraticSpline(Head):
-    r"""An increasing rational-quadratic spline on [-bound, bound], and the identity outside.
+    """An increasing rational-quadratic spline on [-bound, bound], and the identity outside.
 
     phi contains K numbers for the widths of the bins, K for their heights and K - 1 for the slopes at inner knots, so
     P = 3 K - 1. With e = exp(2 tanh(phi / 2)), widths and heights are e, normalised to a sum of 2 bound, and slopes are
@@ -55,7 +55,7 @@ class RationalQuadraticSpline(Head):
 
 
 class CircularSpline(Head):
-    r"""A bijection of angles in [-pi, pi): an increasing spline with periodic slopes, followed by a rotation.
+    """A bijection of angles in [-pi, pi): an increasing spline with periodic slopes, followed by a rotation.
 
     phi contains K numbers for the widths, K for the heights and K for the slopes of the bins, as in
     :class:`RationalQuadraticSpline`, and the angle of the rotation, so P = 3 K + 1. The first slope is that at the

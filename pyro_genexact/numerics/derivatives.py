@@ -15,17 +15,17 @@ Increasing = Callable[..., Any]
 
 
 def implicit(f: Increasing, x: Tensor, y: Tensor, *tensors: Tensor, event_dim: int = 0) -> Tensor:
-    r"""Makes a known root x of f(x, \*tensors) = y a differentiable function of y and the tensors.
+    """Makes a known root x of f(x, *tensors) = y a differentiable function of y and the tensors.
 
         dx = J^{-1} (dy - sum_i df/dtheta_i dtheta_i),      J = df/dx
 
-    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (\*batch, D), and the J of each row
+    For elementwise functions J is diagonal. With ``event_dim=1``, x and y are rows (*batch, D), and the J of each row
     is a matrix, which costs D derivatives of f. Derivatives are exact to any order, and to the third order under the
     transforms of ``torch.func``.
 
     Args:
         f: the function, as in :func:`root`; with ``event_dim=1`` it returns values only.
-        x: (\*batch) the root, a constant.
+        x: (*batch) the root, a constant.
         y: the value of f at x; broadcasts with x.
         *tensors: the further arguments of f.
         event_dim: 0 for elementwise functions, 1 for functions of rows.

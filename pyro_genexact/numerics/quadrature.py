@@ -32,15 +32,15 @@ def integrate(
     Cost: 15 evaluations of f per panel and element, for every number of panels tried.
 
     Args:
-        f: maps points (\*batch, n) to values (\*batch, n).
-        low: (\*batch) the lower bounds, finite.
-        high: (\*batch) the upper bounds, finite; may be smaller than ``low``.
+        f: maps points (*batch, n) to values (*batch, n).
+        low: (*batch) the lower bounds, finite.
+        high: (*batch) the upper bounds, finite; may be smaller than ``low``.
         tol: the allowed error relative to the integral of \|f\|; by default 1e-12 in float64, 2e-6 in float32.
         panels: the initial number of panels.
         doublings: the largest number of doublings.
 
     Returns:
-        The integral (\*batch), and an estimate (\*batch) of its error, including rounding, without gradient. Both are
+        The integral (*batch), and an estimate (*batch) of its error, including rounding, without gradient. Both are
         NaN if a bound is NaN.
 
     Raises:

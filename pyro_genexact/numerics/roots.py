@@ -28,7 +28,7 @@ def root(
     high: Tensor | None = None,
     tol: float | None = None,
 ) -> Tensor:
-    r"""Solves f(x, \*parameters, \*shared) = y for x, elementwise, for a function f that increases in x.
+    r"""Solves f(x, *parameters, *shared) = y for x, elementwise, for a function f that increases in x.
 
     The search has three stages:
 
@@ -50,12 +50,12 @@ def root(
         f: maps x and the tensors to values of the shape of x, or to a pair of values and log-derivatives; without the
             latter, autograd computes the derivative. Can also be an ``nn.Module``, whose parameters are treated as
             ``shared``. Tensors in the closure of f must not require gradients and must apply to all elements.
-        y: (\*batch) the targets; infinite targets give the same infinity, NaN gives NaN.
-        *parameters: (\*batch, ...) tensors with one entry per element; dims of size 1 broadcast.
+        y: (*batch) the targets; infinite targets give the same infinity, NaN gives NaN.
+        *parameters: (*batch, ...) tensors with one entry per element; dims of size 1 broadcast.
         shared: tensors of any shape that are the same for all elements.
-        guess: (\*batch) the starting points, by default y.
-        low: (\*batch) the smallest numbers at which f is defined, by default the smallest finite number.
-        high: (\*batch) the largest numbers at which f is defined, by default the largest finite number.
+        guess: (*batch) the starting points, by default y.
+        low: (*batch) the smallest numbers at which f is defined, by default the smallest finite number.
+        high: (*batch) the largest numbers at which f is defined, by default the largest finite number.
         tol: the tolerance, by default 4 eps, where eps is that of the dtype. A result x is accepted if
 
             - \|f(x) - y\| <= tol (1 + \|y\|), and the Newton step from x is only rounding of x, or for the second time
@@ -68,7 +68,7 @@ def root(
             values are much smaller than 1.
 
     Returns:
-        The root (\*batch).
+        The root (*batch).
 
     Raises:
         ConvergenceError: if f is below y or above y at all numbers, or NaN around the root.

@@ -24,12 +24,12 @@ def refine(f: Callable[[Tensor], Tensor], y: Tensor, guess: Tensor) -> Tensor:
     system. A close guess needs one or two steps.
 
     Args:
-        f: maps rows x (\*batch, D) to rows (\*batch, D), each row independently; differentiable.
-        y: (\*batch, D) the targets; for rows with NaN the guess is returned.
-        guess: (\*batch, D) the starting points.
+        f: maps rows x (*batch, D) to rows (*batch, D), each row independently; differentiable.
+        y: (*batch, D) the targets; for rows with NaN the guess is returned.
+        guess: (*batch, D) the starting points.
 
     Returns:
-        The rows x (\*batch, D).
+        The rows x (*batch, D).
 
     Raises:
         ConvergenceError: if fifty steps reach neither \|f(x) - y\| <= 1000 eps (1 + \|y\|) nor a step within rounding.

@@ -25,7 +25,7 @@ from .modules import BijectionModule, ConditionedTransform
 
 
 class ConditionedAutoregressive(ConditionedTransform):
-    r"""Bijection x -> y over T sites, y_t = head(phi_t(context, x_{<t}))(x_t).
+    """Bijection x -> y over T sites, y_t = head(phi_t(context, x_{<t}))(x_t).
 
     The Jacobian is triangular, so log|det dy/dx| is the sum of the head's log-derivatives over sites. It keeps using
     the weights that the modules have at construction.

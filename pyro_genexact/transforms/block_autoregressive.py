@@ -20,7 +20,7 @@ _NARROW = 0.03  # slope of the first layer without residual connection, for a st
 
 
 class ConditionedBlockAutoregressive(ConditionedTransform):
-    r"""Bijection x -> y over T sites by a :class:`BlockAutoregressive` network, given a context.
+    """Bijection x -> y over T sites by a :class:`BlockAutoregressive` network, given a context.
 
     It keeps using the weights that the module has at construction.
 
@@ -87,7 +87,7 @@ class ConditionedBlockAutoregressive(ConditionedTransform):
 
 
 class BlockAutoregressive(BijectionModule):
-    r"""Block neural autoregressive flow: a network that is itself a bijection; its call returns the transform x -> y.
+    """Block neural autoregressive flow: a network that is itself a bijection; its call returns the transform x -> y.
 
     Each layer has a block of units per site. Weights from a site to itself are positive and those from earlier sites
     are free, so y_t increases in x_t and depends on x_1 ... x_t. ``residual`` chooses the form of the output:

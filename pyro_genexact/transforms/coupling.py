@@ -24,7 +24,7 @@ from .modules import BijectionModule, ConditionedTransform
 
 
 class ConditionedCoupling(ConditionedTransform):
-    r"""Bijection x -> y over T sites that copies some sites and transforms the others given them.
+    """Bijection x -> y over T sites that copies some sites and transforms the others given them.
 
         y_p = x_p,      y_t = head(phi_t(x_p, context))(x_t)
 
@@ -89,7 +89,7 @@ class ConditionedCoupling(ConditionedTransform):
 
 
 class Coupling(BijectionModule):
-    r"""Coupling layer: its call returns the transform x -> y, which has the same cost in both directions.
+    """Coupling layer: its call returns the transform x -> y, which has the same cost in both directions.
 
     The layer copies the sites where ``mask`` is True. A network reads them and the context, and predicts
     ``head.num_params`` parameters for each other site. With :class:`~pyro_genexact.heads.Affine` this is RealNVP, with

@@ -19,7 +19,7 @@ _TANGENT = 100.0  # soft bound of the tangents of half angles
 
 
 class LULinear(PlainTransform, TransformModule):
-    r"""Linear bijection y = L U D x + b with unit triangular L (lower) and U (upper), and D = diag(exp s).
+    """Linear bijection y = L U D x + b with unit triangular L (lower) and U (upper), and D = diag(exp s).
 
         log|det dy/dx| = sum_i s_i,        s_i = 7 tanh(d_i / 7)
 
@@ -31,7 +31,7 @@ class LULinear(PlainTransform, TransformModule):
     Args:
         features: D, the number of features.
 
-    x and y have shape (\*batch, D).
+    x and y have shape (*batch, D).
 
     Attributes:
         factors: (D, D), L below the diagonal and U above it.
@@ -114,7 +114,7 @@ class _Orthogonal(PlainTransform, TransformModule):
 
 
 class Rotation(_Orthogonal):
-    r"""Rotation y = W x with W = (1 - A)^{-1} (1 + A) and A skew-symmetric (Cayley transform); log|det dy/dx| = 0.
+    """Rotation y = W x with W = (1 - A)^{-1} (1 + A) and A skew-symmetric (Cayley transform); log|det dy/dx| = 0.
 
     It represents all rotations except those near a half turn in some plane. The entries of A are softly bounded by
     ±100, which in a plane is 178.85 degrees, so that W is orthogonal to rounding. The matrix exponential also reaches
@@ -124,7 +124,7 @@ class Rotation(_Orthogonal):
     Args:
         features: D, the number of features.
 
-    x and y have shape (\*batch, D).
+    x and y have shape (*batch, D).
 
     Attributes:
         skew: a (D, D); the entries of A below the diagonal are 100 tanh(a / 100).
@@ -158,7 +158,7 @@ class Rotation(_Orthogonal):
 
 
 class Householder(_Orthogonal):
-    r"""Product of reflections y = H_1 ... H_K x, H_k = 1 - 2 v_k v_k^T / v_k^T v_k; log|det dy/dx| = 0.
+    """Product of reflections y = H_1 ... H_K x, H_k = 1 - 2 v_k v_k^T / v_k^T v_k; log|det dy/dx| = 0.
 
     The product is computed as one matrix, 1 - V S^{-1} V^T, where V has the columns v_k / |v_k| and S is the strictly
     upper triangle of V^T V with 1/2 on the diagonal. D reflections represent every orthogonal matrix of determinant
@@ -169,7 +169,7 @@ class Householder(_Orthogonal):
         features: D, the number of features.
         reflections: K; by default D, or D + 1 if D is odd.
 
-    x and y have shape (\*batch, D).
+    x and y have shape (*batch, D).
 
     Attributes:
         vectors: v (K, D), of any length except zero.

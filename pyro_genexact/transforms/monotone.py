@@ -15,21 +15,21 @@ from .base import RememberingTransform
 
 
 class Monotone(RememberingTransform):
-    r"""Elementwise bijection y = f(x; parameters) for any f that increases from -inf to inf.
+    """Elementwise bijection y = f(x; parameters) for any f that increases from -inf to inf.
 
     Cost: the forward direction is one evaluation of f. The inverse is :func:`pyro_genexact.numerics.root`, which takes
     about six evaluations for smooth functions, and is exact to the rounding of the dtype for y of any size. Both
     directions are differentiable at least twice.
 
     Args:
-        function: (x, \*parameters, \*shared) to (y, log dy/dx). It must broadcast, because the solver calls it with x
+        function: (x, *parameters, *shared) to (y, log dy/dx). It must broadcast, because the solver calls it with x
             and parameters of the rows that are not solved yet. It must be importable if the transform will be pickled.
-        parameters: one or more tensors (\*batch, n), each with n numbers per value.
+        parameters: one or more tensors (*batch, n), each with n numbers per value.
         shared: tensors of any shape that all values share, for example the weights of a network.
-        guess: (y, \*parameters, \*shared) to the initial value of x in the search; by default y.
+        guess: (y, *parameters, *shared) to the initial value of x in the search; by default y.
         cache_size: 1 to cache the last call, 0 for no cache.
 
-    x and y have shape (\*batch) and broadcast with the parameters.
+    x and y have shape (*batch) and broadcast with the parameters.
 
     Raises:
         ConvergenceError: if the inverse is not found (when called).

@@ -21,7 +21,7 @@ from .support import ToSupport
 
 
 class Prefixes(Chain):
-    r"""Composition of transforms that acts on the first n sites of each row, as if T were n.
+    """Composition of transforms that acts on the first n sites of each row, as if T were n.
 
     Sites from a row's length on are padding in both directions: their values are ignored, their gradients are zero,
     their images are 0, and log|det dy/dx| is that of the first n sites.

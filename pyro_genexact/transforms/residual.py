@@ -239,7 +239,7 @@ class Radial(_Residual):
 
 
 class Sylvester(_Residual):
-    r"""Sylvester flow y = x + Q R tanh(S Q^T x + b), which changes x along M orthonormal directions.
+    """Sylvester flow y = x + Q R tanh(S Q^T x + b), which changes x along M orthonormal directions.
 
         log|det dy/dx| = sum_i log(1 + R_ii S_ii (1 - tanh_i^2)),      R_ii S_ii > -1
 

@@ -13,7 +13,7 @@ from .base import RememberingTransform
 
 
 class RationalQuadratic(RememberingTransform):
-    r"""Elementwise increasing rational-quadratic spline; the identity outside the first and last knot.
+    """Elementwise increasing rational-quadratic spline; the identity outside the first and last knot.
 
     Between the knots (x_0, y_0) and (x_1, y_1) with slopes d_0 and d_1, let z = (x - x_0) / (x_1 - x_0) and
     s = (y_1 - y_0) / (x_1 - x_0). Then
@@ -27,11 +27,11 @@ class RationalQuadratic(RememberingTransform):
     Cost: in each direction, a search for the bin and about twenty operations.
 
     Args:
-        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y increase, and have equal first and
+        knots: (*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y increase, and have equal first and
             equal last elements. Slopes are positive; they should be 1 at both ends for a continuous derivative.
         cache_size: 1 to cache the last call, 0 for no cache.
 
-    x and y have shape (\*batch) and broadcast with the knots.
+    x and y have shape (*batch) and broadcast with the knots.
 
     Raises:
         ValueError: for knots of another shape. Their order is not checked.
@@ -101,19 +101,19 @@ class RationalQuadratic(RememberingTransform):
 
 
 class CircularRationalQuadratic(RationalQuadratic):
-    r"""Elementwise bijection of the circle: an increasing spline from -pi to pi, followed by a rotation.
+    """Elementwise bijection of the circle: an increasing spline from -pi to pi, followed by a rotation.
 
         y = spline(x) + angle,    modulo 2 pi
 
     Arguments may be any real numbers; results are in [-pi, pi).
 
     Args:
-        knots: (\*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y start at -pi and end at pi. The
+        knots: (*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y start at -pi and end at pi. The
             slopes at both ends should be equal, so that the derivative is continuous on the circle.
-        angle: (\*batch), the angle of rotation, any real number.
+        angle: (*batch), the angle of rotation, any real number.
         cache_size: 1 to cache the last call, 0 for no cache.
 
-    x and y have shape (\*batch) and broadcast with the knots.
+    x and y have shape (*batch) and broadcast with the knots.
 
     Raises:
         ValueError: for knots of another shape. Their order is not checked.

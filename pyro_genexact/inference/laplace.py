@@ -44,11 +44,6 @@ def improve(
     """
     with poutine.block(), torch.enable_grad(), torch.random.fork_rng([]):
         start = affine()(torch.zeros_like(affine.loc)).detach()
-<<<<<<< HEAD
-=======
-        with torch.no_grad(), torch.random.fork_rng([]):
-            point_guide(at_point=start)  # runs the model once, for the shapes
->>>>>>> pe3
         loss = default_loss(model, guide, 1)
 
         def energy(z: Tensor) -> Tensor:
@@ -68,13 +63,8 @@ def improve(
             before = elbo()
             affine.put(*laplace(energy, start))
             better = elbo() > before
-<<<<<<< HEAD
         except (ValueError, RuntimeError, IndexError):
             pass  # the model raised, has no second derivative, or has other latents in each run
-=======
-        except (ValueError, RuntimeError, IndexError):  # the model has no value on the way, or no second derivative
-            pass
->>>>>>> pe3
         finally:
             if not better:
                 affine.load_state_dict(old)

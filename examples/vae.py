@@ -206,9 +206,9 @@ def per_image(vae: VAE, x: Tensor, guide: str, steps: int) -> VAE:
             other.normals, other.iaf = vae.normals, vae.iaf
     other.encoder = PerImage(x / LEVELS, outputs)
     pyro.clear_param_store()
-    settings: dict[str, Any] = {"lr": 0.03, "num_particles": 4, "progress": False}
-    settings["parameters"] = [other.encoder.outputs]
-    gx.fit_guide(other.model, other.guide, x, steps=steps, **settings)
+    own = [other.encoder.outputs]
+    settings = {"steps": steps, "lr": 0.03, "num_particles": 4, "progress": False}
+    gx.fit_guide(other.model, other.guide, x, parameters=own, **settings)
     return other
 
 
@@ -316,6 +316,7 @@ def report_plane(
     train: Tensor, test: Tensor, steps: int, draws: int, size: int
 ) -> Plane:
     """Fits a model with two latents and compares three guides with its posteriors."""
+    torch.manual_seed(1)
     vae = VAE(2, "IAF", "MAF")
     fit(vae, train, steps)
     guides = {"IAF with encoder": vae}
@@ -358,10 +359,11 @@ def picture(
     for name, vae in vaes.items():
         samples[f"{name} prior"] = vae.likelihood(vae.prior().sample((40,))).sample()
     order = plane.kl["Gaussian of each image"].argsort(descending=True)
-    panels = {}
+    panels = []
     for row in order[[len(order) // 50, len(order) // 10]].tolist():
         kl = {name: gap[row].item() for name, gap in plane.kl.items()}
-        panels[f"image of a {label[row]}"] = posterior(plane, test[row : row + 1]), kl
+        one = test[row : row + 1]
+        panels.append((f"image of a {label[row]}", posterior(plane, one), kl))
     latents = plane.vae.q(test).sample(), label, plane.vae.prior()
     draw(samples, latents, panels, out)
 
@@ -390,7 +392,7 @@ def main() -> None:
     }
     own = report_models(vaes, train, test, steps, draws)
     report_other_guides(vaes, own, (train, test), steps, draws)
-    plane = report_plane(train, test, 2 * steps, draws, size)
+    plane = report_plane(train, test, steps, draws, size)
     picture(vaes, plane, test, label, args.out)
     print(f"\n{time.perf_counter() - start:.0f} s; saved {args.out}")
 

@@ -104,8 +104,8 @@ def draw(
     """
     plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
     plt.rcParams["axes.grid"] = False
-    figure = plt.figure(figsize=(7, 5.2))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.4))
+    figure = plt.figure(figsize=(7, 5))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.75))
     tops = upper.subplots(1, 4)
     for axes, letter, (title, rows) in zip(tops, "abcd", samples.items(), strict=True):
         images(axes, rows, f"({letter}) {title}")

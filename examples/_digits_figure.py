@@ -66,12 +66,12 @@ def planes(
 
 
 def posteriors(
-    figure: SubFigure, panels: dict[str, tuple[Posterior, dict[str, float]]]
+    figure: SubFigure, panels: list[tuple[str, Posterior, dict[str, float]]]
 ) -> None:
     """Draws an image per row and a guide per column."""
-    (first, _), *_ = panels.values()
+    (_, first, _), *_ = panels
     grid = figure.subplots(2, len(first.guides), sharex="row", sharey="row")
-    for line, (title, (found, kl)) in zip(grid, panels.items(), strict=True):
+    for line, (title, found, kl) in zip(grid, panels, strict=True):
         for axes, (name, log_q) in zip(line, found.guides.items(), strict=True):
             density = (found.exact - found.exact.max()).exp().T
             style = {"cmap": "Greys", "rasterized": True}
@@ -91,7 +91,7 @@ def posteriors(
 def draw(
     samples: dict[str, Tensor],
     latents: tuple[Tensor, Tensor, dist.TorchDistribution],
-    panels: dict[str, tuple[Posterior, dict[str, float]]],
+    panels: list[tuple[str, Posterior, dict[str, float]]],
     out: Path,
 ) -> None:
     """Draws the figure.
@@ -99,13 +99,13 @@ def draw(
     Args:
         samples: a title and 40 images (40, 64) for each of four panels.
         latents: two latents of each test image, its digit, and the prior.
-        panels: for two images, the posterior and each guide's KL in nats.
+        panels: for two images, a title, the posterior and each guide's KL in nats.
         out: the file.
     """
     plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
     plt.rcParams["axes.grid"] = False
-    figure = plt.figure(figsize=(7, 5.2))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.4))
+    figure = plt.figure(figsize=(7, 5))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.75))
     tops = upper.subplots(1, 4)
     for axes, letter, (title, rows) in zip(tops, "abcd", samples.items(), strict=True):
         images(axes, rows, f"({letter}) {title}")

@@ -48,13 +48,8 @@ from importlib.metadata import files
 from pathlib import Path
 from textwrap import fill
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import PowerNorm
-from matplotlib.patches import Rectangle
+from _names_figure import picture
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -64,7 +59,6 @@ from pyro_genexact import decoding, heads
 SYMBOLS = ".ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the end is first
 V, LONGEST, GIVEN = len(SYMBOLS), 14, 5
 HELD_OUT, SHOWN = 5000, ("KOWALEWSKI", "MCGILLIVRAY")  # two test names
-ABOVE = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
 similarity = decoding.utilities.edit_similarity(eos=0)
 
 
@@ -315,96 +309,16 @@ def report_lengths(d: gx.distributions.SequenceDistribution, test: Tensor) -> Te
     return curve.probability
 
 
-def draw_name(
-    axes: plt.Axes, model: gx.Sequence, name: str
-) -> matplotlib.image.AxesImage:
-    """Probabilities of the next symbol along a name, with its own symbols in frames."""
+def next_symbol(model: gx.Sequence, name: str) -> Tensor:
+    """Probabilities (T, V) of the next symbol along a name and at its end."""
     y = strings([name], len(name) + 1)
-    probs = model.head(model.conditioner(y)).probs[0]  # (T, V)
-    own = probs[range(len(name) + 1), y[0]]
-    norm = PowerNorm(0.5, 0, 1)
-    image = axes.imshow(probs.T, cmap="Blues", norm=norm, aspect="auto")
-    frame = {"fill": False, "edgecolor": "C3", "linewidth": 1}
-    for t, k in enumerate(y[0].tolist()):
-        axes.add_patch(Rectangle((t - 0.5, k - 0.5), 1, 1, **frame))
-    letters = zip([*name, "end"], own.tolist(), strict=True)
-    labels = [f"{letter}\n{100 * p:.{int(p < 0.1)}f}" for letter, p in letters]
-    axes.set_xticks(range(len(name) + 1), labels, fontsize=6)
-    axes.set_yticks(range(V), ["end", *SYMBOLS[1:]], fontsize=5.5)
-    axes.set(xlabel="symbols of the name, and their probabilities (%)")
-    axes.tick_params(length=0)
-    axes.grid(False)
-    return image
+    return model.head(model.conditioner(y)).probs[0]
 
 
-def draw_nats(axes: plt.Axes, results: dict[str, Tensor]) -> None:
-    """Nats per symbol of each model, with two standard errors."""
-    names = list(results)
-    x = torch.stack([x.mean() for x in results.values()])
-    error = torch.stack([2 * x.std() / math.sqrt(len(x)) for x in results.values()])
-    colours = ["0.6"] * (len(names) - 1) + ["C0"]
-    axes.errorbar(x, range(len(names)), xerr=error, fmt="none", ecolor="black")
-    axes.scatter(x, range(len(names)), c=colours, s=18, zorder=3)
-    for k, value in enumerate(x.tolist()):
-        axes.annotate(f"{value:.3f}", (value, k), (0, 4), **ABOVE)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.6, -0.8)
-    axes.set(xlabel="nats per symbol, test names", xlim=(1.9, 3.1))
-
-
-def draw_log_probs(
-    axes: plt.Axes, samples: Tensor, test: Tensor, marks: dict[str, float]
-) -> None:
-    """Log-probabilities (N) of samples and test names, and those of decisions."""
-    edges = torch.arange(-36.0, -4.0).numpy()
-    axes.hist(samples, edges, density=True, color="C0", alpha=0.4, label="samples")
-    line = {"histtype": "step", "color": "black", "label": "test names"}
-    axes.hist(test, edges, density=True, **line)
-    for k, (rule, value) in enumerate(marks.items()):
-        style = ("-", "--", ":", "-.")[k]
-        axes.axvline(value, color=f"C{k + 1}", label=rule, linestyle=style)
-    axes.set(xlabel="log-probability of a name (nats)", xlim=(-36, -5))
-    axes.set(ylabel="share of names per nat")
-    axes.legend(loc="upper left", fontsize=6.5)
-
-
-def draw_lengths(axes: plt.Axes, curve: Tensor, test: Tensor) -> None:
-    """Lengths of test names with two standard errors, and of the model."""
-    share = torch.bincount(symbols(test) - 1, minlength=len(curve)) / len(test)
-    error = 2 * (share * (1 - share) / len(test)).sqrt()
-    t, line = range(len(curve)), {"elinewidth": 0.7}
-    axes.bar(t, share, yerr=error, color="0.8", error_kw=line, label="test names")
-    axes.plot(t, curve.diff(prepend=curve.new_zeros(1)), "oC0", label="model")
-    axes.set(xlabel="letters of a name", ylabel="probability", xlim=(-0.7, 15.7))
-    axes.set(ylim=(0, 0.3))
-    axes.legend(loc="upper right")
-
-
-def picture(
-    model: gx.Sequence,
-    results: dict[str, Tensor],
-    scores: tuple[Tensor, Tensor],
-    marks: dict[str, float],
-    lengths: tuple[Tensor, Tensor],
-    out: Path,
-) -> None:
-    """Two names, nats per symbol, log-probabilities of names, and lengths."""
-    plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
-    figure = plt.figure(figsize=(7.0, 5.8))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.3, 1))
-    *panels, bar = upper.subplots(1, 3, width_ratios=(1, 1, 0.03))
-    for letter, axes, name in zip("ab", panels, SHOWN, strict=True):
-        image = draw_name(axes, model, name)
-        axes.set_title(f"{letter}  Next symbol in {name}", loc="left")
-    upper.colorbar(image, cax=bar, label="probability (square root scale)")
-    left, middle, right = lower.subplots(1, 3, width_ratios=(0.9, 1.3, 1))
-    draw_nats(left, results)
-    left.set_title("c  Models", loc="left")
-    draw_log_probs(middle, *scores, marks)
-    middle.set_title("d  Samples, names and decisions", loc="left")
-    draw_lengths(right, *lengths)
-    right.set_title("e  Lengths", loc="left")
-    figure.savefig(out)
+def shares(y: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Shares of names by their number of letters, with two standard errors."""
+    share = torch.bincount(symbols(y) - 1, minlength=longest) / len(y)
+    return share, 2 * (share * (1 - share) / len(y)).sqrt()
 
 
 def fitted(train: Tensor, validation: Tensor, epochs: int) -> gx.Sequence:
@@ -447,9 +361,11 @@ def main() -> None:
     marks = report_decisions(d, samples, known)
     report_rest(d, test[:asked])
     report_filters(model, test, draws // 4)
-    lengths = report_lengths(d, test), test
+    curve = report_lengths(d, test)
     both = log_probs(d, samples), scores["recurrent"][-len(test) :]
-    picture(model, results, both, marks, lengths, args.out)
+    paths = {name: next_symbol(model, name) for name in SHOWN}
+    lengths = curve.diff(prepend=curve.new_zeros(1)), *shares(test, len(curve))
+    picture(paths, results, both, marks, lengths, args.out)
     print(f"\n{time.perf_counter() - start:.0f} s; saved {args.out}")
 
 

@@ -45,13 +45,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import PowerNorm
-from matplotlib.patches import Rectangle
+from _tagging_figure import Sentence, picture
 from torch import Tensor, nn
 
 import pyro_genexact as gx
@@ -271,7 +266,7 @@ def report(models: dict[str, nn.Module], test: Corpus) -> None:
 
 @torch.no_grad()
 def show(model: nn.Module, one: Corpus) -> None:
-    """Prints a decoded sentence: its parts with confidence, and the true ones missed."""
+    """Prints a decoded sentence: its parts with confidence, and missed true parts."""
     text, crf = one.sentences[0], model(one.text, one.lengths)
     found, true = spans(crf.mode, one.lengths)[0], spans(one.labels, one.lengths)[0]
     words: list[list[str]] = [[] for _ in text.split()]
@@ -285,25 +280,6 @@ def show(model: nn.Module, one: Corpus) -> None:
     missed = [f"{text[a:b]}/{tag}" for a, b, tag in true if (a, b, tag) not in found]
     if missed:
         print(fill(f"  * true: {', '.join(missed)}", 88, subsequent_indent="    "))
-
-
-def draw_sentence(
-    axes: plt.Axes, marginals: Tensor, text: str, true: list[Span]
-) -> matplotlib.image.AxesImage:
-    """Marginals (N, V) of a sentence, with frames around the true parts."""
-    marginals = marginals[: len(text)]
-    tags = (marginals[:, BEGIN] + marginals[:, INSIDE]).T
-    image = axes.imshow(tags, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    begins, sure = torch.arange(len(text)) - 0.5, marginals[:, BEGIN].sum(-1)
-    axes.vlines(begins, -0.5, len(TAGS) - 0.5, color="C3", alpha=sure.clamp(0, 1))
-    for a, b, tag in true:
-        corner = (a - 0.5, TAGS.index(tag) - 0.5)
-        axes.add_patch(Rectangle(corner, b - a, 1, fill=False, linewidth=1, zorder=3))
-    axes.set_xticks(range(len(text)), text)
-    axes.set_yticks(range(len(TAGS)), TAGS, fontsize=6.5)
-    axes.tick_params(length=0)
-    axes.grid(False)
-    return image
 
 
 def calibration(model: nn.Module, test: Corpus) -> tuple[Tensor, Tensor, int]:
@@ -321,76 +297,34 @@ def calibration(model: nn.Module, test: Corpus) -> tuple[Tensor, Tensor, int]:
     return x, y, len(groups[-1])
 
 
-def draw_calibration(
-    axes: plt.Axes, models: dict[str, nn.Module], test: Corpus
-) -> None:
-    """Calibration curves, and the band of two standard errors of an exact model."""
-    sizes = []
-    for (name, model), colour in zip(models.items(), ("C1", "C0"), strict=True):
-        x, y, size = calibration(model, test)
-        axes.plot(x, y, "o-", color=colour, label=name)
-        sizes.append(size)
-    p = torch.linspace(0, 1, 101)
-    error = 2 * (p * (1 - p) / min(sizes)).sqrt()
-    label = "calibrated, 2 standard errors"
-    axes.fill_between(p, p - error, p + error, color="0.85", linewidth=0, label=label)
-    axes.axline((0, 0), slope=1, color="black", linewidth=0.6)
-    axes.set(xlabel="confidence of a part (probability)", xlim=(-0.03, 1.03))
-    axes.set(ylabel="share of parts that are right", ylim=(-0.03, 1.03))
-    axes.legend(loc="upper left")
-
-
 def following(crf: gx.LinearChainCRF) -> Tensor:
     """Expected numbers (6, 6) of pairs of adjacent parts in a word, by their tags."""
     pairs = crf.pair_marginals.sum((0, 1))[:, BEGIN[:6]]
     return pairs[BEGIN[:6]] + pairs[INSIDE[:6]]
 
 
-def draw_counts(
-    axes: plt.Axes, expected: Tensor, true: Tensor
-) -> matplotlib.image.AxesImage:
-    """Expected numbers of pairs as colours, with the true ones in brackets."""
-    norm = PowerNorm(0.5, 0, 250)
-    image = axes.imshow(expected, cmap="Blues", norm=norm, aspect="auto")
-    for i, j in ((expected >= 0.5) | (true > 0)).nonzero().tolist():
-        text = f"{expected[i, j]:.0f} ({true[i, j]:.0f})"
-        colour = "white" if expected[i, j] > 120 else "black"
-        axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(range(6), TAGS[:6], fontsize=6.5)
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.set(xlabel="tag of the next part", ylabel="tag of a part")
-    return image
+@torch.no_grad()
+def sentences(crf: nn.Module, test: Corpus) -> list[Sentence]:
+    """The sentences of the picture, with marginals and true parts."""
+    rows = list(ENGLISH)
+    shown = test.take(rows)
+    marginals = crf(shown.text, shown.lengths).marginals
+    result = []
+    for p, true, row in zip(marginals, spans(*shown[2:]), rows, strict=True):
+        p, parts = p[: test.lengths[row]], [(a, b, TAGS.index(t)) for a, b, t in true]
+        tags, begins = (p[:, BEGIN] + p[:, INSIDE]).T, p[:, BEGIN].sum(-1)
+        text = test.sentences[row]
+        result.append(Sentence(text, ENGLISH[row], tags, begins, parts))
+    return result
 
 
 @torch.no_grad()
-def picture(models: dict[str, nn.Module], test: Corpus, out: Path) -> None:
-    """Marginals of two sentences, calibration, and expected numbers of pairs."""
-    plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
-    figure = plt.figure(figsize=(7.0, 6.6))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.45, 1))
-    rows = list(ENGLISH)
-    shown, true = test.take(rows), spans(test.labels, test.lengths)
-    crf = models["CRF"](shown.text, shown.lengths)
-    grid = upper.add_gridspec(2, 2, width_ratios=(1, 0.02))
-    for k, row in enumerate(rows):
-        axes = upper.add_subplot(grid[k, 0])
-        image = draw_sentence(axes, crf.marginals[k], shown.sentences[k], true[row])
-        axes.set_title(f"{'ab'[k]}  “{ENGLISH[row]}”", loc="left")
-        if k == 0:
-            note = "red line: probability that a part begins; frame: true part"
-            axes.set_title(note, loc="right", fontsize=7.5)
-    bar = upper.add_subplot(grid[:, 1])
-    upper.colorbar(image, cax=bar, label="marginal probability of a tag")
-    left, right, bar = lower.subplots(1, 3, width_ratios=(1, 1.15, 0.05))
-    draw_calibration(left, models, test)
-    left.set_title("c  Calibration, by tenths of the parts found", loc="left")
+def draw(models: dict[str, nn.Module], test: Corpus, out: Path) -> None:
+    """Computes what the picture shows, and draws it."""
+    curves = {name: calibration(model, test) for name, model in models.items()}
     crf = models["CRF"](test.text, test.lengths)
-    image = draw_counts(right, following(crf), following(crf.given(test.labels)))
-    right.set_title("d  Adjacent parts of a word: expected (true)", loc="left")
-    lower.colorbar(image, cax=bar, label="expected number (square root scale)")
-    figure.savefig(out)
+    pairs = following(crf), following(crf.given(test.labels))
+    picture(sentences(models["CRF"], test), curves, pairs, TAGS, out)
 
 
 def main() -> None:
@@ -421,7 +355,7 @@ def main() -> None:
     print("\nDecoded by the CRF, with confidence in percent (* wrong):")
     for row in SHOWN:
         show(models["CRF"], test.take([row]))
-    picture(models, test, args.out)
+    draw(models, test, args.out)
     print(f"\n{time.perf_counter() - start:.0f} s; saved {args.out}")
 
 

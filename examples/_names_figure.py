@@ -58,14 +58,14 @@ def draw_log_probs(
     axes: plt.Axes, samples: Tensor, test: Tensor, marks: dict[str, float]
 ) -> None:
     """Log-probabilities (N) of samples and test names, and those of decisions."""
-    edges = torch.arange(-36.0, -4.0).numpy()
+    edges = torch.arange(-50.0, -4.0).numpy()
     axes.hist(samples, edges, density=True, color="C0", alpha=0.4, label="samples")
     line = {"histtype": "step", "color": "black", "label": "test names"}
     axes.hist(test, edges, density=True, **line)
     for k, (rule, value) in enumerate(marks.items()):
         style = ("-", "--", ":", "-.")[k]
         axes.axvline(value, color=f"C{k + 1}", label=rule, linestyle=style)
-    axes.set(xlabel="log-probability of a name (nats)", xlim=(-36, -5))
+    axes.set(xlabel="log-probability of a name (nats)", xlim=(-50, -5))
     axes.set(ylabel="share of names per nat")
     axes.legend(loc="upper left", fontsize=6.5)
 

@@ -273,7 +273,9 @@ def show(model: nn.Module, one: Corpus) -> None:
     sure = confidence(model, one, [found]).tolist()
     for (a, b, tag), p in zip(found, sure, strict=True):
         wrong = "" if (a, b, tag) in true else "*"
-        words[text[:a].count(" ")].append(f"{wrong}{text[a:b]}/{tag} {100 * p:.0f}")
+        words[text[:a].count(" ")].append(
+            f"{wrong}{text[a:b]}/{tag}\u00a0{100 * p:.0f}"
+        )
     decoded = " | ".join(" + ".join(word) for word in words)
     print(f"\n{text}")
     print(fill(decoded, 88, initial_indent="  ", subsequent_indent="    "))

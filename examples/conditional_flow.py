@@ -198,7 +198,7 @@ def fit(
 def log_prob(
     model: Spending, guide: AutoNormal, rows: Rows, draws: int = DRAWS
 ) -> Tensor:
-    """log (1/S) sum_s p(y | x, offset_s) (N,); one draw is the posterior median."""
+    """Computes log (1/S) sum_s p(y | x, offset_s) (N,); one draw is the posterior median."""
     offsets = [
         guide.median() if draws == 1 else guide(rows, None) for _ in range(draws)
     ]

@@ -83,7 +83,7 @@ def gaussian(train: Tensor) -> gx.Flow:
 
 
 def zuko_maf(train: Tensor) -> gx.Flow:
-    """zuko's MAF as the base of the same standardisation and logit."""
+    """Returns zuko's MAF as the base of the same standardisation and logit."""
     switches = torch.distributions.Distribution
     before = switches._validate_args, switches.arg_constraints
     import zuko  # importing it switches validation off for all of torch

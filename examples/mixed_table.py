@@ -148,7 +148,7 @@ def report_nats(
 
 @torch.no_grad()
 def impute(model: gx.Autoregressive, test: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """log p(y_t | all other cells) of each row (N,), and the imputed value (N,)."""
+    """Computes log p(y_t | all other cells) of each row (N,), and the imputed value (N,)."""
     kind = KINDS[t]
     rows = test.repeat(len(kind.values), 1, 1)  # (K, N, 11)
     rows[..., t] = kind.values.unsqueeze(1)

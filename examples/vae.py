@@ -213,7 +213,7 @@ def per_image(vae: VAE, x: Tensor, guide: str, steps: int) -> VAE:
 def log_ratios(
     vae: VAE, x: Tensor, draws: int, wide: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """log p(x, z) - log q(z | x) of draws (K, N), in nats, and their mean z (N, D)."""
+    """Computes log p(x, z) - log q(z | x) of draws (K, N), in nats, and their mean z (N, D)."""
     pyro.clear_param_store()
     ratios, means = [], []
     for _ in range(draws // 50):
@@ -242,7 +242,7 @@ def mean(x: Tensor) -> str:
 
 @torch.no_grad()
 def log_likelihood(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x | z) (G, N) of latents (G, D) and images (N, 64).
+    """Computes log p(x | z) (G, N) of latents (G, D) and images (N, 64).
 
     It multiplies tables of all pixels and levels with one-hot images.
     """
@@ -257,7 +257,7 @@ def log_likelihood(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evidence(vae: VAE, x: Tensor, size: int) -> Tensor:
-    """log p(x) (N): the mean of p(x | z) over quantiles of the prior's base noise."""
+    """Computes log p(x) (N): the mean of p(x | z) over quantiles of the prior's base noise."""
     (transform,) = vae.prior().transforms
     noise = torch.special.ndtri((torch.arange(size) + 0.5) / size)
     log_x = log_likelihood(vae, x, transform(torch.cartesian_prod(noise, noise)))

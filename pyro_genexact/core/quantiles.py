@@ -12,5 +12,5 @@ def quantiles(draws: Tensor, q: Tensor) -> Tensor:
     """
     ranked, place = draws.sort(0).values, q * (len(draws) - 1)
     low = place.floor()
-    part = (place - low).reshape(-1, *[1] * (draws.dim() - 1))
+    part = (place - low).to(draws.dtype).reshape(-1, *[1] * (draws.dim() - 1))
     return ranked[low.long()].lerp(ranked[place.ceil().long()], part)

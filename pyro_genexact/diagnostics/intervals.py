@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +45,8 @@ def central_intervals(draws: Tensor, probs: Sequence[float] = (0.5, 0.9)) -> Ten
     if not draws.dim() or not len(draws):
         raise ValueError(f"Expected draws of shape (S, *event), S >= 1; got {tuple(draws.shape)}.")
     draws = draws if draws.is_floating_point() else draws.double()
-    p = torch.tensor(_levels(probs), dtype=draws.dtype, device=draws.device)
+    single = torch.promote_types(draws.dtype, torch.float32)  # half precision has too few digits for ranks
+    p = torch.tensor(_levels(probs), dtype=single, device=draws.device)
     q = torch.stack([(1 - p) / 2, (1 + p) / 2], 1)
     bounds = quantiles(draws, q.flatten()).reshape(*q.shape, *draws.shape[1:])
     return torch.where(draws.isnan().any(0), torch.nan, bounds)
@@ -105,7 +105,7 @@ def plot_fan(
     at, draws = at[order], draws[:, torch.as_tensor(order)]
     probs = sorted(_levels(probs))
     bounds = central_intervals(draws, probs).double().numpy()
-    median = quantiles(draws.double(), torch.tensor([0.5], dtype=torch.float64))[0].numpy()
+    median = np.median(draws.double().numpy(), axis=0)
 
     ax = plt.subplots()[1] if ax is None else ax
     before = "" if label is None else f"{label}, "
@@ -119,9 +119,10 @@ def plot_fan(
 
 
 def _levels(probs: Any) -> list[float]:
-    if isinstance(probs, Real):
-        raise TypeError(f"Expected probs to be a sequence of numbers; got {probs!r}.")
-    levels = [float(p) for p in probs]
+    try:
+        levels = [float(p) for p in probs]
+    except (TypeError, ValueError):
+        raise TypeError(f"Expected probs to be a sequence of numbers; got {probs!r}.") from None
     if not levels or not all(0 < p <= 1 for p in levels):
         raise ValueError(f"Expected probs to be one or more numbers in (0, 1]; got {probs!r}.")
     return levels

@@ -38,9 +38,9 @@ class AutoFlow(AutoContinuous):
     can represent every Gaussian.
 
     The guide starts close to a Gaussian with the values of ``init_loc_fn`` as mean and ``init_scale`` as standard
-    deviations, as ``AutoMultivariateNormal`` does. The first call replaces this Gaussian by the Laplace approximation if
-    that has a higher ELBO. Discrete latents that the model marks for parallel enumeration (``config_enumerate``) are
-    not part of the guide.
+    deviations, as ``AutoMultivariateNormal`` does. Without a context, the first call replaces this Gaussian by the Laplace
+    approximation if that has a higher ELBO. Discrete latents that the model marks for parallel enumeration
+    (``config_enumerate``) are not part of the guide.
 
     The first call creates the parameters, so call the guide once before ``load_state_dict``. Two guides of this class use
     the same names in Pyro's parameter store; SVI then optimises only one of them, :func:`~pyro_genexact.fit_guide` both.

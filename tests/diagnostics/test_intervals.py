@@ -24,6 +24,13 @@ def test_intervals_of_nan_and_of_one_draw():
     draws = torch.tensor([[1.0, torch.nan], [3.0, 0.0]])
     assert dg.central_intervals(draws, (1.0,)).isnan().tolist() == [[[False, True]] * 2]
     assert dg.central_intervals(draws[:1, 0], (0.5,)).tolist() == [[1.0, 1.0]]
+    np.testing.assert_array_equal(dg.plot_fan(draws).lines[0].get_ydata(), [2.0, np.nan])
+    plt.close("all")
+
+
+def test_ranks_of_many_draws_in_half_precision():
+    draws = torch.linspace(-1, 1, 70_001).half()
+    torch.testing.assert_close(dg.central_intervals(draws, (0.9,)), torch.tensor([[-0.9, 0.9]]).half())
 
 
 ERRORS = {
@@ -37,6 +44,7 @@ ERRORS = {
     "percent": (lambda: dg.central_intervals(torch.zeros(3), (0.5, 90)), ValueError, r"in \(0, 1\]; got \(0.5, 90\)"),
     "zero": (lambda: dg.central_intervals(torch.zeros(3), (0.0,)), ValueError, r"in \(0, 1\]; got \(0.0,\)"),
     "one prob": (lambda: dg.central_intervals(torch.zeros(3), 0.9), TypeError, "a sequence of numbers; got 0.9"),
+    "text": (lambda: dg.central_intervals(torch.zeros(3), "0.9"), TypeError, "a sequence of numbers; got '0.9'"),
     "prob of a fan": (lambda: dg.plot_fan(torch.zeros(3, 2), probs=[1.5]), ValueError, r"in \(0, 1\]; got \[1.5\]"),
     "no probs": (lambda: dg.central_intervals(torch.zeros(3), ()), ValueError, "one or more numbers"),
     "vector": (lambda: dg.plot_fan(torch.zeros(3)), ValueError, r"draws of shape \(S, T\); got \(3,\)"),

@@ -20,10 +20,10 @@ def test_blocks_run() -> None:
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     names: dict[str, object] = {}
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)  # the blocks share their names, as for a reader
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
     draws = names["draws"]
     assert isinstance(draws, torch.Tensor) and draws.shape == (500, 100, 2)
     assert names["check"].khat < 1  # type: ignore[attr-defined]

@@ -172,8 +172,7 @@ class Radial(_Residual):
         log|det dy/dx| = (D - 1) log(1 + beta / (alpha + r)) + log(1 + alpha beta / (alpha + r)^2)
 
     with alpha > 0 and beta > -alpha. alpha and 1 + beta / alpha are exp(arsinh) of free parameters, so that zeros give
-    the identity. The inverse is the
-    positive root of a quadratic in r, computed without cancellation.
+    the identity. The inverse is the positive root of a quadratic in r, computed without cancellation.
 
     Cost: O(D) in both directions.
 

@@ -1,0 +1,117 @@
+"""The Python fragments of the pages, which are no cells of notebooks, run with the names that their pages assume."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_genexact as gx
+
+DOCS = Path(__file__).parents[1] / "docs"
+FRAGMENTS = [
+    (path.relative_to(DOCS).as_posix(), number, code)
+    for path in sorted(DOCS.rglob("*.md"))
+    if "_build" not in path.parts
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE))
+]
+
+
+def model(y):
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def rows(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x)
+
+
+def language():
+    head = gx.heads.Categorical(5)
+    lm = gx.Sequence(gx.conditioners.Recurrent(5, 5, hidden=8), head, eos=0, max_len=4)
+    y = lm().sample((6,))
+    utility = gx.decoding.utilities.edit_similarity(eos=0)
+    return {"lm": lm, "head": head, "y": y, "prefix": y[:1, :2], "candidates": y, "samples": y, "utility": utility}
+
+
+def pretrained():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, eos_token_id=0, n_positions=1024)
+    model = transformers.GPT2LMHeadModel(config)
+
+    class Tokens:
+        def __call__(self, text, return_tensors):
+            return SimpleNamespace(input_ids=torch.ones(1, 4, dtype=torch.long))
+
+        def batch_decode(self, draws, skip_special_tokens):
+            return [str(draw) for draw in draws]
+
+    return {"loaded": model, "tokens": Tokens()}
+
+
+# The names of a page's fragments, and what stands for devices and downloads that a test does not have.
+PAGES = {
+    "contributing.md": (
+        lambda: {"MyConditioner": partial(gx.conditioners.MADE, 3, 2)},
+        {"MyConditioner(...)": "MyConditioner(context=2)"},
+    ),
+    "howto/amortise_with_a_network.md": (
+        lambda: {"D": 2, "C": 4, "encoder": nn.Linear(1, 4), "model": rows, "x": torch.randn(6, 1)},
+        {},
+    ),
+    "howto/choose_a_flow.md": (dict, {"import zuko": "from support.with_zuko import zuko"}),
+    "howto/flow_as_a_guide.md": (
+        lambda: {
+            "model": model,
+            "y": torch.zeros(2),
+            "prior": dist.Normal(torch.zeros(2), 1.0).to_event(1),
+            "simulator": lambda z: z + torch.randn_like(z),
+            "D": 2,
+            "C": 2,
+            "x_observed": torch.zeros(2),
+        },
+        {"10_000": "64"},
+    ),
+    "howto/flow_as_a_prior.md": (lambda: {"flow": gx.flows.maf(2)}, {}),
+    "howto/laptop_to_cluster.md": (
+        lambda: {"load_rows": lambda: torch.randn(40, 64), "__name__": "__main__"},
+        {
+            'accelerator="cuda"': 'accelerator="cpu"',
+            "devices=4": "devices=1",
+            'strategy="ddp"': 'strategy="auto"',
+            "flow.ckpt": "{folder}/flow.ckpt",
+            "flow.pt": "{folder}/flow.pt",
+        },
+    ),
+    "howto/score_and_decode.md": (
+        lambda: language() | pretrained(),
+        {
+            "from transformers import AutoModelForCausalLM, AutoTokenizer": "",
+            "AutoTokenizer.from_pretrained(name)": "tokens",
+            "AutoModelForCausalLM.from_pretrained(name)": "loaded",
+        },
+    ),
+    "howto/speed.md": (dict, {"set_num_threads(1)": "get_num_threads()"}),
+    "installation.md": (dict, {'"cuda"': '"cpu"'}),
+    "tutorials/posterior.md": (lambda: {"model": model}, {}),
+}
+
+
+@pytest.mark.parametrize("page, number, code", FRAGMENTS, ids=[f"{page}-{number}" for page, number, _ in FRAGMENTS])
+def test_fragment_runs(page, number, code, monkeypatch, tmp_path):
+    names, replacements = PAGES[page]
+    for old, new in replacements.items():
+        code = code.replace(old, new.format(folder=tmp_path))
+    monkeypatch.setattr(gx, "fit", partial(gx.fit, epochs=1))
+    monkeypatch.setattr(gx, "fit_guide", partial(gx.fit_guide, steps=3))
+    pyro.clear_param_store()
+    exec(compile(code, page, "exec"), {"gx": gx, "torch": torch, "pyro": pyro, "dist": dist, **names()})

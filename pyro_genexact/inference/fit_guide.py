@@ -92,7 +92,7 @@ def fit_guide(
     """Fits a guide to a Pyro model in place, by maximising the ELBO (nats) until it no longer improves.
 
     By default, the learning rate drops when the ELBO no longer improves. After three drops the fit ends, and at the latest
-    after 20 000 steps. With ``steps``, the learning rate decays to 0 along a cosine. The weights are averaged over the last
+    after 20,000 steps. With ``steps``, the learning rate decays to 0 along a cosine. The weights are averaged over the last
     steps. At the end, ELBOs of the averages, of the last and of the first weights are estimated with fresh draws, and the
     best weights are kept. On four posteriors of 4 to 10 latents, default fits of
     :class:`~pyro_genexact.guides.AutoFlow` took 3750 to 8250 steps, which is 24 to 72 seconds on one CPU thread.

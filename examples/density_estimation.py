@@ -23,7 +23,7 @@ The table has these columns:
   code of the 17 levels needs; smaller is better.
 * outside: a flow maps test rows to its base. Under an exact model the normal cdf of
   each of the 64 base coordinates is uniform. The number counts the coordinates that a
-  Kolmogorov-Smirnov test at the 5 % level rejects; an exact model has about 3.
+  Kolmogorov-Smirnov test at the 5% level rejects; an exact model has about 3.
 * fit, sample: seconds of training, and milliseconds to draw 1000 images.
 
 The logit of a dequantised zero has an exponential left tail. In pixels that are
@@ -121,12 +121,12 @@ def deviations(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def outside(u: Tensor) -> Tensor:
-    """Which coordinates (64,) a Kolmogorov-Smirnov test at 5 % rejects."""
+    """Which coordinates (64,) a Kolmogorov-Smirnov test at 5% rejects."""
     return deviations(u)[1].abs().amax(0) + 0.5 / len(u) > band(len(u))
 
 
 def band(rows: int) -> float:
-    """The critical value of the Kolmogorov-Smirnov test at the 5 % level."""
+    """The critical value of the Kolmogorov-Smirnov test at the 5% level."""
     return 1.358 / math.sqrt(rows)
 
 
@@ -177,7 +177,7 @@ def draw_training(axes: plt.Axes, fits: dict[str, gx.FitResult]) -> None:
 
 
 def draw_calibration(axes: plt.Axes, u: Tensor, blank: Tensor) -> None:
-    """The deviations of all coordinates, with the band that holds 95 % of them."""
+    """The deviations of all coordinates, with the band that holds 95% of them."""
     value, deviation = (x.cpu() for x in deviations(u))
     limit = band(len(u))
     axes.axhspan(-limit, limit, color="0.88", linewidth=0)
@@ -217,7 +217,7 @@ def picture(
     panels[1].tick_params(labelleft=False)
     handles = [Line2D([], [], color=colour) for colour in ("C3", "0.4")]
     handles.append(Patch(color="0.88"))
-    labels = (f"{int(blank.sum())} blank pixels", "other pixels", "95 % band")
+    labels = (f"{int(blank.sum())} blank pixels", "other pixels", "95% band")
     panels[0].legend(handles[:2], labels[:2], loc="upper right", borderaxespad=0)
     panels[1].legend(handles[2:], labels[2:], loc="upper right", borderaxespad=0)
     figure.savefig(out)

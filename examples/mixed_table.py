@@ -193,7 +193,7 @@ def report_completion(
     print(
         f"\n{len(test)} test rows, completed 200 times from the first {given} columns"
     )
-    print(f"true weight in the central 90 % of the completions: {mean(inside)}")
+    print(f"true weight in the central 90% of the completions: {mean(inside)}")
     smokes = test[:, NAMES.index("smoking, 0-3")] > 0
     print(f"{'mean weight, kg':<24}{'true':>10}{'completed':>12}")
     for name, rows in (("mother smokes", smokes), ("mother does not smoke", ~smokes)):

@@ -18,7 +18,7 @@ with NUTS. The tables report:
 * gap: the log evidence minus the ELBO, which is the KL divergence of the guide from the
   posterior in nats;
 * k-hat: the Pareto shape of the importance ratios: the median and the range of five
-  sets of 10 000 draws. Above 0.7, neither the draws nor their corrections are reliable;
+  sets of 10,000 draws. Above 0.7, neither the draws nor their corrections are reliable;
 * means, sds: the largest error of a mean and of a standard deviation among mu, tau,
   log(tau) and the eight effects, in standard deviations of the exact posterior. The
   first pair is for the guide's draws, the second for the same draws weighted by

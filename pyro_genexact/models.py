@@ -27,7 +27,8 @@ from .heads.checks import check_distribution_head
 class Autoregressive(DistributionModule):
     """Autoregressive model of vectors, images or series, p(y) = prod_t p(y_t | y_<t, x).
 
-    Its call returns an :class:`~pyro_genexact.distributions.AutoregressiveDistribution`. ``log_prob`` is in nats.
+    Calling the model, ``model()`` or ``model(context)``, returns an
+    :class:`~pyro_genexact.distributions.AutoregressiveDistribution`, whose ``log_prob`` is in nats.
 
     Cost: ``log_prob`` takes one parallel pass of the conditioner; ``sample`` extends the conditioner site by site.
 
@@ -118,7 +119,10 @@ class Autoregressive(DistributionModule):
 
 
 class Sequence(DistributionModule):
-    """Model of variable-length sequences; its call returns a :class:`~pyro_genexact.distributions.SequenceDistribution`.
+    """Model of variable-length sequences.
+
+    Calling the model, ``model()`` or ``model(context)``, returns a
+    :class:`~pyro_genexact.distributions.SequenceDistribution`, whose ``log_prob`` is in nats.
 
     Cost: ``log_prob`` takes one parallel pass of the conditioner; ``sample`` extends the conditioner site by site.
 

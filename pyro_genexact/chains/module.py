@@ -24,7 +24,7 @@ class CRF(DistributionModule):
         num_labels: V, the number of labels.
         context: C or ``Covariates(C)``, the number of features per site, for a linear layer from C to V; or a module
             that maps the context to emissions (*batch, N, V).
-        allowed: Boolean (V, V), where [i, j] says whether label j may follow label i; by default all may.
+        allowed: Boolean (V, V), where [i, j] is True if label j may follow label i; by default all may.
         allowed_initial: Boolean (V), the labels that may come first; by default all.
         allowed_final: Boolean (V), the labels that may come last; by default all.
 

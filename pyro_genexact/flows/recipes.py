@@ -63,7 +63,7 @@ def maf(
     Raises:
         TypeError: if ``conditioner`` does not return a conditioner, or ``standardize`` is not a tensor.
         ValueError: if a size is not a positive integer, ``support`` is discrete, the support of ``base`` is not all
-            real vectors, ``conditioner`` returns one of another context or number of parameters, or ``standardize`` has
+            real vectors, ``conditioner`` returns one with another context or number of parameters, or ``standardize`` has
             another width, is not inside the support, or is constant in a feature.
 
     Reference: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation", NeurIPS 2017.

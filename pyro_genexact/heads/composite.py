@@ -26,9 +26,9 @@ from .parametric import Parametric
 class PerSite(Head):
     """A separate head for each of T sites, for instance for the columns of a table.
 
-    P is the largest P of the heads; head t reads the first of these parameters, as many as it needs. Sites that share a
-    head, as in ``[head] * 10``, are evaluated in one call, and so are sites of different heads with equal settings and
-    no learnable state.
+    ``num_params`` is the largest of the ``num_params`` of the heads. Head t reads the first parameters of site t, as many
+    as it needs. Sites that share a head, as in ``[head] * 10``, are evaluated in one call, and so are sites of different
+    heads with equal settings and no learnable state.
 
     Args:
         heads: T heads of distributions with the same site_shape.

@@ -31,11 +31,11 @@ _VMAP_ERRORS = ("vmap: ", "Batching rule not implemented")
 class Parametric(Head):
     """The head of any torch or Pyro distribution class whose parameters have a fixed size.
 
-    All parameters that are not fixed are predicted. An unconstrained number r of phi is bounded smoothly to
-    z = b tanh(r / b), with b = 10 for most parameters and 4 for tail exponents, and mapped by ``transform_to`` of the
-    parameter's constraint. For instance, a scale is exp(z) and a probability sigmoid(z). Real parameters and the
-    off-diagonal entries of Cholesky factors are r itself, except for the logits of NegativeBinomial and Geometric,
-    which are bounded because they scale the counts.
+    All parameters that are not fixed are predicted by a network, which returns phi: unconstrained numbers for each site.
+    Each number r of phi is bounded smoothly to z = b tanh(r / b), with b = 10 for most parameters and 4 for tail
+    exponents. ``transform_to`` of the parameter's constraint then maps z to the parameter: for instance, a scale is exp(z)
+    and a probability is sigmoid(z). Real parameters and the off-diagonal entries of Cholesky factors are r itself. The
+    exceptions are the logits of NegativeBinomial and Geometric, which are bounded because they scale the counts.
 
     phi = 0 gives unit scales, concentrations 1, equal probabilities, four degrees of freedom, and stability 1.5 (which
     is predicted in (0.2, 2)). Samples that rounding would move out of the support are replaced by the nearest numbers

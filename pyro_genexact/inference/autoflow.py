@@ -43,7 +43,8 @@ class AutoFlow(AutoContinuous):
     (``config_enumerate``) are not part of the guide.
 
     The first call creates the parameters, so call the guide once before ``load_state_dict``. Two guides of this class use
-    the same names in Pyro's parameter store; SVI then optimises only one of them, :func:`~pyro_genexact.fit_guide` both.
+    the same names in Pyro's parameter store; SVI then optimises only one of them, and
+    :func:`~pyro_genexact.fit_guide` optimises both.
 
     **Amortised guides** have ``context=C`` and are called with the model's arguments and ``context=``, a tensor
     (*batch, C) such as the output of an encoder. Each batch dim of the context belongs to one of the leftmost plates of

@@ -118,11 +118,12 @@ def fit(
 ) -> FitResult:
     """Fits a module to the rows of ``data`` in place, by maximum likelihood with minibatch stochastic gradients.
 
-    The objective is the mean log_prob per row (nats). The learning rate rises over the first 100 steps. With validation
-    rows, it drops to a tenth when the validation nats no longer improve, and the fit ends when they no longer improve
-    again. The module then has the weights with the best validation nats, or their moving average if that is better.
-    Without validation, the module has the last weights. ``epochs`` and ``seconds`` are upper limits: in the last 30% of
-    whichever is spent first, the learning rate decays to 0 along a cosine.
+    The objective is the mean log_prob per row, in nats. The training nats and the validation nats are this mean over the
+    rows in question. The learning rate rises over the first 100 steps. With validation rows, it drops to a tenth when the
+    validation nats no longer improve. The fit ends when they stop improving for the second time. The module then has the
+    weights with the best validation nats, or their moving average if that is better. Without validation, the module has
+    the last weights. ``epochs`` and ``seconds`` are upper limits. In the last 30% of the limit that is reached first, the
+    learning rate decays to 0 along a cosine.
 
     Parameters with ``requires_grad=False`` do not change. The same seed gives the same weights. The fit restores torch's
     global random state and the train or eval mode of each submodule.
@@ -141,7 +142,7 @@ def fit(
         seconds: the maximum time of training and validation. The last epoch is cut short and validated.
         batch_size: the number of rows per batch and process. By default 256; with validation it is smaller, down to 32,
             if an epoch would otherwise have fewer than 32 batches. A DataLoader has its own batch size.
-        accumulate: the number of batches per step.
+        accumulate: the number of batches that are combined for each step.
         num_workers: the number of processes that read a Dataset, as in a DataLoader.
         lr: the learning rate of Adam; by default 1e-3 without validation, 3e-3 with it. Not allowed with ``optimizer``.
         patience: the number of epochs without better validation nats after which the learning rate drops; by default 10,

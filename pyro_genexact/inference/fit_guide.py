@@ -91,14 +91,14 @@ def fit_guide(
 ) -> GuideResult:
     """Fits a guide to a Pyro model in place, by maximising the ELBO (nats) until it no longer improves.
 
-    By default, the learning rate drops when the ELBO no longer improves. After three drops, the fit ends when the ELBO no
-    longer improves again, and at the latest after 20 000 steps. With ``steps``, the learning rate decays to 0 along a
-    cosine. The weights are averaged over the last steps. At the end, ELBOs of the averages, of the last and of the first
-    weights are estimated with fresh draws, and the best weights are kept. On four posteriors of 4 to 10 latents, default fits of
-    :class:`~pyro_genexact.guides.AutoFlow` took 3750 to 8250 steps, which is 24 to 72 seconds on one CPU thread.
+    By default, the learning rate drops when the ELBO no longer improves. After three drops, the fit ends when the ELBO
+    stops improving again, and at the latest after 20,000 steps. With ``steps``, the learning rate decays to 0 along a
+    cosine. The weights are averaged over the last steps. At the end, the fit estimates the ELBOs of the averaged, the last
+    and the first weights with fresh draws, and keeps the best weights. On four posteriors of 4 to 10 latents, default fits
+    of :class:`~pyro_genexact.guides.AutoFlow` took 3750 to 8250 steps, which is 24 to 72 seconds on one CPU thread.
 
     Steps whose loss or gradient is not finite are skipped, including those where Pyro's validation raises for this reason.
-    After ten skipped steps in a row, the averaged weights are loaded and the learning rate is multiplied by 0.3. The fit
+    After ten skipped steps in a row, the fit returns to the averaged weights and multiplies the learning rate by 0.3. The fit
     restores torch's global random state and the train or eval mode of each submodule.
 
     Args:
@@ -107,9 +107,10 @@ def fit_guide(
             Pyro's SVI.
         args: arguments of model and guide.
         steps: the number of steps; by default the fit ends when the ELBO no longer improves.
-        lr: the initial learning rate of Adam. An ``optimizer`` has its own.
+        lr: the initial learning rate of Adam. An ``optimizer`` has its own learning rate.
         num_particles: the number of draws in each ELBO estimate. They are evaluated in one vectorised pass if a test with
-            two draws gives the same log_prob as separate runs, and otherwise one by one. A ``loss`` has its own number.
+            two draws gives the same log_prob as separate runs, and otherwise one by one. A ``loss`` has its own number of
+            draws.
         loss: a Pyro ELBO; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model has sites to enumerate.
         optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
         max_grad_ratio: gradients are clipped to this multiple of their running average norm; ``math.inf`` turns clipping
@@ -128,7 +129,7 @@ def fit_guide(
         kwargs: keyword arguments of model and guide.
 
     Returns:
-        The history. A KeyboardInterrupt also ends the fit with a result.
+        The history of the fit. A KeyboardInterrupt also ends the fit with a result.
 
     Raises:
         TypeError: if an argument has the wrong type.

@@ -87,9 +87,10 @@ def load(
 ) -> nn.Module:
     """Loads a module from a file that :func:`save` wrote.
 
-    Files from untrusted sources are safe to load: a file may only refer to classes and functions on a list of exact names,
-    which contains the classes of this package, the modules and activations of torch, and the families, constraints and
-    transforms of torch and Pyro, or to those that you allow. Files with other names are refused before anything is loaded.
+    Files from untrusted sources are safe to load: a file may refer only to classes and functions on a list of exact names,
+    and to those that you allow. The list contains the classes of this package, the modules and activations of torch, and
+    the families, constraints and transforms of torch and Pyro. For a file with other names, ``load`` raises an error
+    before it loads anything.
     Names given to ``torch.serialization.add_safe_globals`` are allowed too; torch's list does not change.
 
     Args:

@@ -102,11 +102,11 @@ def threads(rounds: int, device: str) -> None:
 def batches(rounds: int, device: str) -> None:
     torch.set_num_threads(1)
     sizes = [32, 128, 512, 2048]
-    print("| flow `maf`, one thread |", " | ".join(f"batch {n}" for n in sizes), "|")
+    print("| flow `maf`, one thread, rows per second |", " | ".join(f"batch {n}" for n in sizes), "|")
     print("|---|" + "---|" * len(sizes))
     for label, (features, hidden) in SIZES.items():
         medians = interleaved({str(n): training(features, hidden, n, device)[2] for n in sizes}, rounds, device)
-        print(f"| {label} |", " | ".join(f"{int(n) / value:,.0f} rows/s" for n, value in medians.items()), "|")
+        print(f"| {label} |", " | ".join(f"{int(n) / value:,.0f}" for n, value in medians.items()), "|")
 
 
 def fits(device: str) -> None:

@@ -329,6 +329,7 @@ def main() -> None:
         "--smoke-test", action="store_true", help="run one epoch to check the code"
     )
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the networks are small
     begin = time.perf_counter()
     (train, validation, test), scaling = spending()
     pyro.set_rng_seed(0)

@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--smoke-test", action="store_true", help="a short test run")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the networks are small
     copies, epochs = (1, 2) if args.smoke_test else (20, 5)
     train, validation, test = (part.to(args.device) for part in digits(copies))
 

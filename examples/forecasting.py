@@ -299,6 +299,7 @@ def main() -> None:
         "--smoke-test", action="store_true", help="run a few steps to check the code"
     )
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the networks are small
     start = time.perf_counter()
     networks, epochs, draws = (2, 2, 50) if args.smoke_test else (5, 60, 400)
     dates, x, covariates = co2()

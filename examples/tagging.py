@@ -337,6 +337,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=out, metavar="FILE")
     parser.add_argument("--smoke-test", action="store_true", help="a short test run")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the networks are small
     start = time.perf_counter()
     (train, validation, test), characters = treebank()
     if args.smoke_test:

@@ -36,7 +36,8 @@ class Autoregressive(DistributionModule):
         conditioner: predicts ``head.num_params`` parameters per site from the context x and the earlier sites.
         head: maps these parameters to the distribution of a site.
         event_shape: shape of a value: the sites, such as (T,) or (H, W), followed by ``head.site_shape``.
-        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; raster order by default.
+        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; raster order by default. Heads of
+            ``PerSite`` and kinds of ``site`` are in visiting order.
         limit: size of the largest support that ``enumerate_support`` enumerates.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -28,6 +29,12 @@ def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particl
         if any(site["infer"].get("enumerate") == "parallel" for site in sites):
             return TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=nesting)
         at_once = num_particles > 1 and vectorizes(model, guide, nesting)
+    if num_particles > 1 and not at_once:
+        warnings.warn(
+            f"The num_particles={num_particles} draws of each step are evaluated one by one, which is slow, because model or "
+            "guide has another log_prob for several draws at once. Index latents from the right, such as alpha[..., group].",
+            stacklevel=3,
+        )
     return Trace_ELBO(num_particles=num_particles, vectorize_particles=at_once, max_plate_nesting=nesting)
 
 

@@ -133,6 +133,7 @@ class Engine:
         task.load(state["task"])
         set_random_state(state["random"][self.ranks.rank], self.device)
         self.clock.before = state["seconds"]
+        self.bar.say(f"Continued from {self.checkpoint.path} after {task.steps} steps.")
 
 
 def _finish(task: Task) -> bool:

@@ -91,7 +91,7 @@ def fit_guide(
 ) -> GuideResult:
     """Fits a guide to a Pyro model in place, by maximising the ELBO (nats) until it no longer improves.
 
-    By default, the learning rate drops when the ELBO no longer improves. After three drops, the fit ends when the ELBO
+    By default, the learning rate drops three times, each time when the ELBO no longer improves. The fit ends when the ELBO
     stops improving again, and at the latest after 20,000 steps. With ``steps``, the learning rate decays to 0 along a
     cosine. The weights are averaged over the last steps. At the end, the fit estimates the ELBOs of the averaged, the last
     and the first weights with fresh draws, and keeps the best weights. On four posteriors of 4 to 10 latents, default fits
@@ -108,9 +108,10 @@ def fit_guide(
         args: arguments of model and guide.
         steps: the number of steps; by default the fit ends when the ELBO no longer improves.
         lr: the initial learning rate of Adam. An ``optimizer`` has its own learning rate.
-        num_particles: the number of draws in each ELBO estimate. They are evaluated in one vectorised pass if a test with
-            two draws gives the same log_prob as separate runs, and otherwise one by one. A ``loss`` has its own number of
-            draws.
+        num_particles: the number of draws in each ELBO estimate. The fit first evaluates two draws both at once and
+            separately. If the log_probs agree, each step is one vectorised pass. If not, draws are evaluated one by one,
+            which takes about ``num_particles`` times as long, and a warning says so; the usual cause is a plate that is
+            indexed from the left, ``alpha[group]`` in place of ``alpha[..., group]``. A ``loss`` has its own number of draws.
         loss: a Pyro ELBO; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model has sites to enumerate.
         optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
         max_grad_ratio: gradients are clipped to this multiple of their running average norm; ``math.inf`` turns clipping

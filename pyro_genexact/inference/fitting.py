@@ -67,6 +67,11 @@ class Progress(tqdm):  # type: ignore[type-arg]
         self.unit, self.on, self.every = unit, on, max(1, total // (10 if self.disable else 100))
         self.next, self.said = float(self.every), time.monotonic()
 
+    def say(self, text: str) -> None:
+        """Prints a line to stderr, above the bar if there is one."""
+        if self.on:
+            self.write(text, file=sys.stderr)
+
     def report(self, done: float, text: Callable[[], str], last: bool = False) -> None:
         """Called after each step. Reports if it is time to, and always if this is the last step.
 

@@ -312,11 +312,17 @@ class MaximumLikelihood:
             loader.close()
 
     def warn(self) -> None:
-        """Warns if the last epoch was far worse than the first step."""
+        """Warns if the last epoch was far worse than the first step, or if no epoch improved on the first one."""
         if self.history[0] and self.history[0][-1] < self.worst:
             warnings.warn(
                 f"The fit diverged: {self.history[0][-1]:.4g} nats in the last epoch, {self.start:.4g} nats in the first step. "
                 "Try a smaller lr or max_grad_norm.",
+                stacklevel=3,
+            )
+        elif self.stopped == "flat" and self.history[1] and self.best_epoch == 0:
+            warnings.warn(
+                f"The validation nats, {self.history[1][0]:.4g}, did not improve after the first epoch. Check the scales of "
+                "the data (standardize= of the recipes) and of the context, which should be of order 1.",
                 stacklevel=3,
             )
 

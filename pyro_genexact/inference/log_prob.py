@@ -47,7 +47,7 @@ def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tenso
     if log_prob.shape != batch.rows.shape:
         raise ValueError(
             f"Expected log_prob.shape == {tuple(batch.rows.shape)}, one value per row; got {tuple(log_prob.shape)}. "
-            "Declare event dims with .to_event."
+            "Declare event dims with .to_event; a distribution over scalars takes data of shape (N,)."
         )
     return log_prob, penalty
 

@@ -119,6 +119,14 @@ def test_fit_resumes(name, tmp_path, killed):
     check_resumes(FITS[name], tmp_path / "fit", killed, 3)
 
 
+def test_a_fit_that_continues_says_so(tmp_path, capsys):
+    x = torch.randn(20, 2)
+    for _ in range(2):
+        torch.manual_seed(0)
+        gx.fit(gx.flows.maf(2, hidden=(4,)), x, epochs=1, batch_size=10, checkpoint=tmp_path / "fit")
+    assert capsys.readouterr().err.count(f"Continued from {tmp_path / 'fit'} after 2 steps.") == 1
+
+
 # --- fit_guide --------------------------------------------------------------------------------------------
 
 

@@ -208,7 +208,8 @@ ROWS = torch.zeros(8, 3, dtype=torch.float64)
         (lambda: quiet(Wrong(lambda s: s), ROWS), "Expected module to return a distribution; got Parameter."),
         (
             lambda: quiet(Wrong(lambda s: dist.Normal(0.0, s)), ROWS),
-            "Expected log_prob.shape == (8,), one value per row; got (8, 3). Declare event dims with .to_event.",
+            "Expected log_prob.shape == (8,), one value per row; got (8, 3). Declare event dims with .to_event; "
+            "a distribution over scalars takes data of shape (N,).",
         ),
     ],
 )

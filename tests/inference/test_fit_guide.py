@@ -339,3 +339,20 @@ def test_an_elbo_that_is_better_within_its_error_is_remembered_and_no_progress()
             task.elbo.append(middle + 4 * (-1) ** step)
             task._end_window()
     assert remembered == [1, 2, 3, 4] and task.rate.dropped == 1 and task.stopped is None
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_draws_that_are_evaluated_one_by_one_warn(at_once):
+    groups = torch.arange(3).repeat_interleave(2)
+
+    def model():
+        with pyro.plate("groups", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 6):
+            pyro.sample("y", dist.Normal(a[..., groups] if at_once else a[groups], 1.0), obs=torch.zeros(6))
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit_guide(model, AutoNormal(model), steps=1, progress=False)
+    texts = [str(warning.message) for warning in found]
+    assert any("evaluated one by one" in text and "alpha[..., group]" in text for text in texts) != at_once

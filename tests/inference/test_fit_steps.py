@@ -188,7 +188,9 @@ def test_the_rule_goes_back_to_the_best_drops_once_and_ends():
 )
 def test_patience(options, epochs):
     y, x = regression_rows()
-    result = quiet(Linear(), y, x, validation=(y, x), optimizer=functools.partial(torch.optim.SGD, lr=1e-30), **options)
+    never = functools.partial(torch.optim.SGD, lr=1e-30)
+    with pytest.warns(UserWarning, match=r"did not improve after the first epoch. Check the scales"):
+        result = quiet(Linear(), y, x, validation=(y, x), optimizer=never, **options)
     assert (result.stopped, len(result.validation), result.best_epoch) == ("flat", epochs, 0)
 
 

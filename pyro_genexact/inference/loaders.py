@@ -86,7 +86,7 @@ class Loader:
             if "DataLoader worker" in str(error):  # raised by the user's Dataset
                 raise
             raise RuntimeError(
-                f"A DataLoader worker of {self.name} died: it was killed or ran out of memory."
+                f"DataLoader worker of {self.name} died: it was killed or ran out of memory."
             ) from error
 
     def close(self) -> None:

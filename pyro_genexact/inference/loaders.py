@@ -85,9 +85,7 @@ class Loader:
         except (ConnectionError, EOFError) as error:
             if "DataLoader worker" in str(error):  # raised by the user's Dataset
                 raise
-            raise RuntimeError(
-                f"DataLoader worker of {self.name} died: it was killed or ran out of memory."
-            ) from error
+            raise RuntimeError(f"DataLoader worker of {self.name} died: it was killed or ran out of memory.") from error
 
     def close(self) -> None:
         """Ends the worker processes. After an error, the garbage collector would take ten seconds to do so."""

@@ -39,7 +39,7 @@ def test_first_site_is_a_non_linear_function_of_the_context(recipe):
     for hidden in ((32, 32), ()):
         torch.manual_seed(1)
         flow = recipe(1, context=3, transforms=1, hidden=hidden, activation=torch.tanh)
-        gx.fit(flow, y, c, epochs=30, batch_size=250, lr=2e-2, progress=False)
+        gx.fit(flow, y, c, epochs=30, batch_size=125, lr=1e-2, progress=False)
         with torch.no_grad():
             scores[hidden] = flow(test).log_prob(y_test[:, None]).mean().item()
     assert best - 0.06 < scores[32, 32] < best + 0.02

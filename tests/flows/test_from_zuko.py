@@ -269,7 +269,7 @@ def test_nuts():
     def model():
         pyro.sample("z", flow())
 
-    mcmc = MCMC(NUTS(model, jit_compile=False), num_samples=200, warmup_steps=100, disable_progbar=True)
+    mcmc = MCMC(NUTS(model, jit_compile=False), num_samples=300, warmup_steps=100, disable_progbar=True)
     mcmc.run()
     z, exact = mcmc.get_samples()["z"], flow().sample((3000,))
     assert ((z.mean(0) - exact.mean(0)) / exact.std(0)).abs().max() < 0.4

@@ -45,6 +45,7 @@ def language():
 
 def pretrained():
     import transformers
+
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, eos_token_id=0, n_positions=1024)
     model = transformers.GPT2LMHeadModel(config)
 

@@ -3,19 +3,22 @@
 from ..core.faces import publish
 from .angles import Angles
 from .attention import Transformer, TransformerState
+from .convolution import CausalConv
 from .independent import Independent, IndependentState
 from .made import MADE
 from .markov import Markov, MarkovState
 from .masked import MaskedLinear
 from .nade import NADE, NADEState
 from .pretrained import Pretrained, PretrainedState
-from .recurrent import Recurrent, RecurrentState
+from .recurrent import Recurrent
+from .steps import StepState
 from .sweeps import MADEState
 
 __all__ = [
     "MADE",
     "NADE",
     "Angles",
+    "CausalConv",
     "Independent",
     "IndependentState",
     "MADEState",
@@ -26,7 +29,7 @@ __all__ = [
     "Pretrained",
     "PretrainedState",
     "Recurrent",
-    "RecurrentState",
+    "StepState",
     "Transformer",
     "TransformerState",
 ]

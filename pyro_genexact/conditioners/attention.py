@@ -15,7 +15,7 @@ from ..core.checks import check_sizes
 from ..core.functional import transformed
 from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_rows, check_sites
-from .encoding import SiteEncoder, covariates, dropped, resumed, small_linear, source_steps
+from .encoding import SiteEncoder, covariates, dropped, resumed, share, small_linear, source_steps
 
 Weights = dict[str, tuple[Tensor, Tensor]]  # transposed weight and bias of each part of a layer
 
@@ -269,13 +269,13 @@ class Layer(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         shares = 3 * depth if source else 2 * depth  # number of terms that the residual stream sums
-        self.norm, self.qkv, self.mix = nn.LayerNorm(width), nn.Linear(width, 3 * width), _share(width, width, shares)
+        self.norm, self.qkv, self.mix = nn.LayerNorm(width), nn.Linear(width, 3 * width), share(width, width, shares)
         self.norm_mlp, self.up = nn.LayerNorm(width), nn.Linear(width, 4 * width)
-        self.down = _share(4 * width, width, shares)
+        self.down = share(4 * width, width, shares)
         if source:  # no biases, so that a source of zeros contributes zero
             self.norm_source, self.query = nn.LayerNorm(width), nn.Linear(width, width)
             self.source = nn.Linear(source, 2 * width, bias=False)
-            self.mix_source = _share(width, width, shares, bias=False)
+            self.mix_source = share(width, width, shares, bias=False)
 
     def weights(self) -> Weights:
         """Returns the transposed weight and the bias of each part."""
@@ -370,11 +370,3 @@ def _normed(x: Tensor, w: tuple[Tensor, Tensor]) -> Tensor:
 
 def _merged(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
-
-
-def _share(inputs: int, outputs: int, shares: int, bias: bool = True) -> nn.Linear:
-    """Returns a linear layer, scaled such that ``shares`` of them add up to the variance of one standard layer."""
-    layer = nn.Linear(inputs, outputs, bias)
-    with torch.no_grad():
-        layer.weight.mul_(shares**-0.5)
-    return layer

@@ -98,6 +98,14 @@ def small_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def share(inputs: int, outputs: int, shares: int, bias: bool = True) -> nn.Linear:
+    """Returns a linear layer, scaled such that ``shares`` of them add up to the variance of one standard layer."""
+    layer = nn.Linear(inputs, outputs, bias)
+    with torch.no_grad():
+        layer.weight.mul_(shares**-0.5)
+    return layer
+
+
 def encode(y: Tensor, site: Site | Sequence[Site], first: int, like: Any) -> Tensor:
     """Encodes sites (B, S, *site_shape), the first at ``first``, as numbers (B, features), with one-hot categories."""
     if isinstance(site, tuple):

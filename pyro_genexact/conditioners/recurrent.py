@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ..base import Conditioner, Site
-from ..contexts import Covariates, PaddedSequence, Source, check_context, kind_of
+from ..base import Site
+from ..contexts import Covariates, Source
 from ..core.checks import check_sizes
 from ..core.functional import transformed
-from ..core.rows import take_rows
-from .checks import check_chunk, check_rate, check_sites
-from .encoding import SiteEncoder, joined, resumed, small_linear, source_steps
+from .steps import Memory, StepNetwork
 
 # The functions behind torch's modules: they take weights as arguments, whereas the modules store a list of them.
 _CELLS: dict[str, tuple[Any, Any]] = {
@@ -25,29 +22,7 @@ _CELLS: dict[str, tuple[Any, Any]] = {
 }
 
 
-class RecurrentState(NamedTuple):
-    """State of a :class:`Recurrent` network.
-
-    Attributes:
-        position: number of sites read so far.
-        version: list with the number of sites that the latest state of this evaluation has read.
-        hidden: h, and the cell state of an LSTM, each (layers, B, H).
-        context: (B, C), (B, T, C) or None.
-        weights: the weights of all layers at the start.
-        source: (B, S, H), the encoded source, or None.
-        allowed: (B, 1, S), Boolean, the source steps that a row attends to; None for all.
-    """
-
-    position: int
-    version: list[int]
-    hidden: tuple[Tensor, ...]
-    context: Tensor | None
-    weights: list[Tensor]
-    source: Tensor | None = None
-    allowed: Tensor | None = None
-
-
-class Recurrent(Conditioner):
+class Recurrent(StepNetwork):
     """Recurrent network over sites, of any length, with one fused kernel call per chunk.
 
         h_t = cell([y_{t-1}, x], h_{t-1}),      phi_t = W h_t + b
@@ -101,6 +76,8 @@ class Recurrent(Conditioner):
         torch.Size([7, 1, 3])
     """
 
+    rows_dim = 1
+
     def __init__(
         self,
         site: Site,
@@ -113,23 +90,14 @@ class Recurrent(Conditioner):
         context: int | Covariates | Source = 0,
         width: int | None = None,
     ) -> None:
-        super().__init__()
-        check_sizes(1, num_params=num_params, hidden=hidden, layers=layers)
+        check_sizes(1, hidden=hidden, layers=layers)
         if cell not in _CELLS:
             raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
-        check_rate(dropout)
-        kind = kind_of(context)
-        self.site, self.num_params, self.context = site, num_params, context
-        self.hidden, self.cell, self.depth, self.dropout = hidden, cell, layers, float(dropout)
-        self.encoder = SiteEncoder(site, hidden if width is None else width)
-        self.begin = nn.Parameter(torch.randn(self.encoder.features))
+        super().__init__(site, num_params, hidden if width is None else width, hidden, context, dropout)
+        self.hidden, self.cell, self.depth = hidden, cell, layers
         module, _ = _CELLS[cell]
         # the module initialises the weights and, on CUDA, stores them contiguously
-        self.rnn = module(self.encoder.features + kind.joined, hidden, layers, batch_first=True)
-        if kind.attended:  # no bias, so that a source of zeros contributes zero
-            self.read_source = nn.Linear(kind.attended, hidden, bias=False)
-            self.join = nn.Linear(2 * hidden, hidden)
-        self.last = small_linear(hidden, num_params)
+        self.rnn = module(self.inputs, hidden, layers, batch_first=True)
 
     def extra_repr(self) -> str:
         return (
@@ -137,61 +105,20 @@ class Recurrent(Conditioner):
             f"dropout={self.dropout}, context={self.context}"
         )
 
-    def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
-        """Maps y (B, T, *site_shape) and the context to phi (B, T, P) in one fused call.
+    def initial(self, rows: int) -> Memory:
+        zeros = self.begin.new_zeros(self.depth, rows, self.hidden)
+        return (zeros,) * (2 if self.cell == "lstm" else 1)
 
-        The context has shape (B, C), or (B, T or more, C) for covariates, or (B, S, C) for a source.
-        """
-        check_sites(self, y)
-        state = self._before(context, len(y))
-        begin = self.begin.expand(len(y), 1, -1)
-        inputs = torch.cat([begin, self.encoder(y[:, :-1], begin)], 1)
-        return self._run(joined(inputs, state.context, 0), state)[0]
+    def prepared(self) -> list[Tensor]:
+        return [weight for layer in self.rnn.all_weights for weight in layer]
 
-    def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, RecurrentState]:
-        """Returns the parameters (B, P) of the first site and the state after the start vector."""
-        state = self._before(context, batch_size)
-        phi, state = self._run(joined(self.begin.expand(batch_size, 1, -1), state.context, 0), state)
-        return phi.squeeze(1), state
-
-    def extend(self, y: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """Reads y (B, S, *site_shape) in one fused call; returns the parameters (B, S, P) of the sites that follow."""
-        check_chunk(self, y, state.position, state.hidden[0].shape[1])
-        state = resumed(state)
-        inputs = joined(self.encoder(y, self.begin), state.context, state.position + 1)
-        return self._run(inputs, self.advance(state, y.shape[1]))
-
-    def reorder(self, state: RecurrentState, index: Tensor) -> RecurrentState:
-        """Returns a copy of the batch rows ``index`` (B',) of a state."""
-        self.advance(state, 0)
-        hidden = tuple(h.index_select(1, index) for h in state.hidden)
-        parts = {name: take_rows(getattr(state, name), index) for name in ("context", "source", "allowed")}
-        return state._replace(version=list(state.version), hidden=hidden, **parts)
-
-    def _before(self, context: Any, batch_size: int) -> RecurrentState:
-        check_context(self, context)
-        weights: list[Tensor] = [weight for layer in self.rnn.all_weights for weight in layer]
-        zeros = weights[0].new_zeros(self.depth, batch_size, self.hidden)
-        hidden = (zeros,) * (2 if self.cell == "lstm" else 1)
-        if not kind_of(self.context).attended:
-            return RecurrentState(0, self.new_version(), hidden, context, weights)
-        steps, allowed = source_steps(context, batch_size)
-        return RecurrentState(0, self.new_version(), hidden, None, weights, self.read_source(steps), allowed)
-
-    def _run(self, inputs: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
-        """Returns phi (B, S, P) of S steps with inputs (B, S, features + C), and the state after them."""
+    def steps(self, inputs: Tensor, memory: Memory, weights: list[Tensor], first: int) -> tuple[Tensor, Memory]:
         _, call = _CELLS[self.cell]
-        before = state.hidden
         if transformed():  # the cell adds in place to a function of the state, which needs the batch dims of vmap
-            before = tuple(h + inputs.new_zeros(h.shape) for h in before)
-        hidden = before if self.cell == "lstm" else before[0]
+            memory = tuple(h + inputs.new_zeros(h.shape) for h in memory)
+        hidden = memory if self.cell == "lstm" else memory[0]
         rate = self.dropout if self.training else 0.0
         # cudnn has gradients in training mode only; the mode affects nothing else but the dropout between layers
         training = self.training or torch.is_grad_enabled()
-        out, *hidden = call(inputs, hidden, state.weights, True, self.depth, rate, training, False, True)
-        if rate:
-            out = drop(out, rate)
-        if state.source is not None:
-            found = attention(out, state.source, state.source, state.allowed)
-            out = torch.tanh(self.join(torch.cat([out, found], -1)))
-        return self.last(out), state._replace(hidden=tuple(hidden))
+        out, *hidden = call(inputs, hidden, weights, True, self.depth, rate, training, False, True)
+        return (drop(out, rate) if rate else out), tuple(hidden)

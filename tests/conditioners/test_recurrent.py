@@ -113,10 +113,10 @@ def test_recurrent_state_does_not_grow():
     net = CONDITIONERS["Recurrent lstm"]()
     _, x = conditioner_inputs(net)
     _, state = net.start(x, 6)
-    sizes = [[h.shape for h in state.hidden]]
+    sizes = [[h.shape for h in state.memory]]
     for _ in range(3):
         _, state = net.extend(torch.ones(6, 4, 2, dtype=torch.float64), state)
-        sizes.append([h.shape for h in state.hidden])
+        sizes.append([h.shape for h in state.memory])
     assert state.position == 12
     assert sizes == [[(2, 6, 6)] * 2] * 4
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import MADE, NADE, Independent, Markov, Recurrent, Transformer
+from pyro_genexact.conditioners import MADE, NADE, CausalConv, Independent, Markov, Recurrent, Transformer
 from pyro_genexact.contexts import Source
 from support.small_conditioners import RunningSum
 from support.values import built
@@ -30,6 +30,7 @@ def small_transformer(num_params, site=3, **options):
 
 NONE = torch.zeros(5, 5, dtype=torch.bool)
 BAND = torch.ones(6, 6, dtype=torch.bool).tril(-1).triu(-2)
+BAND_4 = torch.ones(5, 5, dtype=torch.bool).tril(-1).triu(-4)
 
 CONDITIONERS = {
     "MADE": made(5),
@@ -66,6 +67,10 @@ CONDITIONERS = {
     "Transformer categories, source padded": transformer(3, 3, context=Source(2)),
     "Transformer window": transformer(window=2),
     "Transformer categories, window": transformer(4, 3, window=2, depth=1, max_len=6),
+    "CausalConv": factory(CausalConv, (), 2, width=6, dilations=(1, 2)),
+    "CausalConv context": factory(CausalConv, (2,), 4, width=6, kernel=3, dilations=(1, 2), context=2),
+    "CausalConv steps": factory(CausalConv, (), 2, width=6, kernel=3, dilations=(2, 1), context=gx.Covariates(2)),
+    "CausalConv categories, source padded": factory(CausalConv, 3, 3, width=6, dilations=(2, 1), context=Source(2)),
     "Independent": factory(Independent, 5, 2),
     "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
     "Independent steps": factory(Independent, 5, 2, context=gx.Covariates(2), hidden=(6,), activation=torch.tanh),
@@ -87,6 +92,8 @@ CONDITIONERS = {
 }
 READS = {
     "MADE band": BAND,
+    "CausalConv": BAND_4,
+    "CausalConv categories, source padded": BAND_4,
     "Independent": NONE,
     "Independent context": NONE[:4, :4],
     "Independent steps": NONE,

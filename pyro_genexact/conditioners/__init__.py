@@ -11,6 +11,7 @@ from .masked import MaskedLinear
 from .nade import NADE, NADEState
 from .pretrained import Pretrained, PretrainedState
 from .recurrent import Recurrent
+from .state_space import StateSpace
 from .steps import StepState
 from .sweeps import MADEState
 
@@ -29,6 +30,7 @@ __all__ = [
     "Pretrained",
     "PretrainedState",
     "Recurrent",
+    "StateSpace",
     "StepState",
     "Transformer",
     "TransformerState",

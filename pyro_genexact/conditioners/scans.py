@@ -59,7 +59,7 @@ def _toeplitz(kernel: Tensor) -> Tensor:
     size = kernel.shape[1]
     # each row of length 2 Q - 1, cut from repetitions of a row of length 2 Q, starts one place earlier than the last
     repeated = pad(kernel, (0, size)).unsqueeze(1).expand(-1, size, -1).flatten(1)
-    return repeated[:, : size * (2 * size - 1)].unflatten(1, (size, -1))[..., :size]
+    return repeated[:, : size * (2 * size - 1)].unflatten(1, (size, -1))[..., :size].contiguous()
 
 
 def _powers(rate: Tensor, count: int) -> Tensor:
@@ -67,8 +67,12 @@ def _powers(rate: Tensor, count: int) -> Tensor:
     low = 1 << ((count - 1).bit_length() + 1) // 2
     steps = torch.arange(low, dtype=rate.real.dtype, device=rate.device)
     high = steps[: -(-count // low)] * low
-    pairs = (rate.unsqueeze(2) * high).exp().unsqueeze(3) * (rate.unsqueeze(2) * steps).exp().unsqueeze(2)
+    pairs = _exp(rate.unsqueeze(2) * high).unsqueeze(3) * _exp(rate.unsqueeze(2) * steps).unsqueeze(2)
     return pairs.flatten(2)[..., :count]
+
+
+def _exp(z: Tensor) -> Tensor:
+    return torch.polar(z.real.exp(), z.imag)  # several times as fast as torch.exp
 
 
 def _pairs(z: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch.nn.functional import pad
 
 from ..core.precision import full_precision
 
-CHUNK = 64
-"""The largest number of steps per chunk. Work within chunks grows with it; the number of chunks, and of kernels, falls."""
+# The largest numbers of steps per chunk. Larger ones mean more work within chunks, and fewer, larger operations.
+_DIAGONAL, _SELECTIVE = 64, 32
 
 
 @full_precision
@@ -28,7 +28,7 @@ def diagonal_scan(u: Tensor, state: Tensor, rate: Tensor, read: Tensor) -> tuple
     if u.shape[1] == 1:
         state = torch.addcmul(u.transpose(1, 2).to(state.dtype), state, rate.exp())
         return (state * read).real.sum(2).unsqueeze(1), state
-    size = _chunk_size(u.shape[1])
+    size = _chunk_size(u.shape[1], _DIAGONAL)
     whole = u.shape[1] // size * size
     y, state = _diagonal_chunks(u[:, :whole].unflatten(1, (-1, size)), state, rate, read)
     if whole == u.shape[1]:
@@ -42,7 +42,6 @@ def _diagonal_chunks(u: Tensor, state: Tensor, rate: Tensor, read: Tensor) -> tu
     rows, chunks, size, width = u.shape
     powers = _powers(rate, size + 1)  # (W, N, Q + 1), exp(rate q)
     kernel = (read.unsqueeze(2) * powers[..., :-1]).real.sum(1)
-    within = pad(kernel, (size - 1, 0)).unfold(1, size, 1).flip(2)  # (W, Q, Q), kernel[i - j], 0 above the diagonal
     inputs = u.permute(3, 0, 1, 2).reshape(width, rows * chunks, size)
     gathered = inputs @ _pairs(powers[..., :-1].flip(2).transpose(1, 2))  # what each chunk adds to the state
     added = torch.view_as_complex(gathered.unflatten(2, (-1, 2))).unflatten(1, (rows, chunks)).movedim(0, 2)
@@ -51,8 +50,16 @@ def _diagonal_chunks(u: Tensor, state: Tensor, rate: Tensor, read: Tensor) -> tu
         before.append(torch.addcmul(part, before[-1], decay))
     states = torch.stack(before[:-1], 1).permute(2, 0, 1, 3).flatten(1, 2)  # (W, B K, N)
     reads = _pairs((read.unsqueeze(2) * powers[..., 1:]).conj().resolve_conj().transpose(1, 2)).transpose(1, 2)
-    y = torch.baddbmm(inputs @ within.transpose(1, 2), _pairs(states), reads)
+    y = torch.baddbmm(inputs @ _toeplitz(kernel), _pairs(states), reads)
     return y.reshape(width, rows, chunks * size).permute(1, 2, 0), before[-1]
+
+
+def _toeplitz(kernel: Tensor) -> Tensor:
+    """Returns the matrices (W, Q, Q) with kernel[j - i] at (i, j), and 0 for j < i."""
+    size = kernel.shape[1]
+    # each row of length 2 Q - 1, cut from repetitions of a row of length 2 Q, starts one place earlier than the last
+    repeated = pad(kernel, (0, size)).unsqueeze(1).expand(-1, size, -1).flatten(1)
+    return repeated[:, : size * (2 * size - 1)].unflatten(1, (size, -1))[..., :size].contiguous()
 
 
 def _powers(rate: Tensor, count: int) -> Tensor:
@@ -60,8 +67,12 @@ def _powers(rate: Tensor, count: int) -> Tensor:
     low = 1 << ((count - 1).bit_length() + 1) // 2
     steps = torch.arange(low, dtype=rate.real.dtype, device=rate.device)
     high = steps[: -(-count // low)] * low
-    pairs = (rate.unsqueeze(2) * high).exp().unsqueeze(3) * (rate.unsqueeze(2) * steps).exp().unsqueeze(2)
+    pairs = _exp(rate.unsqueeze(2) * high).unsqueeze(3) * _exp(rate.unsqueeze(2) * steps).unsqueeze(2)
     return pairs.flatten(2)[..., :count]
+
+
+def _exp(z: Tensor) -> Tensor:
+    return torch.polar(z.real.exp(), z.imag)  # several times as fast as torch.exp
 
 
 def _pairs(z: Tensor) -> Tensor:
@@ -89,7 +100,7 @@ def selective_scan(u: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, st
     if sites == 1:
         state = state * log_decay.exp().transpose(1, 2).unsqueeze(3) + u.squeeze(1).unsqueeze(3) * write.unsqueeze(2)
         return (state @ read.unsqueeze(3)).squeeze(3).unsqueeze(1), state
-    size = _chunk_size(sites)
+    size = _chunk_size(sites, _SELECTIVE)
     beyond = -sites % size  # further steps without input or decay
     u, log_decay, write, read = (
         (pad(part, (0, 0) * (part.dim() - 2) + (0, beyond)) if beyond else part).unflatten(1, (-1, size))
@@ -119,6 +130,6 @@ def _sums_between(x: Tensor) -> Tensor:
     return sums.masked_fill(lower.t(), -torch.inf)
 
 
-def _chunk_size(sites: int) -> int:
-    """Returns the size of equal chunks, of at most ``CHUNK`` steps, that cover the steps."""
-    return -(-sites // -(-sites // CHUNK))
+def _chunk_size(sites: int, most: int) -> int:
+    """Returns the size of equal chunks, of at most ``most`` steps, that cover the steps."""
+    return -(-sites // -(-sites // most))

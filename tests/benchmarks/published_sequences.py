@@ -1,6 +1,7 @@
-"""Tiny Shakespeare, character by character, in the CPU setting of nanoGPT, beside its published figure.
+"""Tiny Shakespeare, character by character, in the CPU setting of nanoGPT, compared with its published figure.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/published_sequences.py --data DIR [--steps 2000] [--progress]
+    OMP_NUM_THREADS=2 python tests/benchmarks/published_sequences.py --data DIR [--only transformer,mamba,...]
+        [--steps 2000] [--progress]
 
 DIR holds tinyshakespeare/input.txt; the README.md beside it tells split and published figures: 1.88 nats a character on the
 validation part, the last tenth, for 4 layers, 4 heads, width 128, contexts of 64, 2000 steps of batches of 12, no dropout.
@@ -15,15 +16,17 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.optim.lr_scheduler import LambdaLR
 
 import pyro_genexact as gx
+from pyro_genexact import conditioners as c
 
 WINDOW, BATCH = 64, 12
 
@@ -66,32 +69,45 @@ def nats(model: gx.Autoregressive, codes: Tensor) -> Tensor:
     return -torch.cat(each) / WINDOW
 
 
-def tinyshakespeare(folder: Path, steps: int = 2000, progress: bool = False) -> None:
+NETWORKS: dict[str, Callable[[int], gx.Conditioner]] = {
+    "transformer": lambda V: c.Transformer(V, V, width=128, depth=4, num_heads=4),
+    "mamba": lambda V: c.StateSpace(V, V, kind="selective", width=128, depth=6, state=32),
+    "s4d": lambda V: c.StateSpace(V, V, kind="diagonal", width=128, depth=6, state=32),
+    "conv": lambda V: c.CausalConv(V, V, width=128, kernel=3, dilations=(1, 2, 4, 8, 16, 1, 2, 4)),
+    "gru": lambda V: c.Recurrent(V, V, hidden=256, layers=2),
+}
+
+
+def tinyshakespeare(folder: Path, name: str = "transformer", steps: int = 2000, progress: bool = False) -> None:
     train, test, kinds = characters(folder)
-    print("add-one unigram {:.3f}, bigram {:.3f} nats a character".format(*counted(train, test, kinds)))
     torch.manual_seed(0)
-    net = gx.conditioners.Transformer(kinds, kinds, width=128, depth=4, num_heads=4)
+    net = NETWORKS[name](kinds)
     model = gx.Autoregressive(net, gx.heads.Categorical(kinds), (WINDOW + 1,))
     rows = windows(train, torch.randint(len(train) - WINDOW, (steps * BATCH,)))
     optimizer = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     settings = {"epochs": 1, "batch_size": BATCH, "optimizer": optimizer, "schedule": schedule, "max_grad_norm": 1.0}
-    result = gx.fit(model, rows, progress=progress, **settings, schedule=CosineAnnealingLR)
+    result = gx.fit(model, rows, progress=progress, **settings)
     found = nats(model.eval(), test)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     error = 2 * found.std() / len(found) ** 0.5
     print(
-        f"tinyshakespeare: Transformer of {size:.2f} M parameters {found.mean():.3f} ± {error:.3f} nats a character, "
-        f"{result.seconds:.0f} s"
+        f"tinyshakespeare: {name} of {size:.2f} M parameters {found.mean():.3f} ± {error:.3f} nats a character, "
+        f"{result.seconds:.0f} s",
+        flush=True,
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(NETWORKS))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--progress", action="store_true")
     args = parser.parse_args()
-    tinyshakespeare(args.data, args.steps, args.progress)
+    train, test, kinds = characters(args.data)
+    print("add-one unigram {:.3f}, bigram {:.3f} nats a character".format(*counted(train, test, kinds)), flush=True)
+    for name in args.only.split(","):
+        tinyshakespeare(args.data, name, args.steps, args.progress)
 
 
 if __name__ == "__main__":

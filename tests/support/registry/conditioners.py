@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import MADE, NADE, CausalConv, Independent, Markov, Recurrent, Transformer
+from pyro_genexact.conditioners import MADE, NADE, CausalConv, Independent, Markov, Recurrent, StateSpace, Transformer
 from pyro_genexact.contexts import Source
 from support.small_conditioners import RunningSum
 from support.values import built
@@ -16,8 +16,8 @@ def made(sites, params=2, hidden=(12, 10), direct=False, **options):
     return lambda: built(MADE(sites, params, hidden=hidden, direct=direct, **options))
 
 
-def factory(kind, *sizes, **options):
-    return lambda: built(kind(*sizes, **options))
+def factory(network, *sizes, **options):
+    return lambda: built(network(*sizes, **options))
 
 
 def transformer(site=(), params=2, width=8, num_heads=2, depth=2, **options):
@@ -71,6 +71,18 @@ CONDITIONERS = {
     "CausalConv context": factory(CausalConv, (2,), 4, width=6, kernel=3, dilations=(1, 2), context=2),
     "CausalConv steps": factory(CausalConv, (), 2, width=6, kernel=3, dilations=(2, 1), context=gx.Covariates(2)),
     "CausalConv categories, source padded": factory(CausalConv, 3, 3, width=6, dilations=(2, 1), context=Source(2)),
+    "StateSpace diagonal": factory(StateSpace, (), 2, width=6, depth=2, state=6),
+    "StateSpace diagonal context": factory(StateSpace, (2,), 4, width=6, depth=1, state=5, context=2),
+    "StateSpace diagonal categories, source padded": factory(
+        StateSpace, 3, 3, width=6, depth=1, state=4, frequencies="inverse", context=Source(2)
+    ),
+    "StateSpace selective": factory(StateSpace, (), 2, kind="selective", width=6, depth=2, state=3),
+    "StateSpace selective steps": factory(
+        StateSpace, (2,), 4, kind="selective", width=32, depth=1, state=2, context=gx.Covariates(2)
+    ),
+    "StateSpace selective categories, source padded": factory(
+        StateSpace, 3, 3, kind="selective", width=6, depth=1, state=3, context=Source(2)
+    ),
     "Independent": factory(Independent, 5, 2),
     "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
     "Independent steps": factory(Independent, 5, 2, context=gx.Covariates(2), hidden=(6,), activation=torch.tanh),

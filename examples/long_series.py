@@ -244,10 +244,12 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def report(
-    forecasts: dict[str, Forecast], facts: dict[str, tuple[int, float]], x: Tensor
+    forecasts: dict[str, Forecast],
+    facts: dict[str, tuple[int, float]],
+    baseline: str,
+    x: Tensor,
 ) -> None:
     """One row per model; ± is two standard errors."""
-    baseline = next(name for name in forecasts if name.startswith("AR"))
     print(
         f"\n{'':<18}{'param-':>8}{'fit,':>6}{'test nats per':>17}{'gain over':>17}"
         f"{'inside':>8}{'day ahead: CRPS,':>19}{'inside':>8}{'672 steps,':>12}"
@@ -274,42 +276,45 @@ def report(
         )
 
 
-def draw_fan(axes: plt.Axes, x: Tensor, best: tuple[str, Forecast], ar: Any) -> None:
-    """Two days of history and five days of forecasts."""
-    name, found = best
-    days = torch.arange(-2 * DAY, WEEK - 2 * DAY) / DAY
-    ahead, steps = days[2 * DAY :], WEEK - 2 * DAY
-    gx.diagnostics.plot_fan(
-        found.paths[:, :steps], ahead, ax=axes, color="C0", label=name
-    )
-    low, high = gx.diagnostics.central_intervals(ar[1].paths[:, :steps], [LEVEL])[0]
-    style = {"color": "C1", "linewidth": 0.8, "linestyle": "--"}
-    axes.plot(ahead, low, **style, label=f"{ar[0]}, central {LEVEL:.0%}")
-    axes.plot(ahead, high, **style)
-    start = len(x) - TEST
-    shown = x[start - 2 * DAY : start + steps]
-    axes.plot(days, shown, "k", linewidth=0.8, label="measured")
+def draw_fan(axes: plt.Axes, x: Tensor, pair: dict[str, Forecast]) -> None:
+    """Two days of history and five days of forecasts, which start on a Monday."""
+    (best, network), (name, ar) = pair.items()
+    steps, start = 5 * DAY, len(x) - TEST
+    ahead = torch.arange(1, steps + 1) / DAY
+    paths = network.paths[:, :steps]
+    gx.diagnostics.plot_fan(paths, ahead, ax=axes, color="C0", label=best)
+    bounds = gx.diagnostics.central_intervals(ar.paths[:, :steps], [LEVEL])[0]
+    lines = axes.plot(ahead, bounds.T, color="C1", linewidth=0.8, linestyle="--")
+    lines[0].set_label(f"{name}, central {LEVEL:.0%}")
+    days = torch.arange(1 - 2 * DAY, steps + 1) / DAY
+    measured = x[start - 2 * DAY : start + steps]
+    axes.plot(days, measured, "k", linewidth=0.8, label="measured")
     axes.axvline(0, color="0.4", linestyle=":", linewidth=0.8)
-    axes.set(xlabel="days ahead", ylabel="demand (GW)", xlim=days[[0, -1]])
+    names = ("Sat", "Sun", "Mon", "Tue", "Wed", "Thu", "Fri")
+    axes.set_xticks(torch.arange(-2, 5) + 0.5, names)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="demand (GW)", xlim=(-2, 5), ylim=(18, 48))
     axes.set_title("(a) Forecast from the dotted line on", loc="left")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=5)
+    axes.legend(loc="upper center", ncols=3)
 
 
-def picture(x: Tensor, forecasts: dict[str, Forecast], out: Path) -> None:
+def picture(
+    x: Tensor, forecasts: dict[str, Forecast], baseline: str, out: Path
+) -> None:
     plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
     figure, axes = plt.subplot_mosaic(
         [["fan"] * 3, ["scores", "hours", "calibration"]], figsize=(7, 5.4)
     )
-    ar = next(name for name in forecasts if name.startswith("AR"))
     best = max(forecasts, key=lambda name: forecasts[name].scores.mean())
-    draw_fan(axes["fan"], x, (best, forecasts[best]), (ar, forecasts[ar]))
+    pair = {name: forecasts[name] for name in (best, baseline)}
+    draw_fan(axes["fan"], x, pair)
     for place, found in enumerate(forecasts.values()):
         mean, error = mean_and_error(found.scores)
         axes["scores"].errorbar(mean, -place, xerr=error, fmt="o", color="C0")
     axes["scores"].set_yticks([-i for i in range(len(forecasts))], [*forecasts])
     axes["scores"].set(xlabel="test nats per half hour")
     axes["scores"].set_title("(b) Log scores, ± 2 s.e.", loc="left")
-    pair = {name: forecasts[name] for name in (best, ar)}
     for name, found in pair.items():
         by_hour = found.scores.view(-1, DAY).mean(0)
         axes["hours"].plot(torch.arange(DAY) / 2, by_hour, label=name)
@@ -338,7 +343,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the networks are small
     torch.manual_seed(0)
     start = time.perf_counter()
-    epochs, stride, draws = (1, 7 * DAY, 10) if args.smoke_test else (20, STRIDE, 100)
+    epochs, stride, draws = (1, 7 * DAY, 10) if args.smoke_test else (40, STRIDE, 200)
     x = torch.tensor(load_taylor()) / 1000  # GW
     changes = x.diff()
     unit = changes[: -VALIDATION - TEST].std()
@@ -355,17 +360,18 @@ def main() -> None:
         model, name = gx.Autoregressive(ar, head, (WINDOW,)), f"AR({order})"
         facts[name] = order + 1, time.perf_counter() - begin
         forecasts[name] = forecast(model, x, z, unit, draws)
+    baseline = name
     weights = autoregression(z[: -VALIDATION - TEST].double(), order)[0].float()
     tasks = [("S4D", torch.zeros(1), "S4D alone")]
     tasks += [(network, weights, f"AR + {network}") for network in NETWORKS]
     for network, lags, name in tasks:
         model, result = fit_network(network, lags, z, epochs, stride)
-        facts[name] = sum(p.numel() for p in model.parameters()), result.seconds
-        facts[name] = facts[name][0] + int(lags.count_nonzero()), result.seconds
+        size = sum(p.numel() for p in model.parameters())
+        facts[name] = size + int(lags.count_nonzero()), result.seconds
         print(f"{name}: best epoch {result.best_epoch + 1} of {len(result.train)}")
         forecasts[name] = forecast(model, x, z, unit, draws)
-    report(forecasts, facts, x)
-    picture(x, forecasts, args.out)
+    report(forecasts, facts, baseline, x)
+    picture(x, forecasts, baseline, args.out)
     print(f"\n{time.perf_counter() - start:.0f} s; saved {args.out}")
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 import pyro_genexact as gx
 from pyro_genexact import conditioners as c
 from pyro_genexact.conditioners.scans import diagonal_scan
+from pyro_genexact.testing import redraw
 
 P, W = 2, 64
 NETWORKS: dict[str, Callable[[int], gx.Conditioner]] = {
@@ -145,7 +146,7 @@ def peer(repeats: int) -> None:
         times: dict[str, list[float]] = {"ours": [], "mambapy": []}
         for _ in range(repeats + 1):
             for name, net in (("ours", ours), ("mambapy", theirs)):
-                times[name].append(seconds(lambda net=net: train(net, y), 1))
+                times[name].append(seconds(lambda net=net, y=y: train(net, y), 1))
         mine, other = (median(values[1:]) for values in times.values())
         sizes = [sum(p.numel() for p in net.parameters()) for net in (ours, theirs)]
         print(
@@ -154,7 +155,7 @@ def peer(repeats: int) -> None:
             flush=True,
         )
     for kind in ("diagonal", "selective"):
-        net = gx.testing.redraw(c.StateSpace((), P, kind=kind, width=32, depth=2).double())
+        net = redraw(c.StateSpace((), P, kind=kind, width=32, depth=2).double())
         y = torch.randn(2, 1024, dtype=torch.float64)
         with torch.no_grad():
             whole, (phi, state) = net(y), net.start(None, 2)

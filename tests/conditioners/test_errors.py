@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pyro_genexact.conditioners import CausalConv, StateSpace
 from pyro_genexact.conditioners.independent import Independent
 from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
@@ -18,6 +19,25 @@ from support.registry import CONDITIONERS
     [
         (lambda: Recurrent((), 2, cell="rnn"), r"Expected cell in \['elman', 'gru', 'lstm'\]; got 'rnn'\."),
         (lambda: Recurrent((), 2, dropout=1.0), r"Expected 0 <= dropout < 1; got 1\.0\."),
+        (lambda: CausalConv((), 2, dilations=()), r"Expected dilations of at least one layer; got \(\)\."),
+        (lambda: CausalConv((), 2, kernel=0), r"Expected kernel to be an integer >= 1; got 0\."),
+        (
+            lambda: StateSpace((), 2, kind="s5"),
+            r"Expected kind in \['diagonal', 'selective'\]; got 's5'\.",
+        ),
+        (
+            lambda: StateSpace((), 2, frequencies="log"),
+            r"Expected frequencies in \['linear', 'inverse'\]; got 'log'\.",
+        ),
+        (
+            lambda: StateSpace((), 2, step_sizes=(0.1, 0.01)),
+            r"Expected step_sizes to be two positive numbers in order; got \(0\.1, 0\.01\)\.",
+        ),
+        (lambda: StateSpace([3, 3], 2), r"Expected site to be one kind, the same at every site; got \[3, 3\]\."),
+        (
+            lambda: StateSpace((3,), 2)(torch.zeros(2, 4)),
+            r"Expected y\.shape\[2:\] == \(3,\) \(sites and site shape of StateSpace\); got \(2, 4\)",
+        ),
         (lambda: MADE(3, 2, dropout=1.0), r"Expected 0 <= dropout < 1; got 1\.0\."),
         (lambda: Recurrent(3, 2, hidden=(4,)), r"Expected hidden to be an integer >= 1; got \(4,\)\."),
         (lambda: Recurrent(3, 2, width=(4,)), r"Expected width to be an integer >= 1; got \(4,\)\."),

@@ -11,7 +11,7 @@ from pyro.nn.module import to_pyro_module_
 from torch.func import functional_call, vmap
 
 from pyro_genexact import Autoregressive, heads, testing
-from pyro_genexact.conditioners import nade
+from pyro_genexact.conditioners import CausalConv, StateSpace, nade
 from pyro_genexact.conditioners.independent import Independent
 from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
@@ -24,6 +24,8 @@ from pyro_genexact.transforms import AutoregressiveTransform
 from support.networks import in_a_model, naive_nade
 from support.registry import CONDITIONERS
 from support.registry.conditioners import factory
+
+NEW = ("CausalConv", "StateSpace diagonal", "StateSpace selective")
 
 
 def test_steps_have_power():
@@ -44,7 +46,22 @@ def test_steps_have_power():
         testing.consumption(factory(Endless, (), 2, hidden=6, context=Covariates(2))())
 
 
-@pytest.mark.parametrize("name", ["Recurrent gru steps", "Recurrent lstm steps", "Markov steps", "Independent steps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            f"{kind} steps"
+            for kind in (
+                "Recurrent gru",
+                "Recurrent lstm",
+                "Markov",
+                "Independent",
+                "CausalConv",
+                "StateSpace selective",
+            )
+        )
+    ],
+)
 def test_later_covariates_are_not_read(name):
     net = CONDITIONERS[name]()
     y, context = conditioner_inputs(net)
@@ -79,6 +96,9 @@ def test_starts_differ():
 
 
 VMAPPED = [
+    lambda: factory(CausalConv, 2, 3, width=4, dilations=(1, 2))(),
+    lambda: factory(StateSpace, 2, 3, width=4, depth=1, state=2)(),
+    lambda: factory(StateSpace, 2, 3, kind="selective", width=4, depth=1, state=2)(),
     lambda: factory(NADE, 4, 3, site=2, hidden=6)(),
     lambda: factory(NADE, 4, 3, site=[(), 3, (), 2], hidden=6)(),
     lambda: factory(Markov, 2, 3, order=2, hidden=(5,))(),
@@ -107,7 +127,7 @@ def test_categories_under_vmap(make):
         torch.testing.assert_close(vmap(call)(torch.stack(rows)), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["Recurrent gru layers", "Recurrent lstm", "Recurrent elman", "Markov", "NADE"])
+@pytest.mark.parametrize("name", ["Recurrent gru layers", "Recurrent lstm", "Recurrent elman", "Markov", "NADE", *NEW])
 def test_priors_on_weights(name):
     net = CONDITIONERS[name]()
     y, context = conditioner_inputs(net)

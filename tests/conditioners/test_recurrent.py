@@ -122,7 +122,7 @@ def test_recurrent_state_does_not_grow():
 
 
 def test_huge_values_stay_finite():
-    for name in ("Recurrent gru", "Recurrent lstm", "Markov", "NADE context"):
+    for name in ("Recurrent gru", "Recurrent lstm", "Markov", "NADE context", "CausalConv", "StateSpace selective"):
         net = CONDITIONERS[name]()
         y, context = conditioner_inputs(net)
         y = (1e8 * y).requires_grad_()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import Recurrent, Transformer
+from pyro_genexact.conditioners import Recurrent, StateSpace, Transformer
 from pyro_genexact.contexts import PaddedSequence, Source
 from pyro_genexact.testing import conditioner_inputs
 from support.networks import by_sites
@@ -15,7 +15,13 @@ from support.registry import CONDITIONERS
 from support.registry.conditioners import factory
 from support.values import F64
 
-SOURCES = ["Transformer source", "Recurrent gru source", "Recurrent lstm categories, source padded"]
+SOURCES = [
+    "Transformer source",
+    "Recurrent gru source",
+    "Recurrent lstm categories, source padded",
+    "CausalConv categories, source padded",
+    "StateSpace selective categories, source padded",
+]
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -93,7 +99,7 @@ def test_translations_have_total_mass_one():
     assert d.sample((5,)).shape == (5, 4, 4)
 
 
-@pytest.mark.parametrize("make", [Transformer, Recurrent])
+@pytest.mark.parametrize("make", [Transformer, Recurrent, StateSpace])
 @pytest.mark.parametrize(
     ("context", "error", "message"),
     [
@@ -133,7 +139,8 @@ def test_translations_have_total_mass_one():
     ],
 )
 def test_errors_of_sources(make, context, error, message):
-    net = make((), 2, context=Source(3), **({"width": 8, "num_heads": 2} if make is Transformer else {"hidden": 4}))
+    sizes = {Transformer: {"width": 8, "num_heads": 2}, Recurrent: {"hidden": 4}, StateSpace: {"width": 4, "depth": 1}}
+    net = make((), 2, context=Source(3), **sizes[make])
     with pytest.raises(error, match=message):
         net(torch.zeros(2, 4), context)
     with pytest.raises(error, match=message):

@@ -43,6 +43,14 @@ CALLS = {  # a call, and its arguments that are integers, sequences of integers 
         lambda **o: c.Transformer(3, **o),
         {**SOME, "context": 1, "width": 8, "depth": 1, "num_heads": 2, "max_len": 5, "window": 2, "dropout": 0.5},
     ),
+    "CausalConv": (
+        lambda **o: c.CausalConv((), **o),
+        {**SOME, "context": 1, "width": 8, "kernel": 2, "dilations": (1, 2), "dropout": 0.5},
+    ),
+    "StateSpace": (
+        lambda **o: c.StateSpace((), **o),
+        {**SOME, "context": 1, "width": 8, "depth": 1, "state": 4, "step_sizes": (0.01, 0.1), "dropout": 0.5},
+    ),
     "Covariates": (gx.Covariates, {"features": 2}),
     "Source": (gx.Source, {"features": 2}),
     "Affine": (h.Affine, {"shape": (2,), "bound": 2.0}),

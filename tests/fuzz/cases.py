@@ -91,6 +91,8 @@ CONTEXTS = {
     "Markov": ["C", "Covariates"],
     "Recurrent": ["C", "Covariates", "Source"],
     "Transformer": ["C", "Covariates", "Source"],
+    "CausalConv": ["C", "Covariates", "Source"],
+    "StateSpace": ["C", "Covariates", "Source"],
 }
 
 
@@ -123,6 +125,11 @@ def conditioner(draw, sites, site, kinds=tuple(CONTEXTS), bands=True):
     elif kind == "Transformer":
         window = draw(pick(["None", "2"]))
         options = f", width=8, num_heads={draw(pick([1, 2]))}, depth={draw(pick([1, 2]))}, window={window}"
+    elif kind == "CausalConv":
+        options = f", width=6, kernel={draw(st.integers(1, 3))}, dilations={draw(pick(['(1,)', '(1, 2)', '(3, 1)']))}"
+    elif kind == "StateSpace":
+        which, depth = draw(pick(["diagonal", "selective"])), draw(st.integers(1, 2))
+        options = f", kind={which!r}, width=6, depth={depth}, state=4"
     elif context:
         options = f", hidden={draw(pick(['()', '(6,)']))}, activation={act}"
     return f"{kind}({args}{given}{options})", context

@@ -294,7 +294,7 @@ def draw_fan(axes: plt.Axes, x: Tensor, pair: dict[str, Forecast]) -> None:
     axes.set_xticks(torch.arange(-2, 5) + 0.5, names)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel="demand (GW)", xlim=(-2, 5), ylim=(18, 48))
+    axes.set(xlabel="", ylabel="demand (GW)", xlim=(-2, 5), ylim=(18, 48))
     axes.set_title("(a) Forecast from the dotted line on", loc="left")
     axes.legend(loc="upper center", ncols=3)
 

@@ -194,6 +194,12 @@ def _remainder(a: Tensor) -> Tensor:
     )
 
 
+def log_gamma_ratio(a: Tensor, h: float) -> Tensor:
+    """Returns lgamma(a + h) - lgamma(a) for h >= 0, without cancellation for large a."""
+    b = a + h
+    return _remainder(b) - _remainder(a) + (a - 0.5) * torch.log1p(h / a) + h * torch.log(b) - h
+
+
 def _fraction(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Returns a B(a, b) I_x(a, b) / (x^a y^b) by its continued fraction, for x up to about the mean a / (a + b)."""
     excess = a * y - b * x + 1  # large terms may cancel here, but an exact y keeps the error within rounding

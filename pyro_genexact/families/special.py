@@ -138,6 +138,8 @@ class Smooth(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         value, density, *shapes = ctx.saved_tensors
+        with torch.enable_grad():  # new graph nodes, in case one tensor is given twice or was computed from another
+            shapes = [t.view_as(t) for t in shapes]
         by_shape = needed_grads(lambda: ctx.evaluate(value, *shapes).to(grad), shapes, ctx.needs_input_grad[4:], grad)
         return (grad * density).sum_to_size(value.shape), None, None, None, *by_shape
 

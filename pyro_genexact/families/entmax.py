@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core.checks import check_numbers
+from ..core.functional import visible
 from ..core.independent import REAL_VECTOR
 from ..core.values import checked_value
 from ..numerics.derivatives import implicit
@@ -128,7 +129,7 @@ def log_entmax(scores: Tensor, alpha: float) -> Tensor:
 
     target = -torch.ones_like(z[..., 0])
     with torch.no_grad():
-        near = z.clamp(min=-1)  # tau is at least -1, so that smaller numbers have no effect
+        near = _descending(z)
         if alpha == 2:
             tau = _by_sorting(near)
         elif alpha == 1.5:
@@ -143,9 +144,16 @@ def log_entmax(scores: Tensor, alpha: float) -> Tensor:
     return torch.where(some, log_p - total, -inf).to(scores)
 
 
+def _descending(z: Tensor) -> Tensor:
+    """Returns the numbers above -1 in descending order, and some of -1; tau is at least -1, so others have no effect."""
+    z = z.clamp(min=-1)
+    if z.device.type == "cpu" and visible(z) and z.numel():  # takes a tenth of the time of sorting for many categories
+        return z.topk(max(1, int((z > -1).sum(-1).max())), -1)[0]
+    return z.sort(-1, descending=True)[0]
+
+
 def _by_sorting(z: Tensor) -> Tensor:
-    """Returns tau for alpha = 2: sum_v [z_v - tau]_+ = 1, where the first k of the sorted numbers are above tau."""
-    z = z.sort(-1, descending=True)[0]
+    """Returns tau for alpha = 2: sum_v [z_v - tau]_+ = 1, where the first k of the descending numbers are above tau."""
     count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
     taus = (z.cumsum(-1) - 1) / count
     return _last(taus, z > taus)
@@ -153,7 +161,6 @@ def _by_sorting(z: Tensor) -> Tensor:
 
 def _by_sorting_squares(z: Tensor) -> Tensor:
     """Returns tau for alpha = 1.5: sum_v [z_v - tau]_+^2 = 1, a quadratic equation for each number k of categories."""
-    z = z.sort(-1, descending=True)[0]
     count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
     mean = z.cumsum(-1) / count
     variance = z.square().cumsum(-1) / count - mean.square()

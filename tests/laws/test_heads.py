@@ -208,7 +208,8 @@ class Rooted(distributions.BetaGaussian):
     """Its gradient is NaN outside the support."""
 
     def log_prob(self, value):
-        return super().log_prob(value) + 0 * (1 - ((value - self.loc) / self.radius) ** 2).clamp(min=0).sqrt()
+        share = ((value - self.loc) / self.radius) ** 2
+        return super().log_prob(value) + torch.where(share < 1, 0 * (1 - share).sqrt(), 0)
 
 
 class UndefinedOutside(Head):

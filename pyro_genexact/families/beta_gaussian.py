@@ -70,11 +70,15 @@ class _Elliptical(Parametrised, TorchDistribution):
         """Returns R^2 in units of the scale."""
         return 2 * self._power * self._excess().exp()
 
+    def _checked(self, value: Any) -> Tensor:
+        value = numbers("value", value)
+        if self._event_shape:
+            check_last(value, self._dims, "the length of loc")
+        return value
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density in nats, (*sample, *batch); -inf with gradient zero outside the support."""
-        value, n = checked_value(self, value), self._dims
-        if self._event_shape:
-            check_last(value, n, "the length of loc")
+        value, n = self._checked(checked_value(self, value)), self._dims
         square = self._square_radius()
         inside = (self._square(value.detach()) / square).detach() < 1
         # replaced, since the gradient of infinite values would be NaN
@@ -86,7 +90,7 @@ class _Elliptical(Parametrised, TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws (*sample, *batch, *event), with the exact pathwise gradient.
 
-        With normal g (n,) and h from a gamma distribution of shape k + 1, R g / sqrt(|g|^2 + 2 h) has the density for
+        With normal g (n,) and h from a gamma distribution of shape k + 1, R g / sqrt(g · g + 2 h) has the density for
         unit scale and loc 0.
         """
         n, k = self._dims, self._power
@@ -121,27 +125,29 @@ class _Elliptical(Parametrised, TorchDistribution):
         return (size - k * mean_log).to(self.loc)
 
     def fenchel_young(self, value: Tensor) -> Tensor:
-        r"""Returns the Fenchel-Young loss of a value, (*sample, *batch); it is finite for every real value.
+        """Returns the Fenchel-Young loss of a value, (*sample, *batch), which is finite for every real value.
 
-        With the energy f(y) = -q / 2 and the Tsallis negentropy \Omega(p) = (\int p^alpha - 1) / (alpha (alpha - 1)),
-        this is the loss without the term of the value alone, which is infinite for continuous values:
+        With the energy f(y) = -q / 2, where q is the squared distance from loc in units of the scale, and the Tsallis
+        negentropy Ω(p) = (∫ p^alpha - 1) / (alpha (alpha - 1)),
 
-            L(y) = \Omega^*(f) - f(y),    \Omega^*(f) = max_p E_p[f] - \Omega(p).
+            L(y) = Ω*(f) - f(y),    Ω*(f) = max_p E_p[f] - Ω(p).
 
-        As alpha tends to 1, L is -log p of the normal distribution. L is convex in the coefficients of y and y y' in f,
-        and its gradients by these are E[Y] - y and E[Y Y'] - y y'. So the mean loss of data is smallest at the
-        distribution with the mean and the covariance of the data. Like -log p of a normal distribution, the loss has no
-        lower bound if the scale can tend to 0 at one single value.
+        This is the cross-Ω loss of the paper. It omits the term Ω of the value, which is infinite for continuous
+        values, so L is not 0 at its minimum, and may be negative. As alpha tends to 1, L tends to -log p of the normal
+        distribution.
+
+        L is convex in the coefficients of y and y y' in f, and its gradients by these are E[Y] - y and E[Y Y'] - y y'.
+        Therefore the mean loss of data is smallest at the distribution that has the mean and the covariance of the data.
+        As with -log p of the normal distribution, the mean loss of equal values has no lower bound: it decreases as the
+        scale tends to 0.
         """
         n, k = self._dims, self._power
-        of_model = -k * (2 * k + n) / (2 * k + 2 + n) * torch.expm1(self._excess()) - k * n / (
-            (k + 1) * (2 * k + 2 + n)
-        )
-        return (of_model + self._square(numbers("value", value)) / 2).to(self.loc)
+        of_model = -k * ((2 * k + n) * torch.expm1(self._excess()) + n / (k + 1)) / (2 * k + 2 + n)
+        return (of_model + self._square(self._checked(value)) / 2).to(self.loc)
 
 
 class BetaGaussian(_Elliptical):
-    r"""The beta-Gaussian distribution, whose density is a power of a parabola on an interval and 0 elsewhere.
+    """The beta-Gaussian distribution, whose density is a power of a parabola on an interval and 0 elsewhere.
 
         p(y) = [(alpha - 1) (-tau - (y - loc)^2 / (2 scale^2))]_+^{1 / (alpha - 1)},
 
@@ -149,10 +155,10 @@ class BetaGaussian(_Elliptical):
     4/3 the triweight kernel; the limits are the normal distribution (alpha to 1) and the uniform distribution (alpha to
     infinity). beta is 2 - alpha. With k = 1 / (alpha - 1), the support is loc ± radius with
 
-        radius^{2k + 1} = (2 k scale^2)^k / B(1/2, k + 1),    standard deviation = radius / sqrt(2 k + 3).
+        radius^{2k + 1} = (2k scale^2)^k / B(1/2, k + 1),
 
-    ``scale`` is the parameter sigma of the paper. It is not the standard deviation, and the radius is proportional to
-    scale^{2 / (alpha + 1)}.
+    and the standard deviation is radius / sqrt(2k + 3). ``scale`` is the parameter sigma of the paper. It is not the
+    standard deviation, and the radius is proportional to scale^{2 / (alpha + 1)}.
 
     The density is continuous and 0 at the ends of the support. Outside, ``log_prob`` is -inf with gradient zero, so
     maximum likelihood cannot move the support towards a value; :meth:`fenchel_young` can. Samples are reparameterised.
@@ -230,14 +236,16 @@ class BetaGaussian(_Elliptical):
 
 
 class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
-    r"""The beta-Gaussian distribution of vectors (n,), which is elliptical.
+    """The beta-Gaussian distribution of vectors (n,), which is elliptical.
 
         p(y) = [(alpha - 1) (-tau - q / 2)]_+^{1 / (alpha - 1)},    q = (y - loc)' (A A')^{-1} (y - loc),
 
     where A is ``scale_tril`` and tau normalises the density. With k = 1 / (alpha - 1), the support is the ellipsoid
     q <= R^2 with
 
-        R^{2k + n} = (2 k)^k Gamma(k + 1 + n/2) / (\|A\| pi^{n/2} Gamma(k + 1)),    covariance = R^2 / (2k + 2 + n) A A'.
+        R^{2k + n} = (2k)^k Gamma(k + 1 + n/2) / (det A pi^{n/2} Gamma(k + 1)),
+
+    and the covariance is R^2 / (2k + 2 + n) A A'.
 
     See :class:`BetaGaussian` for the special cases, the loss and the reference.
 

@@ -15,7 +15,6 @@ from .per_site import PerSite
 from .stopped import Stopped
 
 
-@singledispatch
 def fenchel_young_loss(d: Distribution, value: Tensor) -> Tensor:
     """Computes the Fenchel-Young loss (*sample, *batch) of a value, which replaces -log_prob for sparse distributions.
 
@@ -44,23 +43,28 @@ def fenchel_young_loss(d: Distribution, value: Tensor) -> Tensor:
         >>> d.log_prob(torch.tensor([1])), gx.fenchel_young_loss(d, torch.tensor([1]))
         (tensor([-inf]), tensor([4.]))
     """
+    return _loss(d, value)
+
+
+@singledispatch
+def _loss(d: Distribution, value: Tensor) -> Tensor:
     method = getattr(d, "fenchel_young", None)
     found: Tensor = -log_prob_everywhere(d, value) if method is None else method(value)
     return found
 
 
-@fenchel_young_loss.register(Independent)
+@_loss.register(Independent)
 def _(d: Any, value: Tensor) -> Tensor:
-    return sum_rightmost(fenchel_young_loss(d.base_dist, value), d.reinterpreted_batch_ndims)
+    return sum_rightmost(_loss(d.base_dist, value), d.reinterpreted_batch_ndims)
 
 
-@fenchel_young_loss.register(PerSite)
+@_loss.register(PerSite)
 def _(d: PerSite, value: Tensor) -> Tensor:
-    return d.each(fenchel_young_loss, value)
+    return d.each(_loss, value)
 
 
-@fenchel_young_loss.register(Stopped)
+@_loss.register(Stopped)
 def _(d: Stopped, value: Tensor) -> Tensor:
     inner = value[..., :-1] if d.inner.event_shape else value[..., 0]
     sign = 1 - 2 * value[..., -1]  # of the logits in -log p of the flag
-    return fenchel_young_loss(d.inner, inner) + softplus(sign * d.stop_logits)
+    return _loss(d.inner, inner) + softplus(sign * d.stop_logits)

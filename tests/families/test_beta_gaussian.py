@@ -88,7 +88,7 @@ def test_cdf_and_quantiles(alpha):
     assert torch.equal(d.cdf(double(-1e9, 1e9)), ends)
 
 
-@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0])
+@pytest.mark.parametrize("alpha", [1.2, 2.0])
 def test_gradients(alpha):
     """Of every quantity, by finite differences; of samples at the same random numbers."""
     loc, scale = double(0.3, -0.2).requires_grad_(), double(0.7, 1.2).requires_grad_()
@@ -99,9 +99,11 @@ def test_gradients(alpha):
         d = BetaGaussian(loc, scale, power, validate_args=False)
         return d.log_prob(y), d.entropy(), d.variance, d.radius, d.fenchel_young(y + 3), d.cdf(y)
 
-    assert gradcheck(queries, (loc, scale, power))
-    assert gradgradcheck(lambda *args: queries(*args)[:-1], (loc, scale, power))
-    assert gradcheck(lambda loc, scale: BetaGaussian(loc, scale, power.detach()).icdf(double(0.1, 0.8)), (loc, scale))
+    assert gradcheck(queries, (loc, scale, power), fast_mode=True)
+    assert gradgradcheck(lambda *args: queries(*args)[:-1], (loc, scale, power), fast_mode=True)
+    if alpha == 2:
+        levels = double(0.1, 0.8)
+        assert gradcheck(lambda *args: BetaGaussian(*args, alpha).icdf(levels), (loc, scale), fast_mode=True)
 
     def draws(loc, scale):
         torch.manual_seed(0)

@@ -77,7 +77,7 @@ def test_known_cases():
     assert EntmaxCategorical(double(0.0, -math.inf, 0.1), 1.5).probs[1] == 0
 
 
-@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 2.5])
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 4.0])
 def test_gradients(alpha):
     """Of probabilities and the loss, once and twice, by finite differences; those of zeros are zero."""
     scores = (sized(3, 4) / (alpha - 1) * double(0.2, 0.7, 1.5)[:, None]).requires_grad_()
@@ -147,14 +147,13 @@ def test_methods_of_a_categorical():
     assert EntmaxCategorical(torch.zeros(0, 3)).sample((2,)).shape == (2, 0)
 
 
-@pytest.mark.parametrize("alpha", [1.3])
-def test_gradients_of_each_example(alpha):
+def test_gradients_of_each_example():
     def loss(scores, value):
-        return EntmaxCategorical(scores, alpha, validate_args=False).fenchel_young(value)
+        return EntmaxCategorical(scores, 1.5, validate_args=False).fenchel_young(value)
 
     scores, value = sized(4, 3), torch.tensor([0, 1, 2, 0])
     found = torch.func.vmap(torch.func.grad(loss))(scores, value)
-    expected = EntmaxCategorical(scores, alpha).probs - torch.nn.functional.one_hot(value, 3)
+    expected = EntmaxCategorical(scores, 1.5).probs - torch.nn.functional.one_hot(value, 3)
     assert torch.allclose(found, expected, atol=1e-10)
 
 

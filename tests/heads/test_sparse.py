@@ -132,30 +132,31 @@ def test_support_moves_to_the_data(alpha):
 
 
 def test_fit_moves_the_support():
-    """Of the factors of an autoregressive model, by minibatches; the reported numbers are those of the loss."""
+    """Of the factors of an autoregressive model."""
     x = 2.6 + 0.2 * torch.randn(256, 1)
     y = torch.cat([x, x + 0.2 * torch.randn(256, 1)], 1)
     head = BETA()
     model = gx.Autoregressive(MADE(2, head.num_params, hidden=(8,)), head, (2,))
     assert (model().log_prob(y) == -math.inf).all()
-    options = {"epochs": 200, "batch_size": 256, "lr": 0.1, "progress": False}
     with pytest.raises(FloatingPointError, match="Expected a finite loss; got inf"):
-        gx.fit(model, y, **options)
-    result = gx.fit(model, y, validation=y[:64], loss=gx.fenchel_young_loss, **options)
+        gx.fit(model, y, epochs=1, progress=False)
+    gx.fit(model, y, loss=gx.fenchel_young_loss, epochs=150, lr=0.1, progress=False)
     with torch.no_grad():
         d = model()
-        assert math.isclose(result.validation[result.best_epoch], -d.fenchel_young(y[:64]).mean(), rel_tol=1e-4)
-        draws = d.sample((4000,))
-        assert torch.allclose(draws.mean(0), y.mean(0), atol=0.06) and torch.allclose(
-            draws.T.cov(), y.T.cov(), atol=0.04
-        )
+        assert (d.log_prob(y) > -math.inf).double().mean() > 0.95
+        assert torch.allclose(d.sample((4000,)).mean(0), y.mean(0), atol=0.06)
 
 
 def test_fit_of_categories():
     """From a distribution that gives the data probability 0 to one that gives them probability 1, exactly."""
     y, model = torch.ones(40, dtype=torch.long), Free(h.EntmaxCategorical(3), torch.tensor([4.0, 0.0, 1.0]))
     assert (model().log_prob(y) == -math.inf).all()
-    gx.fit(model, y, loss=gx.fenchel_young_loss, epochs=200, lr=0.1, progress=False)
+    options = {"loss": gx.fenchel_young_loss, "lr": 0.1, "progress": False}
+    before = -gx.fenchel_young_loss(model(), y).mean().item()
+    result = gx.fit(model, y, validation=y[:9], epochs=1, **options)
+    assert math.isclose(result.train[0], before, rel_tol=1e-3)
+    assert math.isclose(result.validation[0], -gx.fenchel_young_loss(model(), y[:9]).mean().item(), rel_tol=1e-5)
+    gx.fit(model, y, epochs=150, **options)
     assert model().probs.tolist() == [[0.0, 1.0, 0.0]] and gx.fenchel_young_loss(model(), y[0]) == 0
 
 

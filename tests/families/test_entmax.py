@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 from pyro_genexact.distributions import EntmaxCategorical
 from support.values import F64, double, sized
 
-ALPHAS = (1.01, 1.2, 1.5, 1.7, 2.0, 2.5, 4.0)
+ALPHAS = (1.01, 1.3, 1.5, 2.0, 4.0)
 EVERY = pytest.mark.parametrize("alpha", ALPHAS)
 
 

@@ -25,7 +25,8 @@ def fenchel_young_loss(d: Distribution, value: Tensor) -> Tensor:
     - A class with a method ``fenchel_young(value)``, such as :class:`~pyro_genexact.distributions.EntmaxCategorical`
       and :class:`~pyro_genexact.distributions.BetaGaussian`, defines its own loss.
     - Any other distribution has the loss -log_prob, which is the Fenchel-Young loss of Shannon's entropy, infinite
-      outside its support. A mixture of sparse distributions is such a distribution.
+      outside its support. Mixtures of sparse distributions belong here, also an
+      :class:`~pyro_genexact.OrderEnsemble` in eval mode.
 
     Pass it to :func:`~pyro_genexact.fit` as ``loss=gx.fenchel_young_loss``. Losses of models with different families
     have different scales, so compare only the losses of one family; compare log_prob across families.

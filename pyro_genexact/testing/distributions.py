@@ -216,7 +216,8 @@ def extremes(module: nn.Module, context: Tensor | None = None) -> None:
     """Checks that log_prob and its gradients are finite at values to ±1e8 and near the ends of the support.
 
     In float32, they must not be NaN. If a part of the module has the attribute ``truncates`` (see
-    :class:`~pyro_genexact.Head`), log_prob may also be -inf, with finite gradients. Discrete distributions are checked at counts to 1e8 if these are in the support.
+    :class:`~pyro_genexact.Head`), log_prob may also be -inf, with finite gradients. Discrete distributions are checked at
+    counts to 1e8 if these are in the support.
     """
     d = made(module, context)
     if d.support.is_discrete:

@@ -19,6 +19,7 @@ from .chains.hidden_markov import HiddenMarkov
 from .chains.module import CRF
 from .contexts import Covariates, PaddedSequence, Source
 from .core.faces import publish
+from .families.fenchel_young import fenchel_young_loss
 from .flows.base import Flow
 from .inference.fit import FitResult, fit
 from .inference.fit_guide import GuideResult, fit_guide
@@ -51,6 +52,7 @@ __all__ = [
     "decoding",
     "diagnostics",
     "distributions",
+    "fenchel_young_loss",
     "fit",
     "fit_guide",
     "flows",

@@ -133,6 +133,7 @@ class Head(WithDerived):
         num_sites: T if the head treats sites differently, else None.
         eos: the end-of-sequence token if the head treats it differently, else None.
         has_ends: whether the head defines :meth:`ends`.
+        truncates: whether phi determines which values of the support have positive probability.
 
     Example:
         >>> import pyro.distributions as dist
@@ -154,6 +155,7 @@ class Head(WithDerived):
     num_sites: int | None = None
     eos: int | None = None
     has_ends: bool = False
+    truncates: bool = False
 
     def forward(self, phi: Tensor, first: int = 0) -> Any:
         """Returns the distribution or transform of S sites from phi (*batch, S, P).

@@ -8,8 +8,10 @@ from .chains.crf import LinearChainCRF
 from .chains.hidden_markov import HiddenMarkov
 from .chains.labels import LabelStrings
 from .core.faces import publish
+from .families.beta_gaussian import BetaGaussian, MultivariateBetaGaussian
 from .families.continuous_categorical import ContinuousCategorical
 from .families.discretized_logistic import DiscretizedLogistic
+from .families.entmax import EntmaxCategorical
 from .families.mixture import Mixture, UnionConstraint
 from .families.per_site import PerSite, PerSiteConstraint
 from .families.stable import Stable
@@ -18,13 +20,16 @@ from .flows.transformed import TransformedDistribution
 
 __all__ = [
     "AutoregressiveDistribution",
+    "BetaGaussian",
     "ChainRuleDistribution",
     "ContinuousCategorical",
     "DiscretizedLogistic",
+    "EntmaxCategorical",
     "HiddenMarkov",
     "LabelStrings",
     "LinearChainCRF",
     "Mixture",
+    "MultivariateBetaGaussian",
     "PerSite",
     "PerSiteConstraint",
     "SequenceDistribution",

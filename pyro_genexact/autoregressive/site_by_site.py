@@ -16,6 +16,7 @@ from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import at_least_single
 from ..families.cdf import icdf, probability_integral
 from ..families.enumeration import ByEnumeration
+from ..families.fenchel_young import fenchel_young_loss
 from ..families.in_support import feasible_point, known_to_contain
 from ..families.per_site import PerSite
 from .chain_rule import ChainRule
@@ -111,6 +112,15 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         """
         return self.layout.arrange(*self._factors(value))
 
+    def fenchel_young(self, value: Tensor) -> Tensor:
+        """Returns the sum over sites of their Fenchel-Young losses given the earlier sites, shaped as :meth:`log_prob`.
+
+        It is finite for every value in the support of the head, also where a site has probability 0. See
+        :func:`pyro_genexact.fenchel_young_loss`.
+        """
+        losses, shape = self._factors(value, fenchel_young_loss, torch.inf)
+        return losses.sum(1).reshape(shape)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Returns samples (*sample_shape, *batch, *event), drawn site by site from one state of the conditioner."""
         with torch.no_grad():
@@ -183,15 +193,20 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
 
         return self.site_by_site(quantile, shape[: len(shape) - len(self.batch_shape)])
 
-    def _factors(self, value: Tensor) -> tuple[Tensor, torch.Size]:
-        """Returns log p (B, T) of the event's sites in visiting order, and the batch shape of the B rows."""
+    def _factors(
+        self, value: Tensor, quantity: Callable[..., Tensor] | None = None, outside: float = -torch.inf
+    ) -> tuple[Tensor, torch.Size]:
+        """Returns a quantity (B, T) of the event's sites in visiting order, and the batch shape of the B rows.
+
+        It is log p by default, 0 at padding, and ``outside`` from the first site outside the support on.
+        """
         d, y, inside, present, shape = self._conditionals(value)
-        log_prob = at_least_single(d.log_prob(y))
+        factors = at_least_single(d.log_prob(y) if quantity is None else quantity(d, y))
         if present is not None:
-            log_prob = torch.where(present, log_prob, 0.0)
+            factors = torch.where(present, factors, 0.0)
         if inside is not None:
-            log_prob = torch.where(inside.cummin(1)[0], log_prob, -torch.inf)
-        return self.layout.of_event(log_prob, shape), shape
+            factors = torch.where(inside.cummin(1)[0], factors, outside)
+        return self.layout.of_event(factors, shape), shape
 
     def _conditionals(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:
         """Computes the distributions of all sites given the earlier ones in one parallel pass.

@@ -125,7 +125,8 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
     return _quantile(d, u)
 
 
-def _searched(d: Distribution, u: Tensor) -> Tensor:
+def searched(d: Distribution, u: Tensor) -> Tensor:
+    """Computes :func:`icdf` by a search, also if the family has its own method."""
     if _support(d).is_discrete:
         with torch.no_grad():
             return _search_counts(d, u)
@@ -197,7 +198,7 @@ def _(d: TransformedDistribution, value: Tensor) -> Tensor:
 @singledispatch
 def _quantile(d: Distribution, u: Tensor) -> Tensor:
     """Returns the smallest value whose cdf is at least u."""
-    return _searched(d, u) if _inherits(d, "icdf") else d.icdf(u)
+    return searched(d, u) if _inherits(d, "icdf") else d.icdf(u)
 
 
 @_quantile.register(TransformedDistribution)
@@ -205,7 +206,7 @@ def _(d: TransformedDistribution, u: Tensor) -> Tensor:
     if not _inherits(d, "icdf"):
         return d.icdf(u)
     if _support(d).is_discrete:
-        return _searched(d, u)
+        return searched(d, u)
     y = icdf(d.base_dist, torch.where(_sign(d, u) > 0, u, 1 - u))
     for transform in d.transforms:
         y = transform(y)
@@ -218,7 +219,7 @@ def _in_double(form: Form) -> Form:
 
 for _family, _form in CDFS.items():
     _cdf_inside.register(_family, _in_double(_form))
-    _quantile.register(_family, QUANTILES.get(_family, _searched))
+    _quantile.register(_family, QUANTILES.get(_family, searched))
 
 
 def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:

@@ -138,6 +138,8 @@ class Smooth(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         value, density, *shapes = ctx.saved_tensors
+        with torch.enable_grad():  # new graph nodes, in case one tensor is given twice or was computed from another
+            shapes = [t.view_as(t) for t in shapes]
         by_shape = needed_grads(lambda: ctx.evaluate(value, *shapes).to(grad), shapes, ctx.needs_input_grad[4:], grad)
         return (grad * density).sum_to_size(value.shape), None, None, None, *by_shape
 
@@ -192,6 +194,12 @@ def _remainder(a: Tensor) -> Tensor:
     return torch.where(
         large, series, torch.lgamma(small) - (small - 0.5) * torch.log(small) + small - 0.5 * log(2 * pi)
     )
+
+
+def log_gamma_ratio(a: Tensor, h: float) -> Tensor:
+    """Returns lgamma(a + h) - lgamma(a) for h >= 0, without cancellation for large a."""
+    b = a + h
+    return _remainder(b) - _remainder(a) + (a - 0.5) * torch.log1p(h / a) + h * torch.log(b) - h
 
 
 def _fraction(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from .networks import IntegratedPositive, MonotoneNetwork
 from .parametric import Parametric
 from .polynomial import Bernstein, SumOfSquares
 from .sigmoidal import DeepSigmoid, LogisticMixtureCDF
+from .sparse import BetaGaussian, EntmaxCategorical, MultivariateBetaGaussian
 from .spline import CircularSpline, RationalQuadraticSpline
 from .stopped import Stopped
 
@@ -38,6 +39,7 @@ __all__ = [
     "Bernoulli",
     "Bernstein",
     "Beta",
+    "BetaGaussian",
     "Binomial",
     "Categorical",
     "CircularSpline",
@@ -46,6 +48,7 @@ __all__ = [
     "DeepSigmoid",
     "Dirichlet",
     "DiscretizedLogistic",
+    "EntmaxCategorical",
     "Exponential",
     "Filter",
     "Forbid",
@@ -59,6 +62,7 @@ __all__ = [
     "MinP",
     "Mixture",
     "MonotoneNetwork",
+    "MultivariateBetaGaussian",
     "MultivariateNormal",
     "NegativeBinomial",
     "Normal",

@@ -53,8 +53,6 @@ class Filter(Head):
         tensor([[0.1000, 0.9000]])
     """
 
-    truncates = False
-
     def __init__(self, head: Head) -> None:
         super().__init__()
         if isinstance(head, Head) and head.num_sites is not None:

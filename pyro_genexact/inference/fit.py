@@ -27,7 +27,7 @@ from .fitting import Progress, fabric_of, modes_kept
 from .learning_rate import WARM, LearningRate
 from .likelihood import MaximumLikelihood, takes_closure
 from .loaders import Loader
-from .log_prob import Penalty
+from .log_prob import Penalty, RowLoss
 from .ranks import Ranks
 from .sources import Rows, hold_out, source_of
 
@@ -109,6 +109,7 @@ def fit(
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
     max_grad_norm: float = 10.0,
     penalty: Penalty | None = None,
+    loss: RowLoss | None = None,
     ema: float | None = None,
     fabric: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -157,6 +158,9 @@ def fit(
         max_grad_norm: gradients are clipped to this norm; ``math.inf`` turns clipping off.
         penalty: a function from the module to a scalar tensor, which is subtracted from the mean log_prob (nats per row).
             The negative log-density of a prior, divided by N, gives the maximum a posteriori estimate.
+        loss: a function from the returned distribution and B rows to their losses (B,), which replaces -log_prob in training
+            and validation, such as :func:`~pyro_genexact.fenchel_young_loss` for sparse heads. The numbers that are
+            reported as nats are then minus the mean loss.
         ema: the decay of an exponential moving average of the weights, 0 for none. By default 0.99 with validation (unless
             there is a ``schedule``) and none without. With validation, both the weights and their average are validated,
             and the better ones are kept. Without validation, the average is kept if ``ema`` is given.
@@ -233,13 +237,13 @@ def fit(
             rate = LearningRate(WARM, DROPS, COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)
             patience = patience or (None if by_rule else LONG_PATIENCE)
             ema = EMA if ema is None and validated and by_rule else ema
-            settings |= {} if checkpoint is None else _described(module, opt, own, penalty, fabric, sources)
+            settings |= {} if checkpoint is None else _described(module, opt, own, penalty, loss, fabric, sources)
         lengths = ranks.gather(train.batches)
         if len(set(lengths)) > 1:
             raise ValueError(f"Expected data with the same number of batches in each process; got {lengths}.")
         task = MaximumLikelihood(
             module, opt, fabric, ranks, train, held_out, rate, own, clock,
-            epochs, seconds, max_grad_norm, accumulate, penalty, ema or None, patience, Interrupts(),
+            epochs, seconds, max_grad_norm, accumulate, penalty, loss, ema or None, patience, Interrupts(),
         )  # fmt: skip
         with closing(task), Progress(epochs, "epoch", progress and ranks.first) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
@@ -279,6 +283,7 @@ def _described(
     optimizer: Optimizer,
     schedule: LRScheduler | None,
     penalty: Penalty | None,
+    loss: RowLoss | None,
     fabric: Any,
     sources: Iterable[Any],
 ) -> dict[str, Any]:
@@ -293,12 +298,17 @@ def _described(
         "module": f"{type(module).__name__} of parameters {shapes}",
         "optimizer": f"{type(optimizer).__name__} of {plain}",
         "schedule": None if schedule is None else type(schedule).__name__,
-        "penalty": None if penalty is None else getattr(penalty, "__qualname__", type(penalty).__name__),
+        "penalty": _name_of(penalty),
+        "loss": _name_of(loss),
         "processes": fabric.world_size,
         "precision": fabric.strategy.precision.precision,
         "data": of_data,
         "validation": of_validation,
     }
+
+
+def _name_of(function: Any) -> str | None:
+    return None if function is None else getattr(function, "__qualname__", type(function).__name__)
 
 
 def _digest(source: Any) -> str:

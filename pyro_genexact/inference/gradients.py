@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .batches import SHOWN, Batch
-from .log_prob import LogProb, Penalty, log_prob_of, offending
+from .log_prob import LogProb, Penalty, RowLoss, log_prob_of, offending
 from .ranks import Ranks
 
 
@@ -85,6 +85,7 @@ class Gradients:
     Args:
         module: the module whose log_prob is maximised.
         penalty: the penalty that is subtracted from it, or None.
+        row_loss: the function whose negative replaces log_prob, or None.
         optimizer: the optimizer of the parameters.
         fabric: the Fabric that wraps module and optimizer.
         ranks: the processes of the fabric.
@@ -95,10 +96,16 @@ class Gradients:
     """
 
     def __init__(
-        self, module: nn.Module, penalty: Penalty | None, optimizer: Optimizer, fabric: Any, ranks: Ranks
+        self,
+        module: nn.Module,
+        penalty: Penalty | None,
+        row_loss: RowLoss | None,
+        optimizer: Optimizer,
+        fabric: Any,
+        ranks: Ranks,
     ) -> None:
         self.module, self.fabric, self.ranks = module, fabric, ranks
-        self.plain = LogProb(module, penalty)
+        self.plain = LogProb(module, penalty, row_loss)
         self.loss = Loss(self.plain, ranks.size)
         self.model, self.optimizer = fabric.setup(self.loss, optimizer)
         self.step = self.optimizer.step

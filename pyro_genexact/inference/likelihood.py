@@ -25,7 +25,7 @@ from .gradients import Gradients, Joint, weighted
 from .kept import Kept
 from .learning_rate import LearningRate, set_rate
 from .loaders import Loader
-from .log_prob import LogProb, Penalty, log_prob_of
+from .log_prob import LogProb, Penalty, RowLoss, log_prob_of
 from .ranks import Ranks
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class MaximumLikelihood:
         max_grad_norm: as in ``fit``.
         accumulate: as in ``fit``.
         penalty: as in ``fit``.
+        loss: as in ``fit``.
         ema: as in ``fit``.
         patience: as in ``fit``; None for the patience of the rule.
         interrupts: signals that are delayed during each update.
@@ -83,6 +84,7 @@ class MaximumLikelihood:
     max_grad_norm: float
     accumulate: int
     penalty: Penalty | None
+    loss: RowLoss | None
     ema: float | None
     patience: int | None
     interrupts: Interrupts
@@ -93,7 +95,7 @@ class MaximumLikelihood:
     at: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self.gradients = Gradients(self.module, self.penalty, self.optimizer, self.fabric, self.ranks)
+        self.gradients = Gradients(self.module, self.penalty, self.loss, self.optimizer, self.fabric, self.ranks)
         self.params = nn.ParameterList(self.gradients.params)
         self.averages, self.swapped = None, False
         if self.ema is not None:
@@ -277,7 +279,7 @@ class MaximumLikelihood:
         assert self.held_out is not None
         module = self.module
         scorer = module.for_validation() if isinstance(module, DistributionModule) else module
-        plain, where = LogProb(scorer.eval()), f"epoch {self.at.epoch}, validation"
+        plain, where = LogProb(scorer.eval(), loss=self.loss), f"epoch {self.at.epoch}, validation"
         nats, weight = [], 0.0
         with self.ranks.agreed(), self.fabric.autocast():
             for batch in self.held_out.epoch(0):

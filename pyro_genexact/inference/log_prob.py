@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .batches import SHOWN, Batch
 
 Penalty = Callable[[nn.Module], Tensor]
+RowLoss = Callable[[Any, Tensor], Tensor]
 
 
 class LogProb(nn.Module):
@@ -20,11 +21,12 @@ class LogProb(nn.Module):
     Args:
         module: a module that returns a distribution.
         penalty: a function of the module, or None.
+        loss: a function of a distribution and rows, whose negative replaces their log_prob, or None.
     """
 
-    def __init__(self, module: nn.Module, penalty: Penalty | None = None) -> None:
+    def __init__(self, module: nn.Module, penalty: Penalty | None = None, loss: RowLoss | None = None) -> None:
         super().__init__()
-        self.module, self.penalty = module, penalty
+        self.module, self.penalty, self.loss = module, penalty, loss
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Returns the log_prob (B,) of B rows, and the penalty or None."""
@@ -33,8 +35,15 @@ class LogProb(nn.Module):
         distribution = self.module(*args, **{key: value for key, value in context.items() if key is not None})
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(f"Expected module to return a distribution; got {type(distribution).__name__}.")
-        log_prob = distribution.log_prob(data)
+        log_prob = distribution.log_prob(data) if self.loss is None else -self._losses(distribution, data)
         return log_prob, None if self.penalty is None else self.penalty(self.module)
+
+    def _losses(self, distribution: Any, data: Tensor) -> Tensor:
+        assert self.loss is not None
+        losses = self.loss(distribution, data)
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"Expected loss to return a tensor; got {type(losses).__name__}.")
+        return losses
 
 
 def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tensor | None]:
@@ -45,8 +54,9 @@ def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tenso
         rows = offending(plain, batch)  # empty if the error does not depend on the rows
         raise ValueError(f"{error}\nRaised at {where}{f', first in rows {rows}' if rows else ''}.") from error
     if log_prob.shape != batch.rows.shape:
+        what = "log_prob" if plain.loss is None else "loss(distribution, rows)"
         raise ValueError(
-            f"Expected log_prob.shape == {tuple(batch.rows.shape)}, one value per row; got {tuple(log_prob.shape)}. "
+            f"Expected {what}.shape == {tuple(batch.rows.shape)}, one value per row; got {tuple(log_prob.shape)}. "
             "Declare event dims with .to_event; a distribution over scalars takes data of shape (N,)."
         )
     return log_prob, penalty

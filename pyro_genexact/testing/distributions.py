@@ -17,7 +17,20 @@ from torch.distributions import biject_to
 
 from ..base import Constant
 from .densities import frequencies, log_density, quadrature, unvalidated_log_prob
-from .helpers import broken, close, each, finite, gradients_of, made, noise_like, raises, redraw, same, seeded
+from .helpers import (
+    broken,
+    close,
+    each,
+    finite,
+    gradients_of,
+    made,
+    noise_like,
+    raises,
+    redraw,
+    same,
+    seeded,
+    truncates,
+)
 from .transforms import copies
 
 
@@ -202,12 +215,15 @@ def gradients(module: nn.Module, context: Tensor | None = None, inert: Collectio
 def extremes(module: nn.Module, context: Tensor | None = None) -> None:
     """Checks that log_prob and its gradients are finite at values to ±1e8 and near the ends of the support.
 
-    In float32, they must not be NaN. Discrete distributions are checked at counts to 1e8 if these are in the support.
+    In float32, they must not be NaN. If a part of the module has the attribute ``truncates`` (see
+    :class:`~pyro_genexact.Head`), log_prob may also be -inf, with finite gradients. Discrete distributions are checked at
+    counts to 1e8 if these are in the support.
     """
     d = made(module, context)
     if d.support.is_discrete:
         return _extreme_counts(module, context)
     size = biject_to(d.support).inverse_shape(torch.Size((*d.batch_shape, *d.event_shape)))
+    sparse = truncates(module)
     real = all(bool(d.support.check(far * torch.ones_like(d.sample())).all()) for far in (1e9, -1e9))
     for dtype in (torch.float64, torch.float32):
         net = copy.deepcopy(module).to(dtype)
@@ -218,9 +234,12 @@ def extremes(module: nn.Module, context: Tensor | None = None) -> None:
             for sign in (1.0, (-1.0) ** torch.arange(size[-1], device=u.device)):
                 y = biject_to(d.support)(u * sign).detach().requires_grad_()
                 lp = unvalidated_log_prob(d, y)
-                grads = gradients_of(lp[lp.isfinite()].sum(), [y, *net.parameters()], keep_graph=True)
+                counted = lp if sparse else lp[lp.isfinite()]
+                grads = gradients_of(counted.sum(), [y, *net.parameters()], keep_graph=True)
                 for what, value in (("log_prob", lp), *((f"gradient {i}", g) for i, g in enumerate(grads))):
                     good = value.isfinite() if dtype == torch.float64 else ~value.isnan()
+                    if sparse and what == "log_prob":
+                        good = good | (value == -inf)
                     each("extremes", f"{what} at {far:g}, {dtype}", value, good, "not finite")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ..base import Head
 from ..families.in_support import contains, log_prob_everywhere
-from .helpers import broken, close, each, each_matters, finite, like_of, no_error, noise_like, same, seeded
+from .helpers import broken, close, each, each_matters, finite, like_of, no_error, noise_like, same, seeded, truncates
 
 
 def distribution_head(
@@ -22,7 +22,7 @@ def distribution_head(
     be finite if that in float64 is in the range of float32. Both are the same before and after sampling from the same object.
     The gradient of reparameterised samples agrees with the score-function estimate within 5 standard errors.
 
-    If the head, or a part of it, has the attribute ``truncates`` (see :class:`~pyro_genexact.heads.Filter`), values may have
+    If the head, or a part of it, has the attribute ``truncates`` (see :class:`~pyro_genexact.Head`), values may have
     probability 0; log_prob is then checked at samples with the same phi, and the remaining values must have total mass 1.
 
     Args:
@@ -111,7 +111,7 @@ def _pathwise(head: Head, phi: torch.Tensor, seed: int, rows: int = 1000) -> Non
 
 def _finite_at(head: Head, y: Any, phi: torch.Tensor, case: str) -> None:
     d = head(phi)
-    if any(getattr(part, "truncates", False) for part in head.modules()):
+    if truncates(head):
         y = _not_ruled_out(head, y, phi, case)
     lp = d.log_prob(y)
     (grad,) = torch.autograd.grad(lp.sum(), phi)

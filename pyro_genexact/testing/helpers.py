@@ -184,6 +184,11 @@ def like_of(head: Head, dtype: torch.dtype) -> Tensor:
     return next(own, torch.empty(0, dtype=dtype))
 
 
+def truncates(module: nn.Module) -> bool:
+    """Whether a part of the module has the attribute ``truncates``: values of its support may have probability 0."""
+    return any(getattr(part, "truncates", False) for part in module.modules())
+
+
 def each_matters(grad: Tensor, of: str) -> None:
     """Checks that no element of phi has gradient 0 in all rows and sites; grad is (rows, sites, P)."""
     size = grad.abs().amax((0, 1))

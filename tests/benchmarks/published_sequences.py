@@ -1,7 +1,7 @@
 """Tiny Shakespeare, character by character, in the CPU setting of nanoGPT, compared with its published figure.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/published_sequences.py --data DIR [--only transformer,mamba,...]
-        [--steps 2000] [--progress]
+        [--steps 2000] [--progress] [--speed]
 
 DIR holds tinyshakespeare/input.txt; the README.md beside it tells split and published figures: 1.88 nats a character on the
 validation part, the last tenth, for 4 layers, 4 heads, width 128, contexts of 64, 2000 steps of batches of 12, no dropout.
@@ -9,16 +9,19 @@ validation part, the last tenth, for 4 layers, 4 heads, width 128, contexts of 6
 Rows are random windows of 65 characters, whose first one is only read where nats are counted. Adam with weight decay 0.1, rate 1e-3
 after 100 steps of warm-up, cosine decay to 1e-4, gradients cut to norm 1, as there. Validation nats are those of the 64 last
 characters of each of the windows that cover the validation part, with two standard errors over windows. As a check of the data,
-add-one unigram and bigram nats (3.347 and 2.482 by the README).
+add-one unigram and bigram nats (3.347 and 2.482 by the README). With --speed, only the times of a training step are compared: the
+networks take turns, and medians are printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -97,13 +100,38 @@ def tinyshakespeare(folder: Path, name: str = "transformer", steps: int = 2000, 
     )
 
 
+def speed(folder: Path, names: list[str], repeats: int = 20) -> None:
+    train, _, kinds = characters(folder)
+    rows, times = windows(train, torch.arange(BATCH) * 1000), {name: [] for name in names}
+    models = {
+        name: gx.Autoregressive(NETWORKS[name](kinds), gx.heads.Categorical(kinds), (WINDOW + 1,)) for name in names
+    }
+    optimizers = {name: torch.optim.AdamW(model.parameters(), fused=True) for name, model in models.items()}
+    for _ in range(repeats + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            optimizers[name].zero_grad()
+            (-model().log_prob(rows).mean()).backward()
+            optimizers[name].step()
+            times[name].append(time.perf_counter() - start)
+    found = {name: median(values[1:]) for name, values in times.items()}
+    for name, each in found.items():
+        size = sum(p.numel() for p in models[name].parameters()) / 1e6
+        print(
+            f"{name}, {size:.2f} M parameters: {1e3 * each:.1f} ms a step, {each / found[names[0]]:.2f} times {names[0]}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default=",".join(NETWORKS))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
+    if args.speed:
+        return speed(args.data, args.only.split(","))
     train, test, kinds = characters(args.data)
     print("add-one unigram {:.3f}, bigram {:.3f} nats a character".format(*counted(train, test, kinds)), flush=True)
     for name in args.only.split(","):

@@ -97,6 +97,18 @@ def test_later_sites_change_nothing_at_all(name):
     assert torch.equal(net(y)[:, :71], net(other)[:, :71])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LONG)
+def test_no_silent_double_precision(name, dtype):
+    net = LONG[name]().to(dtype)
+    y = sized(2, 100).to(dtype)
+    phi, state = net.extend(y[:, :-1], net.start(None, 2)[1])
+    step, last = net.extend(y[:, -1:], state)
+    found = {part.dtype for part in (*state.memory, *last.memory)}
+    assert net(y).dtype == phi.dtype == step.dtype == dtype
+    assert found <= {dtype, torch.float32, torch.complex64}
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_states_do_not_grow(name):
     net = STEPS[name]()

@@ -21,6 +21,7 @@ def test_gradients_by_shape_parameters():
     a, b, x = t(0.7, 2.0, 30.0).requires_grad_(), t(3.0).requires_grad_(), t(0.1, 0.6, 0.9).requires_grad_()
     assert torch.autograd.gradcheck(betainc, (a, b, x))
     assert torch.autograd.gradgradcheck(betainc, (a, b, x))
+    assert torch.autograd.gradcheck(lambda a, x: betainc(a, a, x), (a, x))  # one tensor, given twice
     y = t(-3.0, 0.0, 1.5).requires_grad_()
     assert torch.autograd.gradcheck(lambda df, y: cdf(dist.StudentT(df), y), (a, y))
     positive = t(0.2, 3.0, 25.0).requires_grad_()

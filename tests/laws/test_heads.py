@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyro_genexact import Head, heads, testing, transforms
+from pyro_genexact import Head, distributions, heads, testing, transforms
 from support.broken import OntoPositive, WrongInverse
 
 BIJECTION_LAWS = (
@@ -204,9 +204,25 @@ class Unread(Head):
         return dist.Normal(phi[..., 0], 1.0, validate_args=False)
 
 
+class Rooted(distributions.BetaGaussian):
+    """Its gradient is NaN outside the support."""
+
+    def log_prob(self, value):
+        share = ((value - self.loc) / self.radius) ** 2
+        return super().log_prob(value) + torch.where(share < 1, 0 * (1 - share).sqrt(), 0)
+
+
+class UndefinedOutside(Head):
+    num_params, truncates = 2, True
+
+    def forward(self, phi, first=0):
+        return Rooted(phi[..., 0], phi[..., 1].tanh().exp(), validate_args=False)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
+        (UndefinedOutside, "neither finite nor -inf"),
         (NotStatic, "support holds samples"),
         (ByItsNeighbours, "site 0 alone"),
         (Overflows, "at phi = "),

@@ -64,12 +64,16 @@ DISTRIBUTIONS = {
     "Autoregressive steps": steps,
     "Autoregressive vectors": chained(lambda: h.MultivariateNormal(2), 1, context=1),
     "Autoregressive simplex": chained(lambda: h.ContinuousCategorical(3), 1, context=1),
+    "Autoregressive entmax": chained(
+        lambda: h.EntmaxCategorical(3), 4, lambda P: gx.conditioners.NADE(4, P, site=3, hidden=6)
+    ),
     "Autoregressive mixture": chained(lambda: h.Mixture(h.Normal(), 2)),
     "Autoregressive columns": chained(lambda: h.PerSite([h.LogNormal(), h.Normal()]), order=[1, 0]),
     "Autoregressive flow": chained(flow_head, 1),
     "OrderEnsemble": over_orders,
     "Conditional": conditional(lambda: h.MultivariateNormal(2)),
     "Conditional positive": conditional(h.LogNormal),
+    "Conditional sparse": conditional(lambda: h.BetaGaussian(alpha=1.5)),
     "Conditional interval": conditional(lambda: h.Parametric(dist.Kumaraswamy)),
     "Conditional discrete": conditional(lambda: h.Categorical(3)),
     "Conditional nested": conditional(nested),

@@ -109,14 +109,13 @@ class Autoregression(gx.Conditioner):
         return phi, State(0, self.new_version(), recent, inner)
 
     def extend(self, y: Tensor, state: State) -> tuple[Tensor, State]:
-        recent = torch.cat([state.recent, y], 1)
-        phi, inner = self.linear(recent, y.shape[1]), None
+        added, inner = 0.0, None
         if self.network is not None:
             added, inner = self.network.extend(y, state.inner)
-            phi = phi + added
-        recent = recent[:, y.shape[1] :]
         state = self.advance(state, y.shape[1])
-        return phi, state._replace(recent=recent, inner=inner)
+        both = torch.cat([state.recent, y], 1)
+        phi = self.linear(both, y.shape[1]) + added
+        return phi, state._replace(recent=both[:, y.shape[1] :], inner=inner)
 
     def forward(self, y: Tensor, context: None = None) -> Tensor:
         phi = self.linear(pad(y[:, :-1], (1, 0)), y.shape[1])
@@ -294,35 +293,35 @@ def draw_fan(axes: plt.Axes, x: Tensor, pair: dict[str, Forecast]) -> None:
     axes.set_xticks(torch.arange(-2, 5) + 0.5, names)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
-    axes.set(xlabel="", ylabel="demand (GW)", xlim=(-2, 5), ylim=(18, 48))
+    axes.set(xlabel="", ylabel="demand (GW)", xlim=(-2, 5), ylim=(18, 46))
     axes.set_title("(a) Forecast from the dotted line on", loc="left")
     axes.legend(loc="upper center", ncols=3)
 
 
 def picture(
-    x: Tensor, forecasts: dict[str, Forecast], baseline: str, out: Path
+    x: Tensor, forecasts: dict[str, Forecast], pair: tuple[str, str], out: Path
 ) -> None:
+    """Draws all scores, and more of the two models in ``pair``."""
     plt.style.use(Path(__file__).with_name("genexact.mplstyle"))
     figure, axes = plt.subplot_mosaic(
         [["fan"] * 3, ["scores", "hours", "calibration"]], figsize=(7, 5.4)
     )
-    best = max(forecasts, key=lambda name: forecasts[name].scores.mean())
-    pair = {name: forecasts[name] for name in (best, baseline)}
-    draw_fan(axes["fan"], x, pair)
+    shown = {name: forecasts[name] for name in pair}
+    draw_fan(axes["fan"], x, shown)
     for place, found in enumerate(forecasts.values()):
         mean, error = mean_and_error(found.scores)
         axes["scores"].errorbar(mean, -place, xerr=error, fmt="o", color="C0")
     axes["scores"].set_yticks([-i for i in range(len(forecasts))], [*forecasts])
     axes["scores"].set(xlabel="test nats per half hour")
     axes["scores"].set_title("(b) Log scores, ± 2 s.e.", loc="left")
-    for name, found in pair.items():
+    for name, found in shown.items():
         by_hour = found.scores.view(-1, DAY).mean(0)
         axes["hours"].plot(torch.arange(DAY) / 2, by_hour, label=name)
     axes["hours"].set(xlabel="hours after midnight", ylabel="test nats per half hour")
     axes["hours"].set_xticks(range(0, 25, 6))
     axes["hours"].set_title("(c) Log scores by hour", loc="left")
     axes["hours"].legend(loc="lower left")
-    uniforms = {name: found.uniforms for name, found in pair.items()}
+    uniforms = {name: found.uniforms for name, found in shown.items()}
     calibration(axes["calibration"], uniforms, TEST)
     axes["calibration"].set_title("(d) Calibration", loc="left")
     axes["calibration"].legend(loc="upper left")
@@ -343,7 +342,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the networks are small
     torch.manual_seed(0)
     start = time.perf_counter()
-    epochs, stride, draws = (1, 7 * DAY, 10) if args.smoke_test else (40, STRIDE, 200)
+    epochs, stride, draws = (1, 7 * DAY, 10) if args.smoke_test else (30, STRIDE, 200)
     x = torch.tensor(load_taylor()) / 1000  # GW
     changes = x.diff()
     unit = changes[: -VALIDATION - TEST].std()
@@ -364,14 +363,20 @@ def main() -> None:
     weights = autoregression(z[: -VALIDATION - TEST].double(), order)[0].float()
     tasks = [("S4D", torch.zeros(1), "S4D alone")]
     tasks += [(network, weights, f"AR + {network}") for network in NETWORKS]
+    validation = {}
     for network, lags, name in tasks:
         model, result = fit_network(network, lags, z, epochs, stride)
         size = sum(p.numel() for p in model.parameters())
         facts[name] = size + int(lags.count_nonzero()), result.seconds
-        print(f"{name}: best epoch {result.best_epoch + 1} of {len(result.train)}")
+        validation[name] = result.validation[result.best_epoch] / VALIDATION
+        print(
+            f"{name}: best epoch {result.best_epoch + 1} of {len(result.train)}, "
+            f"validation {validation[name] - unit.log():.3f} nats per half hour"
+        )
         forecasts[name] = forecast(model, x, z, unit, draws)
     report(forecasts, facts, baseline, x)
-    picture(x, forecasts, baseline, args.out)
+    best = max(validation, key=validation.__getitem__)
+    picture(x, forecasts, (best, baseline), args.out)
     print(f"\n{time.perf_counter() - start:.0f} s; saved {args.out}")
 
 

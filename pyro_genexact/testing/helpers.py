@@ -69,7 +69,9 @@ def conditioner_inputs(
         seed: the seed of the numbers.
         padded: whether a source has lengths 0, 1, 2, 3, 0, ..., and NaN after them.
     """
-    generator, like = torch.Generator().manual_seed(seed), next(conditioner.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    tensors = (t for t in (*conditioner.parameters(), *conditioner.buffers()) if t.is_floating_point())
+    like = next(tensors, torch.empty(0, device="cpu"))
     sites = conditioner.num_sites or sites
     kinds = conditioner.site if isinstance(conditioner.site, list) else [conditioner.site]
 

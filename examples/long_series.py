@@ -11,16 +11,17 @@ calendar. They must find both periods in the history.
 
 The first eight weeks are the training data, the next two the validation data, which
 decide when the training stops, and the last two the test data. All models describe the
-changes z_t = (x_t - x_{t-1}) / unit, whose standard deviation is 1, and are compared by log densities of the demand
-x_t in GW given all half hours before it, log p(z_t | z_{<t}) - log unit, in nats per
-half hour; higher is better.
+changes z_t = (x_t - x_{t-1}) / unit, where the unit is their standard deviation. The
+models are compared by log densities of the demand x_t in GW given all half hours before
+it, log p(z_t | z_{<t}) - log unit, in nats per half hour; higher is better.
 
 The baseline is a Gaussian autoregression (AR) of all lags up to p, by least squares:
 
     p(z_t | z_{<t}) = Normal(a_t, scale),      a_t = sum_{k <= p} w_k z_{t-k},
 
-where BIC chooses p. Four networks are added to it: a GRU, dilated causal convolutions, and the state space models
-S4D and Mamba. Each computes all parameters of a Student-t distribution,
+where BIC chooses p. Four networks are added to it: a GRU, dilated causal convolutions,
+and the state space models S4D and Mamba. Each computes all parameters of a Student-t
+distribution,
 
     p(z_t | z_{<t}) = StudentT(df_t, a_t + loc_t, scale_t),
 
@@ -131,7 +132,7 @@ class Autoregression(gx.Conditioner):
 
 
 class Continued(gx.DistributionModule):
-    """The distribution of a window given its first eight days, which are the context."""
+    """The rest of a window given its first eight days, which are the context."""
 
     context = GIVEN
 

@@ -12,7 +12,7 @@ from ..core.independent import of_events
 from ..core.precision import exactly
 from ..core.settable import Settable
 from ..core.shapes import sum_rightmost
-from ..transforms.base import adapted
+from ..transforms.base import Chain, adapted
 
 
 class TransformedDistribution(dist.TransformedDistribution):
@@ -57,6 +57,12 @@ class TransformedDistribution(dist.TransformedDistribution):
         return x
 
     base_dist: Any
+
+    @property
+    def passes(self) -> list[int] | None:
+        """The number of passes of the last parallel solve of each autoregressive transform, or None before one."""
+        passes: list[int] | None = Chain(self.transforms).passes
+        return passes[0] if passes and isinstance(passes[0], list) else passes  # of the chain that a flow makes
 
     @Settable
     def has_rsample(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterable, Sequence
-from math import isfinite, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..core.functional import visible
+from ..core.functional import all_finite, visible
 from ..core.independent import independent
 from ..core.leaves import FORGOTTEN, tensors_in
 from ..core.precision import full_precision
@@ -42,6 +42,10 @@ class Inverted(_InverseTransform):
     def keeps_volume(self) -> bool:
         return self._inv.keeps_volume  # type: ignore[no-any-return]
 
+    @property
+    def passes(self) -> Any:
+        return self._inv.passes
+
 
 class Bijection(Transform):
     """Base class of transforms that compute their value and log-determinant together.
@@ -50,6 +54,7 @@ class Bijection(Transform):
 
     Attributes:
         keeps_volume: whether log|det dy/dx| is 0 everywhere.
+        passes: the number of passes of the last parallel solve, a list of these for a chain, or None.
 
     Example:
         >>> import torch
@@ -61,6 +66,7 @@ class Bijection(Transform):
 
     bijective = True
     keeps_volume = False
+    passes: Any = None
     _inv: Any
 
     @property
@@ -338,6 +344,11 @@ class Chain(RememberingTransform):
         return self._plan
 
     @property
+    def passes(self) -> Any:  # type: ignore[override]
+        """The ``passes`` of the parts whose last solve was parallel, or None if there is none."""
+        return [n for part in self.parts if (n := getattr(part, "passes", None)) is not None] or None
+
+    @property
     def sign(self) -> Any:
         """1 or -1, the product of the signs of the parts; raises NotImplementedError if one of them has no sign."""
         return prod(part.sign for part in self.parts)
@@ -371,11 +382,6 @@ class Chain(RememberingTransform):
         for part in reversed(self.parts):
             shape = part.inverse_shape(shape)
         return shape
-
-
-def all_finite(x: Tensor) -> bool:
-    """Returns whether all values are known to be finite; False also if the values cannot be read."""
-    return visible(x) and isfinite(x.detach().sum().item())
 
 
 def _run(x: Tensor, steps: Iterable[tuple[Any, Any, bool, int]]) -> tuple[Tensor, Tensor]:

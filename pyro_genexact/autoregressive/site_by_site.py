@@ -206,7 +206,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
                 )
             return y
 
-        return self._quantiles(rows, shape, checked)
+        return self._quantiles(torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1), shape, checked)
 
     def _of_uniforms(self, sample_shape: Any) -> Tensor:
         """Returns the quantiles of uniform numbers, which are drawn for all sites at once."""
@@ -214,18 +214,24 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         dtype = torch.promote_types(chain.like.dtype, torch.float32)
         if draws_by_quantile(chain.site_at_zero(0)) and chain.like.device.type != "mps":
             dtype = torch.float64  # finer than the probabilities
-        size = prod(shape), self.layout.count, *self.head.site_shape
-        u = uniforms(size, dtype, chain.like.device)
+        size = self.layout.count + 1, prod(shape), *self.head.site_shape
+        u = uniforms(size, dtype, chain.like.device).transpose(0, 1)
         return self._quantiles(u, shape, lambda d, t, u: quantile(d, u))
 
     def _quantiles(self, rows: Tensor, shape: torch.Size, of_site: Callable[[Any, Any, Tensor], Tensor]) -> Tensor:
-        """Returns the quantiles of rows of uniform numbers (B, T, *site_shape), by ``of_site(d, t, u)`` without solver."""
+        """Returns the quantiles of uniform numbers (B, T + 1, *site_shape), of which the last is for sites outside a row.
+
+        Without solver, ``of_site(d, t, u)`` computes those of a site.
+        """
         if self.solver is not None and visible(rows):
-            y, self.passes = solve_quantiles(self.chain, self.layout, rows, shape, self.solver)
+            y, self.passes = solve_quantiles(self.chain, self.layout, rows[:, :-1], shape, self.solver)
             return self.layout.arrange(y, shape)
-        rows = torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1)  # the last column is for sites outside a row
+        columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
+        of_all = columns.unbind()  # indexing this takes a tenth of the time
         draw = shape[: len(shape) - len(self.batch_shape)]
-        return self.site_by_site(lambda d, t, kept: of_site(d, t, rows[kept, t].unsqueeze(1)), draw)
+        return self.site_by_site(
+            lambda d, t, kept: of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept]), draw
+        )
 
     def _factors(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """Returns log p (B, T) of the event's sites in visiting order, and the batch shape of the B rows."""

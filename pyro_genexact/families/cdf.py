@@ -14,11 +14,13 @@ from torch.distributions import Distribution, Independent, MixtureSameFamily, Tr
 
 from ..core.leaves import map_leaves
 from ..core.shapes import broadcast_shapes
+from ..core.values import in_every_dtype
 from ..numerics.derivatives import implicit
 from ..numerics.roots import bisect, find
 from .in_support import contains, feasible_point, log_prob_everywhere, support_ends
 from .special import CDFS, QUANTILES, Form
 
+_ONE = in_every_dtype(1.0)
 _CHUNK = 1024  # the number of values per chunk of a sum over the support
 _ROUGH = 1e-3  # the tolerance of the first search, from which two Newton steps suffice
 _STRIDES = 32  # the largest number of steps across a quantile, each eight times as long as the one before
@@ -229,9 +231,7 @@ def _(d: TransformedDistribution, u: Tensor) -> Tensor:
 
 @_quantile.register(torch.distributions.Bernoulli)
 def _(d: Any, u: Tensor) -> Tensor:
-    if d._param is vars(d).get("logits"):
-        return (torch.logit(u) + d.logits > 0).to(d.logits.dtype)
-    return (u > 1 - d.probs.to(u.dtype)).to(d.probs.dtype)
+    return (_ONE[u.dtype] - u < d.probs).to(d.probs.dtype)  # accurate for small probabilities, unlike u > 1 - p
 
 
 @_quantile.register(torch.distributions.Categorical)

@@ -17,7 +17,7 @@ from ..core.lengths import expand_mask
 from ..core.random import uniforms
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import at_least_single
-from ..families.cdf import draws_by_quantile, icdf, probability_integral, quantile
+from ..families.cdf import draws_by_quantile, icdf, one_probability, probability_integral, quantile
 from ..families.enumeration import ByEnumeration
 from ..families.in_support import feasible_point, known_to_contain
 from ..families.per_site import PerSite
@@ -184,8 +184,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         """Inverts ``to_uniform`` site by site: y_t = F_t^{-1}(u_t | y_{<t}), for u (*sample, *batch, *event).
 
         Raises:
-            ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`; with a ``solver`` also where a quantile
-                is infinite.
+            ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
             NotImplementedError: if the head's family has no icdf.
             TypeError: if u is not a floating-point tensor.
             ValueError: if u is in half precision or outside [0, 1], and where a quantile is infinite.
@@ -206,7 +205,10 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
                 )
             return y
 
-        return self._quantiles(torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1), shape, checked)
+        y = self._quantiles(torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1), shape, checked)
+        if self.solver is not None and visible(y) and not y.isfinite().all():
+            raise ValueError("Expected u with finite quantiles; got values equal or close to 0 or 1.")
+        return y
 
     def _of_uniforms(self, sample_shape: Any) -> Tensor:
         """Returns the quantiles of uniform numbers, which are drawn for all sites at once."""
@@ -216,7 +218,18 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             dtype = torch.float64  # finer than the probabilities
         size = self.layout.count + 1, prod(shape), *self.head.site_shape
         u = uniforms(size, dtype, chain.like.device).transpose(0, 1)
-        return self._quantiles(u, shape, lambda d, t, u: quantile(d, u))
+        probabilities: list[Tensor] = []
+
+        def of_site(d: Any, t: Any, u: Tensor) -> Tensor:
+            if dtype.itemsize == 8:
+                probabilities.append(one_probability(d))
+            return quantile(d, u)
+
+        y = self._quantiles(u, shape, of_site)
+        # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
+        if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
+            raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
+        return y
 
     def _quantiles(self, rows: Tensor, shape: torch.Size, of_site: Callable[[Any, Any, Tensor], Tensor]) -> Tensor:
         """Returns the quantiles of uniform numbers (B, T + 1, *site_shape), of which the last is for sites outside a row.

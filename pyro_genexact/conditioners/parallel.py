@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.functional import vjp
+from ..core.lengths import expand_mask
+from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.fixed_point import FixedPoint, iterate
 from .site_loop import SiteLoop
 
@@ -45,7 +48,7 @@ def solve_sites(
         exact: whether the values of the last two passes must be equal, as those of discrete families.
 
     Raises:
-        ConvergenceError: if a block needs more passes than ``max_passes``, or a value is not finite.
+        ConvergenceError: if a block needs more passes than ``max_passes``, or if ``exact`` and a parameter is NaN.
     """
     net, phi, state, before = loop.conditioner, loop.phi, loop.state, loop.prefix
     width = solver.block or max(loop.stop - loop.first, 1)
@@ -56,7 +59,7 @@ def solve_sites(
 
         def step(y: Tensor, phi: Tensor = phi, state: Any = state, before: Tensor | None = before) -> Tensor:
             nonlocal phis
-            y = read(y.nan_to_num(0.0, 0.0, 0.0))  # a masked weight times an infinite value would be NaN
+            y = read(_readable(y))
             if y.shape[1] == loop.stop:
                 phis = net(y, loop.context)
             else:
@@ -70,10 +73,34 @@ def solve_sites(
         found.append((y, phis))
         before = y if before is None else torch.cat([before, y], 1)
         if first + sites < loop.stop:
-            phi, state = net.extend(read(y), state)
+            phi, state = net.extend(read(_readable(y)), state)
             phi = phi[:, -1:]
     ys, parameters = zip(*found, strict=True)
-    return Solution(torch.cat(ys, 1), torch.cat(parameters, 1), passes)
+    phi = torch.cat(parameters, 1)
+    if exact and (unknown := phi.isnan().any(2)).any():  # NaN would show in real values, but not in categories
+        index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=phi.dtype))
+        raise ConvergenceError(
+            f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)
+        )
+    return Solution(_until_overflow(torch.cat(ys, 1)), phi, passes)
+
+
+def _small(y: Tensor) -> Tensor:
+    return y.abs() < torch.finfo(y.dtype).max ** 0.5
+
+
+def _readable(y: Tensor) -> Tensor:
+    """Replaces large values and NaN by 0, since a masked weight times an infinite value is NaN, also at earlier sites."""
+    return torch.where(_small(y), y, 0.0) if y.is_floating_point() else y
+
+
+def _until_overflow(y: Tensor) -> Tensor:
+    """Sets the sites (B, T, ...) after the first value that was not read to NaN."""
+    if not y.is_floating_point():
+        return y
+    bad = ~_small(y)
+    bad = bad if bad.dim() == 2 else bad.flatten(2).any(2)
+    return torch.where(expand_mask(bad.cumsum(1) > bad, y), nan, y)
 
 
 class Problem(NamedTuple):

@@ -137,6 +137,12 @@ def draws_by_quantile(d: Distribution) -> bool:
     return isinstance(_innermost(d), (torch.distributions.Bernoulli, torch.distributions.Categorical))
 
 
+def one_probability(d: Distribution) -> Tensor:
+    """Returns the probability of one value, for families that :func:`draws_by_quantile`; it is NaN if a parameter is."""
+    inner: Any = _innermost(d)
+    return inner.probs[..., 0].clone() if isinstance(inner, torch.distributions.Categorical) else inner.probs  # type: ignore[no-any-return]
+
+
 def _searched(d: Distribution, u: Tensor) -> Tensor:
     if _support(d).is_discrete:
         with torch.no_grad():

@@ -12,7 +12,8 @@ from ..core.independent import of_events
 from ..core.precision import exactly
 from ..core.settable import Settable
 from ..core.shapes import sum_rightmost
-from ..transforms.base import Chain, adapted
+from ..numerics.fixed_point import passes_of
+from ..transforms.base import adapted
 
 
 class TransformedDistribution(dist.TransformedDistribution):
@@ -61,8 +62,7 @@ class TransformedDistribution(dist.TransformedDistribution):
     @property
     def passes(self) -> list[int] | None:
         """The number of passes of the last parallel solve of each autoregressive transform, or None before one."""
-        passes: list[int] | None = Chain(self.transforms).passes
-        return passes[0] if passes and isinstance(passes[0], list) else passes  # of the chain that a flow makes
+        return passes_of(self.transforms)
 
     @Settable
     def has_rsample(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,11 @@ class FixedPoint:
 
     A pass that changes nothing ends the iteration: the result is then the solution to rounding. Values of discrete
     families must be equal. Real values may differ by ``tol (1 + |y|)``. The error of the result is then that change
-    times the sensitivity of the solution, which also amplifies the rounding errors of the loop over sites.
+    times the sensitivity of the solution, which also amplifies the rounding errors of the loop over sites. If the
+    square of a real value overflows, the later sites of its row are NaN.
+
+    A :class:`ConvergenceError` reports the row and site with the largest change if ``max_passes`` passes were not
+    enough. It also reports parameters of NaN for discrete families, whose values cannot be NaN.
 
     Cost: each pass is one parallel pass of the conditioner, and one wait for the device to compare the values. With
     blocks, a pass also copies the state of the conditioner, and each finished block is read once more.
@@ -36,6 +40,7 @@ class FixedPoint:
         block: the number of sites of a block; None for all sites.
         tol: the tolerance of real values, by default 8 eps of their dtype (1e-6 in float32, 1.8e-15 in float64).
         max_passes: the largest number of passes per block; by default as many as it has sites, which always suffices.
+            It also limits the passes of the gradient.
 
     Raises:
         TypeError: if ``tol`` is not a number.
@@ -113,7 +118,7 @@ def iterate(
         The result of the last pass, and the number of passes.
 
     Raises:
-        ConvergenceError: if all passes changed y by more, or if the result is not finite.
+        ConvergenceError: if all passes changed y by more. NaN in both of two passes counts as no change.
 
     Example:
         >>> y, passes = iterate(torch.cos, torch.zeros(3, 1), 100, tol=1e-6)
@@ -126,10 +131,16 @@ def iterate(
         if tol and y.is_floating_point():
             settled = settled | ((y - before).abs() <= tol * size(y)) | (y.isnan() & before.isnan())
         if settled.all():
-            if y.is_floating_point() and not y.isfinite().all():
-                raise _diverged(y, before, ~y.isfinite(), count)
             return y, count
     raise _diverged(y, before, ~settled, passes)
+
+
+def passes_of(parts: Iterable[Any]) -> list[int] | None:
+    """Returns the number of passes of the last parallel solve of each transform that has one, or None if none has."""
+    found = [getattr(part, "passes", None) for part in parts]
+    return [
+        n for passes in found if passes is not None for n in (passes if isinstance(passes, list) else [passes])
+    ] or None
 
 
 def _diverged(y: Tensor, before: Tensor, bad: Tensor, passes: int) -> ConvergenceError:

@@ -19,6 +19,7 @@ from ..core.leaves import FORGOTTEN, tensors_in
 from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
 from ..core.versions import versions_of
+from ..numerics.fixed_point import passes_of
 
 
 class Inverted(_InverseTransform):
@@ -42,9 +43,7 @@ class Inverted(_InverseTransform):
     def keeps_volume(self) -> bool:
         return self._inv.keeps_volume  # type: ignore[no-any-return]
 
-    @property
-    def passes(self) -> Any:
-        return self._inv.passes
+    passes = property(lambda self: self._inv.passes)
 
 
 class Bijection(Transform):
@@ -343,10 +342,7 @@ class Chain(RememberingTransform):
             )
         return self._plan
 
-    @property
-    def passes(self) -> Any:  # type: ignore[override]
-        """The ``passes`` of the parts whose last solve was parallel, or None if there is none."""
-        return [n for part in self.parts if (n := getattr(part, "passes", None)) is not None] or None
+    passes = property(lambda self: passes_of(self.parts), doc="The passes of the last parallel solve of each part.")
 
     @property
     def sign(self) -> Any:

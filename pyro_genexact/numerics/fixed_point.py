@@ -47,8 +47,7 @@ class FixedPoint:
         ValueError: if ``block`` or ``max_passes`` is not a positive integer, or ``tol`` is negative.
 
     References: Song, Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving",
-    ICML 2021, arXiv 2002.03629; Wiggers, Hoogeboom, "Predictive Sampling with Forecasting Autoregressive Models", ICML
-    2020, arXiv 2002.09928.
+    ICML 2021; Wiggers, Hoogeboom, "Predictive Sampling with Forecasting Autoregressive Models", ICML 2020.
 
     Example:
         >>> import torch

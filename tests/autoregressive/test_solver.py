@@ -100,7 +100,7 @@ def test_sources_of_several_lengths():
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([4, 0, 2])])
 def test_gradients_of_rsample(lengths):
-    model, context = real(head=heads.Gamma(), context=2), CONTEXT.clone().requires_grad_()
+    model, context = real(context=2), CONTEXT.clone().requires_grad_()
     inputs = [context, *model.parameters()]
 
     torch.manual_seed(2)

@@ -108,7 +108,7 @@ class ConditionedAutoregressive(ConditionedTransform):
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         conditioner = self.conditioner
         if self.solver is not None and visible(rows):
-            x, ladj, self.passes = solve_in_parallel(self.with_cache(0), self.solver, rows, context, mask)
+            x, ladj, self.passes = solve_in_parallel(self.with_cache(0), self._tensors, rows, context, mask)
         elif tracked and not functorch and conditioner.has_adjoint and self.source_lengths is None:
             x, ladj = _Solve.apply(self.with_cache(0), mask, rows, context, *self._tensors)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from ..conditioners.site_loop import SiteLoop
 from ..contexts import padded, unpadded
 from ..core.lengths import expand_mask
 from ..core.precision import at_least
-from ..numerics.fixed_point import FixedPoint
 from .base import adapted
 
 
@@ -46,37 +46,41 @@ def solve_in_turn(
 
 
 def solve_in_parallel(
-    transform: Any, solver: FixedPoint, y: Tensor, context: Any, mask: Tensor | None
+    t: Any, tensors: Sequence[Tensor], y: Tensor, context: Any, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, int]:
-    """Solves y = t(x) for a :class:`ConditionedAutoregressive` without cache.
+    """Solves y = t(x) for a :class:`ConditionedAutoregressive` without cache, by its solver.
+
+    Its modules are read from t at each use, because they may be changed before the backward pass.
 
     Returns:
         x (B, T, ...), which is 0 where the mask (B, T) is False; log|dx/dy| (B,), and the number of passes.
     """
-    conditioner, head, passes = transform.conditioner, transform.head, list[int]()
-    given, lengths = unpadded(context)
+    solver, passes, (given, lengths) = t.solver, list[int](), unpadded(context)
+
+    def bijection(phi: Tensor, first: int = 0) -> Any:
+        return adapted(t.head(at_least(phi, y), first))
 
     def solve(y: Tensor, context: Any) -> tuple[Tensor, Tensor]:
         def values(phi: Tensor, before: Tensor | None) -> Tensor:
-            t = 0 if before is None else before.shape[1]
-            at = slice(t, t + phi.shape[1])
-            x: Tensor = adapted(head(at_least(phi, y), t)).invert(y[:, at])
+            first = 0 if before is None else before.shape[1]
+            at = slice(first, first + phi.shape[1])
+            x: Tensor = bijection(phi, first).invert(y[:, at])
             return masked(x, None if mask is None else mask[:, at])
 
-        found = solve_sites(SiteLoop(conditioner, padded(context, lengths), len(y), y.shape[1]), values, solver)
+        found = solve_sites(SiteLoop(t.conditioner, padded(context, lengths), len(y), y.shape[1]), values, solver)
         passes.append(found.passes)
-        return found.y, ladj_of(adapted(head(at_least(found.phi, y))), found.y, y)
+        return found.y, ladj_of(bijection(found.phi), found.y, y)
 
     def once(x: Tensor, y: Tensor, context: Any) -> tuple[Tensor, Tensor]:
-        t = adapted(head(at_least(conditioner(x, padded(context, lengths)), y)))
-        x = masked(t.invert(y, x.detach()), mask)
-        return x, ladj_of(t, x, y)
+        f = bijection(t.conditioner(x, padded(context, lengths)))
+        x = masked(f.invert(y, x.detach()), mask)
+        return x, ladj_of(f, x, y)
 
     def in_turn(y: Tensor, context: Any) -> tuple[Tensor, Tensor]:
-        return solve_in_turn(conditioner, head, y, padded(context, lengths), mask)[:2]
+        return solve_in_turn(t.conditioner, t.head, y, padded(context, lengths), mask)[:2]
 
-    def ladj_of(t: Any, x: Tensor, y: Tensor) -> Tensor:
-        return -masked(t.log_abs_det_jacobian(x, y), mask).sum(1)
+    def ladj_of(f: Any, x: Tensor, y: Tensor) -> Tensor:
+        return -masked(f.log_abs_det_jacobian(x, y), mask).sum(1)
 
-    x, ladj = solved(Problem(solve, once, in_turn, solver), [y, given], transform._tensors)
+    x, ladj = solved(Problem(solve, once, in_turn, solver), [y, given], tensors)
     return x, ladj, passes[0]

@@ -123,3 +123,13 @@ def test_no_rows():
     y = torch.zeros(0, 3, requires_grad=True)
     t.inv(y).sum().backward()
     assert y.grad.shape == (0, 3)
+
+
+def test_gradients_belong_to_the_weights_of_the_call():
+    module, y, found = flow().transforms[0], sized(3, 5), []
+    weights = {name: (2 * p).detach().requires_grad_() for name, p in module.named_parameters()}
+    for solver in (None, "fixed_point"):
+        t = torch.func.functional_call(module, weights, (sized(3, 2),), {"solver": solver})
+        found.append(torch.autograd.grad(t(y).sin().sum(), list(weights.values())))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)

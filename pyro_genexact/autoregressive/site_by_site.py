@@ -134,7 +134,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
         """
         with torch.no_grad():
-            if self.solver is None and not draws_by_quantile(self.chain.site_at_zero(0)):
+            if self.solver is None and not self._draws_by_quantile():
                 return self.site_by_site(lambda d, *_: d.sample(), sample_shape)
             return self._of_uniforms(sample_shape)
 
@@ -210,18 +210,23 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             raise ValueError("Expected u with finite quantiles; got values equal or close to 0 or 1.")
         return y
 
+    def _draws_by_quantile(self) -> bool:
+        """Whether the loop draws samples as quantiles of uniform numbers."""
+        return self.head.num_sites is None and draws_by_quantile(self.chain.site_at_zero(0))
+
     def _of_uniforms(self, sample_shape: Any) -> Tensor:
         """Returns the quantiles of uniform numbers, which are drawn for all sites at once."""
         chain, shape = self.chain, torch.Size(sample_shape) + self.batch_shape
         dtype = torch.promote_types(chain.like.dtype, torch.float32)
-        if draws_by_quantile(chain.site_at_zero(0)) and chain.like.device.type != "mps":
+        by_quantile = self._draws_by_quantile()
+        if by_quantile and chain.like.device.type != "mps":
             dtype = torch.float64  # finer than the probabilities
         size = self.layout.count + 1, prod(shape), *self.head.site_shape
         u = uniforms(size, dtype, chain.like.device).transpose(0, 1)
         probabilities: list[Tensor] = []
 
         def of_site(d: Any, t: Any, u: Tensor) -> Tensor:
-            if dtype.itemsize == 8:
+            if by_quantile:
                 probabilities.append(one_probability(d))
             return quantile(d, u)
 

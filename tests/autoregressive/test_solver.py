@@ -217,5 +217,13 @@ def test_values_that_cannot_be_read_use_the_loop(monkeypatch):
     assert binary().to("meta")(CONTEXT.to("meta"), solver="fixed_point").sample((2,)).shape == (2, 3, 6)
 
 
+def test_sites_of_several_families():
+    head = heads.PerSite([heads.Bernoulli(), heads.Normal(), heads.Poisson()])
+    model = built(gx.Autoregressive(conditioners.MADE(3, head.num_params), head, (3,)))
+    u = noise(model(), 50)
+    torch.testing.assert_close(model(solver="fixed_point").from_uniform(u), model().from_uniform(u))
+    assert model(solver="fixed_point").sample((5,)).dtype == model().sample((5,)).dtype == F64
+
+
 def test_no_rows():
     assert real()(solver="fixed_point").rsample((0,)).shape == (0, 4)

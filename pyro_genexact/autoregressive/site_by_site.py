@@ -126,11 +126,14 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Returns samples (*sample_shape, *batch, *event), drawn site by site from one state of the conditioner.
 
-        Bernoulli and categorical sites, also filtered ones, are the quantiles of uniform numbers, which are drawn
-        first. A loop over sites and a ``solver`` draw the same numbers.
+        Samples of Bernoulli and categorical sites, filtered ones included, are the quantiles of uniform numbers that
+        are drawn for all sites first. At one seed, the loop over sites and the ``solver`` therefore return the same
+        sample. The exception are heads with another family for each site. Samples of other families are quantiles of
+        uniform numbers only if there is a ``solver``.
 
         Raises:
             NotImplementedError: if there is a ``solver``, and the head's family has no icdf.
+            ValueError: if parameters of Bernoulli or categorical sites are NaN and there is no ``solver``.
             ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
         """
         with torch.no_grad():

@@ -21,9 +21,10 @@ class FixedPoint:
 
     The sequential direction solves y_t = f(phi_t(y_{<t}), u_t) for t = 1, ..., T, at fixed noise u. A pass evaluates
     all right-hand sides in parallel, at the values of the pass before (Jacobi iteration). Each pass makes at least one
-    more site exact, so that T passes are always enough. Fewer are needed if sites depend weakly on those before. With
-    ``block``, blocks of sites are solved one after the other (Gauss-Seidel), and finished blocks are not re-encoded;
-    ``block=1`` is the loop over sites.
+    more site exact, so that T passes are always enough, unless dropout changes the network from pass to pass. Fewer are
+    needed if sites depend weakly on those before. With ``block``, blocks of sites are solved one after the other
+    (Gauss-Seidel), and finished blocks are not re-encoded; ``block=1`` is the loop over sites. Under ``torch.func`` and
+    on meta tensors, values cannot be compared, and the loop over sites is used.
 
     A pass that changes nothing ends the iteration: the result is then the solution to rounding. Values of discrete
     families must be equal. Real values may differ by ``tol (1 + |y|)``. The error of the result is then that change
@@ -33,8 +34,9 @@ class FixedPoint:
     A :class:`ConvergenceError` reports the row and site with the largest change if ``max_passes`` passes were not
     enough. It also reports parameters of NaN for discrete families, whose values cannot be NaN.
 
-    Cost: each pass is one parallel pass of the conditioner, and one wait for the device to compare the values. With
-    blocks, a pass also copies the state of the conditioner, and each finished block is read once more.
+    Cost: each pass is one parallel pass of the conditioner, and one wait for the device to compare the values (those of
+    searched quantiles come on top). With blocks, a pass also copies the state of the conditioner, and each finished
+    block is read once more. Discrete families wait once more at the end, to test for NaN.
 
     Args:
         block: the number of sites of a block; None for all sites.

@@ -133,6 +133,11 @@ def unpadded(context: Any) -> tuple[Any, Tensor | None]:
     return context if isinstance(context, PaddedSequence) else (context, None)
 
 
+def padded(values: Any, lengths: Tensor | None) -> Any:
+    """Returns the values of a context as a :class:`PaddedSequence` if there are lengths; inverts :func:`unpadded`."""
+    return values if lengths is None else PaddedSequence(values, lengths)
+
+
 def check_context(module: Any, context: Any) -> Any:
     """Returns the values of a context after checking its width, dtype and device against the module.
 

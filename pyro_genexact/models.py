@@ -22,6 +22,7 @@ from .core.shapes import shape_of
 from .families.in_support import with_support
 from .families.mixture import Mixture
 from .heads.checks import check_distribution_head
+from .numerics.fixed_point import Solver
 
 
 class Autoregressive(DistributionModule):
@@ -86,6 +87,7 @@ class Autoregressive(DistributionModule):
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
         num_sites: int | None = None,
+        solver: Solver = None,
     ) -> AutoregressiveDistribution:
         """Returns the distribution of batch shape (*batch).
 
@@ -95,6 +97,8 @@ class Autoregressive(DistributionModule):
             source_lengths: integers (*batch), the lengths of the rows of a source.
             num_sites: number of sites of the events, by default that of ``event_shape``. It requires a model of series
                 and a conditioner of any length, and avoids padding beyond the longest row of a batch.
+            solver: how to draw samples: None or "sequential" for a loop over the sites, "fixed_point" or a
+                :class:`~pyro_genexact.numerics.FixedPoint` for passes over all sites.
         """
         return AutoregressiveDistribution(
             self.conditioner,
@@ -104,6 +108,7 @@ class Autoregressive(DistributionModule):
             order=self.order,
             lengths=lengths,
             source_lengths=source_lengths,
+            solver=solver,
             limit=self.limit,
         )
 
@@ -161,7 +166,11 @@ class Sequence(DistributionModule):
         self.context = conditioner.context
 
     def forward(
-        self, context: Tensor | None = None, max_len: int | None = None, source_lengths: Tensor | None = None
+        self,
+        context: Tensor | None = None,
+        max_len: int | None = None,
+        source_lengths: Tensor | None = None,
+        solver: Solver = None,
     ) -> SequenceDistribution:
         """Returns the distribution over arrays of ``max_len`` sites, of batch shape (*batch).
 
@@ -169,6 +178,8 @@ class Sequence(DistributionModule):
             context: the context (*batch, C), covariates (*batch, T, C) or a source (*batch, S, C).
             max_len: number of sites of the arrays, by default that of the model.
             source_lengths: integers (*batch), the lengths of the rows of a source.
+            solver: how to draw samples: None or "sequential" for a loop over the sites, "fixed_point" or a
+                :class:`~pyro_genexact.numerics.FixedPoint` for passes over all sites.
         """
         return SequenceDistribution(
             self.conditioner,
@@ -177,6 +188,7 @@ class Sequence(DistributionModule):
             self.max_len if max_len is None else max_len,
             context,
             source_lengths=source_lengths,
+            solver=solver,
             limit=self.limit,
         )
 
@@ -246,12 +258,15 @@ class OrderEnsemble(DistributionModule):
         # raises early if a part cannot be permuted
         autoregressive.conditioner.permuted(self.orders[0]), autoregressive.head.permuted(self.orders[0])
 
-    def forward(self, context: Tensor | None = None) -> AutoregressiveDistribution | Mixture:
-        """Returns the mixture given the context (*batch, C); in training mode, the model under one random order."""
+    def forward(self, context: Tensor | None = None, solver: Solver = None) -> AutoregressiveDistribution | Mixture:
+        """Returns the mixture given the context (*batch, C); in training mode, the model under one random order.
+
+        ``solver`` is that of each order, as for :class:`Autoregressive`.
+        """
         if self.training:
             chosen = int(torch.randint(len(self.orders), (), device="cpu"))
-            return self._under(self.orders[chosen], context)
-        components = [self._under(order, context) for order in self.orders]
+            return self._under(self.orders[chosen], context, solver)
+        components = [self._under(order, context, solver) for order in self.orders]
         logits = components[0].chain.like.new_zeros(*components[0].batch_shape, len(components))
         return Mixture(logits, components)
 
@@ -261,7 +276,7 @@ class OrderEnsemble(DistributionModule):
         new._buffers = {**self._buffers, "orders": self.orders[: self.validation]}
         return new
 
-    def _under(self, order: Tensor, context: Tensor | None) -> AutoregressiveDistribution:
+    def _under(self, order: Tensor, context: Tensor | None, solver: Solver) -> AutoregressiveDistribution:
         model = self.autoregressive
         return AutoregressiveDistribution(
             _InOrder(model.conditioner, order),
@@ -269,6 +284,7 @@ class OrderEnsemble(DistributionModule):
             model.event_shape,
             context,
             order=order,
+            solver=solver,
             limit=model.limit,
         )
 

@@ -65,6 +65,7 @@ PAGES = {
         lambda: {"MyConditioner": partial(gx.conditioners.MADE, 3, 2)},
         {"MyConditioner(...)": "MyConditioner(context=2)"},
     ),
+    "explanation/two_directions.md": (dict, {}),
     "howto/amortise_with_a_network.md": (
         lambda: {"D": 2, "C": 4, "encoder": nn.Linear(1, 4), "model": rows, "x": torch.randn(6, 1)},
         {},

@@ -19,6 +19,7 @@ from ..core.settable import Settable
 from ..core.shapes import broadcast_batches, shape_of
 from ..core.values import at_least_single
 from ..families.per_site import PerSiteConstraint
+from ..numerics.fixed_point import Solver
 from .chain_rule import ChainRule
 from .checks import shape_of_prefix, sites_of
 from .layout import Layout
@@ -51,6 +52,9 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         lengths: integers (*batch) in 0 ... T, the number of sites of each row, in visiting order.
         source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
         prefix: (*batch, k, *site_shape), the values of k sites before those of the event.
+        solver: how to draw samples: None or "sequential" for a loop over the sites, "fixed_point" or a
+            :class:`~pyro_genexact.numerics.FixedPoint` for passes over all sites, which require a head with an icdf.
+            ``passes`` is then the number of passes of the last draw.
         limit: size of the largest support that ``enumerate_support`` enumerates.
         validate_args: whether to check values. Without checks, values outside the support have log_prob -inf.
 
@@ -82,6 +86,7 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
         prefix: Tensor | None = None,
+        solver: Solver = None,
         limit: int = 2**16,
         validate_args: bool | None = None,
     ) -> None:
@@ -100,7 +105,7 @@ class AutoregressiveDistribution(ChainRuleDistribution):
             None if order is None else order.to(chain.like.device),
             lengths,
         )
-        super().__init__(chain, layout, limit, validate_args)
+        super().__init__(chain, layout, solver, limit, validate_args)
 
     _arguments = ("event_shape", "order", "lengths")
 
@@ -127,7 +132,12 @@ class AutoregressiveDistribution(ChainRuleDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns samples with gradients through the whole history, if the head's family is reparameterised."""
         chain, layout = self.chain, self.layout
-        if self.prefix is not None or not chain.probe.has_rsample or not can_sweep(self.conditioner):
+        if (
+            self.prefix is not None
+            or self.solver is not None
+            or not chain.probe.has_rsample
+            or not can_sweep(self.conditioner)
+        ):
             return super().rsample(sample_shape)
         shape = torch.Size(sample_shape) + self.batch_shape
         y = sweep(chain, chain.contexts(shape, layout.present(shape)), layout.length_rows(shape), prod(shape))

@@ -123,6 +123,19 @@ class Layout:
         """Selects the values (B, T, ...) of the event's sites from those of all sites (B, k + T, ...)."""
         return sites[:, self.given :] if self.prefix is not None else sites
 
+    def placed(self, sites: Tensor, fill: float, shape: torch.Size) -> Tensor:
+        """Returns values (B, T, ...) of the event's sites as those of all sites (B, k + T, ...), with ``fill`` elsewhere."""
+        if self.prefix is None:
+            return sites
+        return torch.cat([sites.new_full((len(sites), self.given, *sites.shape[2:]), fill), sites], 1)
+
+    def completed(self, y: Tensor, before: Tensor | None, shape: torch.Size) -> Tensor:
+        """Returns sites y (B, S, *site_shape) that follow those ``before`` (B, t, *site_shape), with padding filled."""
+        present, first = self.present(shape), 0 if before is None else before.shape[1]
+        if present is None:
+            return y
+        return torch.where(expand_mask(present[:, first : first + y.shape[1]], y), y, y.new_zeros(()))
+
     def inside(self, y: Tensor, present: Tensor | None) -> Tensor:
         """Returns which sites (B, k + T) of rows are valid: in the head's support, or padding."""
         inside = contains(self.head.support, y)
@@ -217,6 +230,19 @@ class SequenceLayout(Layout):
             return super().of_event(sites, shape)
         index = starts.unsqueeze(1) + torch.arange(self.count, device=starts.device)
         return sites.take_along_dim(expand_mask(index, sites), 1)
+
+    def placed(self, sites: Tensor, fill: float, shape: torch.Size) -> Tensor:
+        both, starts = super().placed(sites, fill, shape), self.starts(shape)
+        return both if starts is None else close_gaps(both, starts, self.given)
+
+    def completed(self, y: Tensor, before: Tensor | None, shape: torch.Size) -> Tensor:
+        first, starts = 0 if before is None else before.shape[1], self.starts(shape)
+        if starts is not None and first < self.given:
+            own = self.prefix_rows(shape)[:, first : first + y.shape[1]].to(y)  # type: ignore[index]
+            kept = site_mask(starts - first, own.shape[1])
+            y = torch.cat([torch.where(expand_mask(kept, own), own, y[:, : own.shape[1]]), y[:, own.shape[1] :]], 1)
+        gone = self.gone(y if before is None else torch.cat([before, y], 1))[:, first:]
+        return torch.where(expand_mask(gone, y), self.filler(y), y)
 
     def site_of(self, t: int, starts: Tensor) -> Tensor:
         """Returns the index in the event (B,) of site t for rows with these starts; T if it is not in the event."""

@@ -19,6 +19,7 @@ from ..core.lengths import checked_lengths, expand_mask
 from ..core.shapes import broadcast_batches, shape_of
 from ..core.values import numbers
 from ..families.categorical import continuing
+from ..numerics.fixed_point import Solver
 from .chain_rule import ChainRule
 from .checks import check_ends, check_uniforms, shape_of_prefix, sites_of
 from .layout import SequenceLayout
@@ -62,6 +63,9 @@ class SequenceDistribution(ChainRuleDistribution):
         source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
         prefix: (*batch, k, *site_shape), the sites before those of the event.
         prefix_lengths: integers (*batch) in 0 ... k, the number of prefix sites of each row; by default k.
+        solver: how to draw samples: None or "sequential" for a loop over the sites, "fixed_point" or a
+            :class:`~pyro_genexact.numerics.FixedPoint` for passes over all sites, which require a head with an icdf.
+            ``passes`` is then the number of passes of the last draw.
         limit: size of the largest support that ``enumerate_support`` enumerates.
         validate_args: whether to check values. Without checks, arrays that are not sequences have log_prob -inf.
 
@@ -99,6 +103,7 @@ class SequenceDistribution(ChainRuleDistribution):
         source_lengths: Tensor | None = None,
         prefix: Tensor | None = None,
         prefix_lengths: Tensor | None = None,
+        solver: Solver = None,
         limit: int = 2**16,
         validate_args: bool | None = None,
     ) -> None:
@@ -117,7 +122,7 @@ class SequenceDistribution(ChainRuleDistribution):
         chain = ChainRule.of(conditioner, head, context, source_lengths, given + max_len, given=given)
         prefix = None if prefix is None else chain.typed("prefix", prefix)
         layout = SequenceLayout(chain.head, dims, prefix, eos=eos, prefix_lengths=prefix_lengths)
-        super().__init__(chain, layout, limit, validate_args)
+        super().__init__(chain, layout, solver, limit, validate_args)
 
     eos = property(attrgetter("layout.eos"), doc="The category that ends a sequence; None if the head models the end.")
     max_len = property(attrgetter("layout.count"), doc="T, the number of sites of an array.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -11,16 +12,21 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..core.expand import ShallowExpand
+from ..core.functional import visible
 from ..core.lengths import expand_mask
+from ..core.random import uniforms
 from ..core.shapes import broadcast_batches, broadcast_shapes
 from ..core.values import at_least_single
 from ..families.cdf import icdf, probability_integral
+from ..families.draws import draws_by_quantile, one_probability, unchecked_icdf
 from ..families.enumeration import ByEnumeration
 from ..families.fenchel_young import fenchel_young_loss
 from ..families.in_support import feasible_point, known_to_contain
 from ..families.per_site import PerSite
+from ..numerics.fixed_point import FixedPoint, Solver
 from .chain_rule import ChainRule
 from .checks import check_uniforms
+from .in_parallel import solve_quantiles
 from .layout import Layout
 
 
@@ -30,17 +36,24 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     Args:
         chain: the conditional distributions of the sites.
         layout: maps events to rows of sites.
+        solver: how to compute samples and quantiles, see :class:`~pyro_genexact.numerics.FixedPoint`.
         limit: size of the largest support that ``enumerate_support`` enumerates.
         validate_args: whether to check values. Without checks, values outside the support have log_prob -inf.
+
+    Attributes:
+        passes: the number of passes of the last parallel solve, or None before one.
     """
 
+    passes: int | None = None
     arg_constraints: dict[str, constraints.Constraint] = {}
     _arguments: tuple[str, ...] = ()  # constructor arguments that only the subclass has
     conditioner = property(attrgetter("chain.conditioner"), doc="The conditioner, with its weights at construction.")
     head = property(attrgetter("chain.head"), doc="The head, with its weights at construction.")
 
-    def __init__(self, chain: ChainRule, layout: Layout, limit: int, validate_args: bool | None) -> None:
-        self.chain, self.layout, self.limit = chain, layout, limit
+    def __init__(
+        self, chain: ChainRule, layout: Layout, solver: Solver, limit: int, validate_args: bool | None
+    ) -> None:
+        self.chain, self.layout, self.solver, self.limit = chain, layout, FixedPoint.of(solver), limit
         # the arguments themselves, which expand does not change
         self.context, self.source_lengths, self.prefix = chain.context, chain.source_lengths, layout.prefix
         batch_shape = broadcast_batches(
@@ -59,7 +72,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
 
     def _like_this(self, **changes: Any) -> Any:
         """Returns the same distribution with some constructor arguments changed."""
-        names = ("conditioner", "head", "context", "source_lengths", "prefix", "limit", *self._arguments)
+        names = ("conditioner", "head", "context", "source_lengths", "prefix", "solver", "limit", *self._arguments)
         given = {name: getattr(self, name) for name in names} | {"validate_args": self._validate_args}
         new = type(self)(**(given | changes))
         return new.expand(broadcast_batches(distribution=self.batch_shape, prefix=new.batch_shape))
@@ -122,18 +135,34 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         return losses.sum(1).reshape(shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Returns samples (*sample_shape, *batch, *event), drawn site by site from one state of the conditioner."""
+        """Returns samples (*sample_shape, *batch, *event), drawn site by site from one state of the conditioner.
+
+        Samples of Bernoulli and categorical sites, filtered ones included, are the quantiles of uniform numbers that
+        are drawn for all sites first. At one seed, the loop over sites and the ``solver`` therefore return the same
+        sample. The exception are heads with another family for each site. Samples of other families are quantiles of
+        uniform numbers only if there is a ``solver``.
+
+        Raises:
+            NotImplementedError: if there is a ``solver``, and the head's family has no icdf.
+            ValueError: if parameters of Bernoulli or categorical sites are NaN and there is no ``solver``.
+            ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
+        """
         with torch.no_grad():
-            return self.site_by_site(lambda d, *_: d.sample(), sample_shape)
+            if self.solver is None and not self._draws_by_quantile():
+                return self.site_by_site(lambda d, *_: d.sample(), sample_shape)
+            return self._of_uniforms(sample_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Returns samples with gradients through the whole history, if the head's family is reparameterised.
 
         Raises:
-            NotImplementedError: if it is not.
+            NotImplementedError: if it is not; if there is a ``solver``, also if the family has no icdf.
+            ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
         """
         if not self.chain.probe.has_rsample:
             raise NotImplementedError(f"Expected a head whose family is reparameterised; got {self.chain.family}.")
+        if self.solver is not None:
+            return self._of_uniforms(sample_shape)
         return self.site_by_site(lambda d, *_: d.rsample(), sample_shape)
 
     def site_by_site(self, draw: Callable[[Any, Any, Any], Tensor], sample_shape: Any = ()) -> Tensor:
@@ -169,6 +198,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         """Inverts ``to_uniform`` site by site: y_t = F_t^{-1}(u_t | y_{<t}), for u (*sample, *batch, *event).
 
         Raises:
+            ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
             NotImplementedError: if the head's family has no icdf.
             TypeError: if u is not a floating-point tensor.
             ValueError: if u is in half precision or outside [0, 1], and where a quantile is infinite.
@@ -181,17 +211,59 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         if not ((rows >= 0) & (rows <= 1)).all():
             raise ValueError("Expected u between 0 and 1; got values outside [0, 1].")
 
-        rows = torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1)  # the last column is for sites outside a row
-
-        def quantile(d: Any, t: Any, kept: Any) -> Tensor:
-            y = icdf(d, rows[kept, t].unsqueeze(1))
+        def checked(d: Any, t: Any, u: Tensor) -> Tensor:
+            y = icdf(d, u)
             if not y.isfinite().all():
                 raise ValueError(
                     f"Expected u with finite quantiles; got values equal or close to 0 or 1 at site {t} (in visiting order)."
                 )
             return y
 
-        return self.site_by_site(quantile, shape[: len(shape) - len(self.batch_shape)])
+        y = self._quantiles(torch.cat([rows, torch.full_like(rows[:, :1], 0.5)], 1), shape, checked)
+        if self.solver is not None and visible(y) and not y.isfinite().all():
+            raise ValueError("Expected u with finite quantiles; got values equal or close to 0 or 1.")
+        return y
+
+    def _draws_by_quantile(self) -> bool:
+        """Whether the loop draws samples as quantiles of uniform numbers."""
+        return self.head.num_sites is None and draws_by_quantile(self.chain.site_at_zero(0))
+
+    def _of_uniforms(self, sample_shape: Any) -> Tensor:
+        """Returns the quantiles of uniform numbers, which are drawn for all sites at once."""
+        chain, shape = self.chain, torch.Size(sample_shape) + self.batch_shape
+        dtype = torch.promote_types(chain.like.dtype, torch.float32)
+        by_quantile = self._draws_by_quantile()
+        if by_quantile and chain.like.device.type != "mps":
+            dtype = torch.float64  # finer than the probabilities
+        size = self.layout.count + 1, prod(shape), *self.head.site_shape
+        u = uniforms(size, dtype, chain.like.device).transpose(0, 1)
+        probabilities: list[Tensor] = []
+
+        def of_site(d: Any, t: Any, u: Tensor) -> Tensor:
+            if by_quantile:
+                probabilities.append(one_probability(d))
+            return unchecked_icdf(d, u)
+
+        y = self._quantiles(u, shape, of_site)
+        # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
+        if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
+            raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
+        return y
+
+    def _quantiles(self, rows: Tensor, shape: torch.Size, of_site: Callable[[Any, Any, Tensor], Tensor]) -> Tensor:
+        """Returns the quantiles of uniform numbers (B, T + 1, *site_shape), of which the last is for sites outside a row.
+
+        Without solver, ``of_site(d, t, u)`` computes those of a site.
+        """
+        if self.solver is not None and visible(rows):
+            y, self.passes = solve_quantiles(self.chain, self.layout, rows[:, :-1], shape, self.solver)
+            return self.layout.arrange(y, shape)
+        columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
+        of_all = columns.unbind()  # indexing this takes a tenth of the time
+        draw = shape[: len(shape) - len(self.batch_shape)]
+        return self.site_by_site(
+            lambda d, t, kept: of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept]), draw
+        )
 
     def _factors(
         self, value: Tensor, quantity: Callable[..., Tensor] | None = None, outside: float = -torch.inf

@@ -27,6 +27,8 @@ class SiteLoop:
         prefix: (B, k, *site_shape), read before the first visit, to site k.
 
     Attributes:
+        context: the context of the rows at construction.
+        prefix: the prefix, or None if it has no sites.
         first: k.
         phi: the parameters (B, 1, P) of the current site.
         state: the conditioner's state before the current site.
@@ -44,12 +46,13 @@ class SiteLoop:
     def __init__(
         self, conditioner: Conditioner, context: Any, rows: int, stop: int, prefix: Tensor | None = None
     ) -> None:
-        self.conditioner, self.stop = conditioner, stop
-        self.first = 0 if prefix is None else prefix.shape[1]
+        self.conditioner, self.context, self.stop = conditioner, context, stop
+        self.prefix = prefix if prefix is not None and prefix.shape[1] else None
+        self.first = 0 if self.prefix is None else self.prefix.shape[1]
         phi, self.state = conditioner.start(context, rows)
         self.phi = phi.unsqueeze(1)
-        if prefix is not None and self.first:
-            phi, self.state = conditioner.extend(prefix, self.state)
+        if self.prefix is not None:
+            phi, self.state = conditioner.extend(self.prefix, self.state)
             self.phi = phi[:, -1:]
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ def transformed() -> bool:
 def visible(value: Tensor) -> bool:
     """Whether code can branch on the tensor's values: not for meta tensors, nor under ``torch.func``."""
     return not (value.is_meta or transformed())
+
+
+def all_finite(x: Tensor) -> bool:
+    """Returns whether all values are known to be finite; False also if the values cannot be read."""
+    return visible(x) and isfinite(x.detach().sum().item())
 
 
 def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:

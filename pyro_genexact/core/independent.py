@@ -118,3 +118,10 @@ def with_check(constraint: Any, check: Callable[[Tensor], Tensor]) -> Any:
 
 REAL_VECTOR = independent(constraints.real_vector)
 """The constraint ``constraints.real_vector``, with a check that also works for empty batches."""
+
+
+def innermost(d: Any) -> Any:
+    """Returns the distribution within nested ``Independent`` distributions."""
+    while isinstance(d, torch.distributions.Independent):
+        d = d.base_dist
+    return d

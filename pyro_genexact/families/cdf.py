@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution
 
+from ..core.independent import innermost
 from ..core.leaves import map_leaves
 from ..core.shapes import broadcast_shapes
 from ..numerics.derivatives import implicit
@@ -49,7 +50,7 @@ def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
         >>> cdf(dist.Poisson(2.0), torch.tensor([-1.0, 0.0, 1.0]))
         tensor([0.0000, 0.1353, 0.4060])
     """
-    d = _univariate(d)
+    d = univariate(d)
     support = _support(d) if support is None else support
     if support.is_discrete:  # the derivative by the value is 0, but torch does not implement it
         value = value.detach().floor() if value.is_floating_point() else value
@@ -91,7 +92,7 @@ def probability_integral(d: Distribution, value: Tensor, v: Tensor | None = None
         >>> probability_integral(dist.Bernoulli(0.25), y, v)
         tensor([0.3750, 0.8750])
     """
-    d = _univariate(d)
+    d = univariate(d)
     if not _support(d).is_discrete:
         return cdf(d, value)
     below, mass = cdf(d, value - 1), _density(d, value)
@@ -119,10 +120,10 @@ def icdf(d: Distribution, u: Tensor) -> Tensor:
         >>> icdf(dist.Poisson(2.0), torch.tensor([0.1, 0.5, 0.9]))
         tensor([0., 2., 4.])
     """
-    d = _univariate(d)
+    d = univariate(d)
     if not bool(((u >= 0) & (u <= 1)).all()):
         raise ValueError(f"Expected u to lie in [0, 1]; got values from {u.min().item()} to {u.max().item()}.")
-    return _quantile(d, u)
+    return quantile(d, u)
 
 
 def searched(d: Distribution, u: Tensor) -> Tensor:
@@ -143,10 +144,9 @@ def searched(d: Distribution, u: Tensor) -> Tensor:
     return implicit(below, y, u, *tensors)
 
 
-def _univariate(d: Distribution) -> Distribution:
+def univariate(d: Distribution) -> Distribution:
     """Returns the univariate distribution within nested ``Independent`` distributions."""
-    while isinstance(d, Independent):
-        d = d.base_dist
+    d = innermost(d)
     if d.event_shape:
         raise _no_cdf(d)
     return d
@@ -158,7 +158,7 @@ def _no_cdf(d: Distribution) -> NotImplementedError:
 
 def _support(d: Distribution) -> Any:
     """Returns the support; for a mixture that of its components, since torch's own lacks ``is_discrete``."""
-    return _support(_univariate(d.component_distribution)) if isinstance(d, MixtureSameFamily) else d.support
+    return _support(univariate(d.component_distribution)) if isinstance(d, MixtureSameFamily) else d.support
 
 
 def _inherits(d: Distribution, name: str) -> bool:
@@ -196,12 +196,12 @@ def _(d: TransformedDistribution, value: Tensor) -> Tensor:
 
 
 @singledispatch
-def _quantile(d: Distribution, u: Tensor) -> Tensor:
+def quantile(d: Distribution, u: Tensor) -> Tensor:
     """Returns the smallest value whose cdf is at least u."""
     return searched(d, u) if _inherits(d, "icdf") else d.icdf(u)
 
 
-@_quantile.register(TransformedDistribution)
+@quantile.register(TransformedDistribution)
 def _(d: TransformedDistribution, u: Tensor) -> Tensor:
     if not _inherits(d, "icdf"):
         return d.icdf(u)
@@ -219,7 +219,7 @@ def _in_double(form: Form) -> Form:
 
 for _family, _form in CDFS.items():
     _cdf_inside.register(_family, _in_double(_form))
-    _quantile.register(_family, QUANTILES.get(_family, searched))
+    quantile.register(_family, QUANTILES.get(_family, searched))
 
 
 def _sign(d: TransformedDistribution, like: Tensor) -> Tensor:

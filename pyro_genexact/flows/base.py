@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,8 +15,9 @@ from ..base import Constant, DistributionModule
 from ..contexts import PaddedSequence, checked_source
 from ..core.independent import to_event
 from ..core.lengths import checked_lengths, site_mask
+from ..numerics.fixed_point import FixedPoint, Solver
 from ..transforms.base import Chain
-from ..transforms.modules import result_of, transform_of
+from ..transforms.modules import result_of, takes_solver, transform_of
 from ..transforms.prefixes import Prefixes
 from .transformed import TransformedDistribution
 
@@ -77,6 +79,7 @@ class Flow(DistributionModule):
         context: Tensor | PaddedSequence | None = None,
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
+        solver: Solver = None,
     ) -> TransformedDistribution:
         """Returns the distribution.
 
@@ -85,8 +88,14 @@ class Flow(DistributionModule):
                 ``PaddedSequence``, which holds a source and its lengths.
             lengths: integers (*batch), the number of sites of each row; by default D.
             source_lengths: integers (*batch), the number of steps of each row's source; by default S.
+            solver: how the autoregressive transforms compute their sequential direction: None or "sequential" for a
+                loop over the sites, "fixed_point" or a :class:`~pyro_genexact.numerics.FixedPoint` for passes over all
+                sites. ``passes`` of the distribution is then the number of passes of each.
+
+        Raises:
+            ValueError: for another ``solver``, or one for a flow without an :class:`AutoregressiveTransform`.
         """
-        base, parts = self.parts(context, source_lengths)
+        base, parts = self.parts(context, source_lengths, solver)
         if lengths is None:
             return TransformedDistribution(to_event(base), [Chain(parts)])
         elements = _elements(base)
@@ -95,15 +104,20 @@ class Flow(DistributionModule):
         masked = dist.MaskedDistribution(elements, site_mask(lengths, elements.batch_shape[-1])).to_event(1)
         return TransformedDistribution(to_event(masked), [Prefixes(parts, lengths)])
 
-    def parts(self, context: Any, source_lengths: Tensor | None) -> tuple[Any, list[Transform]]:
+    def parts(self, context: Any, source_lengths: Tensor | None, solver: Solver = None) -> tuple[Any, list[Transform]]:
         """Returns the base and the transforms given the context.
 
         Raises:
-            ValueError: if the flow was built for another kind or width of context.
+            ValueError: if the flow was built for another kind or width of context, or if no transform takes the solver.
         """
+        takers = [takes_solver(t) for t in self.transforms]
+        if FixedPoint.of(solver) is not None and not any(takers):
+            names = [type(t).__name__ for t in self.transforms]
+            raise ValueError(f"Expected transforms with an AutoregressiveTransform (solver={solver!r}); got {names}.")
         context, lengths = checked_source(self, context, source_lengths)
         given = context if lengths is None else PaddedSequence(context, lengths)
-        return result_of(self.base, given), [transform_of(t, given) for t in self.transforms]
+        solvers = (solver if takes else None for takes in takers)
+        return result_of(self.base, given), list(map(transform_of, self.transforms, repeat(given), solvers))
 
 
 def standard_normal(*shape: int) -> Constant:

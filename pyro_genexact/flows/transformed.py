@@ -12,6 +12,7 @@ from ..core.independent import of_events
 from ..core.precision import exactly
 from ..core.settable import Settable
 from ..core.shapes import sum_rightmost
+from ..numerics.fixed_point import passes_of
 from ..transforms.base import adapted
 
 
@@ -57,6 +58,11 @@ class TransformedDistribution(dist.TransformedDistribution):
         return x
 
     base_dist: Any
+
+    @property
+    def passes(self) -> list[int] | None:
+        """The number of passes of the last parallel solve of each autoregressive transform, or None before one."""
+        return passes_of(self.transforms)
 
     @Settable
     def has_rsample(self) -> bool:

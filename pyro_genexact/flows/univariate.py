@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 from ..contexts import PaddedSequence
 from ..core.independent import with_check
 from ..families.cdf import cdf, icdf
+from ..numerics.fixed_point import Solver
 from ..transforms.base import Chain, RememberingTransform
 from ..transforms.support import Interior, ToSupport
 from .base import Flow, over_reals, standard_normal
@@ -108,6 +109,7 @@ class UnivariateFlow(Flow):
         context: Tensor | PaddedSequence | None = None,
         lengths: Tensor | None = None,
         source_lengths: Tensor | None = None,
+        solver: Solver = None,
     ) -> UnivariateDistribution:
         """Returns the distribution of batch shape (*batch).
 
@@ -115,10 +117,11 @@ class UnivariateFlow(Flow):
             context: the context (*batch, C), or None.
             lengths: must be None.
             source_lengths: lengths (*batch) of the rows of a source.
+            solver: as for :class:`Flow`; it makes no difference for one feature.
         """
         if lengths is not None:
             raise ValueError("Univariate flows do not accept `lengths`.")
-        base, parts = self.parts(context, source_lengths)
+        base, parts = self.parts(context, source_lengths, solver)
         turned = [dist.transforms.AffineTransform(0.0, -1.0)] if parts[-1].bijection.sign < 0 else []  # type: ignore[attr-defined]
         return UnivariateDistribution(_checked(base), [UnivariateTransform(Chain([*turned, *parts]))])
 

@@ -8,10 +8,21 @@ apply Newton's method to a convex function, and the density of the stable distri
 from ..core.faces import publish
 from .derivatives import implicit
 from .errors import ConvergenceError
+from .fixed_point import FixedPoint
 from .quadrature import integrate, kronrod_rule
 from .roots import bisect, find, root
 from .vectors import refine
 
-__all__ = ["ConvergenceError", "bisect", "find", "implicit", "integrate", "kronrod_rule", "refine", "root"]
+__all__ = [
+    "ConvergenceError",
+    "FixedPoint",
+    "bisect",
+    "find",
+    "implicit",
+    "integrate",
+    "kronrod_rule",
+    "refine",
+    "root",
+]
 
 publish(globals())

@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Conditioner, Head
-from ..conditioners.site_loop import SiteLoop
 from ..contexts import PaddedSequence
 from ..core.binding import Held
-from ..core.functional import transformed, vjp
+from ..core.functional import transformed, visible, vjp
 from ..core.independent import independent
-from ..core.lengths import expand_mask, filled_constraint, present, zero_padding
+from ..core.lengths import filled_constraint, present, zero_padding
 from ..core.precision import at_least
+from ..numerics.fixed_point import FixedPoint, Solver
 from .base import adapted
 from .modules import BijectionModule, ConditionedTransform
+from .sequential import masked, solve_in_parallel, solve_in_turn
 
 
 class ConditionedAutoregressive(ConditionedTransform):
@@ -41,11 +42,17 @@ class ConditionedAutoregressive(ConditionedTransform):
         context: the context (*batch, C), covariates (*batch, T, C), or a source (*batch, S, C) or ``PaddedSequence``;
             None if the conditioner has no context.
         cache_size: 1 to cache the last value, 0 for no cache.
+        solver: how to compute the inverse: None or "sequential" site by site, "fixed_point" or a
+            :class:`~pyro_genexact.numerics.FixedPoint` by passes over all sites. Its gradient is then also solved by
+            passes. ``passes`` is the number of passes of the last inverse. Under ``torch.func`` and on meta tensors,
+            whose values cannot be compared, the inverse is computed site by site.
 
     x and y have shape (*batch, T, *site_shape); values broadcast with the batch shape of the context.
 
     Raises:
-        ValueError: if the context does not match the conditioner; in calls, for values with other sites.
+        ValueError: if the context does not match the conditioner, or for another ``solver``; in calls, for values with
+            other sites.
+        ConvergenceError: in calls with a solver, see :class:`~pyro_genexact.numerics.FixedPoint`.
 
     Example:
         >>> import torch
@@ -60,9 +67,15 @@ class ConditionedAutoregressive(ConditionedTransform):
     conditioner, head = Held(), Held()
 
     def __init__(
-        self, conditioner: Conditioner, head: Head, context: Tensor | PaddedSequence | None = None, cache_size: int = 1
+        self,
+        conditioner: Conditioner,
+        head: Head,
+        context: Tensor | PaddedSequence | None = None,
+        cache_size: int = 1,
+        solver: Solver = None,
     ) -> None:
         super().__init__(conditioner, context, cache_size)
+        self.solver = FixedPoint.of(solver)
         self.conditioner, self.head = conditioner, head
         self._sites = conditioner.num_sites, tuple(head.site_shape)
         self._domain = independent(head.domain, 1 + len(head.site_shape))
@@ -85,7 +98,7 @@ class ConditionedAutoregressive(ConditionedTransform):
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, context, mask, shape = self._flatten(x)
         y, ladj = adapted(self.head(at_least(self.conditioner(rows, context), rows))).call_and_ladj(rows)
-        y, ladj = _masked(y, mask), _masked(ladj, mask).sum(-1)
+        y, ladj = masked(y, mask), masked(ladj, mask).sum(-1)
         return _shaped(y, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,11 +107,13 @@ class ConditionedAutoregressive(ConditionedTransform):
         functorch = transformed()  # torch.func differentiates plain operations, not autograd Functions
         tracked = torch.is_grad_enabled() and (functorch or any(t.requires_grad for t in inputs))
         conditioner = self.conditioner
-        if tracked and not functorch and conditioner.has_adjoint and self.source_lengths is None:
+        if self.solver is not None and visible(rows):
+            x, ladj, self.passes = solve_in_parallel(self.with_cache(0), self._tensors, rows, context, mask)
+        elif tracked and not functorch and conditioner.has_adjoint and self.source_lengths is None:
             x, ladj = _Solve.apply(self.with_cache(0), mask, rows, context, *self._tensors)
         else:
             with torch.set_grad_enabled(tracked):
-                x, ladj = _solve(conditioner, self.head, rows, context, mask)[:2]
+                x, ladj = solve_in_turn(conditioner, self.head, rows, context, mask)[:2]
         return _shaped(x, shape), _shaped(ladj, shape[: -self._domain.event_dim])
 
     def _flatten(self, value: Tensor) -> tuple[Tensor, Any, Tensor | None, torch.Size]:
@@ -121,9 +136,9 @@ class ConditionedAutoregressive(ConditionedTransform):
             context = _shaped(context.expand(*shape[:-dims], *features), (len(rows), *features))
         if self._lengths is not None:
             mask = present(self._lengths.expand(shape[:-dims]).reshape(-1), rows, -dims).flatten(1)
-            rows = _masked(rows, mask)
+            rows = masked(rows, mask)
             if context is not None and self._kind.by_site:
-                context = _masked(context, mask)
+                context = masked(context, mask)
         if self.source_lengths is not None:
             context = PaddedSequence(context, self.source_lengths.expand(shape[:-dims]).reshape(-1))
         return rows, context, mask, shape
@@ -167,42 +182,18 @@ class AutoregressiveTransform(BijectionModule):
             )
         self.conditioner, self.head, self.context = conditioner, head, conditioner.context
 
-    def forward(self, context: Tensor | PaddedSequence | None = None) -> ConditionedAutoregressive:
-        """Returns the transform given the context (*batch, C)."""
-        return ConditionedAutoregressive(self.conditioner, self.head, context)
+    takes_solver = True
+
+    def forward(
+        self, context: Tensor | PaddedSequence | None = None, solver: Solver = None
+    ) -> ConditionedAutoregressive:
+        """Returns the transform given the context (*batch, C); ``solver`` selects how it computes its inverse."""
+        return ConditionedAutoregressive(self.conditioner, self.head, context, solver=solver)
 
 
 def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Reshapes x, without an autograd node if x already has the shape."""
     return x if len(shape) == x.dim() and tuple(shape[1:]) == x.shape[1:] else x.reshape(shape)
-
-
-def _masked(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Sets (B, T, ...) to zero where the mask (B, T) is False."""
-    return value if mask is None else torch.where(expand_mask(mask, value), value, 0.0)
-
-
-def _solve(
-    conditioner: Conditioner, head: Head, y: Tensor, context: Any, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Solves y = t(x) site by site.
-
-    Returns:
-        x (B, T, ...), which is 0 where the mask (B, T) is False, log|dx/dy| (B,), phi (B, T, P), and the last state.
-    """
-    xs, phis, ys = [], [], y.split(1, 1)
-    with torch.inference_mode(not torch.is_grad_enabled()):  # about 15% faster than no_grad
-        loop = SiteLoop(conditioner, context, len(y), len(ys))
-        for t, phi_t in loop:
-            phi_t = at_least(phi_t, y)
-            # head.forward instead of head(...) saves the time of about two operations per site
-            x_t = adapted(head.forward(phi_t, t)).invert(ys[t])
-            x_t = x_t if mask is None else _masked(x_t, mask[:, t : t + 1])
-            loop.read(x_t)
-            xs.append(x_t)
-            phis.append(phi_t)
-    x, phi = torch.cat(xs, 1), torch.cat(phis, 1)
-    return x, -_masked(head(phi).log_abs_det_jacobian(x, y), mask).sum(1), phi, loop.state
 
 
 class _Solve(torch.autograd.Function):
@@ -220,7 +211,7 @@ class _Solve(torch.autograd.Function):
         context: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x, ladj, phi, ctx.state = _solve(transform.conditioner, transform.head, y, context, mask)
+        x, ladj, phi, ctx.state = solve_in_turn(transform.conditioner, transform.head, y, context, mask)
         # the transform has no cache, so there is no reference cycle
         ctx.transform, ctx.mask, ctx.tensors = transform, mask, tensors
         ctx.save_for_backward(y, context, phi, x, *tensors)
@@ -241,7 +232,7 @@ class _Solve(torch.autograd.Function):
 def _graph_gradients(
     ctx: Any, gx: Tensor, gl: Tensor, y: Tensor, context: Tensor | None, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    x, ladj = _solve(ctx.transform.conditioner, ctx.transform.head, y, context, ctx.mask)[:2]
+    x, ladj = solve_in_turn(ctx.transform.conditioner, ctx.transform.head, y, context, ctx.mask)[:2]
     wanted = [t for t, need in zip((y, context, *ctx.tensors), needed, strict=True) if need]
     found = iter(torch.autograd.grad((x, ladj), wanted, (gx, gl), create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
@@ -254,12 +245,12 @@ def _sweep_gradients(
         phi, y = phi.detach().requires_grad_(), y.detach().requires_grad_()
         transform = adapted(ctx.transform.head(phi))
         x = transform.invert(y, known)
-        ladj = -_masked(transform.log_abs_det_jacobian(x, y), ctx.mask).sum(1)
+        ladj = -masked(transform.log_abs_det_jacobian(x, y), ctx.mask).sum(1)
         flat = (*phi.shape[:2], prod(x.shape[2:]))
         columns = [column.sum() for column in x.reshape(flat).unbind(-1)]
     gain = torch.stack([vjp([column], [phi])[0] for column in columns], 2)
     (drive,) = vjp([ladj], [phi], [gl])
-    gx = _masked(gx, ctx.mask).reshape(flat)
+    gx = masked(gx, ctx.mask).reshape(flat)
     a, of_context, pairs = ctx.transform.conditioner.adjoint(ctx.state, gx, gain, drive, context)
     # one call, so that the gradients of a tensor that is used several times add up
     outputs, grads = zip((x, a.reshape(x.shape)), (ladj, gl), *pairs, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterable, Sequence
-from math import isfinite, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..core.functional import visible
+from ..core.functional import all_finite, visible
 from ..core.independent import independent
 from ..core.leaves import FORGOTTEN, tensors_in
 from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
 from ..core.versions import versions_of
+from ..numerics.fixed_point import passes_of
 
 
 class Inverted(_InverseTransform):
@@ -42,6 +43,8 @@ class Inverted(_InverseTransform):
     def keeps_volume(self) -> bool:
         return self._inv.keeps_volume  # type: ignore[no-any-return]
 
+    passes = property(lambda self: self._inv.passes)
+
 
 class Bijection(Transform):
     """Base class of transforms that compute their value and log-determinant together.
@@ -50,6 +53,7 @@ class Bijection(Transform):
 
     Attributes:
         keeps_volume: whether log|det dy/dx| is 0 everywhere.
+        passes: the number of passes of the last parallel solve, a list of these for a chain, or None.
 
     Example:
         >>> import torch
@@ -61,6 +65,7 @@ class Bijection(Transform):
 
     bijective = True
     keeps_volume = False
+    passes: Any = None
     _inv: Any
 
     @property
@@ -337,6 +342,8 @@ class Chain(RememberingTransform):
             )
         return self._plan
 
+    passes = property(lambda self: passes_of(self.parts), doc="The passes of the last parallel solve of each part.")
+
     @property
     def sign(self) -> Any:
         """1 or -1, the product of the signs of the parts; raises NotImplementedError if one of them has no sign."""
@@ -371,11 +378,6 @@ class Chain(RememberingTransform):
         for part in reversed(self.parts):
             shape = part.inverse_shape(shape)
         return shape
-
-
-def all_finite(x: Tensor) -> bool:
-    """Returns whether all values are known to be finite; False also if the values cannot be read."""
-    return visible(x) and isfinite(x.detach().sum().item())
 
 
 def _run(x: Tensor, steps: Iterable[tuple[Any, Any, bool, int]]) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from ..core.binding import Bound, held_tensors
 from ..core.buffers import WithDerived
 from ..core.checks import check_like
 from ..core.shapes import broadcast_shapes
+from ..numerics.fixed_point import FixedPoint, Solver
 from .base import RememberingTransform
 
 
@@ -25,6 +26,7 @@ class BijectionModule(WithDerived):
 
     Attributes:
         context: C, the number of context features that the call expects; 0 for none.
+        takes_solver: whether the call has an argument ``solver``, see :class:`~pyro_genexact.numerics.FixedPoint`.
 
     Example:
         >>> import torch
@@ -41,10 +43,11 @@ class BijectionModule(WithDerived):
     """
 
     context: Any = 0
+    takes_solver = False
 
-    def condition(self, context: Tensor | PaddedSequence | None = None) -> Any:
+    def condition(self, context: Tensor | PaddedSequence | None = None, **options: Any) -> Any:
         """Calls the module; this is Pyro's name for it."""
-        return self(context)
+        return self(context, **options)
 
     @property
     def inv(self) -> nn.Module:
@@ -76,23 +79,41 @@ class Inverse(BijectionModule):
         """The original module."""
         return self.transform
 
-    def forward(self, context: Tensor | PaddedSequence | None = None) -> Transform:
-        return transform_of(self.transform, context).inv
+    @property
+    def takes_solver(self) -> bool:  # type: ignore[override]
+        return takes_solver(self.transform)
+
+    def forward(self, context: Tensor | PaddedSequence | None = None, solver: Solver = None) -> Transform:
+        return transform_of(self.transform, context, solver).inv
 
 
-def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Transform:
-    """Returns the transform of a module: a bound copy if the module is a transform, else the result of its call."""
+def takes_solver(module: nn.Module) -> bool:
+    """Returns whether the call of a module has an argument ``solver``."""
+    return bool(getattr(module, "takes_solver", False))
+
+
+def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None, solver: Solver = None) -> Transform:
+    """Returns the transform of a module: a bound copy if the module is a transform, else the result of its call.
+
+    Raises:
+        ValueError: if there is a solver, and the module's call does not take it.
+    """
+    if FixedPoint.of(solver) is not None and not takes_solver(module):
+        raise ValueError(
+            f"Expected solver=None (only autoregressive transforms take a solver); got {solver!r} for "
+            f"{type(module).__name__}."
+        )
     if isinstance(module, Transform):
         bound = Bound(module).copy()
         if bound is not module:
             bound._inv = None  # the cached inverse belongs to the original
         return bound
-    return result_of(module, context)  # type: ignore[no-any-return]
+    return result_of(module, context, **({"solver": solver} if takes_solver(module) else {}))  # type: ignore[no-any-return]
 
 
-def result_of(module: nn.Module, context: Tensor | PaddedSequence | None) -> Any:
+def result_of(module: nn.Module, context: Tensor | PaddedSequence | None, **options: Any) -> Any:
     """Calls a module, with the context if it has one."""
-    return module(context) if getattr(module, "context", 0) else module()
+    return module(context, **options) if getattr(module, "context", 0) else module(**options)
 
 
 class ConditionedTransform(RememberingTransform):

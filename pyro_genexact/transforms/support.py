@@ -15,10 +15,11 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
 from ..core.checks import check_last, check_numbers, check_sizes
+from ..core.functional import all_finite
 from ..core.independent import REAL_VECTOR, independent, with_check
 from ..core.shapes import sum_rightmost
 from ..core.values import floating, numbers
-from .base import PlainTransform, RememberingTransform, all_finite
+from .base import PlainTransform, RememberingTransform
 
 
 class HalfLine(PlainTransform):

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact.transforms.autoregressive import _solve
+from pyro_genexact.transforms.sequential import solve_in_turn
 from support.values import F64
 
 T = 5
@@ -71,7 +71,7 @@ def test_sweep_agrees_with_autograd_through_all_sites(make):
         return torch.autograd.grad(x.sin().sum() + ladj.sum(), parameters, materialize_grads=True, allow_unused=True)
 
     t = module()
-    x, ladj, _, _ = _solve(t.conditioner, t.head, y, None)
+    x, ladj, _, _ = solve_in_turn(t.conditioner, t.head, y, None)
     expected = gradients(x, ladj)
     assert max(g.abs().max() for g in expected) > 0.1
     for got, want in zip(gradients(*module().inv.call_and_ladj(y)), expected, strict=True):

@@ -1,0 +1,79 @@
+"""Quantiles of all sites of a chain rule, solved by parallel passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conditioners.parallel import Problem, solve_sites, solved
+from ..conditioners.site_loop import SiteLoop
+from ..contexts import padded, unpadded
+from ..core.lengths import expand_mask
+from ..families.draws import unchecked_icdf
+from ..numerics.fixed_point import FixedPoint
+from .chain_rule import ChainRule
+from .layout import Layout
+
+
+def solve_quantiles(
+    chain: ChainRule, layout: Layout, u: Tensor, shape: torch.Size, solver: FixedPoint
+) -> tuple[Tensor, int]:
+    """Solves y_t = F_t^{-1}(u_t | y_{<t}) for rows of uniform numbers u (B, T, *site_shape), in visiting order.
+
+    Returns:
+        y (B, T, *site_shape), differentiable by context, prefix and parameters, and the number of passes.
+
+    Raises:
+        ConvergenceError: see :class:`FixedPoint`.
+        NotImplementedError: if the head's family has no icdf.
+    """
+    present, (first, stop) = layout.present(shape), layout.span(shape)
+    u = layout.placed(u, 0.5, shape)
+    given, lengths = unpadded(chain.contexts(shape, present))
+    prefix = layout.prefix_rows(shape)
+    prefix = None if prefix is None else chain.read(prefix[:, :first])
+    exact, passes = chain.head.support.is_discrete, list[int]()
+
+    def loop(context: Any, prefix: Tensor | None) -> SiteLoop:
+        return SiteLoop(chain.conditioner, padded(context, lengths), len(u), stop, prefix)
+
+    def values(phi: Tensor, before: Tensor | None) -> Tensor:
+        t = 0 if before is None else before.shape[1]
+        at = slice(t, t + phi.shape[1])
+        if present is not None:  # as in ChainRule.draw
+            phi = torch.where(expand_mask(present[:, at], phi), phi, phi.new_zeros(()))
+        return layout.completed(_quantile(chain, chain.site(phi, t), u[:, at]), before, shape)
+
+    def solve(context: Any, prefix: Tensor | None) -> tuple[Tensor]:
+        found = solve_sites(loop(context, prefix), values, solver, chain.read, exact)
+        passes.append(found.passes)
+        return (found.y,)
+
+    def once(y: Tensor, context: Any, prefix: Tensor | None) -> tuple[Tensor]:
+        read = chain.read(y)
+        read = read if prefix is None else torch.cat([prefix, read], 1)
+        return (values(chain.conditioner(read, padded(context, lengths))[:, first:], prefix),)
+
+    def in_turn(context: Any, before: Tensor | None) -> tuple[Tensor]:
+        sites = loop(context, before)
+        for _, phi in sites:
+            y = values(phi, before)
+            sites.read(chain.read(y))
+            before = y if before is None else torch.cat([before, y], 1)
+        assert before is not None
+        return (before[:, first:],)
+
+    (y,) = solved(Problem(solve, once, in_turn, solver), [given, prefix], chain.tensors)
+    every = torch.cat([y.new_zeros(len(y), first, *y.shape[2:]), y], 1) if first else y
+    return layout.of_event(every, shape), passes[0]
+
+
+def _quantile(chain: ChainRule, d: Any, u: Tensor) -> Tensor:
+    try:
+        return unchecked_icdf(d, u)
+    except NotImplementedError:
+        raise NotImplementedError(
+            f"Expected a head whose family has an icdf (solver='fixed_point'); got {chain.family}."
+        ) from None

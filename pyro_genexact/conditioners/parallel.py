@@ -1,0 +1,192 @@
+"""Solves the sequential direction by parallel passes over sites, and differentiates the solution implicitly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import nan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.functional import vjp
+from ..core.lengths import expand_mask
+from ..numerics.errors import ConvergenceError, worst_of
+from ..numerics.fixed_point import FixedPoint, iterate
+from .site_loop import SiteLoop
+
+
+class Solution(NamedTuple):
+    """The sites that a solve computed.
+
+    Attributes:
+        y: (B, S, *site_shape), the sites from the first one after the prefix.
+        phi: (B, S, P), their parameters.
+        passes: the number of passes, summed over blocks.
+    """
+
+    y: Tensor
+    phi: Tensor
+    passes: int
+
+
+def solve_sites(
+    loop: SiteLoop,
+    values: Callable[[Tensor, Tensor | None], Tensor],
+    solver: FixedPoint,
+    read: Callable[[Tensor], Tensor] = lambda y: y,
+    exact: bool = False,
+) -> Solution:
+    """Solves y_t = values(phi_t(y_{<t})) for the sites that a loop would visit, block by block; without gradients.
+
+    Args:
+        loop: the loop before its first visit.
+        values: maps the parameters (B, S, P) of sites and the sites before them (B, t, *site_shape), or None if there
+            are none, to the values (B, S, *site_shape).
+        solver: the options.
+        read: converts values to the conditioner's input.
+        exact: whether the values of the last two passes must be equal, as those of discrete families.
+
+    Raises:
+        ConvergenceError: if a block needs more passes than ``max_passes``, or if ``exact`` and a parameter is NaN.
+    """
+    net, phi, state, before = loop.conditioner, loop.phi, loop.state, loop.prefix
+    width = solver.block or max(loop.stop - loop.first, 1)
+    every, found, passes = torch.arange(len(phi), device=phi.device), list[tuple[Tensor, Tensor]](), 0
+    for first in range(loop.first, loop.stop, width):
+        sites = min(width, loop.stop - first)
+        phis = phi.expand(-1, sites, -1)
+
+        def step(y: Tensor, phi: Tensor = phi, state: Any = state, before: Tensor | None = before) -> Tensor:
+            nonlocal phis
+            y = read(_readable(y))
+            if y.shape[1] == loop.stop:
+                phis = net(y, loop.context)
+            else:
+                phis = torch.cat([phi, net.extend(y[:, :-1], net.reorder(state, every))[0]], 1)
+            return values(phis, before)
+
+        y = values(phis, before)
+        if sites > 1:
+            y, count = iterate(step, y, solver.max_passes or sites, 0.0 if exact else solver.tolerance(y, phi))
+            passes += count
+        found.append((y, phis))
+        before = y if before is None else torch.cat([before, y], 1)
+        if first + sites < loop.stop:
+            phi, state = net.extend(read(_readable(y)), state)
+            phi = phi[:, -1:]
+    ys, parameters = zip(*found, strict=True)
+    phi = torch.cat(parameters, 1)
+    if exact and (unknown := phi.isnan().any(2)).any():  # NaN would show in real values, but not in categories
+        index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=phi.dtype))
+        raise ConvergenceError(
+            f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)
+        )
+    return Solution(_until_overflow(torch.cat(ys, 1)), phi, passes)
+
+
+def _small(y: Tensor) -> Tensor:
+    return y.abs() < torch.finfo(y.dtype).max ** 0.5
+
+
+def _readable(y: Tensor) -> Tensor:
+    """Replaces large values and NaN by 0, since a masked weight times an infinite value is NaN, also at earlier sites."""
+    return torch.where(_small(y), y, 0.0) if y.is_floating_point() else y
+
+
+def _until_overflow(y: Tensor) -> Tensor:
+    """Sets the sites (B, T, ...) after the first value that was not read to NaN."""
+    if not y.is_floating_point():
+        return y
+    bad = ~_small(y)
+    bad = bad if bad.dim() == 2 else bad.flatten(2).any(2)
+    return torch.where(expand_mask(bad.cumsum(1) > bad, y), nan, y)
+
+
+class Problem(NamedTuple):
+    """A sequential computation of (y, *others) from tensors ``given``; y (B, T, ...) is the solution of y = once(y).
+
+    Attributes:
+        solve: computes (y, *others) from ``given``, without gradients.
+        once: computes (y, *others) from y and ``given``, in one parallel pass.
+        in_turn: computes (y, *others) from ``given`` site by site, in a differentiable way.
+        solver: the options.
+    """
+
+    solve: Callable[..., tuple[Tensor, ...]]
+    once: Callable[..., tuple[Tensor, ...]]
+    in_turn: Callable[..., tuple[Tensor, ...]]
+    solver: FixedPoint
+
+
+def solved(problem: Problem, given: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Any:
+    """Solves a problem, with gradients by ``given`` and by the tensors that the problem uses.
+
+    The backward pass solves the transposed triangular system
+
+        a = g + (dF/dy)^T a,      F(y) = once(y),
+
+    by the same iteration, with one vector-Jacobian product of a parallel pass per iteration, and then takes the
+    gradients from F at the solution. With ``create_graph``, it differentiates the loop over sites instead.
+
+    Raises:
+        ConvergenceError: as :func:`solve_sites`, also in the backward pass.
+    """
+    wanted = [t for t in (*given, *tensors) if t is not None and t.requires_grad]
+    if not torch.is_grad_enabled() or not wanted:
+        with torch.no_grad():
+            return problem.solve(*given)
+    return _Solved.apply(problem, len(given), *given, *tensors)
+
+
+class _Solved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, count: int, *inputs: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        outputs = problem.solve(*inputs[:count])
+        ctx.problem, ctx.count = problem, count
+        ctx.save_for_backward(outputs[0], *inputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        y, *inputs = ctx.saved_tensors  # unpacking lets autograd detect parameters changed in place
+        needed = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            outputs = ctx.problem.in_turn(*inputs[: ctx.count])
+            wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+        else:
+            # detached, because a given tensor may itself depend on one of the other tensors
+            given = [
+                t if t is None else t.detach().requires_grad_(need)
+                for t, need in zip(inputs[: ctx.count], needed, strict=False)
+            ]
+            found = iter(_gradients(ctx.problem, y.detach(), given, inputs[ctx.count :], needed, grads))
+        return None, None, *(next(found) if need else None for need in needed)
+
+
+def _gradients(
+    problem: Problem,
+    y: Tensor,
+    given: list[Any],
+    tensors: list[Tensor],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor],
+) -> list[Tensor]:
+    """Returns the gradients of the inputs that need them, at the solution y."""
+    with torch.enable_grad():
+        y.requires_grad_()
+        outputs = problem.once(y, *given)
+    g = grads[0] + vjp(outputs[1:], [y], grads[1:])[0]
+
+    def step(a: Tensor) -> Tensor:
+        return g + vjp(outputs[:1], [y], [a])[0]
+
+    a, _ = iterate(step, g, problem.solver.max_passes or y.shape[1], problem.solver.tolerance(g), _largest)
+    wanted = [t for t, need in zip((*given, *tensors), needed, strict=True) if need]
+    return vjp(outputs, wanted, [a, *grads[1:]])
+
+
+def _largest(a: Tensor) -> Tensor:
+    """Returns the largest absolute value of each row, (B, 1, ...)."""
+    return a.abs().flatten(1).amax(1).reshape(-1, *[1] * (a.dim() - 1))

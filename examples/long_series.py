@@ -1,6 +1,6 @@
 """Probabilistic forecasts of electricity demand by networks with a long memory.
 
-    python examples/long_series.py [--out long_series.png] [--smoke-test]
+    python examples/long_series.py [--out FILE] [--seed 0] [--smoke-test]
 
 The data are the electricity demand in England and Wales in each half hour from 5 June
 to 27 August 2000, in gigawatts (GW): 4032 values (Taylor, "Short-term electricity
@@ -174,10 +174,10 @@ def autoregression(changes: Tensor, order: int | None = None) -> tuple[Tensor, T
 
 
 def fit_network(
-    name: str, weights: Tensor, z: Tensor, epochs: int, stride: int
+    name: str, weights: Tensor, z: Tensor, epochs: int, stride: int, seed: int
 ) -> tuple[gx.Autoregressive, gx.FitResult]:
     """Fits a network to the training weeks and keeps the best validation epoch."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     head = gx.heads.StudentT()  # its parameters are df, loc and scale
     network = NETWORKS[name]((), head.num_params)
     network = Autoregression(weights, head.num_params, 1, network)
@@ -336,6 +336,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("long_series.png"), metavar="FILE"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument(
         "--smoke-test", action="store_true", help="run a few steps to check the code"
     )
@@ -366,7 +367,7 @@ def main() -> None:
     tasks += [(network, weights, f"AR + {network}") for network in NETWORKS]
     validation = {}
     for network, lags, name in tasks:
-        model, result = fit_network(network, lags, z, epochs, stride)
+        model, result = fit_network(network, lags, z, epochs, stride, args.seed)
         size = sum(p.numel() for p in model.parameters())
         facts[name] = size + int(lags.count_nonzero()), result.seconds
         validation[name] = result.validation[result.best_epoch] / VALIDATION

@@ -1,12 +1,15 @@
 """CausalConv and StateSpace against their definitions, step by step; their states; many chunks."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from torch.func import vmap
 from torch.nn.functional import conv1d, gelu, glu, pad, rms_norm, silu, softplus
 
 from pyro_genexact.conditioners import CausalConv, Recurrent, StateSpace
+from pyro_genexact.conditioners.rings import shifted, written
 from pyro_genexact.conditioners.scans import diagonal_scan, selective_scan
 from pyro_genexact.testing import conditioner_inputs
 from support.registry.conditioners import factory
@@ -124,6 +127,60 @@ def test_states_do_not_grow(name):
         assert [part.shape for part in state.memory] == shapes
         for part in state.memory:  # nor do they keep a view of something long
             assert part.untyped_storage().nbytes() <= part.numel() * part.itemsize
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_rings(size, grad):
+    for cut in itertools.product((1, 2, 4, 6), repeat=3):
+        x = torch.arange(1.0, 1 + sum(cut)).reshape(1, -1, 1)
+        whole, ring, first = torch.cat([torch.zeros(1, size, 1), x], 1), torch.zeros(1, size, 1), 0
+        with torch.set_grad_enabled(grad):
+            for part in x.split(cut, 1):
+                for shift in range(1, size + 1):
+                    start = first + size - shift
+                    assert torch.equal(shifted(part, ring, first, shift), whole[:, start : start + part.shape[1]])
+                ring, first = written(ring, part, first), first + part.shape[1]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_branches_do_not_share_memory(name):
+    """Buffers written in place, also after inference mode, in branches with as many rows."""
+    net, order = STEPS[name](), torch.tensor([2, 0, 1])
+    y, _ = conditioner_inputs(net, rows=3, sites=9)
+    other = torch.cat([y[order, :3], 1 - y[:, 3:]], 1)
+    with torch.inference_mode():
+        _, trunk = net.extend(y[:, :3], net.start(None, 3)[1])
+    with torch.no_grad():
+        branch = net.reorder(trunk, order)
+        for values, state in ((other, branch), (y, trunk)):
+            first, state = net.extend(values[:, 3:4], state)
+            phi = torch.cat([first, net.extend(values[:, 4:8], state)[0]], 1)
+            torch.testing.assert_close(phi, net(values)[:, 4:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_steps_under_vmap(name):
+    net = LONG[name]()
+    y, _ = conditioner_inputs(net, rows=3, sites=6)
+
+    def steps(row):
+        return net.extend(row.unsqueeze(0), net.start(None, 1)[1])[0].squeeze(0)
+
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(steps)(y[:, :-1]), net(y)[:, 1:], rtol=0, atol=1e-12)
+
+
+def test_scans_under_autocast():
+    u, rate, read = torch.ones(1, 40, 2), torch.full((2, 3), -0.1 + 1j), torch.ones(2, 3) + 0j
+    heads, decay, pairs = torch.ones(1, 40, 2, 2), torch.full((1, 40, 2), -0.1), torch.ones(1, 40, 3)
+    for scan, inputs in (
+        (diagonal_scan, (u, torch.zeros(1, 2, 3) + 0j, rate, read)),
+        (selective_scan, (heads, decay, pairs, pairs, torch.zeros(1, 2, 2, 3))),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = scan(*inputs)
+        assert all(map(torch.equal, found, scan(*inputs)))
 
 
 def test_a_step_that_forgets_everything():

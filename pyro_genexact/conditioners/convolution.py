@@ -44,7 +44,7 @@ class CausalConv(StepNetwork):
         dilations: d, the distance between these inputs, for each layer.
         dropout: dropout rate in training mode, after the inputs and after each layer.
         context: C, the number of features of a context vector that every step reads; ``Covariates(C)`` for covariates,
-            where site t reads those of the last ``receptive_field`` sites and its own; or ``Source(C)`` for a source
+            where site t reads those of the ``receptive_field`` sites up to t; or ``Source(C)`` for a source
             sequence that all sites attend to, passed as a :class:`~pyro_genexact.PaddedSequence` if its rows have
             different lengths.
 

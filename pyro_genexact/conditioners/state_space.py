@@ -31,13 +31,13 @@ class StateSpace(StepNetwork):
         s_t = exp(D a) s_{t-1} + u_t,      y_t = 2 Re sum_n r_n s_tn + d u_t,      r_n = c_n (exp(D a_n) - 1) / a_n,
 
     where s, a, c and r are complex and Re a < 0. A gated linear layer glu(linear(gelu(y_t))) mixes the channels. In
-    ``kind="selective"`` (Mamba-2), the step size D_t of each head and the weights b_t and c_t depend on the input x_t.
-    A convolution over four steps and silu compute u_t, b_t and c_t:
+    ``kind="selective"`` (Mamba-2), the weights of each head depend on the input h_t of the layer. A linear map of h_t,
+    followed by a convolution over four steps and silu, gives u_t, b_t and c_t:
 
-        s_t = exp(-D_t r) s_{t-1} + D_t u_t b_t',      y_t = s_t c_t + d u_t,      D_t = softplus(w . x_t + v),
+        s_t = exp(-D_t r) s_{t-1} + D_t u_t b_t',      y_t = s_t c_t + d u_t,      D_t = softplus(w . h_t + v),
 
-    and the output is linear(rmsnorm(y_t * silu(g_t))) with a gate g_t. Time-invariant layers suit signals that are sampled
-    regularly; selective layers can ignore some inputs and keep others, as text requires.
+    and the output is linear(rmsnorm(y_t * silu(G h_t))). Time-invariant layers suit signals that are sampled regularly;
+    selective layers can ignore some inputs and keep others, as text requires.
 
     A learned start vector replaces y_0, so that the parameters of the first site are also a non-linear function of the
     context x. With ``context=Covariates(C)``, step t reads the covariates x_t in place of x. With

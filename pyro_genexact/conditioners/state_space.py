@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, pi
+from math import inf, log, pi
 from typing import Any
 
 import torch
@@ -107,12 +107,13 @@ class StateSpace(StepNetwork):
             raise ValueError(f"Expected kind in {[*_KINDS]}; got {kind!r}.")
         if frequencies not in _FREQUENCIES:
             raise ValueError(f"Expected frequencies in {[*_FREQUENCIES]}; got {frequencies!r}.")
-        check_numbers(**{f"step_sizes[{i}]": size for i, size in enumerate(step_sizes)})
-        if len(step_sizes) != 2 or not 0 < step_sizes[0] <= step_sizes[1]:
+        sizes = step_sizes if isinstance(step_sizes, Sequence) else [step_sizes]
+        check_numbers(**{f"step_sizes[{i}]": size for i, size in enumerate(sizes)})
+        if len(sizes) != 2 or not 0 < sizes[0] <= sizes[1] < inf:
             raise ValueError(f"Expected step_sizes to be two positive numbers in order; got {step_sizes}.")
         super().__init__(site, num_params, width, width, context, dropout)
         self.kind, self.width, self.depth, self.state = kind, width, depth, state
-        self.step_sizes, self.frequencies = tuple(step_sizes), frequencies
+        self.step_sizes, self.frequencies = tuple(sizes), frequencies
         self.read = nn.Linear(self.inputs, width)
         self.layers: Any = nn.ModuleList(_KINDS[kind](self) for _ in range(depth))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, log, pi
+from math import inf, log, nan, pi
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributions.utils import broadcast_all
 
 from ..core.checks import check_last
 from ..core.independent import REAL_VECTOR
-from ..core.shapes import broadcast_shapes
+from ..core.shapes import broadcast_batches
 from ..core.values import checked_value, numbers
 from .cdf import searched
 from .in_support import expand_mask
@@ -214,15 +214,16 @@ class BetaGaussian(_Elliptical):
         return (self.scale.double().square() * self._square_spread()).to(self.loc)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Returns P(Y <= value) for any real value, (*sample, *batch), by the incomplete beta function."""
+        """Returns P(Y <= value) for any real value, (*sample, *batch), by the incomplete beta function; NaN for NaN."""
         radius, a = self.scale.double() * self._square_radius().sqrt(), self._power + 1
-        x = ((value.double() - self.loc) / radius).clamp(-1, 1)
-        return betainc(a, a, (1 + x) / 2, (1 - x) / 2).to(self.loc)
+        x = ((torch.where(value.isnan(), self.loc, value).double() - self.loc) / radius).clamp(-1, 1)
+        return torch.where(value.isnan(), nan, betainc(a, a, (1 + x) / 2, (1 - x) / 2)).to(self.loc)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Returns the quantiles of levels in [0, 1], (*sample, *batch)."""
+        """Returns the quantiles of levels in [0, 1], (*sample, *batch); NaN for other levels."""
         # a new instance has the family's own support, which brackets the search
-        return searched(BetaGaussian(self.loc, self.scale, self.alpha, validate_args=False), value)
+        found = searched(BetaGaussian(self.loc, self.scale, self.alpha, validate_args=False), value)
+        return torch.where((value >= 0) & (value <= 1), found, nan)
 
     def _square(self, value: Tensor) -> Tensor:
         return ((value.double() - self.loc) / self.scale.double()).square()
@@ -280,7 +281,7 @@ class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
                 f"{tuple(scale_tril.shape)}."
             )
         n, alpha = loc.shape[-1], torch.as_tensor(alpha, dtype=loc.dtype, device=loc.device)
-        batch = broadcast_shapes(loc.shape[:-1], scale_tril.shape[:-2], alpha.shape)
+        batch = broadcast_batches(loc=loc.shape[:-1], scale_tril=scale_tril.shape[:-2], alpha=alpha.shape)
         self.loc, self.scale_tril = loc.expand(*batch, n), scale_tril.expand(*batch, n, n)
         self.alpha = alpha.expand(batch)
         super().__init__(batch, Size([n]), validate_args=validate_args)

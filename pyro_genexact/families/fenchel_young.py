@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any
 
+import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn.functional import softplus
@@ -57,6 +59,11 @@ def _loss(d: Distribution, value: Tensor) -> Tensor:
 @_loss.register(Independent)
 def _(d: Any, value: Tensor) -> Tensor:
     return sum_rightmost(_loss(d.base_dist, value), d.reinterpreted_batch_ndims)
+
+
+@_loss.register(MaskedDistribution)
+def _(d: Any, value: Tensor) -> Tensor:
+    return torch.where(torch.as_tensor(d._mask, device=value.device), _loss(d.base_dist, value), 0)
 
 
 @_loss.register(PerSite)

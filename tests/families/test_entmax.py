@@ -175,6 +175,20 @@ def test_extreme_scores():
             assert all(g.isfinite().all() for g in grad((lp + losses).sum(), scores))
 
 
+@pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
+def test_infinite_scores(alpha):
+    """A category of score -inf has loss inf, without effect on gradients; rows without a finite maximum have NaN."""
+    scores = double([0.0, -math.inf, 0.1], [0.0, 0.3, 0.1]).requires_grad_()
+    losses = EntmaxCategorical(scores, alpha).fenchel_young(torch.tensor(1))
+    assert losses[0] == math.inf and losses[1].isfinite() and grad(losses.sum(), scores)[0].isfinite().all()
+    for wrong in ([-math.inf] * 3, [math.inf, 0.0, math.inf], [0.0, 0.0, math.nan]):
+        d = EntmaxCategorical(double(wrong, [0.0, 0.3, 0.1]), alpha, validate_args=False)
+        for result in (d.probs, d.logits, d.fenchel_young(torch.tensor(0))[:, None] + 0 * d.logits):
+            assert result[0].isnan().all() and not result[1].isnan().any()
+        with pytest.raises(ValueError, match=r"Expected (parameter scores|scores to have a finite maximum)"):
+            EntmaxCategorical(double(wrong), alpha, validate_args=True)
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.5, -1, math.inf, math.nan])
 def test_wrong_alpha(alpha):
     with pytest.raises(ValueError, match="Expected alpha to be above 1 and finite; got "):

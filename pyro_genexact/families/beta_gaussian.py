@@ -136,7 +136,8 @@ class _Elliptical(Parametrised, TorchDistribution):
         values, so L is not 0 at its minimum, and may be negative. As alpha tends to 1, L tends to -log p of the normal
         distribution.
 
-        L is convex in the coefficients of y and y y' in f, and its gradients by these are E[Y] - y and E[Y Y'] - y y'.
+        L is convex in the coefficients of y and y y' in f. Its gradients with respect to them are E[Y] - y and
+        E[Y Y'] - y y'.
         Therefore the mean loss of data is smallest at the distribution that has the mean and the covariance of the data.
         As with -log p of the normal distribution, the mean loss of equal values has no lower bound: it decreases as the
         scale tends to 0.
@@ -263,9 +264,9 @@ class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
         >>> import torch
         >>> d = MultivariateBetaGaussian(torch.zeros(2), torch.eye(2), alpha=1.5, validate_args=False)
         >>> d.sample((3,)).shape, d.covariance_matrix.diagonal()
-        (torch.Size([3, 2]), tensor([0.3908, 0.3908]))
+        (torch.Size([3, 2]), tensor([0.3102, 0.3102]))
         >>> d.log_prob(torch.tensor([[0.0, 0.0], [2.0, 2.0]])).exp()
-        tensor([0.3054, 0.0000])
+        tensor([0.3848, 0.0000])
     """
 
     arg_constraints = {

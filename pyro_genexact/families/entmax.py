@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributions import constraints
 
 from ..core.checks import check_numbers
@@ -95,10 +96,37 @@ class EntmaxCategorical(Categorical):
         inside = inside & (own.squeeze(-1) != -inf)
         above, possible = scores - torch.where(own != -inf, own, 0), log_p != -inf
         log_p = torch.where(possible, log_p, 0)
-        # sum p^alpha - 1 = sum p (p^(alpha - 1) - 1)
-        negentropy = torch.expm1((self.alpha - 1) * log_p) / (self.alpha * (self.alpha - 1))
-        terms = torch.where(possible, log_p.exp() * (torch.where(possible, above, 0) - negentropy), 0)
-        return torch.where(inside, terms.sum(-1), inf).to(self.logits)
+        p = torch.where(possible, log_p.exp(), 0)
+        with torch.no_grad():  # sum p^alpha - 1 = sum p (p^(alpha - 1) - 1)
+            negentropy = torch.expm1((self.alpha - 1) * log_p) / (self.alpha * (self.alpha - 1))
+            loss = (p * (torch.where(possible, above, 0) - negentropy)).sum(-1)
+        return torch.where(inside, _Maximum.apply(loss, above, p), inf).to(self.logits)
+
+
+class _Maximum(Function):
+    """Adds the gradient p to the maximum over p of p · s - Ω(p), which is computed without gradient.
+
+    Autograd would add the derivative by p, which is 0 except for rounding, times that of p, which may be large.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(maximum: Tensor, s: Tensor, p: Tensor) -> Tensor:
+        return maximum.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, grad.unsqueeze(-1) * ctx.saved_tensors[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, tangent: Tensor, __: Any) -> Tensor:
+        return (tangent * ctx.saved_tensors[0]).sum(-1)
 
 
 def checked_alpha(alpha: Any) -> float:

@@ -22,12 +22,13 @@ def fenchel_young_loss(d: Distribution, value: Tensor) -> Tensor:
 
     A sparse distribution gives some values probability 0, where ``log_prob`` is -inf and has no gradient. This loss is
     finite and convex there. For an autoregressive model, a sequence or a row of columns of several kinds, it is the sum
-    over the sites of the loss of each factor given the earlier sites, from one parallel pass. Padding adds nothing.
+    over the sites of the loss of each factor given the earlier sites, from one parallel pass. Padding and masked values
+    add nothing.
 
     - A class with a method ``fenchel_young(value)``, such as :class:`~pyro_genexact.distributions.EntmaxCategorical`
       and :class:`~pyro_genexact.distributions.BetaGaussian`, defines its own loss.
     - Any other distribution has the loss -log_prob, which is the Fenchel-Young loss of Shannon's entropy, infinite
-      outside its support. Mixtures of sparse distributions belong here, also an
+      outside its support. This includes mixtures of sparse distributions, and therefore an
       :class:`~pyro_genexact.OrderEnsemble` in eval mode.
 
     Pass it to :func:`~pyro_genexact.fit` as ``loss=gx.fenchel_young_loss``. Losses of models with different families

@@ -155,6 +155,20 @@ def test_gradients_of_each_example():
     found = torch.func.vmap(torch.func.grad(loss))(scores, value)
     expected = EntmaxCategorical(scores, 1.5).probs - torch.nn.functional.one_hot(value, 3)
     assert torch.allclose(found, expected, atol=1e-10)
+    curvature = torch.func.vmap(torch.func.hessian(loss))(scores, value)
+    expected = torch.stack(
+        [torch.autograd.functional.jacobian(lambda s: EntmaxCategorical(s).probs, s) for s in scores]
+    )
+    assert torch.allclose(curvature, expected, atol=1e-10)
+
+
+def test_gradient_of_the_loss_at_nearly_equal_scores():
+    """There the derivative of p by the scores is large, and would amplify rounding."""
+    scores = (1e-6 * sized(1000)).float().requires_grad_()
+    d = EntmaxCategorical(scores, 4.0)
+    (found,) = grad(d.fenchel_young(torch.tensor(3)), scores)
+    expected = d.probs.detach() - torch.nn.functional.one_hot(torch.tensor(3), 1000)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
 from ..core.checks import check_last
+from ..core.columns import by_columns, solve_lower
 from ..core.independent import REAL_VECTOR
 from ..core.shapes import broadcast_batches
 from ..core.values import checked_value, numbers
@@ -311,7 +312,7 @@ class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
         return _square_distance(value, self.loc, self.scale_tril)
 
     def _moved(self, x: Tensor) -> Tensor:
-        return self.loc + (self.scale_tril.double() @ x.unsqueeze(-1)).squeeze(-1)
+        return self.loc + by_columns(lambda a, x: a.double() @ x, self.scale_tril, x)
 
     @property
     def _log_det(self) -> Tensor:
@@ -339,5 +340,4 @@ class Ellipsoid(constraints.Constraint):
 
 
 def _square_distance(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
-    off = (value.double() - loc).unsqueeze(-1)
-    return torch.linalg.solve_triangular(scale_tril.double(), off, upper=False).squeeze(-1).square().sum(-1)
+    return by_columns(solve_lower, scale_tril, value.double() - loc).square().sum(-1)

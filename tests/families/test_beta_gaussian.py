@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy
@@ -203,6 +204,19 @@ def test_vectors(alpha):
     assert st.kstest(torch.atan2(z[1], z[0]), st.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 1e-3
     assert d.support.check(draws).all() and not d.support.check(d.loc + 9)
     assert d.log_prob(d.loc + 9) == -math.inf and d.fenchel_young(d.loc + 9).isfinite()
+
+
+def test_batches_of_vectors():
+    tril = torch.stack([TRIL, 2 * TRIL, TRIL + torch.eye(2)])[:, None].expand(3, 2, 2, 2)
+    d = MultivariateBetaGaussian(sized(3, 2, 2), tril, double(1.5, 2.0), validate_args=False)
+    y = d.rsample((5,))
+    lp, radii = d.log_prob(y), []
+    for i, j in itertools.product(range(3), range(2)):
+        one = MultivariateBetaGaussian(d.loc[i, j], tril[i, j], d.alpha[i, j])
+        radii.append(torch.linalg.solve(tril[i, j], (y[:, i, j] - d.loc[i, j]).T).norm(dim=0) / one.radius)
+        assert torch.allclose(torch.stack([one.log_prob(x) for x in y[:, i, j]]), lp[:, i, j])
+    assert 0.8 < torch.cat(radii).max() < 1
+    assert MultivariateBetaGaussian(torch.zeros(0, 2), TRIL, validate_args=False).rsample((3,)).shape == (3, 0, 2)
 
 
 def test_one_dim_of_vectors_is_the_univariate_one():

@@ -19,13 +19,16 @@ from .steps import Memory, StepNetwork
 class CausalConv(StepNetwork):
     """Dilated causal convolutions with gates and residual connections, over sites of any length.
 
-        h = in([y_{t-1}, x]),     h_t = h_t + W tanh(a_t) * sigmoid(b_t),     phi_t = V norm(h_t) + c,
-        [a_t, b_t] = sum_{j < k} U_j norm(h_{t - j d}) + u
+        h_t = linear([y_{t-1}, x]),
+        h_t <- h_t + linear(tanh(a_t) * sigmoid(b_t)),      [a_t, b_t] = sum_{j < k} U_j norm(h_{t - j d}) + u,
+        phi_t = linear(norm(h_t))
 
-    The middle step is repeated once per entry d of ``dilations``, where k is the kernel size. Inputs before the first
-    site are zero. A learned start vector replaces y_0, so that the parameters of the first site are also a non-linear
-    function of the context x. Site t reads only the ``receptive_field`` = 1 + (k - 1) * sum(dilations) sites before it With ``context=Covariates(C)``, step t reads the covariates x_t in place of x. With
-    ``context=Source(C)``, the last layer attends to the steps of the source, as in :class:`Recurrent`.
+    The second line is one layer. There is a layer for each entry d of ``dilations``, and k is the kernel size. The
+    convolutions read zeros before the first step. Site t reads only the ``receptive_field`` =
+    1 + (k - 1) * sum(dilations) sites before it. A learned start vector replaces y_0, so that the parameters of the
+    first site are also a non-linear function of the context x. With ``context=Covariates(C)``, step t reads the
+    covariates x_t in place of x. With ``context=Source(C)``, the last layer attends to the steps of the source, as in
+    :class:`Recurrent`.
 
     Cost: ``forward`` takes O(B T L k W^2) operations for L layers of width W, in parallel over the sites. Each step of
     ``extend`` takes O(B L k W^2) operations at any length, because a ring buffer per layer holds the last (k - 1) * d
@@ -41,7 +44,7 @@ class CausalConv(StepNetwork):
         dilations: d, the distance between these inputs, for each layer.
         dropout: dropout rate in training mode, after the inputs and after each layer.
         context: C, the number of features of a context vector that every step reads; ``Covariates(C)`` for covariates,
-            where site t reads those of the last ``receptive_field`` sites and its own; or ``Source(C)`` for a source
+            where site t reads those of the ``receptive_field`` sites up to t; or ``Source(C)`` for a source
             sequence that all sites attend to, passed as a :class:`~pyro_genexact.PaddedSequence` if its rows have
             different lengths.
 
@@ -103,9 +106,6 @@ class CausalConv(StepNetwork):
 
     def initial(self, rows: int) -> Memory:
         return tuple(self.begin.new_zeros(rows, layer.before, self.width) for layer in self.layers)
-
-    def prepared(self) -> list[Any]:
-        return []
 
     def steps(self, inputs: Tensor, memory: Memory, weights: list[Any], first: int) -> tuple[Tensor, Memory]:
         x, rings = dropped(self.read(inputs), self), list[Tensor]()

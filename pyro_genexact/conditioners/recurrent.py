@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout as drop
 
 from ..base import Site
 from ..contexts import Covariates, Source
 from ..core.checks import check_sizes
 from ..core.functional import transformed
+from .encoding import dropped
 from .steps import Memory, StepNetwork
 
 # The functions behind torch's modules: they take weights as arguments, whereas the modules store a list of them.
@@ -121,4 +121,4 @@ class Recurrent(StepNetwork):
         # cudnn has gradients in training mode only; the mode affects nothing else but the dropout between layers
         training = self.training or torch.is_grad_enabled()
         out, *hidden = call(inputs, hidden, weights, True, self.depth, rate, training, False, True)
-        return (drop(out, rate) if rate else out), tuple(hidden)
+        return dropped(out, self), tuple(hidden)

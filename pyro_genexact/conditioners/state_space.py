@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, pi
+from math import inf, log, pi
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .steps import Memory, StepNetwork
 
 _HEAD = 32  # channels per head of a selective layer, about
 _KERNEL = 4  # of the convolution of a selective layer
+_EPS = 1e-5  # of its norm, in any dtype, as torch's LayerNorm has it
 
 
 class StateSpace(StepNetwork):
@@ -29,24 +30,24 @@ class StateSpace(StepNetwork):
 
         s_t = exp(D a) s_{t-1} + u_t,      y_t = 2 Re sum_n r_n s_tn + d u_t,      r_n = c_n (exp(D a_n) - 1) / a_n,
 
-    where s, a, c and r are complex and Re a < 0. The gated linear layer glu(W gelu(y_t)) mixes the channels. In
-    ``kind="selective"`` (Mamba, in the form of its second version), step size, write and read weights of a head depend
-    on the input. They follow a convolution over four steps:
+    where s, a, c and r are complex and Re a < 0. A gated linear layer glu(linear(gelu(y_t))) mixes the channels. In
+    ``kind="selective"`` (Mamba-2), the weights of each head depend on the input h_t of the layer. A linear map of h_t,
+    followed by a convolution over four steps and silu, gives u_t, b_t and c_t:
 
-        s_t = exp(-D_t r) s_{t-1} + D_t u_t b_t',      y_t = s_t c_t + d u_t,      D_t = softplus(w . x_t + v),
+        s_t = exp(-D_t r) s_{t-1} + D_t u_t b_t',      y_t = s_t c_t + d u_t,      D_t = softplus(w . h_t + v),
 
-    and the output W rmsnorm(y_t * silu(g_t)) has a gate g_t. Time-invariant layers suit signals that are sampled
-    regularly; selective layers can ignore some inputs and keep others, as text requires.
+    and the output is linear(rmsnorm(y_t * silu(G h_t))). Time-invariant layers suit signals that are sampled regularly;
+    selective layers can ignore some inputs and keep others, as text requires.
 
     A learned start vector replaces y_0, so that the parameters of the first site are also a non-linear function of the
     context x. With ``context=Covariates(C)``, step t reads the covariates x_t in place of x. With
     ``context=Source(C)``, the last layer attends to the steps of the source, as in :class:`Recurrent`.
 
-    Cost per layer of width W with states of N numbers: the diagonal kind takes O(B T W (Q + N)) operations and the
-    selective one O(B T W (W + Q + N)), in chunks of up to Q steps (64 and 32). The work within chunks is a product of
-    matrices, and a recurrence joins the T / Q chunks. Unlike a convolution by FFT, this is causal to the last digit,
-    takes any dtype, and starts from any state. Each step of ``extend`` takes O(B W N) and O(B W (W + N)) operations at
-    any length. The state holds N W and (2 N + 6) W + 6 N numbers per layer and row.
+    Cost per layer of width W: ``forward`` takes O(B T W (W + Q + N)) operations, in chunks of up to Q steps (64 for the
+    diagonal kind, 32 for the selective one). The work within chunks is a product of matrices, and a recurrence joins
+    the T / Q chunks. Unlike a convolution by FFT, this is causal to the last digit, supports every dtype, and starts
+    from any state. Each step of ``extend`` takes O(B W (W + N)) operations at any length. Per layer and row, the state
+    holds N W numbers (diagonal) or (2 N + 6) W + 6 N numbers (selective).
 
     Args:
         site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which a linear layer reads, or an
@@ -106,12 +107,13 @@ class StateSpace(StepNetwork):
             raise ValueError(f"Expected kind in {[*_KINDS]}; got {kind!r}.")
         if frequencies not in _FREQUENCIES:
             raise ValueError(f"Expected frequencies in {[*_FREQUENCIES]}; got {frequencies!r}.")
-        check_numbers(**{f"step_sizes[{i}]": size for i, size in enumerate(step_sizes)})
-        if len(step_sizes) != 2 or not 0 < step_sizes[0] <= step_sizes[1]:
+        sizes = step_sizes if isinstance(step_sizes, Sequence) else [step_sizes]
+        check_numbers(**{f"step_sizes[{i}]": size for i, size in enumerate(sizes)})
+        if len(sizes) != 2 or not 0 < sizes[0] <= sizes[1] < inf:
             raise ValueError(f"Expected step_sizes to be two positive numbers in order; got {step_sizes}.")
         super().__init__(site, num_params, width, width, context, dropout)
         self.kind, self.width, self.depth, self.state = kind, width, depth, state
-        self.step_sizes, self.frequencies = tuple(step_sizes), frequencies
+        self.step_sizes, self.frequencies = tuple(sizes), frequencies
         self.read = nn.Linear(self.inputs, width)
         self.layers: Any = nn.ModuleList(_KINDS[kind](self) for _ in range(depth))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
@@ -160,7 +162,8 @@ class Diagonal(nn.Module):
     def prepared(self) -> tuple[Tensor, Tensor]:
         """Returns the rates D a and the readout 2 r, complex, (W, N / 2)."""
         wide = torch.promote_types(self.skip.dtype, torch.float32)
-        poles = torch.complex(-self.log_decay.to(wide).exp(), self.frequency.to(wide))
+        decay = self.log_decay.to(wide).exp() + 1e-20  # a pole of 0 would give 0 / 0
+        poles = torch.complex(-decay, self.frequency.to(wide))
         rate = poles * self.log_step.to(wide).exp().unsqueeze(1)
         return rate, 2 * torch.view_as_complex(self.readout.to(wide)) * rate.expm1() / poles
 
@@ -209,7 +212,7 @@ class Selective(nn.Module):
         u, step = u.unflatten(2, (self.heads, -1)), softplus((step + self.step_bias).to(wide))
         y, state = selective_scan(u * step.unsqueeze(3), -step * rate, write, read, state)
         y = (y + u * self.skip.unsqueeze(1)).flatten(2).to(x.dtype)
-        y = rms_norm(y * silu(gate), (self.inner,)) * self.scale
+        y = rms_norm(y * silu(gate), (self.inner,), eps=_EPS) * self.scale
         return self.mix(y), both[:, sites:].clone(), state
 
 

@@ -12,7 +12,7 @@ from ..base import Conditioner, Site
 from ..contexts import Covariates, PaddedSequence, Source, check_context, kind_of
 from ..core.checks import check_sizes
 from ..core.rows import take_rows
-from .checks import check_chunk, check_rate, check_sites
+from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import SiteEncoder, joined, resumed, small_linear, source_steps
 
 Memory = tuple[Tensor, ...]
@@ -51,7 +51,7 @@ class StepNetwork(Conditioner):
 
         h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)).
 
-    A subclass defines :meth:`initial`, :meth:`prepared` and :meth:`steps`.
+    A subclass defines :meth:`initial` and :meth:`steps`, and :meth:`prepared` if all steps share a computation.
 
     Args:
         site: kind of a site.
@@ -95,8 +95,8 @@ class StepNetwork(Conditioner):
         raise NotImplementedError
 
     def prepared(self) -> list[Any]:
-        """Returns what :meth:`steps` needs of the weights, which is the same for all steps."""
-        raise NotImplementedError
+        """Returns what :meth:`steps` computes from the weights alone, once for all steps."""
+        return []
 
     def steps(self, inputs: Tensor, memory: Memory, weights: list[Any], first: int) -> tuple[Tensor, Memory]:
         """Maps the inputs (B, S, F) of S steps, the first at ``first``, to outputs (B, S, H); returns the new memory.
@@ -145,6 +145,8 @@ class StepNetwork(Conditioner):
             0, self.new_version(), self.initial(batch_size), context, self.prepared(), torch.is_grad_enabled()
         )
         if not kind_of(self.context).attended:
+            if context is not None:
+                check_rows("context", context, batch_size, "the batch")
             return state
         steps, allowed = source_steps(context, batch_size)
         return state._replace(context=None, source=self.read_source(steps), allowed=allowed)

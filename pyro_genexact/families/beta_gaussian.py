@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, log, pi
+from math import inf, log, nan, pi
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
 from ..core.checks import check_last
+from ..core.columns import by_columns, solve_lower
 from ..core.independent import REAL_VECTOR
-from ..core.shapes import broadcast_shapes
+from ..core.shapes import broadcast_batches
 from ..core.values import checked_value, numbers
 from .cdf import searched
 from .in_support import expand_mask
@@ -136,7 +137,8 @@ class _Elliptical(Parametrised, TorchDistribution):
         values, so L is not 0 at its minimum, and may be negative. As alpha tends to 1, L tends to -log p of the normal
         distribution.
 
-        L is convex in the coefficients of y and y y' in f, and its gradients by these are E[Y] - y and E[Y Y'] - y y'.
+        L is convex in the coefficients of y and y y' in f. Its gradients with respect to them are E[Y] - y and
+        E[Y Y'] - y y'.
         Therefore the mean loss of data is smallest at the distribution that has the mean and the covariance of the data.
         As with -log p of the normal distribution, the mean loss of equal values has no lower bound: it decreases as the
         scale tends to 0.
@@ -214,15 +216,16 @@ class BetaGaussian(_Elliptical):
         return (self.scale.double().square() * self._square_spread()).to(self.loc)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Returns P(Y <= value) for any real value, (*sample, *batch), by the incomplete beta function."""
+        """Returns P(Y <= value) for any real value, (*sample, *batch), by the incomplete beta function; NaN for NaN."""
         radius, a = self.scale.double() * self._square_radius().sqrt(), self._power + 1
-        x = ((value.double() - self.loc) / radius).clamp(-1, 1)
-        return betainc(a, a, (1 + x) / 2, (1 - x) / 2).to(self.loc)
+        x = ((torch.where(value.isnan(), self.loc, value).double() - self.loc) / radius).clamp(-1, 1)
+        return torch.where(value.isnan(), nan, betainc(a, a, (1 + x) / 2, (1 - x) / 2)).to(self.loc)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Returns the quantiles of levels in [0, 1], (*sample, *batch)."""
+        """Returns the quantiles of levels in [0, 1], (*sample, *batch); NaN for other levels."""
         # a new instance has the family's own support, which brackets the search
-        return searched(BetaGaussian(self.loc, self.scale, self.alpha, validate_args=False), value)
+        found = searched(BetaGaussian(self.loc, self.scale, self.alpha, validate_args=False), value)
+        return torch.where((value >= 0) & (value <= 1), found, nan)
 
     def _square(self, value: Tensor) -> Tensor:
         return ((value.double() - self.loc) / self.scale.double()).square()
@@ -262,9 +265,9 @@ class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
         >>> import torch
         >>> d = MultivariateBetaGaussian(torch.zeros(2), torch.eye(2), alpha=1.5, validate_args=False)
         >>> d.sample((3,)).shape, d.covariance_matrix.diagonal()
-        (torch.Size([3, 2]), tensor([0.3908, 0.3908]))
+        (torch.Size([3, 2]), tensor([0.3102, 0.3102]))
         >>> d.log_prob(torch.tensor([[0.0, 0.0], [2.0, 2.0]])).exp()
-        tensor([0.3054, 0.0000])
+        tensor([0.3848, 0.0000])
     """
 
     arg_constraints = {
@@ -280,7 +283,7 @@ class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
                 f"{tuple(scale_tril.shape)}."
             )
         n, alpha = loc.shape[-1], torch.as_tensor(alpha, dtype=loc.dtype, device=loc.device)
-        batch = broadcast_shapes(loc.shape[:-1], scale_tril.shape[:-2], alpha.shape)
+        batch = broadcast_batches(loc=loc.shape[:-1], scale_tril=scale_tril.shape[:-2], alpha=alpha.shape)
         self.loc, self.scale_tril = loc.expand(*batch, n), scale_tril.expand(*batch, n, n)
         self.alpha = alpha.expand(batch)
         super().__init__(batch, Size([n]), validate_args=validate_args)
@@ -309,7 +312,7 @@ class MultivariateBetaGaussian(ShapesByParameters, _Elliptical):
         return _square_distance(value, self.loc, self.scale_tril)
 
     def _moved(self, x: Tensor) -> Tensor:
-        return self.loc + (self.scale_tril.double() @ x.unsqueeze(-1)).squeeze(-1)
+        return self.loc + by_columns(lambda a, x: a.double() @ x, self.scale_tril, x)
 
     @property
     def _log_det(self) -> Tensor:
@@ -337,5 +340,4 @@ class Ellipsoid(constraints.Constraint):
 
 
 def _square_distance(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
-    off = (value.double() - loc).unsqueeze(-1)
-    return torch.linalg.solve_triangular(scale_tril.double(), off, upper=False).squeeze(-1).square().sum(-1)
+    return by_columns(solve_lower, scale_tril, value.double() - loc).square().sum(-1)

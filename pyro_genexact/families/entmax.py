@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributions import constraints
 
 from ..core.checks import check_numbers
@@ -41,13 +42,14 @@ class EntmaxCategorical(Categorical):
     (2019), "Sparse sequence-to-sequence models", arXiv:1905.05702.
 
     Args:
-        scores: (*batch, V) real numbers; -inf gives probability 0.
+        scores: (*batch, V) real numbers; -inf gives probability 0. Without validation, the probabilities of a row with
+            NaN, with inf or without a finite score are NaN.
         alpha: a number above 1.
 
     Raises:
         TypeError: if ``alpha`` is not a number.
         ValueError: if ``alpha`` is not above 1 and finite, or there are no scores; when validating, also if a score is
-            NaN, or a value is not one of the categories.
+            NaN or inf, all scores of a row are -inf, or a value is not one of the categories.
 
     Example:
         >>> import torch
@@ -68,7 +70,9 @@ class EntmaxCategorical(Categorical):
         super().__init__(logits=log_p, validate_args=validate_args)
         # torch's constructor would normalise again, with a gradient for log-probabilities of -inf
         self.logits = self._param = log_p
-        self.probs = torch.where(log_p > -inf, log_p, 0).exp() * (log_p > -inf)
+        self.probs = torch.where(log_p != -inf, log_p, 0).exp() * (log_p != -inf)
+        if self._validate_args and not scores.detach().amax(-1).isfinite().all():
+            raise ValueError("Expected scores to have a finite maximum in each row; got a row without one.")
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> EntmaxCategorical:
         new = self._get_checked_instance(EntmaxCategorical, _instance)
@@ -77,7 +81,7 @@ class EntmaxCategorical(Categorical):
         return expanded
 
     def fenchel_young(self, value: Tensor) -> Tensor:
-        """Returns the Fenchel-Young loss of a category y, (*sample, *batch), which is finite for every category.
+        """Returns the Fenchel-Young loss of a category y, (*sample, *batch), which is finite for every finite score.
 
             L(y) = max_p (p · s - Ω(p)) - s_y >= 0
 
@@ -88,13 +92,41 @@ class EntmaxCategorical(Categorical):
         inside, scores = contains(constraints.integer_interval(0, self._num_events - 1), value), self.scores.double()
         index = torch.where(inside, value, 0).long().unsqueeze(-1)
         index, scores, log_p = torch.broadcast_tensors(index, scores, self.logits.double())
-        above = scores - scores.gather(-1, index[..., :1])
-        possible = log_p > -inf
+        own = scores.gather(-1, index[..., :1])
+        inside = inside & (own.squeeze(-1) != -inf)
+        above, possible = scores - torch.where(own != -inf, own, 0), log_p != -inf
         log_p = torch.where(possible, log_p, 0)
-        # sum p^alpha - 1 = sum p (p^(alpha - 1) - 1)
-        negentropy = torch.expm1((self.alpha - 1) * log_p) / (self.alpha * (self.alpha - 1))
-        terms = torch.where(possible, log_p.exp() * (torch.where(possible, above, 0) - negentropy), 0)
-        return torch.where(inside, terms.sum(-1), inf).to(self.logits)
+        p = torch.where(possible, log_p.exp(), 0)
+        with torch.no_grad():  # sum p^alpha - 1 = sum p (p^(alpha - 1) - 1)
+            negentropy = torch.expm1((self.alpha - 1) * log_p) / (self.alpha * (self.alpha - 1))
+            loss = (p * (torch.where(possible, above, 0) - negentropy)).sum(-1)
+        return torch.where(inside, _Maximum.apply(loss, above, p), inf).to(self.logits)
+
+
+class _Maximum(Function):
+    """Adds the gradient p to the maximum over p of p · s - Ω(p), which is computed without gradient.
+
+    Autograd would add the derivative by p, which is 0 except for rounding, times that of p, which may be large.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(maximum: Tensor, s: Tensor, p: Tensor) -> Tensor:
+        return maximum.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, grad.unsqueeze(-1) * ctx.saved_tensors[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, tangent: Tensor, __: Any) -> Tensor:
+        return (tangent * ctx.saved_tensors[0]).sum(-1)
 
 
 def checked_alpha(alpha: Any) -> float:
@@ -142,7 +174,7 @@ def log_entmax(scores: Tensor, alpha: float) -> Tensor:
     some = gap > 0
     log_p = power * torch.where(some, gap, 1).log()
     total = torch.where(some, log_p.detach().exp(), 0).sum(-1, keepdim=True).log()  # 0 except for rounding
-    return torch.where(some, log_p - total, -inf).to(scores)
+    return (torch.where(some, log_p, -inf) - total).to(scores)  # NaN if no category has mass
 
 
 def _descending(z: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any
 
+import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn.functional import softplus
@@ -20,12 +22,13 @@ def fenchel_young_loss(d: Distribution, value: Tensor) -> Tensor:
 
     A sparse distribution gives some values probability 0, where ``log_prob`` is -inf and has no gradient. This loss is
     finite and convex there. For an autoregressive model, a sequence or a row of columns of several kinds, it is the sum
-    over the sites of the loss of each factor given the earlier sites, from one parallel pass. Padding adds nothing.
+    over the sites of the loss of each factor given the earlier sites, from one parallel pass. Padding and masked values
+    add nothing.
 
     - A class with a method ``fenchel_young(value)``, such as :class:`~pyro_genexact.distributions.EntmaxCategorical`
       and :class:`~pyro_genexact.distributions.BetaGaussian`, defines its own loss.
     - Any other distribution has the loss -log_prob, which is the Fenchel-Young loss of Shannon's entropy, infinite
-      outside its support. Mixtures of sparse distributions belong here, also an
+      outside its support. This includes mixtures of sparse distributions, and therefore an
       :class:`~pyro_genexact.OrderEnsemble` in eval mode.
 
     Pass it to :func:`~pyro_genexact.fit` as ``loss=gx.fenchel_young_loss``. Losses of models with different families
@@ -57,6 +60,11 @@ def _loss(d: Distribution, value: Tensor) -> Tensor:
 @_loss.register(Independent)
 def _(d: Any, value: Tensor) -> Tensor:
     return sum_rightmost(_loss(d.base_dist, value), d.reinterpreted_batch_ndims)
+
+
+@_loss.register(MaskedDistribution)
+def _(d: Any, value: Tensor) -> Tensor:
+    return torch.where(torch.as_tensor(d._mask, device=value.device), _loss(d.base_dist, value), 0)
 
 
 @_loss.register(PerSite)

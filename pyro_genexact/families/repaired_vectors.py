@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution
 from torch.nn.functional import normalize
 
+from ..core.columns import by_columns, solve_lower
 from ..core.independent import REAL_VECTOR, independent
 from .parametrised import Parametrised, ShapesByParameters
 from .rounding import Rounded, rounded_in_unit
@@ -110,8 +111,7 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore
 def _standardised(d: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     """Returns L^-1 (value - loc) and log|L|, for the Cholesky factor L."""
     factor = _Double.apply(d.scale_tril)
-    centred = value.double() - _Double.apply(d.loc)
-    y = torch.linalg.solve_triangular(factor, centred.unsqueeze(-1), upper=False).squeeze(-1)
+    y = by_columns(solve_lower, factor, value.double() - _Double.apply(d.loc))
     return y, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 

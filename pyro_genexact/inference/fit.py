@@ -207,7 +207,8 @@ def fit(
     """
     seed = checked_seed(seed)
     counts = {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate, "patience": patience}
-    _check(module, optimizer, lr, seconds, ema, max_grad_norm, num_workers, every=every, **counts)
+    functions = {"optimizer": optimizer, "schedule": schedule, "penalty": penalty, "loss": loss}
+    _check(module, functions, lr, seconds, ema, max_grad_norm, num_workers, every=every, **counts)
     settings = {**counts, "seconds": seconds, "ema": ema, "max_grad_norm": max_grad_norm, "seed": seed}
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
@@ -321,13 +322,23 @@ def _digest(source: Any) -> str:
 
 
 def _check(
-    module: Any, optimizer: Any, lr: Any, seconds: Any, ema: Any, max_grad_norm: float, num_workers: Any, **counts: Any
+    module: Any,
+    functions: dict[str, Any],
+    lr: Any,
+    seconds: Any,
+    ema: Any,
+    max_grad_norm: float,
+    num_workers: Any,
+    **counts: Any,
 ) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(f"Expected module to be a torch.nn.Module; got {type(module).__name__}.")
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"Expected {name} to be callable; got {type(function).__name__}.")
     check_sizes(1, **{name: value for name, value in counts.items() if value is not None})
     check_sizes(0, num_workers=num_workers)
-    if lr is not None and optimizer is not None:
+    if lr is not None and functions["optimizer"] is not None:
         raise ValueError(f"Expected lr=None with an optimizer, which has its own learning rate; got {lr}.")
     check_positive(**{name: x for name, x in (("lr", lr), ("seconds", seconds)) if x is not None})
     if ema is not None and not 0 <= ema < 1:

@@ -74,7 +74,9 @@ class Loss(nn.Module):
             raise joint.error or ValueError("Expected a batch in each step; got none.")
         log_prob, penalty = log_prob_of(self.plain, batch, joint.where)
         if not log_prob.requires_grad and (penalty is None or not penalty.requires_grad):
-            raise ValueError("Expected log_prob to depend on parameters of module; got a log_prob without gradient.")
+            raise ValueError(
+                f"Expected {self.plain.name} to depend on parameters of module; got a tensor without gradient."
+            )
         loss = weighted(log_prob, batch).sum() * (-self.size / joint.rows)  # Fabric averages over the processes
         return loss, penalty, log_prob.detach()
 

@@ -28,6 +28,11 @@ class LogProb(nn.Module):
         super().__init__()
         self.module, self.penalty, self.loss = module, penalty, loss
 
+    @property
+    def name(self) -> str:
+        """What the rows' values are called in error messages."""
+        return "log_prob" if self.loss is None else "loss(distribution, rows)"
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Returns the log_prob (B,) of B rows, and the penalty or None."""
         data, context = batch.data, batch.context
@@ -54,9 +59,8 @@ def log_prob_of(plain: LogProb, batch: Batch, where: str) -> tuple[Tensor, Tenso
         rows = offending(plain, batch)  # empty if the error does not depend on the rows
         raise ValueError(f"{error}\nRaised at {where}{f', first in rows {rows}' if rows else ''}.") from error
     if log_prob.shape != batch.rows.shape:
-        what = "log_prob" if plain.loss is None else "loss(distribution, rows)"
         raise ValueError(
-            f"Expected {what}.shape == {tuple(batch.rows.shape)}, one value per row; got {tuple(log_prob.shape)}. "
+            f"Expected {plain.name}.shape == {tuple(batch.rows.shape)}, one value per row; got {tuple(log_prob.shape)}. "
             "Declare event dims with .to_event; a distribution over scalars takes data of shape (N,)."
         )
     return log_prob, penalty

@@ -103,7 +103,7 @@ def reorder(conditioner: Conditioner, sites: int = 5, seed: int = 0, tol: float 
     """
     y, context = conditioner_inputs(conditioner, 6, sites, seed, padded)
     T = y.shape[1]
-    index = torch.tensor([4, 0, 4, 2], device=y.device)
+    index = torch.tensor([4, 0, 4, 2, 1, 1], device=y.device)  # as many rows as before, so that sharing shows
     other = _with_other_site(conditioner, y, T - 2) if T > 1 else y
     for read in range(T - 1):
         for grad in (False, True):

@@ -129,8 +129,8 @@ def _not_ruled_out(head: Head, y: Any, phi: torch.Tensor, case: str) -> Any:
     """Returns samples for this phi, after checking log_prob at the samples y of another phi."""
     d = head(phi)
     lp = d.log_prob(y)
-    (grad,) = torch.autograd.grad(lp.sum(), phi)
-    if lp.isnan().any() or (lp == torch.inf).any() or not grad.isfinite().all():
+    grad, outside = (torch.autograd.grad(x.sum(), phi, retain_graph=True)[0] for x in (lp, lp[lp == -torch.inf]))
+    if lp.isnan().any() or (lp == torch.inf).any() or not grad.isfinite().all() or outside.any():
         broken("head", f"log_prob and gradient at phi = {case}", "neither finite nor -inf with gradient 0")
     if d.has_enumerate_support:
         total = d.log_prob(d.enumerate_support()).logsumexp(0)

@@ -10,8 +10,9 @@ with two standard errors; of MNIST and JSB chorales negative, nats an image and 
 * mnist: binarised; MADE. The valid part only reports: rows of the training part choose the epoch.
 * jsb, jsb_nade: a GRU over frames of 88 keys, independent given the past, or with a NADE over the keys of a frame.
   jsb_mamba, jsb_transposed: a selective state space model in place of the GRU; in the latter, each piece is transposed
-  at random in training. The figure is over frames 2 ... T of whole pieces (the protocol of the TCN paper), with standard errors over pieces. Training
-  and valid pieces are cut into parts of at most 64 frames; no validation or test piece is transposed.
+  at random in training. The figure is over frames 2 ... T of whole pieces (the protocol of the TCN paper), with standard
+  errors over pieces. Training and valid pieces are cut into parts of at most 64 frames; no validation or test piece is
+  transposed.
 * wine: red wine, MADE with a mixture of Laplace distributions a feature (as RNADE), mean over ten folds; each fold is
   normalised by its training part, of which a tenth is held out for early stopping.
 

@@ -33,6 +33,18 @@ from support.registry import CONDITIONERS
             lambda: StateSpace((), 2, step_sizes=(0.1, 0.01)),
             r"Expected step_sizes to be two positive numbers in order; got \(0\.1, 0\.01\)\.",
         ),
+        (
+            lambda: StateSpace((), 2, step_sizes=0.1),
+            r"Expected step_sizes to be two positive numbers in order; got 0\.1\.",
+        ),
+        (
+            lambda: StateSpace((), 2, step_sizes=(0.1, float("inf"))),
+            r"two positive numbers in order; got \(0\.1, inf\)",
+        ),
+        (
+            lambda: StateSpace((), 2, context=3).start(torch.zeros(2, 3), 5),
+            r"Expected context\.shape\[0\] == 5 \(rows of the batch\); got \(2, 3\)\.",
+        ),
         (lambda: StateSpace([3, 3], 2), r"Expected site to be one kind, the same at every site; got \[3, 3\]\."),
         (
             lambda: StateSpace((3,), 2)(torch.zeros(2, 4)),

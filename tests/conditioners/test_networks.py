@@ -47,23 +47,10 @@ def test_steps_have_power():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            f"{kind} steps"
-            for kind in (
-                "Recurrent gru",
-                "Recurrent lstm",
-                "Markov",
-                "Independent",
-                "CausalConv",
-                "StateSpace selective",
-            )
-        )
-    ],
+    "kind", ["Recurrent gru", "Recurrent lstm", "Markov", "Independent", "CausalConv", "StateSpace selective"]
 )
-def test_later_covariates_are_not_read(name):
-    net = CONDITIONERS[name]()
+def test_later_covariates_are_not_read(kind):
+    net = CONDITIONERS[f"{kind} steps"]()
     y, context = conditioner_inputs(net)
     moved = context.clone()
     moved[:, 3:] += 1

@@ -1,12 +1,15 @@
 """CausalConv and StateSpace against their definitions, step by step; their states; many chunks."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from torch.func import vmap
 from torch.nn.functional import conv1d, gelu, glu, pad, rms_norm, silu, softplus
 
 from pyro_genexact.conditioners import CausalConv, Recurrent, StateSpace
+from pyro_genexact.conditioners.rings import shifted, written
 from pyro_genexact.conditioners.scans import diagonal_scan, selective_scan
 from pyro_genexact.testing import conditioner_inputs
 from support.registry.conditioners import factory
@@ -31,7 +34,10 @@ def test_convolution_by_hand(kernel):
         value, gate = conv1d(h, weight, layer.conv.bias, dilation=d).transpose(1, 2).chunk(2, 2)
         x = x + layer.mix(value.tanh() * gate.sigmoid())
     torch.testing.assert_close(net(y), net.last(net.norm(x)), rtol=0, atol=1e-12)
+    y.requires_grad_()
+    (read,) = torch.autograd.grad(net(y)[:, 8].sum(), y)
     assert net.receptive_field == 1 + (kernel - 1) * 4
+    assert read.any(2).nonzero()[:, 1].min() == max(8 - net.receptive_field, 0)
 
 
 def test_diagonal_by_hand():
@@ -65,7 +71,7 @@ def test_selective_by_hand():
         d, v = softplus(step[:, t] + layer.step_bias), u[:, t].unflatten(1, (2, 32))
         s = (-d * layer.log_rate.exp()).exp()[..., None, None] * s + (d[..., None] * v)[..., None] * b[:, t, None, None]
         out.append(((s * c[:, t, None, None]).sum(3) + layer.skip[:, None] * v).flatten(1))
-    x = x + layer.mix(rms_norm(torch.stack(out, 1) * silu(gate), (64,)) * layer.scale)
+    x = x + layer.mix(rms_norm(torch.stack(out, 1) * silu(gate), (64,), eps=1e-5) * layer.scale)
     torch.testing.assert_close(net(y), net.last(net.norm(x)), rtol=0, atol=1e-12)
 
 
@@ -104,8 +110,9 @@ def test_no_silent_double_precision(name, dtype):
     y = sized(2, 100).to(dtype)
     phi, state = net.extend(y[:, :-1], net.start(None, 2)[1])
     step, last = net.extend(y[:, -1:], state)
-    found = {part.dtype for part in (*state.memory, *last.memory)}
-    assert net(y).dtype == phi.dtype == step.dtype == dtype
+    found, whole = {part.dtype for part in (*state.memory, *last.memory)}, net(y)
+    assert whole.dtype == phi.dtype == step.dtype == dtype
+    assert (net.double()(y.double()) - whole).abs().max() < 100 * torch.finfo(dtype).eps
     assert found <= {dtype, torch.float32, torch.complex64}
 
 
@@ -122,6 +129,60 @@ def test_states_do_not_grow(name):
             assert part.untyped_storage().nbytes() <= part.numel() * part.itemsize
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_rings(size, grad):
+    for cut in itertools.product((1, 2, 4, 6), repeat=3):
+        x = torch.arange(1.0, 1 + sum(cut)).reshape(1, -1, 1)
+        whole, ring, first = torch.cat([torch.zeros(1, size, 1), x], 1), torch.zeros(1, size, 1), 0
+        with torch.set_grad_enabled(grad):
+            for part in x.split(cut, 1):
+                for shift in range(1, size + 1):
+                    start = first + size - shift
+                    assert torch.equal(shifted(part, ring, first, shift), whole[:, start : start + part.shape[1]])
+                ring, first = written(ring, part, first), first + part.shape[1]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_branches_do_not_share_memory(name):
+    """Buffers written in place, also after inference mode, in branches with as many rows."""
+    net, order = STEPS[name](), torch.tensor([2, 0, 1])
+    y, _ = conditioner_inputs(net, rows=3, sites=9)
+    other = torch.cat([y[order, :3], 1 - y[:, 3:]], 1)
+    with torch.inference_mode():
+        _, trunk = net.extend(y[:, :3], net.start(None, 3)[1])
+    with torch.no_grad():
+        branch = net.reorder(trunk, order)
+        for values, state in ((other, branch), (y, trunk)):
+            first, state = net.extend(values[:, 3:4], state)
+            phi = torch.cat([first, net.extend(values[:, 4:8], state)[0]], 1)
+            torch.testing.assert_close(phi, net(values)[:, 4:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_steps_under_vmap(name):
+    net = LONG[name]()
+    y, _ = conditioner_inputs(net, rows=3, sites=6)
+
+    def steps(row):
+        return net.extend(row.unsqueeze(0), net.start(None, 1)[1])[0].squeeze(0)
+
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(steps)(y[:, :-1]), net(y)[:, 1:], rtol=0, atol=1e-12)
+
+
+def test_scans_under_autocast():
+    u, rate, read = torch.ones(1, 40, 2), torch.full((2, 3), -0.1 + 1j), torch.ones(2, 3) + 0j
+    heads, decay, pairs = torch.ones(1, 40, 2, 2), torch.full((1, 40, 2), -0.1), torch.ones(1, 40, 3)
+    for scan, inputs in (
+        (diagonal_scan, (u, torch.zeros(1, 2, 3) + 0j, rate, read)),
+        (selective_scan, (heads, decay, pairs, pairs, torch.zeros(1, 2, 2, 3))),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = scan(*inputs)
+        assert all(map(torch.equal, found, scan(*inputs)))
+
+
 def test_a_step_that_forgets_everything():
     """Sums of log-decays after a very large one keep their digits."""
     log_decay = -torch.tensor([0.1, 1e9, 0.1, 0.2, 0.3]).reshape(1, 5, 1)
@@ -132,6 +193,13 @@ def test_a_step_that_forgets_everything():
         s = math.exp(decay) * s + 1
         expected.append(s)
     torch.testing.assert_close(y.flatten(), torch.tensor(expected))
+
+
+def test_a_diagonal_that_forgets_nothing():
+    net = StateSpace((), 2, width=3, depth=1, state=4)
+    torch.nn.init.constant_(net.layers[0].log_decay, -200.0)  # and the first frequency is 0, so that the pole is 0
+    (phi := net(torch.ones(1, 70))).sum().backward()
+    assert phi.isfinite().all() and all(p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_scans_twice_differentiable():
@@ -166,7 +234,7 @@ def test_initialisations():
 
 @pytest.mark.parametrize("name", LONG)
 def test_dropout_is_for_training_only(name):
-    options = {"kind": name} if name != "CausalConv" else {}
+    options = {"dilations": (1,)} if name == "CausalConv" else {"kind": name, "depth": 1}
     kind = CausalConv if name == "CausalConv" else StateSpace
     net = factory(kind, (), 2, width=16, dropout=0.5, **options)()
     same = factory(kind, (), 2, width=16, **options)()
@@ -177,8 +245,8 @@ def test_dropout_is_for_training_only(name):
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_weights_changed_after_the_start(name):
-    """With grad, gradients of steps reach the weights, also if the state began without."""
+def test_a_start_without_grad(name):
+    """Gradients of later steps reach the weights."""
     net = LONG[name]()
     y, _ = conditioner_inputs(net)
     with torch.no_grad():

@@ -155,6 +155,20 @@ def test_gradients_of_each_example():
     found = torch.func.vmap(torch.func.grad(loss))(scores, value)
     expected = EntmaxCategorical(scores, 1.5).probs - torch.nn.functional.one_hot(value, 3)
     assert torch.allclose(found, expected, atol=1e-10)
+    curvature = torch.func.vmap(torch.func.hessian(loss))(scores, value)
+    expected = torch.stack(
+        [torch.autograd.functional.jacobian(lambda s: EntmaxCategorical(s).probs, s) for s in scores]
+    )
+    assert torch.allclose(curvature, expected, atol=1e-10)
+
+
+def test_gradient_of_the_loss_at_nearly_equal_scores():
+    """There the derivative of p by the scores is large, and would amplify rounding."""
+    scores = (1e-6 * sized(1000)).float().requires_grad_()
+    d = EntmaxCategorical(scores, 4.0)
+    (found,) = grad(d.fenchel_young(torch.tensor(3)), scores)
+    expected = d.probs.detach() - torch.nn.functional.one_hot(torch.tensor(3), 1000)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype, tol", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
@@ -173,6 +187,20 @@ def test_extreme_scores():
             lp, losses = d.log_prob(d.mode), d.fenchel_young(torch.tensor(0))
             assert (lp == 0).all() and losses.isfinite().all()
             assert all(g.isfinite().all() for g in grad((lp + losses).sum(), scores))
+
+
+@pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
+def test_infinite_scores(alpha):
+    """A category of score -inf has loss inf, without effect on gradients; rows without a finite maximum have NaN."""
+    scores = double([0.0, -math.inf, 0.1], [0.0, 0.3, 0.1]).requires_grad_()
+    losses = EntmaxCategorical(scores, alpha).fenchel_young(torch.tensor(1))
+    assert losses[0] == math.inf and losses[1].isfinite() and grad(losses.sum(), scores)[0].isfinite().all()
+    for wrong in ([-math.inf] * 3, [math.inf, 0.0, math.inf], [0.0, 0.0, math.nan]):
+        d = EntmaxCategorical(double(wrong, [0.0, 0.3, 0.1]), alpha, validate_args=False)
+        for result in (d.probs, d.logits, d.fenchel_young(torch.tensor(0))[:, None] + 0 * d.logits):
+            assert result[0].isnan().all() and not result[1].isnan().any()
+        with pytest.raises(ValueError, match=r"Expected (parameter scores|scores to have a finite maximum)"):
+            EntmaxCategorical(double(wrong), alpha, validate_args=True)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, -1, math.inf, math.nan])

@@ -73,6 +73,14 @@ def test_other_distributions_have_the_loss_of_the_likelihood():
     assert gx.fenchel_young_loss(positive, double(-1.0)) == math.inf
 
 
+def test_masked_values_have_no_loss():
+    d, y = BETA()(torch.zeros(3, 2)), torch.tensor([9.0, -8.0, 0.1])
+    losses = gx.fenchel_young_loss(d, y)
+    for mask in (torch.tensor([True, False, True]), True, False):
+        expected = torch.where(torch.as_tensor(mask), losses, 0)
+        assert torch.equal(gx.fenchel_young_loss(d.mask(mask), y), expected)
+
+
 def test_padding_has_no_loss():
     lengths, y = torch.tensor([0, 1, 3, 2]), sized(4, 3)
     d = chain(BETA(), lengths=lengths)
@@ -151,12 +159,12 @@ def test_fit_of_categories():
     """From a distribution that gives the data probability 0 to one that gives them probability 1, exactly."""
     y, model = torch.ones(40, dtype=torch.long), Free(h.EntmaxCategorical(3), torch.tensor([4.0, 0.0, 1.0]))
     assert (model().log_prob(y) == -math.inf).all()
-    options = {"loss": gx.fenchel_young_loss, "lr": 0.1, "progress": False}
+    options = {"loss": gx.fenchel_young_loss, "lr": 0.3, "progress": False}
     before = -gx.fenchel_young_loss(model(), y).mean().item()
     result = gx.fit(model, y, validation=y[:9], epochs=1, **options)
     assert math.isclose(result.train[0], before, rel_tol=1e-3)
     assert math.isclose(result.validation[0], -gx.fenchel_young_loss(model(), y[:9]).mean().item(), rel_tol=1e-5)
-    gx.fit(model, y, epochs=150, **options)
+    gx.fit(model, y, epochs=70, **options)
     assert model().probs.tolist() == [[0.0, 1.0, 0.0]] and gx.fenchel_young_loss(model(), y[0]) == 0
 
 
@@ -166,6 +174,11 @@ def test_loss_of_fit_must_be_one_number_per_row():
         gx.fit(model, y, loss=lambda d, y: d.fenchel_young(y).mean(), progress=False)
     with pytest.raises(TypeError, match="Expected loss to return a tensor; got float"):
         gx.fit(model, y, loss=lambda d, y: 0.5, progress=False)
+    with pytest.raises(ValueError, match=r"Expected loss\(distribution, rows\) to depend on parameters of module"):
+        gx.fit(model, y, loss=lambda d, y: torch.zeros(8), progress=False)
+    for name in ("loss", "penalty", "schedule", "optimizer"):
+        with pytest.raises(TypeError, match=f"Expected {name} to be callable; got str"):
+            gx.fit(model, y, progress=False, **{name: "adam"})
 
 
 def test_queries_of_models():

@@ -213,15 +213,27 @@ class Rooted(distributions.BetaGaussian):
 
 
 class UndefinedOutside(Head):
-    num_params, truncates = 2, True
+    num_params, truncates, family = 2, True, Rooted
 
     def forward(self, phi, first=0):
-        return Rooted(phi[..., 0], phi[..., 1].tanh().exp(), validate_args=False)
+        return self.family(phi[..., 0], phi[..., 1].tanh().exp(), validate_args=False)
+
+
+class Pulled(distributions.BetaGaussian):
+    """Its gradient is not zero outside the support."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + self.loc - self.loc.detach()
+
+
+class SteepOutside(UndefinedOutside):
+    family = Pulled
 
 
 @pytest.mark.parametrize(
     ("head", "message"),
     [
+        (SteepOutside, "-inf with gradient 0"),
         (UndefinedOutside, "neither finite nor -inf"),
         (NotStatic, "support holds samples"),
         (ByItsNeighbours, "site 0 alone"),

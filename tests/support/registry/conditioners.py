@@ -30,7 +30,7 @@ def small_transformer(num_params, site=3, **options):
 
 NONE = torch.zeros(5, 5, dtype=torch.bool)
 BAND = torch.ones(6, 6, dtype=torch.bool).tril(-1).triu(-2)
-BAND_4 = torch.ones(5, 5, dtype=torch.bool).tril(-1).triu(-4)
+BAND_3 = torch.ones(5, 5, dtype=torch.bool).tril(-1).triu(-3)
 
 CONDITIONERS = {
     "MADE": made(5),
@@ -67,7 +67,7 @@ CONDITIONERS = {
     "Transformer categories, source padded": transformer(3, 3, context=Source(2)),
     "Transformer window": transformer(window=2),
     "Transformer categories, window": transformer(4, 3, window=2, depth=1, max_len=6),
-    "CausalConv": factory(CausalConv, (), 2, width=6, dilations=(1, 2)),
+    "CausalConv": factory(CausalConv, (), 2, width=6, dilations=(1, 1)),
     "CausalConv context": factory(CausalConv, (2,), 4, width=6, kernel=3, dilations=(1, 2), context=2),
     "CausalConv steps": factory(CausalConv, (), 2, width=6, kernel=3, dilations=(2, 1), context=gx.Covariates(2)),
     "CausalConv categories, source padded": factory(CausalConv, 3, 3, width=6, dilations=(2, 1), context=Source(2)),
@@ -104,8 +104,7 @@ CONDITIONERS = {
 }
 READS = {
     "MADE band": BAND,
-    "CausalConv": BAND_4,
-    "CausalConv categories, source padded": BAND_4,
+    "CausalConv": BAND_3,
     "Independent": NONE,
     "Independent context": NONE[:4, :4],
     "Independent steps": NONE,

@@ -2,7 +2,9 @@
 
 from .base import Slot
 from .conditioners.attention import Layer
+from .conditioners.convolution import GatedConv
 from .conditioners.encoding import Dense, SiteEncoder
+from .conditioners.state_space import DiagonalLayer, SelectiveLayer
 from .conditioners.sweeps import Sweeps
 from .core.buffers import Packed
 from .core.faces import publish
@@ -31,8 +33,10 @@ __all__ = [
     "Counts",
     "Dense",
     "Diagonal",
+    "DiagonalLayer",
     "Elementwise",
     "FirstSite",
+    "GatedConv",
     "Gaussian",
     "Grouping",
     "Independent",
@@ -42,6 +46,7 @@ __all__ = [
     "Link",
     "Packed",
     "Part",
+    "SelectiveLayer",
     "SinhArcsinh",
     "SiteEncoder",
     "Slot",

@@ -87,7 +87,8 @@ class CausalConv(StepNetwork):
         check_widths(1, dilations=dilations)
         if not dilations:
             raise ValueError(f"Expected dilations of at least one layer; got {dilations}.")
-        super().__init__(site, num_params, width, width, context, dropout)
+        super().__init__(site, num_params, width, context, dropout)
+        self.add_readout(width)
         self.width, self.kernel, self.dilations = width, kernel, tuple(dilations)
         self.read = nn.Linear(self.inputs, width)
         self.layers: Any = nn.ModuleList(GatedConv(width, kernel, d, len(dilations), self.dropout) for d in dilations)

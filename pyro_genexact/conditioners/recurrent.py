@@ -93,11 +93,12 @@ class Recurrent(StepNetwork):
         check_sizes(1, hidden=hidden, layers=layers)
         if cell not in _CELLS:
             raise ValueError(f"Expected cell in {[*_CELLS]}; got {cell!r}.")
-        super().__init__(site, num_params, hidden if width is None else width, hidden, context, dropout)
+        super().__init__(site, num_params, hidden if width is None else width, context, dropout)
         self.hidden, self.cell, self.depth = hidden, cell, layers
         module, _ = _CELLS[cell]
         # the module initialises the weights and, on CUDA, stores them contiguously
         self.rnn = module(self.inputs, hidden, layers, batch_first=True)
+        self.add_readout(hidden)
 
     def extra_repr(self) -> str:
         return (

@@ -111,7 +111,8 @@ class StateSpace(StepNetwork):
         check_numbers(**{f"step_sizes[{i}]": size for i, size in enumerate(sizes)})
         if len(sizes) != 2 or not 0 < sizes[0] <= sizes[1] < inf:
             raise ValueError(f"Expected step_sizes to be two positive numbers in order; got {step_sizes}.")
-        super().__init__(site, num_params, width, width, context, dropout)
+        super().__init__(site, num_params, width, context, dropout)
+        self.add_readout(width)
         self.kind, self.width, self.depth, self.state = kind, width, depth, state
         self.step_sizes, self.frequencies = tuple(sizes), frequencies
         self.read = nn.Linear(self.inputs, width)
@@ -141,7 +142,7 @@ class StateSpace(StepNetwork):
         return self.norm(x), tuple(new)
 
 
-class Diagonal(nn.Module):
+class DiagonalLayer(nn.Module):
     """A layer of a diagonal :class:`StateSpace`: a linear recurrence per channel, then a gated linear layer."""
 
     def __init__(self, net: StateSpace) -> None:
@@ -173,7 +174,7 @@ class Diagonal(nn.Module):
         return glu(self.mix(gelu(y.to(x.dtype) + self.skip * x))), state
 
 
-class Selective(nn.Module):
+class SelectiveLayer(nn.Module):
     """A layer of a selective :class:`StateSpace`: a convolution over four steps, then an input-dependent recurrence."""
 
     def __init__(self, net: StateSpace) -> None:
@@ -230,5 +231,5 @@ def _inverse(count: int) -> Tensor:
     return size / pi * (size / (2 * torch.arange(float(count)) + 1) - 1)
 
 
-_KINDS: dict[str, Any] = {"diagonal": Diagonal, "selective": Selective}
+_KINDS: dict[str, Any] = {"diagonal": DiagonalLayer, "selective": SelectiveLayer}
 _FREQUENCIES = {"linear": _linear, "inverse": _inverse}

@@ -51,13 +51,13 @@ class StepNetwork(Conditioner):
 
         h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)).
 
-    A subclass defines :meth:`initial` and :meth:`steps`, and :meth:`prepared` if all steps share a computation.
+    A subclass calls :meth:`add_readout` when it is constructed. It defines :meth:`initial` and :meth:`steps`, and
+    :meth:`prepared` if all steps share a computation.
 
     Args:
         site: kind of a site.
         num_params: P, the number of parameters per site.
         width: width of the embedding of categories.
-        outputs: H, the width of the outputs of the layers.
         context: C, ``Covariates(C)`` or ``Source(C)``.
         dropout: dropout rate in training mode.
 
@@ -73,22 +73,24 @@ class StepNetwork(Conditioner):
         site: Site,
         num_params: int,
         width: int,
-        outputs: int,
         context: int | Covariates | Source,
         dropout: float,
     ) -> None:
         super().__init__()
-        check_sizes(1, num_params=num_params, width=width, outputs=outputs)
+        check_sizes(1, num_params=num_params, width=width)
         check_rate(dropout)
         kind = kind_of(context)
         self.site, self.num_params, self.context, self.dropout = site, num_params, context, float(dropout)
         self.encoder = SiteEncoder(site, width)
         self.begin = nn.Parameter(torch.randn(self.encoder.features))
         self.inputs = self.encoder.features + kind.joined
-        if kind.attended:  # no bias, so that a source of zeros contributes zero
-            self.read_source = nn.Linear(kind.attended, outputs, bias=False)
+
+    def add_readout(self, outputs: int) -> None:
+        """Adds the attention to a source, if there is one, and the output layer. Constructors call it once."""
+        if attended := kind_of(self.context).attended:  # no bias, so that a source of zeros contributes zero
+            self.read_source = nn.Linear(attended, outputs, bias=False)
             self.join = nn.Linear(2 * outputs, outputs)
-        self.last = small_linear(outputs, num_params)
+        self.last = small_linear(outputs, self.num_params)
 
     def initial(self, rows: int) -> Memory:
         """Returns the memory before the first step."""

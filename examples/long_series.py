@@ -289,7 +289,7 @@ def draw_fan(axes: plt.Axes, x: Tensor, pair: dict[str, Forecast]) -> None:
     days = torch.arange(1 - 2 * DAY, steps + 1) / DAY
     measured = x[start - 2 * DAY : start + steps]
     axes.plot(days, measured, "k", linewidth=0.8, label="measured")
-    axes.axvline(0, color="0.4", linestyle=":", linewidth=0.8)
+    axes.axvline(0, ymax=0.78, color="0.4", linestyle=":", linewidth=0.8)
     names = ("Sat", "Sun", "Mon", "Tue", "Wed", "Thu", "Fri")
     axes.set_xticks(torch.arange(-2, 5) + 0.5, names)
     axes.tick_params(axis="x", length=0)

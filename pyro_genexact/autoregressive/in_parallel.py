@@ -65,7 +65,8 @@ def solve_quantiles(
         assert before is not None
         return (before[:, first:],)
 
-    (y,) = solved(Problem(solve, once, in_turn, solver), [given, prefix], chain.tensors)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not exact):
+        (y,) = solved(Problem(solve, once, in_turn, solver), [given, prefix], chain.tensors)
     every = torch.cat([y.new_zeros(len(y), first, *y.shape[2:]), y], 1) if first else y
     return layout.of_event(every, shape), passes[0]
 

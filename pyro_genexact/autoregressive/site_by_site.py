@@ -231,12 +231,9 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     def _of_uniforms(self, sample_shape: Any) -> Tensor:
         """Returns the quantiles of uniform numbers, which are drawn for all sites at once."""
         chain, shape = self.chain, torch.Size(sample_shape) + self.batch_shape
-        dtype = torch.promote_types(chain.like.dtype, torch.float32)
         by_quantile = self._draws_by_quantile()
-        if by_quantile and chain.like.device.type != "mps":
-            dtype = torch.float64  # finer than the probabilities
         size = self.layout.count + 1, prod(shape), *self.head.site_shape
-        u = uniforms(size, dtype, chain.like.device).transpose(0, 1)
+        u = uniforms(size, chain.like.device).transpose(0, 1)
         probabilities: list[Tensor] = []
 
         def of_site(d: Any, t: Any, u: Tensor) -> Tensor:
@@ -245,6 +242,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             return unchecked_icdf(d, u)
 
         y = self._quantiles(u, shape, of_site)
+        y = y.to(torch.promote_types(chain.like.dtype, torch.float32)) if y.is_floating_point() else y
         # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
         if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
             raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")

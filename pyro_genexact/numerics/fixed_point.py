@@ -28,15 +28,15 @@ class FixedPoint:
 
     A pass that changes nothing ends the iteration: the result is then the solution to rounding. Values of discrete
     families must be equal. Real values may differ by ``tol (1 + |y|)``. The error of the result is then that change
-    times the sensitivity of the solution, which also amplifies the rounding errors of the loop over sites. If the
-    square of a real value overflows, the later sites of its row are NaN.
+    times the sensitivity of the solution, which also amplifies the rounding errors of the loop over sites. If a
+    site is NaN or its square overflows, the result is computed by the loop over sites.
 
     A :class:`ConvergenceError` reports the row and site with the largest change if ``max_passes`` passes were not
     enough. It also reports parameters of NaN for discrete families, whose values cannot be NaN.
 
     Cost: each pass is one parallel pass of the conditioner, and one wait for the device to compare the values (those of
     searched quantiles come on top). With blocks, a pass also copies the state of the conditioner, and each finished
-    block is read once more. Discrete families wait once more at the end, to test for NaN.
+    block is read once more. One more wait at the end tests for NaN and overflow.
 
     Args:
         block: the number of sites of a block; None for all sites.

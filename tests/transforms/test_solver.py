@@ -84,11 +84,24 @@ def test_bad_solvers():
         model(sized(3, 2), solver=FixedPoint(max_passes=1)).sample()
 
 
-def test_overflow_is_density_zero_as_with_the_loop():
-    model, y = built(gx.flows.iaf(2, hidden=(8,), transforms=1)), torch.tensor([[1.0, 2.0], [1e300, -1e300]], dtype=F64)
-    good, over = (model(solver=s).log_prob(y) for s in (None, "fixed_point"))
-    torch.testing.assert_close(good, over)
-    assert over[1] == -torch.inf
+@pytest.mark.parametrize("block", [None, 2])
+def test_large_values_and_nan_are_those_of_the_loop(block):
+    model = built(gx.flows.iaf(3, hidden=(8,), transforms=1))
+    large = [[1.0, 2.0, 3.0], [1e200, 1.0, 2.0], [1.0, torch.nan, 2.0], [1e300, -1e300, 1e300]]
+    y, found = torch.tensor(large, dtype=F64, requires_grad=True), []
+    for solver in (None, FixedPoint(block)):
+        d = model(solver=solver)
+        x = d.transforms[0].inv(y)
+        found.append(
+            [
+                x,
+                d.log_prob(y[[0, 1, 3]]),
+                *torch.autograd.grad(x[:2].sum(), [y, *model.parameters()], allow_unused=True),
+            ]
+        )
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True)
+    assert x[1].isfinite().all() and found[0][1][2] == -torch.inf
 
 
 def test_float32_differs_by_rounding():

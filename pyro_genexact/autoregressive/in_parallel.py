@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from ..conditioners.site_loop import SiteLoop
 from ..contexts import padded, unpadded
 from ..core.lengths import expand_mask
 from ..families.draws import unchecked_icdf
+from ..families.per_site import PerSiteConstraint
+from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.fixed_point import FixedPoint
 from .chain_rule import ChainRule
 from .layout import Layout
@@ -35,6 +38,7 @@ def solve_quantiles(
     prefix = layout.prefix_rows(shape)
     prefix = None if prefix is None else chain.read(prefix[:, :first])
     exact, passes = chain.head.support.is_discrete, list[int]()
+    some_exact = exact or isinstance(chain.head.support, PerSiteConstraint)
 
     def loop(context: Any, prefix: Tensor | None) -> SiteLoop:
         return SiteLoop(chain.conditioner, padded(context, lengths), len(u), stop, prefix)
@@ -49,6 +53,11 @@ def solve_quantiles(
     def solve(context: Any, prefix: Tensor | None) -> tuple[Tensor]:
         found = solve_sites(loop(context, prefix), values, solver, chain.read, exact)
         passes.append(found.passes)
+        if some_exact and (unknown := found.phi.isnan().any(2)).any():  # real values would be NaN, unlike categories
+            index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=found.phi.dtype))
+            raise ConvergenceError(
+                f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)
+            )
         return (found.y,)
 
     def once(y: Tensor, context: Any, prefix: Tensor | None) -> tuple[Tensor]:

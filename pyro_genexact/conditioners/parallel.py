@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.functional import vjp
-from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.fixed_point import FixedPoint, iterate
 from .site_loop import SiteLoop
 
@@ -47,12 +45,12 @@ def solve_sites(
         exact: whether the values of the last two passes must be equal, as those of discrete families.
 
     Raises:
-        ConvergenceError: if a block needs more passes than ``max_passes``, or if ``exact`` and a parameter is NaN.
+        ConvergenceError: if a block needs more passes than ``max_passes``.
     """
     net, phi, state, before = loop.conditioner, loop.phi, loop.state, loop.prefix
     width = solver.block or max(loop.stop - loop.first, 1)
     every, found, passes = torch.arange(len(phi), device=phi.device), list[tuple[Tensor, Tensor]](), 0
-    for first in range(loop.first, loop.stop, width):
+    for first in range(loop.first, max(loop.stop, 1), width):  # one empty block if there are no sites
         sites = min(width, loop.stop - first)
         phis = phi.expand(-1, sites, -1)
 
@@ -77,13 +75,7 @@ def solve_sites(
             phi, state = net.extend(read(_readable(y)), state)
             phi = phi[:, -1:]
     ys, parameters = zip(*found, strict=True)
-    phi = torch.cat(parameters, 1)
-    if exact and (unknown := phi.isnan().any(2)).any():  # NaN would show in real values, but not in categories
-        index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=phi.dtype))
-        raise ConvergenceError(
-            f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)
-        )
-    return Solution(torch.cat(ys, 1), phi, passes)
+    return Solution(torch.cat(ys, 1), torch.cat(parameters, 1), passes)
 
 
 def _small(y: Tensor) -> Tensor:

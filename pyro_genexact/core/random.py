@@ -41,7 +41,7 @@ def uniforms(shape: Any, device: torch.device) -> Tensor:
     """Draws numbers u with 0 < u < 1 and 0 < 1 - u < 1, in float64 (in float32 on MPS devices)."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     half = torch.finfo(dtype).eps / 2
-    return torch.rand(shape, dtype=dtype, device=device).clamp_(half, 1 - half)
+    return torch.rand(shape, dtype=dtype, device=device).clamp(half, 1 - half)
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

@@ -32,7 +32,8 @@ class FixedPoint:
     site is NaN or its square overflows, the result is computed by the loop over sites.
 
     A :class:`ConvergenceError` reports the row and site with the largest change if ``max_passes`` passes were not
-    enough. It also reports parameters of NaN for discrete families, whose values cannot be NaN.
+    enough. It also reports parameters of NaN for discrete families and heads with a family per site, because a discrete
+    value cannot be NaN.
 
     Cost: each pass is one parallel pass of the conditioner, and one wait for the device to compare the values (those of
     searched quantiles come on top). With blocks, a pass also copies the state of the conditioner, and each finished

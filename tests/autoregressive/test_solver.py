@@ -154,6 +154,8 @@ def test_parameters_of_nan_raise(head, solver, error):
         torch.nn.init.constant_(p, torch.nan)
     with pytest.raises(error, match="NaN"):
         model(solver=solver).sample((2,))
+    with pytest.raises(error, match="NaN"):
+        model(solver=solver).from_uniform(torch.full((3,), 0.5))
 
 
 def test_bad_arguments():
@@ -228,6 +230,9 @@ def test_sites_of_several_families():
     u = noise(model(), 50)
     torch.testing.assert_close(model(solver="fixed_point").from_uniform(u), model().from_uniform(u))
     assert model(solver="fixed_point").sample((5,)).dtype == model().sample((5,)).dtype == F64
+    torch.nn.init.constant_(model.conditioner.layers[-1].bias, torch.nan)
+    with pytest.raises(ConvergenceError, match="NaN"):
+        model(solver="fixed_point").sample()
 
 
 def test_no_rows():

@@ -131,7 +131,10 @@ def test_copies_cache_inference_mode_and_torch_func(monkeypatch):
     assert t.to("meta")(solver="fixed_point").inv(x.to("meta")).shape == (4, 3)
 
 
-def test_no_rows():
+def test_no_rows_and_no_sites():
+    net = gx.conditioners.Recurrent((), 2, hidden=3)
+    t = gx.transforms.AutoregressiveTransform(net, gx.heads.Affine())
+    assert t(solver="fixed_point").inv(torch.zeros(3, 0)).shape == (3, 0)
     t = gx.transforms.AutoregressiveTransform(gx.conditioners.MADE(3, 2), gx.heads.Affine())(solver="fixed_point")
     y = torch.zeros(0, 3, requires_grad=True)
     t.inv(y).sum().backward()

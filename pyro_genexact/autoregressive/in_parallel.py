@@ -38,7 +38,7 @@ def solve_quantiles(
     prefix = layout.prefix_rows(shape)
     prefix = None if prefix is None else chain.read(prefix[:, :first])
     exact, passes = chain.head.support.is_discrete, list[int]()
-    some_exact = exact or isinstance(chain.head.support, PerSiteConstraint)
+    some_discrete = exact or isinstance(chain.head.support, PerSiteConstraint)
 
     def loop(context: Any, prefix: Tensor | None) -> SiteLoop:
         return SiteLoop(chain.conditioner, padded(context, lengths), len(u), stop, prefix)
@@ -53,7 +53,7 @@ def solve_quantiles(
     def solve(context: Any, prefix: Tensor | None) -> tuple[Tensor]:
         found = solve_sites(loop(context, prefix), values, solver, chain.read, exact)
         passes.append(found.passes)
-        if some_exact and (unknown := found.phi.isnan().any(2)).any():  # real values would be NaN, unlike categories
+        if some_discrete and (unknown := found.phi.isnan().any(2)).any():  # real values would be NaN, unlike categories
             index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=found.phi.dtype))
             raise ConvergenceError(
                 f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)

@@ -40,8 +40,8 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
 def uniforms(shape: Any, device: torch.device) -> Tensor:
     """Draws numbers u with 0 < u < 1 and 0 < 1 - u < 1, in float64 (in float32 on MPS devices)."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    half = torch.finfo(dtype).eps / 2
-    return torch.rand(shape, dtype=dtype, device=device).clamp(half, 1 - half)
+    eps = torch.finfo(dtype).eps
+    return torch.rand(shape, dtype=dtype, device=device).mul_(1 - eps).add_(eps / 2)  # in place, for large arrays
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.functional import vjp
+from ..numerics.errors import ConvergenceError
 from ..numerics.fixed_point import FixedPoint, iterate
 from .site_loop import SiteLoop
 
@@ -45,7 +46,7 @@ def solve_sites(
         exact: whether the values of the last two passes must be equal, as those of discrete families.
 
     Raises:
-        ConvergenceError: if a block needs more passes than ``max_passes``.
+        ConvergenceError: if a block needs more passes than ``max_passes``, by default the number of its sites.
     """
     net, phi, state, before = loop.conditioner, loop.phi, loop.state, loop.prefix
     width = solver.block or max(loop.stop - loop.first, 1)
@@ -111,14 +112,22 @@ def solved(problem: Problem, given: Sequence[Tensor | None], tensors: Sequence[T
         a = g + (dF/dy)^T a,      F(y) = once(y),
 
     by the same iteration, with one vector-Jacobian product of a parallel pass per iteration, and then takes the
-    gradients from F at the solution. With ``create_graph``, it differentiates the loop over sites instead. If a site
-    that others read is not readable, the result is that of the loop over sites.
+    gradients from F at the solution. With ``create_graph``, it differentiates the loop over sites instead.
+
+    The result is that of the loop over sites if the passes fail without a limit ``max_passes``, or if a site that others
+    read is not readable. Passes fail if rounding or dropout changes the values in each pass, or if a search for a value
+    fails at the history of an early pass.
 
     Raises:
         ConvergenceError: as :func:`solve_sites`, also in the backward pass.
     """
-    with torch.no_grad():
-        outputs = problem.solve(*given)
+    try:
+        with torch.no_grad():
+            outputs = problem.solve(*given)
+    except ConvergenceError:
+        if problem.solver.max_passes is not None:
+            raise
+        return problem.in_turn(*given)
     y = outputs[0][:, :-1]
     if y.is_floating_point() and not _small(y).all():
         return problem.in_turn(*given)

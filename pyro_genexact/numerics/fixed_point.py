@@ -21,19 +21,20 @@ class FixedPoint:
 
     The sequential direction solves y_t = f(phi_t(y_{<t}), u_t) for t = 1, ..., T, at fixed noise u. A pass evaluates
     all right-hand sides in parallel, at the values of the pass before (Jacobi iteration). Each pass makes at least one
-    more site exact, so that T passes are always enough, unless dropout changes the network from pass to pass. Fewer are
-    needed if sites depend weakly on those before. With ``block``, blocks of sites are solved one after the other
+    more site exact, so that T passes are always enough, except for rounding. Fewer are needed if sites depend weakly on
+    those before. With ``block``, blocks of sites are solved one after the other
     (Gauss-Seidel), and finished blocks are not re-encoded; ``block=1`` is the loop over sites. Under ``torch.func`` and
     on meta tensors, values cannot be compared, and the loop over sites is used.
 
     The iteration ends when a pass changes nothing: values of discrete families must be equal, and real values may differ
     by ``tol (1 + |y|)``. The error of the result is this change, amplified by the sensitivity of later sites to earlier
-    ones. The loop over sites amplifies its rounding errors in the same way. If a real value is NaN or its square
-    overflows, the loop over sites computes the result.
+    ones. The loop over sites amplifies its rounding errors in the same way.
 
-    A :class:`ConvergenceError` reports the row and site with the largest change if ``max_passes`` passes were not
-    enough. It also reports parameters of NaN for discrete families and heads with a family per site, because a discrete
-    value cannot be NaN.
+    The loop over sites computes the result if as many passes as sites do not settle, for example with dropout or if
+    searched inverses are rounded differently in each pass. The same holds if a search fails at the history of an early
+    pass, or if a real value is NaN or its square overflows. With ``max_passes``, the first two cases raise a
+    :class:`ConvergenceError` instead, with the row and site of the largest change. Parameters of NaN raise it for
+    discrete families and heads with a family per site, because a discrete value cannot be NaN.
 
     Cost: each pass is one parallel pass of the conditioner and one wait for the device to compare the values. Families
     without a closed-form quantile wait more often. With blocks, a pass also copies the state of the conditioner, and the
@@ -42,8 +43,8 @@ class FixedPoint:
     Args:
         block: the number of sites of a block; None for all sites.
         tol: the tolerance of real values, by default 8 eps of the model's dtype (1e-6 in float32, 1.8e-15 in float64).
-        max_passes: the largest number of passes per block; by default as many as it has sites, which always suffices.
-            It also limits the passes of the gradient.
+        max_passes: the largest number of passes per block, and of the gradient; more raise a ConvergenceError. By
+            default it is the number of sites.
 
     Raises:
         TypeError: if ``tol`` is not a number.

@@ -104,6 +104,26 @@ def test_large_values_and_nan_are_those_of_the_loop(block):
     assert x[1].isfinite().all() and found[0][1][2] == -torch.inf
 
 
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}])
+def test_the_loop_solves_what_does_not_settle(options):
+    """Searched inverses of a row may be rounded differently in each pass."""
+    torch.manual_seed(0)
+    head = gx.heads.Bernstein()
+    net = gx.conditioners.MADE(6, head.num_params, **options)
+    t = gx.transforms.AutoregressiveTransform(net, head).double()
+    for p in t.parameters():
+        torch.nn.init.normal_(p, 0, 0.3)
+    x = sized(50, 6)
+    y = t()(x).detach()
+    d = t(solver="fixed_point")
+    if options:
+        with pytest.raises(ConvergenceError, match="in the last two of 6 passes"):
+            t(solver=FixedPoint(max_passes=6)).inv(y)
+        assert d.inv(y).shape == x.shape and d.passes == 6
+    else:
+        torch.testing.assert_close(d.inv(y), x, rtol=1e-8, atol=1e-8)
+
+
 def test_float32_differs_by_rounding():
     model = flow().float()
     x = []

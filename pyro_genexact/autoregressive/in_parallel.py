@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from ..conditioners.site_loop import SiteLoop
 from ..contexts import padded, unpadded
 from ..core.lengths import expand_mask
 from ..families.draws import unchecked_icdf
+from ..families.per_site import PerSiteConstraint
+from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.fixed_point import FixedPoint
 from .chain_rule import ChainRule
 from .layout import Layout
@@ -34,7 +37,8 @@ def solve_quantiles(
     given, lengths = unpadded(chain.contexts(shape, present))
     prefix = layout.prefix_rows(shape)
     prefix = None if prefix is None else chain.read(prefix[:, :first])
-    exact, passes = chain.head.support.is_discrete, list[int]()
+    exact, passes, phis = chain.head.support.is_discrete, [stop - first], list[Tensor]()
+    some_discrete = exact or isinstance(chain.head.support, PerSiteConstraint)
 
     def loop(context: Any, prefix: Tensor | None) -> SiteLoop:
         return SiteLoop(chain.conditioner, padded(context, lengths), len(u), stop, prefix)
@@ -49,6 +53,7 @@ def solve_quantiles(
     def solve(context: Any, prefix: Tensor | None) -> tuple[Tensor]:
         found = solve_sites(loop(context, prefix), values, solver, chain.read, exact)
         passes.append(found.passes)
+        phis[:] = [found.phi]
         return (found.y,)
 
     def once(y: Tensor, context: Any, prefix: Tensor | None) -> tuple[Tensor]:
@@ -58,16 +63,33 @@ def solve_quantiles(
 
     def in_turn(context: Any, before: Tensor | None) -> tuple[Tensor]:
         sites = loop(context, before)
+        phis.clear()
         for _, phi in sites:
+            if some_discrete:
+                phis.append(phi)
             y = values(phi, before)
             sites.read(chain.read(y))
             before = y if before is None else torch.cat([before, y], 1)
         assert before is not None
         return (before[:, first:],)
 
-    (y,) = solved(Problem(solve, once, in_turn, solver), [given, prefix], chain.tensors)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not exact):
+        (y,) = solved(Problem(solve, once, in_turn, solver), [given, prefix], chain.tensors)
+    if some_discrete:
+        _check_known(torch.cat(phis, 1))
+    phis.clear()
     every = torch.cat([y.new_zeros(len(y), first, *y.shape[2:]), y], 1) if first else y
-    return layout.of_event(every, shape), passes[0]
+    return layout.of_event(every, shape), passes[-1]
+
+
+def _check_known(phi: Tensor) -> None:
+    """Raises a ConvergenceError if parameters (B, T, P) are NaN, which real values show, but categories do not."""
+    unknown = phi.isnan().any(2)
+    if unknown.any():
+        index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=torch.float32))
+        raise ConvergenceError(
+            f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)
+        )
 
 
 def _quantile(chain: ChainRule, d: Any, u: Tensor) -> Tensor:

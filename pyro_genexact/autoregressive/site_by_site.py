@@ -139,8 +139,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
 
         Samples of Bernoulli and categorical sites, filtered ones included, are the quantiles of uniform numbers that
         are drawn for all sites first. At one seed, the loop over sites and the ``solver`` therefore return the same
-        sample. The exception are heads with another family for each site. Samples of other families are quantiles of
-        uniform numbers only if there is a ``solver``.
+        sample. Samples of other families, and of heads with a family per site, are quantiles of uniform numbers only if
+        there is a ``solver``.
 
         Raises:
             NotImplementedError: if there is a ``solver``, and the head's family has no icdf.
@@ -201,7 +201,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             ConvergenceError: see :class:`~pyro_genexact.numerics.FixedPoint`.
             NotImplementedError: if the head's family has no icdf.
             TypeError: if u is not a floating-point tensor.
-            ValueError: if u is in half precision or outside [0, 1], and where a quantile is infinite.
+            ValueError: if u is in half precision or outside [0, 1], and where a quantile is infinite. If there is no
+                ``solver``, also if parameters of Bernoulli or categorical sites are NaN.
         """
         check_uniforms(u)
         shape = broadcast_shapes(self._batch_of("u", u), self.batch_shape)
@@ -230,25 +231,10 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
 
     def _of_uniforms(self, sample_shape: Any) -> Tensor:
         """Returns the quantiles of uniform numbers, which are drawn for all sites at once."""
-        chain, shape = self.chain, torch.Size(sample_shape) + self.batch_shape
-        dtype = torch.promote_types(chain.like.dtype, torch.float32)
-        by_quantile = self._draws_by_quantile()
-        if by_quantile and chain.like.device.type != "mps":
-            dtype = torch.float64  # finer than the probabilities
-        size = self.layout.count + 1, prod(shape), *self.head.site_shape
-        u = uniforms(size, dtype, chain.like.device).transpose(0, 1)
-        probabilities: list[Tensor] = []
-
-        def of_site(d: Any, t: Any, u: Tensor) -> Tensor:
-            if by_quantile:
-                probabilities.append(one_probability(d))
-            return unchecked_icdf(d, u)
-
-        y = self._quantiles(u, shape, of_site)
-        # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
-        if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
-            raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
-        return y
+        like, shape = self.chain.like, torch.Size(sample_shape) + self.batch_shape
+        u = uniforms((self.layout.count + 1, prod(shape), *self.head.site_shape), like.device).transpose(0, 1)
+        y = self._quantiles(u, shape, lambda d, t, u: unchecked_icdf(d, u))
+        return y.to(torch.promote_types(like.dtype, torch.float32)) if y.is_floating_point() else y
 
     def _quantiles(self, rows: Tensor, shape: torch.Size, of_site: Callable[[Any, Any, Tensor], Tensor]) -> Tensor:
         """Returns the quantiles of uniform numbers (B, T + 1, *site_shape), of which the last is for sites outside a row.
@@ -260,10 +246,18 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             return self.layout.arrange(y, shape)
         columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
         of_all = columns.unbind()  # indexing this takes a tenth of the time
-        draw = shape[: len(shape) - len(self.batch_shape)]
-        return self.site_by_site(
-            lambda d, t, kept: of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept]), draw
-        )
+        by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
+
+        def draw(d: Any, t: Any, kept: Any) -> Tensor:
+            if by_quantile:
+                probabilities.append(one_probability(d))
+            return of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept])
+
+        y = self.site_by_site(draw, shape[: len(shape) - len(self.batch_shape)])
+        # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
+        if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
+            raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
+        return y
 
     def _factors(
         self, value: Tensor, quantity: Callable[..., Tensor] | None = None, outside: float = -torch.inf

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.functional import vjp
-from ..core.lengths import expand_mask
-from ..numerics.errors import ConvergenceError, worst_of
+from ..numerics.errors import ConvergenceError
 from ..numerics.fixed_point import FixedPoint, iterate
 from .site_loop import SiteLoop
 
@@ -48,22 +46,24 @@ def solve_sites(
         exact: whether the values of the last two passes must be equal, as those of discrete families.
 
     Raises:
-        ConvergenceError: if a block needs more passes than ``max_passes``, or if ``exact`` and a parameter is NaN.
+        ConvergenceError: if a block needs more passes than ``max_passes``, by default the number of its sites.
     """
     net, phi, state, before = loop.conditioner, loop.phi, loop.state, loop.prefix
     width = solver.block or max(loop.stop - loop.first, 1)
     every, found, passes = torch.arange(len(phi), device=phi.device), list[tuple[Tensor, Tensor]](), 0
-    for first in range(loop.first, loop.stop, width):
+    for first in range(loop.first, max(loop.stop, 1), width):  # one empty block if there are no sites
         sites = min(width, loop.stop - first)
         phis = phi.expand(-1, sites, -1)
 
         def step(y: Tensor, phi: Tensor = phi, state: Any = state, before: Tensor | None = before) -> Tensor:
             nonlocal phis
             y = read(_readable(y))
-            if y.shape[1] == loop.stop:
-                phis = net(y, loop.context)
+            if y.shape[1] == loop.stop and net.num_sites in (None, loop.stop):
+                rest = net(y, loop.context)[:, 1:]
             else:
-                phis = torch.cat([phi, net.extend(y[:, :-1], net.reorder(state, every))[0]], 1)
+                rest = net.extend(y[:, :-1], net.reorder(state, every))[0]
+            # the first site keeps its parameters, because those of the parallel pass may be rounded differently
+            phis = torch.cat([phi, rest], 1)
             return values(phis, before)
 
         y = values(phis, before)
@@ -76,13 +76,7 @@ def solve_sites(
             phi, state = net.extend(read(_readable(y)), state)
             phi = phi[:, -1:]
     ys, parameters = zip(*found, strict=True)
-    phi = torch.cat(parameters, 1)
-    if exact and (unknown := phi.isnan().any(2)).any():  # NaN would show in real values, but not in categories
-        index, _ = worst_of(unknown, torch.zeros_like(unknown, dtype=phi.dtype))
-        raise ConvergenceError(
-            f"Expected a fixed point; got parameters of NaN at (row, site) {index}.", nan, index, (nan, nan)
-        )
-    return Solution(_until_overflow(torch.cat(ys, 1)), phi, passes)
+    return Solution(torch.cat(ys, 1), torch.cat(parameters, 1), passes)
 
 
 def _small(y: Tensor) -> Tensor:
@@ -92,15 +86,6 @@ def _small(y: Tensor) -> Tensor:
 def _readable(y: Tensor) -> Tensor:
     """Replaces large values and NaN by 0, since a masked weight times an infinite value is NaN, also at earlier sites."""
     return torch.where(_small(y), y, 0.0) if y.is_floating_point() else y
-
-
-def _until_overflow(y: Tensor) -> Tensor:
-    """Sets the sites (B, T, ...) after the first value that was not read to NaN."""
-    if not y.is_floating_point():
-        return y
-    bad = ~_small(y)
-    bad = bad if bad.dim() == 2 else bad.flatten(2).any(2)
-    return torch.where(expand_mask(bad.cumsum(1) > bad, y), nan, y)
 
 
 class Problem(NamedTuple):
@@ -129,20 +114,33 @@ def solved(problem: Problem, given: Sequence[Tensor | None], tensors: Sequence[T
     by the same iteration, with one vector-Jacobian product of a parallel pass per iteration, and then takes the
     gradients from F at the solution. With ``create_graph``, it differentiates the loop over sites instead.
 
+    The result is that of the loop over sites if the passes fail without a limit ``max_passes``, or if a site that others
+    read is not readable. Passes fail if rounding or dropout changes the values in each pass, or if a search for a value
+    fails at the history of an early pass.
+
     Raises:
         ConvergenceError: as :func:`solve_sites`, also in the backward pass.
     """
-    wanted = [t for t in (*given, *tensors) if t is not None and t.requires_grad]
-    if not torch.is_grad_enabled() or not wanted:
+    try:
         with torch.no_grad():
-            return problem.solve(*given)
-    return _Solved.apply(problem, len(given), *given, *tensors)
+            outputs = problem.solve(*given)
+    except ConvergenceError:
+        if problem.solver.max_passes is not None:
+            raise
+        return problem.in_turn(*given)
+    y = outputs[0][:, :-1]
+    if y.is_floating_point() and not _small(y).all():
+        return problem.in_turn(*given)
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (*given, *tensors)):
+        return outputs
+    return _Solved.apply(problem, outputs, len(given), *given, *tensors)
 
 
 class _Solved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, count: int, *inputs: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        outputs = problem.solve(*inputs[:count])
+    def forward(  # type: ignore[override]
+        ctx: Any, problem: Problem, outputs: tuple[Tensor, ...], count: int, *inputs: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.problem, ctx.count = problem, count
         ctx.save_for_backward(outputs[0], *inputs)
         return outputs
@@ -150,7 +148,7 @@ class _Solved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, *inputs = ctx.saved_tensors  # unpacking lets autograd detect parameters changed in place
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
             outputs = ctx.problem.in_turn(*inputs[: ctx.count])
             wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
@@ -162,7 +160,7 @@ class _Solved(torch.autograd.Function):
                 for t, need in zip(inputs[: ctx.count], needed, strict=False)
             ]
             found = iter(_gradients(ctx.problem, y.detach(), given, inputs[ctx.count :], needed, grads))
-        return None, None, *(next(found) if need else None for need in needed)
+        return None, None, None, *(next(found) if need else None for need in needed)
 
 
 def _gradients(

@@ -37,11 +37,11 @@ def set_random_state(states: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state.clone(), device)
 
 
-def uniforms(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Draws numbers strictly between 0 and 1, at the resolution of float64 near 0 (that of float32 on MPS devices)."""
-    finest = torch.float32 if device.type == "mps" else torch.float64
-    u = torch.rand(shape, dtype=finest, device=device).to(dtype)
-    return u.clamp(torch.finfo(finest).eps / 4, 1 - torch.finfo(dtype).eps / 2)
+def uniforms(shape: Any, device: torch.device) -> Tensor:
+    """Draws numbers u with 0 < u < 1 and 0 < 1 - u < 1, in float64 (in float32 on MPS devices)."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    eps = torch.finfo(dtype).eps
+    return torch.rand(shape, dtype=dtype, device=device).mul_(1 - eps).add_(eps / 2)  # in place, for large arrays
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

@@ -21,28 +21,30 @@ class FixedPoint:
 
     The sequential direction solves y_t = f(phi_t(y_{<t}), u_t) for t = 1, ..., T, at fixed noise u. A pass evaluates
     all right-hand sides in parallel, at the values of the pass before (Jacobi iteration). Each pass makes at least one
-    more site exact, so that T passes are always enough, unless dropout changes the network from pass to pass. Fewer are
-    needed if sites depend weakly on those before. With ``block``, blocks of sites are solved one after the other
+    more site exact, so that T passes are always enough, except for rounding. Fewer are needed if sites depend weakly on
+    those before. With ``block``, blocks of sites are solved one after the other
     (Gauss-Seidel), and finished blocks are not re-encoded; ``block=1`` is the loop over sites. Under ``torch.func`` and
     on meta tensors, values cannot be compared, and the loop over sites is used.
 
-    A pass that changes nothing ends the iteration: the result is then the solution to rounding. Values of discrete
-    families must be equal. Real values may differ by ``tol (1 + |y|)``. The error of the result is then that change
-    times the sensitivity of the solution, which also amplifies the rounding errors of the loop over sites. If the
-    square of a real value overflows, the later sites of its row are NaN.
+    The iteration ends when a pass changes nothing: values of discrete families must be equal, and real values may differ
+    by ``tol (1 + |y|)``. The error of the result is this change, amplified by the sensitivity of later sites to earlier
+    ones. The loop over sites amplifies its rounding errors in the same way.
 
-    A :class:`ConvergenceError` reports the row and site with the largest change if ``max_passes`` passes were not
-    enough. It also reports parameters of NaN for discrete families, whose values cannot be NaN.
+    The loop over sites computes the result if as many passes as sites do not settle, for example with dropout or if
+    searched inverses are rounded differently in each pass. The same holds if a search fails at the history of an early
+    pass, or if a real value is NaN or its square overflows. With ``max_passes``, the first two cases raise a
+    :class:`ConvergenceError` instead, with the row and site of the largest change. Parameters of NaN raise it for
+    discrete families and heads with a family per site, because a discrete value cannot be NaN.
 
-    Cost: each pass is one parallel pass of the conditioner, and one wait for the device to compare the values (those of
-    searched quantiles come on top). With blocks, a pass also copies the state of the conditioner, and each finished
-    block is read once more. Discrete families wait once more at the end, to test for NaN.
+    Cost: each pass is one parallel pass of the conditioner and one wait for the device to compare the values. Families
+    without a closed-form quantile wait more often. With blocks, a pass also copies the state of the conditioner, and the
+    conditioner reads each finished block once more. One more wait at the end tests for NaN and overflow.
 
     Args:
         block: the number of sites of a block; None for all sites.
-        tol: the tolerance of real values, by default 8 eps of their dtype (1e-6 in float32, 1.8e-15 in float64).
-        max_passes: the largest number of passes per block; by default as many as it has sites, which always suffices.
-            It also limits the passes of the gradient.
+        tol: the tolerance of real values, by default 8 eps of the model's dtype (1e-6 in float32, 1.8e-15 in float64).
+        max_passes: the largest number of passes per block, and of the gradient; more raise a ConvergenceError. By
+            default it is the number of sites.
 
     Raises:
         TypeError: if ``tol`` is not a number.
@@ -86,7 +88,7 @@ class FixedPoint:
         raise ValueError(f'Expected solver to be None, "sequential", "fixed_point" or a FixedPoint; got {solver!r}.')
 
     def tolerance(self, *tensors: Tensor) -> float:
-        """Returns the tolerance of real values in the widest eps of these tensors, that of float32 for lower ones."""
+        """Returns ``tol`` or its default: 8 eps of float64 if all floating-point tensors are float64, else of float32."""
         if self.tol is not None:
             return self.tol
         double = all(t.dtype == torch.float64 for t in tensors if t.is_floating_point())

@@ -55,7 +55,7 @@ def solve_in_parallel(
     Returns:
         x (B, T, ...), which is 0 where the mask (B, T) is False; log|dx/dy| (B,), and the number of passes.
     """
-    solver, passes, (given, lengths) = t.solver, list[int](), unpadded(context)
+    solver, passes, (given, lengths) = t.solver, [y.shape[1]], unpadded(context)
 
     def bijection(phi: Tensor, first: int = 0) -> Any:
         return adapted(t.head(at_least(phi, y), first))
@@ -83,4 +83,4 @@ def solve_in_parallel(
         return -masked(f.log_abs_det_jacobian(x, y), mask).sum(1)
 
     x, ladj = solved(Problem(solve, once, in_turn, solver), [y, given], tensors)
-    return x, ladj, passes[0]
+    return x, ladj, passes[-1]

@@ -102,7 +102,7 @@ def test_the_same_seed_gives_what_running_the_network_again_gives(head, net):
     torch.manual_seed(5)
     again = torch.zeros_like(y)
     discrete = head in ("Bernoulli", "Categorical")  # uniform numbers are drawn first
-    u = uniforms((5, 6, 1), torch.float64, y.device) if discrete else None
+    u = uniforms((5, 6, 1), y.device) if discrete else None
     with torch.no_grad():
         for t in range(4):
             d = model.head(model.conditioner(again)[:, t : t + 1], t)

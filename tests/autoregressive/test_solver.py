@@ -13,6 +13,7 @@ import pyro_genexact as gx
 from pyro_genexact import conditioners, heads
 from pyro_genexact.conditioners import parallel
 from pyro_genexact.core.random import uniforms
+from pyro_genexact.families.cdf import quantile
 from pyro_genexact.numerics import ConvergenceError, FixedPoint
 from support.registry import DISTRIBUTIONS
 from support.small_models import CONTEXT, ORDER, binary, real
@@ -44,6 +45,7 @@ def test_passes_give_the_quantiles_of_the_loop(name):
         d = called(name, solver=FixedPoint(block=block))
         y = d.from_uniform(u)
         assert y.dtype == expected.dtype and d.passes <= math.prod(d.event_shape)
+        assert y.requires_grad == expected.requires_grad
         if d.support.is_discrete:
             assert torch.equal(y, expected)
         else:
@@ -80,10 +82,10 @@ def test_order_lengths_prefix_and_source():
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("lengths", [torch.tensor([3, 1, 2]), torch.tensor([0, 0, 1])])
 @pytest.mark.parametrize("name", ["Sequence recurrent", "Sequence made", "Sequence source"])
-def test_prefixes_of_several_lengths(name):
-    prefix, lengths = torch.tensor([[1, 1, 2], [1, 2, 2], [1, 0, 0]]), torch.tensor([3, 1, 2])
-    found = []
+def test_prefixes_of_several_lengths(name, lengths):
+    prefix, found = torch.tensor([[1, 1, 2], [1, 2, 2], [1, 0, 0]]), []
     for solver in (None, "fixed_point", FixedPoint(2)):
         d = called(name, solver=solver)
         d = d.conditional_on_prefix(prefix.unsqueeze(1).expand(3, *d.batch_shape[:1] or (1,), 3), lengths[:, None], 3)
@@ -104,7 +106,7 @@ def test_gradients_of_rsample(lengths):
     inputs = [context, *model.parameters()]
 
     torch.manual_seed(2)
-    u = uniforms((5, 3), F64, context.device)[:4].t()
+    u = uniforms((5, 3), context.device)[:4].t()
     d = model(context, lengths=lengths, solver="fixed_point")
     torch.manual_seed(2)
     y, expected = d.rsample(), model(context, lengths=lengths).from_uniform(u)
@@ -152,6 +154,8 @@ def test_parameters_of_nan_raise(head, solver, error):
         torch.nn.init.constant_(p, torch.nan)
     with pytest.raises(error, match="NaN"):
         model(solver=solver).sample((2,))
+    with pytest.raises(error, match="NaN"):
+        model(solver=solver).from_uniform(torch.full((3,), 0.5))
 
 
 def test_bad_arguments():
@@ -182,13 +186,16 @@ def test_categories_of_probability_zero_are_never_drawn(monkeypatch):
     head = heads.TopK(heads.Categorical(4), 2)
     model = built(gx.Autoregressive(conditioners.Independent(2, 4, site=4), head, (2,)))
     kept = head(model.conditioner(torch.zeros(1, 2, dtype=torch.long))).probs[0] > 0
-    ends = torch.tensor([torch.finfo(F64).eps / 4, 1 - torch.finfo(F64).eps / 2], dtype=F64)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([0.0, 1.0], dtype=F64))
+    ends = uniforms((), torch.device("cpu"))
     monkeypatch.setattr(
         gx.autoregressive.site_by_site, "uniforms", lambda shape, *_: ends.expand(*shape[:1], 2).contiguous()
     )
     for solver in (None, "fixed_point"):
         y = model(solver=solver).sample((2,))
         assert kept.gather(1, y.t()).all() and (y[0] != y[1]).all()
+    for p in (0.0, 1.0):
+        assert (quantile(pyro.distributions.Bernoulli(torch.tensor(p)), ends) == p).all()
 
 
 def test_in_a_plate_in_inference_mode_in_threads_and_copied():
@@ -223,6 +230,9 @@ def test_sites_of_several_families():
     u = noise(model(), 50)
     torch.testing.assert_close(model(solver="fixed_point").from_uniform(u), model().from_uniform(u))
     assert model(solver="fixed_point").sample((5,)).dtype == model().sample((5,)).dtype == F64
+    torch.nn.init.constant_(model.conditioner.layers[-1].bias, torch.nan)
+    with pytest.raises(ConvergenceError, match="NaN"):
+        model(solver="fixed_point").sample()
 
 
 def test_no_rows():

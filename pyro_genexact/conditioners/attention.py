@@ -309,7 +309,7 @@ class _Cache:
     """Appends the keys and values of S new positions to a state's cache, layer by layer.
 
     Of the ``used`` positions it keeps the last ``seen``. Without grad it writes to the buffer in place, or moves to a
-    buffer of ``capacity`` positions if the old one is full.
+    buffer of ``capacity`` positions if the old one is full or, after a long chunk in front of a window, much too large.
     """
 
     def __init__(self, buffer: Tensor, used: int, seen: int, sites: int, capacity: int) -> None:
@@ -334,7 +334,8 @@ class _Cache:
 
     def _make_room(self, both: Tensor) -> None:
         leave = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
-        if leave or self.kept.stop + self.sites > self.buffer.shape[4]:
+        full, size = self.kept.stop + self.sites > self.buffer.shape[4], self.buffer.shape[4]
+        if leave or full or size > 2 * self.capacity:
             old = self.buffer[..., self.kept, :]
             self.buffer = _empty(both, len(old), both.shape[1], self.capacity)
             self.buffer[..., : old.shape[4], :] = old

@@ -130,6 +130,16 @@ def calls(monkeypatch):
     return made
 
 
+def test_a_window_limits_the_state():
+    net = transformer(window=4)()
+    with torch.no_grad():
+        whole, (_, state) = net(torch.ones(2, 602, dtype=F64)), net.start(None, 2)
+        _, state = net.extend(torch.ones(2, 600, dtype=F64), state)
+        phi, state = net.extend(torch.ones(2, 1, dtype=F64), state)
+    assert state.cache.shape[4] < 50
+    torch.testing.assert_close(phi[:, 0], whole[:, 601], rtol=0, atol=1e-12)
+
+
 def test_a_site_is_read_once(calls):
     net, head = transformer(3, 3, depth=2)(), gx.heads.Categorical(3)
     calls.clear()

@@ -82,7 +82,7 @@ def numbers_in(state: Any) -> int:
 
 def views(sites: list[int], repeats: int) -> None:
     for name, make in NETWORKS.items():
-        lengths = [T for T in sites if name not in LONGEST or T <= LONGEST[name]]
+        lengths = [T for T in sites if name not in LONGEST or LONGEST[name] >= T]
         torch.manual_seed(0)
         states, one = {}, torch.zeros(1, 1)
         for T in lengths:

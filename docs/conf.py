@@ -70,7 +70,7 @@ intersphinx_mapping = {
 
 nitpicky = True
 nitpick_ignore_regex = [  # internal types in annotations
-    (r"py:class", r"_Residual|ChainRule|Layout|ScoreParts|Weights"),
+    (r"py:class", r"_Residual|ChainRule|Layout|Memory|ScoreParts|Solver|Weights"),
     (
         r"py:class",
         r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|parts\.Categorical|testing\.helpers\.ModuleT)",

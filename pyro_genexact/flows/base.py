@@ -93,7 +93,8 @@ class Flow(DistributionModule):
                 sites. ``passes`` of the distribution is then the number of passes of each.
 
         Raises:
-            ValueError: for another ``solver``, or one for a flow without an :class:`AutoregressiveTransform`.
+            ValueError: for another ``solver``, or one for a flow without an
+                :class:`~pyro_genexact.transforms.AutoregressiveTransform`.
         """
         base, parts = self.parts(context, source_lengths, solver)
         if lengths is None:

@@ -45,7 +45,7 @@ class MaskedLinear(WithDerived):
         bound = scale * (self.mask.sum(1, keepdim=True) + context).clamp(min=1).rsqrt()
 
         def uniform(columns: int) -> Tensor:
-            return (2 * torch.rand(len(mask), columns) - 1) * bound
+            return torch.rand(len(mask), columns).mul_(2).sub_(1).mul_(bound)
 
         # masked entries are initialised as well, because another order of the sites may use them
         self.weight = nn.Parameter(uniform(mask.shape[1]))
@@ -113,19 +113,26 @@ def masks_of(
     levels = [torch.tensor(level, dtype=torch.long, device="cpu") for level in (*hidden, outputs)]
     masks = [reads[levels[0]][:, list(sites)]]
     if hidden:
-        count = reads.to(torch.float64)
-        # within[t, d]: site d reads a subset of what site t reads
-        within = (count @ (1 - count).t() == 0).t() & torch.ones_like(reads).tril()
+        within = _within(reads)
         masks += [within[above][:, below] for below, above in pairwise(levels)]
     return masks
 
 
+def _within(reads: Tensor) -> Tensor:
+    """Returns a Boolean matrix (T, T) that is True at [t, d] if d <= t and site d reads a subset of what site t reads."""
+    earlier = torch.ones_like(reads).tril()
+    if torch.equal(reads, earlier.tril(-1)):
+        return earlier
+    count = reads.to(torch.float32)  # the number of sites that d reads and t does not; exact below 2^24
+    return (count @ (1 - count).t() == 0).t() & earlier
+
+
 def check_connected(reads: Tensor, masks: Sequence[Tensor], hidden: Sequence[int]) -> None:
     """Raises a ValueError if a site has sites to read, but the hidden layers are too narrow to read any of them."""
-    reached = masks[0].to(torch.float32)
+    reached = masks[0].any(1)  # the units that read a site, possibly through lower units
     for mask in masks[1:]:
-        reached = (mask.to(torch.float32) @ reached > 0).to(torch.float32)
-    cut = reads.any(1) & ~(reached > 0).any(1)[:: len(masks[-1]) // len(reads)]
+        reached = (mask & reached).any(1)
+    cut = reads.any(1) & ~reached[:: len(masks[-1]) // len(reads)]
     if cut.any():
         raise ValueError(
             f"Expected hidden layers wide enough for every site to read an earlier one; got hidden={tuple(hidden)}, where "

@@ -4,6 +4,7 @@ from .base import Slot
 from .conditioners.attention import Layer
 from .conditioners.convolution import GatedConv
 from .conditioners.encoding import Dense, SiteEncoder
+from .conditioners.pixel_layer import PixelLayer
 from .conditioners.state_space import DiagonalLayer, SelectiveLayer
 from .conditioners.sweeps import Sweeps
 from .core.buffers import Packed
@@ -46,6 +47,7 @@ __all__ = [
     "Link",
     "Packed",
     "Part",
+    "PixelLayer",
     "SelectiveLayer",
     "SinhArcsinh",
     "SiteEncoder",

@@ -6,7 +6,17 @@ import torch
 from torch import nn
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import MADE, NADE, CausalConv, Independent, Markov, Recurrent, StateSpace, Transformer
+from pyro_genexact.conditioners import (
+    MADE,
+    NADE,
+    CausalConv,
+    Independent,
+    Markov,
+    PixelCNN,
+    Recurrent,
+    StateSpace,
+    Transformer,
+)
 from pyro_genexact.contexts import Source
 from support.small_conditioners import RunningSum
 from support.values import built
@@ -26,6 +36,11 @@ def transformer(site=(), params=2, width=8, num_heads=2, depth=2, **options):
 
 def small_transformer(num_params, site=3, **options):
     return gx.conditioners.Transformer(site, num_params, width=8, depth=1, num_heads=2, **options)
+
+
+def pixelcnn(shape, params=2, **options):
+    sizes = {"width": 5, "depth": 2, "first_kernel": 5}
+    return factory(PixelCNN, shape, params, **(sizes | options))
 
 
 NONE = torch.zeros(5, 5, dtype=torch.bool)
@@ -83,6 +98,11 @@ CONDITIONERS = {
     "StateSpace selective categories, source padded": factory(
         StateSpace, 3, 3, kind="selective", width=6, depth=1, state=3, context=Source(2)
     ),
+    "PixelCNN": pixelcnn((1, 3, 3), context=2),
+    "PixelCNN channels": pixelcnn((2, 2, 3)),
+    "PixelCNN categories, channels, context": pixelcnn((3, 2, 2), 4, site=4, kernel=5, depth=1, context=2),
+    "PixelCNN source": pixelcnn((1, 2, 4), kernel=1, first_kernel=7, depth=1, context=Source(2)),
+    "PixelCNN categories, source padded": pixelcnn((2, 2, 2), 3, site=3, depth=1, context=Source(2)),
     "Independent": factory(Independent, 5, 2),
     "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
     "Independent steps": factory(Independent, 5, 2, context=gx.Covariates(2), hidden=(6,), activation=torch.tanh),

@@ -130,6 +130,8 @@ def test_argument(name, argument):
     wrong = NUMBERS if isinstance(right, float) else SEQUENCES if isinstance(right, Sequence) else INTEGERS
     if (name, argument) == ("OrderEnsemble", "orders"):
         wrong = (True, 2.5, "2")  # a list is one of orders
+    if (name, argument) == ("ToSupport", "features"):
+        wrong = [value for value in wrong if not isinstance(value, Sequence)]  # a sequence is a shape
     for value in wrong:
         with pytest.raises((ValueError, TypeError), match=rf"^Expected .*\b{argument}\b.*; got .*") as caught:
             call(**{**arguments, argument: value})

@@ -82,6 +82,8 @@ CONDITIONERS = {
     "Transformer categories, source padded": transformer(3, 3, context=Source(2)),
     "Transformer window": transformer(window=2),
     "Transformer categories, window": transformer(4, 3, window=2, depth=1, max_len=6),
+    "Transformer grid": transformer((2,), 4, grid=(2, 3)),
+    "Transformer categories, grid, context": transformer(3, 3, grid=(3, 2), depth=1, context=2),
     "CausalConv": factory(CausalConv, (), 2, width=6, dilations=(1, 1)),
     "CausalConv context": factory(CausalConv, (2,), 4, width=6, kernel=3, dilations=(1, 2), context=2),
     "CausalConv steps": factory(CausalConv, (), 2, width=6, kernel=3, dilations=(2, 1), context=gx.Covariates(2)),

@@ -43,6 +43,15 @@ def mild(recipe, features, context=0, **options):
     return factory
 
 
+def images(patch, image_shape, context=0, **options):
+    def factory():
+        sizes = {"transforms": 2, "width": 8, "depth": 1, "num_heads": 1, **options}
+        module = redraw(gx.flows.tarflow(image_shape, patch, context, **sizes).double(), spread=0.3)
+        return module, sized(3, context, seed=1) if context else None
+
+    return factory
+
+
 def univariate(recipe, context=0, **options):
     return mild(
         lambda features, context, **options: gx.flows.univariate(recipe, context, **options), 1, context, **options
@@ -128,6 +137,9 @@ DISTRIBUTIONS = {
     "autoregressive recurrent": mild(
         partial(f.autoregressive, h.Affine), 2, 1, conditioner=lambda P, C: Recurrent((), P, context=C, hidden=5)
     ),
+    "tarflow": images(1, (1, 2), context=2),
+    "tarflow spline": images(1, (2, 1, 2), head=lambda shape: h.RationalQuadraticSpline(3, shape=shape)),
+    "tarflow inverse": images(1, (2, 1), inverse=True, support=constraints.unit_interval),
     "univariate nsf": univariate(f.nsf, 2, bins=3, support=constraints.positive),
     "univariate naf": univariate(f.naf, 1, units=3, support=constraints.less_than(1.0)),
     "univariate iaf": univariate(f.iaf, 2),
@@ -156,6 +168,6 @@ INERT = {
     for name in DISTRIBUTIONS
     if "one feature" in name or "univariate" in name or name == "maf interval"
 }
-LARGE = ("maf four features", "maf list of four", "iaf context", "from_zuko CNF")  # for quadrature
+LARGE = ("maf four features", "maf list of four", "iaf context", "tarflow spline", "from_zuko CNF")  # for quadrature
 # zuko makes its base on the default device, chooses steps by values, and its adjoint is none of torch.func's
 SOLVED_BY_ZUKO = ("from_zuko CNF",)

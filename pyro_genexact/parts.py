@@ -4,6 +4,7 @@ from .base import Slot
 from .conditioners.attention import Layer
 from .conditioners.convolution import GatedConv
 from .conditioners.encoding import Dense, SiteEncoder
+from .conditioners.guided import GuidedConditioner
 from .conditioners.pixel_layer import PixelLayer
 from .conditioners.state_space import DiagonalLayer, SelectiveLayer
 from .conditioners.sweeps import Sweeps
@@ -40,6 +41,7 @@ __all__ = [
     "GatedConv",
     "Gaussian",
     "Grouping",
+    "GuidedConditioner",
     "Independent",
     "Interior",
     "Inverted",

@@ -17,6 +17,7 @@ from pyro_genexact.conditioners import (
     StateSpace,
     Transformer,
 )
+from pyro_genexact.conditioners.guided import GuidedConditioner
 from pyro_genexact.contexts import Source
 from support.small_conditioners import RunningSum
 from support.values import built
@@ -121,6 +122,8 @@ CONDITIONERS = {
     "NADE one site": factory(NADE, 1, 2, context=2, hidden=7),
     "NADE two sites": factory(NADE, 2, 2, hidden=7),
     "Angles": lambda: built(gx.conditioners.Angles(MADE(4, 2, site=(2,), hidden=(12, 10), context=2))),
+    "Guided MADE": lambda: built(GuidedConditioner(MADE(4, 2, hidden=(12, 10), context=2), 0.7)),
+    "Guided Transformer": lambda: built(GuidedConditioner(transformer((2,), 4, context=3, grid=(2, 3))(), -0.4)),
     "RunningSum": lambda: built(RunningSum(2)),
     "RunningSum context": lambda: built(RunningSum(4, context=2, k=2)),
 }

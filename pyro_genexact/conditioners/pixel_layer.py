@@ -1,9 +1,14 @@
-"""PixelLayer: a layer of the vertical and the horizontal stack of a PixelCNN."""
+"""PixelLayer: a layer of the vertical and the horizontal stack of a PixelCNN.
+
+Features are last, (B, rows, columns, F), which is the layout in which convolutions on CPUs are fastest. Matrix products over
+all pixels are convolutions, too, because these take about half the time.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from .encoding import dropped, share
 
@@ -19,42 +24,49 @@ class PixelLayer(nn.Module):
         self.above = nn.Conv2d(width, 2 * width, (before + 1, kernel), padding=(0, before))
         self.mix_above = share(width, width, depth, bias=False)
         self.down = nn.Linear(width, 2 * width)
-        self.left = nn.Linear((before + 1) * width, 2 * width, bias=False)
+        self.left = nn.Conv2d(width, 2 * width, (1, before + 1), bias=False)
         self.mix = share(width, width, depth, bias=False)
 
     def weights(self) -> Tensors:
-        """Returns the transposed weights of the horizontal stack."""
-        return self.left.weight.t(), self.mix.weight.t()
+        """Returns the matrices of the horizontal stack."""
+        return matrix(self.left), self.mix.weight.t()
 
     def vertical(self, x: Tensor, v: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Maps R rows v (B, R, columns, W), which x (B, n + R, columns, W) ends with, to rows and terms for the gates."""
+        """Maps rows v (B, R, columns, W), which x (B, n + R, columns, W) ends with, to rows and terms of the gates."""
         gates = convolved(x, self.above)
         if context is not None:
             context = context[:, None, None]
             gates = gates + context[..., : gates.shape[-1]]
-        v = v + self.mix_above(dropped(_gated(gates), self))
-        terms = self.down(v)
+        v = v + product(dropped(_gated(gates), self), self.mix_above)
+        terms = product(v, self.down)
         return v, terms if context is None else terms + context[..., gates.shape[-1] :]
 
-    def horizontal(self, taps: Tensor, h: Tensor, terms: Tensor, weights: Tensors) -> Tensor:
-        """Maps pixels h (N, m, W), from what the convolution reads (N * m, (n + 1) W) and the terms (N, m, 2 W)."""
-        gates = torch.addmm(terms.flatten(0, 1), taps, weights[0])
-        out = torch.addmm(h.flatten(0, 1), dropped(_gated(gates), self), weights[1])
-        return out.unflatten(0, h.shape[:2])
+    def horizontal(self, x: Tensor, h: Tensor, terms: Tensor, weights: Tensors) -> Tensor:
+        """Maps pixels h (B, R, m, W), which x (B, R, n + m, W) ends with, to pixels, given the terms (B, R, m, 2 W)."""
+        if h.shape[1:3] == (1, 1):
+            gates = torch.addmm(terms.flatten(0, 2), x.flatten(1), weights[0])
+            out = torch.addmm(h.flatten(0, 2), dropped(_gated(gates), self), weights[1])
+            return out.unflatten(0, h.shape[:3])
+        gates = terms + convolved(x, self.left)
+        return h + product(dropped(_gated(gates), self), self.mix)
 
 
 def convolved(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Convolves rows (B, n, columns, F); in this layout, the convolution needs no copies."""
+    """Convolves x (B, rows, columns, F)."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def taps(x: Tensor, sites: int) -> Tensor:
-    """Returns each of the last ``sites`` pixels of x (N, n + m, F) with the n before it, (N * m, (n + 1) F)."""
-    if sites == 1:
-        return x.flatten(1)
-    return torch.cat([x[:, k : k + sites] for k in range(x.shape[1] - sites + 1)], -1).flatten(0, 1)
+def product(x: Tensor, linear: nn.Linear) -> Tensor:
+    """Applies a linear layer to x (B, rows, columns, F)."""
+    return conv2d(x.permute(0, 3, 1, 2), linear.weight[..., None, None], linear.bias).permute(0, 2, 3, 1)
+
+
+def matrix(conv: nn.Conv2d) -> Tensor:
+    """Returns the weights of a convolution with kernel (1, k) as a matrix (k * F, outputs)."""
+    return conv.weight.squeeze(2).permute(2, 1, 0).flatten(0, 1)
 
 
 def _gated(gates: Tensor) -> Tensor:
-    value, gate = gates.chunk(2, -1)
-    return torch.tanh(value) * torch.sigmoid(gate)
+    """Returns tanh(a / 2) * sigmoid(b) of gates [a, b]; on CPUs, tanh takes several times the time of a sigmoid."""
+    value, gate = torch.sigmoid(gates).chunk(2, -1)
+    return (2 * value - 1) * gate

@@ -17,7 +17,7 @@ from ..core.checks import check_sizes, check_widths
 from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import SiteEncoder, resumed, small_linear
-from .pixel_layer import PixelLayer, Tensors, convolved, taps
+from .pixel_layer import PixelLayer, Tensors, convolved, matrix
 from .steps import ReadsSource
 
 
@@ -32,8 +32,8 @@ class PixelCNNState(NamedTuple):
         channels: (B, c, features of a channel), the encoded channels of pixel (i, j) that have been read.
         out: (B, 1, W), the output of the layers at pixel (i, j).
         row: (B, pixels, F), the encoded pixels of row i to the left of column j, in parts.
-        left: for each layer, the last pixels (B, n, W) that its horizontal convolution read.
-        terms: for each layer, what the vertical stack adds to the gates of row i, (B, columns, 2 W).
+        left: for each layer, the last pixels (B, 1, n, W) that its horizontal convolution read.
+        terms: for each layer, what the vertical stack adds to the gates of row i, (B, 1, columns, 2 W).
         above: for each layer, the last rows (B, n, columns, W) that its vertical convolution read.
         context: (B, layers, 4 W), what the context adds to the gates, or None.
         source: (B, S, W), the encoded source, or None.
@@ -69,7 +69,7 @@ class PixelCNN(ReadsSource):
         v_ij = sum_{0 < a <= K // 2, |b| <= K // 2} A_ab z_{i-a, j+b} + r_i + s_j,
         h_ij = sum_{0 < b <= K // 2} B_b z_{i, j-b} + B_0,
         v_ij <- v_ij + M gate(sum_{0 <= a <= n, |b| <= n} V_ab v_{i-a, j+b} + c),
-        h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = tanh(a) * sigmoid(b).
+        h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = tanh(a / 2) sigmoid(b).
 
     Lines 3 and 4 are one layer. The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The
     terms r_i and s_j are learned for each row and column. A network of one hidden layer per channel computes phi from
@@ -149,7 +149,7 @@ class PixelCNN(ReadsSource):
         encoded, reach = self.encoder.features, first_kernel // 2
         features = channels * encoded + 1  # the last is 1 inside the image, and 0 outside
         self.above = nn.Conv2d(features, width, (reach, first_kernel), padding=(0, reach))
-        self.left = nn.Linear(reach * features, width)
+        self.left = nn.Conv2d(features, width, (1, reach))
         self.of_row = nn.Parameter(0.3 * torch.randn(height, 1, width))
         self.of_column = nn.Parameter(0.3 * torch.randn(columns, width))
         self.layers: Any = nn.ModuleList(PixelLayer(width, kernel, depth, self.dropout) for _ in range(depth))
@@ -189,10 +189,9 @@ class PixelCNN(ReadsSource):
         pixels = pad(self.encoder(y[:, :-1], self.of_row), (0, 0, 0, 1)).unflatten(1, (-1, channels))
         image = _inside(pixels).unflatten(1, (height, columns))
         terms, _ = self._rows(pad(image[:, :-1], (0, 0, 0, 0, 1, 0)), state, 0)
-        left = _left_of(image).flatten(0, 1)
-        terms = tuple(part.flatten(0, 1) for part in terms)
+        left = _left_of(image)
         out, _ = self._columns(left, self._edge(left), terms, state.weights)
-        out = self.attending(out.unflatten(0, image.shape[:2]).flatten(1, 2), state)
+        out = self.attending(out.flatten(1, 2), state)
         return self._phi(out, pixels, 0, y.shape[1])
 
     def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, PixelCNNState]:
@@ -251,7 +250,7 @@ class PixelCNN(ReadsSource):
         return state._replace(context=self.read_context(context).unflatten(1, (self.depth, 4 * self.width)))
 
     def _weights(self) -> list[Tensors]:
-        return [(self.left.weight.t(), self.left.bias), *(layer.weights() for layer in self.layers)]
+        return [(matrix(self.left), self.left.bias), *(layer.weights() for layer in self.layers)]
 
     def _read(self, pixels: Tensor, state: PixelCNNState, first: int) -> tuple[Tensor, PixelCNNState]:
         """Reads the pixels (B, n, F) from index ``first`` on; returns the outputs (B, n, W) at the pixels after each."""
@@ -259,9 +258,9 @@ class PixelCNN(ReadsSource):
         rest = min(pixels.shape[1], self.image_shape[2] - 1 - j)  # the number of outputs in row i
         outs = []
         if rest:
-            terms = tuple(part[:, j + 1 : j + 1 + rest] for part in state.terms)
-            out, left = self._columns(pixels[:, :rest], state.left, terms, state.weights)
-            outs, state = [out], state._replace(left=left)
+            terms = tuple(part[:, :, j + 1 : j + 1 + rest] for part in state.terms)
+            out, left = self._columns(pixels[:, None, :rest], state.left, terms, state.weights)
+            outs, state = [out.squeeze(1)], state._replace(left=left)
         state = state._replace(row=(*state.row, pixels[:, : rest + 1]))
         if rest < pixels.shape[1]:
             out, state = self._begin(torch.cat(state.row, 1), pixels[:, rest + 1 :], state, i + 1)
@@ -273,20 +272,20 @@ class PixelCNN(ReadsSource):
 
         Returns the outputs (B, n + 1, W) at the first pixel of the row and at the pixel after each one read.
         """
-        columns, rows = self.image_shape[2], len(pixels)
+        columns = self.image_shape[2]
         full, cut = divmod(pixels.shape[1], columns)
-        image, last = pixels[:, : full * columns].unflatten(1, (full, columns)), pixels[:, full * columns :]
+        image, last = pixels[:, : full * columns].unflatten(1, (full, columns)), pixels[:, None, full * columns :]
         terms, seen = self._rows(torch.cat([above.unsqueeze(1), image], 1), state, first)
         outs = []
         if full:  # all complete rows at once, because the vertical stack has read what is above them
-            inputs, parts = _left_of(image).flatten(0, 1), tuple(part[:, :-1].flatten(0, 1) for part in terms)
-            out, _ = self._columns(inputs, self._edge(inputs), parts, state.weights)
-            outs.append(out.unflatten(0, (rows, full)).flatten(1, 2))
-        terms, inputs = tuple(part[:, -1] for part in terms), pad(last, (0, 0, 1, 0))
-        parts = tuple(part[:, : cut + 1] for part in terms)
+            inputs = _left_of(image)
+            out, _ = self._columns(inputs, self._edge(inputs), tuple(part[:, :-1] for part in terms), state.weights)
+            outs.append(out.flatten(1, 2))
+        terms, inputs = tuple(part[:, -1:] for part in terms), pad(last, (0, 0, 1, 0))
+        parts = tuple(part[:, :, : cut + 1] for part in terms)
         out, left = self._columns(inputs, self._edge(inputs), parts, state.weights)
-        state = state._replace(row=(last,) if cut else (), left=left, terms=terms, above=seen)
-        return torch.cat([*outs, out], 1) if outs else out, state
+        state = state._replace(row=(last.squeeze(1),) if cut else (), left=left, terms=terms, above=seen)
+        return torch.cat([*outs, out.squeeze(1)], 1), state
 
     def _rows(self, x: Tensor, state: PixelCNNState, first: int) -> tuple[Tensors, Tensors]:
         """Runs the vertical stack on R rows from ``first`` on, given the encoded rows x (B, R, columns, F) one above each.
@@ -305,23 +304,27 @@ class PixelCNN(ReadsSource):
         return tuple(terms), tuple(seen)
 
     def _columns(self, x: Tensor, left: Tensors, terms: Tensors, weights: list[Tensors]) -> tuple[Tensor, Tensors]:
-        """Runs the horizontal stack on m pixels of N rows, given the pixels x (N, m, F) one to the left of each.
+        """Runs the horizontal stack on m pixels of R rows, given the pixels x (B, R, m, F) one to the left of each.
 
-        Returns the outputs (N, m, W), and the last pixels that each layer read.
+        Returns the outputs (B, R, m, W), and the last pixels that each layer read.
         """
-        rows, sites, _ = x.shape
-        x = torch.cat([left[0], x], 1)
-        h, seen = torch.addmm(weights[0][1], taps(x, sites), weights[0][0]).unflatten(0, (rows, sites)), [x[:, sites:]]
+        sites = x.shape[2]
+        x = torch.cat([left[0], x], 2)
+        if x.shape[1] == sites == 1:
+            h = torch.addmm(weights[0][1], x.flatten(1), weights[0][0])[:, None, None]
+        else:
+            h = convolved(x, self.left)
+        seen = [x[:, :, sites:]]
         for k, layer in enumerate(self.layers):
-            x = torch.cat([left[k + 1], h], 1)
-            h = layer.horizontal(taps(x, sites), h, terms[k], weights[k + 1])
-            seen.append(x[:, sites:])
+            x = torch.cat([left[k + 1], h], 2)
+            h = layer.horizontal(x, h, terms[k], weights[k + 1])
+            seen.append(x[:, :, sites:])
         return h, tuple(seen)
 
     def _edge(self, x: Tensor) -> Tensors:
-        """Returns what the horizontal stack has read before the first column: zeros, for N rows x (N, m, F)."""
-        first = x.new_zeros(len(x), self.first_kernel // 2 - 1, x.shape[2])
-        return first, *[x.new_zeros(len(x), self.kernel // 2, self.width)] * self.depth
+        """Returns what the horizontal stack has read before the first column: zeros, for R rows x (B, R, m, F)."""
+        first = x.new_zeros(*x.shape[:2], self.first_kernel // 2 - 1, x.shape[3])
+        return first, *[x.new_zeros(*x.shape[:2], self.kernel // 2, self.width)] * self.depth
 
     def _phi(self, outs: Tensor, pixels: Tensor, begin: int, end: int) -> Tensor:
         """Returns phi (B, S, P) of sites begin ... end - 1, from the outputs (B, N, W) and channels (B, N, C, E) of N pixels."""

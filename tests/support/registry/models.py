@@ -67,6 +67,13 @@ DISTRIBUTIONS = {
     "Autoregressive categories": chained(
         lambda: h.Categorical(3), 4, lambda P: gx.conditioners.NADE(4, P, site=3, hidden=6)
     ),
+    "Autoregressive pixels": chained(
+        h.Bernoulli,
+        8,
+        lambda P: gx.conditioners.PixelCNN((2, 2, 2), P, width=4, depth=1, context=2),
+        context=2,
+        event_shape=(2, 2, 2),
+    ),
     "Autoregressive counts": chained(h.Poisson, 3),
     "Autoregressive levels": chained(lambda: h.DiscretizedLogistic(4, 2), 3, context=1),
     "Autoregressive nested": chained(nested, 2),

@@ -10,7 +10,7 @@ pixels, p(x) = prod_t p(x_t | x_1 ... x_{t-1}), in raster order. The distributio
 pixel is a mixture of five discretised logistic distributions:
 
 * PixelCNN: gated convolutions that read the pixels above and to the left;
-* rows: a GRU reads whole rows, and a MADE reads the earlier pixels within a row;
+* Recurrence: a GRU reads whole rows, and a MADE reads the earlier pixels within a row;
 * MADE: a masked dense network.
 
 Two models are flows, densities p(y) of dequantised images y = (x + u) / 17, where u is
@@ -97,7 +97,7 @@ def made(head: gx.Head) -> gx.Autoregressive:
     return gx.Autoregressive(net, head, SHAPE)
 
 
-MASS_FUNCTIONS = {"PixelCNN": pixel_cnn, "rows": row_recurrence, "MADE": made}
+MASS_FUNCTIONS = {"PixelCNN": pixel_cnn, "Recurrence": row_recurrence, "MADE": made}
 
 
 def nsf(images: Tensor) -> gx.Flow:
@@ -203,7 +203,7 @@ def row_of_table(name: str, found: Found, fit: gx.FitResult, sampling: float) ->
     bits = ("" if found.tighter is None else "<= ") + mean_and_error(found.bits)
     tighter = "" if found.tighter is None else "<= " + mean_and_error(found.tighter)
     lower = "" if found.lower is None else mean_and_error(found.lower)
-    return f"{name:<10}{bits:>19}{tighter:>19}{lower:>17}{fit.seconds:>8.0f}{sampling:>9.2f}"
+    return f"{name:<11}{bits:>19}{tighter:>19}{lower:>17}{fit.seconds:>8.0f}{sampling:>11.2f}"
 
 
 def draw_completions(axes: plt.Axes, test: Tensor, found: dict[str, Found]) -> None:
@@ -275,8 +275,8 @@ def main() -> None:
     train, validation, test = digits()
     passes, draws = (1, 2) if args.smoke_test else (100, 64)
 
-    print(f"\n{'bits per pixel:':<16}{'bits':>13}{'tighter':>19}{'lower':>17}", end="")
-    print(f"{'fit, s':>8}{'sample, s':>9}", flush=True)
+    print(f"\n{'bits per pixel:':<17}{'bits':>13}{'tighter':>19}{'lower':>17}", end="")
+    print(f"{'fit, s':>8}{'sample, s':>11}", flush=True)
     found = {}
     for name in [*MASS_FUNCTIONS, *FLOWS]:
         torch.manual_seed(args.seed)

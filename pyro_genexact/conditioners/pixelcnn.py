@@ -69,9 +69,9 @@ class PixelCNN(ReadsSource):
         v_ij = sum_{0 < a <= K // 2, |b| <= K // 2} A_ab z_{i-a, j+b} + r_i + s_j,
         h_ij = sum_{0 < b <= K // 2} B_b z_{i, j-b} + B_0,
         v_ij <- v_ij + M gate(sum_{0 <= a <= n, |b| <= n} V_ab v_{i-a, j+b} + c),
-        h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = tanh(a / 2) sigmoid(b).
+        h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = a sigmoid(b).
 
-    Lines 3 and 4 are one layer. The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The
+    Lines 3 and 4 are one layer. The gates are those of gated linear units, as in PixelCNN++. The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The
     terms r_i and s_j are learned for each row and column. A network of one hidden layer per channel computes phi from
     h_ij and the channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
     ``context=Source(C)``, h_ij attends to the steps of the source after the last layer, as in
@@ -105,8 +105,10 @@ class PixelCNN(ReadsSource):
             ``dropout`` is outside [0, 1), or ``context`` is of another kind. In calls, for another number of sites,
             categories out of range, a context of another width, and a number of rows other than the state's.
 
-    References: van den Oord et al., "Conditional image generation with PixelCNN decoders", NeurIPS 2016; Ramachandran
-    et al., "Fast generation for convolutional autoregressive models", 2017 (caches).
+    References: van den Oord et al., "Conditional image generation with PixelCNN decoders", NeurIPS 2016 (stacks);
+    Dauphin et al., "Language modeling with gated convolutional networks", ICML 2017 (gates); Salimans et al.,
+    "PixelCNN++", ICLR 2017; Ramachandran et al., "Fast generation for convolutional autoregressive models", 2017
+    (caches).
 
     Example:
         >>> import torch

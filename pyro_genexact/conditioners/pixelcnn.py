@@ -71,9 +71,10 @@ class PixelCNN(ReadsSource):
         v_ij <- v_ij + M gate(sum_{0 <= a <= n, |b| <= n} V_ab v_{i-a, j+b} + c),
         h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = a sigmoid(b).
 
-    Lines 3 and 4 are one layer. The gates are those of gated linear units, as in PixelCNN++. The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The
-    terms r_i and s_j are learned for each row and column. A network of one hidden layer per channel computes phi from
-    h_ij and the channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
+    Lines 3 and 4 are one layer. The gates are gated linear units, as in PixelCNN++; the first PixelCNNs have
+    tanh(a) sigmoid(b). The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The terms r_i and
+    s_j are learned for each row and column. A network of one hidden layer per channel computes phi from h_ij and the
+    channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
     ``context=Source(C)``, h_ij attends to the steps of the source after the last layer, as in
     :class:`~pyro_genexact.conditioners.Recurrent`.
 

@@ -73,9 +73,9 @@ class PixelCNN(ReadsSource):
 
     Lines 3 and 4 are one layer. The gates are gated linear units, as in PixelCNN++; the first PixelCNNs have
     tanh(a) sigmoid(b). The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The terms r_i and
-    s_j are learned for each row and column. A network of one hidden layer per channel computes phi from h_ij and the
-    channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
-    ``context=Source(C)``, h_ij attends to the steps of the source after the last layer, as in
+    s_j are learned for each row and column. A network of one hidden layer per channel computes phi from norm(h_ij)
+    and the channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
+    ``context=Source(C)``, norm(h_ij) attends to the steps of the source after the last layer, as in
     :class:`~pyro_genexact.conditioners.Recurrent`.
 
     Site t reads the sites to the left that are at most K // 2 + depth * n pixels away, and those in as many rows above,
@@ -157,6 +157,7 @@ class PixelCNN(ReadsSource):
         self.of_column = nn.Parameter(0.3 * torch.randn(columns, width))
         self.layers: Any = nn.ModuleList(PixelLayer(width, kernel, depth, self.dropout) for _ in range(depth))
         self.read_context = nn.Linear(kind.joined, depth * 4 * width, bias=False) if kind.joined else None
+        self.norm = nn.LayerNorm(width)
         self.add_source(width)
         self.hidden = nn.ModuleList(nn.Linear(width + c * encoded, width) for c in range(channels))
         self.last = nn.ModuleList(small_linear(width, num_params) for _ in range(channels))
@@ -322,7 +323,7 @@ class PixelCNN(ReadsSource):
             x = torch.cat([left[k + 1], h], 2)
             h = layer.horizontal(x, h, terms[k], weights[k + 1])
             seen.append(x[:, :, sites:])
-        return h, tuple(seen)
+        return self.norm(h), tuple(seen)
 
     def _edge(self, x: Tensor) -> Tensors:
         """Returns what the horizontal stack has read before the first column: zeros, for R rows x (B, R, m, F)."""
@@ -340,7 +341,7 @@ class PixelCNN(ReadsSource):
 
     def _channel(self, c: int, out: Tensor, pixels: Tensor) -> Tensor:
         """Returns the parameters (B, n, P) of channel c, which reads the output and the channels before it."""
-        inputs = torch.cat([silu(out), pixels[:, :, :c].flatten(2)], -1) if c else silu(out)
+        inputs = torch.cat([out, pixels[:, :, :c].flatten(2)], -1) if c else out
         return self.last[c](silu(self.hidden[c](inputs)))
 
 

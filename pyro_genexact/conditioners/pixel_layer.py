@@ -32,7 +32,7 @@ class PixelLayer(nn.Module):
         return matrix(self.left), self.mix.weight.t()
 
     def vertical(self, x: Tensor, v: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Maps rows v (B, R, columns, W), which x (B, n + R, columns, W) ends with, to rows and terms of the gates."""
+        """Maps rows v (B, R, W, D), which x (B, n + R, W, D) ends with, to rows and terms of the gates."""
         gates = convolved(x, self.above)
         if context is not None:
             context = context[:, None, None]
@@ -42,7 +42,7 @@ class PixelLayer(nn.Module):
         return v, terms if context is None else terms + context[..., gates.shape[-1] :]
 
     def horizontal(self, x: Tensor, h: Tensor, terms: Tensor, weights: Tensors) -> Tensor:
-        """Maps pixels h (B, R, m, W), which x (B, R, n + m, W) ends with, to pixels, given the terms (B, R, m, 2 W)."""
+        """Maps pixels h (B, R, m, D), which x (B, R, n + m, D) ends with, to pixels, given the terms (B, R, m, 2 D)."""
         if h.shape[1:3] == (1, 1):
             gates = torch.addmm(terms.flatten(0, 2), x.flatten(1), weights[0])
             out = torch.addmm(h.flatten(0, 2), dropped(glu(gates), self), weights[1])

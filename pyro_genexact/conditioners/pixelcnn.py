@@ -24,19 +24,19 @@ from .steps import ReadsSource
 class PixelCNNState(NamedTuple):
     """State of a :class:`PixelCNN`, which has read B rows up to some channel of the pixel at row i and column j.
 
-    In the shapes, W is the width of the layers, n is ``kernel // 2``, and F is the number of features of a pixel.
+    In the shapes, D is the width of the layers, n is ``kernel // 2``, and F is the number of features of a pixel.
 
     Attributes:
         position: number of sites read so far.
         version: list with the number of sites that the latest state of this evaluation has read.
         channels: (B, c, features of a channel), the encoded channels of pixel (i, j) that have been read.
-        out: (B, 1, W), the output of the layers at pixel (i, j).
+        out: (B, 1, D), the output of the layers at pixel (i, j).
         row: (B, pixels, F), the encoded pixels of row i to the left of column j, in parts.
-        left: for each layer, the last pixels (B, 1, n, W) that its horizontal convolution read.
-        terms: for each layer, what the vertical stack adds to the gates of row i, (B, 1, columns, 2 W).
-        above: for each layer, the last rows (B, n, columns, W) that its vertical convolution read.
-        context: (B, layers, 4 W), what the context adds to the gates, or None.
-        source: (B, S, W), the encoded source, or None.
+        left: for each layer, the last pixels (B, 1, n, D) that its horizontal convolution read.
+        terms: for each layer, what the vertical stack adds to the gates of row i, (B, 1, W, 2 D).
+        above: for each layer, the last rows (B, n, W, D) that its vertical convolution read.
+        context: (B, depth, 4 D), what the context adds to the gates, or None.
+        source: (B, S, D), the encoded source, or None.
         allowed: (B, 1, S), Boolean, the source steps that a row attends to; None for all.
         weights: the transposed weights of the horizontal stack.
         grad: whether ``weights`` were computed with grad.
@@ -81,10 +81,10 @@ class PixelCNN(ReadsSource):
     Site t reads the sites to the left that are at most K // 2 + depth * n pixels away, and those in as many rows above,
     as far to both sides.
 
-    Cost: for L layers of width F, ``forward`` takes O(B H W L k^2 F^2) operations, in parallel over the sites.
+    Cost: for L layers of width D, ``forward`` takes O(B H W L k^2 D^2) operations, in parallel over the sites.
     ``extend`` evaluates the readout for each new channel, one column of the horizontal stack for each new pixel, and one
     row of the vertical stack for each new row; whole rows of a chunk are evaluated in parallel. A state holds the last n
-    pixels and rows of each layer: about L W F (n + 2) numbers per row of the batch. Buffers are never written in place.
+    pixels and rows of each layer: about L W D (n + 2) numbers per row of the batch. Buffers are never written in place.
     ``start`` reads the weights of the horizontal stack; hooks on its parts do not run.
 
     Args:
@@ -92,7 +92,7 @@ class PixelCNN(ReadsSource):
         num_params: P, the number of parameters per site.
         site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, or an integer V for categories
             0 ... V-1, which are embedded.
-        width: F, the width of both stacks.
+        width: D, the width of both stacks.
         depth: L, the number of layers.
         kernel: k, the size of the kernels of the layers, an odd number.
         first_kernel: K, the size of the kernels that read the pixels, an odd number of at least 3.
@@ -257,7 +257,7 @@ class PixelCNN(ReadsSource):
         return [(matrix(self.left), self.left.bias), *(layer.weights() for layer in self.layers)]
 
     def _read(self, pixels: Tensor, state: PixelCNNState, first: int) -> tuple[Tensor, PixelCNNState]:
-        """Reads the pixels (B, n, F) from index ``first`` on; returns the outputs (B, n, W) at the pixels after each."""
+        """Reads the pixels (B, n, F) from index ``first`` on; returns the outputs (B, n, D) at the pixels after each."""
         i, j = divmod(first, self.image_shape[2])
         rest = min(pixels.shape[1], self.image_shape[2] - 1 - j)  # the number of outputs in row i
         outs = []
@@ -272,9 +272,9 @@ class PixelCNN(ReadsSource):
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1), state
 
     def _begin(self, above: Tensor, pixels: Tensor, state: PixelCNNState, first: int) -> tuple[Tensor, PixelCNNState]:
-        """Begins row ``first`` below the row ``above`` (B, columns, F), and reads pixels (B, n, F) of it and later rows.
+        """Begins row ``first`` below the row ``above`` (B, W, F), and reads pixels (B, n, F) of it and later rows.
 
-        Returns the outputs (B, n + 1, W) at the first pixel of the row and at the pixel after each one read.
+        Returns the outputs (B, n + 1, D) at the first pixel of the row and at the pixel after each one read.
         """
         columns = self.image_shape[2]
         full, cut = divmod(pixels.shape[1], columns)
@@ -292,9 +292,9 @@ class PixelCNN(ReadsSource):
         return torch.cat([*outs, out.squeeze(1)], 1), state
 
     def _rows(self, x: Tensor, state: PixelCNNState, first: int) -> tuple[Tensors, Tensors]:
-        """Runs the vertical stack on R rows from ``first`` on, given the encoded rows x (B, R, columns, F) one above each.
+        """Runs the vertical stack on R rows from ``first`` on, given the encoded rows x (B, R, W, F) one above each.
 
-        Returns for each layer the terms (B, R, columns, 2 W) of the gates, and the last rows that it read.
+        Returns for each layer the terms (B, R, W, 2 D) of the gates, and the last rows that it read.
         """
         rows = x.shape[1]
         x = torch.cat([state.above[0], x], 1)
@@ -310,7 +310,7 @@ class PixelCNN(ReadsSource):
     def _columns(self, x: Tensor, left: Tensors, terms: Tensors, weights: list[Tensors]) -> tuple[Tensor, Tensors]:
         """Runs the horizontal stack on m pixels of R rows, given the pixels x (B, R, m, F) one to the left of each.
 
-        Returns the outputs (B, R, m, W), and the last pixels that each layer read.
+        Returns the outputs (B, R, m, D), and the last pixels that each layer read.
         """
         sites = x.shape[2]
         x = torch.cat([left[0], x], 2)
@@ -331,7 +331,7 @@ class PixelCNN(ReadsSource):
         return first, *[x.new_zeros(*x.shape[:2], self.kernel // 2, self.width)] * self.depth
 
     def _phi(self, outs: Tensor, pixels: Tensor, begin: int, end: int) -> Tensor:
-        """Returns phi (B, S, P) of sites begin ... end - 1, from the outputs (B, N, W) and channels (B, N, C, E) of N pixels."""
+        """Returns phi (B, S, P) of sites begin ... end - 1, from the outputs (B, N, D) and channels (B, N, C, E) of N pixels."""
         channels = self.image_shape[0]
         if end - begin == 1:
             p, c = divmod(begin, channels)
@@ -362,5 +362,5 @@ def _inside(pixels: Tensor) -> Tensor:
 
 
 def _left_of(image: Tensor) -> Tensor:
-    """Returns the pixels to the left of those of rows (B, R, columns, F), zero at the first column."""
+    """Returns the pixels to the left of those of rows (B, R, W, F), zero at the first column."""
     return pad(image[:, :, :-1], (0, 0, 1, 0))

@@ -24,19 +24,19 @@ from .steps import ReadsSource
 class PixelCNNState(NamedTuple):
     """State of a :class:`PixelCNN`, which has read B rows up to some channel of the pixel at row i and column j.
 
-    In the shapes, W is the width of the layers, n is ``kernel // 2``, and F is the number of features of a pixel.
+    In the shapes, D is the width of the layers, n is ``kernel // 2``, and F is the number of features of a pixel.
 
     Attributes:
         position: number of sites read so far.
         version: list with the number of sites that the latest state of this evaluation has read.
         channels: (B, c, features of a channel), the encoded channels of pixel (i, j) that have been read.
-        out: (B, 1, W), the output of the layers at pixel (i, j).
+        out: (B, 1, D), the output of the layers at pixel (i, j).
         row: (B, pixels, F), the encoded pixels of row i to the left of column j, in parts.
-        left: for each layer, the last pixels (B, 1, n, W) that its horizontal convolution read.
-        terms: for each layer, what the vertical stack adds to the gates of row i, (B, 1, columns, 2 W).
-        above: for each layer, the last rows (B, n, columns, W) that its vertical convolution read.
-        context: (B, layers, 4 W), what the context adds to the gates, or None.
-        source: (B, S, W), the encoded source, or None.
+        left: for each layer, the last pixels (B, 1, n, D) that its horizontal convolution read.
+        terms: for each layer, what the vertical stack adds to the gates of row i, (B, 1, W, 2 D).
+        above: for each layer, the last rows (B, n, W, D) that its vertical convolution read.
+        context: (B, depth, 4 D), what the context adds to the gates, or None.
+        source: (B, S, D), the encoded source, or None.
         allowed: (B, 1, S), Boolean, the source steps that a row attends to; None for all.
         weights: the transposed weights of the horizontal stack.
         grad: whether ``weights`` were computed with grad.
@@ -69,21 +69,22 @@ class PixelCNN(ReadsSource):
         v_ij = sum_{0 < a <= K // 2, |b| <= K // 2} A_ab z_{i-a, j+b} + r_i + s_j,
         h_ij = sum_{0 < b <= K // 2} B_b z_{i, j-b} + B_0,
         v_ij <- v_ij + M gate(sum_{0 <= a <= n, |b| <= n} V_ab v_{i-a, j+b} + c),
-        h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = tanh(a / 2) sigmoid(b).
+        h_ij <- h_ij + N gate(sum_{0 <= b <= n} U_b h_{i, j-b} + D v_ij + d),     gate([a, b]) = a sigmoid(b).
 
-    Lines 3 and 4 are one layer. The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The
-    terms r_i and s_j are learned for each row and column. A network of one hidden layer per channel computes phi from
-    h_ij and the channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
-    ``context=Source(C)``, h_ij attends to the steps of the source after the last layer, as in
+    Lines 3 and 4 are one layer. The gates are gated linear units, as in PixelCNN++; the first PixelCNNs have
+    tanh(a) sigmoid(b). The convolutions read zeros outside the image, and z_ij contains a 1 inside it. The terms r_i and
+    s_j are learned for each row and column. A network of one hidden layer per channel computes phi from norm(h_ij)
+    and the channels of the same pixel before it. A vector context adds linear terms to c and d in each layer. With
+    ``context=Source(C)``, norm(h_ij) attends to the steps of the source after the last layer, as in
     :class:`~pyro_genexact.conditioners.Recurrent`.
 
     Site t reads the sites to the left that are at most K // 2 + depth * n pixels away, and those in as many rows above,
     as far to both sides.
 
-    Cost: for L layers of width F, ``forward`` takes O(B H W L k^2 F^2) operations, in parallel over the sites.
+    Cost: for L layers of width D, ``forward`` takes O(B H W L k^2 D^2) operations, in parallel over the sites.
     ``extend`` evaluates the readout for each new channel, one column of the horizontal stack for each new pixel, and one
     row of the vertical stack for each new row; whole rows of a chunk are evaluated in parallel. A state holds the last n
-    pixels and rows of each layer: about L W F (n + 2) numbers per row of the batch. Buffers are never written in place.
+    pixels and rows of each layer: about L W D (n + 2) numbers per row of the batch. Buffers are never written in place.
     ``start`` reads the weights of the horizontal stack; hooks on its parts do not run.
 
     Args:
@@ -91,7 +92,7 @@ class PixelCNN(ReadsSource):
         num_params: P, the number of parameters per site.
         site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, or an integer V for categories
             0 ... V-1, which are embedded.
-        width: F, the width of both stacks.
+        width: D, the width of both stacks.
         depth: L, the number of layers.
         kernel: k, the size of the kernels of the layers, an odd number.
         first_kernel: K, the size of the kernels that read the pixels, an odd number of at least 3.
@@ -105,8 +106,10 @@ class PixelCNN(ReadsSource):
             ``dropout`` is outside [0, 1), or ``context`` is of another kind. In calls, for another number of sites,
             categories out of range, a context of another width, and a number of rows other than the state's.
 
-    References: van den Oord et al., "Conditional image generation with PixelCNN decoders", NeurIPS 2016; Ramachandran
-    et al., "Fast generation for convolutional autoregressive models", 2017 (caches).
+    References: van den Oord et al., "Conditional image generation with PixelCNN decoders", NeurIPS 2016 (stacks);
+    Dauphin et al., "Language modeling with gated convolutional networks", ICML 2017 (gates); Salimans et al.,
+    "PixelCNN++", ICLR 2017; Ramachandran et al., "Fast generation for convolutional autoregressive models", 2017
+    (caches).
 
     Example:
         >>> import torch
@@ -154,6 +157,7 @@ class PixelCNN(ReadsSource):
         self.of_column = nn.Parameter(0.3 * torch.randn(columns, width))
         self.layers: Any = nn.ModuleList(PixelLayer(width, kernel, depth, self.dropout) for _ in range(depth))
         self.read_context = nn.Linear(kind.joined, depth * 4 * width, bias=False) if kind.joined else None
+        self.norm = nn.LayerNorm(width)
         self.add_source(width)
         self.hidden = nn.ModuleList(nn.Linear(width + c * encoded, width) for c in range(channels))
         self.last = nn.ModuleList(small_linear(width, num_params) for _ in range(channels))
@@ -253,7 +257,7 @@ class PixelCNN(ReadsSource):
         return [(matrix(self.left), self.left.bias), *(layer.weights() for layer in self.layers)]
 
     def _read(self, pixels: Tensor, state: PixelCNNState, first: int) -> tuple[Tensor, PixelCNNState]:
-        """Reads the pixels (B, n, F) from index ``first`` on; returns the outputs (B, n, W) at the pixels after each."""
+        """Reads the pixels (B, n, F) from index ``first`` on; returns the outputs (B, n, D) at the pixels after each."""
         i, j = divmod(first, self.image_shape[2])
         rest = min(pixels.shape[1], self.image_shape[2] - 1 - j)  # the number of outputs in row i
         outs = []
@@ -268,9 +272,9 @@ class PixelCNN(ReadsSource):
         return outs[0] if len(outs) == 1 else torch.cat(outs, 1), state
 
     def _begin(self, above: Tensor, pixels: Tensor, state: PixelCNNState, first: int) -> tuple[Tensor, PixelCNNState]:
-        """Begins row ``first`` below the row ``above`` (B, columns, F), and reads pixels (B, n, F) of it and later rows.
+        """Begins row ``first`` below the row ``above`` (B, W, F), and reads pixels (B, n, F) of it and later rows.
 
-        Returns the outputs (B, n + 1, W) at the first pixel of the row and at the pixel after each one read.
+        Returns the outputs (B, n + 1, D) at the first pixel of the row and at the pixel after each one read.
         """
         columns = self.image_shape[2]
         full, cut = divmod(pixels.shape[1], columns)
@@ -288,9 +292,9 @@ class PixelCNN(ReadsSource):
         return torch.cat([*outs, out.squeeze(1)], 1), state
 
     def _rows(self, x: Tensor, state: PixelCNNState, first: int) -> tuple[Tensors, Tensors]:
-        """Runs the vertical stack on R rows from ``first`` on, given the encoded rows x (B, R, columns, F) one above each.
+        """Runs the vertical stack on R rows from ``first`` on, given the encoded rows x (B, R, W, F) one above each.
 
-        Returns for each layer the terms (B, R, columns, 2 W) of the gates, and the last rows that it read.
+        Returns for each layer the terms (B, R, W, 2 D) of the gates, and the last rows that it read.
         """
         rows = x.shape[1]
         x = torch.cat([state.above[0], x], 1)
@@ -306,7 +310,7 @@ class PixelCNN(ReadsSource):
     def _columns(self, x: Tensor, left: Tensors, terms: Tensors, weights: list[Tensors]) -> tuple[Tensor, Tensors]:
         """Runs the horizontal stack on m pixels of R rows, given the pixels x (B, R, m, F) one to the left of each.
 
-        Returns the outputs (B, R, m, W), and the last pixels that each layer read.
+        Returns the outputs (B, R, m, D), and the last pixels that each layer read.
         """
         sites = x.shape[2]
         x = torch.cat([left[0], x], 2)
@@ -319,7 +323,7 @@ class PixelCNN(ReadsSource):
             x = torch.cat([left[k + 1], h], 2)
             h = layer.horizontal(x, h, terms[k], weights[k + 1])
             seen.append(x[:, :, sites:])
-        return h, tuple(seen)
+        return self.norm(h), tuple(seen)
 
     def _edge(self, x: Tensor) -> Tensors:
         """Returns what the horizontal stack has read before the first column: zeros, for R rows x (B, R, m, F)."""
@@ -327,7 +331,7 @@ class PixelCNN(ReadsSource):
         return first, *[x.new_zeros(*x.shape[:2], self.kernel // 2, self.width)] * self.depth
 
     def _phi(self, outs: Tensor, pixels: Tensor, begin: int, end: int) -> Tensor:
-        """Returns phi (B, S, P) of sites begin ... end - 1, from the outputs (B, N, W) and channels (B, N, C, E) of N pixels."""
+        """Returns phi (B, S, P) of sites begin ... end - 1, from the outputs (B, N, D) and channels (B, N, C, E) of N pixels."""
         channels = self.image_shape[0]
         if end - begin == 1:
             p, c = divmod(begin, channels)
@@ -337,7 +341,7 @@ class PixelCNN(ReadsSource):
 
     def _channel(self, c: int, out: Tensor, pixels: Tensor) -> Tensor:
         """Returns the parameters (B, n, P) of channel c, which reads the output and the channels before it."""
-        inputs = torch.cat([silu(out), pixels[:, :, :c].flatten(2)], -1) if c else silu(out)
+        inputs = torch.cat([out, pixels[:, :, :c].flatten(2)], -1) if c else out
         return self.last[c](silu(self.hidden[c](inputs)))
 
 
@@ -358,5 +362,5 @@ def _inside(pixels: Tensor) -> Tensor:
 
 
 def _left_of(image: Tensor) -> Tensor:
-    """Returns the pixels to the left of those of rows (B, R, columns, F), zero at the first column."""
+    """Returns the pixels to the left of those of rows (B, R, W, F), zero at the first column."""
     return pad(image[:, :, :-1], (0, 0, 1, 0))

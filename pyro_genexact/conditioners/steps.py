@@ -43,9 +43,11 @@ class StepState(NamedTuple):
 
 
 class ReadsSource(Conditioner):
-    """Base class of networks whose outputs h_t attend to a source, if there is one.
+    """Base class of networks whose outputs h_t, of width H, attend to the steps x_s of a source, if there is one.
 
-    h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H))
+        h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)).
+
+    A subclass calls :meth:`add_source` when it is constructed.
     """
 
     def add_source(self, outputs: int) -> None:

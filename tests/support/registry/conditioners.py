@@ -102,7 +102,7 @@ CONDITIONERS = {
         StateSpace, 3, 3, kind="selective", width=6, depth=1, state=3, context=Source(2)
     ),
     "PixelCNN": pixelcnn((1, 3, 3), context=2),
-    "PixelCNN channels": pixelcnn((2, 2, 3)),
+    "PixelCNN channels": pixelcnn((2, 2, 3), 4, site=(2,)),
     "PixelCNN categories, channels, context": pixelcnn((3, 2, 2), 4, site=4, kernel=5, depth=1, context=2),
     "PixelCNN source": pixelcnn((1, 2, 4), kernel=1, first_kernel=7, depth=1, context=Source(2)),
     "PixelCNN categories, source padded": pixelcnn((2, 2, 2), 3, site=3, depth=1, context=Source(2)),

@@ -148,7 +148,6 @@ def binary(name: str, data: Path, progress: bool) -> None:
     report(name, model, figure(sign * log_prob(few, test)), time.perf_counter() - start, result)
 
 
-<<<<<<< HEAD
 def print_curve(name: str, minutes: Iterable[float], result: gx.FitResult) -> None:
     curve = [f"{at:.1f}: {-nats:.2f}" for at, nats in zip(minutes, result.validation, strict=True)]
     print(f"{name}, minutes and nats of held-out training rows: {', '.join(curve)}", flush=True)
@@ -189,7 +188,8 @@ def mnist_rows(name: str, data: Path, progress: bool) -> None:
         print_curve(name, minutes, result)
     mixture = np.logaddexp(*scores) - math.log(2)
     report(name, "mixture of both", figure(-mixture), time.perf_counter() - start)
-=======
+
+
 class Timed(gx.Autoregressive):
     """A model that stores the times at which validations began: in each epoch one of its weights, one of their average."""
 
@@ -215,7 +215,6 @@ def pixelcnn(name: str, data: Path, progress: bool) -> None:
     print_curve(name, [(t - start) / 60 for t in model.times[::2]], result)
     described = f"PixelCNN(width {PIXELS.width}, depth {PIXELS.depth})"
     report(name, described, figure(-log_prob(model, valid)), time.perf_counter() - start, result)
->>>>>>> pixelcnn
 
 
 def pieces(data: Path, part: str, longest: int = 160) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from pyro_genexact.transforms import AutoregressiveTransform, Chain, Inverse
 LEVELS, SIDE = 17, 8
 SPLINE = partial(gx.heads.RationalQuadraticSpline, 8, 5.0)
 SIZES: dict[str, dict[str, Any]] = {
-    "affine": {"patch": 2, "transforms": 4, "width": 64, "depth": 2},
+    "affine": {"patch": 2, "transforms": 6, "width": 64, "depth": 1},
     "spline": {"patch": 2, "transforms": 3, "width": 64, "depth": 2, "head": SPLINE},
 }
 

@@ -160,7 +160,8 @@ def score_mass_function(model: gx.Autoregressive, test: Tensor) -> Found:
 
 
 def dequantised(images: Tensor) -> Tensor:
-    return (images + torch.rand(images.shape)) / LEVELS
+    y = (images + torch.rand(images.shape)) / LEVELS
+    return y.clamp(1e-6, 1 - 1e-6)  # rounding may give 0 or 1
 
 
 def fit_flow(

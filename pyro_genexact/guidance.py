@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Guided(DistributionModule):
     Raises:
         TypeError: if ``module`` is not a :class:`DistributionModule`, or a number is none.
         ValueError: if the context of the module is not a vector, if none of its conditioners reads it, or if ``rate``
-            is outside [0, 1].
+            is outside [0, 1] or ``weight`` not finite.
 
     Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022.
 
@@ -56,6 +57,8 @@ class Guided(DistributionModule):
         check_sizes(1, **{"module.context": module.context})
         if not 0 <= rate <= 1:
             raise ValueError(f"Expected 0 <= rate <= 1; got {rate}.")
+        if not isfinite(weight):
+            raise ValueError(f"Expected weight to be finite; got {weight}.")
         if not _places(module, module.context):
             raise ValueError(
                 f"Expected module with a conditioner of context={module.context}; got {type(module).__name__} without."

@@ -110,6 +110,7 @@ def test_fit_learns_both():
         (lambda: gx.Guided(HEAD), TypeError, "Expected module to be of class DistributionModule; got Categorical"),
         (lambda: gx.Guided(gx.flows.maf(2)), ValueError, "Expected module.context to be an integer >= 1; got 0."),
         (lambda: gx.Guided(names(), rate=1.5), ValueError, "Expected 0 <= rate <= 1; got 1.5."),
+        (lambda: gx.Guided(names(), weight=float("nan")), ValueError, "Expected weight to be finite; got nan."),
         (lambda: gx.Guided(names(), weight="2"), TypeError, "Expected weight to be a number; got '2'."),
         (
             lambda: gx.Guided(gx.flows.realnvp(2, 3)),

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from ..base import Head
 from ..conditioners.attention import Transformer
+from ..contexts import Source, kind_of
 from ..core.checks import check_sizes
 from ..heads.bijections import Affine
 from ..transforms.autoregressive import AutoregressiveTransform
@@ -25,7 +26,7 @@ from .build import completed, new_head
 def tarflow(
     image_shape: Sequence[int],
     patch: int,
-    context: int = 0,
+    context: int | Source = 0,
     *,
     transforms: int = 4,
     width: int = 64,
@@ -56,7 +57,7 @@ def tarflow(
         image_shape: (C, H, W) or (H, W).
         patch: p, the side of the patches in pixels. A block treats the d = C p^2 numbers of a patch as independent
             given the earlier patches; p = 1 models small images best and costs the most.
-        context: C, the number of context features, such as a one-hot class; 0 for none.
+        context: C, the number of context features, such as a one-hot class; 0 for none; or ``Source(C)``.
         transforms: the number of blocks.
         width: width of the residual stream of the Transformers.
         depth: the number of layers of each Transformer.
@@ -90,6 +91,7 @@ def tarflow(
         torch.Size([2, 3, 8, 8])
     """
     check_sizes(1, transforms=transforms)
+    kind_of(context, Source)  # covariates of patches would have another order in every other block
     cut = Patches(image_shape, patch)
 
     def block() -> nn.Module:

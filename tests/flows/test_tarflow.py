@@ -99,6 +99,10 @@ def test_options_of_the_recipe():
         (lambda: Patches((4, 4), 0), "Expected patch to be an integer >= 1; got 0."),
         (lambda: gx.flows.tarflow((3, 8, 6), 4), "Expected patch to divide the height and width of (3, 8, 6); got 4."),
         (lambda: gx.flows.tarflow(SHAPE, 2, transforms=0), "Expected transforms to be an integer >= 1; got 0."),
+        (
+            lambda: gx.flows.tarflow(SHAPE, 2, gx.Covariates(3)),
+            "Expected context to be an integer >= 0; got Covariates",
+        ),
         (lambda: gx.flows.tarflow(SHAPE, 2, width=24), "Expected width divisible by 4 * num_heads == 16"),
         (lambda: gx.flows.tarflow(SHAPE, 2, support=constraints.simplex), "Expected support to be the reals"),
         (

@@ -138,8 +138,7 @@ DISTRIBUTIONS = {
         partial(f.autoregressive, h.Affine), 2, 1, conditioner=lambda P, C: Recurrent((), P, context=C, hidden=5)
     ),
     "tarflow": images(1, (1, 2), context=2),
-    "tarflow spline": images(1, (2, 1, 2), head=lambda shape: h.RationalQuadraticSpline(3, shape=shape)),
-    "tarflow inverse": images(1, (2, 1), inverse=True, support=constraints.unit_interval),
+    "tarflow inverse": images(1, (2, 1), inverse=True, transforms=1, support=constraints.unit_interval),
     "univariate nsf": univariate(f.nsf, 2, bins=3, support=constraints.positive),
     "univariate naf": univariate(f.naf, 1, units=3, support=constraints.less_than(1.0)),
     "univariate iaf": univariate(f.iaf, 2),
@@ -168,6 +167,6 @@ INERT = {
     for name in DISTRIBUTIONS
     if "one feature" in name or "univariate" in name or name == "maf interval"
 }
-LARGE = ("maf four features", "maf list of four", "iaf context", "tarflow spline", "from_zuko CNF")  # for quadrature
+LARGE = ("maf four features", "maf list of four", "iaf context", "from_zuko CNF")  # for quadrature
 # zuko makes its base on the default device, chooses steps by values, and its adjoint is none of torch.func's
 SOLVED_BY_ZUKO = ("from_zuko CNF",)

@@ -215,7 +215,7 @@ def draw_completions(axes: plt.Axes, test: Tensor, found: dict[str, Found]) -> N
     for k in range(1, len(rows)):  # below the given rows
         axes.axhline(k * (SIDE + 1) + GIVEN - 0.5, color="C3", linewidth=0.8)
     for k, name in enumerate(["test", *complete]):
-        at = (2 * k - 0.5 if k else 0.5) * (SIDE + 1) - 1
+        at = (2 * k or 0.5) * (SIDE + 1) - 1
         style = {"ha": "right", "va": "center", "fontsize": 7.5}
         axes.text(-2, at, name, **style)
 
@@ -248,12 +248,12 @@ def picture(test: Tensor, found: dict[str, Found], out: Path) -> None:
     for axes, letter, (title, images) in zip(
         upper.subplots(2, 3).flat, "abcdef", shown.items(), strict=False
     ):
-        mosaic(axes, images, COLUMNS, LEVELS - 1, f"{letter}  {title}")
+        mosaic(axes, images, COLUMNS, LEVELS - 1, f"({letter}) {title}")
     left, right = lower.subplots(1, 2, width_ratios=(1.25, 1))
     draw_completions(left, test, found)
-    left.set_title("g  Completions below the red lines", loc="left")
+    left.set_title("(g) Completions below the red lines", loc="left")
     draw_bits(right, found)
-    right.set_title("h  Bits per pixel, ± 2 s.e.", loc="left")
+    right.set_title("(h) Bits per pixel, ± 2 s.e.", loc="left")
     figure.savefig(out)
 
 
@@ -274,7 +274,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)  # the networks are small
     train, validation, test = digits()
-    passes, draws = (1, 2) if args.smoke_test else (100, 64)
+    short = args.smoke_test
+    epochs, flow_epochs, draws = (1, 1, 2) if short else (100, 150, 64)
 
     print(f"\n{'bits per pixel:':<17}{'bits':>13}{'tighter':>19}{'lower':>17}", end="")
     print(f"{'fit, s':>8}{'sample, s':>11}", flush=True)
@@ -282,11 +283,11 @@ def main() -> None:
     for name in [*MASS_FUNCTIONS, *FLOWS]:
         torch.manual_seed(args.seed)
         if name in FLOWS:
-            model, fit = fit_flow(name, train, validation, passes)
+            model, fit = fit_flow(name, train, validation, flow_epochs)
             found[name] = score_flow(model, test, draws)
         else:
             make = MASS_FUNCTIONS[name]
-            model, fit = fit_mass_function(make, train, validation, passes)
+            model, fit = fit_mass_function(make, train, validation, epochs)
             found[name] = score_mass_function(model, test)
         sampling = seconds(lambda: model().sample((1000,)))  # noqa: B023
         print(row_of_table(name, found[name], fit, sampling), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +9,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pyro.distributions as dist
 import torch
+from _plots import mosaic
 from matplotlib.figure import SubFigure
 from torch import Tensor
-from torch.nn.functional import pad
 
 SIDE, LEVELS = 8, 17
 MASSES = (0.99, 0.9, 0.5)  # of the contours
@@ -30,16 +29,6 @@ def grid(low: Tensor, high: Tensor, size: int) -> Tensor:
     """Midpoints (2, size) of the cells of a rectangle."""
     steps = (torch.arange(size) + 0.5) / size
     return low.unsqueeze(1) + (high - low).unsqueeze(1) * steps
-
-
-def images(axes: plt.Axes, rows: Tensor, title: str) -> None:
-    """Draws 40 images in 5 rows with gaps."""
-    tiles = pad(rows.view(5, 8, SIDE, SIDE), (0, 1, 0, 1), value=math.nan)
-    tiles = tiles.permute(0, 2, 1, 3).reshape(5 * (SIDE + 1), 8 * (SIDE + 1))
-    cmap = matplotlib.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
-    axes.imshow(tiles[:-1, :-1], cmap=cmap, vmin=0, vmax=LEVELS - 1)
-    axes.set_title(title, loc="left")
-    axes.set_axis_off()
 
 
 def contours(axes: plt.Axes, at: Tensor, log_p: Tensor, color: str) -> None:
@@ -108,7 +97,8 @@ def draw(
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 2.75))
     tops = upper.subplots(1, 4)
     for axes, letter, (title, rows) in zip(tops, "abcd", samples.items(), strict=True):
-        images(axes, rows, f"({letter}) {title}")
+        images = rows.view(40, SIDE, SIDE)
+        mosaic(axes, images, 8, LEVELS - 1, f"({letter}) {title}")
     left, right = lower.subfigures(1, 2, width_ratios=(1, 1.5))
     axes = left.subplots()
     planes(axes, *latents)

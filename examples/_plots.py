@@ -6,7 +6,30 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib import colormaps
+from matplotlib.image import AxesImage
 from torch import Tensor
+from torch.nn.functional import pad
+
+
+def mosaic(
+    axes: plt.Axes, images: Tensor, columns: int, top: float, title: str = ""
+) -> AxesImage:
+    """Draws images side by side, row by row, with gaps.
+
+    Args:
+        axes: where to draw.
+        images: (N, H, W), from 0 (white) to ``top`` (black), N a multiple of columns.
+        columns: the number of images per row.
+        top: the largest value.
+        title: the title, on the left.
+    """
+    tiles = pad(images.cpu().unflatten(0, (-1, columns)), (0, 1, 0, 1), value=math.nan)
+    picture = tiles.transpose(1, 2).flatten(2).flatten(0, 1)[:-1, :-1]
+    cmap = colormaps["gray_r"].with_extremes(bad="lightsteelblue")
+    axes.set_title(title, loc="left")
+    axes.set_axis_off()
+    return axes.imshow(picture, cmap=cmap, vmin=0, vmax=top)
 
 
 def calibration(axes: plt.Axes, uniforms: dict[str, Tensor], independent: int) -> None:

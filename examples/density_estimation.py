@@ -46,6 +46,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pyro.distributions as dist
 import torch
+from _plots import mosaic
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -137,29 +138,13 @@ def report(
     """Prints a row of the table."""
     log_prob = model().log_prob(test)
     nats, error = log_prob.mean().item(), (log_prob.std() / math.sqrt(len(test))).item()
-    bits = math.log2(LEVELS) - nats / (D * math.log(2))
+    bits = gx.diagnostics.bits_per_dim(log_prob, (D,), width=1 / LEVELS).mean()
     model().sample((1000,))  # a warm-up
     sampled = 1e3 * clock(lambda: model().sample((1000,)))
     print(
         f"{name:<12}{model().log_prob(train).mean():>8.2f}{nats:>9.2f} ± {2 * error:.2f}"
         f"{bits:>11.3f}{bad:>10}{fitted:>9.1f}{sampled:>12.0f}"
     )
-
-
-def mosaic(rows: Tensor) -> Tensor:
-    """The first 40 rows as 5 x 8 images with gaps of NaN."""
-    tiles = rows[:40].cpu().view(5, 8, SIDE, SIDE)
-    tiles = nn.functional.pad(tiles, (0, 1, 0, 1), value=math.nan)
-    return tiles.permute(0, 2, 1, 3).reshape(5 * (SIDE + 1), 8 * (SIDE + 1))[:-1, :-1]
-
-
-def draw_images(axes: plt.Axes, rows: Tensor, title: str) -> matplotlib.image.AxesImage:
-    """40 images as a mosaic, in pixel levels."""
-    colours = matplotlib.colormaps["gray_r"].with_extremes(bad="lightsteelblue")
-    image = axes.imshow(LEVELS * mosaic(rows), cmap=colours, vmin=0, vmax=LEVELS)
-    axes.set_title(title, loc="left")
-    axes.set_axis_off()
-    return image
 
 
 def draw_training(axes: plt.Axes, fits: dict[str, gx.FitResult]) -> None:
@@ -201,9 +186,13 @@ def picture(
     figure = plt.figure(figsize=(7.0, 4.6))
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.08))
     left, right, bar = upper.subplots(1, 3, width_ratios=(1, 1, 0.03))
-    draw_images(left, test, "a  Test images, dequantised")
     samples = models["NSF"]().sample((40,))
-    image = draw_images(right, samples, "b  Samples of the NSF")
+    for axes, rows, title in (
+        (left, test[:40], "a  Test images, dequantised"),
+        (right, samples, "b  Samples of the NSF"),
+    ):
+        images = LEVELS * rows.view(40, SIDE, SIDE)
+        image = mosaic(axes, images, 8, LEVELS, title)
     upper.colorbar(image, cax=bar, label="pixel level", ticks=range(0, LEVELS, 4))
 
     curves, *panels = lower.subplots(1, 3, width_ratios=(1.15, 1, 1))

@@ -21,8 +21,10 @@ from .contexts import Covariates, PaddedSequence, Source
 from .core.faces import publish
 from .families.fenchel_young import fenchel_young_loss
 from .flows.base import Flow
+from .guidance import Guided
 from .inference.fit import FitResult, fit
 from .inference.fit_guide import GuideResult, fit_guide
+from .inference.noise import Augmented, denoised
 from .models import Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics.errors import ConvergenceError
 from .saving.files import load, save
@@ -30,6 +32,7 @@ from .version import __version__
 
 __all__ = [
     "CRF",
+    "Augmented",
     "Autoregressive",
     "Conditional",
     "Conditioner",
@@ -40,6 +43,7 @@ __all__ = [
     "FitResult",
     "Flow",
     "GuideResult",
+    "Guided",
     "Head",
     "HiddenMarkov",
     "LinearChainCRF",
@@ -50,6 +54,7 @@ __all__ = [
     "__version__",
     "conditioners",
     "decoding",
+    "denoised",
     "diagnostics",
     "distributions",
     "fenchel_young_loss",

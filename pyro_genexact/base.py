@@ -95,6 +95,14 @@ class Conditioner(WithDerived):
         self.advance(state, 0)
         return type(state)(*(take_rows(field, index) for field in state))
 
+    def order_of(self, dims: Sequence[int]) -> Tensor | None:
+        """Returns the order (T,) in which the conditioner visits sites that are arranged in an array of these dims.
+
+        Entry i is the index of the i-th site to visit, in raster order of the array. None stands for raster order.
+        Networks of images raise a ValueError for the dims of another image.
+        """
+        return None
+
     def permuted(self, order: Tensor) -> Conditioner:
         """Returns the conditioner that visits variables in another order (T,), with the same weights per variable."""
         raise ValueError(f"Expected a conditioner whose weights belong to variables; got {type(self).__name__}.")

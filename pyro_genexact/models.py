@@ -37,8 +37,9 @@ class Autoregressive(DistributionModule):
         conditioner: predicts ``head.num_params`` parameters per site from the context x and the earlier sites.
         head: maps these parameters to the distribution of a site.
         event_shape: shape of a value: the sites, such as (T,) or (H, W), followed by ``head.site_shape``.
-        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; raster order by default. Heads of
-            ``PerSite`` and kinds of ``site`` are in visiting order.
+        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; by default that of the
+            conditioner, which is raster order except for images (:class:`~pyro_genexact.conditioners.PixelCNN` visits
+            the channels of a pixel together). Heads of ``PerSite`` and kinds of ``site`` are in visiting order.
         limit: size of the largest support that ``enumerate_support`` enumerates.
 
     Raises:
@@ -78,8 +79,10 @@ class Autoregressive(DistributionModule):
         check_sizes(1, limit=limit)
         self.conditioner, self.head, self.event_shape, self.limit = conditioner, head, shape_of(event_shape), limit
         self.context = conditioner.context
-        sites = prod(sites_of(conditioner, head, self.event_shape, 0))
-        register_given(self, "order", None if order is None else permutation(order, sites))
+        dims = sites_of(conditioner, head, self.event_shape, 0)
+        if order is None:
+            conditioner.order_of(dims)  # raises early for another image
+        register_given(self, "order", None if order is None else permutation(order, prod(dims)))
 
     def forward(
         self,

@@ -4,6 +4,8 @@ from .base import Slot
 from .conditioners.attention import Layer
 from .conditioners.convolution import GatedConv
 from .conditioners.encoding import Dense, SiteEncoder
+from .conditioners.guided import GuidedConditioner
+from .conditioners.pixel_layer import PixelLayer
 from .conditioners.state_space import DiagonalLayer, SelectiveLayer
 from .conditioners.sweeps import Sweeps
 from .core.buffers import Packed
@@ -39,6 +41,7 @@ __all__ = [
     "GatedConv",
     "Gaussian",
     "Grouping",
+    "GuidedConditioner",
     "Independent",
     "Interior",
     "Inverted",
@@ -46,6 +49,7 @@ __all__ = [
     "Link",
     "Packed",
     "Part",
+    "PixelLayer",
     "SelectiveLayer",
     "SinhArcsinh",
     "SiteEncoder",

@@ -48,7 +48,9 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         event_shape: the dims of the sites, followed by ``head.site_shape``.
         context: the context (*batch, C), covariates (*batch, T, C) in the order of the event, or a source (*batch, S,
             C) or ``PaddedSequence``; None if the conditioner has no context.
-        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; raster order by default.
+        order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; by default that of the
+            conditioner for an event without prefix (``PixelCNN`` visits the channels of a pixel together), and
+            raster order for other conditioners.
         lengths: integers (*batch) in 0 ... T, the number of sites of each row, in visiting order.
         source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
         prefix: (*batch, k, *site_shape), the values of k sites before those of the event.
@@ -95,7 +97,10 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         given = 0 if prefix is None else shape_of_prefix(prefix, tuple(head.site_shape))[1]
         dims = sites_of(conditioner, head, event_shape, given)
         total = given + prod(dims)
-        order = None if order is None else permutation(order, prod(dims))
+        if order is not None:
+            order = permutation(order, prod(dims))
+        elif prefix is None:  # the sites after a prefix are in visiting order
+            order = conditioner.order_of(dims)
         lengths = None if lengths is None else checked_lengths(lengths, total)
         chain = ChainRule.of(conditioner, head, context, source_lengths, total, order, given)
         layout = Layout(

@@ -9,6 +9,7 @@ from .made import MADE
 from .markov import Markov, MarkovState
 from .masked import MaskedLinear
 from .nade import NADE, NADEState
+from .pixelcnn import PixelCNN, PixelCNNState
 from .pretrained import Pretrained, PretrainedState
 from .recurrent import Recurrent
 from .state_space import StateSpace
@@ -27,6 +28,8 @@ __all__ = [
     "MarkovState",
     "MaskedLinear",
     "NADEState",
+    "PixelCNN",
+    "PixelCNNState",
     "Pretrained",
     "PretrainedState",
     "Recurrent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ..core.functional import transformed
 from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import SiteEncoder, covariates, dropped, resumed, share, small_linear, source_steps
+from .rotary import checked_grid, speeds, turns
 
 Weights = dict[str, tuple[Tensor, Tensor]]  # transposed weight and bias of each part of a layer
 
@@ -28,7 +30,8 @@ class TransformerState(NamedTuple):
         version: list with the number of sites that the latest state of this evaluation has read.
         used: number of filled positions of the cache, including the start vector's.
         cache: (depth, 2, B, heads, capacity, width / heads), the rotated keys, and the values.
-        speed: (3, 1, width / heads / 2), the rotation angle per position of queries, keys and values.
+        speed: (3, 1, width / heads / 2), the rotation angle per position of queries, keys and values; of a grid, per row
+            in the first half and per column in the second.
         weights: without grad, a copy of each layer's weights in the fastest layout for single steps.
         context: (B, 1, width) or (B, T, width), the encoded context or covariates; or None.
         source: keys and values (B, heads, S, width / heads) of the source, for each layer.
@@ -57,6 +60,10 @@ class Transformer(Conditioner):
     the source, between its two steps. A source of length 0 contributes exactly zero. The source has no position
     embedding: its order matters only through its features.
 
+    With a ``grid``, the sites are the pixels or patches of an image in raster order. The position of a site is then its
+    row and its column: half of the frequencies of each head turn with the row and half with the column. The inputs also
+    have a learned vector per site, because places of an image differ.
+
     Cost: ``forward`` evaluates all T sites in parallel in O(T^2) operations, without a mask unless ``window`` is set.
     ``extend`` evaluates only the S new sites, which attend to the cached keys and values of earlier ones. The cache
     holds 2 * depth * width numbers per site and row, and only the last w - 1 sites if ``window`` is w. Without grad the
@@ -79,16 +86,19 @@ class Transformer(Conditioner):
         window: w, the number of positions that each position attends to, including itself; unlimited by default. With
             depth d, site t reads the last d * (w - 1) + 1 sites before it.
         dropout: dropout rate in training mode, after the inputs and after each attention and MLP.
+        grid: (H, W), the rows and columns of the sites of an image; 4 * num_heads then divides ``width``, and
+            ``max_len`` is H * W. By default the sites are a sequence.
 
     Raises:
         TypeError: if ``dropout`` is not a number.
-        ValueError: if a size is not a positive integer, ``width`` is not a multiple of 2 * num_heads, or ``dropout`` is
-            outside [0, 1). In calls, for categories out of range, a context of another width, a number of rows other
+        ValueError: if a size is not a positive integer, ``width`` is not a multiple of 2 * num_heads, ``dropout`` is
+            outside [0, 1), ``grid`` is not two positive integers, or it is given with ``max_len``. In calls, for categories out of range, a context of another width, a number of rows other
             than the state's, and more sites than covariates or ``max_len``.
 
     References: Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the
     Transformer architecture", ICML 2020 (pre-norm); Su et al., "RoFormer: enhanced Transformer with rotary position
-    embedding", 2021; Beltagy, Peters, Cohan, "Longformer", 2020 (window).
+    embedding", 2021; Beltagy, Peters, Cohan, "Longformer", 2020 (window); Heo et al., "Rotary position embedding for
+    vision Transformer", ECCV 2024 (grid).
 
     Example:
         >>> import torch
@@ -116,18 +126,24 @@ class Transformer(Conditioner):
         max_len: int | None = None,
         window: int | None = None,
         dropout: float = 0.0,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         given = {name: n for name, n in (("max_len", max_len), ("window", window)) if n is not None}
         check_sizes(1, num_params=num_params, width=width, depth=depth, num_heads=num_heads, **given)
         check_rate(dropout)
-        if width % (2 * num_heads):
+        self.grid = None if grid is None else checked_grid(grid, max_len)
+        axes = 1 if grid is None else 2
+        if width % (2 * axes * num_heads):
             raise ValueError(
-                f"Expected width divisible by 2 * num_heads == {2 * num_heads} (rotary embedding); got {width}."
+                f"Expected width divisible by {2 * axes} * num_heads == {2 * axes * num_heads} (rotary embedding); "
+                f"got {width}."
             )
         self.site, self.num_params, self.context = site, num_params, context
         self.width, self.depth, self.num_heads = width, depth, num_heads
         self.max_len, self.window, self.dropout = max_len, window, float(dropout)
+        if self.grid is not None:
+            self.max_len = prod(self.grid)
         self.encoder = SiteEncoder(site, width)
         self.read = nn.Identity() if isinstance(site, int) else nn.Linear(self.encoder.features, width)
         self.begin = nn.Parameter(torch.randn(width))
@@ -138,11 +154,13 @@ class Transformer(Conditioner):
         )
         self.norm = nn.LayerNorm(width)
         self.last = small_linear(width, num_params)
+        self.places = None if grid is None else nn.Parameter(0.02 * torch.randn(prod(grid), width))
 
     def extra_repr(self) -> str:
         return (
             f"{self.site}, {self.num_params}, context={self.context}, width={self.width}, depth={self.depth}, "
             f"num_heads={self.num_heads}, max_len={self.max_len}, window={self.window}, dropout={self.dropout}"
+            + ("" if self.grid is None else f", grid={self.grid}")
         )
 
     def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
@@ -196,9 +214,7 @@ class Transformer(Conditioner):
         check_context(self, context)
         size = self.width // self.num_heads
         cache = self.begin.new_empty(self.depth, 2, batch_size, self.num_heads, 0, size)
-        kind = torch.promote_types(self.begin.dtype, torch.float32)
-        speed = 1e4 ** (torch.arange(0, size, 2, dtype=kind, device=cache.device) / -size)
-        speed = torch.stack([speed, speed, torch.zeros_like(speed)]).unsqueeze(1)
+        speed = speeds(size, self.grid, self.begin)
         state = TransformerState(0, self.new_version(), 0, cache, speed, [], None, (), None)
         if kind_of(self.context).attended:
             steps, allowed = source_steps(context, batch_size)
@@ -213,6 +229,8 @@ class Transformer(Conditioner):
         return state._replace(context=inputs.unsqueeze(1) if inputs.dim() == 2 else inputs)
 
     def _joined(self, inputs: Tensor, state: TransformerState, first: int) -> Tensor:
+        if self.places is not None:
+            inputs = inputs + self.places[first : first + inputs.shape[1]]
         if state.context is not None:
             by_site = kind_of(self.context).by_site
             inputs = inputs + (covariates(state.context, first, inputs.shape[1]) if by_site else state.context)
@@ -221,8 +239,7 @@ class Transformer(Conditioner):
     def _run(self, x: Tensor, state: TransformerState, first: int, cache: _Cache | None = None) -> Tensor:
         """Returns phi (B, S, P) of S positions, the first at ``first``, from their inputs x (B, S, width)."""
         mask, causal = self._mask(x, self._seen(state.used))
-        places = torch.arange(first, first + x.shape[1], dtype=state.speed.dtype, device=x.device)
-        turn = torch.polar(state.speed.new_ones(()), places[:, None, None, None] * state.speed)
+        turn = turns(state.speed, first, x.shape[1], self.grid)
         source = state.source or [None] * self.depth
         weights = [] if _concatenates() else state.weights
         weights = weights or [layer.weights() for layer in self.layers]

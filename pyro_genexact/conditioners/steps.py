@@ -42,14 +42,39 @@ class StepState(NamedTuple):
     allowed: Tensor | None = None
 
 
-class StepNetwork(Conditioner):
+class ReadsSource(Conditioner):
+    """Base class of networks whose outputs h_t, of width H, attend to the steps x_s of a source, if there is one.
+
+        h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)).
+
+    A subclass calls :meth:`add_source` when it is constructed.
+    """
+
+    def add_source(self, outputs: int) -> None:
+        """Adds the attention of outputs of this width to a source, if there is one. Constructors call it once."""
+        if attended := kind_of(self.context).attended:  # no bias, so that a source of zeros contributes zero
+            self.read_source = nn.Linear(attended, outputs, bias=False)
+            self.join = nn.Linear(2 * outputs, outputs)
+
+    def encoded_source(self, context: Tensor | PaddedSequence, rows: int) -> tuple[Tensor, Tensor | None]:
+        """Returns the encoded source (B, S, H), and the steps (B, 1, S) that a row attends to or None for all."""
+        steps, allowed = source_steps(context, rows)
+        return self.read_source(steps), allowed
+
+    def attending(self, out: Tensor, state: Any) -> Tensor:
+        """Returns the outputs (B, S, H) after they attended to the source of a state, if there is one."""
+        if state.source is None:
+            return out
+        found = attention(out, state.source, state.source, state.allowed)
+        return torch.tanh(self.join(torch.cat([out, found], -1)))
+
+
+class StepNetwork(ReadsSource):
     """Base class of networks that read one input per site, and remember the steps before in a state of fixed size.
 
     The input of step t is y_{t-1}, encoded, together with the context or the covariates of site t; a learned start
     vector replaces y_0. The layers map these inputs to outputs h_t, and phi_t = W h_t + b. With a source, phi_t is
-    computed from h_t and what it finds by attention to the source:
-
-        h'_t = tanh(V [h_t, sum_s a_ts U x_s] + c),      a_t = softmax_s(h_t . U x_s / sqrt(H)).
+    computed from the outputs h'_t of :class:`ReadsSource`.
 
     A subclass calls :meth:`add_readout` when it is constructed. It defines :meth:`initial` and :meth:`steps`, and
     :meth:`prepared` if all steps share a computation.
@@ -87,9 +112,7 @@ class StepNetwork(Conditioner):
 
     def add_readout(self, outputs: int) -> None:
         """Adds the attention to a source, if there is one, and the output layer. Constructors call it once."""
-        if attended := kind_of(self.context).attended:  # no bias, so that a source of zeros contributes zero
-            self.read_source = nn.Linear(attended, outputs, bias=False)
-            self.join = nn.Linear(2 * outputs, outputs)
+        self.add_source(outputs)
         self.last = small_linear(outputs, self.num_params)
 
     def initial(self, rows: int) -> Memory:
@@ -150,13 +173,10 @@ class StepNetwork(Conditioner):
             if context is not None:
                 check_rows("context", context, batch_size, "the batch")
             return state
-        steps, allowed = source_steps(context, batch_size)
-        return state._replace(context=None, source=self.read_source(steps), allowed=allowed)
+        source, allowed = self.encoded_source(context, batch_size)
+        return state._replace(context=None, source=source, allowed=allowed)
 
     def _run(self, inputs: Tensor, state: StepState, first: int) -> tuple[Tensor, StepState]:
         """Returns phi (B, S, P) of S steps with inputs (B, S, F), the first at ``first``, and the state after them."""
         out, memory = self.steps(inputs, state.memory, state.weights, first)
-        if state.source is not None:
-            found = attention(out, state.source, state.source, state.allowed)
-            out = torch.tanh(self.join(torch.cat([out, found], -1)))
-        return self.last(out), state._replace(memory=memory)
+        return self.last(self.attending(out, state)), state._replace(memory=memory)

@@ -6,6 +6,7 @@ from .build import autoregressive, coupling
 from .coupling_recipes import coupling_nsf, glow_vector, nice, realnvp
 from .monotone_recipes import bpf, naf, sospf, umnn
 from .recipes import bnaf, iaf, maf, nsf
+from .tarflow import tarflow
 from .univariate import UnivariateDistribution, UnivariateFlow, UnivariateTransform, univariate
 from .zuko import from_zuko
 
@@ -28,6 +29,7 @@ __all__ = [
     "nsf",
     "realnvp",
     "sospf",
+    "tarflow",
     "umnn",
     "univariate",
 ]

@@ -203,20 +203,44 @@ def assemble(
         standardize: as in :func:`maf`.
     """
     check_sizes(1, features=features, transforms=transforms)
+
+    def chain(shape: torch.Size) -> list[Transform | nn.Module]:
+        parts = [*step(shape[0])]
+        for _ in range(transforms - 1):
+            parts += [Reverse(), *step(shape[0])]
+        return parts
+
+    return completed(chain, features, base, support, standardize)
+
+
+def completed(
+    make: Callable[[torch.Size], list[Transform | nn.Module]],
+    features: int | tuple[int, ...],
+    base: Distribution | nn.Module | None,
+    support: Support | None,
+    standardize: Tensor | None,
+) -> Flow:
+    """Returns the flow of the base, a chain, the scale of the data and the map onto the support.
+
+    Args:
+        make: callable that returns the transforms, ordered from base to data, given the shape of the real events.
+        features: the size of the vectors, or the shape of images.
+        base: as in :func:`maf`.
+        support: as in :func:`maf`.
+        standardize: as in :func:`maf`.
+    """
     onto = ToSupport(constraints.real if support is None else support, features)
-    size = onto.inverse_shape(torch.Size([features]))[0]
-    chain = [*step(size)]
-    for _ in range(transforms - 1):
-        chain += [Reverse(), *step(size)]
+    shape = onto.inverse_shape(torch.Size(onto.shape))
+    chain = make(shape)
     if standardize is not None:
         chain.append(Inverse(Standardize.from_data(_unconstrained(standardize, onto))))
-    if isinstance(base, Distribution) and (base.batch_shape + base.event_shape)[-1:] != (size,):
+    if isinstance(base, Distribution) and (base.batch_shape + base.event_shape)[-len(shape) :] != shape:
         raise ValueError(
-            f"Expected base.event_shape == ({size},) (the flow's real vectors); got {tuple(base.event_shape)}."
+            f"Expected base.event_shape == {tuple(shape)} (the flow's real events); got {tuple(base.event_shape)}."
         )
     if isinstance(base, Distribution) and not over_reals(base):
         raise ValueError(f"Expected base.support to be all real vectors; got {base.support} of {type(base).__name__}.")
-    return Flow([*chain, onto], standard_normal(size) if base is None else base)
+    return Flow([*chain, onto], standard_normal(*shape) if base is None else base)
 
 
 def new_head(make: MakeHead) -> Head:
@@ -232,7 +256,7 @@ def new_head(make: MakeHead) -> Head:
 
 
 def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
-    """Maps data (N, D) to unconstrained space.
+    """Maps data (N, *event) to unconstrained space.
 
     Raises:
         TypeError: if ``rows`` is not a tensor.
@@ -240,8 +264,8 @@ def _unconstrained(rows: Tensor, onto: ToSupport) -> Tensor:
     """
     if not isinstance(rows, Tensor):
         raise TypeError(f"Expected standardize to be a tensor; got {type(rows).__name__}.")
-    if rows.dim() != 2 or rows.shape[1] != onto.features:
-        raise ValueError(f"Expected standardize.shape[1:] == ({onto.features},) (features); got {tuple(rows.shape)}.")
+    if not rows.dim() or tuple(rows.shape[1:]) != onto.shape:
+        raise ValueError(f"Expected standardize.shape[1:] == {onto.shape} (features); got {tuple(rows.shape)}.")
     outside = ~onto.contains(rows)
     if outside.any():
         rows_outside = outside.nonzero()[:5, 0].tolist()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import pi
+from math import pi, prod
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..base import Head
-from ..core.checks import check_positive, check_sizes
+from ..core.checks import check_positive, check_sizes, check_widths
 from ..transforms.spline import CircularRationalQuadratic, RationalQuadratic
 from .parameters import bounded
 
@@ -18,19 +18,21 @@ _SPREAD = 2.0  # the bound of the log-sizes of bins; round trips of steeper spli
 
 
 class RationalQuadraticSpline(Head):
-    """An increasing rational-quadratic spline on [-bound, bound], and the identity outside.
+    """An increasing rational-quadratic spline on [-bound, bound], and the identity outside, of each number of a site.
 
     phi contains K numbers for the widths of the bins, K for their heights and K - 1 for the slopes at inner knots, so
-    P = 3 K - 1. With e = exp(2 tanh(phi / 2)), widths and heights are e, normalised to a sum of 2 bound, and slopes are
+    P = 3 K - 1 for a scalar site and n (3 K - 1) for n numbers. With e = exp(2 tanh(phi / 2)), widths and heights are e, normalised to a sum of 2 bound, and slopes are
     e^2. The slope at both ends is 1. Slopes are thus bounded smoothly, no bin vanishes, and phi = 0 gives the identity.
     Both directions have a closed form with about thirty elementwise operations.
 
     Args:
         bins: K, at least 2.
         bound: where the identity begins, positive; standardised data lie well inside.
+        shape: the shape of a site, ``()`` or ``(k,)``.
 
     Raises:
-        ValueError: if ``bins`` is below 2, or ``bound`` is not positive and finite.
+        ValueError: if ``bins`` is below 2, ``bound`` is not positive and finite, or ``shape`` contains anything but
+            positive integers.
 
     Reference: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
 
@@ -41,17 +43,21 @@ class RationalQuadraticSpline(Head):
         tensor([2.5000e+00, 1.0000e+06])
     """
 
-    def __init__(self, bins: int = 8, bound: float = 5.0) -> None:
+    def __init__(self, bins: int = 8, bound: float = 5.0, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         _check_bins(bins, "a single bin with unit slopes is the identity")
         check_positive(bound=bound)
-        self.bins, self.bound, self.num_params = bins, float(bound), 3 * bins - 1
+        check_widths(1, shape=shape)
+        self.site_shape, self.bins, self.bound = tuple(shape), bins, float(bound)
+        self.num_params = prod(shape) * (3 * bins - 1)
 
     def forward(self, phi: Tensor, first: int = 0) -> RationalQuadratic:
-        """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
+        """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""
+        if self.site_shape:
+            phi = phi.unflatten(-1, (*self.site_shape, -1))
         sizes, slopes = _positive(phi).split([2 * self.bins, self.bins - 1], -1)
         slopes = torch.constant_pad_nd(slopes.square(), (1, 1), 1.0)
-        return RationalQuadratic(_knots(sizes, slopes, self.bound))
+        return RationalQuadratic(_knots(sizes, slopes, self.bound), event_dim=len(self.site_shape))
 
 
 class CircularSpline(Head):

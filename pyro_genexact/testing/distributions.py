@@ -93,7 +93,7 @@ def support(subject: Any, context: Tensor | None = None, outside: Tensor | None 
     one = value[0].reshape(-1, *d.event_shape)[0]
     given, bad = (0, []) if outside is None else (len(outside), list(outside.to(one.device)))
     for far in (inf, -inf, float("nan")) if one.is_floating_point() else ():
-        wrong = one.clone()
+        wrong = one.clone(memory_format=torch.contiguous_format)
         wrong.view(-1)[-1] = far
         bad += [wrong, torch.full_like(one, far)]
     strict = copy.copy(d)

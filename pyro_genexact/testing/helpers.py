@@ -65,14 +65,14 @@ def conditioner_inputs(
     Args:
         conditioner: the conditioner.
         rows: the number of rows.
-        sites: the number of sites T, if the conditioner does not fix it.
+        sites: the number of sites T, if the conditioner does not fix it; at most its ``max_len``.
         seed: the seed of the numbers.
         padded: whether a source has lengths 0, 1, 2, 3, 0, ..., and NaN after them.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = (t for t in (*conditioner.parameters(), *conditioner.buffers()) if t.is_floating_point())
     like = next(tensors, torch.empty(0, device="cpu"))
-    sites = conditioner.num_sites or sites
+    sites = conditioner.num_sites or min(sites, conditioner.max_len or sites)
     kinds = conditioner.site if isinstance(conditioner.site, list) else [conditioner.site]
 
     def draw(*shape: int) -> Tensor:

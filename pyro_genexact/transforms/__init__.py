@@ -10,6 +10,7 @@ from .linear import Permute, Reverse, Standardize
 from .matrices import Householder, LULinear, Rotation
 from .modules import BijectionModule, Inverse
 from .monotone import Monotone
+from .patches import Patches
 from .prefixes import Prefixes
 from .residual import ConditionedResidual, Planar, Radial, Sylvester
 from .spline import CircularRationalQuadratic, RationalQuadratic
@@ -34,6 +35,7 @@ __all__ = [
     "Inverse",
     "LULinear",
     "Monotone",
+    "Patches",
     "Permute",
     "PlainTransform",
     "Planar",

@@ -139,8 +139,8 @@ class Standardize(PlainTransform, TransformModule):
     The result has the dtype of the values.
 
     Args:
-        shift: real (D,).
-        scale: positive (D,).
+        shift: real (D,), or of the shape of images, such as (C, H, W).
+        scale: positive, of the shape of ``shift``.
 
     Raises:
         ValueError: if the shapes differ, or a scale is not positive and finite.
@@ -152,50 +152,63 @@ class Standardize(PlainTransform, TransformModule):
         (tensor([1.]), tensor([2.]))
     """
 
-    domain = codomain = REAL_VECTOR
     shift: Tensor
     scale: Tensor
 
     def __init__(self, shift: Tensor, scale: Tensor) -> None:
         super().__init__()
-        if shift.dim() != 1 or shift.shape != scale.shape:
+        if not shift.dim() or shift.shape != scale.shape:
             raise ValueError(
                 f"Expected shift and scale of shape (D,); got {tuple(shift.shape)} and {tuple(scale.shape)}."
             )
         bad = ~(scale > 0) | ~scale.isfinite() | ~shift.isfinite()
         if not bad.is_meta and bad.any():
-            raise ValueError(
-                f"Expected finite shift and positive finite scale; got others at features {bad.nonzero()[:, 0].tolist()}."
-            )
+            raise ValueError(f"Expected finite shift and positive finite scale; got others at features {_places(bad)}.")
         register_given(self, "shift", shift)
         register_given(self, "scale", scale)
 
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return REAL_VECTOR if self.shift.dim() == 1 else independent(constraints.real, self.shift.dim())  # type: ignore[no-any-return]
+
+    codomain = domain  # type: ignore[assignment]
+
     @classmethod
     def from_data(cls, data: Tensor) -> Standardize:
-        """Returns the transform that gives data (N, D) mean 0 and standard deviation 1 (with denominator N).
+        """Returns the transform that gives data (N, *event) mean 0 and standard deviation 1 (with denominator N).
 
         Raises:
             ValueError: if ``data`` has no rows, is not finite or is constant in a feature.
         """
-        if data.dim() != 2 or len(data) == 0 or not data.is_floating_point():
+        if data.dim() < 2 or len(data) == 0 or not data.is_floating_point():
             raise ValueError(
                 f"Expected data to be real, of shape (rows >= 1, D); got {data.dtype} of shape {tuple(data.shape)}."
             )
         if not data.is_meta and (constant := (data == data[0]).all(0)).any():
             raise ValueError(
-                f"Expected data to vary in each feature; got constant values at features {constant.nonzero()[:, 0].tolist()}."
+                f"Expected data to vary in each feature; got constant values at features {_places(constant)}."
             )
         return cls(data.mean(0), data.std(0, correction=0))
 
     def _call(self, x: Tensor) -> Tensor:
-        return (_sized(x, -1, len(self.shift)) - self.shift.to(x.dtype)) / self.scale.to(x.dtype)
+        return (self._sized(x) - self.shift.to(x.dtype)) / self.scale.to(x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return torch.addcmul(self.shift.to(y.dtype), _sized(y, -1, len(self.shift)), self.scale.to(y.dtype))
+        return torch.addcmul(self.shift.to(y.dtype), self._sized(y), self.scale.to(y.dtype))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns -sum log scale, of the batch shape."""
-        return -self.scale.log().sum().to(x.dtype).expand(x.shape[:-1])
+        return -self.scale.log().sum().to(x.dtype).expand(x.shape[: -self.shift.dim()])
+
+    def _sized(self, value: Tensor) -> Tensor:
+        for dim, size in enumerate(reversed(self.shift.shape), 1):
+            check_last(value, size, "the size of the transform", -dim)
+        return value
+
+
+def _places(which: Tensor) -> list[int]:
+    """Returns the indices of the features, counted in raster order, that are marked."""
+    return which.flatten().nonzero()[:, 0].tolist()
 
 
 def _sized(value: Tensor, dim: int, size: int) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from ..core.shapes import broadcast_shapes
+from ..core.independent import independent
+from ..core.shapes import broadcast_shapes, sum_rightmost
 from .base import RememberingTransform
 
 
@@ -30,6 +31,7 @@ class RationalQuadratic(RememberingTransform):
         knots: (*batch, 3, K + 1), the rows x, y and slope of K + 1 knots. x and y increase, and have equal first and
             equal last elements. Slopes are positive; they should be 1 at both ends for a continuous derivative.
         cache_size: 1 to cache the last call, 0 for no cache.
+        event_dim: number of rightmost dims of x that form an event, over which log|dy/dx| is summed.
 
     x and y have shape (*batch) and broadcast with the knots.
 
@@ -49,14 +51,20 @@ class RationalQuadratic(RememberingTransform):
         tensor([0.])
     """
 
-    domain = codomain = constraints.real
     sign = 1
 
-    def __init__(self, knots: Tensor, cache_size: int = 1) -> None:
+    def __init__(self, knots: Tensor, cache_size: int = 1, event_dim: int = 0) -> None:
         super().__init__(cache_size=cache_size)
+        self._event_dim = event_dim
         if knots.dim() < 2 or knots.shape[-2] != 3 or knots.shape[-1] < 2:
             raise ValueError(f"Expected knots.shape[-2:] == (3, K + 1) with K >= 1; got {tuple(knots.shape)}.")
         self.knots = knots
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return independent(constraints.real, self._event_dim)  # type: ignore[no-any-return]
+
+    codomain = domain  # type: ignore[assignment]
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x, x0, x1, y0, y1, d0, d1 = self._bin(x, 0)
@@ -65,7 +73,8 @@ class RationalQuadratic(RememberingTransform):
         z = raw.clamp(0, 1)
         y, slope = _between(z, y0, y1, (y1 - y0) / width, d0, d1)
         outside = (raw < 0) | (raw > 1)  # False for NaN
-        return torch.where(outside, x, y), torch.where(outside, 0.0, slope.log())
+        ladj = torch.where(outside, 0.0, slope.log())
+        return torch.where(outside, x, y), sum_rightmost(ladj, self._event_dim)
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = self.invert(y)

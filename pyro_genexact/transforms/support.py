@@ -14,7 +14,7 @@ from torch.distributions import CatTransform, Transform, constraints
 from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid, pad
 
-from ..core.checks import check_last, check_numbers, check_sizes
+from ..core.checks import check_last, check_numbers, check_sizes, check_widths
 from ..core.functional import all_finite
 from ..core.independent import REAL_VECTOR, independent, with_check
 from ..core.shapes import sum_rightmost
@@ -163,7 +163,7 @@ class Interior:
 
 
 class ToSupport(RememberingTransform):
-    """Bijection from real vectors onto the interior of a support; its codomain accepts only the interior.
+    """Bijection from real vectors or images onto the interior of a support; its codomain accepts only the interior.
 
     A value outside the interior (on the boundary, infinite or beyond) has no inverse. For such a value the inverse
     returns x = 0 with log|dy/dx| = +inf, so that its density is 0. NaN gives NaN.
@@ -171,11 +171,13 @@ class ToSupport(RememberingTransform):
     Args:
         support: a scalar constraint for all features, a vector constraint such as ``constraints.simplex``, or a list of
             one scalar constraint per feature.
-        features: D, the size of the vectors in the support.
+        features: D, the size of the vectors in the support, or the shape of images, such as (C, H, W), whose support is
+            a scalar constraint of all pixels.
         cache_size: 1 to cache the last call, 0 for no cache.
 
     Raises:
-        ValueError: for a discrete or unknown support, one whose events are not vectors, or a list of another length.
+        ValueError: for a discrete or unknown support, one whose events are not vectors, a list of another length, or a
+            shape that is not of positive integers.
 
     Example:
         >>> import torch
@@ -185,27 +187,39 @@ class ToSupport(RememberingTransform):
         tensor([ True, False])
     """
 
-    domain = REAL_VECTOR
-
     def __init__(
-        self, support: constraints.Constraint | Sequence[constraints.Constraint], features: int, cache_size: int = 1
+        self,
+        support: constraints.Constraint | Sequence[constraints.Constraint],
+        features: int | tuple[int, ...] | list[int],
+        cache_size: int = 1,
     ) -> None:
         super().__init__(cache_size=cache_size)
-        check_sizes(1, features=features)
-        self.bijection, self.support = _bijection_onto(support, features)
         self.features = features
+        if isinstance(features, (tuple, list)):
+            check_widths(1, features=features)
+            self.shape, dims = tuple(features), len(features)
+            self.bijection, self.support = _scalar_bijection(support), independent(support, dims)
+        else:
+            check_sizes(1, features=features)
+            self.shape, dims = (features,), 1
+            self.bijection, self.support = _bijection_onto(support, features)
+        self._dims = tuple(range(-dims, 0))
         self._real = support is constraints.real
 
-    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return REAL_VECTOR if len(self._dims) == 1 else independent(constraints.real, len(self._dims))  # type: ignore[no-any-return]
+
+    @constraints.dependent_property(is_discrete=False)
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         return with_check(self.support, Interior(self))  # type: ignore[no-any-return]
 
     def contains(self, y: Tensor) -> Tensor:
-        """Returns whether y (*batch, D) is in the interior, Boolean (*batch,); raises a TypeError for complex y."""
+        """Returns whether y (*batch, *event) is in the interior, Boolean (*batch,); raises a TypeError for complex y."""
         y = floating(numbers("value", y), ())
         with torch.no_grad():
             x = self.bijection.inv(y)
-            inside = (x - x).sum(-1) == 0  # True if all elements are finite
+            inside = (x - x).sum(self._dims) == 0  # True if all elements are finite
             return inside if self._real else inside & self.support.check(y)
 
     def _call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,24 +227,27 @@ class ToSupport(RememberingTransform):
         return y, self._ladj(x, y)
 
     def _inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        check_last(y, self.features, "features of the flow")
+        for dim, size in zip(self._dims, self.shape, strict=True):
+            check_last(y, size, "features of the flow", dim)
         y = numbers("value", y)
+        dims = len(self._dims)
         if self._real and y.is_floating_point() and y.device.type == "cpu" and all_finite(y):
-            return y, y.new_zeros(y.shape[:-1])  # on a GPU, reading the values would synchronise
+            return y, y.new_zeros(y.shape[:-dims])  # on a GPU, reading the values would synchronise
         inside = self.contains(y)
-        none = -y.detach().amax(-1).clamp(min=torch.inf)  # -inf or NaN
-        y = torch.where(inside.unsqueeze(-1), y, self.interior(y))  # keeps gradients finite
+        none = -y.detach().amax(self._dims).clamp(min=torch.inf)  # -inf or NaN
+        y = torch.where(inside[(...,) + (None,) * dims], y, self.interior(y))  # keeps gradients finite
         x = self.bijection.inv(y)
         return x, torch.where(inside, -self._ladj(x, y), none)
 
     def interior(self, like: Tensor) -> Tensor:
-        """Returns a vector in the interior, with the dtype and device of ``like``."""
+        """Returns an event in the interior, with the dtype and device of ``like``."""
         with torch.no_grad():
-            zeros = like.new_zeros(self.inverse_shape(torch.Size([self.features])))
+            zeros = like.new_zeros(self.inverse_shape(torch.Size(self.shape)))
             return zeros if self._real else self.bijection(zeros)
 
     def _ladj(self, x: Tensor, y: Tensor) -> Tensor:
-        return sum_rightmost(self.bijection.log_abs_det_jacobian(x, y), 1 - self.bijection.domain.event_dim)
+        dims = len(self._dims) - self.bijection.domain.event_dim
+        return sum_rightmost(self.bijection.log_abs_det_jacobian(x, y), dims)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return self.bijection.forward_shape(shape)

@@ -14,6 +14,17 @@ from pyro_genexact.contexts import Covariates, PaddedSequence, Source
             lambda: Transformer((), 2, width=20, num_heads=4),
             r"Expected width divisible by 2 \* num_heads == 8 \(rotary embedding\); got 20\.",
         ),
+        (
+            lambda: Transformer((), 2, width=24, num_heads=4, grid=(2, 3)),
+            r"Expected width divisible by 4 \* num_heads == 16 \(rotary embedding\); got 24\.",
+        ),
+        (lambda: Transformer((), 2, grid=(2,)), r"Expected grid == \(H, W\) \(rows and columns .*; got \(2,\)\."),
+        (lambda: Transformer((), 2, grid=(2, 0)), r"Expected grid to be a sequence of integers >= 1; got \(2, 0\)\."),
+        (lambda: Transformer((), 2, grid=6), r"Expected grid to be a sequence of integers >= 1; got 6\."),
+        (
+            lambda: Transformer((), 2, grid=(2, 3), max_len=6),
+            r"Expected max_len=None \(a grid has H \* W sites\); got 6\.",
+        ),
         (lambda: Transformer((), 2, window=0), r"Expected window to be an integer >= 1; got 0\."),
         (lambda: Transformer((), 2, max_len=0), r"Expected max_len to be an integer >= 1; got 0\."),
         (lambda: Transformer((), 2, depth=0), r"Expected depth to be an integer >= 1; got 0\."),
@@ -33,12 +44,12 @@ def test_errors_of_construction(run, message):
         run()
 
 
-def short():
-    return Transformer((), 2, width=8, num_heads=2, depth=1, max_len=4)
+def short(**options):
+    return Transformer((), 2, width=8, num_heads=2, depth=1, **(options or {"max_len": 4}))
 
 
-def test_errors_of_length():
-    net = short()
+@pytest.mark.parametrize("net", [short(), short(grid=(2, 2))])
+def test_errors_of_length(net):
     assert net(torch.zeros(2, 4)).shape == (2, 4, 2)
     with pytest.raises(
         ValueError,

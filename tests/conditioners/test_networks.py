@@ -11,7 +11,7 @@ from pyro.nn.module import to_pyro_module_
 from torch.func import functional_call, vmap
 
 from pyro_genexact import Autoregressive, heads, testing
-from pyro_genexact.conditioners import CausalConv, StateSpace, nade
+from pyro_genexact.conditioners import CausalConv, PixelCNN, StateSpace, nade
 from pyro_genexact.conditioners.independent import Independent
 from pyro_genexact.conditioners.made import MADE
 from pyro_genexact.conditioners.markov import Markov
@@ -25,7 +25,7 @@ from support.networks import in_a_model, naive_nade
 from support.registry import CONDITIONERS
 from support.registry.conditioners import factory
 
-NEW = ("CausalConv", "StateSpace diagonal", "StateSpace selective")
+NEW = ("CausalConv", "PixelCNN", "StateSpace diagonal", "StateSpace selective")
 
 
 def test_steps_have_power():
@@ -85,6 +85,7 @@ def test_starts_differ():
 VMAPPED = [
     lambda: factory(CausalConv, 2, 3, width=4, dilations=(1, 2))(),
     lambda: factory(StateSpace, 2, 3, width=4, depth=1, state=2)(),
+    lambda: factory(PixelCNN, (2, 1, 2), 3, site=2, width=4, depth=1)(),
     lambda: factory(StateSpace, 2, 3, kind="selective", width=4, depth=1, state=2)(),
     lambda: factory(NADE, 4, 3, site=2, hidden=6)(),
     lambda: factory(NADE, 4, 3, site=[(), 3, (), 2], hidden=6)(),

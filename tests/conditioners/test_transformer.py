@@ -24,19 +24,22 @@ from support.registry.conditioners import transformer
 from support.values import F64
 
 
-def rotated(x):
-    """Pairs of numbers of the heads (B, heads, T, d), each turned by the angle of its place."""
+def rotated(x, grid):
+    """Pairs of numbers of the heads (B, heads, T, d), each turned by the angle of its place, or its row and column."""
     *_, T, d = x.shape
-    angle = torch.tensor([[t * 10000 ** (-i / d) for i in range(0, d, 2)] for t in range(T)], dtype=F64)
+    angles = [[t * 10000 ** (-i / d) for i in range(0, d, 2)] for t in range(T)]
+    if grid:
+        angles = [[place * 100 ** (-i / d) for place in divmod(t, grid[1]) for i in range(0, d, 4)] for t in range(T)]
+    angle = torch.tensor(angles, dtype=F64)
     a, b = x[..., ::2], x[..., 1::2]
     return torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1).flatten(-2)
 
 
-def attend(query, key, value, heads, mask=None):
+def attend(query, key, value, heads, mask=None, grid=None):
     """Rows (B, T, width) and (B, S, width); with a mask (T, T), of the same places."""
     query, key, value = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     if mask is not None:
-        query, key = rotated(query), rotated(key)
+        query, key = rotated(query, grid), rotated(key, grid)
     scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -inf)
@@ -58,11 +61,12 @@ def by_hand(net, y, context):
     if isinstance(context, torch.Tensor):
         x = x + (context if context.dim() == 3 else context.unsqueeze(1)) @ net.read_context.weight.T
         x = x + net.read_context.bias
+    x = x if net.grid is None else x + net.places[:T]
     past = torch.arange(T)[:, None] - torch.arange(T)
     mask = (past >= 0) & (past < (net.window or T))
     for layer in net.layers:
         query, key, value = (norm(x, layer.norm) @ layer.qkv.weight.T + layer.qkv.bias).chunk(3, 2)
-        x = x + attend(query, key, value, net.num_heads, mask) @ layer.mix.weight.T + layer.mix.bias
+        x = x + attend(query, key, value, net.num_heads, mask, net.grid) @ layer.mix.weight.T + layer.mix.bias
         if isinstance(context, PaddedSequence):
             query = norm(x, layer.norm_source) @ layer.query.weight.T + layer.query.bias
             found = []
@@ -86,6 +90,8 @@ def by_hand(net, y, context):
         {"context": Covariates(2)},
         {"context": Source(3)},
         {"width": 12, "num_heads": 1, "depth": 3},
+        {"width": 16, "num_heads": 2, "grid": (2, 4), "context": 2},
+        {"grid": (9, 1), "window": 3},
     ],
 )
 @pytest.mark.parametrize("site", [(), (2,), 4])

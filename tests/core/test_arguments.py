@@ -51,6 +51,19 @@ CALLS = {  # a call, and its arguments that are integers, sequences of integers 
         lambda **o: c.StateSpace((), **o),
         {**SOME, "context": 1, "width": 8, "depth": 1, "state": 4, "step_sizes": (0.01, 0.1), "dropout": 0.5},
     ),
+    "PixelCNN": (
+        c.PixelCNN,
+        {
+            "image_shape": (1, 3, 3),
+            **SOME,
+            "context": 1,
+            "width": 4,
+            "depth": 1,
+            "kernel": 3,
+            "first_kernel": 3,
+            "dropout": 0.5,
+        },
+    ),
     "Covariates": (gx.Covariates, {"features": 2}),
     "Source": (gx.Source, {"features": 2}),
     "Affine": (h.Affine, {"shape": (2,), "bound": 2.0}),
@@ -130,6 +143,8 @@ def test_argument(name, argument):
     wrong = NUMBERS if isinstance(right, float) else SEQUENCES if isinstance(right, Sequence) else INTEGERS
     if (name, argument) == ("OrderEnsemble", "orders"):
         wrong = (True, 2.5, "2")  # a list is one of orders
+    if (name, argument) == ("ToSupport", "features"):
+        wrong = [value for value in wrong if not isinstance(value, Sequence)]  # a sequence is a shape
     for value in wrong:
         with pytest.raises((ValueError, TypeError), match=rf"^Expected .*\b{argument}\b.*; got .*") as caught:
             call(**{**arguments, argument: value})

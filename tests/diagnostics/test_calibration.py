@@ -17,6 +17,18 @@ from support.conjugate import DATA, amortised, two_latents
 from support.values import F64
 
 
+def test_bits_of_dequantised_levels_bound_the_exact_bits():
+    beta, levels, fine = st.beta([2.0, 5.0], [3.0, 1.5]), 4, 2000
+    x = np.array([[0, 3], [2, 1], [3, 3]])
+    exact = dg.bits_per_dim(torch.tensor(np.log(beta.cdf((x + 1) / levels) - beta.cdf(x / levels)).sum(1)), (2,))
+    y = (x + (np.arange(fine)[:, None, None] + 0.5) / fine) / levels
+    bound = dg.bits_per_dim(torch.tensor(beta.logpdf(y).sum(-1)), (2,), width=1 / levels).mean(0)
+    assert (bound > exact).all()
+    flat = st.beta(1.0, 1.0).logpdf(y[0]).sum(-1)  # a density that is constant within levels
+    assert dg.bits_per_dim(torch.tensor(flat), (1, 2), width=1 / levels).tolist() == pytest.approx([2.0] * 3)
+    assert exact[0] == pytest.approx(-np.log2(beta.cdf([0.25, 1.0]) - beta.cdf([0.0, 0.75])).mean())
+
+
 def test_held_out_is_a_mean_with_its_error():
     flow = gx.flows.maf(2, context=3, hidden=(8,))
     flow.train()

@@ -63,6 +63,11 @@ ERRORS = {
     "nan row": (lambda: dg.HeldOut(torch.tensor([0.0, torch.nan])), r"first in rows \[1\]"),
     "other rows": (lambda: dg.HeldOut(torch.zeros(2)) - dg.HeldOut(torch.zeros(3)), "same 2 rows; got 3"),
     "none": (lambda: dg.compare({}), "at least one model"),
+    "no width": (
+        lambda: dg.bits_per_dim(torch.zeros(3), (8, 8), width=0.0),
+        "width to be positive and finite; got 0.0",
+    ),
+    "empty event": (lambda: dg.bits_per_dim(torch.zeros(3), (8, 0)), r"event_shape to be a sequence of integers >= 1"),
     "observed": (lambda: dg.sbc_ranks(two_latents, amortised(), 0.5, observed="z"), r"got \['z'\]"),
     "two observed": (lambda: dg.sbc_ranks(model, guide_of(), DATA, observed=[]), r"without \['y'\]"),
     "nothing latent": (lambda: dg.sbc_ranks(nothing, guide_of(), DATA, observed="y"), "a model with latents"),

@@ -93,6 +93,7 @@ CONTEXTS = {
     "Transformer": ["C", "Covariates", "Source"],
     "CausalConv": ["C", "Covariates", "Source"],
     "StateSpace": ["C", "Covariates", "Source"],
+    "PixelCNN": ["C", "Source"],
 }
 
 
@@ -130,6 +131,10 @@ def conditioner(draw, sites, site, kinds=tuple(CONTEXTS), bands=True):
     elif kind == "StateSpace":
         which, depth = draw(pick(["diagonal", "selective"])), draw(st.integers(1, 2))
         options = f", kind={which!r}, width=6, depth={depth}, state=4"
+    elif kind == "PixelCNN":
+        channels = draw(pick([n for n in (1, 2, 3) if sites % n == 0]))
+        args = f"({channels}, 1, {sites // channels}), P, site={site}"
+        options = f", width=4, depth={draw(st.integers(1, 2))}, kernel={draw(pick([1, 3]))}, first_kernel=3"
     elif context:
         options = f", hidden={draw(pick(['()', '(6,)']))}, activation={act}"
     return f"{kind}({args}{given}{options})", context
@@ -188,6 +193,8 @@ def autoregressive(draw):
         head, site = draw(any_head())
         mixed = ""
     kinds = ("MADE", "NADE", "Independent") if site == mixed else tuple(CONTEXTS)
+    if len(shape) > 1:  # an image has its own shape
+        kinds = tuple(kind for kind in kinds if kind != "PixelCNN")
     net, context = draw(conditioner(sites, site, kinds=kinds))
     order = draw(st.one_of(st.none(), st.permutations(range(sites))))
     if site == mixed and order is not None:

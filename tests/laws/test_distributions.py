@@ -50,7 +50,8 @@ SUPPORTS = [constraints.real, constraints.positive, constraints.less_than(1.0), 
 def test_saturation(distribution):
     module, context = distribution
     testing.saturation(*distribution)
-    size = made(module, context).base_dist.event_shape.numel()
+    shape = made(module, context).base_dist.event_shape
+    size = shape.numel() if len(shape) < 2 else tuple(shape)
     for support in SUPPORTS:
         module.transforms[-1] = Constant(ToSupport(support, size))
         testing.saturation(*distribution)

@@ -1,7 +1,12 @@
 """What tests of conditioners compare with: NADE written out, a site after another, and calls inside a PyroModule."""
 
+from typing import NamedTuple
+
 import pyro
 import torch
+from torch import Tensor
+
+import pyro_genexact as gx
 
 
 class Model(pyro.nn.PyroModule):
@@ -48,3 +53,29 @@ def by_sites(net, y, context=None, cut=None):
         phi, state = net.extend(chunk, state)
         phis.append(phi)
     return torch.cat(phis, 1), state
+
+
+class Anew(gx.Conditioner):
+    """A fixed-size network that is evaluated anew on all sites at each step, with zeros for the sites to come."""
+
+    class State(NamedTuple):
+        position: int
+        version: list[int]
+        y: Tensor
+        context: Tensor | None
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.num_params, self.num_sites = net, net.num_params, net.num_sites
+        self.site, self.context = net.site, net.context
+
+    def start(self, context, batch_size):
+        like = next(self.net.parameters()).new_zeros(batch_size, self.num_sites)
+        y = like.long() if isinstance(self.site, int) else like
+        return self.net(y, context)[:, 0], self.State(0, self.new_version(), y, context)
+
+    def extend(self, y, state):
+        first, stop = state.position, state.position + y.shape[1]
+        whole = torch.cat([state.y[:, :first], y.to(state.y.dtype), state.y[:, stop:]], 1)
+        phi = self.net(whole, state.context)[:, first + 1 : stop + 1]
+        return phi, self.advance(state, y.shape[1])._replace(y=whole)

@@ -6,7 +6,18 @@ import torch
 from torch import nn
 
 import pyro_genexact as gx
-from pyro_genexact.conditioners import MADE, NADE, CausalConv, Independent, Markov, Recurrent, StateSpace, Transformer
+from pyro_genexact.conditioners import (
+    MADE,
+    NADE,
+    CausalConv,
+    Independent,
+    Markov,
+    PixelCNN,
+    Recurrent,
+    StateSpace,
+    Transformer,
+)
+from pyro_genexact.conditioners.guided import GuidedConditioner
 from pyro_genexact.contexts import Source
 from support.small_conditioners import RunningSum
 from support.values import built
@@ -26,6 +37,11 @@ def transformer(site=(), params=2, width=8, num_heads=2, depth=2, **options):
 
 def small_transformer(num_params, site=3, **options):
     return gx.conditioners.Transformer(site, num_params, width=8, depth=1, num_heads=2, **options)
+
+
+def pixelcnn(shape, params=2, **options):
+    sizes = {"width": 5, "depth": 2, "first_kernel": 5}
+    return factory(PixelCNN, shape, params, **(sizes | options))
 
 
 NONE = torch.zeros(5, 5, dtype=torch.bool)
@@ -67,6 +83,8 @@ CONDITIONERS = {
     "Transformer categories, source padded": transformer(3, 3, context=Source(2)),
     "Transformer window": transformer(window=2),
     "Transformer categories, window": transformer(4, 3, window=2, depth=1, max_len=6),
+    "Transformer grid": transformer((2,), 4, grid=(2, 3)),
+    "Transformer categories, grid, context": transformer(3, 3, grid=(3, 2), depth=1, context=2),
     "CausalConv": factory(CausalConv, (), 2, width=6, dilations=(1, 1)),
     "CausalConv context": factory(CausalConv, (2,), 4, width=6, kernel=3, dilations=(1, 2), context=2),
     "CausalConv steps": factory(CausalConv, (), 2, width=6, kernel=3, dilations=(2, 1), context=gx.Covariates(2)),
@@ -83,6 +101,11 @@ CONDITIONERS = {
     "StateSpace selective categories, source padded": factory(
         StateSpace, 3, 3, kind="selective", width=6, depth=1, state=3, context=Source(2)
     ),
+    "PixelCNN": pixelcnn((1, 3, 3), context=2),
+    "PixelCNN channels": pixelcnn((2, 2, 3), 4, site=(2,)),
+    "PixelCNN categories, channels, context": pixelcnn((3, 2, 2), 4, site=4, kernel=5, depth=1, context=2),
+    "PixelCNN source": pixelcnn((1, 2, 4), kernel=1, first_kernel=7, depth=1, context=Source(2)),
+    "PixelCNN categories, source padded": pixelcnn((2, 2, 2), 3, site=3, depth=1, context=Source(2)),
     "Independent": factory(Independent, 5, 2),
     "Independent context": factory(Independent, 4, 3, site=3, context=2, hidden=(6,)),
     "Independent steps": factory(Independent, 5, 2, context=gx.Covariates(2), hidden=(6,), activation=torch.tanh),
@@ -99,6 +122,8 @@ CONDITIONERS = {
     "NADE one site": factory(NADE, 1, 2, context=2, hidden=7),
     "NADE two sites": factory(NADE, 2, 2, hidden=7),
     "Angles": lambda: built(gx.conditioners.Angles(MADE(4, 2, site=(2,), hidden=(12, 10), context=2))),
+    "Guided MADE": lambda: built(GuidedConditioner(MADE(4, 2, hidden=(12, 10), context=2), 0.7)),
+    "Guided Transformer": lambda: built(GuidedConditioner(transformer((2,), 4, context=3, grid=(2, 3))(), -0.4)),
     "RunningSum": lambda: built(RunningSum(2)),
     "RunningSum context": lambda: built(RunningSum(4, context=2, k=2)),
 }

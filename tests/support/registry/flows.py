@@ -43,6 +43,15 @@ def mild(recipe, features, context=0, **options):
     return factory
 
 
+def images(patch, image_shape, context=0, **options):
+    def factory():
+        sizes = {"transforms": 2, "width": 8, "depth": 1, "num_heads": 1, **options}
+        module = redraw(gx.flows.tarflow(image_shape, patch, context, **sizes).double(), spread=0.3)
+        return module, sized(3, context, seed=1) if context else None
+
+    return factory
+
+
 def univariate(recipe, context=0, **options):
     return mild(
         lambda features, context, **options: gx.flows.univariate(recipe, context, **options), 1, context, **options
@@ -128,6 +137,8 @@ DISTRIBUTIONS = {
     "autoregressive recurrent": mild(
         partial(f.autoregressive, h.Affine), 2, 1, conditioner=lambda P, C: Recurrent((), P, context=C, hidden=5)
     ),
+    "tarflow": images(1, (1, 2), context=2),
+    "tarflow inverse": images(1, (2, 1), inverse=True, transforms=1, support=constraints.unit_interval),
     "univariate nsf": univariate(f.nsf, 2, bins=3, support=constraints.positive),
     "univariate naf": univariate(f.naf, 1, units=3, support=constraints.less_than(1.0)),
     "univariate iaf": univariate(f.iaf, 2),

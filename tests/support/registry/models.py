@@ -35,6 +35,14 @@ def over_orders():
     return built(ensemble).eval(), sized(3, 2, seed=1)
 
 
+def guided(make, weight):
+    def factory():
+        module, context = make()
+        return gx.Guided(module, rate=0.0, weight=weight).eval(), context
+
+    return factory
+
+
 def conditional(head):
     def factory():
         it = head()
@@ -50,10 +58,21 @@ def steps():
 
 
 DISTRIBUTIONS = {
+    "Guided categories": guided(
+        chained(lambda: h.Categorical(3), 3, lambda P: gx.conditioners.NADE(3, P, site=3, hidden=6, context=2), 2), 1.5
+    ),
+    "Guided normals": guided(chained(h.Normal, 2, context=2), -0.4),
     "Autoregressive binary": chained(h.Bernoulli, 4, context=2),
     "Autoregressive image": chained(h.Bernoulli, 6, order=[3, 1, 0, 2, 5, 4], event_shape=(2, 3)),
     "Autoregressive categories": chained(
         lambda: h.Categorical(3), 4, lambda P: gx.conditioners.NADE(4, P, site=3, hidden=6)
+    ),
+    "Autoregressive pixels": chained(
+        h.Bernoulli,
+        8,
+        lambda P: gx.conditioners.PixelCNN((2, 2, 2), P, width=4, depth=1, context=2),
+        context=2,
+        event_shape=(2, 2, 2),
     ),
     "Autoregressive counts": chained(h.Poisson, 3),
     "Autoregressive levels": chained(lambda: h.DiscretizedLogistic(4, 2), 3, context=1),

@@ -162,6 +162,12 @@ TRANSFORMS = {
     "Autoregressive spline inverse": autoregressive(
         made(3, 8, context=2, activation=torch.tanh), inverse=True, sites=3, head=spline
     ),
+    "Autoregressive spline vectors": autoregressive(
+        made(2, 16, site=(2,), activation=torch.tanh),
+        shape=(2,),
+        sites=2,
+        head=lambda shape: gx.heads.RationalQuadraticSpline(3, shape=shape),
+    ),
     "Autoregressive sum of squares": autoregressive(
         made(3, 7, activation=torch.tanh), sites=3, head=lambda _: gx.heads.SumOfSquares(2, 2)
     ),
@@ -218,12 +224,15 @@ TRANSFORMS = {
     "Householder inverse": lambda: (gx.transforms.Inverse(built(gx.transforms.Householder(3))), sized(3, 3), None),
     "Chain": chain,
     "Prefixes": prefixes,
+    "Patches": fixed(lambda: gx.transforms.Patches((2, 4, 2), 2), 3, 2, 4, 2),
+    "Patches of one channel": fixed(lambda: gx.transforms.Patches((2, 3), 1), 3, 2, 3),
     "Permute": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 3, 1])), 3, 4),
     "Permute sites": fixed(lambda: gx.transforms.Permute(torch.tensor([2, 0, 1]), dim=-2), 2, 3, 2),
     "Reverse": fixed(gx.transforms.Reverse, 3, 4),
     "Reverse lengths": fixed(lambda: gx.transforms.Reverse(lengths=torch.tensor([4, 4, 4])), 3, 4),
     "Reverse sites": fixed(lambda: gx.transforms.Reverse(-2), 3, 2, 2),
     "Standardize": fixed(lambda: gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1), 3, 4),
+    "Standardize images": fixed(lambda: gx.transforms.Standardize.from_data(3 * sized(9, 2, 2, seed=2) + 1), 3, 2, 2),
     "Inverse": fixed(
         lambda: gx.transforms.Inverse(gx.transforms.Standardize.from_data(3 * sized(9, 4, seed=2) + 1)), 3, 4
     ),
@@ -245,5 +254,8 @@ TRANSFORMS = {
     "ToSupport interval": to_support(constraints.unit_interval, 3),
     "ToSupport simplex": to_support(constraints.simplex, 3, 2),
     "ToSupport list": to_support(MIXED, 4),
+    "ToSupport images": fixed(
+        lambda: gx.Constant(gx.transforms.ToSupport(constraints.unit_interval, (2, 1, 2))).double(), 3, 2, 1, 2
+    ),
 }
 TRIANGULAR = [name for name in TRANSFORMS if name.startswith(("Autoregressive", "Block"))]

@@ -49,8 +49,7 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         context: the context (*batch, C), covariates (*batch, T, C) in the order of the event, or a source (*batch, S,
             C) or ``PaddedSequence``; None if the conditioner has no context.
         order: integers (T,) where ``order[i]`` is the index of the i-th site to visit; by default that of the
-            conditioner for an event without prefix (``PixelCNN`` visits the channels of a pixel together), and
-            raster order for other conditioners.
+            conditioner, which is raster order except for images (``PixelCNN`` visits the channels of a pixel together).
         lengths: integers (*batch) in 0 ... T, the number of sites of each row, in visiting order.
         source_lengths: integers (*batch) in 0 ... S, the length of each row's ``Source``; by default S.
         prefix: (*batch, k, *site_shape), the values of k sites before those of the event.
@@ -97,10 +96,7 @@ class AutoregressiveDistribution(ChainRuleDistribution):
         given = 0 if prefix is None else shape_of_prefix(prefix, tuple(head.site_shape))[1]
         dims = sites_of(conditioner, head, event_shape, given)
         total = given + prod(dims)
-        if order is not None:
-            order = permutation(order, prod(dims))
-        elif prefix is None:  # the sites after a prefix are in visiting order
-            order = conditioner.order_of(dims)
+        order = conditioner.order_of(dims) if order is None else permutation(order, prod(dims))
         lengths = None if lengths is None else checked_lengths(lengths, total)
         chain = ChainRule.of(conditioner, head, context, source_lengths, total, order, given)
         layout = Layout(

@@ -12,7 +12,6 @@ from torch.nn.functional import pad, silu
 
 from ..base import Site
 from ..contexts import PaddedSequence, Source, check_context, kind_of
-from ..core.buffers import register_derived
 from ..core.checks import check_sizes, check_widths
 from ..core.rows import take_rows
 from .checks import check_chunk, check_rate, check_rows, check_sites
@@ -85,7 +84,7 @@ class PixelCNN(ReadsSource):
     ``extend`` evaluates the readout for each new channel, one column of the horizontal stack for each new pixel, and one
     row of the vertical stack for each new row; whole rows of a chunk are evaluated in parallel. A state holds the last n
     pixels and rows of each layer: about L W D (n + 2) numbers per row of the batch. Buffers are never written in place.
-    ``start`` reads the weights of the horizontal stack; hooks on its parts do not run.
+    ``start`` reads the weights of the horizontal stack for all later steps. Hooks on submodules may not run.
 
     Args:
         image_shape: (C, H, W).
@@ -124,8 +123,6 @@ class PixelCNN(ReadsSource):
         torch.Size([5, 392])
     """
 
-    order: Tensor
-
     def __init__(
         self,
         image_shape: Sequence[int],
@@ -161,8 +158,6 @@ class PixelCNN(ReadsSource):
         self.add_source(width)
         self.hidden = nn.ModuleList(nn.Linear(width + c * encoded, width) for c in range(channels))
         self.last = nn.ModuleList(small_linear(width, num_params) for _ in range(channels))
-        order = torch.arange(self.num_sites, device="cpu").view(channels, -1).t().flatten()
-        register_derived(self, "order", order)
 
     def extra_repr(self) -> str:
         return (
@@ -171,7 +166,7 @@ class PixelCNN(ReadsSource):
         )
 
     def order_of(self, dims: Sequence[int]) -> Tensor | None:
-        """Returns the order (T,) in which it visits the sites of an event (C, H, W).
+        """Returns the order (T,) in which it visits the sites of an event (C, H, W), or of the last rows (C, h, W) of one.
 
         It is None, raster order, if C = 1, where events may also have shape (H, W), and for events (T,), whose sites are
         in the order of the network.
@@ -180,11 +175,15 @@ class PixelCNN(ReadsSource):
             ValueError: for other dims.
         """
         dims, shape = tuple(dims), self.image_shape
-        if dims == (self.num_sites,) or (shape[0] == 1 and dims in (shape, shape[1:])):
+        if len(dims) == 1:
             return None
-        if dims != shape:
+        rows = (1, *dims) if len(dims) == 2 and shape[0] == 1 else dims
+        if (rows[:1], rows[2:]) != (shape[:1], shape[2:]) or rows[1] > shape[1]:
             raise ValueError(f"Expected sites of shape {shape} (image_shape of PixelCNN); got {dims}.")
-        return self.order
+        if shape[0] == 1:
+            return None
+        with torch.inference_mode(False):  # autograd cannot save indices from inference mode
+            return torch.arange(prod(rows), device=self.of_row.device).view(shape[0], -1).t().flatten()
 
     def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
         """Maps y (B, T, *site_shape) and the context to phi (B, T, P), in parallel over the sites."""
@@ -224,6 +223,8 @@ class PixelCNN(ReadsSource):
             out = self.attending(out, state)
             outs = torch.cat([outs, out], 1)
             state = state._replace(out=out[:, -1:])
+        if full > self.image_shape[2]:  # views would keep all rows of the chunk
+            state = self.reorder(state, torch.arange(len(y), device=y.device))
         begin = first % channels + 1
         return self._phi(outs, pixels, begin, begin + sites), state
 

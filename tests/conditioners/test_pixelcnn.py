@@ -5,13 +5,15 @@ import itertools
 import pytest
 import torch
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_leaves
 
 import pyro_genexact as gx
 from pyro_genexact import Autoregressive, heads
 from pyro_genexact.conditioners import PixelCNN
 from pyro_genexact.contexts import Covariates, Source
+from pyro_genexact.distributions import AutoregressiveDistribution as Given
 from pyro_genexact.testing import conditioner_inputs
-from support.networks import Anew
+from support.networks import Anew, by_sites
 from support.registry import CONDITIONERS
 from support.registry.conditioners import pixelcnn
 from support.values import built, double, draws, sized
@@ -129,6 +131,13 @@ def test_prefix_is_upper_rows():
         lower = model().conditional_on_prefix(rows[:, : count * 6])
         expected = model().log_prob_sites(y)[:, :, count:].sum((1, 2, 3))
         torch.testing.assert_close(lower.log_prob(rows[:, count * 6 :]), expected, rtol=0, atol=1e-12)
+        with torch.inference_mode():  # the lower rows as an image
+            image = Given(net, heads.Bernoulli(), (2, 4 - count, 3), prefix=rows[:, : count * 6])
+        log_prob = image.log_prob(y[:, :, count:])
+        torch.testing.assert_close(log_prob, expected, rtol=0, atol=1e-12)
+        log_prob.sum().backward()
+        expected = draws(lower, 2).unflatten(-1, (4 - count, 3, 2)).movedim(-1, 2)
+        assert torch.equal(draws(image, 2), expected)
     # nothing below or beside what a prefix contains changes its part
     other = y.clone()
     other[:, :, 2:] = 1 - other[:, :, 2:]
@@ -190,9 +199,11 @@ def test_dropout_only_in_training():
     net = pixelcnn((1, 3, 3), dropout=0.5)()
     y, _ = conditioner_inputs(net)
     torch.manual_seed(0)
-    assert not torch.equal(net(y), net(y))
-    net.eval()
-    assert torch.equal(net(y), net(y))
+    for call in (net, lambda y: by_sites(net, y)[0]):
+        net.train()
+        assert not torch.equal(call(y), call(y))
+        net.eval()
+        torch.testing.assert_close(call(y), net(y), rtol=0, atol=1e-12)
 
 
 def bernoulli(shape, event_shape):
@@ -232,6 +243,15 @@ def bernoulli(shape, event_shape):
         (lambda: bernoulli((1, 4, 6), (1, 6, 4)), r"Expected sites of shape \(1, 4, 6\) .*; got \(1, 6, 4\)"),
         (lambda: bernoulli((3, 4, 2), (4, 2, 3)), r"Expected sites of shape \(3, 4, 2\) .*; got \(4, 2, 3\)"),
         (lambda: bernoulli((1, 4, 6), (1, 4, 5)), r"Expected event_shape of 24 sites"),
+        (lambda: bernoulli((2, 4, 6), (6, 8)), r"Expected sites of shape \(2, 4, 6\) .*; got \(6, 8\)"),
+        (
+            lambda: PixelCNN((2, 4, 6), 1).order_of((2, 5, 6)),
+            r"Expected sites of shape \(2, 4, 6\) .*; got \(2, 5, 6\)",
+        ),
+        (
+            lambda: Given(bernoulli((2, 4, 6), (48,)).conditioner, heads.Bernoulli(), (4, 6), prefix=torch.ones(24)),
+            r"Expected sites of shape \(2, 4, 6\) .*; got \(4, 6\)",
+        ),
         (lambda: bernoulli((1, 4, 6), (4, 6))().log_prob(torch.zeros(24)), r"Expected value\.shape\[-2:\] == \(4, 6\)"),
         (
             lambda: gx.OrderEnsemble(bernoulli((2, 4, 6), (2, 4, 6)), 2),
@@ -254,3 +274,19 @@ def test_copy_of_inference_rows():
         branch = net.reorder(state, torch.tensor([3, 0]))
         phi, _ = net.extend(y[[3, 0], 10:17], branch)
     torch.testing.assert_close(phi, net(y)[[3, 0], 11:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_states_keep_no_views(enabled):
+    """The memory of a state does not depend on how its sites were cut into chunks."""
+    net = built(PixelCNN((2, 9, 3), 1, width=4, depth=2))
+    y, _ = conditioner_inputs(net, 2)
+
+    def memory(sizes):
+        _, state = net.start(None, 2)
+        for part in y[:, : sum(sizes)].split(sizes, 1):
+            _, state = net.extend(part, state)
+        return sum(t.untyped_storage().nbytes() for t in tree_leaves(state[2:8]))
+
+    with torch.set_grad_enabled(enabled):
+        assert memory([45]) < 1.5 * memory([6] * 7 + [3])

@@ -30,13 +30,13 @@ class Guided(DistributionModule):
     Cost: that of the model; in eval mode with w other than 0, the conditioners evaluate twice the rows.
 
     Args:
-        module: a flow or an autoregressive model with a context vector, whose conditioners read it.
+        module: a flow or an autoregressive model with a context vector, whose conditioners read it directly.
         rate: the probability that a row loses its context in training mode.
         weight: w. :func:`~pyro_genexact.fit` validates with w = 0.
 
     Raises:
         TypeError: if ``module`` is not a :class:`DistributionModule`, or a number is none.
-        ValueError: if the context of the module is not a vector, if none of its conditioners reads it, or if ``rate``
+        ValueError: if the context of the module is not a vector, if a part reads it without a conditioner, or if ``rate``
             is outside [0, 1] or ``weight`` not finite.
 
     Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022.
@@ -59,10 +59,7 @@ class Guided(DistributionModule):
             raise ValueError(f"Expected 0 <= rate <= 1; got {rate}.")
         if not isfinite(weight):
             raise ValueError(f"Expected weight to be finite; got {weight}.")
-        if not _places(module, module.context):
-            raise ValueError(
-                f"Expected module with a conditioner of context={module.context}; got {type(module).__name__} without."
-            )
+        _places(module, module.context)
         self.module, self.rate, self.weight, self.context = module, float(rate), float(weight), module.context
 
     def forward(self, context: Tensor | None = None, **options: Any) -> Any:
@@ -93,11 +90,18 @@ def _places(module: nn.Module, context: Any) -> list[tuple[nn.Module, str, Condi
     """Returns the outermost conditioners of this context, each with its parent and name.
 
     Heads are skipped, because the context of a model within a head is phi.
+
+    Raises:
+        ValueError: if a part with this context has no conditioner that reads it.
     """
     found: list[tuple[nn.Module, str, Conditioner]] = []
-    for name, part in module.named_children():
+    for name, part in module._modules.items():  # with all names of a part that has several
         if isinstance(part, Conditioner):
             found += [(module, name, part)] if part.context == context else []
-        elif not isinstance(part, Head):
+        elif part is not None and not isinstance(part, Head):
             found += _places(part, context)
+    if not found and getattr(module, "context", 0) == context:
+        raise ValueError(
+            f"Expected module whose parts of context={context} have conditioners; got {type(module).__name__} without."
+        )
     return found

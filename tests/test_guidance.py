@@ -89,6 +89,14 @@ def test_weights_share_parameters_and_leave_the_model_alone():
     assert torch.equal(strong.for_validation()(CONTEXT).log_prob(y), flow(CONTEXT).log_prob(y))
 
 
+def test_a_conditioner_with_two_names_is_guided():
+    lm, y = names(), torch.tensor([[1, 2, 0, 0], [2, 2, 1, 0], [1, 1, 1, 1]])
+    expected = gx.Guided(lm, weight=1.5).eval()(CONTEXT).log_prob(y)
+    net = lm._modules.pop("conditioner")
+    lm._modules |= {"other": net, "conditioner": net}
+    assert torch.equal(gx.Guided(lm, weight=1.5).eval()(CONTEXT).log_prob(y), expected)
+
+
 def test_fit_learns_both():
     """Two classes of normals: given the class, and without it their mixture's mean and scale."""
     torch.manual_seed(0)
@@ -115,12 +123,17 @@ def test_fit_learns_both():
         (
             lambda: gx.Guided(gx.flows.realnvp(2, 3)),
             ValueError,
-            "Expected module with a conditioner of context=3; got Flow without.",
+            "Expected module whose parts of context=3 have conditioners; got Coupling without.",
+        ),
+        (
+            lambda: gx.Guided(gx.Flow([*gx.flows.maf(2, 3).transforms], gx.Conditional(torch.nn.Linear(3, 3), HEAD))),
+            ValueError,
+            "Expected module whose parts of context=3 have conditioners; got Conditional without.",
         ),
         (
             lambda: gx.Guided(gx.Conditional(torch.nn.Linear(3, 3), flow_head())),
             ValueError,
-            "Expected module with a conditioner of context=3; got Conditional without.",
+            "Expected module whose parts of context=3 have conditioners; got Conditional without.",
         ),
         (lambda: gx.Guided(names())(CONTEXT[:, :2]), ValueError, "Expected context.shape[-1] == 3"),
         (lambda: gx.Guided(names())(), ValueError, "Expected a context (*batch, 3) (Guided built with context=3)"),

@@ -92,8 +92,9 @@ class Transformer(Conditioner):
     Raises:
         TypeError: if ``dropout`` is not a number.
         ValueError: if a size is not a positive integer, ``width`` is not a multiple of 2 * num_heads, ``dropout`` is
-            outside [0, 1), ``grid`` is not two positive integers, or it is given with ``max_len``. In calls, for categories out of range, a context of another width, a number of rows other
-            than the state's, and more sites than covariates or ``max_len``.
+            outside [0, 1), ``grid`` is not two positive integers, or it is given with ``max_len``. In calls, for
+            categories out of range, a context of another width, a number of rows other than the state's, and more sites
+            than covariates or ``max_len``.
 
     References: Vaswani et al., "Attention is all you need", NeurIPS 2017; Xiong et al., "On layer normalization in the
     Transformer architecture", ICML 2020 (pre-norm); Su et al., "RoFormer: enhanced Transformer with rotary position
@@ -133,17 +134,15 @@ class Transformer(Conditioner):
         check_sizes(1, num_params=num_params, width=width, depth=depth, num_heads=num_heads, **given)
         check_rate(dropout)
         self.grid = None if grid is None else checked_grid(grid, max_len)
-        axes = 1 if grid is None else 2
-        if width % (2 * axes * num_heads):
+        factor = 2 if grid is None else 4
+        if width % (factor * num_heads):
             raise ValueError(
-                f"Expected width divisible by {2 * axes} * num_heads == {2 * axes * num_heads} (rotary embedding); "
-                f"got {width}."
+                f"Expected width divisible by {factor} * num_heads == {factor * num_heads} (rotary embedding); got {width}."
             )
         self.site, self.num_params, self.context = site, num_params, context
         self.width, self.depth, self.num_heads = width, depth, num_heads
-        self.max_len, self.window, self.dropout = max_len, window, float(dropout)
-        if self.grid is not None:
-            self.max_len = prod(self.grid)
+        self.max_len = max_len if grid is None else prod(grid)
+        self.window, self.dropout = window, float(dropout)
         self.encoder = SiteEncoder(site, width)
         self.read = nn.Identity() if isinstance(site, int) else nn.Linear(self.encoder.features, width)
         self.begin = nn.Parameter(torch.randn(width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -243,13 +243,13 @@ def completed(
     return Flow([*chain, onto], standard_normal(*shape) if base is None else base)
 
 
-def new_head(make: MakeHead) -> Head:
-    """Returns the head that the callable makes.
+def new_head(make: Callable[..., Head], *arguments: Any) -> Head:
+    """Returns the head that the callable makes of the arguments.
 
     Raises:
         TypeError: if it makes something else, or is itself a head.
     """
-    it = make if isinstance(make, Head) else make()  # heads are callable, too
+    it = make if isinstance(make, Head) else make(*arguments)  # heads are callable, too
     if isinstance(make, Head) or not isinstance(it, Head):
         raise TypeError(f"Expected head to be a callable that makes a head; got {type(it).__name__}.")
     return it

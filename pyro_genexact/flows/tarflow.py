@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +75,7 @@ def tarflow(
     Raises:
         TypeError: if ``head`` does not return a bijection head, or ``standardize`` is not a tensor.
         ValueError: if a size is not a positive integer, ``patch`` does not divide H and W, 4 * num_heads does not
-            divide ``width``, ``support`` is discrete, or ``base`` or ``standardize`` are of another shape. In calls,
+            divide ``width``, ``support`` is discrete, or heads, ``base`` or ``standardize`` are of another shape. In calls,
             for images and contexts of another shape.
 
     Reference: Zhai et al., "Normalizing Flows are Capable Generative Models", ICML 2025, arXiv 2412.06329.
@@ -95,8 +94,10 @@ def tarflow(
     cut = Patches(image_shape, patch)
 
     def block() -> nn.Module:
-        it = new_head(partial(Affine if head is None else head, cut.site_shape))
+        it = new_head(Affine if head is None else head, cut.site_shape)
         check_bijection(it)
+        if tuple(it.site_shape) != cut.site_shape:
+            raise ValueError(f"Expected head to make heads of site_shape {cut.site_shape}; got {it.site_shape}.")
         net = Transformer(
             cut.site_shape,
             it.num_params,

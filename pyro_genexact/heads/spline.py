@@ -20,10 +20,10 @@ _SPREAD = 2.0  # the bound of the log-sizes of bins; round trips of steeper spli
 class RationalQuadraticSpline(Head):
     """An increasing rational-quadratic spline on [-bound, bound], and the identity outside, of each number of a site.
 
-    phi contains K numbers for the widths of the bins, K for their heights and K - 1 for the slopes at inner knots, so
-    P = 3 K - 1 for a scalar site and n (3 K - 1) for n numbers. With e = exp(2 tanh(phi / 2)), widths and heights are e, normalised to a sum of 2 bound, and slopes are
-    e^2. The slope at both ends is 1. Slopes are thus bounded smoothly, no bin vanishes, and phi = 0 gives the identity.
-    Both directions have a closed form with about thirty elementwise operations.
+    For each of the n numbers of a site, phi contains K numbers for the widths of the bins, K for their heights and K - 1
+    for the slopes at inner knots, so P = n (3 K - 1). With e = exp(2 tanh(phi / 2)), widths and heights are e, normalised
+    to a sum of 2 bound, and slopes are e^2. The slope at both ends is 1. Slopes are thus bounded smoothly, no bin
+    vanishes, and phi = 0 gives the identity. Both directions have a closed form with about thirty elementwise operations.
 
     Args:
         bins: K, at least 2.

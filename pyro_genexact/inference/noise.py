@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.distributions import Distribution
+from torch.utils.data import Dataset
 
-from ..core.checks import check_positive
-from .batches import column
+from ..core.checks import check_kind, check_positive
+from ..flows.base import over_reals
+from .sources import rows_of
 
 
 class Augmented(Dataset[Any]):
@@ -20,16 +22,15 @@ class Augmented(Dataset[Any]):
     the dequantisation of levels, and shifts of images.
 
     Args:
-        data: a tensor or an array (N, *event) on the CPU, or a map-style Dataset whose items are a row or a
-            (row, context) tuple.
-        function: a function of a batch of rows (B, *event) that returns B new rows. It may use torch's random numbers,
-            which ``fit`` seeds.
-        context: a tensor or an array (N, C) that the rows carry along, or None.
+        data: a tensor, an array or a table (N, *event), or a map-style Dataset, as for ``fit``.
+        function: a function of a batch of rows (B, *event) that returns a tensor of B new rows. It may use torch's
+            random numbers, which ``fit`` seeds.
+        context: a tensor, array or table (N, ...), or a dict of these, as for ``fit``.
 
     Raises:
-        TypeError: if ``data`` is of another kind, or ``function`` is not callable.
-        ValueError: if there are several contexts, or of another number of rows. At an access, if the function returns
-            another number of rows.
+        TypeError: if ``data`` or ``context`` is of another kind, or ``function`` is not callable.
+        ValueError: if ``data`` has no rows, ``context`` has another number of rows, or one of them is not finite. At an
+            access, if the function does not return a tensor of as many rows.
 
     Example:
         >>> import torch
@@ -40,37 +41,27 @@ class Augmented(Dataset[Any]):
     """
 
     def __init__(self, data: Any, function: Callable[[Tensor], Tensor], context: Any = None) -> None:
-        dtype = torch.get_default_dtype()
-        self.data, self.context = column(data, "data", dtype), column(context, "context", dtype)
-        if not isinstance(self.data, (Tensor, Dataset)) or not hasattr(self.data, "__len__"):
-            raise TypeError(f"Expected data to be a tensor, an array or a Dataset; got {type(data).__name__}.")
+        self.rows, self.function = rows_of(data, context, "data", torch.get_default_dtype()), function
         if not callable(function):
             raise TypeError(f"Expected function to be a function; got {type(function).__name__}.")
-        if self.context is not None and isinstance(self.data, Dataset):
-            raise ValueError("Expected context=None with a Dataset, whose items may be (row, context); got a context.")
-        if self.context is not None and len(self.context) != len(self.data):
-            raise ValueError(f"Expected context with {len(self.data)} rows (those of data); got {len(self.context)}.")
-        self.function = function
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.rows.index)
 
     def __getitem__(self, row: int) -> Any:
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[Any]:
         """Returns the new rows, or (row, context) tuples; torch's DataLoader calls this method."""
-        if isinstance(self.data, Tensor):
-            index = torch.as_tensor(rows, device="cpu")
-            old, context = self.data[index], None if self.context is None else self.context[index]
-        else:
-            many = getattr(self.data, "__getitems__", lambda rows: [self.data[row] for row in rows])
-            items = default_collate(many(rows))
-            old, context = items if isinstance(items, (tuple, list)) else (items, None)
-        new = self.function(old)
-        if len(new) != len(rows):
-            raise ValueError(f"Expected function to return {len(rows)} rows, as it was given; got {len(new)}.")
-        return list(new) if context is None else list(zip(new, context, strict=True))
+        batch = self.rows.source[self.rows.index[list(rows)]]
+        new = self.function(batch.data)
+        if not isinstance(new, Tensor) or new.shape[:1] != (len(rows),):
+            got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(f"Expected function to return a tensor of {len(rows)} rows, as it was given; got {got}.")
+        if not batch.context:
+            return list(new)
+        contexts = ({key: x[row] for key, x in batch.context.items()} for row in range(len(rows)))
+        return [(row, context.get(None, context)) for row, context in zip(new, contexts, strict=True)]
 
 
 def denoised(distribution: Any, y: Tensor, scale: float) -> Tensor:
@@ -82,15 +73,17 @@ def denoised(distribution: Any, y: Tensor, scale: float) -> Tensor:
 
     Args:
         distribution: a distribution over real vectors or images with a differentiable log_prob.
-        y: values (*sample, *batch, *event), such as its samples.
+        y: values (*sample, *batch, *event), such as its samples; they broadcast with the batch shape.
         scale: the standard deviation of the noise.
 
     Returns:
-        A tensor of the shape of y, without gradient.
+        A tensor (*sample, *batch, *event), without gradient.
 
     Raises:
-        TypeError: if ``scale`` is not a number.
-        ValueError: if ``scale`` is not positive and finite.
+        TypeError: if ``distribution`` is not a distribution, ``y`` is not a floating-point tensor, or ``scale`` is not a
+            number.
+        ValueError: if ``scale`` is not positive and finite, or the support is not all real values, where no distribution
+            with such noise has its support.
 
     Cost: one ``log_prob`` and its gradient.
 
@@ -103,8 +96,14 @@ def denoised(distribution: Any, y: Tensor, scale: float) -> Tensor:
         >>> denoised(Normal(torch.zeros(3), 2**0.5), torch.tensor([0.0, 1.0, 2.0]), scale=1.0)
         tensor([0.0000, 0.5000, 1.0000])
     """
+    check_kind("distribution", distribution, Distribution)
     check_positive(scale=scale)
+    if not over_reals(distribution):
+        raise ValueError(f"Expected distribution.support to be all real values; got {distribution.support}.")
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise TypeError(f"Expected y to be a floating-point tensor; got {getattr(y, 'dtype', type(y).__name__)}.")
+    shape = distribution.batch_shape + distribution.event_shape
     with torch.inference_mode(False), torch.enable_grad():
-        y = y.detach().clone().requires_grad_()
+        y = y.detach().expand(torch.broadcast_shapes(y.shape, shape)).clone().requires_grad_()
         (score,) = torch.autograd.grad(distribution.log_prob(y).sum(), y)
     return y.detach() + scale**2 * score

@@ -195,7 +195,7 @@ class ToSupport(RememberingTransform):
     ) -> None:
         super().__init__(cache_size=cache_size)
         self.features = features
-        if isinstance(features, (tuple, list)):
+        if isinstance(features, (tuple, list)) and features:
             check_widths(1, features=features)
             self.shape, dims = tuple(features), len(features)
             self.bijection, self.support = _scalar_bijection(support), independent(support, dims)

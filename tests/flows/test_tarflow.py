@@ -125,9 +125,13 @@ def test_errors(run, text):
     fails(ValueError, text, run)
 
 
-def test_errors_of_heads():
-    fails(TypeError, "Expected head to make bijections", lambda: gx.flows.tarflow(SHAPE, 2, head=heads_of_normals))
-
-
-def heads_of_normals(shape):
-    return heads.Normal(shape=shape)
+@pytest.mark.parametrize(
+    "head, kind, text",
+    [
+        (lambda shape: heads.Normal(shape=shape), TypeError, "Expected head to make bijections"),
+        (heads.Affine((8,)), TypeError, "Expected head to be a callable that makes a head; got Affine."),
+        (lambda shape: heads.Affine(), ValueError, "Expected head to make heads of site_shape (8,); got ()."),
+    ],
+)
+def test_errors_of_heads(head, kind, text):
+    fails(kind, text, lambda: gx.flows.tarflow(SHAPE, 2, head=head))

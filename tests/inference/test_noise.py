@@ -31,26 +31,34 @@ def Z():
     return torch.zeros(2)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "array", "Dataset", "Dataset of pairs", "context"])
-def test_items(kind):
+@pytest.mark.parametrize("kind", ["tensor", "array", "memory map", "Dataset", "Dataset of pairs", "context", "dict"])
+def test_items(kind, tmp_path):
     x, c = torch.arange(20.0).view(10, 2), torch.arange(10.0).unsqueeze(1)
     data = {
         "tensor": lambda: gx.Augmented(x, noisy),
         "array": lambda: gx.Augmented(x.numpy().astype(np.float64), noisy),
+        "memory map": lambda: gx.Augmented(mapped(x, tmp_path / "rows"), noisy),
         "Dataset": lambda: gx.Augmented(_Rows(x), noisy),
         "Dataset of pairs": lambda: gx.Augmented(TensorDataset(x, c), noisy),
         "context": lambda: gx.Augmented(x, noisy, c.numpy()),
+        "dict": lambda: gx.Augmented(x, noisy, {"context": c}),
     }[kind]()
     first, second = ([data[i] for i in range(len(data))] for _ in range(2))
-    pairs = "pairs" in kind or kind == "context"
+    pairs = kind in ("Dataset of pairs", "context", "dict")
     for one, other, row, label in zip(first, second, x, c, strict=True):
         if pairs:
-            assert torch.equal(one[1], label) and torch.equal(other[1], label)
-            one, other = one[0], other[0]
+            (one, of_one), (other, _) = one, other
+            assert torch.equal(of_one["context"] if kind == "dict" else of_one, label)
         assert one.dtype == torch.float32 and not torch.equal(one, other)
         assert (one - row).abs().max() < 0.6
     whole = next(iter(DataLoader(data, batch_size=10)))
     assert (whole[0] if pairs else whole).shape == (10, 2)
+
+
+def mapped(x, path):
+    rows = np.memmap(path, dtype="float64", mode="w+", shape=x.shape)
+    rows[:] = x
+    return rows
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -109,6 +117,11 @@ def test_denoised_is_the_posterior_mean(scale):
     torch.testing.assert_close(gx.denoised(points, y, scale), (y / scale**2).tanh(), rtol=0, atol=1e-9)
 
 
+def test_denoised_broadcasts_with_the_batch():
+    normals = dist.Normal(torch.tensor([[0.0], [1.0], [2.0]]), 2**0.5).to_event(1)
+    torch.testing.assert_close(gx.denoised(normals, torch.ones(1), 1.0), torch.tensor([[0.5], [1.0], [1.5]]))
+
+
 def test_denoised_of_a_flow():
     torch.manual_seed(0)
     flow = gx.flows.tarflow((2, 2), 1, 2, width=8, depth=1, num_heads=1, transforms=1)
@@ -125,22 +138,42 @@ def test_denoised_of_a_flow():
 @pytest.mark.parametrize(
     "run, kind, text",
     [
-        (lambda: gx.Augmented(3, noisy), TypeError, "Expected data to be a tensor, an array or a Dataset; got int."),
+        (lambda: gx.Augmented(3, noisy), TypeError, "Expected data to be a tensor, an array, a table, a Dataset"),
         (lambda: gx.Augmented(Z(), 0.1), TypeError, "Expected function to be a function; got float."),
         (
             lambda: gx.Augmented(_Rows(Z()), noisy, Z()),
             ValueError,
-            "Expected context=None with a Dataset, whose items may be (row, context); got a context.",
+            "Expected context=None with a Dataset, whose items may be (row, context); got Tensor.",
         ),
         (
             lambda: gx.Augmented(Z(), noisy, torch.zeros(3)),
             ValueError,
-            "Expected context with 2 rows (those of data); got 3.",
+            "Expected context.shape[0] == 2 (rows of data); got (3,).",
         ),
         (
             lambda: gx.Augmented(Z(), lambda x: x[:0])[0],
             ValueError,
-            "Expected function to return 1 rows, as it was given; got 0.",
+            "Expected function to return a tensor of 1 rows, as it was given; got (0,).",
+        ),
+        (
+            lambda: gx.Augmented(Z(), lambda x: None)[0],
+            ValueError,
+            "Expected function to return a tensor of 1 rows, as it was given; got NoneType.",
+        ),
+        (
+            lambda: gx.denoised(Mean(), Z(), 0.1),
+            TypeError,
+            "Expected distribution to be of class Distribution; got Mean.",
+        ),
+        (
+            lambda: gx.denoised(dist.Poisson(Z() + 1), Z(), 0.1),
+            ValueError,
+            "Expected distribution.support to be all real values; got IntegerGreaterThan(lower_bound=0).",
+        ),
+        (
+            lambda: gx.denoised(dist.Normal(0.0, 1.0), torch.tensor([1, 2]), 0.1),
+            TypeError,
+            "Expected y to be a floating-point tensor; got torch.int64.",
         ),
         (
             lambda: gx.denoised(dist.Normal(0.0, 1.0), Z(), 0.0),

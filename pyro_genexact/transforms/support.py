@@ -195,8 +195,10 @@ class ToSupport(RememberingTransform):
     ) -> None:
         super().__init__(cache_size=cache_size)
         self.features = features
-        if isinstance(features, (tuple, list)) and features:
+        if isinstance(features, (tuple, list)):
             check_widths(1, features=features)
+            if not features:
+                raise ValueError(f"Expected features to have at least one dim; got {features}.")
             self.shape, dims = tuple(features), len(features)
             self.bijection, self.support = _scalar_bijection(support), independent(support, dims)
         else:

@@ -147,6 +147,8 @@ def binary(name: str, data: Path, progress: bool) -> None:
     sign = -1 if name == "mnist" else 1
     model = f"MADE({settings.hidden})" + (" in 16 orders" if settings.orders else "")
     report(name, model, figure(sign * log_prob(few, test)), time.perf_counter() - start, result)
+    if name == "mnist":
+        print_curve(name, result)
 
 
 def print_curve(name: str, result: gx.FitResult) -> None:

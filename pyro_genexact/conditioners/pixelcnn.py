@@ -45,14 +45,14 @@ class PixelCNNState(NamedTuple):
     version: list[int]
     channels: Tensor
     out: Tensor
-    row: Tensors
-    left: Tensors
-    terms: Tensors
-    above: Tensors
+    row: tuple[Tensor, ...]
+    left: tuple[Tensor, ...]
+    terms: tuple[Tensor, ...]
+    above: tuple[Tensor, ...]
     context: Tensor | None
     source: Tensor | None
     allowed: Tensor | None
-    weights: list[Tensors]
+    weights: list[tuple[Tensor, ...]]
     grad: bool
 
 

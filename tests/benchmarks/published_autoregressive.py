@@ -164,9 +164,9 @@ def mixture(scores: list[np.ndarray]) -> np.ndarray:
 
 def rows_in_rows() -> gx.Autoregressive:
     """A GRU over the rows of an image, and a MADE within each row."""
-    made = gx.conditioners.MADE(28, 1, context=400, hidden=(1000,))
+    made = gx.conditioners.MADE(28, 1, context=400, hidden=(1000,), dropout=0.1)
     row = gx.heads.ConditionalHead(gx.Autoregressive(made, gx.heads.Bernoulli(), (28,)))
-    gru = gx.conditioners.Recurrent((28,), row.num_params, hidden=500, dropout=0.25)
+    gru = gx.conditioners.Recurrent((28,), row.num_params, hidden=500, dropout=0.3)
     return gx.Autoregressive(gru, row, (28, 28))
 
 
@@ -176,19 +176,19 @@ def mnist_rows(name: str, data: Path, progress: bool) -> list[np.ndarray]:
     for seed, model in enumerate(("GRU(500) over rows, MADE(1000) within", "the same over columns")):
         begin = time.perf_counter()
         train, chooses, valid = (part.mT.contiguous() if seed else part for part in parts)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 2)
         net = rows_in_rows()
         result = gx.fit(
             net,
             train,
             validation=chooses,
-            epochs=26,
+            epochs=16,
             batch_size=100,
             optimizer=partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.05),
             schedule=one_cycle,
             max_grad_norm=5.0,
             fabric=fabric,
-            seed=seed,
+            seed=seed + 2,
             progress=progress,
         )
         scores.append(log_prob(net, valid))

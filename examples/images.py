@@ -289,7 +289,7 @@ def main() -> None:
             make = MASS_FUNCTIONS[name]
             model, fit = fit_mass_function(make, train, validation, epochs)
             found[name] = score_mass_function(model, test)
-        sampling = seconds(lambda: model().sample((1000,)))  # noqa: B023
+        sampling = seconds(lambda: model().sample((1000,)))  # noqa: B023  (called at once)
         print(row_of_table(name, found[name], fit, sampling), flush=True)
     picture(test, found, args.out)
     print(f"\nsaved {args.out}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..base import Head
 from ..core.checks import check_positive, check_widths
+from ..core.shapes import parts_of
 from ..core.values import in_every_dtype
 from ..transforms.affine import Affine as AffineTransform
 from .parameters import bounded
@@ -48,7 +49,7 @@ class Affine(Head):
         """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""
         if self.site_shape:
             phi = phi.unflatten(-1, (2, *self.site_shape))
-        shift, raw = phi.unbind(-1 - len(self.site_shape))
+        shift, raw = parts_of(phi, -1 - len(self.site_shape))
         return AffineTransform(shift, bounded(raw, self._bounds[phi.dtype]), len(self.site_shape))
 
 

@@ -98,7 +98,8 @@ def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None, sol
     Raises:
         ValueError: if there is a solver, and the module's call does not take it.
     """
-    if FixedPoint.of(solver) is not None and not takes_solver(module):
+    takes = solver is not None and takes_solver(module)
+    if FixedPoint.of(solver) is not None and not takes:
         raise ValueError(
             f"Expected solver=None (only autoregressive transforms take a solver); got {solver!r} for "
             f"{type(module).__name__}."
@@ -108,7 +109,7 @@ def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None, sol
         if bound is not module:
             bound._inv = None  # the cached inverse belongs to the original
         return bound
-    return result_of(module, context, **({"solver": solver} if takes_solver(module) else {}))  # type: ignore[no-any-return]
+    return result_of(module, context, **({"solver": solver} if takes else {}))  # type: ignore[no-any-return]
 
 
 def result_of(module: nn.Module, context: Tensor | PaddedSequence | None, **options: Any) -> Any:

@@ -113,7 +113,7 @@ def best(row: dict[str, Measurement], among: tuple[str, ...] | None = None) -> M
 
 def shown(ratio: float) -> str:
     """A ratio; below a half, as the fraction that says how many times less."""
-    return f"{ratio:.2f}" if ratio > 0.5 else f"1/{1 / ratio:.{'1f' if ratio > 0.05 else '0f'}}"
+    return f"{ratio:.2f}" if ratio > 0.5 else f"1/{1 / ratio:.{'1f' if ratio > 0.1 else '0f'}}"
 
 
 def quotient(row: dict[str, Measurement] | None, way: str) -> str:

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     script: str
     section: str
     threads: int
-    quick: bool
+    quick: bool  # small sizes or few rounds: not to be compared with
     environment: dict[str, Any]
     measurements: list[Measurement]
 
@@ -55,11 +55,11 @@ def read(path: Path) -> list[Run]:
         return []
     data = json.loads(path.read_text())
     return [
-        Run(**{
-            **run,
-            "environment": data["environments"][run["environment"]],
-            "measurements": [Measurement(*values) for values in run["measurements"]],
-        })
+        Run(
+            *(run[name] for name in Run._fields[:-2]),
+            environment=data["environments"][run["environment"]],
+            measurements=[Measurement(*values) for values in run["measurements"]],
+        )
         for run in data["runs"]
     ]  # fmt: skip
 
@@ -85,7 +85,12 @@ def merged(old: Iterable[Run], new: Iterable[Run]) -> list[Run]:
 
 
 def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+    """Four digits, or a whole number."""
+    return value if float(value).is_integer() else float(f"{value:.4g}")
+
+
+def digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def summary(times: Sequence[float], factor: float = 1.0) -> tuple[float, float, float, int]:
@@ -133,7 +138,7 @@ def table(groups: Sequence[Sequence[Run]]) -> list[list[str]]:
     cells, last = [["case", "operation", *titles, *heads]], ""
     for key, row in rows[0].items():
         case, operation, unit = key
-        values = [f"{r[key][way].median:g}" if key in r and way in r[key] else "-" for r in many for way in ways]
+        values = [digits(r[key][way].median) if key in r and way in r[key] else "-" for r in many for way in ways]
         shares = [quotient(rows[i].get(key), way) if way in row else "-" for way, i in ratios]
         cells.append(["" if case == last else case, f"{operation}, {unit}", *values, *shares])
         last = case
@@ -231,10 +236,15 @@ def compared(old: Iterable[Run], new: Iterable[Run]) -> list[list[str]]:
         others = [b.median / a.median for a, b in pairs if b.way.startswith(PEERS) and b.unit != "MB"]
         for a, b in pairs:
             ratio = b.median / a.median
-            apart = a.upper < b.lower or b.upper < a.lower
+            apart = "apart" if a.upper < b.lower or b.upper < a.lower else "overlap"
             relative = f"{ratio / statistics.median(others):.2f}" if others and b.unit != "MB" else "-"
             names = [f"{run.name}, {count([run])}", b.case, b.operation, b.way]
-            values = [f"{a.median:g}", f"{b.median:g} {b.unit}", f"{ratio:.2f}", "apart" if apart else "overlap"]
+            values = [
+                digits(a.median),
+                f"{digits(b.median)} {b.unit}",
+                f"{ratio:.2f}",
+                apart if min(a.rounds, b.rounds) > 2 else "-",
+            ]
             found.append((ratio, [*names, *values, relative]))
     head = ["run", "case", "operation", "way", "old", "new", "new / old", "quartiles", "relative to the peers"]
     return [head, *(row for _, row in sorted(found, key=lambda pair: -pair[0]))]

@@ -1,14 +1,14 @@
 """Speed of the flows whose transformer is a spline, a polynomial, a sigmoid or a network, beside zuko's and Pyro's.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--slow] [--steps 400]
-                                                                  [--sections table,accuracy]
+    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--steps 400]
+                                                                  [--sections table,umnn,accuracy]
 
 Medians over interleaved rounds in one process, as in speed.py: D=16, hidden (128, 128), batch 256, 3 transforms,
 float32, validation off for all. The number of numbers a site (bins, degree, signal) is the peer's default.
 
 * training step: log_prob of 256 rows, backward, a step of Adam.
 * sample: 256 rows, without gradients.
-* umnn: zuko's sample takes minutes, so it is called once, and only with --slow. Its training step is timed with its
+* umnn: untrained. zuko's sample takes minutes, so it is called once. Its training step is timed with its
   default of 32 nodes, fewer than it needs for the accuracy of ours (--sections accuracy).
 * --steps: train our flows so long first, on bent and correlated rows, since roots take more evaluations away from the
   identity, where a flow starts; what a peer's bisection costs does not change.
@@ -104,20 +104,28 @@ def train(flow: nn.Module, steps: int) -> None:
 
 
 def table(options: argparse.Namespace) -> list[Measurement]:
+    return compare(options.only.split(","), options.steps, options.rounds)
+
+
+def umnn(options: argparse.Namespace) -> list[Measurement]:
+    return compare(["umnn"], 0, options.rounds)
+
+
+def compare(names: list[str], steps: int, rounds: int) -> list[Measurement]:
     found = []
-    for name in options.only.split(","):
+    for name in names:
         timed: dict[tuple[str, str, str], Call] = {}
         for library, build in MODELS[name].items():
             flow = build()
             if library == HERE:
-                train(flow, options.steps)
+                train(flow, steps)
             made = calls(flow)
             if library == "Pyro" or (name == "umnn" and library != HERE):
                 sample = made.pop(SAMPLE)
-                if options.slow and library == "zuko":
+                if library == "zuko":
                     found.append(measurement((name, SAMPLE, library), "ms", [1e3 * seconds(sample)]))
             timed |= {(name, operation, library): call for operation, call in made.items()}
-        found += measured(timed, options.rounds)
+        found += measured(timed, rounds)
     return found
 
 
@@ -146,9 +154,8 @@ def report(name: str, t: Any, x: Tensor, step: float) -> None:
 
 
 if __name__ == "__main__":
-    found = parser(__doc__, [table, accuracy])
+    found = parser(__doc__, [table, umnn, accuracy])
     found.set_defaults(sections="table")
-    found.add_argument("--only", default=",".join(MODELS))
-    found.add_argument("--slow", action="store_true")
+    found.add_argument("--only", default="nsf,naf,sospf,bpf,bnaf")
     found.add_argument("--steps", type=int, default=0)
     run(found, quick={"only": "nsf"})

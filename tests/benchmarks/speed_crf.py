@@ -1,8 +1,9 @@
 """Speed of the linear-chain CRF beside pytorch-crf and torch-struct, in one process.
 
-    python tests/benchmarks/speed_crf.py [--rounds 9] [--markdown] [--sections train,viterbi,struct,sample,ragged,queries]
+    python tests/benchmarks/speed_crf.py [--rounds 9] [--markdown] [--sections train,memory,viterbi,struct,sample,ragged,queries]
 
 * train: log-likelihood of labels and its gradient in all potentials, against pytorch-crf.
+* memory: the peak of live tensors that ``train`` makes.
 * viterbi: the best labels, against pytorch-crf's ``decode``; both find the same but for rounding: ours is exact in float64.
 * struct: log Z and its gradient at (32, 64, 23), against torch-struct.
 * sample: 1000 label strings of one row (1, 1024, 50), and its log Z with gradient.
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from timing import HERE, Call, Measurement, Named, measured, parser, run
+from timing import HERE, Call, Measurement, Named, measured, measurement, parser, peak_megabytes, run
 from torch import Tensor
 from torchcrf import CRF
 
@@ -45,7 +46,7 @@ def drawn(batch: int, sites: int, labels: int) -> tuple[CRF, Tensor, Tensor, Cal
     return model, emissions, tags, ours
 
 
-def train(options: argparse.Namespace) -> list[Measurement]:
+def training() -> dict[Named, Call]:
     calls: dict[Named, Call] = {}
     for size in SIZES:
         model, emissions, tags, ours = drawn(*size)
@@ -55,7 +56,15 @@ def train(options: argparse.Namespace) -> list[Measurement]:
         what = str(size), "log-likelihood + backward"
         calls[*what, HERE] = lambda ours=ours, tags=tags: ours().log_prob(tags).sum().backward()
         calls[*what, PEER] = lambda model=model, emissions=emissions, tags=tags: model(emissions, tags).backward()
-    return measured(calls, options.rounds)
+    return calls
+
+
+def train(options: argparse.Namespace) -> list[Measurement]:
+    return measured(training(), options.rounds)
+
+
+def memory(options: argparse.Namespace) -> list[Measurement]:
+    return [measurement(key, "MB", [peak_megabytes(call)]) for key, call in training().items()]
 
 
 @torch.no_grad()
@@ -156,6 +165,6 @@ def queries(options: argparse.Namespace) -> list[Measurement]:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message="where received a uint8")
-    found = parser(__doc__, [train, viterbi, struct, sample, ragged, queries], rounds=9)
+    found = parser(__doc__, [train, memory, viterbi, struct, sample, ragged, queries], rounds=9)
     found.set_defaults(validate=True)  # the default of torch and Pyro
-    run(found, quick={"sections": "train,viterbi,sample,queries"})
+    run(found, quick={"sections": "train,memory,viterbi,sample,queries"})

@@ -1,12 +1,14 @@
 """What the scripts of benchmarks share: interleaved times, peaks of memory, and a command line of sections.
 
 How a script joins: each *section* is a function of the options that returns a list of measurements, made by
-``measured({(case, operation, way): call}, options.rounds)`` from calls without arguments, or by ``measurement`` from a figure that it
-has by other means. The way is "here" for this package ("here, compiled", "here, native" for a variant of it) and the name of the library
-for a peer: calls of equal case and operation stand in one row of a table, and each way that begins with "here" is divided by the
-best of the others. The script ends with ``run(parser(__doc__, [section, ...]), quick={...})``, where ``quick`` holds the
-options of a run of seconds. A line in ``SCRIPTS`` of ``run.py`` says with how many threads it is measured, and what of it belongs to a
-brief run; a block ``<!-- table: script.section; threads 1, 2 -->`` in a page shows it.
+``measured({(case, operation, way): call}, options.rounds)`` from calls without arguments, or by ``measurement`` from figures that it
+has by other means. The way is "here" for this package ("here, compiled" or "here, native" for a variant of it) and the library's name for
+a peer. Calls of equal case and operation stand in one row of a table, whose last columns divide each way that begins with "here" by
+the best of the other ways of its row. Less must be better. The script ends with ``run(parser(__doc__, [section, ...]), quick={...})``, where
+``quick`` has other defaults of the script's own options, for a run of seconds. A line in ``SCRIPTS`` of ``run.py`` gives the numbers of threads
+and the arguments. A block of the two lines ``<!-- table: script.section; threads 2, 1 -->`` and ``<!-- end of table -->`` in a page is
+filled by ``python tests/benchmarks/run.py --tables`` (several sections: separated by commas); each peer's name is in ``PEERS`` of
+``measurements.py``.
 """
 
 from __future__ import annotations
@@ -180,8 +182,9 @@ def parser(description: str | None, sections: Sequence[Section], rounds: int = 7
 def run(found: argparse.ArgumentParser, quick: Mapping[str, Any]) -> None:
     """Runs the chosen sections, prints the table of each, and keeps the measurements."""
     options = found.parse_args()
-    if options.quick:
-        vars(options).update({"rounds": 1, **quick})
+    if options.quick:  # other defaults, which options that are given override
+        found.set_defaults(rounds=1, **quick)
+        options = found.parse_args()
     import_zuko()  # its import is over before validation is set
     pyro.enable_validation(options.validate)
     torch.set_num_threads(options.threads)
@@ -193,7 +196,7 @@ def run(found: argparse.ArgumentParser, quick: Mapping[str, Any]) -> None:
         values = list(options.known[name](options))
         if not values:
             continue
-        new = Run(script, name, options.threads, options.quick, environment(), values)
+        new = Run(script, name, options.threads, options.quick or options.rounds < 3, environment(), values)
         cells = table([[new]])
         print(name)
         show(cells[0], cells[1:], options.markdown)

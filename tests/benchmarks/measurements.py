@@ -15,9 +15,15 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "benchmarks.json"
-HERE = "here"
+HERE, MEMORY = "here", "MB"
 PEERS = ("Pyro", "zuko", "nflows", "pytorch-crf", "torch-struct", "GPT-2", "mambapy", "plain PyTorch")
 SLOWER = 1.02  # a ratio to a peer above it is listed
+HEADLINES = (  # of README: title, section, beginning of the case, operation; one thread
+    ("MAF, 64 features: 256 samples", "speed.table", "D=64,", "sample"),
+    ("NAF, 16 features: 256 samples", "speed_bijections.table", "naf", "sample"),
+    ("CRF, 32 × 256 sites, 23 labels: gradient of log p", "speed_crf.train", "(32, 256,", "log-likelihood + backward"),
+    ("MAF, 8 features: training step", "speed.table", "D=8,", "training step"),
+)
 BLOCK = re.compile(r"(<!-- table: ([^;>]+?)(?:; threads ([\d, ]+?))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -135,7 +141,8 @@ def table(groups: Sequence[Sequence[Run]]) -> list[list[str]]:
     many = rows if not ratios else rows[:1]  # with nothing to compare with, the times of each number of threads
     titles = [f"{way}, {count(runs)}" if len(many) > 1 else way for runs in groups[: len(many)] for way in ways]
     heads = [f"{way} / best other" + (f", {count(groups[i])}" if len(groups) > 1 else "") for way, i in ratios]
-    cells, last = [["case", "operation", *titles, *heads]], ""
+    what = f"operation ({count(groups[0])})" if ratios and len(groups) > 1 else "operation"
+    cells, last = [["case", what, *titles, *heads]], ""
     for key, row in rows[0].items():
         case, operation, unit = key
         values = [digits(r[key][way].median) if key in r and way in r[key] else "-" for r in many for way in ways]
@@ -161,16 +168,16 @@ def lines(cells: Sequence[Sequence[str]], markdown: bool = True) -> list[str]:
 def slower(runs: Sequence[Run]) -> list[list[str]]:
     """Where this package takes more than a peer: each operation, with its ratio to the fastest peer by number of threads."""
     threads = sorted({run.threads for run in runs})
-    found: dict[tuple[str, str], dict[int, float]] = {}
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
     for run in runs:
-        for (case, operation, _), row in rows_of(run).items():
+        for (case, operation, unit), row in rows_of(run).items():
             peer = best(row, PEERS)
-            if peer is not None and HERE in row:
-                found.setdefault((case, operation), {})[run.threads] = row[HERE].median / peer.median
+            if peer is not None and HERE in row and unit != MEMORY:
+                found.setdefault((run.name, case, operation), {})[run.threads] = row[HERE].median / peer.median
     return [
         ["case", "operation", *(f"cost compared with the fastest peer, {n} thread{'s' * (n > 1)}" for n in threads)],
         *(
-            [*key, *(f"{ratios[n]:.2f}" if n in ratios else "-" for n in threads)]
+            [*key[1:], *(f"{ratios[n]:.2f}" if n in ratios else "-" for n in threads)]
             for key, ratios in found.items()
             if max(ratios.values()) > SLOWER
         ),
@@ -179,23 +186,42 @@ def slower(runs: Sequence[Run]) -> list[list[str]]:
 
 def origins(runs: Sequence[Run]) -> list[list[str]]:
     """Where, when and by which versions each script was measured."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, ...], dict[str, set[int]]] = {}
     for run in runs:
         e = run.environment
         versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
-        machine = f"{e['cpu']}, {e['cores']} cores, {e['memory_gb']} GB"
-        kind = " (quick)" if run.quick else ""
-        scripts = found.setdefault(" | ".join([e["date"], e["commit"], machine, versions]), [])
-        scripts.append(f"`{run.script}`{kind}, {count([run])}")
-    return [["date", "commit", "machine", "versions", "scripts"]] + [
-        [*key.split(" | "), "; ".join(dict.fromkeys(scripts))] for key, scripts in found.items()
-    ]
+        key = e["date"], e["commit"], f"{e['cpu']}, {e['cores']} cores, {e['memory_gb']} GB", versions
+        script = f"`{run.script}`{' (quick)' * run.quick}"
+        found.setdefault(key, {}).setdefault(script, set()).add(run.threads)
+    cells = [["date", "commit", "machine", "versions", "scripts, and their numbers of threads"]]
+    for key, scripts in found.items():
+        words = (f"{script} {' and '.join(map(str, sorted(threads)))}" for script, threads in scripts.items())
+        cells.append([*key, "; ".join(words)])
+    return cells
+
+
+def headlines(runs: Sequence[Run]) -> list[list[str]]:
+    """The cases of README with one thread."""
+    cells = [["case, one thread of a machine with two cores", "this package", "fastest other library", "ratio"]]
+    for title, name, start, what in HEADLINES:
+        for run in (run for run in runs if run.name == name and run.threads == 1):
+            for (case, operation, unit), row in rows_of(run).items():
+                peer = best(row)
+                if case.startswith(start) and operation == what and unit == "ms" and peer:
+                    ours = row[HERE].median
+                    ratio = peer.median / ours
+                    words = f"{ratio:.2g} times faster" if ratio > 1 else f"**{1 / ratio:.2f} times slower**"
+                    cells.append([title, f"{digits(ours)} ms", f"{digits(peer.median)} ms ({peer.way})", words])
+    return cells
+
+
+MADE_OF_ALL = {"slower": slower, "origins": origins, "headlines": headlines}
 
 
 def block(runs: Sequence[Run], what: str, threads: Sequence[int]) -> list[str]:
-    """The lines of a table of the documentation: ``script.section, script.section``, ``slower`` or ``origins``."""
-    if what in ("slower", "origins"):
-        return lines({"slower": slower, "origins": origins}[what](runs))
+    """The lines of a table of the documentation: ``script.section, script.section`` or one made of all runs."""
+    if what in MADE_OF_ALL:
+        return lines(MADE_OF_ALL[what](runs))
     names = [name.strip() for name in what.split(",")]
     groups = [[run for name in names for run in runs if run.name == name and run.threads == n] for n in threads]
     groups = [group for group in groups if group]
@@ -233,11 +259,11 @@ def compared(old: Iterable[Run], new: Iterable[Run]) -> list[list[str]]:
     found: list[tuple[float, list[str]]] = []
     for run in new:
         pairs = [(before[run[:3]][m[:4]], m) for m in run.measurements if m[:4] in before.get(run[:3], ())]
-        others = [b.median / a.median for a, b in pairs if b.way.startswith(PEERS) and b.unit != "MB"]
+        others = [b.median / a.median for a, b in pairs if b.way.startswith(PEERS) and b.unit != MEMORY]
         for a, b in pairs:
             ratio = b.median / a.median
             apart = "apart" if a.upper < b.lower or b.upper < a.lower else "overlap"
-            relative = f"{ratio / statistics.median(others):.2f}" if others and b.unit != "MB" else "-"
+            relative = f"{ratio / statistics.median(others):.2f}" if others and b.unit != MEMORY else "-"
             names = [f"{run.name}, {count([run])}", b.case, b.operation, b.way]
             values = [
                 digits(a.median),

@@ -21,7 +21,12 @@ SLOWER = 1.02  # a ratio to a peer above it is listed
 HEADLINES = (  # of README: title, section, beginning of the case, operation; one thread
     ("MAF, 64 features: 256 samples", "speed.table", "D=64,", "sample"),
     ("NAF, 16 features: 256 samples", "speed_bijections.table", "naf", "sample"),
-    ("CRF, 32 × 256 sites, 23 labels: gradient of log p", "speed_crf.train", "(32, 256,", "log-likelihood + backward"),
+    (
+        "CRF, 32 rows of 256 sites, 23 labels: gradient of log p",
+        "speed_crf.train",
+        "(32, 256,",
+        "log-likelihood + backward",
+    ),
     ("MAF, 8 features: training step", "speed.table", "D=8,", "training step"),
 )
 BLOCK = re.compile(r"(<!-- table: ([^;>]+?)(?:; threads ([\d, ]+?))? -->\n).*?(<!-- end of table -->)", re.DOTALL)

@@ -77,9 +77,11 @@ def test_summary_is_median_and_quartiles() -> None:
 def test_ratios_are_to_the_best_other_for_each_number_of_threads() -> None:
     one, two = run(1, here=3.0, here_native=1.0, Pyro=4.0, zuko=2.0), run(2, here=3.0, here_native=0.1, Pyro=6.0)
     cells = table([[one], [two]])
-    assert cells[0][6:] == [
-        f"{way} / best other, {n}" for way in ("here", "here, native") for n in ("1 thread", "2 threads")]  # fmt: skip
-    assert cells[1] == ["D=8", "sample, ms", "3", "1", "4", "2", "1.50", "1/2.0", "1/2.0", "1/60"]
+    pairs = ("here / best other", "here, native / best other", "here, native / here")
+    assert cells[0] == ["case", "operation (1 thread)", "here", "here, native", "Pyro", "zuko",
+                        *(f"{pair}, {n}" for pair in pairs for n in ("1 thread", "2 threads"))]  # fmt: skip
+    assert cells[1] == ["D=8", "sample, ms", "3", "1", "4", "2", "1.50", "1/2.0", "1/2.0", "1/60", "1/3.0", "1/30"]
+    assert table([[run(here=3.0)], [run(2, here=4.0)]])[0][2:] == ["here, 1 thread", "here, 2 threads"]
 
 
 def test_slower_lists_peers_alone() -> None:

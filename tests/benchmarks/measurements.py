@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "benchmarks.json"
-HERE, MEMORY = "here", "MB"
+HERE, OTHERS, MEMORY = "here", "best other", "MB"
 PEERS = ("Pyro", "zuko", "nflows", "pytorch-crf", "torch-struct", "GPT-2", "mambapy", "plain PyTorch")
 SLOWER = 1.02  # a ratio to a peer above it is listed
 HEADLINES = (  # of README: title, section, beginning of the case, operation; one thread
@@ -132,9 +132,9 @@ def shown(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio > 0.5 else f"1/{1 / ratio:.{'1f' if ratio > 0.1 else '0f'}}"
 
 
-def quotient(row: dict[str, Measurement] | None, way: str) -> str:
-    other = best(row) if row else None
-    return "-" if not row or other is None or way not in row else shown(row[way].median / other.median)
+def quotient(row: dict[str, Measurement], way: str, against: str) -> str:
+    other = best(row) if against == OTHERS else row.get(against)
+    return "-" if other is None or way not in row else shown(row[way].median / other.median)
 
 
 def table(groups: Sequence[Sequence[Run]]) -> list[list[str]]:
@@ -142,16 +142,18 @@ def table(groups: Sequence[Sequence[Run]]) -> list[list[str]]:
     rows = [{key: row for run in runs for key, row in rows_of(run).items()} for runs in groups]
     ways = list(dict.fromkeys(way for row in rows[0].values() for way in row))
     ours = [way for way in ways if way.startswith(HERE)]
-    ratios = [(way, i) for way in ours for i in range(len(groups))] if len(ours) < len(ways) else []
+    pairs = [(way, OTHERS) for way in ours if len(ours) < len(ways)]
+    pairs += [(way, HERE) for way in ours if way != HERE and HERE in ours]
+    ratios = [(*pair, i) for pair in pairs for i in range(len(groups))]
     many = rows if not ratios else rows[:1]  # with nothing to compare with, the times of each number of threads
     titles = [f"{way}, {count(runs)}" if len(many) > 1 else way for runs in groups[: len(many)] for way in ways]
-    heads = [f"{way} / best other" + (f", {count(groups[i])}" if len(groups) > 1 else "") for way, i in ratios]
+    heads = [f"{way} / {by}" + (f", {count(groups[i])}" if len(groups) > 1 else "") for way, by, i in ratios]
     what = f"operation ({count(groups[0])})" if ratios and len(groups) > 1 else "operation"
     cells, last = [["case", what, *titles, *heads]], ""
-    for key, row in rows[0].items():
+    for key in rows[0]:
         case, operation, unit = key
         values = [digits(r[key][way].median) if key in r and way in r[key] else "-" for r in many for way in ways]
-        shares = [quotient(rows[i].get(key), way) if way in row else "-" for way, i in ratios]
+        shares = [quotient(rows[i].get(key, {}), way, by) for way, by, i in ratios]
         cells.append(["" if case == last else case, f"{operation}, {unit}", *values, *shares])
         last = case
     return cells

@@ -100,11 +100,11 @@ def train(options: argparse.Namespace) -> list[Measurement]:
 
 
 def growth(options: argparse.Namespace) -> list[Measurement]:
-    lengths = [n for n in (64, 128, 256, 512, 1024, 2048, 4096) if n <= 16 * options.tokens]
+    lengths = [n for n in (64, 256, 1024, 4096) if n <= 16 * options.tokens]
     model, per = transformer(1), {(f"one row of {n} tokens", "sampling", HERE): n for n in lengths}
     calls = {key: lambda n=n: model(max_len=n).sample() for key, n in per.items()}
     times = measured(calls, min(options.rounds, 3), "µs per token", per)
-    return times + [measurement(key, "MB", [peak_megabytes(call)]) for key, call in calls.items()]
+    return times + [measurement(key, "MB", [peak_megabytes(call, warm=True)]) for key, call in calls.items()]
 
 
 def generated(model: GPT2LMHeadModel, tokens: Tensor, sites: int, **beams: Any) -> tuple[Tensor, Tensor]:

@@ -116,8 +116,10 @@ def storages(tree: object) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def peak_megabytes(call: Call) -> float:
-    call()  # optimiser state and the like exist already
+def peak_megabytes(call: Call, warm: bool = False) -> float:
+    """The peak of a call that has run before, so that optimiser state and the like exist."""
+    if not warm:
+        call()
     with PeakBytes() as memory:
         call()
     return memory.peak / 1e6

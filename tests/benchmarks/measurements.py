@@ -213,7 +213,7 @@ def headlines(runs: Sequence[Run]) -> list[list[str]]:
     for title, name, start, what in HEADLINES:
         for run in (run for run in runs if run.name == name and run.threads == 1):
             for (case, operation, unit), row in rows_of(run).items():
-                peer = best(row)
+                peer = best(row, PEERS)
                 if case.startswith(start) and operation == what and unit == "ms" and peer:
                     ours = row[HERE].median
                     ratio = peer.median / ours
@@ -227,15 +227,14 @@ MADE_OF_ALL = {"slower": slower, "origins": origins, "headlines": headlines}
 
 def block(runs: Sequence[Run], what: str, threads: Sequence[int]) -> list[str]:
     """The lines of a table of the documentation: ``script.section, script.section`` or one made of all runs."""
-    if what in MADE_OF_ALL:
-        return lines(MADE_OF_ALL[what](runs))
     names = [name.strip() for name in what.split(",")]
     groups = [[run for name in names for run in runs if run.name == name and run.threads == n] for n in threads]
-    groups = [group for group in groups if group]
-    if not groups:
+    groups = [runs] if what in MADE_OF_ALL else [group for group in groups if group]
+    if not any(groups):
         return ["*Not measured yet.*"]
-    quick = ["", "*A quick run, which only shows the form of the table.*"]
-    return lines(table(groups)) + quick * any(run.quick for group in groups for run in group)
+    cells = MADE_OF_ALL[what](runs) if what in MADE_OF_ALL else table(groups)
+    quick = ["", "*From a quick run, which only shows the form of the table.*"]
+    return lines(cells) + quick * any(run.quick for group in groups for run in group)
 
 
 def with_tables(text: str, runs: Sequence[Run]) -> str:

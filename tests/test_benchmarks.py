@@ -55,7 +55,8 @@ def test_blocks_name_sections_of_scripts() -> None:
 
 def test_file_has_no_paths_and_survives_writing(tmp_path: Path) -> None:
     runs = read(FILE)
-    assert runs and "/home" not in FILE.read_text() and "/tmp" not in FILE.read_text()
+    assert runs and all(run.environment.keys() == ENVIRONMENT.keys() for run in runs)
+    assert "/home" not in FILE.read_text() and "/tmp" not in FILE.read_text()
     write(tmp_path / "copy.json", runs)
     assert (tmp_path / "copy.json").read_text() == FILE.read_text()
 

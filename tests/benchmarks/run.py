@@ -27,52 +27,63 @@ FOLDER = Path(__file__).parent
 SECTIONS = "--sections"
 
 
-class Script(NamedTuple):
-    """With how many threads a script is measured, its arguments, and those of a brief run (without them it has none)."""
+class Job(NamedTuple):
+    """A script, with how many threads it is measured, its arguments, and those of a brief run (without them it has none)."""
 
+    script: str
     threads: tuple[int, ...] = (1,)
     arguments: tuple[str, ...] = ()
     brief: tuple[str, ...] | None = None
 
 
-SCRIPTS = {
-    "speed": Script((1, 2), (SECTIONS, "table,memory"), (SECTIONS, "table,memory", "--rounds", "5")),
-    "speed_bijections": Script(
-        (1, 2), (SECTIONS, "table,umnn", "--steps", "400"), (SECTIONS, "table", "--steps", "200")
-    ),
-    "speed_autoregressive": Script((1, 2), (), ()),
-    "speed_crf": Script((1,), (), (SECTIONS, "train,memory,viterbi,struct,sample")),
-    "speed_hmm": Script((1,), (), (SECTIONS, "log_prob")),
-    "speed_sequences": Script((1,), (), (SECTIONS, "sample,train,decode,stopping")),
-    "speed_guides": Script((1, 2), (), (SECTIONS, "step,external")),
-    "images": Script((1,), (), ("--rounds", "3")),
-    "tarflow": Script((1,), (SECTIONS, "speed"), (SECTIONS, "speed")),
-    "fixed_point": Script((1,), (), None),
-    "encoders": Script((1,), (), None),
-}
+FAST = (SECTIONS, "table,memory")
+JOBS = [
+    Job("speed", (1, 2), FAST, (*FAST, "--rounds", "5")),
+    Job("speed_bijections", (1, 2), ("--steps", "400"), ("--steps", "200", "--rounds", "5")),
+    Job("speed_bijections", (1,), (SECTIONS, "umnn"), (SECTIONS, "umnn", "--rounds", "3")),
+    Job("speed_autoregressive", (1, 2), (), ("--rounds", "5")),
+    Job("speed_crf", (1,), (), (SECTIONS, "train,memory,viterbi,struct,sample")),
+    Job("speed_hmm", (1,), (), (SECTIONS, "log_prob")),
+    Job("speed_sequences", (1,), (), ("--rounds", "3")),
+    Job("speed_guides", (1, 2), (), (SECTIONS, "step,external")),
+    Job("images", (1,), (), ("--rounds", "3")),
+    Job("tarflow", (1,), (SECTIONS, "speed"), (SECTIONS, "speed")),
+    Job("fixed_point", (1,), (), ("--seconds", "15", "--rounds", "3")),
+    Job("encoders", (1,), (), None),
+]
+SCRIPTS = list(dict.fromkeys(job.script for job in JOBS))
 
 
-def measure(names: Sequence[str], options: argparse.Namespace) -> None:
-    for name in names:
-        script = SCRIPTS[name]
-        arguments = script.brief if options.brief else script.arguments
+def measure(jobs: Sequence[Job], options: argparse.Namespace) -> int:
+    """Runs jobs one after the other; the number of those that failed."""
+    failed = 0
+    for name, of_job, full, brief in jobs:
+        arguments = ("--quick",) if options.quick else brief if options.brief else full
         if arguments is None:
             print(f"{name}: not part of a brief run", flush=True)
             continue
-        chosen = [*([] if options.quick else arguments), *(["--quick"] if options.quick else [])]
-        chosen += ["--rounds", str(options.rounds)] if options.rounds else []
-        for threads in options.threads or script.threads:
+        arguments += ("--rounds", str(options.rounds)) if options.rounds else ()
+        for threads in options.threads or of_job:
             start = time.perf_counter()
-            words = [sys.executable, f"{name}.py", *chosen, "--threads", str(threads), "--json", options.out.resolve()]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            code = subprocess.run(words, cwd=FOLDER, env=environment).returncode
+            words = [
+                sys.executable,
+                f"{name}.py",
+                *arguments,
+                "--threads",
+                str(threads),
+                "--json",
+                options.out.resolve(),
+            ]
+            code = subprocess.run(words, cwd=FOLDER, env=os.environ | {"OMP_NUM_THREADS": str(threads)}).returncode
+            failed += code != 0
             ended = f"ended with code {code}" if code else f"{time.perf_counter() - start:.0f} s"
-            print(f"=== {name}, {threads} threads: {ended}\n", flush=True)
+            print(f"=== {name} {' '.join(arguments)}, {threads} threads: {ended}\n", flush=True)
+    return failed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scripts", nargs="*", default=list(SCRIPTS), metavar="script", help=", ".join(SCRIPTS))
+    parser.add_argument("scripts", nargs="*", default=SCRIPTS, metavar="script", help=", ".join(SCRIPTS))
     parser.add_argument("--threads", type=int, nargs="+")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--brief", action="store_true")
@@ -92,7 +103,10 @@ def main() -> None:
         unknown = [name for name in options.scripts if name not in SCRIPTS]
         if unknown:
             parser.error(f"Expected scripts among {', '.join(SCRIPTS)}; got {', '.join(unknown)}.")
-        measure(options.scripts, options)
+        jobs = [job for job in JOBS if job.script in options.scripts]
+        if options.quick:  # of each script once
+            jobs = [job for i, job in enumerate(jobs) if job.script not in [other.script for other in jobs[:i]]]
+        sys.exit(measure(jobs, options))
 
 
 if __name__ == "__main__":

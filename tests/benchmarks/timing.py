@@ -1,14 +1,15 @@
 """What the scripts of benchmarks share: interleaved times, peaks of memory, and a command line of sections.
 
-How a script joins: each *section* is a function of the options that returns a list of measurements, made by
-``measured({(case, operation, way): call}, options.rounds)`` from calls without arguments, or by ``measurement`` from figures that it
-has by other means. The way is "here" for this package ("here, compiled" or "here, native" for a variant of it) and the library's name for
-a peer. Calls of equal case and operation stand in one row of a table, whose last columns divide each way that begins with "here" by
-the best of the other ways of its row, and each variant by "here". Less must be better. The script ends with ``run(parser(__doc__, [section, ...]), quick={...})``, where
-``quick`` has other defaults of the script's own options, for a run of seconds. A line in ``JOBS`` of ``run.py`` gives the numbers of threads
-and the arguments. A block of the two lines ``<!-- table: script.section; threads 2, 1 -->`` and ``<!-- end of table -->`` in a page is
-filled by ``python tests/benchmarks/run.py --tables`` (several sections: separated by commas); each peer's name is in ``PEERS`` of
-``measurements.py``.
+How a script joins: each *section* is a function of the options that returns a list of measurements. They are made by
+``measured({(case, operation, way): call}, options.rounds)`` from calls without arguments, or by ``measurement`` from figures
+that the section has by other means; less must be better. The way is "here" for this package ("here, compiled" or "here, native"
+for a variant of it), and the name of the library for a peer. Calls of equal case and operation stand in one row of a table. Its last
+columns divide each way that begins with "here" by the best of the other ways of its row, and each variant by "here". The script ends with
+``run(parser(__doc__, [section, ...]), quick={...})``, where ``quick`` has other defaults of the script's own options, for a run
+of seconds. A line in ``JOBS`` of ``run.py`` gives the numbers of threads and the arguments. The two lines
+``<!-- table: script.section; threads 2, 1 -->`` and ``<!-- end of table -->`` in a page are a block, which
+``python tests/benchmarks/run.py --tables`` fills; several sections are separated by commas. ``PEERS`` in ``measurements.py`` has the
+names of peers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Speed of autoregressive models, beside the same work done plainly in torch, in one process.
 
-    python tests/benchmarks/speed_autoregressive.py [--rounds 7] [--markdown] [--sections sample,train,recurrent,rsample]
+    python tests/benchmarks/speed_autoregressive.py [--rounds 7] [--markdown]
+                                                  [--sections sample,train,recurrent,rsample,categories]
 
 * sample: 784 binary sites by a MADE of 500 units, batch 100, against running the whole network again for each site;
   the same seed gives the same samples in float64.
@@ -8,6 +9,8 @@
   ``binary_cross_entropy_with_logits`` (loss, backward, Adam), argument validation off and on.
 * recurrent: sampling a GRU with a normal head for lengths 64 ... 2048, microseconds a step.
 * rsample: rsample + backward, and a sample without grad, normal head.
+* categories: the mean of -log p of one of 50,000 categories in each of 256 rows, and its gradient by the logits, against
+  ``cross_entropy``: time, and peak of memory in copies of the logits.
 
 Medians over interleaved rounds after a warm-up.
 """
@@ -20,9 +23,9 @@ from functools import partial
 
 import pyro
 import torch
-from timing import HERE, Measurement, measured, parser, run
+from timing import HERE, Measurement, measured, measurement, parser, peak_megabytes, run
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
 
 import pyro_genexact as gx
 
@@ -136,5 +139,29 @@ def rsample(options: argparse.Namespace) -> list[Measurement]:
     return measured(calls, options.rounds)
 
 
+def categories(options: argparse.Namespace) -> list[Measurement]:
+    rows, number = 256, options.categories
+    phi, y, head = torch.randn(rows, number), torch.randint(number, (rows,)), gx.heads.Categorical(number)
+
+    def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        logits = phi.detach().requires_grad_()
+        return torch.autograd.grad(loss(logits), logits)[0]
+
+    losses: dict[str, Callable[[Tensor], Tensor]] = {
+        HERE: lambda logits: -head(logits.unsqueeze(1)).log_prob(y.unsqueeze(1)).mean(),
+        "plain PyTorch": lambda logits: cross_entropy(logits, y),
+    }
+    case = f"{rows} rows of {number:,} categories"
+    calls = {(case, "loss + gradient", way): partial(gradient, loss) for way, loss in losses.items()}
+    torch.testing.assert_close(*(call() for call in calls.values()))
+    copies = {way: peak_megabytes(call) / (4e-6 * phi.numel()) for (*_, way), call in calls.items()}
+    return [
+        *measured(calls, options.rounds),
+        *(measurement((case, "peak of memory", way), "copies", [found]) for way, found in copies.items()),
+    ]
+
+
 if __name__ == "__main__":
-    run(parser(__doc__, [sample, train, recurrent, rsample]), quick={})
+    found = parser(__doc__, [sample, train, recurrent, rsample, categories])
+    found.add_argument("--categories", type=int, default=50_000)
+    run(found, quick={"categories": 1000})

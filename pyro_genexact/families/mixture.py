@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 
 from ..core.independent import REAL_VECTOR
 from ..core.leaves import map_leaves, tensors_in
+from ..core.random import chosen
 from ..core.values import checked_value
 from .cdf import cdf
 from .enumeration import ByEnumeration, in_batch
@@ -87,7 +88,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
             outer = Size((*sample_shape, *self.batch_shape[: len(self.batch_shape) - self._inner]))
             draws = self._each(lambda d: d.sample(outer))
             probs = self.logits.softmax(-1).expand(*shape, -1)
-            index = probs.reshape(prod(shape), probs.shape[-1]).multinomial(1).reshape(shape).unsqueeze(self._dim)
+            index = chosen(probs).squeeze(-1).unsqueeze(self._dim)
             dim = self._dim - events
             return draws.take_along_dim(index.reshape(*index.shape, *[1] * events), dim).squeeze(dim)
 

@@ -207,7 +207,10 @@ class NADE(Conditioner):
         real = self._counts[sites] == 0
         categories = torch.where(real, 0, y)
         labels = categories.long()
-        if checkable(y) and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any():
+        if (
+            checkable(y)
+            and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any()
+        ):
             for i, kind in enumerate(self._kinds[sites]):  # raises for one of the sites
                 if isinstance(kind, int):
                     labels_of(y[:, i], kind)

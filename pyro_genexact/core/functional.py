@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import isfinite
@@ -57,6 +57,14 @@ def as_on_a_device() -> Iterator[None]:
 def all_finite(x: Tensor) -> bool:
     """Returns whether all values are known to be finite; False also if the values cannot be read."""
     return at_hand(x) and isfinite(x.detach().sum().item())
+
+
+@torch.no_grad()
+def some_not_finite(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
+    """Returns whether an element of the tensors is not finite, as a Boolean () that is not read."""
+    numbers = [t for t in tensors if t.is_floating_point() and t.numel()] or [like.new_zeros(1)]
+    zeros = torch._foreach_mul(torch._foreach_norm(numbers, torch.inf), 0.0)  # NaN for inf and NaN
+    return torch.stack([zero.to(like.dtype) for zero in zeros]).sum() != 0
 
 
 def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:

@@ -100,10 +100,7 @@ class PerSite(Head):
             groups.setdefault(which, []).append(t)
         if len(groups) == 1:
             return self._read(self._which[first], phi)
-        parts = [
-            self._read(which, taken(phi, -2, sites))
-            for which, sites in groups.items()
-        ]
+        parts = [self._read(which, taken(phi, -2, sites)) for which, sites in groups.items()]
         supports = [self.supports[first + sites[0]] for sites in groups.values()]
         return PerSiteDistribution(parts, list(groups.values()), phi.dtype, supports, validate_args=False)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,22 +83,25 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device", next((a for a in args[1:] if isinstance(a, str)), None))
+        moved = func is Tensor.to and _by_design(args[0]) and _to_a_device(device, args, kwargs)
         if func in _READING or (func is Tensor.to and device == "cpu"):
-            if not _by_design(args[0]):
-                self.found[_place(func.__name__)] += 1
-        elif func in _MAKING and device != "cpu":
-            if (device is not None or func is Tensor.new_tensor) and not isinstance(args[-1], Tensor):
-                self.found[_place(func.__name__)] += 1
-        elif func is Tensor.to and _by_design(args[0]):
-            targets = (device, *args[1:], kwargs.get("other"))
-            if any(isinstance(target, (torch.device, Tensor)) for target in targets):
-                self.found[_place("to")] += 1
+            waits = not _by_design(args[0])
+        elif func in _MAKING:
+            numbers = device != "cpu" and not isinstance(args[-1], Tensor)
+            waits = numbers and (device is not None or func is Tensor.new_tensor)
+        else:
+            waits = moved and not kwargs.get("non_blocking")
+        if waits:
+            self.found[_place(func.__name__)] += 1
         before, self.free = self.free, self.free or func in _READS_ON_THE_CPU_ONLY
         try:
             result = func(*args, **kwargs)
         finally:
             self.free = before
-        if device == "cpu":
+        if moved:
+            result = result.view_as(result)
+            del result._on_the_host
+        elif device == "cpu":
             _mark(result)
         return result
 
@@ -133,7 +135,9 @@ def _waits(func: Any, name: str, args: Any, kwargs: Any) -> bool:
     """Whether an operation waits on an accelerator."""
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         boolean = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        return boolean and not (name != "index" and args[2].numel() == 1 and args[2].dim() == 0)  # which fills by a mask
+        return boolean and not (
+            name != "index" and args[2].numel() == 1 and args[2].dim() == 0
+        )  # which fills by a mask
     if name == "repeat_interleave":
         return isinstance(args[-1], Tensor) and kwargs.get("output_size") is None
     if name == "multinomial":  # checks its probabilities
@@ -141,6 +145,11 @@ def _waits(func: Any, name: str, args: Any, kwargs: Any) -> bool:
     if name in ("masked_fill", "masked_fill_") and isinstance(args[2], Tensor):  # whose value is read
         return not _by_design(args[2])
     return name in _WAITING
+
+
+def _to_a_device(device: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call of ``Tensor.to`` names a device that is not the text "cpu", or another tensor."""
+    return any(isinstance(to, (torch.device, Tensor)) for to in (device, *args[1:], kwargs.get("other")))
 
 
 def _by_design(value: Any) -> bool:

@@ -112,9 +112,7 @@ class Interval(PlainTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns log(high - low) + log sigmoid(x) + log sigmoid(-x)."""
-        return (
-            filled_like(self.high - self.low, x).log() + logsigmoid(x) + logsigmoid(-x)
-        )
+        return filled_like(self.high - self.low, x).log() + logsigmoid(x) + logsigmoid(-x)
 
 
 class Simplex(PlainTransform):

@@ -302,7 +302,9 @@ class SequenceDistribution(ChainRuleDistribution):
                     break
                 some_done, kept = left < len(rows) or not look, None
                 if left <= COMPACT_BELOW * len(rows):
-                    at = rows = rows[kept := (~done).nonzero().squeeze(1)]
+                    # a device would wait for the number of rows
+                    kept = (~done).nonzero().squeeze(1) if at_hand(done) else done.int().argsort(stable=True)[:left]
+                    at = rows = rows[kept]
                     of, done, some_done, y = of[kept], done[kept], False, y.index_select(0, kept)
                 loop.read(chain.read(y), kept)
         return layout.events(out[:, : layout.count].clone(), torch.Size(sample_shape) + batch_shape)

@@ -98,10 +98,11 @@ class _Functions(TorchFunctionMode):
             result = func(*args, **kwargs)
         finally:
             self.free = before
-        if moved:
+        if func in (Tensor.to, Tensor.cpu) and result is args[0]:  # on a device, it would be a copy
             result = result.view_as(result)
+        if moved:
             del result._on_the_host
-        elif device == "cpu":
+        elif device == "cpu" or func is Tensor.cpu:
             _mark(result)
         return result
 

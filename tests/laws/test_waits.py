@@ -3,7 +3,6 @@
 import pyro
 import pytest
 import torch
-from torch.nn import functional as F
 
 import pyro_genexact as gx
 from pyro_genexact import heads as h
@@ -13,7 +12,7 @@ from pyro_genexact.core.functional import as_on_a_device
 from pyro_genexact.testing import conditioner_inputs, made
 from pyro_genexact.testing.waits import count_waits
 from support import registry
-from support.checks import fails
+from support.checks import fails, goodness
 from support.values import built, sized
 
 ROOT = 12  # per root
@@ -33,7 +32,7 @@ ALLOWED = {  # log_prob, training step, sample
     **{
         name: (1, 1, 1) for name in registry.DISTRIBUTIONS if "CRF" in name or "HiddenMarkov" in name
     },  # rows in log space
-    **{name: (0, 0, 6) for name in registry.SEQUENCES},  # whether all have ended, and their rows
+    **dict.fromkeys(registry.SEQUENCES, (0, 0, 6)),  # whether all have ended, and their rows
 }
 OF_HEADS = {
     "StudentT": 1,  # torch's constructor copies a number
@@ -139,3 +138,184 @@ def test_conditioner(conditioner):
         return phi, [g for g in gradients if g is not None], first, rest
 
     check(alike(run), 0)
+
+
+X = sized(3, 3).requires_grad_()
+MASK = X > 0
+READS = {
+    "item": lambda: X.sum().item(),
+    "bool": lambda: bool(MASK.all()),
+    "int": lambda: int(X[0, 0]),
+    "tolist": X.tolist,
+    "cpu": X.cpu,
+    "to the host": lambda: X.to("cpu"),
+    "numpy": X.detach().numpy,
+    "Boolean index": lambda: X[MASK],
+    "assignment": lambda: X.detach().clone().__setitem__(MASK, X.detach()[0, 0].repeat(int(MASK.sum()))),
+    "nonzero": MASK.nonzero,
+    "equal": lambda: torch.equal(X, X),
+    "unique": X.unique,
+    "repeat_interleave": lambda: X.repeat_interleave(torch.arange(3), 0),
+    "from the host": lambda: X.new_tensor(1.0),
+    "number of the host": lambda: torch.tensor(1.0, device=X.device),
+    "solve": lambda: torch.linalg.solve(X + 3 * torch.eye(3), X),
+    "multinomial": lambda: X.exp().multinomial(1),
+    "within an operation": lambda: Reads.apply(X),
+    "backward": lambda: Reads.apply(X, False).sum().backward(),
+}
+FREE = {
+    "where": lambda: torch.where(MASK, X, 0.0).sum(),
+    "filled": lambda: X.detach().clone().__setitem__(MASK, 0.0),
+    "on the CPU by design": lambda: torch.randint(3, (), device="cpu").item(),
+    "one-hot": lambda: torch.nn.functional.one_hot(torch.arange(3), 3),
+    "known length": lambda: X.repeat_interleave(2, 0),
+    "backward": lambda: (X**2).sum().backward(),
+}
+
+
+class Reads(torch.autograd.Function):
+    """Reads a value in the forward or in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, now=True):
+        return x * bool((x < 100).all()) if now else 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * grad.amax().item(), None
+
+
+@pytest.mark.parametrize("name", READS)
+def test_law_has_power(name):
+    with pytest.raises(
+        AssertionError, match=r"waits broken \[values are not read\]: \d waits, not 0: .* in .*test_waits.py"
+    ):
+        testing.waits(READS[name])
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_does_not_wait(name):
+    testing.waits(FREE[name])
+
+
+def test_allowed_number():
+    testing.waits(READS["item"], allowed=1)
+    assert sum(testing.count_waits(lambda: (READS["item"](), READS["solve"]())).values()) == 2
+
+
+def flow():
+    return built(gx.flows.maf(2, hidden=(8,), transforms=2))
+
+
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf, 1.0])
+def test_overflow_and_weights_that_are_not_finite(weight):
+    """Density 0 where a value overflows, and NaN if it does so for the weights."""
+    d, y = flow(), torch.tensor([[1e308, -1e308], [torch.nan, 0.0], [0.1, 0.2]], dtype=torch.float64)
+    with torch.no_grad():
+        for p in d.parameters():
+            p.mul_(10)
+        next(d.parameters()).view(-1)[0] *= weight
+    expected = d().log_prob(y)
+    with as_on_a_device():
+        got = d().log_prob(y)
+    torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+def test_half_lines_and_lists_outside():
+    """Values outside a support have density 0 on a device, too."""
+    for name, values in registry.OUTSIDE.items():
+        module, context = registry.DISTRIBUTIONS[name]()
+        y = torch.tensor(values, dtype=torch.float64)
+        d = made(module, context)
+        if y.dim() < len(d.batch_shape) + len(d.event_shape) or d.batch_shape:
+            y = y.unsqueeze(1) if d.batch_shape else y
+        expected = d.log_prob(y)
+        with as_on_a_device():
+            torch.testing.assert_close(made(module, context).log_prob(y), expected, equal_nan=True)
+
+
+def test_samples_of_parameters_that_are_nan():
+    """Discrete samples cannot be NaN: an assertion fails on the device."""
+    for head in (h.Bernoulli(), h.Categorical(3)):
+        model = built(gx.Autoregressive(MADE(3, head.num_params, hidden=(8,)), head, (3,)))
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+        fails(ValueError, "not NaN", model().sample)
+        with as_on_a_device():
+            fails(RuntimeError, "not NaN", model().sample)
+
+
+def test_checks_remain_with_validation():
+    """With validation, errors that need a look at values are raised on a device, too."""
+    net = built(MADE(3, 2, site=4, hidden=(8,)))
+    y = torch.tensor([[0, 4, 1]])
+    fails(ValueError, "integers 0 ... 3", net, y)
+    with as_on_a_device():
+        net(y)
+        with pyro.validation_enabled(True):
+            fails(ValueError, "integers 0 ... 3", net, y)
+            fails(ValueError, "permutation", gx.core.checks.permutation, torch.tensor([0, 0]), 2)
+
+
+def test_lengths_of_strings_on_a_device():
+    """A loop that looks rarely whether all strings have ended draws from the same distribution."""
+    model = built(gx.Sequence(gx.conditioners.Independent(40, 1), h.Bernoulli(), 1, 40))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(-1.0)
+    d = model()
+    with as_on_a_device():
+        y = d.sample((4000,))
+    assert d.support.check(y).all()
+    end = torch.tensor(-1.0).sigmoid().double()
+    probs = end * (1 - end) ** torch.arange(40)
+    assert (
+        goodness((y.cumsum(-1) == 0).sum(-1).clamp(max=39), torch.cat([probs[:39], 1 - probs[:39].sum(0, True)])) > 1e-3
+    )
+    assert sum(count_waits(lambda: d.sample((4000,))).values()) < 20
+
+
+def test_fit_waits_once_per_step():
+    def waits(epochs):
+        found = count_waits(lambda: gx.fit(flow(), sized(64, 2), epochs=epochs, batch_size=16, progress=False))
+        return sum(found.values())
+
+    assert waits(4) - waits(2) <= 2 * (4 + 2)  # per epoch: 4 steps, the order of the rows and the mean
+
+
+NEVER = [n for n in registry.DISTRIBUTIONS if n not in ALLOWED and n not in registry.SOLVED_BY_ZUKO]
+
+
+@pytest.mark.parametrize("name", NEVER if torch.cuda.is_available() else [])
+def test_on_a_gpu(name):
+    """CUDA raises an error if a call waits."""
+    module, context = registry.move(registry.DISTRIBUTIONS[name](), "cuda")
+    y = made(module, context).sample()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        made(module, context).log_prob(y).sum().backward()
+        made(module, context).sample()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graph_of_a_gpu():
+    """torch.compile captures log_prob and its gradients in a CUDA graph."""
+    module = flow().to("cuda")
+    y = sized(16, 2).to("cuda")
+
+    def step(y):
+        module.zero_grad()
+        (log_prob := score(y)).sum().backward()
+        return log_prob.clone(), *(p.grad.clone() for p in module.parameters())
+
+    def plain(y):
+        return module().log_prob(y)
+
+    score = plain
+    expected = step(y)
+    score = torch.compile(plain, mode="reduce-overhead")
+    for _ in range(3):  # warms up, captures, replays
+        got = step(y)
+    torch.testing.assert_close(got, expected)

@@ -85,8 +85,16 @@ PAGES = {
     ),
     "howto/flow_as_a_prior.md": (lambda: {"flow": gx.flows.maf(2)}, {}),
     "howto/laptop_to_cluster.md": (
-        lambda: {"load_rows": lambda: torch.randn(40, 64), "__name__": "__main__"},
+        lambda: {
+            "load_rows": lambda: torch.randn(40, 64),
+            "rows": torch.zeros(2, 4, dtype=torch.long),
+            "__name__": "__main__",
+        },
         {
+            'init_device_mesh("cuda", (torch.distributed.get_world_size(),))': "None",
+            "fully_shard(layer, mesh=mesh)": "layer.train()",
+            "width=1024": "width=16",
+            "(784,)": "(4,)",
             'accelerator="cuda"': 'accelerator="cpu"',
             "devices=4": "devices=1",
             'strategy="ddp"': 'strategy="auto"',

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from ..base import Conditioner, Site
 from ..contexts import Covariates, PaddedSequence, Source, check_context, kind_of
 from ..core.checks import check_sizes
-from ..core.functional import transformed
 from ..core.rows import take_rows
+from .cache import Cache, concatenates, empty_cache
 from .checks import check_chunk, check_rate, check_rows, check_sites
 from .encoding import SiteEncoder, covariates, dropped, resumed, share, small_linear, source_steps
 from .rotary import checked_grid, speeds, turns
@@ -34,7 +36,7 @@ class TransformerState(NamedTuple):
             in the first half and per column in the second.
         weights: without grad, a copy of each layer's weights in the fastest layout for single steps.
         context: (B, 1, width) or (B, T, width), the encoded context or covariates; or None.
-        source: keys and values (B, heads, S, width / heads) of the source, for each layer.
+        source: for each layer, the steps (B, S, C) of the source, or their keys and values (B, heads, S, width / heads).
         allowed: (B, 1, 1, S), Boolean, the source steps that a row attends to; None for all.
     """
 
@@ -45,7 +47,7 @@ class TransformerState(NamedTuple):
     speed: Tensor
     weights: list[Weights]
     context: Tensor | None
-    source: tuple[tuple[Tensor, Tensor], ...]
+    source: tuple[Any, ...]
     allowed: Tensor | None
 
 
@@ -68,8 +70,8 @@ class Transformer(Conditioner):
     ``extend`` evaluates only the S new sites, which attend to the cached keys and values of earlier ones. The cache
     holds 2 * depth * width numbers per site and row, and only the last w - 1 sites if ``window`` is w. Without grad the
     cache is a preallocated buffer, which grows by an eighth or at least 32 sites when it is full; with grad it is
-    concatenated. ``start`` computes the keys and values of a source once, and reads the weights of the layers; hooks on
-    the parts of a layer do not run. On CPUs, torch's attention has no second and no forward-mode derivatives; for these
+    concatenated. ``forward`` calls its layers, so that their hooks run. ``start`` computes the keys and values of a source
+    once, and reads the weights of the layers; hooks on the parts of a layer do not run. On CPUs, torch's attention has no second and no forward-mode derivatives; for these
     use ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
 
     Args:
@@ -176,8 +178,11 @@ class Transformer(Conditioner):
     def start(self, context: Tensor | PaddedSequence | None, batch_size: int) -> tuple[Tensor, TransformerState]:
         """Returns the parameters (B, P) of the first site and the state after the start vector."""
         state = self._before(context, batch_size)
-        if not _concatenates():
-            state = state._replace(weights=[_for_steps(layer.weights(), batch_size) for layer in self.layers])
+        weights = [layer.weights() for layer in self.layers]
+        sources = zip(self.layers, state.source, weights, strict=False)
+        state = state._replace(source=tuple(layer.of_source(steps, w) for layer, steps, w in sources))
+        if not concatenates():
+            state = state._replace(weights=[_for_steps(w, batch_size) for w in weights])
         phi, state = self._read(self._joined(self.begin.expand(batch_size, 1, -1), state, 0), state, 0)
         return phi.squeeze(1), state
 
@@ -194,10 +199,10 @@ class Transformer(Conditioner):
         self.advance(state, 0)
         seen = self._seen(state.used)
         old = state.cache[..., state.used - seen : state.used, :]
-        if _concatenates():
+        if concatenates():
             cache = old.index_select(2, index)
         else:
-            cache = _empty(old, self.depth, len(index), self._capacity(seen + 1))
+            cache = empty_cache(old, self.depth, len(index), self._capacity(seen + 1))
             torch.index_select(old, 2, index, out=cache[..., :seen, :])
         return state._replace(
             version=list(state.version),
@@ -218,8 +223,7 @@ class Transformer(Conditioner):
         if kind_of(self.context).attended:
             steps, allowed = source_steps(context, batch_size)
             return state._replace(
-                source=tuple(layer.of_source(steps, layer.weights()) for layer in self.layers),
-                allowed=None if allowed is None else allowed.unsqueeze(1),
+                source=(steps,) * self.depth, allowed=None if allowed is None else allowed.unsqueeze(1)
             )
         if self.read_context is None:
             return state
@@ -235,23 +239,25 @@ class Transformer(Conditioner):
             inputs = inputs + (covariates(state.context, first, inputs.shape[1]) if by_site else state.context)
         return dropped(inputs, self)
 
-    def _run(self, x: Tensor, state: TransformerState, first: int, cache: _Cache | None = None) -> Tensor:
+    def _run(self, x: Tensor, state: TransformerState, first: int, cache: Cache | None = None) -> Tensor:
         """Returns phi (B, S, P) of S positions, the first at ``first``, from their inputs x (B, S, width)."""
         mask, causal = self._mask(x, self._seen(state.used))
         turn = turns(state.speed, first, x.shape[1], self.grid)
         source = state.source or [None] * self.depth
-        weights = [] if _concatenates() else state.weights
-        weights = weights or [layer.weights() for layer in self.layers]
-        for i, (layer, w, of_source) in enumerate(zip(self.layers, weights, source, strict=True)):
-            turned = layer.project(x, w, turn)
+        weights = state.weights if state.weights and not concatenates() else [None] * self.depth
+
+        def attend(i: int, turned: Tensor) -> Tensor:
             query, key, value = turned.unbind(0) if cache is None else (turned[0], *cache.append(i, turned[1:]))
-            x = layer.after(x, w, attention(query, key, value, mask, is_causal=causal), of_source, state.allowed)
+            return attention(query, key, value, mask, is_causal=causal)
+
+        for i, (layer, w, of_source) in enumerate(zip(self.layers, weights, source, strict=True)):
+            x = layer(x, turn, partial(attend, i), of_source, state.allowed, w)
         return self.last(self.norm(x))
 
     def _read(self, x: Tensor, state: TransformerState, first: int) -> tuple[Tensor, TransformerState]:
         """Returns phi as :meth:`_run` does, and the state after these positions."""
         seen, sites = self._seen(state.used), x.shape[1]
-        cache = _Cache(state.cache, state.used, seen, sites, self._capacity(seen + sites))
+        cache = Cache(state.cache, state.used, seen, sites, self._capacity(seen + sites))
         phi = self._run(x, state, first, cache)
         buffer, used = cache.end()
         return phi, state._replace(cache=buffer, used=used)
@@ -297,7 +303,31 @@ class Layer(nn.Module):
         """Returns the transposed weight and the bias of each part."""
         return {name: (part.weight.t(), part.bias) for name, part in self.named_children()}  # type: ignore[operator,misc]
 
-    def project(self, x: Tensor, w: Weights, turn: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        turn: Tensor,
+        attend: Callable[[Tensor], Tensor],
+        source: Any,
+        allowed: Tensor | None,
+        w: Weights | None,
+    ) -> Tensor:
+        """Maps x (B, S, width) to the outputs of the layer.
+
+        Args:
+            x: the inputs.
+            turn: the rotations of queries, keys and values.
+            attend: maps these (3, B, heads, S, width / heads) to the attention output.
+            source: the steps of the source or their keys and values, or None.
+            allowed: the steps of the source that a row attends to, or None for all.
+            w: the weights if they were read before, or None.
+        """
+        w = w or self.weights()
+        if isinstance(source, Tensor):
+            source = self.of_source(source, w)
+        return self._after(x, w, attend(self._project(x, w, turn)), source, allowed)
+
+    def _project(self, x: Tensor, w: Weights, turn: Tensor) -> Tensor:
         """Returns the rotated queries, keys and values (3, B, heads, S, width / heads)."""
         qkv = _linear(_normed(x, w["norm"]), w["qkv"])
         pairs = torch.view_as_complex(qkv.to(turn.real.dtype).unflatten(2, (3, self.num_heads, -1, 2)))
@@ -309,7 +339,7 @@ class Layer(nn.Module):
         key, value = both.transpose(1, 3).unbind(2)
         return key, value
 
-    def after(self, x: Tensor, w: Weights, found: Tensor, source: Any, allowed: Tensor | None) -> Tensor:
+    def _after(self, x: Tensor, w: Weights, found: Tensor, source: Any, allowed: Tensor | None) -> Tensor:
         """Adds to x the attention output (B, heads, S, width / heads), the attention to the source and the MLP."""
         x = x + dropped(_linear(_merged(found), w["mix"]), self)
         if source is not None:
@@ -319,56 +349,6 @@ class Layer(nn.Module):
             x = x + dropped(_linear(_merged(found), w["mix_source"]), self)
         hidden = gelu(_linear(_normed(x, w["norm_mlp"]), w["up"]))
         return x + dropped(_linear(hidden, w["down"]), self)
-
-
-class _Cache:
-    """Appends the keys and values of S new positions to a state's cache, layer by layer.
-
-    Of the ``used`` positions it keeps the last ``seen``. Without grad it writes to the buffer in place, or moves to a
-    buffer of ``capacity`` positions if the old one is full or, after a long chunk in front of a window, much too large.
-    """
-
-    def __init__(self, buffer: Tensor, used: int, seen: int, sites: int, capacity: int) -> None:
-        self.buffer, self.kept, self.sites, self.capacity = buffer, slice(used - seen, used), sites, capacity
-        self.made: list[Tensor] | None = [] if _concatenates() else None
-
-    def append(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends ``both`` at a layer; returns the keys and values (B, heads, seen + S, width / heads) to attend to."""
-        if self.made is not None:
-            self.made.append(torch.cat([self.buffer[layer, ..., self.kept, :], both], 3))
-            return self.made[-1][0], self.made[-1][1]
-        if not layer:
-            self._make_room(both)
-        self.places[layer].copy_(both)
-        return self.keys[layer], self.values[layer]
-
-    def end(self) -> tuple[Tensor, int]:
-        """Returns the buffer after all layers, and its number of used positions."""
-        if self.made is not None:
-            self.buffer, self.kept = torch.stack(self.made), slice(0, self.kept.stop - self.kept.start)
-        return self.buffer, self.kept.stop + self.sites
-
-    def _make_room(self, both: Tensor) -> None:
-        leave = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
-        full, size = self.kept.stop + self.sites > self.buffer.shape[4], self.buffer.shape[4]
-        if leave or full or size > 2 * self.capacity:
-            old = self.buffer[..., self.kept, :]
-            self.buffer = _empty(both, len(old), both.shape[1], self.capacity)
-            self.buffer[..., : old.shape[4], :] = old
-            self.kept = slice(0, old.shape[4])
-        end = self.kept.stop + self.sites
-        self.places = self.buffer[..., self.kept.stop : end, :].unbind(0)
-        self.keys, self.values = (part.unbind(0) for part in self.buffer[..., self.kept.start : end, :].unbind(1))
-
-
-def _empty(like: Tensor, depth: int, rows: int, capacity: int) -> Tensor:
-    """Returns a buffer (depth, 2, B, heads, capacity, width / heads) with a head's keys and values adjacent in memory."""
-    return like.new_empty(depth, rows, like.shape[-3], 2, capacity, like.shape[-1]).movedim(3, 1)
-
-
-def _concatenates() -> bool:
-    """Returns whether buffers must not be written in place."""
-    return torch.is_grad_enabled() or transformed()
 
 
 def _for_steps(weights: Weights, rows: int) -> Weights:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..core.buffers import WithDerived, register_derived
+from .triangles import masked_linear, panels_of
 
 
 class MaskedLinear(WithDerived):
@@ -41,7 +42,9 @@ class MaskedLinear(WithDerived):
 
     def __init__(self, mask: Tensor, context: int = 0, bias: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        register_derived(self, "mask", mask, torch.get_default_dtype())
+        self._panels = panels_of(mask)
+        # products in panels convert a small part of the mask, so theirs stays Boolean, in a quarter of the memory
+        register_derived(self, "mask", mask, None if self._panels else torch.get_default_dtype())
         bound = scale * (self.mask.sum(1, keepdim=True) + context).clamp(min=1).rsqrt()
 
         def uniform(columns: int) -> Tensor:
@@ -67,9 +70,7 @@ class MaskedLinear(WithDerived):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Maps x (B, in) and the context (B, C) to y (B, out)."""
-        if context is None:
-            return linear(x, self.masked(), self.bias)
-        return torch.addmm(self.offset(context), x, self.masked().t())
+        return masked_linear(x, self.weight, self.mask, self.offset(context), self._panels)
 
 
 def reads_of(adjacency: Tensor | None, num_sites: int) -> Tensor:

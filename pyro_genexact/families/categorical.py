@@ -7,6 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 from torch.nn.functional import logsigmoid
 
@@ -16,7 +17,24 @@ from .completed import Completed
 
 
 class Categorical(Completed, dist.Categorical):
-    """Pyro's Categorical, with finite gradients of entropy and KL divergence if some log-probabilities are -inf."""
+    """Pyro's Categorical, with finite gradients of entropy and KL divergence if some log-probabilities are -inf.
+
+    It normalises logits by ``log_softmax``, whose backward pass needs one copy of the logits less than torch's own way.
+    """
+
+    def __init__(
+        self, probs: Tensor | None = None, logits: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
+        if probs is not None or logits is None or not logits.dim():  # probabilities, or torch's error
+            super().__init__(probs, logits, validate_args=validate_args)
+            return
+        self.logits = self._param = logits.log_softmax(-1)
+        self._num_events = logits.shape[-1]
+        Distribution.__init__(self, logits.shape[:-1], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Categorical:
+        expanded: Categorical = super().expand(batch_shape, self._get_checked_instance(Categorical, _instance))
+        return expanded
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         if at_hand(self._param) or torch.Size(sample_shape).numel() != 1 or not self._param.numel():

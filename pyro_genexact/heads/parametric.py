@@ -127,7 +127,10 @@ class Parametric(Head):
         rows = phi.shape[:-1]
         if 0 in rows:  # some families cannot be constructed for empty batches, but all can be expanded to them
             return self.forward(phi.sum(tuple(range(len(rows))), keepdim=True), first).expand(rows)
-        parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
+        if len(self._sizes) == 1:
+            parts = iter([phi])  # the gradient of a split would copy it
+        else:
+            parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
         values = dict(self._options.forward())
         for name, _, raw, link in self._plan:
             part = next(parts)

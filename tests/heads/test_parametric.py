@@ -307,3 +307,20 @@ def test_repaired_log_probs():
     (slope,) = torch.autograd.grad(log_prob.sum(), tail)
     assert torch.allclose(log_prob, torch.tensor(-1e4 + 0.5 - math.log(2), dtype=torch.float64), atol=1e-6)
     assert torch.allclose(slope, torch.tensor([-1.0, 1.0], dtype=torch.float64))
+
+
+def test_the_graph_of_a_category_keeps_one_copy_of_the_logits():
+    phi = torch.randn(4, 1, 1000, dtype=torch.float64, requires_grad=True)
+    y, kept = torch.tensor([[0], [1], [2], [999]]), {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        log_prob = heads.Categorical(1000)(phi).log_prob(y)
+    assert sum(kept.values()) < 1.1 * phi.numel() * 8
+    (grad,) = torch.autograd.grad(log_prob.sum(), phi)
+    torch.testing.assert_close(
+        grad.squeeze(1), torch.eye(1000, dtype=torch.float64)[y.squeeze(1)] - phi.softmax(-1)[:, 0]
+    )

@@ -153,3 +153,11 @@ def test_fabrics_that_do_not_fit(fabric, text):
     with pytest.raises(ValueError, match=text):
         gx.fit(module, *regression_rows(), fabric=fabric(), progress=False)
     assert torch.equal(module.weight, torch.zeros(2))
+
+
+@pytest.mark.parametrize("name", ["MADE", "Transformer", "Source"])
+def test_layers_sharded_over_processes_give_the_same_values_and_gradients(name, seen):
+    for one in seen:
+        nats, grads, share = one["sharded"][name]
+        assert nats < 1e-12 and grads < 1e-12
+        assert share == pytest.approx(0.5, abs=0.1)

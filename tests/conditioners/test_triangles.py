@@ -1,0 +1,71 @@
+"""Masked products in panels of rows agree with the product with the masked weight."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from pyro_genexact.conditioners import MADE
+from pyro_genexact.conditioners.triangles import LARGE, masked_linear, panels_of
+
+
+def _staircase(rows: int, columns: int) -> torch.Tensor:
+    """A mask as of MADE: row i reads the first columns, more of them with each row."""
+    return torch.arange(columns) < torch.arange(rows).unsqueeze(1) * columns // rows
+
+
+@pytest.mark.parametrize("offset", [None, (512,), (5, 512)])
+@pytest.mark.parametrize("rows", [0, 5])
+def test_values_and_gradients_of_all_orders(offset, rows):
+    mask = _staircase(512, 520)
+    panels = panels_of(mask)
+    assert len(panels) > 1
+    shapes = [(rows, 520), (512, 520), *([] if offset is None else [(rows, 512) if len(offset) > 1 else offset])]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    x, weight, added = inputs if offset else (*inputs, None)
+
+    def gradients(y):
+        first = torch.autograd.grad((y * y.detach().cos()).sum(), inputs, create_graph=True)
+        once = torch.autograd.grad((y * y.detach().cos()).sum(), inputs, retain_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs[:2], retain_graph=True)
+        return [y, *first, *once, *second]
+
+    expected = linear(x, weight * mask)
+    expected = expected if added is None else expected + added
+    for got, want in zip(gradients(masked_linear(x, weight, mask, added, panels)), gradients(expected), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+def test_frozen_tensors_get_no_gradient():
+    mask = _staircase(512, 520)
+    x, weight = torch.randn(4, 520).double().requires_grad_(), torch.randn(512, 520).double()
+    masked_linear(x, weight, mask, None, panels_of(mask)).sum().backward()
+    torch.testing.assert_close(x.grad, (weight * mask).sum(0).expand(4, -1))
+    weight.requires_grad_()
+    masked_linear(x.detach(), weight, mask, None, panels_of(mask)).sum().backward()
+    torch.testing.assert_close(weight.grad, x.detach().sum(0) * mask.double())
+
+
+def test_entries_that_no_panel_reads_are_left_out():
+    """A masked weight times an infinite input is NaN; a panel does not multiply it at all."""
+    mask = _staircase(512, 520)
+    x = torch.ones(1, 520)
+    x[:, -1] = torch.inf
+    y = masked_linear(x, torch.ones(512, 520), mask, None, panels_of(mask))
+    assert y[0, : panels_of(mask)[-1].low].isfinite().all()
+
+
+@pytest.mark.parametrize("mask", [_staircase(200, 200), torch.ones(512, 512, dtype=torch.bool)], ids=["small", "full"])
+def test_no_panels_where_they_do_not_pay(mask):
+    assert panels_of(mask) == ()
+
+
+def test_networks_of_wide_layers_use_them_and_transforms_of_functions_do_not():
+    net = MADE(40, 13, hidden=(520, 520)).double()
+    assert [layer.mask.dtype for layer in net.layers] == [torch.float64, torch.bool, torch.bool]
+    assert net.layers[1].weight.numel() >= LARGE
+    x = torch.randn(3, 40, dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(net)(x.unsqueeze(1)).squeeze(1), net(x))
+    jacobian = torch.func.jacfwd(lambda row: net(row.unsqueeze(0)).flatten())(x[0])
+    assert jacobian.view(40, 13, 40).sum(1).triu().abs().max() == 0  # site t reads no site from t on
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.float()(x.float()).dtype == torch.bfloat16

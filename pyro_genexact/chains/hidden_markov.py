@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ..core.checks import check_kind, check_like, check_sizes
-from ..core.functional import visible
+from ..core.functional import at_hand, visible
 from ..core.independent import independent
 from ..core.leaves import map_leaves, tensors_in
 from ..core.precision import exactly, widened
@@ -22,8 +22,8 @@ from . import checks as check
 from .crf import LinearChainCRF
 from .distribution import ChainDistribution
 from .labels import PaddedSites
-from .log_partition import log_partition_or_none, plain_operations_only
-from .messages import LogMessages
+from .log_partition import log_partition_or_none, messages_for, plain_operations_only
+from .messages import LogMessages, ScaledMessages
 from .padding import mask_padding
 from .semirings import ChainPotentials, Max, fold
 
@@ -251,10 +251,12 @@ def _evidence(chain: ChainPotentials) -> Tensor:
     It is -inf if no path is possible, and +inf at a pole of a density.
     """
     poles = chain.unary == torch.inf
-    if plain_operations_only() or (visible(poles) and poles.any()):
-        log_z = log_partition_or_none(chain._replace(unary=chain.unary.masked_fill(poles, 0.0)))
-        return log_z.masked_fill(_reached(chain, poles), torch.inf)
-    return log_partition_or_none(chain)
+    if at_hand(poles) and not poles.any():
+        return log_partition_or_none(chain)
+    finite = chain._replace(unary=chain.unary.masked_fill(poles, 0.0))
+    messages = messages_for(finite, ~poles.flatten(1).any(1))
+    log_z = log_partition_or_none(finite, messages)
+    return log_z if isinstance(messages, ScaledMessages) else log_z.masked_fill(_reached(chain, poles), torch.inf)
 
 
 def _reached(chain: ChainPotentials, poles: Tensor) -> Tensor:

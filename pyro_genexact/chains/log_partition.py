@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.functional import transformed, visible
-from .messages import LogGradients, Messages, last_site, messages_of, select_rows
+from ..core.functional import transformed
+from .messages import LogGradients, Messages, ScaledMessages, last_site, messages_of, select_rows
 from .semirings import ChainPotentials
 
 Gradients = list[Tensor | None]
@@ -20,9 +20,9 @@ def plain_operations_only() -> bool:
     return transformed() or torch.jit._trace.is_tracing()
 
 
-def messages_for(chain: ChainPotentials) -> Messages:
+def messages_for(chain: ChainPotentials, usual: Tensor | None = None) -> Messages:
     """Returns the fastest exact messages of B chains, without gradients; in log space under torch.func or tracing."""
-    return LogGradients(chain) if plain_operations_only() else messages_of(chain)
+    return LogGradients(chain) if plain_operations_only() else messages_of(chain, usual=usual)
 
 
 def log_partition(chain: ChainPotentials, messages: Messages) -> Tensor:
@@ -35,11 +35,14 @@ def log_partition(chain: ChainPotentials, messages: Messages) -> Tensor:
     )
 
 
-def log_partition_or_none(chain: ChainPotentials) -> Tensor:
+def log_partition_or_none(chain: ChainPotentials, messages: Messages | None = None) -> Tensor:
     """Returns log Z (B,) in nats in double precision; -inf with gradient zero for rows where nothing is possible."""
-    messages = messages_for(chain)
+    messages = messages_for(chain) if messages is None else messages
+    # messages in exp space are exact, and therefore something is possible in each row
+    if plain_operations_only() or isinstance(messages, ScaledMessages):
+        return log_partition(chain, messages)
     impossible = messages.log_partition == -torch.inf
-    if plain_operations_only() or not visible(impossible) or not impossible.any():
+    if not impossible.any():
         return log_partition(chain, messages)
     possible = (~impossible).nonzero().squeeze(-1)
     if not len(possible):

@@ -15,7 +15,7 @@ from ..base import Conditioner, Site
 from ..contexts import PaddedSequence, unpadded
 from ..core.binding import Bound, ModuleT
 from ..core.checks import check_like, check_sizes, check_widths, permutation
-from ..core.functional import visible
+from ..core.functional import checkable
 from ..core.lengths import checked_lengths, present
 from .checks import check_callable, check_rows
 
@@ -128,9 +128,12 @@ def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:
 
 
 def labels_of(y: Tensor, categories: int) -> Tensor:
-    """Returns categories as integers; raises a ValueError if values are not integers or out of range."""
+    """Returns categories as integers; raises a ValueError if values are not integers or out of range.
+
+    Without validation, it does not read values on a device: the callers replace values outside the support before.
+    """
     labels = y.long()
-    if not y.numel() or not visible(y):
+    if not y.numel() or not checkable(y):
         return labels
     if y.is_floating_point() and (labels != y).any():
         raise ValueError(

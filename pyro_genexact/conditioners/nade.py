@@ -15,7 +15,7 @@ from ..contexts import check_context
 from ..core.binding import Bound
 from ..core.buffers import register_derived
 from ..core.checks import check_like, check_sizes
-from ..core.functional import visible
+from ..core.functional import checkable
 from .checks import check_callable, check_chunk, check_sites
 from .encoding import labels_of, resumed, site_kinds, site_widths, visits, with_tensors
 
@@ -207,7 +207,10 @@ class NADE(Conditioner):
         real = self._counts[sites] == 0
         categories = torch.where(real, 0, y)
         labels = categories.long()
-        if visible(y) and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any():
+        if (
+            checkable(y)
+            and ((labels != categories) | (labels < 0) | (labels >= self._counts[sites].clamp(min=1))).any()
+        ):
             for i, kind in enumerate(self._kinds[sites]):  # raises for one of the sites
                 if isinstance(kind, int):
                     labels_of(y[:, i], kind)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import isfinite
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
+
+_ON_A_DEVICE = ContextVar("_ON_A_DEVICE", default=False)
 
 
 def transformed() -> bool:
@@ -19,9 +24,47 @@ def visible(value: Tensor) -> bool:
     return not (value.is_meta or transformed())
 
 
+def at_hand(value: Tensor) -> bool:
+    """Whether reading values is free: code can branch on them, and they are on the CPU.
+
+    To read a value on a device, code waits until the device has finished its queue. Branch-free code for the device gives
+    the same numbers.
+    """
+    return visible(value) and value.device.type == "cpu" and not _ON_A_DEVICE.get()
+
+
+def checkable(value: Tensor) -> bool:
+    """Whether a check reads values: if that is free (:func:`at_hand`), or if torch validates arguments by default."""
+    return at_hand(value) or (visible(value) and bool(Distribution._validate_args))
+
+
+def assert_later(good: Tensor, message: str) -> None:
+    """Raises a RuntimeError unless all values are True; on a GPU when it gets there, so that nothing waits for it."""
+    if visible(good):
+        torch._assert_async(good.all(), message)
+
+
+@contextmanager
+def as_on_a_device() -> Iterator[None]:
+    """In this context, tensors on the CPU count as tensors on a device: nothing is :func:`at_hand`."""
+    token = _ON_A_DEVICE.set(True)
+    try:
+        yield
+    finally:
+        _ON_A_DEVICE.reset(token)
+
+
 def all_finite(x: Tensor) -> bool:
     """Returns whether all values are known to be finite; False also if the values cannot be read."""
-    return visible(x) and isfinite(x.detach().sum().item())
+    return at_hand(x) and isfinite(x.detach().sum().item())
+
+
+@torch.no_grad()
+def some_not_finite(tensors: Iterable[Tensor], like: Tensor) -> Tensor:
+    """Returns whether an element of the tensors is not finite, as a Boolean () that is not read."""
+    numbers = [t for t in tensors if t.is_floating_point() and t.numel()] or [like.new_zeros(1)]
+    zeros = torch._foreach_mul(torch._foreach_norm(numbers, torch.inf), 0.0)  # NaN for inf and NaN
+    return torch.stack([zero.to(like.dtype) for zero in zeros]).sum() != 0
 
 
 def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None = None) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functional import visible
+from .functional import checkable
 from .independent import with_check
 from .shapes import broadcast_batches
 
@@ -74,7 +74,7 @@ def checked_lengths(lengths: Tensor, sites: int, name: str = "lengths", of: str 
         ValueError: if one is not between 0 and ``sites``.
     """
     lengths = checked_integers(name, lengths)
-    if visible(lengths) and ((lengths < 0) | (lengths > sites)).any():
+    if checkable(lengths) and ((lengths < 0) | (lengths > sites)).any():
         wrong = lengths[(lengths < 0) | (lengths > sites)][0]
         raise ValueError(f"Expected {name} between 0 and {sites} ({of}); got {int(wrong)}.")
     return lengths

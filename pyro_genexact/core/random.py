@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .functional import assert_later, at_hand
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
@@ -42,6 +44,18 @@ def uniforms(shape: Any, device: torch.device) -> Tensor:
     dtype = torch.float32 if device.type == "mps" else torch.float64
     eps = torch.finfo(dtype).eps
     return torch.rand(shape, dtype=dtype, device=device).mul_(1 - eps).add_(eps / 2)  # in place, for large arrays
+
+
+def chosen(weights: Tensor) -> Tensor:
+    """Draws an index (*batch, 1) in proportion to weights (*batch, V), with the numbers of ``torch.multinomial``.
+
+    On a device it does not wait for the check of the weights.
+    """
+    if at_hand(weights):
+        return weights.reshape(-1, weights.shape[-1]).multinomial(1).reshape(*weights.shape[:-1], 1)
+    total = weights.sum(-1)
+    assert_later((total > 0) & (total < torch.inf), "Expected finite weights that are not all zero.")
+    return (weights / torch.empty_like(weights).exponential_()).argmax(-1, keepdim=True)
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

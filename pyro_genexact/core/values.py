@@ -39,6 +39,13 @@ def in_every_dtype(number: float) -> dict[torch.dtype, Tensor]:
     return {dtype: torch.tensor(number, dtype=dtype, device="cpu") for dtype in kinds}
 
 
+def filled_like(number: Any, like: Tensor) -> Tensor:
+    """Returns a number, or a tensor, with the dtype and device of ``like``; a number is not copied from the host."""
+    if isinstance(number, Tensor):
+        return number.to(like.device, like.dtype)
+    return torch.full((), number, dtype=like.dtype, device=like.device)
+
+
 def floating(value: Tensor, like: Iterable[Tensor]) -> Tensor:
     """Converts integers and Booleans to the dtype of the first floating-point tensor in ``like``, at least float32."""
     if value.is_floating_point():

@@ -11,7 +11,8 @@ from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 from torch.nn.functional import logsigmoid
 
-from ..core.functional import transformed
+from ..core.functional import at_hand, transformed
+from ..core.random import chosen
 from .completed import Completed
 
 
@@ -34,6 +35,12 @@ class Categorical(Completed, dist.Categorical):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Categorical:
         expanded: Categorical = super().expand(batch_shape, self._get_checked_instance(Categorical, _instance))
         return expanded
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        if at_hand(self._param) or torch.Size(sample_shape).numel() != 1 or not self._param.numel():
+            return super().sample(sample_shape)
+        with torch.no_grad():
+            return chosen(self.probs.expand(*self._extended_shape(torch.Size(sample_shape)), -1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         return -_expected(self.probs, self.logits)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..core.functional import transformed
+from ..core.functional import at_hand
 from ..core.leaves import tensors_in
 from ..core.settable import Settable
-from ..core.values import checked_value, floating
+from ..core.values import checked_value, filled_like, floating
 
 
 def log_prob_everywhere(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
@@ -108,7 +108,7 @@ def contains(support: Any, value: Tensor) -> Tensor:
 
 def known_to_contain(support: Any, value: Tensor) -> bool:
     """Whether all values are inside the support; False if unknown, or on an accelerator, where reading it is slow."""
-    if value.device.type != "cpu" or transformed():
+    if not at_hand(value):
         return False
     if type(support) is type(constraints.boolean):
         return torch.equal(value, value.bool().to(value.dtype))  # takes half the time of the check
@@ -129,9 +129,9 @@ def feasible_point(support: Any, like: Tensor) -> Tensor:
     event = like.shape[like.dim() - support.event_dim :]
     for bound in ("lower_bound", "upper_bound"):
         if support.is_discrete and support.event_dim == 0 and hasattr(support, bound):
-            return torch.as_tensor(getattr(support, bound), dtype=like.dtype, device=like.device)
+            return filled_like(getattr(support, bound), like)
     if support.is_discrete and support.event_dim == 1:  # one-hot or counts: put all counts in the first place
-        total = torch.as_tensor(getattr(support, "upper_bound", 1), dtype=like.dtype, device=like.device)
+        total = filled_like(getattr(support, "upper_bound", 1), like)
         return total.unsqueeze(-1) * (torch.arange(event[0], device=like.device) == 0)
     to_support = biject_to(support)
     return to_support(like.new_zeros(to_support.inverse_shape(event)))
@@ -152,7 +152,7 @@ def _(support: Any, like: Tensor) -> Tensor:
 def support_ends(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the bounds of a support of numbers, infinite if it is unbounded."""
     ends = getattr(support, "lower_bound", -torch.inf), getattr(support, "upper_bound", torch.inf)
-    low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
+    low, high = (filled_like(end, like) for end in ends)
     return low, high
 
 

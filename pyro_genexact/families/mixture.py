@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from ..core.independent import REAL_VECTOR
 from ..core.leaves import map_leaves, tensors_in
+from ..core.random import chosen
 from ..core.values import checked_value
 from .cdf import cdf
 from .enumeration import ByEnumeration, in_batch
@@ -87,7 +87,7 @@ class Mixture(ByEnumeration, Parametrised, TorchDistribution):
             outer = Size((*sample_shape, *self.batch_shape[: len(self.batch_shape) - self._inner]))
             draws = self._each(lambda d: d.sample(outer))
             probs = self.logits.softmax(-1).expand(*shape, -1)
-            index = probs.reshape(prod(shape), probs.shape[-1]).multinomial(1).reshape(shape).unsqueeze(self._dim)
+            index = chosen(probs).squeeze(-1).unsqueeze(self._dim)
             dim = self._dim - events
             return draws.take_along_dim(index.reshape(*index.shape, *[1] * events), dim).squeeze(dim)
 

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
+from ..core.columns import taken
 from ..core.independent import independent
 from ..core.leaves import map_leaves, tensors_in
 from ..core.settable import Settable
@@ -259,7 +260,7 @@ def _split(value: Tensor, sites: list[list[int]], events: int) -> list[Tensor]:
     value = value.expand(*value.shape[:dim], count, *value.shape[value.dim() - events :])
     if _ordered(sites):
         return list(value.split([len(group) for group in sites], dim))
-    return [value.index_select(dim, torch.tensor(group, device=value.device)) for group in sites]
+    return [taken(value, dim, group) for group in sites]
 
 
 def _in_order(parts: list[Tensor], sites: list[list[int]], dim: int) -> Tensor:
@@ -269,7 +270,7 @@ def _in_order(parts: list[Tensor], sites: list[list[int]], dim: int) -> Tensor:
         return joined
     order = [t for group in sites for t in group]
     place = sorted(range(len(order)), key=order.__getitem__)
-    return joined.index_select(dim, torch.tensor(place, device=joined.device))
+    return taken(joined, dim, place)
 
 
 def _ordered(sites: list[list[int]]) -> bool:

@@ -13,7 +13,9 @@ from torch.distributions import Distribution
 from torch.nn.functional import normalize
 
 from ..core.columns import by_columns, solve_lower
+from ..core.functional import at_hand
 from ..core.independent import REAL_VECTOR, independent
+from ..core.random import chosen
 from .parametrised import Parametrised, ShapesByParameters
 from .rounding import Rounded, rounded_in_unit
 from .supports import ANGLE, open_simplex
@@ -52,6 +54,17 @@ class RelaxedOneHotCategorical(ShapesByParameters, Rounded, dist.RelaxedOneHotCa
     """A RelaxedOneHotCategorical whose support excludes the faces of the simplex."""
 
     support = open_simplex()
+
+
+class OneHotCategorical(dist.OneHotCategorical):  # type: ignore[name-defined]
+    """A OneHotCategorical whose samples do not wait for a device."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        if at_hand(self.probs) or torch.Size(sample_shape).numel() != 1 or not self.probs.numel():
+            return super().sample(sample_shape)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            probs = self.probs.expand(self._extended_shape(torch.Size(sample_shape)))
+            return torch.zeros_like(probs).scatter_(-1, chosen(probs), 1.0)
 
 
 class MultivariateNormal(dist.MultivariateNormal):  # type: ignore[name-defined]

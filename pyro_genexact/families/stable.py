@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
+from ..core.functional import at_hand, checkable
 from ..core.values import checked_value
 from ..numerics.errors import ConvergenceError, worst_of
 from ..numerics.quadrature import kronrod_rule
@@ -106,7 +107,9 @@ class Stable(Parametrised, dist.Stable):  # type: ignore[name-defined]
         x = (torch.where(infinite, loc, value) - loc) / scale  # keeps infinities out of the gradient
         x, alpha, beta = broadcast_all(x, self.stability.double(), self.skew.double())
         far = x.detach().abs()
-        if not x.is_meta and (far > _FARTHEST).any():
+        if not checkable(x):
+            x = torch.where(far > _FARTHEST, torch.nan, x)
+        elif (far > _FARTHEST).any():
             index, worst = worst_of(far > _FARTHEST, far)
             raise ConvergenceError(
                 f"Expected |value - loc| / scale <= {_FARTHEST}; got {worst:.3g} at index {index}.",
@@ -161,11 +164,11 @@ def _log_density(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     for k in range(1, _DOUBLINGS + 1):
         coarse = gap >= _GAP
         if coarse.is_meta or not coarse.any():
-            break
+            return torch.where(outside, -inf, log_f)
         finer, gap_there = _integral(x[coarse], alpha[coarse], beta[coarse], _PANELS * 2**k)
         log_f = log_f.masked_scatter(coarse, finer)
         gap = gap.masked_scatter(coarse, gap_there)
-    if not gap.is_meta and (gap >= _GAP).any():
+    if (gap >= _GAP).any():
         index, worst = worst_of(gap >= _GAP, gap)
         raise ConvergenceError(
             f"Expected quadrature rules to differ by less than {_GAP} of the density; got {worst:.3g} at index {index}.",
@@ -364,7 +367,7 @@ def _expm1_ratio(eps: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     turn = safe * b
     re = (torch.expm1(safe * a) * turn.cos() - 2 * (turn / 2).sin().square()) / safe
     im = (safe * a).exp() * turn.sin() / safe
-    if not small.is_meta and not small.any():
+    if at_hand(small) and not small.any():
         return re, im
     z = torch.complex(a, b)
     step, series = torch.where(small, eps, 0) * z, torch.ones_like(z)

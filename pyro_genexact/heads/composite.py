@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from ..base import Constant, Head
 from ..core.checks import check_sizes
+from ..core.columns import taken
 from ..core.devices import zeros_for
 from ..families.per_site import PerSite as PerSiteDistribution
 from ..families.per_site import PerSiteConstraint
@@ -99,10 +100,7 @@ class PerSite(Head):
             groups.setdefault(which, []).append(t)
         if len(groups) == 1:
             return self._read(self._which[first], phi)
-        parts = [
-            self._read(which, phi.index_select(-2, torch.tensor(sites, device=phi.device)))
-            for which, sites in groups.items()
-        ]
+        parts = [self._read(which, taken(phi, -2, sites)) for which, sites in groups.items()]
         supports = [self.supports[first + sites[0]] for sites in groups.values()]
         return PerSiteDistribution(parts, list(groups.values()), phi.dtype, supports, validate_args=False)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..base import Head
 from ..core.buffers import register_derived
 from ..core.checks import check_numbers, check_sizes, check_widths
-from ..core.functional import visible
+from ..core.functional import checkable
 from ..families.categorical import Categorical, log_probs, normalised
 from .checks import check_distribution_head
 
@@ -233,7 +233,7 @@ class _Without(Filter):
     def forward(self, phi: Tensor, first: int = 0) -> Categorical:
         logits = self._unfiltered(phi, first)
         some = torch.where(self.forbidden(logits, first), -inf, logits.detach()).amax(-1) > -inf
-        if visible(some) and not some.all() and phi.any():
+        if checkable(some) and not some.all() and phi.any():
             row = (~some).nonzero()[0].tolist()
             raise ValueError(
                 f"Expected {type(self).__name__} to leave tokens with mass; got none at {row} (batch, site). Apply it "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..core.functional import transformed
+from ..core.functional import at_hand, transformed
 
 Increasing = Callable[..., Any]
 
@@ -133,4 +133,4 @@ def _solved(f: Increasing, x: Tensor, tensors: Sequence[Tensor], gap: Tensor) ->
 
 
 def _divided(jacobian: Tensor, g: Tensor) -> Tensor:
-    return torch.linalg.solve(jacobian, g.unsqueeze(-1)).squeeze(-1)
+    return torch.linalg.solve_ex(jacobian, g.unsqueeze(-1), check_errors=at_hand(jacobian))[0].squeeze(-1)

@@ -23,6 +23,7 @@ from .sequences import sequence
 from .states import reloading
 from .threads import threads
 from .transforms import cache, copies, derivatives, inverse, log_det
+from .waits import count_waits, waits
 
 __all__ = [  # noqa: RUF022 - the order of the reference page
     "redraw",
@@ -71,6 +72,8 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "constructed",
     "meta",
     "per_example",
+    "count_waits",
+    "waits",
     "empty",
     "queries",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from ..core.functional import all_finite, visible
+from ..core.functional import all_finite, at_hand, some_not_finite, visible
 from ..core.independent import independent
 from ..core.leaves import FORGOTTEN, tensors_in
 from ..core.precision import full_precision
@@ -359,11 +359,13 @@ class Chain(RememberingTransform):
 
     def _without_overflow(self, y: Tensor, x: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
         """Sets the density to 0 where x overflowed: x = 0 and log|dx/dy| = -inf. NaN in y stays NaN."""
-        if visible(x) and not all(t.isfinite().all() for t in self.watched()):
+        if at_hand(x) and not all(t.isfinite().all() for t in self.watched()):
             return x, ladj
         dims = self.domain.event_dim
         finite = sum_rightmost((x - x).detach(), dims) == 0
         kept = finite | sum_rightmost(y != y, self.codomain.event_dim).bool()
+        if visible(x) and not at_hand(x):
+            kept = kept | some_not_finite(self.watched(), x)
         return x.where(kept[(...,) + (None,) * dims], 0.0), ladj.where(kept, -torch.inf)
 
     def watched(self) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ from torch.linalg import solve_triangular
 from torch.nn.functional import linear
 
 from ..core.checks import check_last, check_like, check_sizes
-from ..core.functional import visible
+from ..core.functional import checkable
 from ..core.independent import REAL_VECTOR
 from ..core.precision import full_precision
 from .base import PlainTransform
@@ -154,7 +154,7 @@ class Rotation(_Orthogonal):
         """The rotation W (D, D)."""
         lower = torch.tanh(self.skew / _TANGENT).tril(-1) * _TANGENT
         skew, one = lower - lower.mT, torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve(one - skew, one + skew)
+        return torch.linalg.solve_ex(one - skew, one + skew)[0]  # 1 - skew is never singular
 
 
 class Householder(_Orthogonal):
@@ -208,7 +208,7 @@ def reflected(normals: Tensor, columns: int) -> Tensor:
     diagonal.
     """
     largest = normals.detach().abs().amax(-1, keepdim=True)  # avoids overflow and underflow of squares
-    if visible(largest) and (largest == 0).any():
+    if checkable(largest) and (largest == 0).any():
         index = (largest == 0).nonzero()[0, :-1].tolist()
         raise ValueError(f"Expected vectors other than zero (they are normals of reflections); got zero at {index}.")
     v = normals / largest

@@ -18,7 +18,7 @@ from ..core.checks import check_last, check_numbers, check_sizes, check_widths
 from ..core.functional import all_finite
 from ..core.independent import REAL_VECTOR, independent, with_check
 from ..core.shapes import sum_rightmost
-from ..core.values import floating, numbers
+from ..core.values import filled_like, floating, numbers
 from .base import PlainTransform, RememberingTransform
 
 
@@ -112,9 +112,7 @@ class Interval(PlainTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns log(high - low) + log sigmoid(x) + log sigmoid(-x)."""
-        return (
-            torch.as_tensor(self.high - self.low, dtype=x.dtype, device=x.device).log() + logsigmoid(x) + logsigmoid(-x)
-        )
+        return filled_like(self.high - self.low, x).log() + logsigmoid(x) + logsigmoid(-x)
 
 
 class Simplex(PlainTransform):
@@ -233,8 +231,8 @@ class ToSupport(RememberingTransform):
             check_last(y, size, "features of the flow", dim)
         y = numbers("value", y)
         dims = len(self._dims)
-        if self._real and y.is_floating_point() and y.device.type == "cpu" and all_finite(y):
-            return y, y.new_zeros(y.shape[:-dims])  # on a GPU, reading the values would synchronise
+        if self._real and y.is_floating_point() and all_finite(y):
+            return y, y.new_zeros(y.shape[:-dims])
         inside = self.contains(y)
         none = -y.detach().amax(self._dims).clamp(min=torch.inf)  # -inf or NaN
         y = torch.where(inside[(...,) + (None,) * dims], y, self.interior(y))  # keeps gradients finite
@@ -324,6 +322,6 @@ def _bounded(x: Tensor) -> Tensor:
 
 def _inside(y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Replaces values at or beyond an end by the number next to it."""
-    ends = (torch.as_tensor(end, dtype=y.dtype, device=y.device).detach() for end in (low, high))
+    ends = (filled_like(end, y).detach() for end in (low, high))
     low, high = ends
     return y.clamp(torch.nextafter(low, high), torch.nextafter(high, low))

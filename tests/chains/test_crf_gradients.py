@@ -276,9 +276,9 @@ def computed(monkeypatch):
 
     rows: list[int] = []
 
-    def counted(chain, *args):
+    def counted(chain, *args, **options):
         rows.append(len(chain.unary))
-        return messages_of(chain, *args)
+        return messages_of(chain, *args, **options)
 
     monkeypatch.setattr(log_partition, "messages_of", counted)
     return rows

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .functional import visible
+
 
 def check_sizes(least: int, **sizes: Any) -> None:
     """Raises a ValueError unless every argument is an integer of at least ``least``."""
@@ -76,8 +78,8 @@ def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
         given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # not a list of numbers
         given = torch.empty((), device="cpu")
-    if given.is_meta and isinstance(order, Tensor):
-        return order
+    if not visible(given):
+        return order if given.is_meta and isinstance(order, Tensor) else given.long()
     whole = not (given.is_floating_point() or given.dtype == torch.bool) and given.dim() == 1
     if not whole or sorted(given.tolist()) != list(range(sites)):
         got = order.tolist() if isinstance(order, Tensor) else order

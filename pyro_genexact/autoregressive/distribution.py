@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -120,9 +119,9 @@ class AutoregressiveDistribution(ChainRuleDistribution):
             return PerSiteConstraint(site.parts[self.layout.given :]).joint(self.order)
         return EventConstraint(self)
 
-    order = property(attrgetter("layout.order"), doc="The visiting order (T,), or None for raster order.")
+    order = property(lambda self: self.layout.order, doc="The visiting order (T,), or None for raster order.")
     lengths = property(
-        attrgetter("layout.lengths"), doc="The number of sites of each row (*batch), or None for all sites."
+        lambda self: self.layout.lengths, doc="The number of sites of each row (*batch), or None for all sites."
     )
 
     @Settable

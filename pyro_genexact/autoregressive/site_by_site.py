@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,8 +46,10 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     passes: int | None = None
     arg_constraints: dict[str, constraints.Constraint] = {}
     _arguments: tuple[str, ...] = ()  # constructor arguments that only the subclass has
-    conditioner = property(attrgetter("chain.conditioner"), doc="The conditioner, with its weights at construction.")
-    head = property(attrgetter("chain.head"), doc="The head, with its weights at construction.")
+    conditioner = property(
+        lambda self: self.chain.conditioner, doc="The conditioner, with its weights at construction."
+    )
+    head = property(lambda self: self.chain.head, doc="The head, with its weights at construction.")
 
     def __init__(
         self, chain: ChainRule, layout: Layout, solver: Solver, limit: int, validate_args: bool | None
@@ -246,7 +247,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             return self.layout.arrange(y, shape)
         columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
         of_all = columns.unbind()  # indexing this takes a tenth of the time
-        by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
+        probabilities: list[Tensor] = []
+        by_quantile = self._draws_by_quantile()
 
         def draw(d: Any, t: Any, kept: Any) -> Tensor:
             if by_quantile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..contexts import PaddedSequence, checked_source, kind_of
 from ..core.binding import Bound, held_tensors
 from ..core.buffers import WithDerived
 from ..core.checks import check_like
+from ..core.compiling import Lazy
 from ..core.shapes import broadcast_shapes
 from ..numerics.fixed_point import FixedPoint, Solver
 from .base import RememberingTransform
@@ -138,7 +138,7 @@ class ConditionedTransform(RememberingTransform):
         self._kind = kind_of(module.context)
         self._lengths: Tensor | None = None
 
-    @cached_property
+    @Lazy
     def _tensors(self) -> list[Tensor]:
         return held_tensors(self)
 

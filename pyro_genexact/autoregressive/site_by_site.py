@@ -244,20 +244,29 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         if self.solver is not None and visible(rows):
             y, self.passes = solve_quantiles(self.chain, self.layout, rows[:, :-1], shape, self.solver)
             return self.layout.arrange(y, shape)
+        by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
         columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
         of_all = columns.unbind()  # indexing this takes a tenth of the time
-        by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
 
         def draw(d: Any, t: Any, kept: Any) -> Tensor:
             if by_quantile:
                 probabilities.append(one_probability(d))
             return of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept])
 
-        y = self.site_by_site(draw, shape[: len(shape) - len(self.batch_shape)])
+        found = self._in_one_call(rows, shape) if by_quantile else None
+        if found is None:
+            y = self.site_by_site(draw, shape[: len(shape) - len(self.batch_shape)])
+        else:
+            y, totals = found
+            probabilities.append(totals)
         # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
         if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
             raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
         return y
+
+    def _in_one_call(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+        """Returns the result of :meth:`_quantiles` by the native operator, and numbers that are NaN if a parameter is."""
+        return None
 
     def _factors(
         self, value: Tensor, quantity: Callable[..., Tensor] | None = None, outside: float = -torch.inf

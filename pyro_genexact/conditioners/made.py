@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from ..base import Conditioner, Site
+from ..base import Conditioner, Head, Site
 from ..contexts import check_context
 from ..core.binding import Bound
 from ..core.checks import check_sizes, check_widths
 from ..core.functional import transformed
 from ..core.precision import full_precision
+from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
+from .native_loop import NativeLoop, solve
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -175,6 +177,19 @@ class MADE(Conditioner):
             tuple(part.index_select(1, index) for part in parts) for parts in (state.offsets, state.units)
         )
         return state._replace(version=list(state.version), offsets=offsets, units=units, panel=None)
+
+    @full_precision
+    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> NativeLoop | None:
+        """Computes all sites by the native operator, or returns None if it does not apply, see :func:`native_loop.solve`."""
+        if not available() or type(self).start is not MADE.start or type(self).extend is not MADE.extend:
+            return None
+        links, masked = self._modules_of_links(), keep or not self._reads_all
+        if isinstance(self.site, list) or (self.dropout and self.training) or any(k._forward_pre_hooks for k in links):
+            return None
+        check_context(self, context)
+        offsets = [layer.columns(context, len(given)) for layer in links[: len(self.layers)]]
+        weights = [link.masked() if masked else link.weight for link in links]  # the loop reads no masked entry
+        return solve(self, self._sweeps, head, given, weights, offsets, keep)
 
     @property
     def has_adjoint(self) -> bool:

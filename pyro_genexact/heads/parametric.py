@@ -145,6 +145,13 @@ class Parametric(Head):
         return to_event(d, len(self._lead))
 
     @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name of a Bernoulli or Categorical family in the native loop, unless a subclass changed the head."""
+        named = self.family in (dist.Bernoulli, dist.Categorical) and type(self).forward is Parametric.forward
+        plain = self._lead == () or self.family is dist.Bernoulli
+        return (self.name.lower(), []) if named and plain and [*self.parameters_of] == ["logits"] else None
+
+    @property
     def support(self) -> Any:  # type: ignore[override]
         """The support of a site's value; constructed on each access if it depends on fixed parameters."""
         if self._constant_support is not None:

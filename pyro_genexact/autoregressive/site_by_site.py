@@ -245,6 +245,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             y, self.passes = solve_quantiles(self.chain, self.layout, rows[:, :-1], shape, self.solver)
             return self.layout.arrange(y, shape)
         by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
+        if by_quantile and (found := self._in_one_call(rows, shape)) is not None:
+            return _known(*found)
         columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
         of_all = columns.unbind()  # indexing this takes a tenth of the time
 
@@ -253,16 +255,8 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
                 probabilities.append(one_probability(d))
             return of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept])
 
-        found = self._in_one_call(rows, shape) if by_quantile else None
-        if found is None:
-            y = self.site_by_site(draw, shape[: len(shape) - len(self.batch_shape)])
-        else:
-            y, totals = found
-            probabilities.append(totals)
-        # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
-        if probabilities and visible(y) and torch.cat(probabilities).isnan().any():
-            raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
-        return y
+        y = self.site_by_site(draw, shape[: len(shape) - len(self.batch_shape)])
+        return _known(y, torch.cat(probabilities)) if probabilities else y
 
     def _in_one_call(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
         """Returns the result of :meth:`_quantiles` by the native operator, and numbers that are NaN if a parameter is."""
@@ -320,6 +314,14 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
                 f"Expected {name}.shape[-{dims}:] == {tuple(self.event_shape)} (event_shape); got {tuple(value.shape)}."
             )
         return value.shape[:cut]
+
+
+def _known(y: Tensor, probabilities: Tensor) -> Tensor:
+    """Returns samples of discrete sites; raises a ValueError if one of the probabilities is NaN."""
+    # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
+    if visible(y) and probabilities.isnan().any():
+        raise ValueError("Expected parameters of the sites that are not NaN; got NaN.")
+    return y
 
 
 class EventConstraint(constraints.Constraint):

@@ -100,7 +100,19 @@ struct Task {
   const std::vector<Tensor>& units;
 };
 
-// Copies rows of N vectors to an array (columns, *) whose elements have the given strides, or back.
+// Copies numbers with a stride to a row.
+template <typename T>
+void copy(const T* from, int64_t stride, int64_t columns, T* row) {
+  if (stride == 0) {
+    std::fill(row, row + columns, *from);
+  } else if (stride == 1) {
+    std::copy(from, from + columns, row);
+  } else {
+    for (int64_t c = 0; c < columns; c++) row[c] = from[c * stride];
+  }
+}
+
+// Copies rows of N vectors to an array (columns, *).
 template <typename From, typename To>
 void scatter(const From* rows, int64_t width, int64_t count, int64_t columns, To* to, int64_t column_stride) {
   for (int64_t c = 0; c < columns; c++)
@@ -133,18 +145,17 @@ void run(const Network<T>& net, const Task& task, int64_t first, int64_t columns
 
   for (int64_t start = 0; start < net.sites; start += PANEL) {
     const int64_t stop = std::min(start + PANEL, net.sites), count = (stop - start) * numbers;
-    for (int64_t c = 0; c < columns; c++)
-      for (int64_t r = 0; r < count; r++)
-        given[r * S + c] = source
-            [(first + c) * task.given.stride(0) + (start + r / numbers) * task.given.stride(1) +
-             r % numbers * task.given.stride(2)];
+    for (int64_t r = 0; r < count; r++) {
+      const Given* from = source + (start + r / numbers) * task.given.stride(1) + r % numbers * task.given.stride(2);
+      copy(from + first * task.given.stride(0), task.given.stride(0), columns, given + r * S);
+    }
     u[net.top].first = net.end(net.top, start);
     for (int64_t level = 1; level <= net.top; level++) {
       const Tensor& offset = task.offsets[level - 1];
       const T* from = offset.const_data_ptr<T>();
       for (int64_t unit = net.end(level, start); unit < net.end(level, stop); unit++) {
         T* row = u[level].row(unit);
-        for (int64_t c = 0; c < columns; c++) row[c] = from[unit * offset.stride(0) + (first + c) * offset.stride(1)];
+        copy(from + unit * offset.stride(0) + first * offset.stride(1), offset.stride(1), columns, row);
         std::fill(row + columns, row + S, T(0));
       }
       net.template enter<N>(u, start, level);

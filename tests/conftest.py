@@ -8,10 +8,12 @@ import pyro
 import pytest
 import torch
 
+from pyro_genexact import native
 from support import registry
 from support.values import built
 
 torch.set_num_threads(1)  # tensors are tiny, and threads that wait for each other on a busy machine cost minutes
+native.enabled(False).__enter__()  # the tests do not depend on a library that happens to be built
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

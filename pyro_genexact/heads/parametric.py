@@ -147,9 +147,9 @@ class Parametric(Head):
     @property
     def native(self) -> tuple[str, list[float]] | None:
         """The name of a Bernoulli or Categorical family in the native loop, unless a subclass changed the head."""
-        named = self.family in (dist.Bernoulli, dist.Categorical) and type(self).forward is Parametric.forward
-        plain = self._lead == () or self.family is dist.Bernoulli
-        return (self.name.lower(), []) if named and plain and [*self.parameters_of] == ["logits"] else None
+        name, unchanged = self._pyro_name, type(self).forward is Parametric.forward
+        plain = name == "Bernoulli" or (name == "Categorical" and not self._lead)
+        return (name.lower(), []) if plain and unchanged and [*self.parameters_of] == ["logits"] else None
 
     @property
     def support(self) -> Any:  # type: ignore[override]

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from .library import SOURCES, capability, forget, library_path
 
@@ -34,7 +35,9 @@ def build() -> Path:
         return file
     compiler = _compiler()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+    with FileLock(f"{file}.lock"), tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        if file.exists():  # another process has built it
+            return file
         compiled, linked = f"{folder}/made.o", f"{folder}/made.so"
         _run([*compiler, *_compile_flags(), "-c", str(SOURCES[0]), "-o", compiled])
         _run([*compiler, *_link_flags(), compiled, *_libraries(), "-o", linked])

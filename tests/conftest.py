@@ -13,7 +13,6 @@ from support import registry
 from support.values import built
 
 torch.set_num_threads(1)  # tensors are tiny, and threads that wait for each other on a busy machine cost minutes
-native.enabled(False).__enter__()  # the tests do not depend on a library that happens to be built
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -21,6 +20,13 @@ def pytest_collection_finish():
     """Thousands of tests are no garbage, and need not be searched for it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_native():
+    """Tests outside of ``tests/native`` do not depend on a library that happens to be built."""
+    with native.enabled(False):
+        yield
 
 
 @pytest.fixture(autouse=True)

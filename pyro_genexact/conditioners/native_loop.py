@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from .sweeps import MADEState, Sweeps
 
 _ACTIVATIONS: dict[Any, int] = {torch.relu: 0, torch.tanh: 1, torch.sigmoid: 2, silu: 3}
 _BIJECTIONS = ("affine", "spline")
+_DTYPES = (torch.float32, torch.float64)
 
 
 class NativeLoop(NamedTuple):
@@ -63,7 +65,7 @@ def solve(
         return None
     name, settings = native
     dtype = weights[0].dtype
-    if dtype not in (torch.float32, torch.float64) or not all(map(_is_plain, weights)):
+    if dtype not in _DTYPES or not all(map(_is_plain, weights)):
         return None
     if given.dtype is not (dtype if name in _BIJECTIONS else torch.float64) or not _is_plain(given):
         return None
@@ -83,6 +85,30 @@ def solve(
     read = conditioner.num_sites - 1
     state = MADEState(read, [read], tuple(weights), tuple(offsets), tuple(units), None, True)
     return NativeLoop(values.view(given.shape), totals, phi, state)
+
+
+def can_step(activation: Any, weights: Sequence[Tensor]) -> bool:
+    """Returns whether :func:`step` applies to states with these weights, evaluated in place."""
+    dtype = weights[0].dtype
+    if torch.compiler.is_compiling():  # copies that compilers make lack the padding
+        return False
+    return activation in _ACTIVATIONS and dtype in _DTYPES and all(map(_is_plain, weights))
+
+
+def step(activation: Any, sweeps: Sweeps, low: int, high: int, state: MADEState, inputs: Tensor) -> Tensor:
+    """Returns the outputs (B, high - low, P) of degrees low ... high - 1, as :meth:`Sweeps.finish_in_place` does."""
+    direct = len(state.weights) > len(state.offsets)
+    phi: Tensor = torch.ops.pyro_genexact.step(
+        inputs, state.units, state.weights, sweeps.ends, direct, _ACTIVATIONS[activation], low, high
+    )
+    return phi
+
+
+def padded(x: Tensor) -> Tensor:
+    """Returns a copy of x (units, B) whose rows begin at multiples of 16 numbers, as the native step expects."""
+    columns = -(-x.shape[1] // 16) * 16
+    columns += 16 * (columns % 128 == 0)  # rows at multiples of a large power of two share few lines of the cache
+    return x.new_zeros(len(x), columns)[:, : x.shape[1]].copy_(x)
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -34,6 +34,7 @@ class MADEState(NamedTuple):
             sums until a unit is activated; otherwise the finished units only.
         panel: views of the buffers for the current panel of sites, if ``in_place``.
         in_place: whether the buffers are written in place.
+        native: whether they are written by the native operator; their rows are then padded.
     """
 
     position: int
@@ -43,6 +44,7 @@ class MADEState(NamedTuple):
     units: tuple[Tensor, ...]
     panel: Any
     in_place: bool
+    native: bool = False
 
 
 class Sweeps:

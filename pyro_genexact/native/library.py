@@ -85,6 +85,7 @@ def _load() -> bool:
             warnings.warn(f"The native library {file} cannot be loaded, so it is not used: {error}", stacklevel=2)
             return False
         torch.library.register_fake("pyro_genexact::loop", _fake_loop)
+        torch.library.register_fake("pyro_genexact::step", _fake_step)
         return True
 
 
@@ -107,3 +108,17 @@ def _fake_loop(
     phi = like.new_empty(rows if keep else 0, sites, layers[-1].shape[0] // sites)
     units = [like.new_empty(layer.shape[1], rows) for layer in layers] if keep else []
     return values, like.new_empty(rows), phi, units
+
+
+def _fake_step(
+    inputs: Tensor,
+    units: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    ends: Tensor,
+    direct: bool,
+    activation: int,
+    low: int,
+    high: int,
+) -> Tensor:
+    """Returns an empty tensor with the shape and dtype of the result."""
+    return inputs.new_empty(inputs.shape[0], high - low, units[-1].shape[0] // (ends.shape[1] - 1))

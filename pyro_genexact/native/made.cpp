@@ -255,6 +255,44 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
   return {values, totals, phi, units};
 }
 
+// Reads the inputs (batch, features) of degrees low ... high - 1, and returns their outputs (batch, high - low, params).
+// The rows of units begin at multiples of 16 numbers, so that the last vector of a row does not reach into the next row.
+Tensor step(
+    const Tensor& inputs, TensorList units, TensorList weights, const Tensor& ends, bool direct, int64_t activation,
+    int64_t low, int64_t high) {
+  const int64_t batch = inputs.size(0), params = units.back().size(0) / (ends.size(1) - 1);
+  for (const Tensor& level : units)
+    TORCH_CHECK(level.stride(0) % 16 == 0 && level.stride(1) == 1, "Expected units with padded rows");
+  Tensor phi = at::empty({batch, high - low, params}, inputs.options());
+  AT_DISPATCH_FLOATING_TYPES(inputs.scalar_type(), "step", [&] {
+    const Network<scalar_t> net(weights, ends, direct, activation);
+    int64_t work = 0;
+    for (int64_t level = 1; level <= net.top; level++)
+      for (const auto& link : net.links[level]) {
+        work += (net.end(level, high) - net.end(level, low)) * PANEL * net.end(link.source, high) / net.sites;
+        for (int64_t d = low; d < high; d++)
+          if (d % PANEL == 0) work += (net.end(level, d + PANEL) - net.end(level, d)) * net.end(link.source, d);
+      }
+    for_blocks<scalar_t>(batch, work, [&](auto n, int64_t first, int64_t columns) {
+      std::vector<Level<scalar_t>> u;
+      for (const Tensor& level : units) u.push_back({level.mutable_data_ptr<scalar_t>() + first, level.stride(0)});
+      for (int64_t d = low; d < high; d++) {
+        const int64_t start = d - d % PANEL;
+        for (int64_t i = net.end(0, d); i < net.end(0, d + 1); i++) {
+          const scalar_t* from = inputs.const_data_ptr<scalar_t>() + (i - net.end(0, low)) * inputs.stride(1);
+          copy(from + first * inputs.stride(0), inputs.stride(0), columns, u[0].row(i));
+        }
+        if (d == start)
+          for (int64_t level = 1; level <= net.top; level++) net.template enter<n()>(u, start, level);
+        net.template finish<n()>(u, start, d);
+        scalar_t* to = phi.mutable_data_ptr<scalar_t>() + (first * (high - low) + d - low) * params;
+        scatter(u[net.top].row(d * params), u[net.top].stride, params, columns, to, (high - low) * params);
+      }
+    });
+  });
+  return phi;
+}
+
 }  // namespace
 }  // namespace genexact
 
@@ -262,6 +300,12 @@ TORCH_LIBRARY(pyro_genexact, m) {
   m.def(
       "loop(Tensor given, Tensor[] weights, Tensor[] offsets, Tensor ends, bool direct, int activation, "
       "int categories, str head, float[] settings, bool keep) -> (Tensor, Tensor, Tensor, Tensor[])");
+  m.def(
+      "step(Tensor inputs, Tensor(a!)[] units, Tensor[] weights, Tensor ends, bool direct, int activation, int low, "
+      "int high) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(pyro_genexact, CPU, m) { m.impl("loop", genexact::loop); }
+TORCH_LIBRARY_IMPL(pyro_genexact, CPU, m) {
+  m.impl("loop", genexact::loop);
+  m.impl("step", genexact::step);
+}

@@ -24,6 +24,24 @@ DISTRIBUTIONS = [
 ]
 
 
+CONDITIONERS = [
+    "MADE",
+    "MADE context",
+    "MADE band",
+    "MADE linear",
+    "MADE vectors",
+    "MADE categories",
+    "MADE mixed",
+    "MADE panels",
+]
+
+
+@pytest.mark.parametrize("law", [testing.chunks, testing.reorder, testing.consumption])
+@pytest.mark.parametrize("conditioner_name", CONDITIONERS)
+def test_conditioners(law, conditioner):
+    law(conditioner)
+
+
 @pytest.mark.parametrize("law", [testing.inverse, testing.log_det, testing.derivatives, testing.cache])
 @pytest.mark.parametrize("transform_name", TRANSFORMS)
 def test_transforms(law, transform):

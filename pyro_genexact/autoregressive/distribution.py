@@ -157,6 +157,13 @@ class AutoregressiveDistribution(ChainRuleDistribution):
             ys = chain.draw(loop, lambda phi, t: draw(chain.site(phi, t), t - first, every), lengths)
         return layout.events(torch.cat(ys, 1), shape)  # outside inference mode, so that it is a normal tensor
 
+    def _in_one_call(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+        chain, layout = self.chain, self.layout
+        if self.prefix is not None or self.lengths is not None or torch.is_grad_enabled():
+            return None
+        found = chain.conditioner.native_loop(chain.head, rows[:, :-1], chain.contexts(shape))
+        return None if found is None else (layout.arrange(found.values, shape), found.totals)
+
     def conditional_on_prefix(self, prefix: Tensor) -> AutoregressiveDistribution:
         """Returns the exact distribution of the remaining sites given the first ones.
 

@@ -43,7 +43,12 @@ class Affine(Head):
         check_widths(1, shape=shape)
         check_positive(bound=bound)
         self.site_shape, self.num_params = tuple(shape), 2 * prod(shape)
-        self._bounds = in_every_dtype(bound)
+        self.bound, self._bounds = float(bound), in_every_dtype(bound)
+
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        return ("affine", [self.bound]) if type(self).forward is Affine.forward else None
 
     def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
         """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""

@@ -149,6 +149,13 @@ class Parametric(Head):
         return to_event(d, len(self._lead))
 
     @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name of a Bernoulli or Categorical family in the native loop, unless a subclass changed the head."""
+        name, unchanged = self._pyro_name, type(self).forward is Parametric.forward
+        plain = name == "Bernoulli" or (name == "Categorical" and not self._lead)
+        return (name.lower(), []) if plain and unchanged and [*self.parameters_of] == ["logits"] else None
+
+    @property
     def support(self) -> Any:  # type: ignore[override]
         """The support of a site's value; constructed on each access if it depends on fixed parameters."""
         if self._constant_support is not None:

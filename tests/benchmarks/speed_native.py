@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from speed import RSAMPLE, SIZES, build_genexact, build_pyro, label, operations
-from timing import HERE, Call, Measurement, Named, measured, parser, run
+from timing import HERE, Call, Measurement, Named, measured, parser, run, with_native
 
 import pyro_genexact as gx
 from pyro_genexact import native
@@ -28,15 +28,7 @@ from pyro_genexact import native
 
 def both(case: str, operation: str, call: Call) -> dict[Named, Call]:
     """A call with and without the operator."""
-
-    def switched(on: bool) -> object:
-        with native.enabled(on):
-            return call()
-
-    return {
-        (case, operation, HERE): lambda: switched(False),
-        (case, operation, f"{HERE}, native"): lambda: switched(True),
-    }
+    return {(case, operation, HERE): call, (case, operation, f"{HERE}, native"): with_native(call)}
 
 
 def sampling(case: str, module: Callable[[], Any], batch: int) -> dict[Named, Call]:

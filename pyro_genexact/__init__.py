@@ -24,6 +24,7 @@ from .families.fenchel_young import fenchel_young_loss
 from .flows.base import Flow
 from .guidance import Guided
 from .inference.fit import FitResult, fit
+from .inference.fit_amortized import fit_amortized
 from .inference.fit_guide import GuideResult, fit_guide
 from .inference.noise import Augmented, denoised
 from .models import Autoregressive, Conditional, OrderEnsemble, Sequence
@@ -60,6 +61,7 @@ __all__ = [
     "distributions",
     "fenchel_young_loss",
     "fit",
+    "fit_amortized",
     "fit_guide",
     "flows",
     "guides",

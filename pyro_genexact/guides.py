@@ -1,12 +1,13 @@
-"""Automatic guides for Pyro models: :class:`AutoFlow`, a normalising flow over all continuous latents.
+"""Guides for Pyro models: :class:`AutoFlow`, a normalising flow over all continuous latents, and :class:`Amortized`.
 
-Fitting a guide needs the likelihood: each observed site must have a distribution with ``log_prob``. For simulators without
-one, :func:`~pyro_genexact.fit_guide` raises a NotImplementedError.
+:func:`~pyro_genexact.fit_guide` needs the likelihood: each observed site must have a distribution with ``log_prob``. For simulators
+without one it raises a NotImplementedError. :func:`~pyro_genexact.fit_amortized` fits :class:`Amortized` to simulations alone.
 """
 
 from .core.faces import publish
+from .inference.amortized import Amortized
 from .inference.autoflow import AutoFlow
 
-__all__ = ["AutoFlow"]
+__all__ = ["Amortized", "AutoFlow"]
 
 publish(globals())

@@ -1,0 +1,216 @@
+"""``fit_amortized``: fits an amortised guide to simulations (neural posterior estimation)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from ..core.checks import check_kind
+from ..core.random import checked_seed, seeded
+from .amortized import Amortized
+from .fit import FitResult, fit
+from .posterior_network import AmortizedPosterior, Posterior
+from .simulations import finite_rows, simulate
+
+FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
+BATCHES = 100  # of endless simulations in an epoch
+
+
+def fit_amortized(
+    model: Callable[..., Any],
+    guide: Amortized,
+    *args: Any,
+    simulations: int | Mapping[str, Tensor] | Dataset[Any] | Iterable[Mapping[str, Tensor]] = 10_000,
+    ensemble: int | None = None,
+    vectorize: bool | None = None,
+    num_workers: int = 0,
+    validation: float | None = 0.1,
+    epochs: int | None = None,
+    seconds: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    patience: int | None = None,
+    fabric: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **kwargs: Any,
+) -> FitResult:
+    """Fits an amortised guide to simulations of a model, in place.
+
+    The objective is the mean log density of the simulated latents given the simulated observations (neural posterior
+    estimation). Its maximum is the posterior, averaged over observations that the model generates. No site needs a
+    ``log_prob``.
+
+    Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not affected.
+
+    Args:
+        model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
+        guide: the guide.
+        args: arguments of the model.
+        simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
+            and observed sites by name; or a Dataset of such dicts, one item per draw; or an iterator of such dicts with any
+            number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
+            validation rows.
+        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default 1.
+        vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
+            with single runs. Otherwise it runs N times.
+        num_workers: the number of processes for runs one by one.
+        validation: the fraction of the simulations to hold out for early stopping, or None.
+        epochs: as in :func:`~pyro_genexact.fit`, like the arguments below.
+        seconds: the maximum time of training.
+        batch_size: the number of simulations per step.
+        lr: the learning rate.
+        patience: the number of epochs without better validation nats after which the learning rate drops.
+        fabric: a Lightning Fabric.
+        checkpoint: the path of a checkpoint file.
+        every: the number of steps between two checkpoints.
+        seed: the seed of simulations, networks and training.
+        progress: whether to report simulations and training on stderr.
+        kwargs: keyword arguments of the model.
+
+    Returns:
+        The history of the fit; nats are per simulation, and those of training are the mean over the K flows.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
+            simulation is finite, or if latents or their supports differ between runs of the model.
+
+    Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
+
+    Reference: Le, Baydin, Wood, "Inference compilation and universal probabilistic programming", AISTATS 2017.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_genexact.guides import Amortized
+        >>> def model(y=None):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> guide = Amortized(model)
+        >>> fit_amortized(model, guide, simulations=1000, epochs=3, progress=False).stopped
+        'epochs'
+    """
+    check_kind("guide", guide, Amortized)
+    seed = checked_seed(seed)
+    with seeded(seed, torch.device("cpu")):
+        network = guide.setup(*args, ensemble=ensemble, **kwargs)
+    names = [*(x.name for x in guide._latents), *guide.observed]
+    if isinstance(simulations, int):
+        program = guide._program(args, kwargs) if model is guide._model[0] else _program(model, args, kwargs)
+        simulations = simulate(
+            program, names, simulations, seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
+        )
+    options = {
+        "epochs": epochs, "seconds": seconds, "batch_size": batch_size, "lr": lr, "patience": patience, "fabric": fabric,
+        "checkpoint": checkpoint, "every": every, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    if not isinstance(simulations, Mapping) and hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__"):
+        items: Any = simulations
+        simulations = default_collate([items[i] for i in range(len(items))])
+    if isinstance(simulations, Mapping):
+        packed, observations = rows_of(guide, simulations, names)
+        network.standardise(packed, observations)
+        return fit(_Training(network), packed, observations, validation=validation, **options)
+    if not isinstance(simulations, Iterable):
+        raise TypeError(
+            f"Expected simulations to be a number, a dict of tensors, a Dataset or an iterator; got {type(simulations).__name__}."
+        )
+    return _fit_endless(guide, network, iter(simulations), names, validation, options)
+
+
+def _fit_endless(
+    guide: Amortized, network: Posterior, batches: Iterator[Any], names: list[str], validation: Any, options: Any
+) -> FitResult:
+    first, size = [], 0
+    for batch in batches:
+        first.append(rows_of(guide, batch, names))
+        size += len(first[-1][0])
+        if size >= FIRST:
+            break
+    if not first:
+        raise ValueError("Expected simulations to yield at least one batch; got an empty iterator.")
+    packed = torch.cat([rows for rows, _ in first])
+    observations = {name: torch.cat([data[name] for _, data in first]) for name in first[0][1]}
+    network.standardise(packed, observations)
+    held_out = None if validation is None else (packed, observations)
+    rest = chain([] if held_out else first, (rows_of(guide, batch, names) for batch in batches))
+    loader = DataLoader(_Stream(rest), batch_size=None)
+    return fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+
+
+class _Stream(IterableDataset[Any]):
+    """The next batches of an iterator as one epoch."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.batches, BATCHES)
+
+
+class _Training(nn.Module):
+    """The network as ``fit`` trains it: with the mean log density of its members in training mode."""
+
+    def __init__(self, network: Posterior) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, **observations: Tensor) -> AmortizedPosterior:
+        return self.network.given(observations, mean=self.training)
+
+
+def _program(model: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[], Any]:
+    return lambda: model(*args, **kwargs)
+
+
+def rows_of(guide: Amortized, draws: Mapping[str, Tensor], names: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns simulations (N, ...) by site as packed latents (N, P) and observations, without unusable rows."""
+    if not isinstance(draws, Mapping) or (missing := [name for name in names if name not in draws]):
+        got = type(draws).__name__ if not isinstance(draws, Mapping) else f"none of {missing}"
+        raise ValueError(f"Expected simulations to be a dict with the sites {names}; got {got}.")
+    found = {name: torch.as_tensor(draws[name]) for name in names}
+    sizes = {name: tuple(value.shape) for name, value in found.items()}
+    if (
+        any(not s for s in sizes.values())
+        or len({s[0] for s in sizes.values()}) > 1
+        or 0 in next(iter(sizes.values()))[:1]
+    ):
+        raise ValueError(f"Expected simulations (N, ...) of the same number N >= 1 of draws; got shapes {sizes}.")
+    found = finite_rows(found)
+    observations = guide._checked({name: found.pop(name) for name in guide.observed})
+    rows = next((observations[n].shape[a] for n, a in guide._made().row_axes.items() if a is not None), 1)
+    packed = guide.packed(found, rows)
+    return _inside(guide, packed, observations, rows)
+
+
+def _inside(
+    guide: Amortized, packed: Tensor, observations: dict[str, Tensor], rows: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the rows in the interior of the supports; draws on the boundary come from rounding, and have probability 0."""
+    network = guide._made()
+    inside = torch.ones(len(packed), dtype=torch.bool, device=packed.device)
+    for group, part in zip(network.groups, network.split(packed, rows), strict=True):
+        if group.real_size:
+            ladj = group.to_real(part[..., group.d :])[1]
+            inside &= ladj.reshape(len(packed), -1).isfinite().all(1)
+    share = 1 - inside.double().mean().item()
+    if share > 0.001:
+        raise ValueError(
+            f"Expected simulated latents inside their supports; got {share:.1%} outside or on the boundary. The support of a "
+            "latent must not depend on others."
+        )
+    if inside.all():
+        return packed, observations
+    warnings.warn(
+        f"{int((~inside).sum())} simulations with latents on the boundary of their supports are left out.", stacklevel=4
+    )
+    return packed[inside], {name: value[inside] for name, value in observations.items()}

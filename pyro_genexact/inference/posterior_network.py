@@ -1,0 +1,439 @@
+"""The networks of an amortised guide, and the distribution of all latents that they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import silu
+
+from ..conditioners.made import MADE
+from ..core.checks import check_sizes
+from ..flows.base import Flow, over_reals
+from ..heads.common_families import Categorical
+from ..heads.composite import PerSite
+from ..models import Autoregressive
+from .latent_space import Group
+
+WIDTH = 64  # of the networks between the observations and the flow
+RIDGE = 1e-4  # of the linear regression on standardised inputs
+
+
+class Encoded(NamedTuple):
+    """What a block of latents is given.
+
+    Attributes:
+        linear: (*batch, L), for the linear regression; L may be 0.
+        context: (*batch, C), for the networks.
+    """
+
+    linear: Tensor
+    context: Tensor
+
+    def joined(self, features: Tensor) -> Encoded:
+        """Returns both with further features (*batch, F), over the joint batch."""
+        batch = torch.broadcast_shapes(features.shape[:-1], self.context.shape[:-1])
+        parts = (torch.cat([x.expand(*batch, -1), features.expand(*batch, -1)], -1) for x in self)
+        return Encoded(*parts)
+
+    def expand(self, batch: Size) -> Encoded:
+        """Returns both, expanded to a batch."""
+        return Encoded(*(x.expand(*batch, -1) for x in self))
+
+
+class Block(nn.Module):
+    """The distribution of a group of latents given the encoded observations.
+
+    The categories have a chain rule of categorical heads. Given the categories, the real numbers are
+    ``shift + regression @ inputs + scale @ flow(noise)``. ``standardise`` sets the three by linear regression on simulations, so that
+    the flow learns the residuals, with mean 0 and covariance 1, from the observations.
+
+    Args:
+        group: the latents.
+        linear: L, the number of inputs of the regression.
+        context: C, the number of inputs of the networks.
+        recipe: a function that returns a flow over real numbers.
+        options: keyword arguments of the recipe.
+    """
+
+    shift: Tensor
+    regression: Tensor
+    scale: Tensor
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(
+        self, group: Group, linear: int, context: int, recipe: Callable[..., Any], options: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.group, self.discrete, self.flow = group, None, None
+        if group.d:
+            head = PerSite([Categorical(k) for k in group.categories])
+            net = MADE(group.d, head.num_params, site=group.categories, context=context, activation=silu)  # type: ignore[arg-type]
+            self.discrete = Autoregressive(net, head, (group.d,))
+        hot = sum(group.categories)
+        if n := group.real_size:
+            self.flow = _checked(recipe(n, context=context + hot, **options), n, context + hot)
+        self.register_buffer("shift", torch.zeros(n))
+        self.register_buffer("regression", torch.zeros(n, linear + hot))
+        self.register_buffer("scale", torch.eye(n))
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("sd", torch.ones(n))
+
+    def log_prob(self, packed: Tensor, given: Encoded) -> tuple[Tensor, Tensor]:
+        """Returns the log density (*batch,) of packed values (*batch, size), and their features (*batch, F)."""
+        given = given.expand(packed.shape[:-1])
+        labels, values = packed[..., : self.group.d], packed[..., self.group.d :]
+        total, hot = packed.new_zeros(packed.shape[:-1]), self.group.encoded(labels)
+        if self.discrete is not None:
+            total = total + self.discrete(given.context).log_prob(labels)
+            given = given.joined(hot)
+        if self.flow is None:
+            return total, hot
+        real, ladj = self.group.to_real(values)
+        rest = real - self._centre(given.linear)
+        noise = torch.linalg.solve_triangular(self.scale, rest.unsqueeze(-1), upper=False).squeeze(-1)
+        log_scale = self.scale.diagonal().log().sum()
+        total = total + self.flow(given.context).log_prob(noise) + ladj - log_scale
+        return total, torch.cat([hot, (real - self.mean) / self.sd], -1)
+
+    def sample(self, given: Encoded, differentiable: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns packed values (*batch, size) and their features (*batch, F), one for each row of what is given."""
+        packed, hot = given.context[..., :0], given.context[..., :0]
+        if self.discrete is not None:
+            packed = self.discrete(given.context).sample().to(packed.dtype)
+            hot = self.group.encoded(packed)
+            given = given.joined(hot)
+        if self.flow is None:
+            return packed, hot
+        flow = self.flow(given.context)
+        noise = flow.rsample() if differentiable else flow.sample()
+        real = self._centre(given.linear) + (self.scale @ noise.unsqueeze(-1)).squeeze(-1)
+        features = torch.cat([hot, (real - self.mean) / self.sd], -1)
+        return torch.cat([packed, self.group.from_real(real)], -1), features
+
+    def _centre(self, linear: Tensor) -> Tensor:
+        return self.shift + linear @ self.regression.T
+
+    @torch.no_grad()
+    def standardise(self, packed: Tensor, given: Encoded) -> Tensor:
+        """Sets shift, regression and scale by N packed values (N, size); returns their features (N, F)."""
+        labels, values = packed[..., : self.group.d], packed[..., self.group.d :]
+        hot = self.group.encoded(labels)
+        if self.flow is None:
+            return hot
+        x = given.joined(hot).linear.double()
+        x = x if len(packed) > 20 * x.shape[-1] else x[..., :0]  # too few simulations for a regression
+        y, _ = self.group.to_real(values)
+        y, mean, centre = y.double(), x.mean(0), y.double().mean(0)
+        gram = (x - mean).T @ (x - mean) / len(x) + RIDGE * torch.eye(x.shape[-1]).to(x)
+        slope = torch.linalg.solve(gram, (x - mean).T @ (y - centre) / len(x)).T
+        rest = y - centre - (x - mean) @ slope.T
+        covariance = rest.T @ rest / len(x)
+        size = covariance.diagonal()
+        covariance = covariance + torch.diag(torch.where(size > 0, 1e-6 * size, 1.0))
+        self.regression.zero_()
+        self.regression[:, : x.shape[-1]].copy_(slope)
+        self.shift.copy_(centre - slope @ mean)
+        self.scale.copy_(torch.linalg.cholesky(covariance))
+        self.mean.copy_(centre)
+        self.sd.copy_(torch.where((sd := y.std(0, correction=0)) > 0, sd, 1.0))
+        return self.log_prob(packed, given)[1]
+
+
+class Inputs(nn.Module):
+    """Encodes the observed sites as one vector.
+
+    Sites without an encoder are flattened and standardised, each element by itself; constant elements become 0. Real numbers
+    for an encoder are standardised by one mean and one scale of all elements.
+
+    Args:
+        shapes: the shape of each site in one run, or of one row of it.
+        encoders: the encoders by site.
+    """
+
+    def __init__(self, shapes: Mapping[str, Size], encoders: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.shapes, self.places = dict(shapes), {name: str(i) for i, name in enumerate(encoders)}
+        self.encoders = nn.ModuleDict({place: encoders[name] for name, place in self.places.items()})
+        plain = [shape.numel() for name, shape in self.shapes.items() if name not in encoders]
+        self.linear = sum(plain)
+        self.features: int = self.linear + sum(int(e.features) for e in encoders.values())  # type: ignore[arg-type, misc]
+        for i, (name, shape) in enumerate(self.shapes.items()):
+            size = 1 if name in encoders else shape.numel()
+            self.register_buffer(f"shift_{i}", torch.zeros(size))
+            self.register_buffer(f"scale_{i}", torch.ones(size))
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the standardised elements (*batch, L) of sites without encoder, and all features (*batch, F)."""
+        plain, encoded = [], []
+        for i, (name, shape) in enumerate(self.shapes.items()):
+            value, shift, scale = values[name], self.get_buffer(f"shift_{i}"), self.get_buffer(f"scale_{i}")
+            batch = value.shape[: value.dim() - len(shape)]
+            if name in self.places:
+                value = (value - shift) / scale if value.is_floating_point() else value
+                encoded.append(self._encoded(name, value, batch))
+            else:
+                plain.append((value.reshape(*batch, -1).to(shift.dtype) - shift) / scale)
+        linear = torch.cat(plain, -1) if plain else encoded[0][..., :0]
+        return linear, torch.cat([linear, *encoded], -1)
+
+    def _encoded(self, name: str, value: Tensor, batch: Size) -> Tensor:
+        encoder = self.encoders[self.places[name]]
+        found: Tensor = encoder(value)
+        if not isinstance(found, Tensor) or found.shape != (*batch, encoder.features):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"Expected the encoder of {name!r} to return a tensor of shape {(*batch, encoder.features)} (batch, features); "
+                f"got {got}."
+            )
+        return found
+
+    @torch.no_grad()
+    def standardise(self, values: Mapping[str, Tensor]) -> None:
+        """Sets shifts and scales by simulations (N, ...)."""
+        for i, (name, shape) in enumerate(self.shapes.items()):
+            value = values[name]
+            if name in self.places and not value.is_floating_point():
+                continue
+            flat = value.double().reshape(-1, 1 if name in self.places else shape.numel())
+            scale = flat.std(0, correction=0)
+            scale = torch.where(scale > 1e-6 * flat.abs().amax(0), scale, 1.0)
+            self.get_buffer(f"shift_{i}").copy_(flat.mean(0))
+            self.get_buffer(f"scale_{i}").copy_(scale)
+
+
+class Member(nn.Module):
+    """One posterior: q(globals | observations) and q(locals of a row | its observations, globals).
+
+    If there are rows, the globals are given the mean of a network's output over the rows and the log of their number.
+
+    Args:
+        groups: the global and the local latents; either may have none.
+        inputs: encodes the observations of a row, or all of them.
+        outside: encodes the observations outside of the row plate, if there are any.
+        recipe: of the flows.
+        options: keyword arguments of the recipe.
+    """
+
+    def __init__(
+        self, groups: tuple[Group, Group], rows: bool, inputs: Inputs, outside: Inputs | None, recipe: Any, options: Any
+    ) -> None:
+        super().__init__()
+        self.rows, (of_all, of_row) = rows, groups
+        more = outside.features if outside is not None else 0
+        self.embed = _mlp(inputs.features + more)
+        self.pool = _mlp(WIDTH) if rows and of_all.size else None
+        linear = inputs.linear + (outside.linear if outside is not None else 0)
+        context = WIDTH + (1 if rows else inputs.features + more)
+        self.of_all = Block(of_all, linear, context, recipe, options) if of_all.size else None
+        given = of_all.features
+        self.of_row = (
+            Block(of_row, linear + given, inputs.features + more + WIDTH + given, recipe, options)
+            if of_row.size
+            else None
+        )
+
+    def encoded(self, linear: Tensor, features: Tensor) -> tuple[Encoded, Encoded]:
+        """Returns what the globals and what the locals are given; of rows, if there are any (*batch, R, F)."""
+        embedded = self.embed(features)
+        each = Encoded(linear, torch.cat([features, embedded], -1))
+        if not self.rows:
+            return each, each
+        if self.pool is None:
+            return each, each
+        size = features.new_full((*features.shape[:-2], 1), float(features.shape[-2])).log()
+        return Encoded(linear.mean(-2), torch.cat([self.pool(embedded).mean(-2), size], -1)), each
+
+    def log_prob(self, of_all: Tensor, of_rows: Tensor, given: tuple[Encoded, Encoded]) -> Tensor:
+        """Returns the log density (*batch,) of packed globals (*batch, G) and packed rows (*batch, R, L)."""
+        total, row = of_rows.new_zeros(of_rows.shape[:-2]), given[1]
+        if self.of_all is not None:
+            total, features = self.of_all.log_prob(of_all, given[0])
+            row = row.joined(features.unsqueeze(-2)) if self.of_row is not None else row
+        return total if self.of_row is None else total + self.of_row.log_prob(of_rows, row)[0].sum(-1)
+
+    def sample(self, given: tuple[Encoded, Encoded], differentiable: bool) -> tuple[Tensor, Tensor]:
+        """Returns packed globals (*batch, G) and rows (*batch, R, L)."""
+        row = given[1]
+        of_all = row.context[..., :0] if not self.rows else row.context[..., 0, :0]
+        of_rows = of_all.unsqueeze(-2)
+        if self.of_all is not None:
+            of_all, features = self.of_all.sample(given[0], differentiable)
+            row = row.joined(features.unsqueeze(-2)) if self.of_row is not None else row
+        if self.of_row is not None:
+            of_rows, _ = self.of_row.sample(row, differentiable)
+        return of_all, of_rows
+
+    def standardise(self, of_all: Tensor, of_rows: Tensor, given: tuple[Encoded, Encoded]) -> None:
+        """Fits the linear maps of the blocks to simulations (N, G) and (N, R, L)."""
+        row = given[1]
+        if self.of_all is not None:
+            features = self.of_all.standardise(of_all, given[0])
+            row = row.joined(features.unsqueeze(-2)) if self.of_row is not None else row
+        if self.of_row is not None:
+            self.of_row.standardise(of_rows.flatten(0, 1), Encoded(*(x.flatten(0, 1) for x in row)))
+
+
+def _mlp(inputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU())
+
+
+def _checked(flow: Any, features: int, context: int) -> Flow:
+    if not isinstance(flow, Flow):
+        raise TypeError(f"Expected recipe to return a Flow; got {type(flow).__name__}.")
+    one = flow(torch.zeros(context))
+    if one.event_shape != (features,) or not over_reals(one):
+        raise ValueError(
+            f"Expected recipe to return a flow over {features} real numbers (the model's latents); got event_shape "
+            f"{tuple(one.event_shape)} and support {one.support}."
+        )
+    return flow
+
+
+class Posterior(nn.Module):
+    """Returns the distribution of all latents, given the observations by name.
+
+    Args:
+        make: a function that returns a new :class:`Member`.
+        groups: the global and the local latents.
+        row_axes: the row dim of each observed site, a negative index; None outside of the row plate.
+        inputs: encodes the observations of a row, or all of them.
+        outside: encodes the observations outside of the row plate.
+        ensemble: K, the number of members.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Member],
+        groups: tuple[Group, Group],
+        row_axes: dict[str, int | None],
+        inputs: Inputs,
+        outside: Inputs | None,
+        ensemble: int,
+    ) -> None:
+        super().__init__()
+        check_sizes(1, ensemble=ensemble)
+        self.groups, self.row_axes, self.inputs, self.outside = groups, row_axes, inputs, outside
+        self.members = nn.ModuleList(make() for _ in range(ensemble))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the model has a row plate."""
+        return any(axis is not None for axis in self.row_axes.values())
+
+    def forward(self, **observations: Tensor) -> AmortizedPosterior:
+        """Returns the distribution, of the batch shape of the observations."""
+        return self.given(observations)
+
+    def given(self, observations: Mapping[str, Tensor], mean: bool = False) -> AmortizedPosterior:
+        """Returns the distribution; with ``mean``, its log_prob is the mean of those of the members."""
+        linear, features = self.encode(observations)
+        given = [member.encoded(linear, features) for member in self.members]  # type: ignore[operator]
+        rows = features.shape[-2] if self.has_rows else 1
+        batch = features.shape[: -2 if self.has_rows else -1]
+        return AmortizedPosterior(self, given, rows, batch, mean)
+
+    def by_row(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the observations with their row dim to the left of those of one row."""
+        found = {}
+        for name, axis in self.row_axes.items():
+            value = observations[name]
+            of = self.inputs if name in self.inputs.shapes else self.outside
+            dims = len(of.shapes[name]) + 1  # type: ignore[union-attr]
+            found[name] = value if axis is None else value.movedim(axis, -dims)
+        return found
+
+    def encode(self, observations: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the regression's inputs and the features of the observations, (*batch, [R,] L) and (*batch, [R,] F)."""
+        values = self.by_row(observations)
+        linear, features = self.inputs(values)
+        if self.outside is None:
+            return linear, features
+        more = [x.unsqueeze(-2).expand(*features.shape[:-1], -1) for x in self.outside(values)]
+        return torch.cat([linear, more[0]], -1), torch.cat([features, more[1]], -1)
+
+    def split(self, packed: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Returns the packed globals (*batch, G) and rows (*batch, R, L)."""
+        of_all, of_row = (group.size for group in self.groups)
+        return packed[..., :of_all], packed[..., of_all:].unflatten(-1, (rows, of_row)) if of_row else packed[
+            ..., None, :0
+        ]
+
+    @torch.no_grad()
+    def standardise(self, packed: Tensor, observations: Mapping[str, Tensor]) -> None:
+        """Fits shifts and scales to simulations."""
+        values = self.by_row(observations)
+        self.inputs.standardise(values)
+        if self.outside is not None:
+            self.outside.standardise(values)
+        linear, features = self.encode(observations)
+        rows = features.shape[-2] if self.has_rows else 1
+        for member in self.members:
+            member.standardise(*self.split(packed, rows), member.encoded(linear, features))  # type: ignore[operator]
+
+
+class AmortizedPosterior(TorchDistribution):
+    """The joint distribution of all latents of a model, as packed vectors.
+
+    Args:
+        network: the networks.
+        given: what each member is given.
+        rows: R, the number of rows of the row plate; 1 without one.
+        batch_shape: the batch shape of the observations.
+        mean: whether ``log_prob`` is the mean of the members' (for training) instead of that of their mixture.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+
+    def __init__(self, network: Posterior, given: Any, rows: int, batch_shape: Size, mean: bool = False) -> None:
+        self.network, self.given, self.rows, self.mean_of_members = network, given, rows, mean
+        of_all, of_row = network.groups
+        super().__init__(batch_shape, Size((of_all.size + rows * of_row.size,)), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return not any(group.d for group in self.network.groups)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the log density of the mixture in nats, (*sample, *batch)."""
+        batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        parts = self.network.split(value.expand(*batch, -1), self.rows)
+        found = [member.log_prob(*parts, given) for member, given in zip(self.network.members, self.given, strict=True)]  # type: ignore[operator]
+        if len(found) == 1:
+            return found[0]  # type: ignore[no-any-return]
+        each = torch.stack(found)
+        return each.mean(0) if self.mean_of_members else each.logsumexp(0) - torch.tensor(float(len(found))).log()
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return self._draw(Size(sample_shape), False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws reparameterised samples; each comes from a member that is drawn at random."""
+        return self._draw(Size(sample_shape), True)
+
+    def _draw(self, sample_shape: Size, differentiable: bool) -> Tensor:
+        shape, members = (*sample_shape, *self.batch_shape), list(self.network.members)
+        found = []
+        for member, given in zip(members, self.given, strict=True):
+            expanded = [Encoded(*(x.expand(*sample_shape, *x.shape) for x in one)) for one in given]
+            of_all, of_rows = member.sample(expanded, differentiable)  # type: ignore[operator]
+            found.append(torch.cat([of_all, of_rows.flatten(-2)], -1))
+        if len(found) == 1:
+            return found[0].reshape(*shape, -1)
+        which = torch.randint(len(found), shape, device=found[0].device)
+        return torch.stack(found).take_along_dim(which[None, ..., None], 0).squeeze(0)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> AmortizedPosterior:
+        batch_shape = Size(batch_shape)
+        new = [
+            [Encoded(*(x.expand(*batch_shape, *x.shape[len(self.batch_shape) :]) for x in one)) for one in given]
+            for given in self.given
+        ]
+        return type(self)(self.network, new, self.rows, batch_shape, self.mean_of_members)

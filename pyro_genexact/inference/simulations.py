@@ -1,0 +1,233 @@
+"""Draws from the prior predictive of a model, in one vectorised run if the model takes one, and otherwise one by one."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.checks import check_sizes
+from ..core.random import generator, seeded
+from .fitting import Progress
+
+CHECKED = 1e-4  # tolerance of the comparison between vectorised and single runs, relative to 1 + |value|
+
+Draws = dict[str, Tensor]
+
+
+class ResampleObserved(UnconditionMessenger):
+    """Samples observed sites, except deterministic ones."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
+
+
+@torch.no_grad()
+def traced(program: Callable[[], Any]) -> Any:
+    """Returns the trace of one run in which observed sites are sampled, without effects on outer handlers."""
+    with poutine.block():
+        return poutine.trace(ResampleObserved()(program)).get_trace()
+
+
+def simulate(
+    program: Callable[[], Any],
+    names: Sequence[str],
+    size: int,
+    *,
+    seed: int = 0,
+    vectorize: bool | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Draws:
+    """Returns N joint draws of some sites, tensors (N, ...) by name.
+
+    Args:
+        program: a model without arguments.
+        names: the sites.
+        size: N.
+        seed: the seed. Runs one by one have the same numbers for any ``num_workers``.
+        vectorize: whether to use one run in a plate around all others; by default, if its draws have the right shapes and,
+            for the latents of its first and last draw, agree with single runs.
+        num_workers: the number of processes for runs one by one.
+        progress: whether to report runs one by one.
+
+    Raises:
+        ValueError: if a site does not exist in every run, or has another shape in some.
+    """
+    check_sizes(1, simulations=size)
+    with seeded(seed, torch.device("cpu")):
+        one = traced(program)
+        shapes = {name: _value(one, name).shape for name in names}
+        if vectorize or vectorize is None:
+            try:
+                return _vectorised(program, shapes, size, one, bool(vectorize))
+            except (
+                Exception
+            ) as error:  # the model does not run in an outer plate; a loop raises errors of the model itself
+                if vectorize:
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        else:
+            reason = ""
+    if reason and size > 1:
+        warnings.warn(
+            f"The model is run {size} times, one by one, since it does not run in an outer plate: {reason} Pass "
+            "vectorize=False if this is intended.",
+            stacklevel=3,
+        )
+    return _one_by_one(program, shapes, size, seed, num_workers, progress)
+
+
+def _value(trace: Any, name: str) -> Tensor:
+    if name not in trace.nodes:
+        raise ValueError(f"Expected the sites {name!r} in every run of the model; got a run without it.")
+    value = trace.nodes[name]["value"]
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected the value of {name!r} to be a tensor; got {type(value).__name__}.")
+    return value
+
+
+def _vectorised(program: Any, shapes: Mapping[str, torch.Size], size: int, one: Any, forced: bool) -> Draws:
+    nodes = [site for site in one.nodes.values() if site["type"] == "sample"]
+    depth = max(
+        [
+            0,
+            *(-f.dim for s in nodes for f in s["cond_indep_stack"] if f.vectorized),
+            *(len(s["fn"].batch_shape) for s in nodes),
+        ]
+    )
+    plate: Any = pyro.plate("_simulations", size, dim=-depth - 1)
+    trace = traced(plate(program))
+    found = {}
+    for name, shape in shapes.items():
+        value = _value(trace, name)
+        if value.shape[:1] != (size,) or value.numel() != size * shape.numel():
+            raise ValueError(f"{name!r} has shape {tuple(value.shape)} for {size} draws of shape {tuple(shape)}.")
+        found[name] = value.reshape(size, *shape)
+    if not forced:
+        _compare(program, trace, found, size)
+    return found
+
+
+def _compare(program: Any, trace: Any, found: Draws, size: int) -> None:
+    """Raises a ValueError unless single runs agree with draws of a vectorised run, given the same values of its sites."""
+    for i in sorted({0, size - 1}):
+        given = {n: value[i] for n, value in found.items() if not trace.nodes[n]["infer"].get("_deterministic")}
+        alone = _replayed(program, given)
+        for name, value in found.items():
+            site = alone.nodes[name]
+            if site["infer"].get("_deterministic"):
+                if not torch.allclose(site["value"].double(), value[i].double(), CHECKED, CHECKED, equal_nan=True):
+                    raise ValueError(f"{name!r} differs between a single run and a vectorised one.")
+            elif name in given and not _same_log_prob(trace.nodes[name], site, i, size):
+                raise ValueError(f"the distribution of {name!r} differs between a single run and a vectorised one.")
+
+
+@torch.no_grad()
+def _replayed(program: Any, values: Draws) -> Any:
+    trace = poutine.Trace()
+    for name, value in values.items():
+        trace.add_node(
+            name,
+            name=name,
+            type="sample",
+            value=value,
+            fn=None,
+            infer={},
+            cond_indep_stack=(),
+            is_observed=False,
+            mask=None,
+        )
+    with poutine.block():
+        return poutine.trace(poutine.replay(ResampleObserved()(program), trace=trace)).get_trace()
+
+
+def _same_log_prob(many: Any, one: Any, i: int, size: int) -> bool:
+    try:
+        all_of, alone = many["fn"].log_prob(many["value"]), one["fn"].log_prob(one["value"])
+    except NotImplementedError:  # simulators without a density
+        return True
+    return torch.allclose(all_of.reshape(size, -1)[i].sum(), alone.sum().to(all_of), 1e-3, 1e-3, equal_nan=True)
+
+
+class Runs(Dataset[Draws]):
+    """N runs of a model, each with its own seed.
+
+    Args:
+        program: a model without arguments.
+        shapes: the shape of each site to record.
+        size: N.
+        seed: the seed.
+    """
+
+    def __init__(self, program: Any, shapes: Mapping[str, torch.Size], size: int, seed: int) -> None:
+        self.program, self.shapes, self.size, self.seed = program, shapes, size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> Draws:
+        states = random.getstate(), np.random.get_state()
+        seed = int(torch.randint(2**31, (), generator=generator(self.seed, i)))
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            with seeded(seed, torch.device("cpu")):
+                trace = traced(self.program)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+        found = {name: _value(trace, name).detach() for name in self.shapes}
+        for name, shape in self.shapes.items():
+            if found[name].shape != shape:
+                raise ValueError(
+                    f"Expected {name!r} of the same shape in every run of the model; got {tuple(shape)} and "
+                    f"{tuple(found[name].shape)}."
+                )
+        return found
+
+
+def _one_by_one(program: Any, shapes: Any, size: int, seed: int, num_workers: int, progress: bool) -> Draws:
+    runs = Runs(program, shapes, size, seed)
+    loader = DataLoader(runs, batch_size=None, num_workers=num_workers, generator=generator(seed))
+    rows = []
+    with Progress(size, "run", progress) as bar:
+        for i, row in enumerate(loader):
+            rows.append(row)
+            bar.report(i + 1, lambda: "simulated", i + 1 == size)
+    return {name: torch.stack([row[name] for row in rows]) for name in shapes}
+
+
+def finite_rows(draws: Draws) -> Draws:
+    """Returns the rows without NaN or infinity in any site; warns if there are others.
+
+    A posterior given an observation without NaN does not depend on them.
+
+    Raises:
+        ValueError: if no row is left.
+    """
+    size = len(next(iter(draws.values())))
+    kept = torch.ones(size, dtype=torch.bool)
+    for value in draws.values():
+        kept &= value.reshape(size, -1).isfinite().all(1).cpu()
+    if kept.all():
+        return draws
+    bad = [name for name, value in draws.items() if not value.isfinite().all()]
+    if not kept.any():
+        raise ValueError(f"Expected some simulations without NaN or infinity; got {size} of {size} with, in {bad}.")
+    warnings.warn(
+        f"{size - int(kept.sum())} of {size} simulations with NaN or infinity in {bad} are left out. The posterior given "
+        "an observation without them does not depend on these.",
+        stacklevel=3,
+    )
+    return {name: value[kept.to(value.device)] for name, value in draws.items()}

@@ -220,7 +220,7 @@ class Amortized(nn.Module):
             )
         pyro.module(self._name, self._made())
         packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
-        values = self._unpacked(packed, posterior.rows)
+        values = self._unpacked(packed, posterior.rows, True)
         frames = {f.name: f for x in self._latents for f in x.frames}
         plates = {
             f.name: pyro.plate(f.name, posterior.rows if f.name == self._plate else f.size, dim=f.dim)
@@ -297,11 +297,11 @@ class Amortized(nn.Module):
         parts = [group.pack(values, rows, like.dtype).flatten(-2) for group in (of_all, of_row) if group.size]
         return torch.cat(parts, -1)
 
-    def _unpacked(self, packed: Tensor, rows: int) -> dict[str, Tensor]:
+    def _unpacked(self, packed: Tensor, rows: int, merged: bool = False) -> dict[str, Tensor]:
         of_all, of_row = self._made().groups
         parts = self._made().split(packed, rows)
-        found = of_all.unpack(parts[0].unsqueeze(-2), packed.shape[:-1]) if of_all.size else {}
-        found |= of_row.unpack(parts[1], packed.shape[:-1]) if of_row.size else {}
+        found = of_all.unpack(parts[0].unsqueeze(-2), packed.shape[:-1], merged) if of_all.size else {}
+        found |= of_row.unpack(parts[1], packed.shape[:-1], merged) if of_row.size else {}
         return {x.name: found[x.name] for x in self._latents}
 
     def _made(self) -> Posterior:

@@ -188,6 +188,11 @@ def rows_of(guide: Amortized, draws: Mapping[str, Tensor], names: list[str]) -> 
     found = finite_rows(found)
     observations = guide._checked({name: found.pop(name) for name in guide.observed})
     rows = next((observations[n].shape[a] for n, a in guide._made().row_axes.items() if a is not None), 1)
+    for x in guide._latents:
+        if found[x.name].dim() != 1 + len(x.shape):
+            raise ValueError(
+                f"Expected simulations[{x.name!r}] of shape (N, *{tuple(x.shape)}); got {tuple(found[x.name].shape)}."
+            )
     packed = guide.packed(found, rows)
     return _inside(guide, packed, observations, rows)
 

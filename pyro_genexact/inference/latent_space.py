@@ -90,18 +90,23 @@ class Latent:
             )
         return same.int().argmax(-1).to(dtype)
 
-    def unflat(self, flat: Tensor, batch: Size) -> Tensor:
-        """Returns (*batch, R, size) as a value, with dims of size 1 in ``batch`` merged with those of the plates."""
+    def unflat(self, flat: Tensor, batch: Size, merged: bool = False) -> Tensor:
+        """Returns (*batch, R, size) as a value (*batch, *shape).
+
+        Args:
+            flat: the elements.
+            batch: the batch shape.
+            merged: whether the rightmost dims of the batch are those of the plates, of size 1, as in a vectorised guide.
+        """
         value = flat if self.values is None else self.values.to(flat.device)[flat.long()]
         shape = list(self.shape)
         if self.row is not None:
             shape.pop(self.row)
-            value = value.reshape(*batch, flat.shape[-2], *shape).movedim(len(batch), self.row)
+            value = value.reshape((*batch, flat.shape[-2], *shape)).movedim(len(batch), self.row)
             shape = list(value.shape[len(batch) :])
-        plates = len(shape) - self.event_dim
-        if plates and batch[-plates:].numel() == 1:  # dims that an outer vectorising plate leaves for the plates
-            batch = batch[: max(0, len(batch) - plates)]
-        return value.reshape(*batch, *shape)
+        if merged:
+            batch = batch[: max(0, len(batch) - (len(shape) - self.event_dim))]
+        return value.reshape((*batch, *shape))
 
 
 class Group:
@@ -125,10 +130,10 @@ class Group:
         """Returns the values of one group as (*sample, R, size)."""
         return torch.cat([x.flat(values[x.name], rows, dtype) for x in self.latents], -1)
 
-    def unpack(self, packed: Tensor, batch: Size) -> dict[str, Tensor]:
-        """Returns the values by name."""
+    def unpack(self, packed: Tensor, batch: Size, merged: bool = False) -> dict[str, Tensor]:
+        """Returns the values by name, given (*batch, R, size); ``merged`` as in :meth:`Latent.unflat`."""
         parts = packed.split(self.sizes, -1)
-        return {x.name: x.unflat(part, batch) for x, part in zip(self.latents, parts, strict=True)}
+        return {x.name: x.unflat(part, batch, merged) for x, part in zip(self.latents, parts, strict=True)}
 
     def encoded(self, labels: Tensor) -> Tensor:
         """Returns the categories (..., d) as one-hot vectors (..., sum K)."""
@@ -167,27 +172,27 @@ class _Bijection:
         return Size((self.real_shape.numel(),))
 
     def inverse_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        y = flat.reshape(*flat.shape[:-1], *self.shape)
-        dims = tuple(range(flat.dim() - 1, y.dim()))
-        checked = self.support.check(y)
-        inside = checked.flatten(flat.dim() - 1).all(-1) if checked.dim() > flat.dim() - 1 else checked
+        batch = flat.shape[:-1]
+        y = flat.reshape(*batch, *self.shape)
+        inside = self.support.check(y).reshape(*batch, -1).all(-1)
         inner = self.bijection(y.new_zeros(self.real_shape))
-        y = torch.where(inside.reshape(*inside.shape, *[1] * len(dims)), y, inner)
+        y = torch.where(inside.reshape(*batch, *[1] * len(self.shape)), y, inner)
         x = self.bijection.inv(y)
-        ladj = self.bijection.log_abs_det_jacobian(x, y)
-        ladj = ladj.flatten(flat.dim() - 1).sum(-1) if ladj.dim() > flat.dim() - 1 else ladj
-        return x.flatten(flat.dim() - 1), torch.where(inside, -ladj, -torch.inf)
+        ladj = self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
+        return x.reshape(*batch, -1), torch.where(inside, -ladj, -torch.inf)
 
     def __call__(self, flat: Tensor) -> Tensor:
         y: Tensor = self.bijection(flat.reshape(*flat.shape[:-1], *self.real_shape))
-        return y.flatten(flat.dim() - 1)
+        return y.reshape(*flat.shape[:-1], -1)
 
 
 def _onto(name: str, support: Any, shape: Size) -> Any:
     """Returns the map from real vectors onto flattened values of this shape."""
     inner = innermost(support)
     if not inner.event_dim:
-        flat = map_leaves(lambda t: t.expand(shape).flatten() if t.dim() else t, inner)
+        flat = inner
+        if tensors_in(inner):
+            flat = map_leaves(lambda t: t.expand(shape).flatten() if t.dim() else t, inner)
         try:
             return ToSupport(flat, shape.numel())
         except ValueError:

@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -98,14 +99,9 @@ def _value(trace: Any, name: str) -> Tensor:
 
 
 def _vectorised(program: Any, shapes: Mapping[str, torch.Size], size: int, one: Any, forced: bool) -> Draws:
-    nodes = [site for site in one.nodes.values() if site["type"] == "sample"]
-    depth = max(
-        [
-            0,
-            *(-f.dim for s in nodes for f in s["cond_indep_stack"] if f.vectorized),
-            *(len(s["fn"].batch_shape) for s in nodes),
-        ]
-    )
+    nodes = [s for s in one.nodes.values() if s["type"] == "sample" and not site_is_subsample(s)]
+    dims = [-f.dim for s in nodes for f in s["cond_indep_stack"] if f.vectorized]
+    depth = max([0, *dims, *(len(s["fn"].batch_shape) for s in nodes)])
     plate: Any = pyro.plate("_simulations", size, dim=-depth - 1)
     trace = traced(plate(program))
     found = {}

@@ -68,7 +68,7 @@ PAGES = {
     "explanation/two_directions.md": (dict, {}),
     "howto/amortise_with_a_network.md": (
         lambda: {"D": 2, "C": 4, "encoder": nn.Linear(1, 4), "model": rows, "x": torch.randn(6, 1)},
-        {},
+        {"simulations=10_000": "simulations=64, epochs=1, progress=False", "1000)": "20)"},
     ),
     "howto/choose_a_flow.md": (dict, {"import zuko": "from support.with_zuko import zuko"}),
     "howto/flow_as_a_guide.md": (

@@ -16,8 +16,9 @@ from torch.distributions import Distribution, Independent, TransformedDistributi
 from ..autoregressive.site_by_site import ChainRuleDistribution
 from ..core.checks import check_sizes
 from ..families.cdf import probability_integral
+from ..inference.simulations import ResampleObserved
 from . import arviz_compat
-from .guide_draws import ResampleObserved, draw, latents
+from .guide_draws import draw, latents
 
 
 def pit(d: Distribution, value: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..core.devices import device_of
 from ..inference.elbo import needs_log_prob
+from ..inference.simulations import ResampleObserved
 
 Site = dict[str, Any]
 CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs
@@ -184,14 +184,6 @@ class ModelAndPosterior:
     def _shape(self, name: str) -> torch.Size:
         shape: torch.Size = self.trace.nodes[name]["value"].shape
         return shape
-
-
-class ResampleObserved(UnconditionMessenger):
-    """Samples observed sites, except deterministic ones."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not _is_deterministic(msg):
-            super()._pyro_sample(msg)
 
 
 def latents(trace: Any) -> Iterator[str]:

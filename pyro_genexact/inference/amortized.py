@@ -73,6 +73,7 @@ class Amortized(nn.Module):
     """
 
     network: Posterior | None
+    latents: list[Latent]
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Amortized(nn.Module):
         """
         if self.network is not None and ensemble in (None, len(self.network.members)):
             return self.network
-        program = self._program(args, kwargs)
+        program = self.program(args, kwargs)
         one, other = traced(program), traced(program)
         sites = {name: site for name, site in one.nodes.items() if _is_latent(site)}
         latents = {name: site for name, site in sites.items() if name not in self.observed}
@@ -114,7 +115,7 @@ class Amortized(nn.Module):
         groups = Group([x for x in made if x.row is None]), Group([x for x in made if x.row is not None])
         floating = [s["value"] for s in latents.values() if s["value"].is_floating_point()]
         like = floating[0] if floating else torch.empty(0)
-        self._latents, self._plate, self._sizes = made, plate, None
+        self.latents, self._plate, self._sizes = made, plate, None
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
         return self.network
 
@@ -156,9 +157,9 @@ class Amortized(nn.Module):
         make = partial(Member, groups, plate is not None, inputs, outside, self._recipe, self._options)
         return Posterior(make, groups, axes, inputs, outside, ensemble)
 
-    def _program(self, args: Any, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
-        """Returns the model without arguments; it gets observations only as arguments that it has."""
-        model = self._model[0]
+    def program(self, args: Any, kwargs: Mapping[str, Any], model: Any = None) -> Callable[[], Any]:
+        """Returns a model, by default that of the guide, without arguments; it gets observations only if it has arguments for them."""
+        model = self._model[0] if model is None else model
         if model is None:
             raise RuntimeError("Unpickled guides carry no model; construct the guide anew and load the state dict.")
         try:
@@ -171,12 +172,12 @@ class Amortized(nn.Module):
 
     def posterior(self, observations: Mapping[str, Tensor]) -> AmortizedPosterior:
         """Returns the distribution of all latents as one vector, given observations (*batch, ...) by site."""
-        network = self._made()
-        return network(**self._checked(observations))  # type: ignore[no-any-return]
+        network = self.made()
+        return network(**self.checked(observations))  # type: ignore[no-any-return]
 
-    def _checked(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def checked(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the observations, after checks, on the device of the networks."""
-        network = self._made()
+        network = self.made()
         if not isinstance(observations, Mapping) or set(observations) != set(self.observed):
             got = list(observations) if isinstance(observations, Mapping) else type(observations).__name__
             raise ValueError(f"Expected observations to be a dict of {list(self.observed)}; got {got}.")
@@ -218,15 +219,15 @@ class Amortized(nn.Module):
             raise ValueError(
                 f"Expected observations of one run of the model; got batch shape {tuple(posterior.batch_shape)}."
             )
-        pyro.module(self._name, self._made())
+        pyro.module(self._name, self.made())
         packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
         values = self._unpacked(packed, posterior.rows, True)
-        frames = {f.name: f for x in self._latents for f in x.frames}
+        frames = {f.name: f for x in self.latents for f in x.frames}
         plates = {
             f.name: pyro.plate(f.name, posterior.rows if f.name == self._plate else f.size, dim=f.dim)
             for f in frames.values()
         }
-        for x in self._latents:
+        for x in self.latents:
             with ExitStack() as stack:
                 for frame in x.frames:
                     stack.enter_context(plates[frame.name])
@@ -239,7 +240,7 @@ class Amortized(nn.Module):
         if all(isinstance(kwargs.get(name), Tensor) for name in self.observed):
             return {name: kwargs[name] for name in self.observed}
         with torch.no_grad(), poutine.block():
-            nodes: Any = poutine.trace(self._program(args, kwargs)).get_trace().nodes
+            nodes: Any = poutine.trace(self.program(args, kwargs)).get_trace().nodes
         missing = [n for n in self.observed if not nodes[n]["is_observed"] or nodes[n]["infer"].get("_deterministic")]
         if missing:
             raise ValueError(
@@ -288,9 +289,9 @@ class Amortized(nn.Module):
 
     def packed(self, latents: Mapping[str, Tensor], rows: int) -> Tensor:
         """Returns latents (*batch, ...) by name as vectors (*batch, P)."""
-        network = self._made()
-        if set(latents) != {x.name for x in self._latents}:
-            raise ValueError(f"Expected latents {[x.name for x in self._latents]}; got {list(latents)}.")
+        network = self.made()
+        if set(latents) != {x.name for x in self.latents}:
+            raise ValueError(f"Expected latents {[x.name for x in self.latents]}; got {list(latents)}.")
         like = next(network.parameters())
         values = {name: torch.as_tensor(value).to(like.device) for name, value in latents.items()}
         of_all, of_row = network.groups
@@ -298,13 +299,18 @@ class Amortized(nn.Module):
         return torch.cat(parts, -1)
 
     def _unpacked(self, packed: Tensor, rows: int, merged: bool = False) -> dict[str, Tensor]:
-        of_all, of_row = self._made().groups
-        parts = self._made().split(packed, rows)
+        of_all, of_row = self.made().groups
+        parts = self.made().split(packed, rows)
         found = of_all.unpack(parts[0].unsqueeze(-2), packed.shape[:-1], merged) if of_all.size else {}
         found |= of_row.unpack(parts[1], packed.shape[:-1], merged) if of_row.size else {}
-        return {x.name: found[x.name] for x in self._latents}
+        return {x.name: found[x.name] for x in self.latents}
 
-    def _made(self) -> Posterior:
+    def made(self) -> Posterior:
+        """Returns the networks.
+
+        Raises:
+            RuntimeError: before the first call.
+        """
         if self.network is None:
             raise RuntimeError("Fit the guide by fit_amortized, or call it once, before using this method.")
         return self.network

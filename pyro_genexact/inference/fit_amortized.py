@@ -103,9 +103,9 @@ def fit_amortized(
     seed = checked_seed(seed)
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
-    names = [*(x.name for x in guide._latents), *guide.observed]
+    names = [*(x.name for x in guide.latents), *guide.observed]
     if isinstance(simulations, int):
-        program = guide._program(args, kwargs) if model is guide._model[0] else _program(model, args, kwargs)
+        program = guide.program(args, kwargs, model)
         simulations = simulate(
             program, names, simulations, seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
         )
@@ -168,10 +168,6 @@ class _Training(nn.Module):
         return self.network.given(observations, mean=self.training)
 
 
-def _program(model: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[], Any]:
-    return lambda: model(*args, **kwargs)
-
-
 def rows_of(guide: Amortized, draws: Mapping[str, Tensor], names: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns simulations (N, ...) by site as packed latents (N, P) and observations, without unusable rows."""
     if not isinstance(draws, Mapping) or (missing := [name for name in names if name not in draws]):
@@ -186,9 +182,9 @@ def rows_of(guide: Amortized, draws: Mapping[str, Tensor], names: list[str]) -> 
     ):
         raise ValueError(f"Expected simulations (N, ...) of the same number N >= 1 of draws; got shapes {sizes}.")
     found = finite_rows(found)
-    observations = guide._checked({name: found.pop(name) for name in guide.observed})
-    rows = next((observations[n].shape[a] for n, a in guide._made().row_axes.items() if a is not None), 1)
-    for x in guide._latents:
+    observations = guide.checked({name: found.pop(name) for name in guide.observed})
+    rows = next((observations[n].shape[a] for n, a in guide.made().row_axes.items() if a is not None), 1)
+    for x in guide.latents:
         if found[x.name].dim() != 1 + len(x.shape):
             raise ValueError(
                 f"Expected simulations[{x.name!r}] of shape (N, *{tuple(x.shape)}); got {tuple(found[x.name].shape)}."
@@ -201,7 +197,7 @@ def _inside(
     guide: Amortized, packed: Tensor, observations: dict[str, Tensor], rows: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the rows in the interior of the supports; draws on the boundary come from rounding, and have probability 0."""
-    network = guide._made()
+    network = guide.made()
     inside = torch.ones(len(packed), dtype=torch.bool, device=packed.device)
     for group, part in zip(network.groups, network.split(packed, rows), strict=True):
         if group.real_size:

@@ -78,6 +78,10 @@ class Block(nn.Module):
         hot = sum(group.categories)
         if n := group.real_size:
             self.flow = _checked(recipe(n, context=context + hot, **options), n, context + hot)
+            for net in self.flow.modules():
+                if isinstance(net, MADE):  # the flow starts at the identity
+                    for parameter in net.layers[-1].parameters():
+                        nn.init.zeros_(parameter)
         self.register_buffer("shift", torch.zeros(n))
         self.register_buffer("regression", torch.zeros(n, linear + hot))
         self.register_buffer("scale", torch.eye(n))

@@ -188,3 +188,30 @@ def test_missing_and_constant_outputs():
         constant = {"mu": mu, "y": torch.stack([mu[:, 0], torch.full((2000,), 3.0)], 1)}
         gx.fit_amortized(normal, guide, simulations=constant, epochs=1, progress=False)
     assert guide.draws({"y": torch.tensor([0.5, 3.0])}, 3)["mu"].isfinite().all()
+
+
+class Mean(torch.nn.Module):
+    """Encodes a set of numbers by the mean of a network's output."""
+
+    features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 3)
+
+    def forward(self, y):
+        return self.layer(y.unsqueeze(-1)).mean(-2)
+
+
+def test_encoder_of_a_site():
+    def many(y=None, z=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu.unsqueeze(-1), torch.ones(5)).to_event(1), obs=y)
+        pyro.sample("z", dist.Normal(mu, 3.0), obs=z)
+
+    guide = fitted(many, observed=("y", "z"), encoder={"y": Mean()}, simulations=3000, epochs=8)
+    data = {"y": torch.tensor([0.4, 1.0, 1.6, 2.0, 0.0]), "z": torch.tensor(1.0)}
+    draws = guide.draws(data, 2000)
+    exact = dist.Normal((5 + 1 / 9) / (6 + 1 / 9), (6 + 1 / 9) ** -0.5)
+    with torch.no_grad():
+        assert (guide.log_prob(draws, data) - exact.log_prob(draws["mu"])).mean() < 0.06

@@ -110,7 +110,14 @@ PAGES = {
             "AutoModelForCausalLM.from_pretrained(name)": "loaded",
         },
     ),
-    "howto/speed.md": (dict, {"set_num_threads(1)": "get_num_threads()"}),
+    "howto/speed.md": (
+        dict,
+        {
+            "set_num_threads(1)": "get_num_threads()",
+            "enable_validation(False)": "enable_validation(True)",
+            'mode="reduce-overhead"': "disable=True",
+        },
+    ),
     "installation.md": (dict, {'"cuda"': '"cpu"'}),
     "tutorials/posterior.md": (lambda: {"model": model}, {}),
 }

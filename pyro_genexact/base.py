@@ -71,6 +71,10 @@ class Conditioner(WithDerived):
         """Computes gradients of a sequential evaluation, see :meth:`pyro_genexact.conditioners.MADE.adjoint`."""
         raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context)")
 
+    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> Any:
+        """Computes all sites by the native operator, see :meth:`MADE.native_loop`; None if it does not apply."""
+        return None
+
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
         """Returns the parameters (B, P) of the first site, given the context (B, C), and the state before any site."""
         raise TypeError(f"{type(self).__name__} must define start(context, batch_size)")
@@ -171,6 +175,11 @@ class Head(WithDerived):
         ``first`` is the index of the first of these sites.
         """
         raise TypeError(f"{type(self).__name__} must define forward(phi, first)")
+
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in :mod:`pyro_genexact.native`; None if it is not among its heads."""
+        return None
 
     def ends(self, y: Tensor) -> Tensor:
         """Whether each of the sites y (*batch, *site_shape) ends its sequence, of shape (*batch)."""

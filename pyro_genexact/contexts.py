@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from .core.checks import check_like, check_sizes
+from .core.leaves import parameters_of
 from .core.lengths import checked_lengths
 from .core.precision import widened
 
@@ -108,7 +109,9 @@ def kind_of(context: Any, *allowed: type[Features]) -> Features:
     return Features(context)
 
 
-_of_size = cache(Features)
+@cache
+def _of_size(features: int) -> Features:
+    return Features(features)
 
 
 class PaddedSequence(NamedTuple):
@@ -164,7 +167,7 @@ def check_context(module: Any, context: Any) -> Any:
         raise ValueError(
             f"Expected context.shape[-1] == {kind.features} ({name} built with context={kind}); got {tuple(context.shape)}."
         )
-    like = next((p for p in module.parameters() if p.is_floating_point()), context)
+    like = next((p for p in parameters_of(module) if p.is_floating_point()), context)
     context = widened(context, like.dtype)
     check_like("context", context, like)
     return context

@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 
+from pyro_genexact import native
 from support import registry
 from support.values import built
 
@@ -19,6 +20,13 @@ def pytest_collection_finish():
     """Thousands of tests are no garbage, and need not be searched for it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_native():
+    """Tests outside of ``tests/native`` do not depend on a library that happens to be built."""
+    with native.enabled(False):
+        yield
 
 
 @pytest.fixture(autouse=True)

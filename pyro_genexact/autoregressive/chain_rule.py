@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..conditioners.site_loop import SiteLoop
 from ..contexts import PaddedSequence, checked_source, kind_of
 from ..core.binding import Held, held_tensors
 from ..core.checks import check_like
+from ..core.compiling import Lazy
 from ..core.lengths import expand_mask
 from ..core.rows import flat_rows
 from ..core.values import numbers
@@ -61,18 +61,18 @@ class ChainRule:
             context = steps_in_order(context, order, given, sites)
         return cls(conditioner=conditioner, head=head, context=context, source_lengths=source_lengths, sites=sites)
 
-    @cached_property
+    @Lazy
     def tensors(self) -> list[Tensor]:
         """The tensors that the modules use, without duplicates."""
         return held_tensors(self)
 
-    @cached_property
+    @Lazy
     def like(self) -> Tensor:
         """A tensor with the dtype and device of the computation."""
         floating = (t for t in (*self.tensors, self.context) if t is not None and t.is_floating_point())
         return next(floating, torch.empty(0, device="cpu"))
 
-    @cached_property
+    @Lazy
     def reads_numbers(self) -> bool:
         """Whether the conditioner reads sites as numbers rather than categories."""
         return isinstance(self.conditioner.site, tuple)
@@ -87,7 +87,7 @@ class ChainRule:
         """The batch shape of the context."""
         return torch.Size() if self.context is None else self.context.shape[: -self.context_dims]
 
-    @cached_property
+    @Lazy
     def probe(self) -> Any:
         """The distribution of all sites at phi = 0; its family does not depend on phi."""
         with torch.no_grad():  # tensors with a graph cannot be copied
@@ -98,7 +98,7 @@ class ChainRule:
         """The class name of the distribution of a site."""
         return type(getattr(self.probe, "base_dist", self.probe)).__name__
 
-    @cached_property
+    @Lazy
     def _half_head(self) -> bool:
         """Whether the head's weights are in half precision, which requires parameters in half precision."""
         return any(p.dtype.itemsize < 4 for p in self.head.parameters())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -120,9 +119,9 @@ class AutoregressiveDistribution(ChainRuleDistribution):
             return PerSiteConstraint(site.parts[self.layout.given :]).joint(self.order)
         return EventConstraint(self)
 
-    order = property(attrgetter("layout.order"), doc="The visiting order (T,), or None for raster order.")
+    order = property(lambda self: self.layout.order, doc="The visiting order (T,), or None for raster order.")
     lengths = property(
-        attrgetter("layout.lengths"), doc="The number of sites of each row (*batch), or None for all sites."
+        lambda self: self.layout.lengths, doc="The number of sites of each row (*batch), or None for all sites."
     )
 
     @Settable
@@ -157,6 +156,13 @@ class AutoregressiveDistribution(ChainRuleDistribution):
             lengths = layout.length_rows(shape)
             ys = chain.draw(loop, lambda phi, t: draw(chain.site(phi, t), t - first, every), lengths)
         return layout.events(torch.cat(ys, 1), shape)  # outside inference mode, so that it is a normal tensor
+
+    def _in_one_call(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+        chain, layout = self.chain, self.layout
+        if self.prefix is not None or self.lengths is not None or torch.is_grad_enabled():
+            return None
+        found = chain.conditioner.native_loop(chain.head, rows[:, :-1], chain.contexts(shape))
+        return None if found is None else (layout.arrange(found.values, shape), found.totals)
 
     def conditional_on_prefix(self, prefix: Tensor) -> AutoregressiveDistribution:
         """Returns the exact distribution of the remaining sites given the first ones.

@@ -37,7 +37,8 @@ def solve_quantiles(
     given, lengths = unpadded(chain.contexts(shape, present))
     prefix = layout.prefix_rows(shape)
     prefix = None if prefix is None else chain.read(prefix[:, :first])
-    exact, passes, phis = chain.head.support.is_discrete, [stop - first], list[Tensor]()
+    phis: list[Tensor] = []
+    exact, passes = chain.head.support.is_discrete, [stop - first]
     some_discrete = exact or isinstance(chain.head.support, PerSiteConstraint)
 
     def loop(context: Any, prefix: Tensor | None) -> SiteLoop:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -124,10 +123,12 @@ class SequenceDistribution(ChainRuleDistribution):
         layout = SequenceLayout(chain.head, dims, prefix, eos=eos, prefix_lengths=prefix_lengths)
         super().__init__(chain, layout, solver, limit, validate_args)
 
-    eos = property(attrgetter("layout.eos"), doc="The category that ends a sequence; None if the head models the end.")
-    max_len = property(attrgetter("layout.count"), doc="T, the number of sites of an array.")
+    eos = property(
+        lambda self: self.layout.eos, doc="The category that ends a sequence; None if the head models the end."
+    )
+    max_len = property(lambda self: self.layout.count, doc="T, the number of sites of an array.")
     prefix_lengths = property(
-        attrgetter("layout.prefix_lengths"), doc="The number of prefix sites of each row (*batch), or None for k."
+        lambda self: self.layout.prefix_lengths, doc="The number of prefix sites of each row (*batch), or None for k."
     )
 
     _arguments = ("eos", "max_len", "prefix_lengths")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,8 +46,10 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
     passes: int | None = None
     arg_constraints: dict[str, constraints.Constraint] = {}
     _arguments: tuple[str, ...] = ()  # constructor arguments that only the subclass has
-    conditioner = property(attrgetter("chain.conditioner"), doc="The conditioner, with its weights at construction.")
-    head = property(attrgetter("chain.head"), doc="The head, with its weights at construction.")
+    conditioner = property(
+        lambda self: self.chain.conditioner, doc="The conditioner, with its weights at construction."
+    )
+    head = property(lambda self: self.chain.head, doc="The head, with its weights at construction.")
 
     def __init__(
         self, chain: ChainRule, layout: Layout, solver: Solver, limit: int, validate_args: bool | None
@@ -244,9 +245,11 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         if self.solver is not None and visible(rows):
             y, self.passes = solve_quantiles(self.chain, self.layout, rows[:, :-1], shape, self.solver)
             return self.layout.arrange(y, shape)
+        by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
+        if by_quantile and (found := self._in_one_call(rows, shape)) is not None:
+            return self._known(*found)
         columns = rows.transpose(0, 1).unsqueeze(2).contiguous()
         of_all = columns.unbind()  # indexing this takes a tenth of the time
-        by_quantile, probabilities = self._draws_by_quantile(), list[Tensor]()
 
         def draw(d: Any, t: Any, kept: Any) -> Tensor:
             if by_quantile:
@@ -254,15 +257,23 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
             return of_site(d, t, of_all[t] if isinstance(kept, slice) else columns[t, kept])
 
         y = self.site_by_site(draw, shape[: len(shape) - len(self.batch_shape)])
+        return self._known(y, torch.cat(probabilities)) if probabilities else y
+
+    def _known(self, y: Tensor, probabilities: Tensor) -> Tensor:
+        """Returns samples of discrete sites; raises an error if one of the probabilities is NaN."""
         # a comparison with NaN is False, so that NaN would go unnoticed; one test at the end saves waits for the device
-        if probabilities and visible(y):
-            good = torch.cat(probabilities).isnan().logical_not_()
+        if visible(y):
+            good = probabilities.isnan().logical_not_()
             message = "Expected parameters of the sites that are not NaN; got NaN."
             if not (self._validate_args or at_hand(y)):
                 assert_later(good, message)
             elif not good.all():
                 raise ValueError(message)
         return y
+
+    def _in_one_call(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+        """Returns the result of :meth:`_quantiles` by the native operator, and numbers that are NaN if a parameter is."""
+        return None
 
     def _factors(
         self, value: Tensor, quantity: Callable[..., Tensor] | None = None, outside: float = -torch.inf

@@ -7,7 +7,6 @@ precision.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from math import isqrt
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..core.compiling import Lazy
 from ..core.functional import visible
 from .padding import flip_within_lengths, mask_padding, padding_mask
 from .semirings import ChainPotentials, Draw, LogSumExp, Semiring, draw, fold, mean, trace
@@ -159,7 +159,7 @@ class LogMessages:
     def __init__(self, chain: ChainPotentials) -> None:
         self.chain, self.padding = chain.map(double_precision), padding_mask(chain.lengths, chain.unary.shape[-2])
 
-    @cached_property
+    @Lazy
     def _folded(self) -> tuple[Tensor, list[Tensor]]:
         return fold(LogSumExp(), self.chain)
 
@@ -172,7 +172,7 @@ class LogMessages:
         """Log-weights (B, N, V) summed over all labels of the earlier sites, by the label of this site."""
         return torch.stack(self._folded[1], -2)
 
-    @cached_property
+    @Lazy
     def backward(self) -> Tensor:
         """Log-weights (B, N, V) summed over all labels of the later sites, by the label of this site."""
         backward = fold(LogSumExp(), self.chain.reversed())[1]

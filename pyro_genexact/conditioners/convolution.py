@@ -109,7 +109,8 @@ class CausalConv(StepNetwork):
         return tuple(self.begin.new_zeros(rows, layer.before, self.width) for layer in self.layers)
 
     def steps(self, inputs: Tensor, memory: Memory, weights: list[Any], first: int) -> tuple[Tensor, Memory]:
-        x, rings = dropped(self.read(inputs), self), list[Tensor]()
+        rings: list[Tensor] = []
+        x = dropped(self.read(inputs), self)
         for layer, ring in zip(self.layers, memory, strict=True):
             x, ring = layer(x, ring, first)
             rings.append(ring)

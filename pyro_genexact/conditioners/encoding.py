@@ -15,7 +15,7 @@ from ..base import Conditioner, Site
 from ..contexts import PaddedSequence, unpadded
 from ..core.binding import Bound, ModuleT
 from ..core.checks import check_like, check_sizes, check_widths, permutation
-from ..core.functional import checkable
+from ..core.functional import checkable, compiling
 from ..core.lengths import checked_lengths, present
 from .checks import check_callable, check_rows
 
@@ -202,7 +202,7 @@ def new_conditioner(make: Any, num_params: int, context: int) -> Conditioner:
 
 def resumed(state: Any) -> Any:
     """Returns the state; with grad on, clones tensors from inference mode, which autograd cannot save."""
-    return type(state)(*map(_copied_out, state)) if torch.is_grad_enabled() else state
+    return type(state)(*map(_copied_out, state)) if torch.is_grad_enabled() and not compiling() else state
 
 
 def _copied_out(field: Any) -> Any:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from ..base import Conditioner, Site
+from ..base import Conditioner, Head, Site
 from ..contexts import check_context
 from ..core.binding import Bound
 from ..core.checks import check_sizes, check_widths
 from ..core.functional import transformed
 from ..core.precision import full_precision
+from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
+from .native_loop import NativeLoop, can_step, padded, solve, step
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -148,12 +150,14 @@ class MADE(Conditioner):
         offsets = [layer.columns(context, batch_size) for layer in links[: len(self.layers)]]
         functorch = transformed()  # in-place writes of transformed tensors fail
         in_place = not (torch.is_grad_enabled() or functorch or torch.jit.is_tracing())  # type: ignore[attr-defined]
+        native = in_place and available() and can_step(self.activation, weights)
         if in_place:
             inputs = weights[0].new_zeros(weights[0].shape[1], batch_size)
             units = [inputs, *(o.clone(memory_format=torch.contiguous_format) for o in offsets)]
+            units = [*map(padded, units)] if native else units
         else:
             units = [weights[0].new_empty(0, batch_size)] * (len(offsets) + 1)
-        state = MADEState(0, self.new_version(), weights, tuple(offsets), tuple(units), None, in_place)
+        state = MADEState(0, self.new_version(), weights, tuple(offsets), tuple(units), None, in_place, native)
         phi, state = self._finish(1, 0, state, units[0][:0].t())
         return phi.squeeze(1), state
 
@@ -174,7 +178,21 @@ class MADE(Conditioner):
         offsets, units = (
             tuple(part.index_select(1, index) for part in parts) for parts in (state.offsets, state.units)
         )
+        units = tuple(map(padded, units)) if state.native else units
         return state._replace(version=list(state.version), offsets=offsets, units=units, panel=None)
+
+    @full_precision
+    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> NativeLoop | None:
+        """Computes all sites by the native operator, or returns None if it does not apply, see :func:`native_loop.solve`."""
+        if not available() or type(self).start is not MADE.start or type(self).extend is not MADE.extend:
+            return None
+        links, masked = self._modules_of_links(), keep or not self._reads_all
+        if isinstance(self.site, list) or (self.dropout and self.training) or any(k._forward_pre_hooks for k in links):
+            return None
+        check_context(self, context)
+        offsets = [layer.columns(context, len(given)) for layer in links[: len(self.layers)]]
+        weights = [link.masked() if masked else link.weight for link in links]  # the loop reads no masked entry
+        return solve(self, self._sweeps, head, given, weights, offsets, keep)
 
     @property
     def has_adjoint(self) -> bool:
@@ -283,6 +301,8 @@ class MADE(Conditioner):
 
         if not state.in_place:
             return self._sweeps.finish(low, high, state, inputs, activate)
+        if state.native and not (self.dropout and self.training):
+            return step(self.activation, self._sweeps, low, high, state, inputs), state
         in_place = None if self.dropout and self.training else _IN_PLACE.get(self.activation)
         return self._sweeps.finish_in_place(low, high, state, inputs, in_place or (lambda z: z.copy_(activate(z))))
 

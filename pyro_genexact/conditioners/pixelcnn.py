@@ -299,7 +299,8 @@ class PixelCNN(ReadsSource):
         """
         rows = x.shape[1]
         x = torch.cat([state.above[0], x], 1)
-        v, terms, seen = convolved(x, self.above), list[Tensor](), [x[:, rows:]]
+        terms: list[Tensor] = []
+        v, seen = convolved(x, self.above), [x[:, rows:]]
         v = v + (self.of_row[first : first + rows] + self.of_column)
         for k, layer in enumerate(self.layers):
             x = torch.cat([state.above[k + 1], v], 1)

@@ -133,7 +133,8 @@ class StateSpace(StepNetwork):
         return [layer.prepared() for layer in self.layers]
 
     def steps(self, inputs: Tensor, memory: Memory, weights: list[Any], first: int) -> tuple[Tensor, Memory]:
-        x, new = dropped(self.read(inputs), self), list[Tensor]()
+        new: list[Tensor] = []
+        x = dropped(self.read(inputs), self)
         each = len(memory) // self.depth
         for i, (layer, prepared) in enumerate(zip(self.layers, weights, strict=True)):
             out, *parts = layer(self.norms[i](x), *memory[i * each : (i + 1) * each], *prepared)
@@ -157,7 +158,7 @@ class DiagonalLayer(nn.Module):
 
     def initial(self, rows: int) -> Memory:
         """Returns the state (B, W, N / 2) before the first step, complex zeros of single precision at least."""
-        kind = torch.promote_types(self.skip.dtype, torch.float32).to_complex()
+        kind = torch.complex128 if self.skip.dtype == torch.float64 else torch.complex64
         return (self.skip.new_zeros(rows, self.width, self.count, dtype=kind),)
 
     def prepared(self) -> tuple[Tensor, Tensor]:

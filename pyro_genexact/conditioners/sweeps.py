@@ -34,6 +34,7 @@ class MADEState(NamedTuple):
             sums until a unit is activated; otherwise the finished units only.
         panel: views of the buffers for the current panel of sites, if ``in_place``.
         in_place: whether the buffers are written in place.
+        native: whether they are written by the native operator; their rows are then padded.
     """
 
     position: int
@@ -43,6 +44,7 @@ class MADEState(NamedTuple):
     units: tuple[Tensor, ...]
     panel: Any
     in_place: bool
+    native: bool = False
 
 
 class Sweeps:
@@ -56,12 +58,14 @@ class Sweeps:
 
     Attributes:
         links: triples (level, level that it reads, index of the weight), from inputs to outputs.
+        ends: (levels, T + 1), the number of units of each level with a degree below each d.
     """
 
     def __init__(self, degrees: Sequence[Sequence[int]], num_sites: int, num_params: int, direct: bool) -> None:
         self.num_sites, self.num_params = num_sites, num_params
         # the units of a level with degree below d are its first _ends[level][d]
         self._ends = [[bisect_left(level, d) for d in range(num_sites + 1)] for level in degrees]
+        self.ends = torch.tensor(self._ends, device="cpu")
         self._sizes = [[high - low for low, high in pairwise(ends)] for ends in self._ends]
         last = len(degrees) - 1
         self.links = [(level + 1, level, level) for level in range(last)] + ([(last, 0, last)] if direct else [])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functional import checkable
+from .functional import checkable, visible
 
 
 def check_sizes(least: int, **sizes: Any) -> None:
@@ -78,8 +78,8 @@ def permutation(order: Any, sites: int, name: str = "order") -> Tensor:
         given = order if isinstance(order, Tensor) else torch.tensor(order, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # not a list of numbers
         given = torch.empty((), device="cpu")
-    if isinstance(order, Tensor) and not checkable(order):
-        return order if order.is_meta else order.long()
+    if not visible(given) or (isinstance(order, Tensor) and not checkable(order)):
+        return order if given.is_meta and isinstance(order, Tensor) else given.long()
     whole = not (given.is_floating_point() or given.dtype == torch.bool) and given.dim() == 1
     if not whole or sorted(given.tolist()) != list(range(sites)):
         got = order.tolist() if isinstance(order, Tensor) else order

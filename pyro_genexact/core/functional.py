@@ -14,13 +14,23 @@ from torch.distributions import Distribution
 _ON_A_DEVICE = ContextVar("_ON_A_DEVICE", default=False)
 
 
+def compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` is tracing the code."""
+    return torch.compiler.is_compiling()
+
+
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` is active, under which code cannot branch on values."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether code must consist of plain operations and cannot branch on values.
+
+    This is so under transforms of ``torch.func``, and while torch compiles, exports or traces.
+    """
+    return (
+        compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    )
 
 
 def visible(value: Tensor) -> bool:
-    """Whether code can branch on the tensor's values: not for meta tensors, nor under ``torch.func``."""
+    """Whether code can branch on the tensor's values: neither for meta tensors, nor if :func:`transformed`."""
     return not (value.is_meta or transformed())
 
 

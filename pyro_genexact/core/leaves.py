@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -36,6 +36,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [t for part in value for t in tensors_in(part)] if isinstance(value, (list, tuple)) else []
+
+
+def parameters_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yields the parameters of a module and its parts, those that are shared more than once."""
+    yield from (p for p in module._parameters.values() if p is not None)
+    for part in module._modules.values():
+        if part is not None:
+            yield from parameters_of(part)
 
 
 def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any:

@@ -56,3 +56,8 @@ def _as_integer(size: Any) -> Any:
 def sum_rightmost(x: Tensor, dims: int) -> Tensor:
     """Returns the sum over the last dims; x itself if ``dims`` is 0."""
     return x.sum(tuple(range(-dims, 0))) if dims else x
+
+
+def parts_of(x: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
+    """Returns ``x.unbind(dim)``; along a last dim, the gradient of torch's function copies the numbers one by one."""
+    return x.movedim(dim, 0).unbind(0)

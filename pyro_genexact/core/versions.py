@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .functional import compiling
+
 
 class _Values:
     """A copy of an inference tensor, which has no version counter, to detect changes in place."""
@@ -30,7 +32,9 @@ def version_of(t: Tensor) -> Any:
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[Any]:
-    """Returns :func:`version_of` of each tensor."""
+    """Returns :func:`version_of` of each tensor; nothing while torch compiles, which detects no changes in place."""
+    if compiling():
+        return []
     tensors = list(tensors)
     try:  # works for ordinary tensors; testing each one first would double the cost
         return [(t._version, t.requires_grad, t.data_ptr()) for t in tensors]

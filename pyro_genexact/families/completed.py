@@ -6,12 +6,15 @@ from functools import cache
 from types import new_class
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from ..core.compiling import untraced
+from ..core.functional import compiling
 from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
 from .enumeration import in_batch
@@ -27,6 +30,8 @@ class Completed:
         if self._validate_args:
             self._validate_sample(value)
         if value.numel() and 0 not in self._batch_shape:
+            if compiling() and isinstance(self, dist.Categorical):  # Pyro's method compares identities
+                return torch.distributions.Categorical.log_prob(self, value)  # type: ignore[no-any-return]
             return super().log_prob(value)  # type: ignore[misc,no-any-return]
         shape, d = torch.broadcast_shapes(value.shape, self._batch_shape + self._event_shape), self._nonempty()
         if d is None:
@@ -63,9 +68,14 @@ class Completed:
         return self._rows if 0 in self._batch_shape else self
 
 
-@cache
+@untraced
 def completed(family: Any) -> Any:
     """Returns a subclass of the family that is :class:`Completed` and has the methods of Pyro's distributions."""
+    return _completed(family)
+
+
+@cache
+def _completed(family: Any) -> Any:
     if issubclass(family, Completed):
         return family
     methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.distributions import constraints
 
 from ..core.checks import check_numbers
-from ..core.functional import at_hand
+from ..core.functional import at_hand, compiling
 from ..core.independent import REAL_VECTOR
 from ..core.values import checked_value
 from ..numerics.derivatives import implicit
@@ -100,7 +100,9 @@ class EntmaxCategorical(Categorical):
         with torch.no_grad():  # sum p^alpha - 1 = sum p (p^(alpha - 1) - 1)
             negentropy = torch.expm1((self.alpha - 1) * log_p) / (self.alpha * (self.alpha - 1))
             loss = (p * (torch.where(possible, above, 0) - negentropy)).sum(-1)
-        return torch.where(inside, _Maximum.apply(loss, above, p), inf).to(self.logits)
+        return torch.where(inside, (_Maximum if compiling() else _MaximumWithTangents).apply(loss, above, p), inf).to(
+            self.logits
+        )
 
 
 class _Maximum(Function):
@@ -108,8 +110,6 @@ class _Maximum(Function):
 
     Autograd would add the derivative by p, which is 0 except for rounding, times that of p, which may be large.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(maximum: Tensor, s: Tensor, p: Tensor) -> Tensor:
@@ -123,6 +123,12 @@ class _Maximum(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return None, grad.unsqueeze(-1) * ctx.saved_tensors[0], None
+
+
+class _MaximumWithTangents(_Maximum):
+    """For all but ``torch.compile``, which takes no jvp."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def jvp(ctx: Any, _: Any, tangent: Tensor, __: Any) -> Tensor:

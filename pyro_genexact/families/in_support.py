@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import suppress
 from functools import cache, singledispatch
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
+from ..core.compiling import untraced
 from ..core.functional import at_hand
 from ..core.leaves import tensors_in
 from ..core.settable import Settable
@@ -36,19 +36,27 @@ def with_support(d: Any, support: Any) -> Any:
     """
     if getattr(d, "_supported", None) is not None:  # already replaced, as by a model within a head
         d, _ = d._supported
-    new = copy.copy(d)
-    part = new
+    new = _unvalidated(_class_with_support(type(d)), d)
+    part, new._supported = new, (d, support)
     while hasattr(part, "base_dist"):
-        part.base_dist = part = copy.copy(part.base_dist)
-        part.__dict__.pop("_validate_args", None)
-    new.__dict__.pop("_validate_args", None)
-    family: Any = type(d)
-    new.__class__, new._supported = _class_with_support(family), (d, support)
+        part.base_dist = part = _unvalidated(type(part.base_dist), part.base_dist)
     return new
 
 
-@cache
+def _unvalidated(family: Any, d: Any) -> Any:
+    """Returns a shallow copy as an instance of the family, whose validation follows the global default."""
+    new = object.__new__(family)
+    new.__dict__.update({name: part for name, part in d.__dict__.items() if name != "_validate_args"})
+    return new
+
+
+@untraced
 def _class_with_support(family: Any) -> Any:
+    return _made_class(family)
+
+
+@cache
+def _made_class(family: Any) -> Any:
     fixed = {}
     for name in ("is_discrete", "event_dim"):  # class attributes, if the support of the class defines them
         with suppress(NotImplementedError, AttributeError):

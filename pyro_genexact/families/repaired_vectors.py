@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import normalize
 
 from ..core.columns import by_columns, solve_lower
-from ..core.functional import at_hand
+from ..core.functional import at_hand, compiling
 from ..core.independent import REAL_VECTOR, independent
 from ..core.random import chosen
 from .parametrised import Parametrised, ShapesByParameters
@@ -24,8 +24,6 @@ from .supports import ANGLE, open_simplex
 class _Double(Function):
     """Converts to float64. Gradients are clamped to the range of the original dtype, since infinity times 0 is NaN."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.to(torch.float64, copy=True)
@@ -35,13 +33,21 @@ class _Double(Function):
         ctx.dtype = inputs[0].dtype
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent.to(torch.float64, copy=True)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         most = torch.finfo(ctx.dtype).max * 1e-6
         return grad.clamp(-most, most).to(ctx.dtype)
+
+
+class _DoubleWithTangents(_Double):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.to(torch.float64, copy=True)
+
+
+def _double(x: Tensor) -> Tensor:
+    return (_Double if compiling() else _DoubleWithTangents).apply(x)  # torch.compile takes no jvp
 
 
 class LogisticNormal(Rounded, dist.LogisticNormal):  # type: ignore[name-defined]
@@ -84,7 +90,7 @@ class MultivariateStudentT(dist.MultivariateStudentT):  # type: ignore[name-defi
 
     def log_prob(self, value: Tensor) -> Tensor:
         y, log_det = _standardised(self, value)
-        df, k = _Double.apply(self.df), self.loc.shape[-1]
+        df, k = _double(self.df), self.loc.shape[-1]
         norm = torch.lgamma((df + k) / 2) - torch.lgamma(df / 2) - k / 2 * (df.log() + math.log(math.pi))
         return (norm - log_det - (df + k) / 2 * self._log1p_norm(y, df)).to(self.loc)
 
@@ -108,8 +114,8 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore
     support = REAL_VECTOR
 
     def log_prob(self, value: Tensor) -> Tensor:
-        factor, diagonal = (_Double.apply(p) for p in (self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag))
-        y = (value.double() - _Double.apply(self.loc)).unsqueeze(-1)
+        factor, diagonal = (_double(p) for p in (self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag))
+        y = (value.double() - _double(self.loc)).unsqueeze(-1)
         scaled = (factor / diagonal.unsqueeze(-1)).mT
         gram = scaled @ factor
         tril = torch.linalg.cholesky(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
@@ -123,8 +129,8 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):  # type: ignore
 
 def _standardised(d: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     """Returns L^-1 (value - loc) and log|L|, for the Cholesky factor L."""
-    factor = _Double.apply(d.scale_tril)
-    y = by_columns(solve_lower, factor, value.double() - _Double.apply(d.loc))
+    factor = _double(d.scale_tril)
+    y = by_columns(solve_lower, factor, value.double() - _double(d.loc))
     return y, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 

@@ -111,7 +111,7 @@ class Flow(DistributionModule):
         Raises:
             ValueError: if the flow was built for another kind or width of context, or if no transform takes the solver.
         """
-        takers = [takes_solver(t) for t in self.transforms]
+        takers = [solver is not None and takes_solver(t) for t in self.transforms]
         if FixedPoint.of(solver) is not None and not any(takers):
             names = [type(t).__name__ for t in self.transforms]
             raise ValueError(f"Expected transforms with an AutoregressiveTransform (solver={solver!r}); got {names}.")

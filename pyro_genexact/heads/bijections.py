@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..base import Head
 from ..core.checks import check_positive, check_widths
+from ..core.shapes import parts_of
 from ..core.values import in_every_dtype
 from ..transforms.affine import Affine as AffineTransform
 from .parameters import bounded
@@ -42,13 +43,18 @@ class Affine(Head):
         check_widths(1, shape=shape)
         check_positive(bound=bound)
         self.site_shape, self.num_params = tuple(shape), 2 * prod(shape)
-        self._bounds = in_every_dtype(bound)
+        self.bound, self._bounds = float(bound), in_every_dtype(bound)
+
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        return ("affine", [self.bound]) if type(self).forward is Affine.forward else None
 
     def forward(self, phi: Tensor, first: int = 0) -> AffineTransform:
         """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""
         if self.site_shape:
             phi = phi.unflatten(-1, (2, *self.site_shape))
-        shift, raw = phi.unbind(-1 - len(self.site_shape))
+        shift, raw = parts_of(phi, -1 - len(self.site_shape))
         return AffineTransform(shift, bounded(raw, self._bounds[phi.dtype]), len(self.site_shape))
 
 

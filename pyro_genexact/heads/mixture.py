@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base import Head
 from ..core.buffers import register_derived
 from ..core.checks import check_sizes
+from ..core.shapes import parts_of
 from ..families.discretized_logistic import DiscretizedLogistic as DiscretizedLogisticDistribution
 from ..families.mixture import Mixture as MixtureDistribution
 from ..families.mixture import union
@@ -121,7 +122,7 @@ class DiscretizedLogistic(Head):
         """Returns the distribution of batch shape (*batch, S) for phi (*batch, S, P)."""
         if self.mixture is not None:
             return self.mixture(phi, first)
-        loc, raw = phi.unbind(-1)
+        loc, raw = parts_of(phi)
         scale = bounded(raw, _BOUND).exp() / pi
         return DiscretizedLogisticDistribution(loc, scale, self.levels, validate_args=False)
 

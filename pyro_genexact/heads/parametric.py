@@ -19,6 +19,7 @@ from ..core.checks import check_widths
 from ..core.independent import independent, to_event
 from ..core.leaves import tensors_in
 from ..core.precision import full_precision
+from ..core.shapes import parts_of
 from ..families import table
 from ..families.completed import completed
 from ..families.repaired import REPAIRED
@@ -130,7 +131,7 @@ class Parametric(Head):
         if len(self._sizes) == 1:
             parts = iter([phi])  # the gradient of a split would copy it
         else:
-            parts = iter(phi.unbind(-1) if self._scalars else phi.split(self._sizes, -1))
+            parts = iter(parts_of(phi) if self._scalars else phi.split(self._sizes, -1))
         values = dict(self._options.forward())
         for name, _, raw, link in self._plan:
             part = next(parts)
@@ -146,6 +147,13 @@ class Parametric(Head):
         if not self._sizes:
             d = d.expand(rows + self._lead)
         return to_event(d, len(self._lead))
+
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name of a Bernoulli or Categorical family in the native loop, unless a subclass changed the head."""
+        name, unchanged = self._pyro_name, type(self).forward is Parametric.forward
+        plain = name == "Bernoulli" or (name == "Categorical" and not self._lead)
+        return (name.lower(), []) if plain and unchanged and [*self.parameters_of] == ["logits"] else None
 
     @property
     def support(self) -> Any:  # type: ignore[override]

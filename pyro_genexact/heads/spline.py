@@ -51,6 +51,12 @@ class RationalQuadraticSpline(Head):
         self.site_shape, self.bins, self.bound = tuple(shape), bins, float(bound)
         self.num_params = prod(shape) * (3 * bins - 1)
 
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        unchanged = type(self).forward is RationalQuadraticSpline.forward
+        return ("spline", [self.bins, self.bound]) if unchanged else None
+
     def forward(self, phi: Tensor, first: int = 0) -> RationalQuadratic:
         """Returns the transform of values (*batch, S, *shape) for phi (*batch, S, P)."""
         if self.site_shape:

@@ -91,6 +91,7 @@ class Gradients:
         optimizer: the optimizer of the parameters.
         fabric: the Fabric that wraps module and optimizer.
         ranks: the processes of the fabric.
+        compile: whether to compile the log_prob.
 
     Attributes:
         step: the step of the wrapped optimizer.
@@ -105,9 +106,10 @@ class Gradients:
         optimizer: Optimizer,
         fabric: Any,
         ranks: Ranks,
+        compile: bool,
     ) -> None:
         self.module, self.fabric, self.ranks = module, fabric, ranks
-        self.plain = LogProb(module, penalty, row_loss)
+        self.plain = LogProb(module, penalty, row_loss, compile)
         self.loss = Loss(self.plain, ranks.size)
         self.model, self.optimizer = fabric.setup(self.loss, optimizer)
         self.step = self.optimizer.step

@@ -68,6 +68,7 @@ class MaximumLikelihood:
         ema: as in ``fit``.
         patience: as in ``fit``; None for the patience of the rule.
         interrupts: signals that are delayed during each update.
+        compile: as in ``fit``.
     """
 
     module: nn.Module
@@ -88,6 +89,7 @@ class MaximumLikelihood:
     ema: float | None
     patience: int | None
     interrupts: Interrupts
+    compile: bool
     steps: int = 0
     stopped: str | None = None
     last_epoch: int = -1
@@ -95,7 +97,9 @@ class MaximumLikelihood:
     at: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        self.gradients = Gradients(self.module, self.penalty, self.loss, self.optimizer, self.fabric, self.ranks)
+        self.gradients = Gradients(
+            self.module, self.penalty, self.loss, self.optimizer, self.fabric, self.ranks, self.compile
+        )
         self.params = nn.ParameterList(self.gradients.params)
         self.averages, self.swapped = None, False
         if self.ema is not None:
@@ -230,6 +234,7 @@ class MaximumLikelihood:
                 if self.rate.read(any(better), self._waited()) and not self.rate.flat:
                     self._load_kept()
             self.at, self.batches = Position(self.at.epoch + 1), None
+            self.gradients.plain.seen = True  # by the support, if the log_prob is compiled
             ends = {"flat": self.rate.flat or self.flat, "epochs": self.at.epoch == self.epochs, "seconds": late}
             self.stopped = stopped or next((end for end, reached in ends.items() if reached), None)
         named = {name: values[-1] for name, values in zip(("train", "validation"), self.history, strict=True) if values}

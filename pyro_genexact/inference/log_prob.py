@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import SHOWN, Batch
+from .compiled import Compiled
 
 Penalty = Callable[[nn.Module], Tensor]
 RowLoss = Callable[[Any, Tensor], Tensor]
@@ -22,11 +23,21 @@ class LogProb(nn.Module):
         module: a module that returns a distribution.
         penalty: a function of the module, or None.
         loss: a function of a distribution and rows, whose negative replaces their log_prob, or None.
+        compile: whether to compile the log_prob for training mode. The first batch is evaluated without compilation, and
+            all checks of values run. Later batches are evaluated without validation by the compiled function; until
+            ``seen`` is set to True, their rows are checked against the support of the distribution.
     """
 
-    def __init__(self, module: nn.Module, penalty: Penalty | None = None, loss: RowLoss | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        penalty: Penalty | None = None,
+        loss: RowLoss | None = None,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
-        self.module, self.penalty, self.loss = module, penalty, loss
+        self.module, self.penalty, self.loss, self.seen = module, penalty, loss, False
+        self.compiled = Compiled(self._log_prob) if compile else None
 
     @property
     def name(self) -> str:
@@ -35,13 +46,32 @@ class LogProb(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Returns the log_prob (B,) of B rows, and the penalty or None."""
-        data, context = batch.data, batch.context
-        args = [value for key, value in context.items() if key is None]
-        distribution = self.module(*args, **{key: value for key, value in context.items() if key is not None})
+        log_prob = self._compiled_log_prob(batch) if self.training and self.compiled else self._log_prob(batch)
+        return log_prob, None if self.penalty is None else self.penalty(self.module)
+
+    def _compiled_log_prob(self, batch: Batch) -> Tensor:
+        assert self.compiled is not None
+        if not self.compiled.ready:
+            log_prob = self._log_prob(batch)
+            self.compiled.ready = True
+            return log_prob
+        if not self.seen and self.loss is None:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                distribution = self._distribution(batch)
+                if distribution._validate_args:
+                    distribution._validate_sample(batch.data)
+        return self.compiled(Batch(batch.rows[:0], batch.data, batch.context))  # type: ignore[no-any-return]
+
+    def _log_prob(self, batch: Batch) -> Tensor:
+        distribution = self._distribution(batch)
+        return distribution.log_prob(batch.data) if self.loss is None else -self._losses(distribution, batch.data)  # type: ignore[no-any-return]
+
+    def _distribution(self, batch: Batch) -> Any:
+        args = [value for key, value in batch.context.items() if key is None]
+        distribution = self.module(*args, **{key: value for key, value in batch.context.items() if key is not None})
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(f"Expected module to return a distribution; got {type(distribution).__name__}.")
-        log_prob = distribution.log_prob(data) if self.loss is None else -self._losses(distribution, data)
-        return log_prob, None if self.penalty is None else self.penalty(self.module)
+        return distribution
 
     def _losses(self, distribution: Any, data: Tensor) -> Tensor:
         assert self.loss is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..core.functional import visible
+from ..core.functional import compiling, visible
 from .derivatives import Sloped
 from .errors import ConvergenceError, worst_of
 
@@ -173,12 +173,16 @@ class _Bits(Function):
         return _Bits.apply(x, dtype), in_dims[0]
 
 
+def _bits(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().contiguous().view(dtype) if compiling() else _Bits.apply(x, dtype)
+
+
 def _ordered(x: Tensor) -> Tensor:
     """Maps floating-point numbers to consecutive integers in the same order, with 0 mapped to 0."""
-    bits = _Bits.apply(x, INTEGERS[x.dtype])
+    bits = _bits(x, INTEGERS[x.dtype])
     return torch.where(bits < 0, -(bits & torch.iinfo(bits.dtype).max), bits)
 
 
 def _number(order: Tensor, dtype: torch.dtype) -> Tensor:
     """The inverse of :func:`_ordered`, up to the sign of zero."""
-    return _Bits.apply(torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order), dtype)
+    return _bits(torch.where(order < 0, -order | torch.iinfo(order.dtype).min, order), dtype)

@@ -211,7 +211,7 @@ class _Solve(torch.autograd.Function):
         context: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x, ladj, phi, ctx.state = solve_in_turn(transform.conditioner, transform.head, y, context, mask)
+        x, ladj, phi, ctx.state = solve_in_turn(transform.conditioner, transform.head, y, context, mask, True)
         # the transform has no cache, so there is no reference cycle
         ctx.transform, ctx.mask, ctx.tensors = transform, mask, tensors
         ctx.save_for_backward(y, context, phi, x, *tensors)

@@ -101,9 +101,10 @@ class Reverse(_Reordering):
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        domain = independent(constraints.real, -self.dim)
         if self.lengths is None:
-            return super().domain
-        return filled_constraint(partial(zero_padding, lengths=self.lengths, dim=self.dim), super().domain)  # type: ignore[no-any-return]
+            return domain
+        return filled_constraint(partial(zero_padding, lengths=self.lengths, dim=self.dim), domain)  # type: ignore[no-any-return]
 
     codomain = domain  # type: ignore[assignment]
 

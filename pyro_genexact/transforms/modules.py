@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..contexts import PaddedSequence, checked_source, kind_of
 from ..core.binding import Bound, held_tensors
 from ..core.buffers import WithDerived
 from ..core.checks import check_like
+from ..core.compiling import Lazy
 from ..core.shapes import broadcast_shapes
 from ..numerics.fixed_point import FixedPoint, Solver
 from .base import RememberingTransform
@@ -98,7 +98,8 @@ def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None, sol
     Raises:
         ValueError: if there is a solver, and the module's call does not take it.
     """
-    if FixedPoint.of(solver) is not None and not takes_solver(module):
+    takes = solver is not None and takes_solver(module)
+    if FixedPoint.of(solver) is not None and not takes:
         raise ValueError(
             f"Expected solver=None (only autoregressive transforms take a solver); got {solver!r} for "
             f"{type(module).__name__}."
@@ -108,7 +109,7 @@ def transform_of(module: nn.Module, context: Tensor | PaddedSequence | None, sol
         if bound is not module:
             bound._inv = None  # the cached inverse belongs to the original
         return bound
-    return result_of(module, context, **({"solver": solver} if takes_solver(module) else {}))  # type: ignore[no-any-return]
+    return result_of(module, context, **({"solver": solver} if takes else {}))  # type: ignore[no-any-return]
 
 
 def result_of(module: nn.Module, context: Tensor | PaddedSequence | None, **options: Any) -> Any:
@@ -137,7 +138,7 @@ class ConditionedTransform(RememberingTransform):
         self._kind = kind_of(module.context)
         self._lengths: Tensor | None = None
 
-    @cached_property
+    @Lazy
     def _tensors(self) -> list[Tensor]:
         return held_tensors(self)
 

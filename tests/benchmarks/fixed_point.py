@@ -7,10 +7,10 @@
 * maf784: samples of a MAF of 784 features, trained on digits that are enlarged to 28x28 pixels, with noise.
 * made784: samples of a MADE of 784 binary sites, trained on binarised MNIST (with --data), else on enlarged digits.
 
-Each model is trained for --seconds. The columns are: the number of passes for 1000 rows in float32, that of the transform with
-most (with blocks, the sum over the blocks); the time relative to the loop for 1 and for 100 rows, the median ratio of interleaved
-rounds; and the largest |a - b| / (1 + |b|) from the loop in float64 and in float32 at the same noise (for binary sites, the
-number of the 1000 rows that differ). With blocks, passes and differences are those of 100 rows.
+Each model is trained for --seconds. Times are those of 1 and of 100 rows. For each method, the script prints the number of
+passes for 1000 rows in float32, that of the transform with most (with blocks, the sum over the blocks); and the largest
+|a - b| / (1 + |b|) from the loop in float64 and in float32 at the same noise (for binary sites, the number of the 1000 rows that
+differ). With blocks, passes and differences are those of 100 rows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from timing import HERE, Measurement, measured, parser, run, show
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 import pyro_genexact as gx
 from pyro_genexact.numerics import FixedPoint
 
-BLOCKS = (None, 8, 16, 32, 64)
-ROWS, ROUNDS, CHECKED = (1, 100), 7, 1000
+SOLVERS: list[Any] = [None, *(FixedPoint(block=block) for block in (None, 8, 16, 32, 64))]
+ROWS, CHECKED = (1, 100), 1000
 
 
 def digits(size: int, noise: float = 1 / 16) -> Tensor:
@@ -66,14 +67,6 @@ def train(module: Any, rows: Tensor, seconds: float) -> float:
     return statistics.mean(values[-20:])
 
 
-def timed(call: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def difference(a: Tensor, b: Tensor, discrete: bool) -> str:
     return (
         f"{(a != b).any(1).sum()} rows" if discrete else f"{((a - b).abs() / (1 + b.abs())).nan_to_num(0.0).max():.1e}"
@@ -83,30 +76,46 @@ def difference(a: Tensor, b: Tensor, discrete: bool) -> str:
 Run = Callable[[Any, int], Tensor]  # evaluates a distribution for a number of rows, at fixed noise
 
 
-def measure(name: str, module: Any, run: Run, discrete: bool, device: str) -> None:
-    solvers: list[Any] = [None, *(FixedPoint(block=block) for block in BLOCKS)]
-    times: dict[int, list[list[float]]] = {rows: [] for rows in ROWS}
-    with torch.no_grad():
-        for rows, rounds in times.items():
-            for _ in range(ROUNDS + 1):
-                rounds.append([timed(lambda s=s, n=rows: run(module(solver=s), n), device) for s in solvers])  # type: ignore[misc]
-            del rounds[0]
-        loop_times = [f"{1e3 * statistics.median(found[0] for found in rounds):.1f} ms" for rounds in times.values()]
-        print(f"| {name} | loop | | {' | '.join(loop_times)} | | |", flush=True)
-        loops = {
-            (dtype, rows): run(module.to(dtype)(), rows)
-            for dtype in (torch.float64, torch.float32)
-            for rows in (CHECKED, ROWS[1])
+def method(solver: FixedPoint | None) -> str:
+    return HERE if solver is None else "all sites" if solver.block is None else f"blocks of {solver.block}"
+
+
+@torch.no_grad()
+def agreement(module: Any, run: Run, discrete: bool) -> list[list[str]]:
+    """Passes of each method, and differences from the loop."""
+    dtypes, found = (torch.float64, torch.float32), []
+    loops = {(dtype, rows): run(module.to(dtype)(), rows) for dtype in dtypes for rows in (CHECKED, ROWS[1])}
+    for solver in SOLVERS[1:]:
+        gaps, rows = [], CHECKED if solver.block is None else ROWS[1]
+        for dtype in dtypes:
+            d = module.to(dtype)(solver=solver)
+            gaps.append(difference(run(d, rows), loops[dtype, rows], discrete))
+        passes = max(d.passes) if isinstance(d.passes, list) else d.passes
+        found.append([method(solver), str(passes), *gaps])
+    return found
+
+
+def table(options: argparse.Namespace) -> list[Measurement]:
+    found = []
+    for name, make in cases(options.data).items():
+        if name not in options.only.split(","):
+            continue
+        title, module, data, run, discrete = make()
+        module, data = module.to(options.device), data.to(options.device)
+        value = train(module, data, options.seconds)
+        module.requires_grad_(False).eval()
+        calls = {
+            (title, f"{rows} row{'s' * (rows > 1)}", method(s)): torch.no_grad()(
+                lambda s=s, rows=rows, module=module, run=run: run(module(solver=s), rows)
+            )
+            for rows in ROWS
+            for s in SOLVERS
         }
-        for place, solver in enumerate(solvers[1:], 1):
-            ratios = [statistics.median(found[place] / found[0] for found in rounds) for rounds in times.values()]
-            gaps, rows = [], CHECKED if solver.block is None else ROWS[1]
-            for dtype in (torch.float64, torch.float32):
-                d = module.to(dtype)(solver=solver)
-                gaps.append(difference(run(d, rows), loops[dtype, rows], discrete))
-            passes = max(d.passes) if isinstance(d.passes, list) else d.passes
-            method = "all sites" if solver.block is None else f"blocks of {solver.block}"
-            print(f"| | {method} | {passes} | {ratios[0]:.2f} | {ratios[1]:.2f} | {gaps[0]} | {gaps[1]} |", flush=True)
+        found += measured(calls, options.rounds)
+        print(f"{title}, trained to {value:.1f} nats")
+        heads = ["method", "passes", "difference, float64", "float32"]
+        show(heads, agreement(module, run, discrete), options.markdown)
+    return found
 
 
 def sampled(d: Any, rows: int) -> Tensor:
@@ -132,16 +141,28 @@ def scored(data: Tensor) -> Run:
 def cases(data: Path | None) -> dict[str, Callable[[], tuple[str, Any, Tensor, Run, bool]]]:
     def maf(features: int, transforms: int, hidden: int) -> tuple[str, Any, Tensor, Run, bool]:
         flow = gx.flows.maf(features, transforms=transforms, hidden=(hidden,))
-        return f"sample, MAF, {features} features", flow, digits(round(features**0.5)), sampled, False
+        return (
+            f"sample of maf, {features} features, {transforms} transforms",
+            flow,
+            digits(round(features**0.5)),
+            sampled,
+            False,
+        )
 
     def iaf() -> tuple[str, Any, Tensor, Run, bool]:
         rows = digits(8)
-        return "`log_prob`, IAF, 64 features", gx.flows.iaf(64, transforms=3, hidden=(256,)), rows, scored(rows), False
+        return (
+            "log_prob of iaf, 64 features, 3 transforms",
+            gx.flows.iaf(64, transforms=3, hidden=(256,)),
+            rows,
+            scored(rows),
+            False,
+        )
 
     def made() -> tuple[str, Any, Tensor, Run, bool]:
         net = gx.conditioners.MADE(784, 1, hidden=(500,))
         return (
-            "sample, MADE, 784 binary sites",
+            "sample of MADE(500), 784 binary sites",
             gx.Autoregressive(net, gx.heads.Bernoulli(), (784,)),
             binary(data),
             drawn,
@@ -151,24 +172,11 @@ def cases(data: Path | None) -> dict[str, Callable[[], tuple[str, Any, Tensor, R
     return {"maf64": lambda: maf(64, 5, 256), "iaf64": iaf, "maf784": lambda: maf(784, 3, 512), "made784": made}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="")
-    args = parser.parse_args()
-    print("| | method | passes | time of 1 row | 100 rows | difference, float64 | float32 |\n" + 7 * "|---" + "|")
-    for name, make in cases(args.data).items():
-        if args.only and name not in args.only.split(","):
-            continue
-        torch.manual_seed(0)
-        title, module, rows, run, discrete = make()
-        module, rows = module.to(args.device), rows.to(args.device)
-        value = train(module, rows, args.seconds)
-        module.requires_grad_(False).eval()
-        measure(f"{title} ({value:.1f} nats)", module, run, discrete, args.device)
-
-
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [table])
+    found.set_defaults(threads=1, validate=True)
+    found.add_argument("--seconds", type=float, default=60.0)
+    found.add_argument("--data", type=Path)
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--only", default="maf64,iaf64,maf784,made784")
+    run(found, quick={"seconds": 2.0, "only": "maf64"})

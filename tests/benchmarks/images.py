@@ -1,24 +1,24 @@
 """Models of images: the time of samples.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/images.py [--only sampling] [--smoke-test]
+    OMP_NUM_THREADS=1 python tests/benchmarks/images.py [--quick]
 
-* sampling: samples of PixelCNN from its cache, compared with samples whose image is evaluated anew for each pixel. In float64 both
-  must be the same at one seed. Times are wall-clock time of one batch; the median of several batches from the cache.
+Samples of PixelCNN from its cache are compared with samples whose image is evaluated anew for each pixel. Both must be the same at one
+seed. A sample of the second kind takes more than ten seconds, so it is drawn once.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from timing import HERE, Measurement, measured, measurement, parser, run, seconds
 from torch import Tensor
 
 import pyro_genexact as gx
 from pyro_genexact.testing import redraw
+
+ANEW = "anew for each pixel"
 
 
 class Anew(gx.Conditioner):
@@ -45,45 +45,26 @@ class Anew(gx.Conditioner):
         return phi, self.advance(state, y.shape[1])._replace(y=whole)
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - start)
-    return median(times), result
-
-
-def sampling(smoke: bool) -> None:
-    size, rows = (8, 4) if smoke else (28, 16)
+def sampling(options: argparse.Namespace) -> list[Measurement]:
+    found, side, rows = [], options.side, 16
     for dtype, width, depth in ((torch.float32, 32, 7), (torch.float64, 16, 4)):
-        torch.manual_seed(0)
-        net = gx.conditioners.PixelCNN((1, size, size), 1, width=width, depth=depth).to(dtype)
-        net = redraw(net)
+        net = redraw(gx.conditioners.PixelCNN((1, side, side), 1, width=width, depth=depth).to(dtype))
+        drawn: dict[str, Tensor] = {}
 
-        def sample(net: gx.Conditioner) -> Tensor:
+        def sample(way: str, net: gx.Conditioner, drawn: dict[str, Tensor] = drawn) -> None:
             torch.manual_seed(1)
-            return gx.Autoregressive(net, gx.heads.Bernoulli(), (size, size))().sample((rows,))
+            drawn[way] = gx.Autoregressive(net, gx.heads.Bernoulli(), (side, side))().sample((rows,))
 
-        sample(net)
-        cached, got = seconds(lambda net=net: sample(net), 2 if smoke else 9)
-        anew, expected = seconds(lambda net=net: sample(Anew(net)), 1)
-        print(
-            f"{size} x {size}, {rows} images, width {width}, depth {depth}, {dtype}: from the cache {cached:.2f} s, anew "
-            f"{anew:.1f} s ({anew / cached:.0f} times); equal samples: {torch.equal(got, expected)}",
-            flush=True,
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    calls: dict[str, Callable[[bool], None]] = {"sampling": sampling}
-    parser.add_argument("--only", default=",".join(calls))
-    parser.add_argument("--smoke-test", action="store_true")
-    args = parser.parse_args()
-    for name in args.only.split(","):
-        calls[name](args.smoke_test)
+        case = f"{rows} images of {side} x {side} pixels, width {width}, depth {depth}, {str(dtype)[6:]}"
+        found += measured({(case, "sample", HERE): lambda sample=sample, net=net: sample(HERE, net)}, options.rounds)
+        anew = seconds(lambda sample=sample, net=net: sample(ANEW, Anew(net)))
+        found.append(measurement((case, "sample", ANEW), "ms", [1e3 * anew]))
+        print(f"{case}: equal samples: {torch.equal(*drawn.values())}")
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [sampling])
+    found.set_defaults(threads=1, validate=True)
+    found.add_argument("--side", type=int, default=28)
+    run(found, quick={"side": 8})

@@ -26,7 +26,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.reparam import NeuTraReparam
-from speed import show
+from timing import show
 from torch import Tensor
 
 import pyro_genexact as gx

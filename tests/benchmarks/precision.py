@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from speed import show
+from timing import show
 from torch import Tensor, nn
 
 import pyro_genexact as gx

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
+from measurements import summary
+from timing import interleaved
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -102,24 +102,23 @@ def tinyshakespeare(folder: Path, name: str = "transformer", steps: int = 2000, 
 
 def speed(folder: Path, names: list[str], repeats: int = 20) -> None:
     train, _, kinds = characters(folder)
-    rows, times = windows(train, torch.arange(BATCH) * 1000), {name: [] for name in names}
+    rows = windows(train, torch.arange(BATCH) * 1000)
     models = {
         name: gx.Autoregressive(NETWORKS[name](kinds), gx.heads.Categorical(kinds), (WINDOW + 1,)) for name in names
     }
-    optimizers = {name: torch.optim.AdamW(model.parameters(), fused=True) for name, model in models.items()}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            optimizers[name].zero_grad()
-            (-model().log_prob(rows).mean()).backward()
-            optimizers[name].step()
-            times[name].append(time.perf_counter() - start)
-    found = {name: median(values[1:]) for name, values in times.items()}
+
+    def step(model: gx.Autoregressive, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        (-model().log_prob(rows).mean()).backward()
+        optimizer.step()
+
+    calls = {
+        name: partial(step, model, torch.optim.AdamW(model.parameters(), fused=True)) for name, model in models.items()
+    }
+    found = {name: summary(times, 1e3)[0] for name, times in interleaved(calls, repeats).items()}
     for name, each in found.items():
         size = sum(p.numel() for p in models[name].parameters()) / 1e6
-        print(
-            f"{name}, {size:.2f} M parameters: {1e3 * each:.1f} ms a step, {each / found[names[0]]:.2f} times {names[0]}"
-        )
+        print(f"{name}, {size:.2f} M parameters: {each:.1f} ms a step, {each / found[names[0]]:.2f} times {names[0]}")
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """Speed of autoregressive models, beside the same work done plainly in torch, in one process.
 
-    python tests/benchmarks/speed_autoregressive.py [--rounds 7] [--markdown] [--sections sample,train,recurrent,rsample]
+    python tests/benchmarks/speed_autoregressive.py [--rounds 7] [--markdown]
+                                                  [--sections sample,train,recurrent,rsample,categories]
 
 * sample: 784 binary sites by a MADE of 500 units, batch 100, against running the whole network again for each site;
   the same seed gives the same samples in float64.
 * train: a step of that MADE with a Bernoulli head, against the same masked network in plain torch with
   ``binary_cross_entropy_with_logits`` (loss, backward, Adam), argument validation off and on.
-* recurrent: sampling a GRU with a normal head for lengths 64 ... 2048, milliseconds a step.
-* rsample: rsample + backward over a sample without grad, normal head.
+* recurrent: sampling a GRU with a normal head for lengths 64 ... 2048, microseconds a step.
+* rsample: rsample + backward, and a sample without grad, normal head.
+* categories: the mean of -log p of one of 50,000 categories in each of 256 rows, and its gradient by the logits, against
+  ``cross_entropy``: time, and peak of memory in copies of the logits.
 
 Medians over interleaved rounds after a warm-up.
 """
@@ -15,12 +18,14 @@ Medians over interleaved rounds after a warm-up.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
 import pyro
 import torch
-from speed import interleave, show
+from timing import HERE, Measurement, measured, measurement, parser, peak_megabytes, run
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
 
 import pyro_genexact as gx
 
@@ -45,16 +50,13 @@ def rerun(model: gx.Autoregressive, rows: int) -> Tensor:
     return y
 
 
-def sample(rounds: int, markdown: bool) -> None:
-    model = binary()
-    calls = {"here": lambda: model().sample((BATCH,)), "again for each site": lambda: rerun(model, BATCH)}
-    times = interleave(calls, rounds)
-    ours, theirs = (1e3 * times[key] for key in calls)
-    show(
-        ["784 binary sites, MADE 500, batch 100", *calls, "ratio"],
-        [["sample, ms", f"{ours:.4g}", f"{theirs:.4g}", f"{theirs / ours:.1f}"]],
-        markdown,
-    )
+def sample(options: argparse.Namespace) -> list[Measurement]:
+    model, what = binary(), (f"{SITES} binary sites, MADE({HIDDEN}), batch {BATCH}", "sample")
+    calls = {
+        (*what, HERE): lambda: model().sample((BATCH,)),
+        (*what, "evaluating the network once per site"): lambda: rerun(model, BATCH),
+    }
+    found = measured(calls, options.rounds)
     model.double()
     with torch.no_grad():
         for p in model.parameters():
@@ -64,6 +66,7 @@ def sample(rounds: int, markdown: bool) -> None:
         torch.manual_seed(0)
         drawn.append(draw())
     print(f"the same seed gives the same samples in float64: {torch.equal(*drawn)}\n")
+    return found
 
 
 class Plain(nn.Module):
@@ -80,75 +83,85 @@ class Plain(nn.Module):
         return linear(x, self.weights[1] * self.masks[1], self.biases[1])
 
 
-def train(rounds: int, markdown: bool) -> None:
-    rows = []
+def steps(batch: int) -> dict[str, Callable[[], None]]:
+    """A training step of each way, on the same rows."""
+    y = torch.randint(2, (batch, SITES)).float()
+    model = binary()
+    plain = Plain(model.conditioner)
+    losses: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        HERE: (model, lambda: -model().log_prob(y).mean()),
+        "plain PyTorch": (plain, lambda: binary_cross_entropy_with_logits(plain(y), y, reduction="sum") / len(y)),
+    }
+    a, b = (loss() for _, loss in losses.values())
+    assert abs(a - b) < 1e-3
+
+    def step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return {
+        way: partial(step, torch.optim.Adam(module.parameters(), lr=1e-4), loss)
+        for way, (module, loss) in losses.items()
+    }
+
+
+def train(options: argparse.Namespace) -> list[Measurement]:
+    found = []
     for batch in (BATCH, 512):
-        y = torch.randint(2, (batch, SITES)).float()
-        model = binary()
-        plain = Plain(model.conditioner)
-
-        def ours(model: nn.Module = model, y: Tensor = y) -> Tensor:
-            return -model().log_prob(y).mean()
-
-        def theirs(plain: nn.Module = plain, y: Tensor = y) -> Tensor:
-            return binary_cross_entropy_with_logits(plain(y), y, reduction="sum") / len(y)
-
-        assert abs(ours() - theirs()) < 1e-3
-        calls = {}
-        for name, module, loss in (("here", model, ours), ("plain torch", plain, theirs)):
-            optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
-
-            def step(optimizer: torch.optim.Optimizer = optimizer, loss: object = loss) -> None:
-                optimizer.zero_grad()
-                loss().backward()  # type: ignore[operator]
-                optimizer.step()
-
-            calls[name] = step
+        made, case = steps(batch), f"{SITES} binary sites, MADE({HIDDEN}), batch {batch}"
         for validation in (False, True):
+            operation = "training step" + ", validation on" * validation
             with pyro.validation_enabled(validation):
-                times = interleave(calls, rounds)
-            a, b = (1e3 * times[key] for key in calls)
-            rows.append([str(batch), "on" if validation else "off", f"{a:.4g}", f"{b:.4g}", f"{a / b:.3f}"])
-    show(["batch", "validation", "here, ms", "plain torch, ms", "ratio"], rows, markdown)
+                found += measured({(case, operation, way): step for way, step in made.items()}, options.rounds)
+    return found
 
 
-def recurrent(rounds: int, markdown: bool) -> None:
+def recurrent(options: argparse.Namespace) -> list[Measurement]:
     head = gx.heads.Normal()
     net = gx.conditioners.Recurrent((), head.num_params, hidden=128)
-    models = {T: gx.Autoregressive(net, head, (T,)) for T in (64, 256, 1024, 2048)}
-    times = interleave({T: lambda model=model: model().sample((100,)) for T, model in models.items()}, rounds)
-    rows = [[str(T), f"{1e3 * t:.4g}", f"{1e6 * t / T:.1f}"] for T, t in times.items()]
-    show(["T, GRU 128, batch 100", "sample, ms", "us a step"], rows, markdown)
+    lengths = {(f"{n} sites, GRU(128), batch 100", "sample", HERE): n for n in (64, 256, 1024, 2048)}
+    models = {key: gx.Autoregressive(net, head, (n,)) for key, n in lengths.items()}
+    calls = {key: lambda model=model: model().sample((100,)) for key, model in models.items()}
+    return measured(calls, options.rounds, "µs per step", lengths)
 
 
-def rsample(rounds: int, markdown: bool) -> None:
-    head, rows = gx.heads.Normal(), []
+def rsample(options: argparse.Namespace) -> list[Measurement]:
+    head, calls = gx.heads.Normal(), {}
     for sites, hidden, batch in ((64, (512, 512), 256), (784, (1024,), 100)):
         net = gx.conditioners.MADE(sites, head.num_params, hidden=hidden, direct=False)
-        model = gx.Autoregressive(net, head, (sites,))
-        calls = {
-            "sample": lambda model=model, batch=batch: model().sample((batch,)),
-            "both": lambda model=model, batch=batch: model().rsample((batch,)).sum().backward(),
-        }
-        times = interleave(calls, rounds)
-        a, b = (1e3 * times[key] for key in calls)
-        rows.append([f"{sites}, {hidden}, {batch}", f"{a:.4g}", f"{b:.4g}", f"{b / a:.2f}"])
-    show(["sites, hidden, batch", "sample, ms", "rsample + backward, ms", "ratio"], rows, markdown)
+        model, case = gx.Autoregressive(net, head, (sites,)), f"{sites} normal sites, MADE{hidden}, batch {batch}"
+        case = case.replace(",)", ")")
+        calls[case, "sample", HERE] = lambda model=model, batch=batch: model().sample((batch,))
+        calls[case, "rsample + backward", HERE] = lambda model=model, batch=batch: (
+            model().rsample((batch,)).sum().backward()
+        )
+    return measured(calls, options.rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sections", default="sample,train,recurrent,rsample")
-    parser.add_argument("--markdown", action="store_true")
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    sections = {"sample": sample, "train": train, "recurrent": recurrent, "rsample": rsample}
-    for name in args.sections.split(","):
-        with pyro.validation_enabled(False):
-            sections[name](args.rounds, args.markdown)
+def categories(options: argparse.Namespace) -> list[Measurement]:
+    rows, number = 256, options.categories
+    phi, y, head = torch.randn(rows, number), torch.randint(number, (rows,)), gx.heads.Categorical(number)
+
+    def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        logits = phi.detach().requires_grad_()
+        return torch.autograd.grad(loss(logits), logits)[0]
+
+    losses: dict[str, Callable[[Tensor], Tensor]] = {
+        HERE: lambda logits: -head(logits.unsqueeze(1)).log_prob(y.unsqueeze(1)).mean(),
+        "plain PyTorch": lambda logits: cross_entropy(logits, y),
+    }
+    case = f"{rows} rows of {number:,} categories"
+    calls = {(case, "loss + gradient", way): partial(gradient, loss) for way, loss in losses.items()}
+    torch.testing.assert_close(*(call() for call in calls.values()))
+    copies = {way: peak_megabytes(call) / (4e-6 * phi.numel()) for (*_, way), call in calls.items()}
+    return [
+        *measured(calls, options.rounds),
+        *(measurement((case, "peak of memory", way), "copies", [found]) for way, found in copies.items()),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [sample, train, recurrent, rsample, categories])
+    found.add_argument("--categories", type=int, default=50_000)
+    run(found, quick={"categories": 1000})

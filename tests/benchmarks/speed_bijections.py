@@ -1,18 +1,19 @@
 """Speed of the flows whose transformer is a spline, a polynomial, a sigmoid or a network, beside zuko's and Pyro's.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--slow] [--steps 400]
+    OMP_NUM_THREADS=1 python tests/benchmarks/speed_bijections.py [--only nsf,naf] [--rounds 7] [--markdown] [--steps 400]
+                                                                  [--sections table,umnn,accuracy]
 
 Medians over interleaved rounds in one process, as in speed.py: D=16, hidden (128, 128), batch 256, 3 transforms,
 float32, validation off for all. The number of numbers a site (bins, degree, signal) is the peer's default.
 
 * training step: log_prob of 256 rows, backward, a step of Adam.
 * sample: 256 rows, without gradients.
-* umnn: zuko's sample takes minutes, so it is called once, and only with --slow. Its training step is timed with its
-  default of 32 nodes, fewer than it needs for the accuracy of ours (--accuracy tells).
+* umnn: untrained. zuko's sample takes minutes, so it is called once. Its training step is timed with its
+  default of 32 nodes, fewer than it needs for the accuracy of ours (--sections accuracy).
 * --steps: train our flows so long first, on bent and correlated rows, since roots take more evaluations away from the
   identity, where a flow starts; what a peer's bisection costs does not change.
 * bnaf: beside Pyro's BlockAutoregressive, which has no inverse.
-* --accuracy: how far the log-derivative of either UMNN is from a central difference of its own values, in float64.
+* accuracy: how far the log-derivative of either UMNN is from a central difference of its own values, in float64.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from speed import Call, interleave, seconds, show
+from timing import HERE, Call, Measurement, import_zuko, measured, measurement, parser, run, seconds
 from torch import Tensor, nn
 
 import pyro_genexact as gx
@@ -34,18 +34,8 @@ TRAIN, SAMPLE = "training step", "sample"
 SIZES: dict[str, Any] = {"transforms": TRANSFORMS, "hidden": HIDDEN}
 
 
-def import_zuko() -> Any:
-    base: Any = torch.distributions.Distribution  # whose validation zuko switches off for all of torch
-    before = base._validate_args, base.arg_constraints
-    import zuko
-
-    base._validate_args, base.arg_constraints = before
-    return zuko
-
-
 def zuko_flow(name: str) -> nn.Module:
-    zuko = import_zuko()
-    flow: nn.Module = getattr(zuko.flows, name)(D, 0, transforms=TRANSFORMS, hidden_features=HIDDEN)
+    flow: nn.Module = getattr(import_zuko().flows, name)(D, 0, transforms=TRANSFORMS, hidden_features=HIDDEN)
     return flow
 
 
@@ -65,28 +55,28 @@ class PyroBNAF(nn.Module):
 
 MODELS: dict[str, dict[str, Callable[[], nn.Module]]] = {
     "nsf": {
-        "here": lambda: gx.flows.nsf(D, **SIZES),
+        HERE: lambda: gx.flows.nsf(D, **SIZES),
         "zuko": lambda: zuko_flow("NSF"),
     },
     "naf": {
-        "here": lambda: gx.flows.naf(D, **SIZES),
+        HERE: lambda: gx.flows.naf(D, **SIZES),
         "zuko": lambda: zuko_flow("NAF"),
     },
     "sospf": {
-        "here": lambda: gx.flows.sospf(D, **SIZES),
+        HERE: lambda: gx.flows.sospf(D, **SIZES),
         "zuko": lambda: zuko_flow("SOSPF"),
     },
     "bpf": {
-        "here": lambda: gx.flows.bpf(D, **SIZES),
+        HERE: lambda: gx.flows.bpf(D, **SIZES),
         "zuko": lambda: zuko_flow("BPF"),
     },
     "umnn": {
-        "here": lambda: gx.flows.umnn(D, **SIZES),
+        HERE: lambda: gx.flows.umnn(D, **SIZES),
         "zuko": lambda: zuko_flow("UNAF"),
     },
     "bnaf": {
-        "here": lambda: gx.flows.bnaf(D, transforms=TRANSFORMS, hidden=(8, 8)),
-        "pyro": PyroBNAF,
+        HERE: lambda: gx.flows.bnaf(D, transforms=TRANSFORMS, hidden=(8, 8)),
+        "Pyro": PyroBNAF,
     },
 }
 
@@ -113,33 +103,33 @@ def train(flow: nn.Module, steps: int) -> None:
         optimizer.step()
 
 
-def table(names: list[str], rounds: int, slow: bool, steps: int, markdown: bool) -> None:
-    rows = []
+def table(options: argparse.Namespace) -> list[Measurement]:
+    return compare(options.only.split(","), options.steps, options.rounds)
+
+
+def umnn(options: argparse.Namespace) -> list[Measurement]:
+    return compare(["umnn"], 0, options.rounds)
+
+
+def compare(names: list[str], steps: int, rounds: int) -> list[Measurement]:
+    found = []
     for name in names:
-        timed: dict[tuple[str, str], Call] = {}
-        once: dict[str, float] = {}
+        timed: dict[tuple[str, str, str], Call] = {}
         for library, build in MODELS[name].items():
             flow = build()
-            if library == "here":
+            if library == HERE:
                 train(flow, steps)
             made = calls(flow)
-            if library == "pyro" or (name == "umnn" and library != "here"):
+            if library == "Pyro" or (name == "umnn" and library != HERE):
                 sample = made.pop(SAMPLE)
-                if slow and library == "zuko":
-                    once[library] = seconds(sample)
-            timed |= {(operation, library): call for operation, call in made.items()}
-        times = interleave(timed, rounds) | {(SAMPLE, library): value for library, value in once.items()}
-        for operation in (TRAIN, SAMPLE):
-            ours = times[operation, "here"]
-            for library in MODELS[name]:
-                if library != "here":
-                    peer = times.get((operation, library))
-                    cells = ("-", "-") if peer is None else (f"{1e3 * peer:.4g}", f"{peer / ours:.3g}")
-                    rows.append([name, operation, f"{1e3 * ours:.4g}", library, *cells])
-    show(["flow", "operation", "here, ms", "peer", "ms", "peer / here"], rows, markdown)
+                if library == "zuko":
+                    found.append(measurement((name, SAMPLE, library), "ms", [1e3 * seconds(sample)]))
+            timed |= {(name, operation, library): call for operation, call in made.items()}
+        found += measured(timed, rounds)
+    return found
 
 
-def accuracy() -> None:
+def accuracy(options: argparse.Namespace) -> list[Measurement]:
     """The largest |log-derivative - log of the central difference| of one transform of each, in float64."""
     torch.set_default_dtype(torch.float64)
     zuko = import_zuko()
@@ -152,6 +142,8 @@ def accuracy() -> None:
         t = network(torch.randn(32, 1, 16), torch.zeros(32, 1))
         t.transforms[0].n = nodes
         report(f"zuko, {nodes} nodes", t, x.expand(32, -1).clone(), step)
+    torch.set_default_dtype(torch.float32)
+    return []
 
 
 def report(name: str, t: Any, x: Tensor, step: float) -> None:
@@ -161,24 +153,9 @@ def report(name: str, t: Any, x: Tensor, step: float) -> None:
     print(f"{name}: {error:.1e}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(MODELS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--slow", action="store_true")
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--accuracy", action="store_true")
-    args = parser.parse_args()
-    import_zuko()
-    pyro.enable_validation(False)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    if args.accuracy:
-        accuracy()
-    else:
-        table(args.only.split(","), args.rounds, args.slow, args.steps, args.markdown)
-
-
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [table, umnn, accuracy])
+    found.set_defaults(sections="table")
+    found.add_argument("--only", default="nsf,naf,sospf,bpf,bnaf")
+    found.add_argument("--steps", type=int, default=0)
+    run(found, quick={"only": "nsf"})

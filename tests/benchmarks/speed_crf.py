@@ -1,11 +1,12 @@
 """Speed of the linear-chain CRF beside pytorch-crf and torch-struct, in one process.
 
-    python tests/benchmarks/speed_crf.py [--rounds 9] [--markdown] [--sections train,viterbi,struct,sample,ragged,queries]
+    python tests/benchmarks/speed_crf.py [--rounds 9] [--markdown] [--sections train,memory,viterbi,struct,sample,ragged,queries]
 
 * train: log-likelihood of labels and its gradient in all potentials, against pytorch-crf.
+* memory: the peak of live tensors that ``train`` makes.
 * viterbi: the best labels, against pytorch-crf's ``decode``; both find the same but for rounding: ours is exact in float64.
 * struct: log Z and its gradient at (32, 64, 23), against torch-struct.
-* sample: 1000 label strings of one row (1, 1024, 50), against its log Z with gradient.
+* sample: 1000 label strings of one row (1, 1024, 50), and its log Z with gradient.
 * ragged: log Z and gradient of rows of random lengths at once, masked, against parts of the rows, sorted by length, each cut to its
   longest.
 * queries: what each costs at (32, 64, 23), without and with a gradient.
@@ -20,12 +21,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from speed import interleave, show
+from timing import HERE, Call, Measurement, Named, measured, measurement, parser, peak_megabytes, run
 from torch import Tensor
 from torchcrf import CRF
 
 import pyro_genexact as gx
 
+PEER = "pytorch-crf"
 SIZES = ((32, 64, 23), (32, 256, 23), (8, 1024, 50))
 
 
@@ -44,45 +46,41 @@ def drawn(batch: int, sites: int, labels: int) -> tuple[CRF, Tensor, Tensor, Cal
     return model, emissions, tags, ours
 
 
-def compare(title: str, calls: dict[str, dict[str, Callable[[], object]]], rounds: int, markdown: bool) -> None:
-    """A row a case, of calls whose first is ours."""
-    rows = []
-    for case, of in calls.items():
-        times = [1e3 * t for t in interleave(of, rounds).values()]
-        rows.append([case, *(f"{t:.3g}" for t in times), f"{times[1] / times[0]:.2f}"])
-    show([title, *(f"{name}, ms" for name in of), "ratio"], rows, markdown)
-
-
-def train(rounds: int, markdown: bool) -> None:
-    calls = {}
+def training() -> dict[Named, Call]:
+    calls: dict[Named, Call] = {}
     for size in SIZES:
         model, emissions, tags, ours = drawn(*size)
         theirs = torch.autograd.grad(model(emissions, tags), (emissions, model.transitions))
         mine = torch.autograd.grad(ours().log_prob(tags).sum(), (emissions, model.transitions))
         assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(mine, theirs, strict=True))
-        calls[str(size)] = {
-            "here": lambda ours=ours, tags=tags: ours().log_prob(tags).sum().backward(),
-            "pytorch-crf": lambda model=model, emissions=emissions, tags=tags: model(emissions, tags).backward(),
-        }
-    compare("log-likelihood + backward", calls, rounds, markdown)
+        what = str(size), "log-likelihood + backward"
+        calls[*what, HERE] = lambda ours=ours, tags=tags: ours().log_prob(tags).sum().backward()
+        calls[*what, PEER] = lambda model=model, emissions=emissions, tags=tags: model(emissions, tags).backward()
+    return calls
+
+
+def train(options: argparse.Namespace) -> list[Measurement]:
+    return measured(training(), options.rounds)
+
+
+def memory(options: argparse.Namespace) -> list[Measurement]:
+    return [measurement(key, "MB", [peak_megabytes(call)]) for key, call in training().items()]
 
 
 @torch.no_grad()
-def viterbi(rounds: int, markdown: bool) -> None:
-    calls = {}
+def viterbi(options: argparse.Namespace) -> list[Measurement]:
+    calls: dict[Named, Call] = {}
     for size in SIZES:
         model, emissions, _, ours = drawn(*size)
         found = torch.tensor(model.decode(emissions))
         assert (ours().log_prob(found) <= ours().max_log_prob + 1e-3).all()
         assert (ours().mode == found).float().mean() > 0.99
-        calls[str(size)] = {
-            "here": lambda ours=ours: ours().mode,
-            "pytorch-crf": lambda model=model, emissions=emissions: model.decode(emissions),
-        }
-    compare("Viterbi", calls, rounds, markdown)
+        calls[str(size), "Viterbi", HERE] = lambda ours=ours: ours().mode
+        calls[str(size), "Viterbi", PEER] = lambda model=model, emissions=emissions: model.decode(emissions)
+    return measured(calls, options.rounds)
 
 
-def struct(rounds: int, markdown: bool) -> None:
+def struct(options: argparse.Namespace) -> list[Measurement]:
     import torch_struct  # which takes long
 
     _, emissions, _, _ = drawn(*SIZES[0])
@@ -97,21 +95,28 @@ def struct(rounds: int, markdown: bool) -> None:
         return gx.LinearChainCRF(emissions, transition).log_partition
 
     assert torch.allclose(ours(), theirs(), rtol=1e-4)
-    calls = {"here": lambda: ours().sum().backward(), "torch-struct": lambda: theirs().sum().backward()}
-    compare("log Z + backward", {str(SIZES[0]): calls}, max(rounds // 3, 2), markdown)
+    what = str(SIZES[0]), "log Z + backward"
+    calls = {
+        (*what, HERE): lambda: ours().sum().backward(),
+        (*what, "torch-struct"): lambda: theirs().sum().backward(),
+    }
+    return measured(calls, options.rounds)
 
 
-def sample(rounds: int, markdown: bool) -> None:
+def sample(options: argparse.Namespace) -> list[Measurement]:
     emissions = torch.randn(1, 1024, 50, requires_grad=True)
     transition = torch.randn(50, 50, requires_grad=True)
     calls = {
-        "log Z + backward": lambda: gx.LinearChainCRF(emissions, transition).log_partition.sum().backward(),
-        "1000 samples": lambda: gx.LinearChainCRF(emissions, transition).sample((1000,)),
+        ("(1, 1024, 50)", "log Z + backward", HERE): lambda: (
+            gx.LinearChainCRF(emissions, transition).log_partition.sum().backward()
+        ),
+        ("(1, 1024, 50)", "1000 samples", HERE): lambda: gx.LinearChainCRF(emissions, transition).sample((1000,)),
     }
-    compare("draws", {"(1, 1024, 50)": calls}, rounds, markdown)
+    return measured(calls, options.rounds)
 
 
-def ragged(rounds: int, markdown: bool) -> None:
+def ragged(options: argparse.Namespace) -> list[Measurement]:
+    found = []
     for batch, sites in ((32, 256), (256, 128)):
         emissions = torch.randn(batch, sites, 23, requires_grad=True)
         transition = torch.randn(23, 23, requires_grad=True)
@@ -122,12 +127,16 @@ def ragged(rounds: int, markdown: bool) -> None:
             cut = [gx.LinearChainCRF(e[:, : n.max()], transition, lengths=n).log_partition.sum() for e, n in each]  # noqa: B023
             sum(cut).backward()
 
-        calls = {"masks": lambda parts=parts: parts(1)}
-        calls |= {f"{k} parts": lambda parts=parts, k=k: parts(k) for k in (2, 4)}
-        compare("log Z + backward", {f"({batch}, {sites}, 23), lengths 1 to {sites}": calls}, rounds, markdown)
+        what = f"({batch}, {sites}, 23), lengths 1 to {sites}", "log Z + backward"
+        calls = {
+            (*what, f"{k} parts" if k > 1 else HERE): lambda parts=parts, k=k: parts(k)  # type: ignore[misc]
+            for k in (1, 2, 4)
+        }
+        found += measured(calls, options.rounds)
+    return found
 
 
-def queries(rounds: int, markdown: bool) -> None:
+def queries(options: argparse.Namespace) -> list[Measurement]:
     _, emissions, tags, ours = drawn(*SIZES[0])
     other = gx.LinearChainCRF(torch.randn_like(emissions), torch.randn(23, 23))
     of = {
@@ -146,34 +155,16 @@ def queries(rounds: int, markdown: bool) -> None:
         "sample": lambda d: d.sample(),
         "sample((100,))": lambda d: d.sample((100,)),
     }
-    calls = {}
+    calls: dict[Named, Call] = {}
     for name, query in (of | without).items():
-
-        def quick(query: Callable[..., Tensor] = query) -> None:
-            with torch.no_grad():
-                query(ours())
-
-        calls[name] = {"no gradient": quick}
+        calls[str(SIZES[0]), name, HERE] = torch.no_grad()(lambda query=query: query(ours()))
         if name in of:
-            calls[name]["+ backward"] = lambda query=query: query(ours()).sum().backward()
-    rows = []
-    for name, both in calls.items():
-        times = [f"{1e3 * t:.3g}" for t in interleave(both, rounds).values()]
-        rows.append([name, *times, *[""] * (2 - len(times))])
-    show(["(32, 64, 23)", "no gradient, ms", "+ backward, ms"], rows, markdown)
-
-
-def main() -> None:
-    sections = {f.__name__: f for f in (train, viterbi, struct, sample, ragged, queries)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--sections", default=",".join(sections))
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore", message="where received a uint8")
-    for name in args.sections.split(","):
-        sections[name](args.rounds, args.markdown)
+            calls[str(SIZES[0]), name, f"{HERE}, with backward"] = lambda query=query: query(ours()).sum().backward()
+    return measured(calls, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    warnings.filterwarnings("ignore", message="where received a uint8")
+    found = parser(__doc__, [train, memory, viterbi, struct, sample, ragged, queries], rounds=9)
+    found.set_defaults(validate=True)  # the default of torch and Pyro
+    run(found, quick={"sections": "train,memory,viterbi,sample,queries"})

@@ -18,7 +18,6 @@ float32, one thread, medians over interleaved rounds after a warm-up. Argument v
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +27,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import ConditionalAutoRegressiveNN
-from speed import OURS, SIZES, Call, Size, build_zuko, interleave, show
+from speed import Size
+from timing import HERE, Call, Measurement, Named, measured, parser, run
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
@@ -36,7 +36,6 @@ import pyro_genexact as gx
 
 CONTEXT, BATCH = 64, 256
 IAF, WIDE = Size(32, (256, 256), BATCH, 4), Size(64, (512, 512), BATCH, 4)
-OTHERS = "pyro_genexact, silu", "diagonal Gaussian"
 
 
 class PyroIAF(nn.Module):
@@ -115,7 +114,7 @@ def smooth(size: Size) -> nn.Module:
     return ours(size, silu)
 
 
-BUILDERS: dict[str, Callable[[Size], nn.Module]] = {OURS: ours, "pyro": PyroIAF, "zuko": ZukoIAF}
+BUILDERS: dict[str, Callable[[Size], nn.Module]] = {HERE: ours, "Pyro": PyroIAF, "zuko": ZukoIAF}
 
 
 def svi(model: Callable[[], Any], guide: Callable[[], Any], parameters: Sequence[Tensor], **options: Any) -> Call:
@@ -150,22 +149,24 @@ def amortised(q: nn.Module) -> Call:
     return svi(model, guide, [p for part in (encoder, decoder, q) for p in part.parameters()])
 
 
-def step(options: argparse.Namespace) -> None:
-    builders = BUILDERS | dict(zip(OTHERS, (smooth, Gaussian), strict=True))
-    calls = {(title(IAF), name): amortised(build(IAF)) for name, build in builders.items()}
-    compare("SVI step, amortised IAF", calls, options)
+def step(options: argparse.Namespace) -> list[Measurement]:
+    what = title(IAF), "SVI step, amortised IAF"
+    calls: dict[Named, Call] = {(*what, name): amortised(build(IAF)) for name, build in BUILDERS.items()}
+    calls[title(IAF), "SVI step, amortised IAF with silu", HERE] = amortised(smooth(IAF))
+    calls[title(IAF), "SVI step, diagonal Gaussian", HERE] = amortised(Gaussian(IAF))
+    return measured(calls, options.rounds)
 
 
-def external(options: argparse.Namespace) -> None:
-    calls: dict[Any, Call] = {}
+def external(options: argparse.Namespace) -> list[Measurement]:
+    calls: dict[Named, Call] = {}
     for size in (IAF, WIDE):
         context, z = torch.randn(BATCH, CONTEXT), torch.randn(BATCH, size.features)
         for name, build in BUILDERS.items():
-            calls |= scoring(build(size), context, z, title(size), name)
-    compare(f"{BATCH} external points", calls, options)
+            calls |= scoring(build(size), context, z, size, name)
+    return measured(calls, options.rounds)
 
 
-def scoring(q: nn.Module, context: Tensor, z: Tensor, size: str, name: str) -> dict[Any, Call]:
+def scoring(q: nn.Module, context: Tensor, z: Tensor, size: Size, name: str) -> dict[Named, Call]:
     def score() -> Tensor:
         return q(context).log_prob(z.clone())
 
@@ -173,24 +174,15 @@ def scoring(q: nn.Module, context: Tensor, z: Tensor, size: str, name: str) -> d
         q.zero_grad()
         score().sum().backward()
 
-    calls: dict[Any, Call] = {(f"log_prob, {size}", name): torch.no_grad()(score)}
-    if size == title(IAF):  # the peers' graphs hold gigabytes otherwise
-        calls[f"log_prob + backward, {size}", name] = train
+    what = f"log_prob of {BATCH} external points"
+    calls: dict[Named, Call] = {(title(size), what, name): torch.no_grad()(score)}
+    if size == IAF:  # the peers' graphs hold gigabytes otherwise
+        calls[title(size), f"{what} + backward", name] = train
     return calls
 
 
 def title(size: Size) -> str:
     return f"D={size.features}, hidden {size.hidden}"
-
-
-def compare(operation: str, calls: dict[Any, Call], options: argparse.Namespace) -> None:
-    """A table of calls by (what, whose)."""
-    times = interleave(calls, options.rounds)
-    rows = [
-        [*key, f"{1e3 * t:.4g}", f"{times[key[0], OURS] / t:.3f}", f"{t / times[key[0], OURS]:.2f}"]
-        for key, t in times.items()
-    ]
-    show([operation, "guide", "ms", "ours / it", "it / ours"], rows, options.markdown)
 
 
 DRAW, SCORE, STEP = "draw with log_prob", "log_prob of other points", "SVI step"
@@ -243,39 +235,18 @@ def operations(make: Callable[[Callable[[], Any]], Any], d: int) -> dict[str, Ca
     return {DRAW: draw, SCORE: score, STEP: train}
 
 
-def table(options: argparse.Namespace) -> None:
+def table(options: argparse.Namespace) -> list[Measurement]:
     pyro.settings.set(module_local_params=True)  # guides of one class would share their parameters by name
-    sizes = [int(d) for d in options.sizes.split(",")]
-    times: dict[Any, float] = {}
-    for d in sizes:
-        print(f"timing D={d} ...", file=sys.stderr, flush=True)
+    found = []
+    for d in map(int, options.sizes.split(",")):
         made = {name: operations(make, d) for name, make in guides(d).items()}
-        calls = {(d, name, key): call for name, parts in made.items() for key, call in parts.items()}
-        times |= interleave(calls, options.rounds)
-    rows = [
-        [name, *(f"{1e3 * times[d, name, key]:.3g}" for key in (DRAW, SCORE, STEP) for d in sizes)]
-        for name in guides(8)
-    ]
-    show(["guide, ms", *(f"{key}, {d}" for key in (DRAW, SCORE, STEP) for d in sizes)], rows, options.markdown)
-
-
-def main() -> None:
-    sections = {f.__name__: f for f in (step, external, table)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--sizes", default="8,32,128", help="numbers of latents in the table")
-    parser.add_argument("--sections", default=",".join(sections))
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--validate", action="store_true", help="argument validation on, for all libraries")
-    options = parser.parse_args()
-    build_zuko(SIZES[8])  # its import is over before validation is set
-    pyro.enable_validation(options.validate)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, validation {options.validate}\n")
-    for name in options.sections.split(","):
-        sections[name](options)
+        calls = {(name, "guide", f"{key}, {d}"): call for name, parts in made.items() for key, call in parts.items()}
+        found += measured(calls, options.rounds)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [step, external, table], rounds=9)
+    found.set_defaults(threads=1)
+    found.add_argument("--sizes", default="8,32,128", help="numbers of latents in the table")
+    run(found, quick={"sections": "step,table", "sizes": "8"})

@@ -1,9 +1,10 @@
 """Speed of hidden Markov models, beside Pyro's DiscreteHMM with the same log_prob, in one process.
 
     python tests/benchmarks/speed_hmm.py [--rounds 7] [--markdown] [--validate] [--sizes 32x64x8,32x256x23,8x1024x50]
+                                         [--sections log_prob,queries]
 
 Rows, sites and states B x N x V; normal observations; gradients in the logits and in the observations' means. What Pyro's does
-not have (posterior draws, filtering of all sites, Viterbi) stands beside our log_prob + backward.
+not have (posterior draws, filtering of all sites, Viterbi) is the second table.
 
 Medians over interleaved rounds after a warm-up.
 """
@@ -11,11 +12,11 @@ Medians over interleaved rounds after a warm-up.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from speed import interleave, show
+from timing import HERE, Call, Measurement, Named, measured, parser, run
 from torch import Tensor
 
 import pyro_genexact as gx
@@ -41,56 +42,47 @@ def pyros(parameters: list[Tensor], sites: int) -> dist.DiscreteHMM:
     return dist.DiscreteHMM(torch.zeros(states), steps, dist.Normal(loc, 1.0))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--validate", action="store_true")
-    parser.add_argument("--sizes", default="32x64x8,32x256x23,8x1024x50")
-    options = parser.parse_args()
-    pyro.enable_validation(options.validate)
-    torch.set_num_threads(1)
-
-    table, more = [], []
+def log_prob(options: argparse.Namespace) -> list[Measurement]:
+    calls: dict[Named, Call] = {}
     for size in options.sizes.split(","):
         parameters, x = problem(*map(int, size.split("x")))
-        sites = x.shape[-1]
-        a, b = (make(parameters, sites).log_prob(x) for make in (ours, pyros))
+        a, b = (make(parameters, x.shape[-1]).log_prob(x) for make in WAYS.values())
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+        for way, make in WAYS.items():
 
-        def log_prob(make: object, parameters: list[Tensor] = parameters, x: Tensor = x) -> None:
-            with torch.no_grad():
-                make(parameters, x.shape[-1]).log_prob(x)  # type: ignore[operator]
+            def score(make: Any = make, parameters: list[Tensor] = parameters, x: Tensor = x) -> Tensor:
+                return make(parameters, x.shape[-1]).log_prob(x)
 
-        def backward(make: object, parameters: list[Tensor] = parameters, x: Tensor = x) -> None:
-            make(parameters, x.shape[-1]).log_prob(x).sum().backward()  # type: ignore[operator]
+            calls[named(size), "log_prob", way] = torch.no_grad()(score)
+            calls[named(size), "log_prob + backward", way] = lambda score=score: score().sum().backward()
+    return measured(calls, options.rounds)
 
-        work = {"log_prob": log_prob, "log_prob + backward": backward}
-        calls = {
-            (name, make): lambda call=call, make=make: call(make)
-            for name, call in work.items()
-            for make in (ours, pyros)
+
+def queries(options: argparse.Namespace) -> list[Measurement]:
+    calls: dict[Named, Call] = {}
+    for size in options.sizes.split(","):
+        parameters, x = problem(*map(int, size.split("x")))
+        d = ours([p.detach() for p in parameters], x.shape[-1])
+        work = {
+            "filter": lambda d=d, x=x: d.filter(x),
+            "smooth": lambda d=d, x=x: d.posterior(x).marginals,
+            "Viterbi": lambda d=d, x=x: d.posterior(x).mode,
+            "10 posterior draws": lambda d=d, x=x: d.posterior(x).sample((10,)),
+            "sample 8": lambda d=d: d.sample((8,)),
         }
-        times = {key: 1e3 * value for key, value in interleave(calls, options.rounds).items()}
-        for name in work:
-            here, there = times[name, ours], times[name, pyros]
-            table.append([size, name, f"{here:.4g}", f"{there:.4g}", f"{there / here:.2f}"])
+        calls |= {(named(size), name, HERE): call for name, call in work.items()}
+    return measured(calls, options.rounds)
 
-        def queries(parameters: list[Tensor] = parameters, x: Tensor = x) -> dict[str, object]:
-            d = ours([p.detach() for p in parameters], x.shape[-1])
-            return {
-                "filter": lambda: d.filter(x),
-                "smooth": lambda: d.posterior(x).marginals,
-                "Viterbi": lambda: d.posterior(x).mode,
-                "10 posterior draws": lambda: d.posterior(x).sample((10,)),
-                "sample 8": lambda: d.sample((8,)),
-            }
 
-        found = interleave(queries(), options.rounds)
-        more.append([size, *(f"{1e3 * t:.4g}" for t in (times["log_prob + backward", ours] / 1e3, *found.values()))])
-    show(["B x N x V", "operation", "here, ms", "DiscreteHMM, ms", "ratio"], table, options.markdown)
-    show(["B x N x V, ms", "log_prob + backward", *queries()], more, options.markdown)
+def named(size: str) -> str:
+    return f"({size.replace('x', ', ')})"
+
+
+WAYS = {HERE: ours, "Pyro": pyros}
 
 
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [log_prob, queries])
+    found.set_defaults(threads=1)
+    found.add_argument("--sizes", default="32x64x8,32x256x23,8x1024x50")
+    run(found, quick={"sizes": "32x64x8"})

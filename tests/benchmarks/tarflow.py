@@ -1,6 +1,6 @@
 """TarFlow on digits: bits per dimension, errors of the inverse, and the time of samples with and without the cache.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/tarflow.py [--epochs 150] [--only affine,spline,speed]
+    OMP_NUM_THREADS=1 python tests/benchmarks/tarflow.py [--epochs 150] [--sections speed,affine,spline]
 
 * affine, spline: trains a TarFlow on scikit-learn's digits (17 levels, the split and the noise of
   ``examples/density_estimation.py``) for --epochs, with new dequantising noise in each epoch. It prints the
@@ -17,12 +17,12 @@ import argparse
 import copy
 import math
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
+from timing import HERE, Measurement, measured, measurement, parser, run, seconds
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -51,13 +51,6 @@ def dequantised(levels: Tensor) -> Tensor:
     return (levels + torch.rand(levels.shape)).div(LEVELS).clamp(1e-6, 1 - 1e-6)
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """The processor time, because others may use the machine."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 @torch.no_grad()
 def errors(flow: gx.Flow, y: Tensor) -> tuple[float, float]:
     """The largest error of images in (0, 1) and of their standardised logits after a round trip to the noise."""
@@ -77,7 +70,7 @@ def trained(name: str, epochs: int) -> gx.Flow:
     flow = gx.flows.tarflow(
         (SIDE, SIDE), **SIZES[name], dropout=0.1, support=constraints.unit_interval, standardize=rows
     )
-    seconds = seconds_of(
+    took = seconds(
         lambda: gx.fit(
             flow,
             gx.Augmented(train, dequantised),
@@ -87,7 +80,8 @@ def trained(name: str, epochs: int) -> gx.Flow:
             patience=epochs,
             batch_size=128,
             progress=False,
-        )
+        ),
+        clock=time.process_time,
     )
     flow.eval()
     with torch.no_grad():
@@ -95,21 +89,31 @@ def trained(name: str, epochs: int) -> gx.Flow:
     error = 2 * bits.std().item() / math.sqrt(len(bits))
     print(
         f"{name}: {bits.mean():.3f} ± {error:.3f} bits per dimension after {epochs} epochs, "
-        f"{seconds:.0f} s of one thread; {sum(p.numel() for p in flow.parameters())} parameters",
+        f"{took:.0f} s of one thread; {sum(p.numel() for p in flow.parameters())} parameters",
         flush=True,
     )
     return flow
 
 
-def study(name: str, epochs: int) -> None:
-    flow, test = trained(name, epochs), digits()[2]
+def study(name: str, options: argparse.Namespace) -> list[Measurement]:
+    flow, test = trained(name, options.epochs), digits()[2]
     for dtype in (torch.float32, torch.float64):
         images, logits = errors(copy.deepcopy(flow).to(dtype), test.to(dtype))
         print(f"  round trips in {dtype}: images {images:.1e}, logits {logits:.1e}")
-    with torch.no_grad():
-        solved = flow(solver="fixed_point")
-        loop, passes = (min(seconds_of(lambda d=d: d.sample((100,))) for _ in range(5)) for d in (flow(), solved))
-    print(f"  100 samples: {loop:.3f} s by the cache, {passes:.3f} s by passes {solved.passes}", flush=True)
+    solved, what = flow(solver="fixed_point"), (f"digits, {name} blocks", "100 samples")
+    found = measured(
+        {(*what, HERE): lambda: flow().sample((100,)), (*what, "solver"): lambda: solved.sample((100,))}, options.rounds
+    )
+    print(f"  passes of the solver: {solved.passes}", flush=True)
+    return found
+
+
+def affine(options: argparse.Namespace) -> list[Measurement]:
+    return study("affine", options)
+
+
+def spline(options: argparse.Namespace) -> list[Measurement]:
+    return study("spline", options)
 
 
 @torch.no_grad()
@@ -130,38 +134,25 @@ def without_cache(flow: gx.Flow, noise: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def speed(smoke: bool) -> None:
-    torch.manual_seed(0)
-    side = 8 if smoke else 28
+def speed(options: argparse.Namespace) -> list[Measurement]:
+    side, what = options.side, (f"4 images of {options.side} x {options.side} pixels, patches of 2 pixels", "sample")
     flow = gx.flows.tarflow((side, side), 2, transforms=2, width=64, depth=2).eval()
-    noise = torch.randn(4, side, side)
-    solved = flow(solver="fixed_point")
-    ways: dict[str, Callable[[], Tensor]] = {
-        "cache": lambda: flow().transforms[0](noise),
-        "solver": lambda: solved.transforms[0](noise.clone()),
-        "one pass for each site": lambda: without_cache(flow, noise),
+    noise, solved = torch.randn(4, side, side), flow(solver="fixed_point")
+    anew = torch.no_grad()(lambda: without_cache(flow, noise))
+    ways = {
+        (*what, HERE): torch.no_grad()(lambda: flow().transforms[0](noise)),
+        (*what, "solver"): torch.no_grad()(lambda: solved.transforms[0](noise.clone())),
     }
-    images = {name: way() for name, way in ways.items()}
-    times = {name: min(seconds_of(way) for _ in range(1 if "pass" in name else 5)) for name, way in ways.items()}
-    for name in ways:
-        difference = (images[name] - images["cache"]).abs().max()
-        print(f"{name}: {times[name]:.3f} s, {times[name] / times['cache']:.1f} times; differs by {difference:.1e}")
-    print(f"passes of the solver: {solved.passes} of {side**2 // 4} sites (untrained weights)", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=150)
-    parser.add_argument("--only", default="affine,spline,speed")
-    parser.add_argument("--smoke-test", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in args.only.split(","):
-        if name == "speed":
-            speed(args.smoke_test)
-        else:
-            study(name, 2 if args.smoke_test else args.epochs)
+    images = [anew(), *(way() for way in ways.values())]
+    difference = max((image - images[0]).abs().max() for image in images)
+    print(f"images differ by at most {difference:.1e}; passes of the solver: {solved.passes} of {side**2 // 4} sites")
+    once = measurement((*what, "one parallel pass for each site"), "ms", [1e3 * seconds(anew)])
+    return [*measured(ways, options.rounds), once]
 
 
 if __name__ == "__main__":
-    main()
+    found = parser(__doc__, [speed, affine, spline])
+    found.set_defaults(threads=1, validate=True)
+    found.add_argument("--epochs", type=int, default=150)
+    found.add_argument("--side", type=int, default=28)
+    run(found, quick={"epochs": 2, "side": 8, "sections": "speed"})

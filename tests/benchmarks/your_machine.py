@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
+from measurements import lines, summary
+from timing import Call, interleaved
 from torch import Tensor
 
 import pyro_genexact as gx
 
-Call = Callable[[], object]
 SIZES = {"8 features, hidden 64": (8, 64), "32, 256": (32, 256), "64, 512": (64, 512)}
 FITS = [
     ("maf", 1_000, 4),
@@ -42,21 +40,9 @@ def bent(rows: int, features: int) -> Tensor:
     return noise + torch.sin(2 * noise @ mix)
 
 
-def timed(call: Call, device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def interleaved(calls: dict[str, Call], rounds: int, device: str, repeats: int = 5) -> dict[str, float]:
-    """Median seconds of each call over the rounds, each the mean of some repeats; the first round is a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            times[name].append(timed(lambda call=call: [call() for _ in range(repeats)], device) / repeats)  # type: ignore[misc]
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Median seconds of each call."""
+    return {name: summary(times)[0] for name, times in interleaved(calls, rounds).items()}
 
 
 def step(flow: gx.Flow, optimizer: torch.optim.Optimizer, rows: Tensor) -> None:
@@ -86,27 +72,27 @@ def with_threads(threads: int, call: Call) -> object:
     return call()
 
 
-def threads(rounds: int, device: str) -> None:
+def threads(rounds: int) -> None:
     counts = sorted({1, 2, os.cpu_count() or 1})
-    print("| flow `maf`, batch 256 | operation |", " | ".join(f"{n} thread{'s' * (n > 1)}, ms" for n in counts), "|")
-    print("|---|---|" + "---|" * len(counts))
+    cells = [["flow `maf`, batch 256", "operation", *(f"{n} thread{'s' * (n > 1)}, ms" for n in counts)]]
     for label, (features, hidden) in SIZES.items():
-        flow, data, train = training(features, hidden, 256, device)
+        flow, data, train = training(features, hidden, 256, "cpu")
         calls = {"training step": train, "`log_prob`": partial(score, flow, data), "`sample`": partial(draw, flow)}
         for name, call in calls.items():
-            medians = interleaved({str(n): partial(with_threads, n, call) for n in counts}, rounds, device)
-            print(f"| {label} | {name} |", " | ".join(f"{1e3 * value:.2f}" for value in medians.values()), "|")
+            found = medians({str(n): partial(with_threads, n, call) for n in counts}, rounds)
+            cells.append([label, name, *(f"{1e3 * value:.2f}" for value in found.values())])
     torch.set_num_threads(1)
+    print(*lines(cells), sep="\n", flush=True)
 
 
 def batches(rounds: int, device: str) -> None:
     torch.set_num_threads(1)
     sizes = [32, 128, 512, 2048]
-    print("| flow `maf`, one thread, rows per second |", " | ".join(f"batch {n}" for n in sizes), "|")
-    print("|---|" + "---|" * len(sizes))
+    cells = [["flow `maf`, one thread, rows per second", *(f"batch {n}" for n in sizes)]]
     for label, (features, hidden) in SIZES.items():
-        medians = interleaved({str(n): training(features, hidden, n, device)[2] for n in sizes}, rounds, device)
-        print(f"| {label} |", " | ".join(f"{int(n) / value:,.0f}" for n, value in medians.items()), "|")
+        found = medians({str(n): training(features, hidden, n, device)[2] for n in sizes}, rounds)
+        cells.append([label, *(f"{int(n) / value:,.0f}" for n, value in found.items())])
+    print(*lines(cells), sep="\n", flush=True)
 
 
 def fits(device: str) -> None:
@@ -132,7 +118,7 @@ def main() -> None:
     torch.distributions.Distribution.set_default_validate_args(False)
     chosen = options.only.split(",")
     if "threads" in chosen and options.device == "cpu":
-        threads(options.rounds, options.device)
+        threads(options.rounds)
         print()
     if "batches" in chosen:
         batches(options.rounds, options.device)

@@ -1,0 +1,116 @@
+"""The loop over the sites of MADE in one call of the native operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ..base import Head
+from ..core.functional import transformed
+from .sweeps import MADEState, Sweeps
+
+_ACTIVATIONS: dict[Any, int] = {torch.relu: 0, torch.tanh: 1, torch.sigmoid: 2, silu: 3}
+_BIJECTIONS = ("affine", "spline")
+_DTYPES = (torch.float32, torch.float64)
+
+
+class NativeLoop(NamedTuple):
+    """What the native loop returns.
+
+    Attributes:
+        values: (B, T, *site_shape).
+        totals: (B,), log|dx/dy| of a bijection, or a number that is NaN if a parameter of a distribution is.
+        phi: (B, T, P), the parameters of all sites, if they are kept.
+        state: the last state, if it is kept.
+    """
+
+    values: Tensor
+    totals: Tensor
+    phi: Tensor
+    state: MADEState
+
+
+def solve(
+    conditioner: Any,
+    sweeps: Sweeps,
+    head: Head,
+    given: Tensor,
+    weights: list[Tensor],
+    offsets: list[Tensor],
+    keep: bool,
+) -> NativeLoop | None:
+    """Computes the value of each site from the given number of the site and the values of the earlier sites.
+
+    The operator applies on the CPU without grad, in float32 or float64, for the heads and activations that it has.
+
+    Args:
+        conditioner: the MADE.
+        sweeps: its units.
+        head: the head of the sites.
+        given: (B, T, *site_shape), the image y of a bijection, whose solution x is computed; or numbers u in float64
+            whose quantiles are computed.
+        weights: the weight of each link, masked if ``keep`` or if some sites do not read all earlier ones.
+        offsets: (units, B), the offsets of each layer.
+        keep: whether the parameters of all sites and the last state are needed.
+
+    Returns:
+        The values, or None if the operator does not apply.
+    """
+    activation, native = _ACTIVATIONS.get(conditioner.activation), head.native
+    if activation is None or native is None or not len(given) or torch.is_grad_enabled() or transformed():
+        return None
+    name, settings = native
+    dtype = weights[0].dtype
+    if dtype not in _DTYPES or not all(map(_is_plain, weights)):
+        return None
+    if given.dtype is not (dtype if name in _BIJECTIONS else torch.float64) or not _is_plain(given):
+        return None
+    site = conditioner.site
+    values, totals, phi, units = torch.ops.pyro_genexact.loop(
+        given.flatten(2) if given.dim() > 2 else given.unsqueeze(2),
+        weights,
+        offsets,
+        sweeps.ends,
+        len(weights) > len(offsets),
+        activation,
+        site if isinstance(site, int) else 0,
+        name,
+        settings,
+        keep,
+    )
+    read = conditioner.num_sites - 1
+    state = MADEState(read, [read], tuple(weights), tuple(offsets), tuple(units), None, True)
+    return NativeLoop(values.view(given.shape), totals, phi, state)
+
+
+def can_step(activation: Any, weights: Sequence[Tensor]) -> bool:
+    """Returns whether :func:`step` applies to states with these weights, evaluated in place."""
+    dtype = weights[0].dtype
+    if torch.compiler.is_compiling():  # copies that compilers make lack the padding
+        return False
+    return activation in _ACTIVATIONS and dtype in _DTYPES and all(map(_is_plain, weights))
+
+
+def step(activation: Any, sweeps: Sweeps, low: int, high: int, state: MADEState, inputs: Tensor) -> Tensor:
+    """Returns the outputs (B, high - low, P) of degrees low ... high - 1, as :meth:`Sweeps.finish_in_place` does."""
+    direct = len(state.weights) > len(state.offsets)
+    phi: Tensor = torch.ops.pyro_genexact.step(
+        inputs, state.units, state.weights, sweeps.ends, direct, _ACTIVATIONS[activation], low, high
+    )
+    return phi
+
+
+def padded(x: Tensor) -> Tensor:
+    """Returns a copy of x (units, B) whose rows begin at multiples of 16 numbers, as the native step expects."""
+    columns = -(-x.shape[1] // 16) * 16
+    columns += 16 * (columns % 128 == 0)  # rows at multiples of a large power of two share few lines of the cache
+    return x.new_zeros(len(x), columns)[:, : x.shape[1]].copy_(x)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a tensor is an ordinary one on the CPU, neither distributed nor of another subclass."""
+    return type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu"

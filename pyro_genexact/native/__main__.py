@@ -1,0 +1,26 @@
+"""Builds the native library or says whether it is built: ``python -m pyro_genexact.native [build]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .build import build
+from .library import is_built, library_path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m pyro_genexact.native", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["build"], help="build the library")
+    if parser.parse_args(arguments).command:
+        try:
+            print(f"built: {build()}")
+        except RuntimeError as error:
+            sys.exit(str(error))
+    else:
+        print(f"built: {library_path()}" if is_built() else "not built (python -m pyro_genexact.native build)")
+
+
+if __name__ == "__main__":
+    main()

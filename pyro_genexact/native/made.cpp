@@ -1,0 +1,311 @@
+// The sequential direction of MADE: one site (step), or the loop over all sites (loop).
+//
+// Units are feature-major, (units, columns), with a column per row of the batch. The loop copies blocks of a few
+// columns to memory that fits in the cache and takes each block through all sites. Sums are added in the same order
+// for every number of columns and threads.
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "heads.h"
+
+namespace genexact {
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+
+constexpr int64_t PANEL = 16;  // sites between two products with the whole finished prefix
+constexpr int64_t MIN_WORK = 1 << 23;  // products per thread: about 0.2 ms
+
+template <typename T>
+struct Link {
+  int64_t source;  // the level that it reads
+  const T* weights;
+  int64_t stride;
+};
+
+// Units of a level: the row of unit i begins at data + (i - first) * stride.
+template <typename T>
+struct Level {
+  T* data;
+  int64_t stride;
+  int64_t first = 0;
+  T* row(int64_t unit) const { return data + (unit - first) * stride; }
+};
+
+template <typename T>
+struct Network {
+  int64_t sites, top;  // levels are 0 (inputs), hidden layers, and the top (outputs)
+  const int64_t* ends;
+  std::vector<std::vector<Link<T>>> links;  // by level
+  int64_t activation;
+
+  Network(TensorList weights, const Tensor& ends_, bool direct, int64_t activation)
+      : sites(ends_.size(1) - 1), top(ends_.size(0) - 1), ends(ends_.const_data_ptr<int64_t>()), links(top + 1),
+        activation(activation) {
+    TORCH_CHECK(ends_.is_contiguous() && static_cast<int64_t>(weights.size()) == top + direct, "weights per level");
+    for (int64_t i = 0; i < static_cast<int64_t>(weights.size()); i++) {
+      TORCH_CHECK(weights[i].stride(1) == 1 || weights[i].size(1) < 2, "weights with contiguous rows");
+      const bool skips = i == top;
+      links[skips ? top : i + 1].push_back({skips ? 0 : i, weights[i].const_data_ptr<T>(), weights[i].stride(0)});
+    }
+  }
+
+  // The number of units of a level with degree below d.
+  int64_t end(int64_t level, int64_t d) const { return ends[level * (sites + 1) + std::min(d, sites)]; }
+
+  // Adds what the units of degrees below the panel contribute to those of the panel.
+  template <int N>
+  void enter(const std::vector<Level<T>>& u, int64_t start, int64_t level) const {
+    const int64_t low = end(level, start), rows = end(level, start + PANEL) - low;
+    for (const auto& link : links[level])
+      product<T, N>(
+          u[level].row(low), u[level].stride, link.weights + low * link.stride, link.stride, u[link.source].data,
+          u[link.source].stride, rows, end(link.source, start));
+  }
+
+  // Finishes the units of degree d, given the inputs of degree d.
+  template <int N>
+  void finish(const std::vector<Level<T>>& u, int64_t start, int64_t d) const {
+    for (int64_t level = 1; level <= top; level++) {
+      const int64_t low = end(level, d), rows = end(level, d + 1) - low;
+      if (!rows) continue;
+      for (const auto& link : links[level]) {
+        const int64_t first = end(link.source, start), count = end(link.source, d + 1) - first;
+        product<T, N>(
+            u[level].row(low), u[level].stride, link.weights + low * link.stride + first, link.stride,
+            u[link.source].row(first), u[link.source].stride, rows, count);
+      }
+      if (level < top) activate<T, N>(u[level].row(low), u[level].stride, rows, activation);
+    }
+  }
+};
+
+// What the loop reads and writes.
+struct Task {
+  const Tensor& given;
+  at::ArrayRef<double> settings;
+  int64_t params, numbers, categories;
+  const std::vector<Tensor>& offsets;
+  Tensor &values, &totals, &phi;
+  const std::vector<Tensor>& units;
+};
+
+// Copies numbers with a stride to a row.
+template <typename T>
+void copy(const T* from, int64_t stride, int64_t columns, T* row) {
+  if (stride == 0) {
+    std::fill(row, row + columns, *from);
+  } else if (stride == 1) {
+    std::copy(from, from + columns, row);
+  } else {
+    for (int64_t c = 0; c < columns; c++) row[c] = from[c * stride];
+  }
+}
+
+// Copies rows of N vectors to an array (columns, *).
+template <typename From, typename To>
+void scatter(const From* rows, int64_t width, int64_t count, int64_t columns, To* to, int64_t column_stride) {
+  for (int64_t c = 0; c < columns; c++)
+    for (int64_t r = 0; r < count; r++) to[c * column_stride + r] = static_cast<To>(rows[r * width + c]);
+}
+
+template <typename T, int N, typename Head>
+void run(const Network<T>& net, const Task& task, int64_t first, int64_t columns) {
+  using Given = typename Head::Given;
+  constexpr int64_t S = Columns<T, N>::S;
+  const int64_t numbers = task.numbers, params = task.params, panel = std::min(PANEL, net.sites);
+  const int64_t width = task.categories ? task.categories : numbers;  // inputs per site
+  // memory: levels, where outputs have one panel; values, given numbers and totals; scratch of the head
+  int64_t rows = panel * params + panel * numbers + 1 + Head::scratch_rows(params);
+  for (int64_t l = 0; l < net.top; l++) rows += l ? net.end(l, net.sites) : net.sites * width;
+  const Tensor memory = at::empty({rows * S + 16}, task.totals.options());
+  const Tensor given_memory = at::empty({panel * numbers * S}, at::CPU(c10::CppTypeToScalarType<Given>::value));
+  const Given* source = task.given.const_data_ptr<Given>();
+  T* next = memory.mutable_data_ptr<T>();
+  const auto take = [&](int64_t count) { return std::exchange(next, next + count * S); };
+  Given* given = given_memory.mutable_data_ptr<Given>();
+  std::vector<Level<T>> u;
+  for (int64_t l = 0; l < net.top; l++)
+    u.push_back({take(l ? net.end(l, net.sites) : net.sites * width), S});
+  T *outputs = take(panel * params), *values = take(panel * numbers), *totals = take(1);
+  u.push_back({outputs, S});
+  const Head head(task.settings, params, next);
+  std::fill(totals, totals + S, T(0));
+  std::fill(given, given + panel * numbers * S, Given(0));
+
+  for (int64_t start = 0; start < net.sites; start += PANEL) {
+    const int64_t stop = std::min(start + PANEL, net.sites), count = (stop - start) * numbers;
+    for (int64_t r = 0; r < count; r++) {
+      const Given* from = source + (start + r / numbers) * task.given.stride(1) + r % numbers * task.given.stride(2);
+      copy(from + first * task.given.stride(0), task.given.stride(0), columns, given + r * S);
+    }
+    u[net.top].first = net.end(net.top, start);
+    for (int64_t level = 1; level <= net.top; level++) {
+      const Tensor& offset = task.offsets[level - 1];
+      const T* from = offset.const_data_ptr<T>();
+      for (int64_t unit = net.end(level, start); unit < net.end(level, stop); unit++) {
+        T* row = u[level].row(unit);
+        copy(from + unit * offset.stride(0) + first * offset.stride(1), offset.stride(1), columns, row);
+        std::fill(row + columns, row + S, T(0));
+      }
+      net.template enter<N>(u, start, level);
+    }
+    for (int64_t d = start; d < stop; d++) {
+      net.template finish<N>(u, start, d);
+      T* value = values + (d - start) * numbers * S;
+      head(outputs + (d - start) * params * S, given + (d - start) * numbers * S, value, totals, numbers);
+      if (d == net.sites - 1) {  // no site reads the last one
+        std::fill(u[0].row(d * width), u[0].row((d + 1) * width), T(0));
+      } else if (!task.categories) {
+        std::memcpy(u[0].row(d * numbers), value, numbers * S * sizeof(T));
+      } else {
+        for (int64_t v = 0; v < task.categories; v++)
+          for (int64_t c = 0; c < S; c++) u[0].row(d * task.categories + v)[c] = value[c] == static_cast<T>(v);
+      }
+    }
+    const int64_t stride = net.sites * numbers;
+    if (task.values.scalar_type() == at::kLong)
+      scatter(values, S, count, columns, task.values.mutable_data_ptr<int64_t>() + first * stride + start * numbers, stride);
+    else
+      scatter(values, S, count, columns, task.values.mutable_data_ptr<T>() + first * stride + start * numbers, stride);
+    if (!task.units.empty()) {
+      T* phi = task.phi.mutable_data_ptr<T>() + first * net.sites * params + start * params;
+      scatter(outputs, S, (stop - start) * params, columns, phi, net.sites * params);
+    }
+  }
+  std::memcpy(task.totals.mutable_data_ptr<T>() + first, totals, columns * sizeof(T));
+  for (size_t l = 0; l < task.units.size(); l++)
+    for (int64_t unit = 0; unit < task.units[l].size(0); unit++)
+      std::memcpy(
+          task.units[l].mutable_data_ptr<T>() + unit * task.units[l].stride(0) + first, u[l].row(unit),
+          columns * sizeof(T));
+}
+
+// Calls function(N, first, columns) for blocks of N vectors of columns, in parallel if there is enough work (in products
+// per column) for several threads.
+template <typename T, typename Function>
+void for_blocks(int64_t columns, int64_t work, const Function& function) {
+  constexpr int64_t W = Vec<T>::size();
+  const int64_t vectors = (columns + W - 1) / W, enough = columns * work / MIN_WORK + 1;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), enough);
+  int64_t blocks = std::max((vectors + VECTORS - 1) / VECTORS, std::min(threads, vectors));
+  blocks = std::min((blocks + threads - 1) / threads * threads, vectors);  // equally many per thread
+  at::parallel_for(0, blocks, (blocks + threads - 1) / threads, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) {
+      const int64_t low = block * vectors / blocks, high = (block + 1) * vectors / blocks;
+      const int64_t first = low * W, count = std::min(high * W, columns) - first;
+      const auto call = [&](auto n) {
+        if constexpr (n() <= VECTORS) function(n, first, count);
+      };
+      switch (high - low) {
+        case 1: call(std::integral_constant<int, 1>{}); break;
+        case 2: call(std::integral_constant<int, 2>{}); break;
+        case 3: call(std::integral_constant<int, 3>{}); break;
+        default: call(std::integral_constant<int, 4>{});
+      }
+    }
+  });
+}
+
+template <typename T, template <typename, int> class Head>
+void run_all(
+    const Tensor& given, TensorList weights, const std::vector<Tensor>& offsets, const Tensor& ends, bool direct,
+    int64_t activation, int64_t categories, at::ArrayRef<double> settings, int64_t params, Tensor& values,
+    Tensor& totals, Tensor& phi, const std::vector<Tensor>& units) {
+  const Network<T> net(weights, ends, direct, activation);
+  const Task task{given, settings, params, given.size(2), categories, offsets, values, totals, phi, units};
+  int64_t work = 0;  // half of all weights
+  for (const Tensor& weight : weights) work += weight.numel() / 2;
+  for_blocks<T>(given.size(0), work, [&](auto n, int64_t first, int64_t columns) {
+    run<T, n(), Head<T, n()>>(net, task, first, columns);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
+    const Tensor& given, TensorList weights, TensorList offsets, const Tensor& ends, bool direct, int64_t activation,
+    int64_t categories, std::string head, at::ArrayRef<double> settings, bool keep) {
+  const int64_t batch = given.size(0), sites = ends.size(1) - 1, top = ends.size(0) - 1;
+  const auto like = weights[0].options();
+  const int64_t params = weights[top - 1].size(0) / sites;
+  TORCH_CHECK(given.dim() == 3 && given.size(1) == sites, "Expected given numbers of shape (batch, sites, numbers)");
+  TORCH_CHECK(static_cast<int64_t>(offsets.size()) == top, "Expected an offset per layer");
+  TORCH_CHECK(head == "affine" || head == "spline" || head == "bernoulli" || head == "categorical", head);
+  Tensor values = at::empty({batch, sites, given.size(2)}, head == "categorical" ? like.dtype(at::kLong) : like);
+  Tensor totals = at::empty({batch}, like), phi = at::empty({keep ? batch : 0, sites, params}, like);
+  std::vector<Tensor> units;
+  for (int64_t l = 0; keep && l < top; l++) units.push_back(at::empty({weights[l].size(1), batch}, like));
+  const std::vector<Tensor> offset_list(offsets.begin(), offsets.end());
+  AT_DISPATCH_FLOATING_TYPES(weights[0].scalar_type(), "loop", [&] {
+    const auto call = head == "affine" ? run_all<scalar_t, Affine>
+        : head == "spline"             ? run_all<scalar_t, Spline>
+        : head == "bernoulli"          ? run_all<scalar_t, Bernoulli>
+                                       : run_all<scalar_t, Categorical>;
+    call(given, weights, offset_list, ends, direct, activation, categories, settings, params, values, totals, phi, units);
+  });
+  return {values, totals, phi, units};
+}
+
+// Reads the inputs (batch, features) of degrees low ... high - 1, and returns their outputs (batch, high - low, params).
+// The rows of units begin at multiples of 16 numbers, so that the last vector of a row does not reach into the next row.
+Tensor step(
+    const Tensor& inputs, TensorList units, TensorList weights, const Tensor& ends, bool direct, int64_t activation,
+    int64_t low, int64_t high) {
+  const int64_t batch = inputs.size(0), params = units.back().size(0) / (ends.size(1) - 1);
+  for (const Tensor& level : units)
+    TORCH_CHECK(level.stride(0) % 16 == 0 && level.stride(1) == 1, "Expected units with padded rows");
+  Tensor phi = at::empty({batch, high - low, params}, inputs.options());
+  AT_DISPATCH_FLOATING_TYPES(inputs.scalar_type(), "step", [&] {
+    const Network<scalar_t> net(weights, ends, direct, activation);
+    int64_t work = 0;
+    for (int64_t level = 1; level <= net.top; level++)
+      for (const auto& link : net.links[level]) {
+        work += (net.end(level, high) - net.end(level, low)) * PANEL * net.end(link.source, high) / net.sites;
+        for (int64_t d = low; d < high; d++)
+          if (d % PANEL == 0) work += (net.end(level, d + PANEL) - net.end(level, d)) * net.end(link.source, d);
+      }
+    for_blocks<scalar_t>(batch, work, [&](auto n, int64_t first, int64_t columns) {
+      std::vector<Level<scalar_t>> u;
+      for (const Tensor& level : units) u.push_back({level.mutable_data_ptr<scalar_t>() + first, level.stride(0)});
+      for (int64_t d = low; d < high; d++) {
+        const int64_t start = d - d % PANEL;
+        for (int64_t i = net.end(0, d); i < net.end(0, d + 1); i++) {
+          const scalar_t* from = inputs.const_data_ptr<scalar_t>() + (i - net.end(0, low)) * inputs.stride(1);
+          copy(from + first * inputs.stride(0), inputs.stride(0), columns, u[0].row(i));
+        }
+        if (d == start)
+          for (int64_t level = 1; level <= net.top; level++) net.template enter<n()>(u, start, level);
+        net.template finish<n()>(u, start, d);
+        scalar_t* to = phi.mutable_data_ptr<scalar_t>() + (first * (high - low) + d - low) * params;
+        scatter(u[net.top].row(d * params), u[net.top].stride, params, columns, to, (high - low) * params);
+      }
+    });
+  });
+  return phi;
+}
+
+}  // namespace
+}  // namespace genexact
+
+TORCH_LIBRARY(pyro_genexact, m) {
+  m.def(
+      "loop(Tensor given, Tensor[] weights, Tensor[] offsets, Tensor ends, bool direct, int activation, "
+      "int categories, str head, float[] settings, bool keep) -> (Tensor, Tensor, Tensor, Tensor[])");
+  m.def(
+      "step(Tensor inputs, Tensor(a!)[] units, Tensor[] weights, Tensor ends, bool direct, int activation, int low, "
+      "int high) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(pyro_genexact, CPU, m) {
+  m.impl("loop", genexact::loop);
+  m.impl("step", genexact::step);
+}

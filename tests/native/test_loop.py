@@ -1,0 +1,205 @@
+"""The native loop over the sites of MADE returns what the loop in Python returns, from the same random numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+import pyro_genexact as gx
+from pyro_genexact import heads as h
+from pyro_genexact import native
+from pyro_genexact.conditioners import MADE
+from support.values import DTYPES, built, sized
+
+BAND = torch.ones(20, 20, dtype=torch.bool).tril(-1).triu(-3)
+NETWORKS = {  # the number of sites and options; panels have 16 sites
+    "relu": (20, {"activation": torch.relu, "hidden": (40, 50)}),
+    "tanh, context": (20, {"activation": torch.tanh, "context": 3}),
+    "sigmoid, no direct link": (35, {"activation": torch.sigmoid, "hidden": (33, 70), "direct": False}),
+    "silu, narrow": (18, {"activation": silu, "hidden": (3,)}),
+    "linear": (17, {"hidden": ()}),
+    "band": (20, {"adjacency": BAND}),
+    "one site": (1, {"context": 2}),
+    "dropout, in evaluation": (5, {"dropout": 0.5}),
+}
+BIJECTIONS = {
+    "affine": lambda: h.Affine(bound=3.0),
+    "affine vectors": lambda: h.Affine((3,)),
+    "spline": lambda: h.RationalQuadraticSpline(),
+    "spline vectors": lambda: h.RationalQuadraticSpline(5, bound=3.0, shape=(2,)),
+}
+FAMILIES = {
+    "Bernoulli": (h.Bernoulli, ()),
+    "Bernoulli of categories": (h.Bernoulli, 2),
+    "Bernoulli vectors": (lambda: h.Bernoulli((3,)), (3,)),
+    "Categorical": (lambda: h.Categorical(4), 4),
+    "Parametric": (lambda: h.Parametric(torch.distributions.Categorical, (3,)), 3),
+}
+
+
+def network(name, head, site, dtype=torch.float64):
+    sites, options = NETWORKS[name]
+    net = built(MADE(sites, head.num_params, site=site, **options)).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(0.4)  # so that 35 affine sites do not overflow
+    return net
+
+
+def both(call):
+    results = []
+    for on in (True, False):
+        with native.enabled(on), torch.no_grad():
+            torch.manual_seed(3)
+            results.append(call())
+    return results
+
+
+def given_to(net, rows, *site_shape, dtype=torch.float64):
+    context = sized(rows, net.context, seed=1).to(dtype) if net.context else None
+    return sized(rows, net.num_sites, *site_shape).to(dtype), context
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize("head", BIJECTIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bijections(name, head, dtype, tol):
+    head = BIJECTIONS[head]()
+    net = network(name, head, head.site_shape, dtype)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    for rows in (1, 70):
+        y, context = given_to(net, rows, *head.site_shape, dtype=dtype)
+        with torch.no_grad():
+            assert net.native_loop(head, y, context) is not None
+
+        def inverse(context=context, y=y):
+            t = module(context).inv
+            x = t(y)
+            return x, t.log_abs_det_jacobian(y, x)
+
+        here, there = both(inverse)
+        assert all(a.dtype is dtype and a.stride() == b.stride() for a, b in zip(here, there, strict=True))
+        scale = there[0].abs().max().clamp(min=1)  # errors grow along the sites
+        torch.testing.assert_close(here[0] / scale, there[0] / scale, rtol=10 * tol, atol=10 * tol)
+        torch.testing.assert_close(here[1], there[1], rtol=100 * tol, atol=100 * tol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_families(name, family, dtype):
+    make, site = FAMILIES[family]
+    net = network(name, head := make(), site, dtype)
+    model = gx.Autoregressive(net, head, (net.num_sites, *head.site_shape))
+    _, context = given_to(net, 70, dtype=dtype)
+    u = torch.rand(70, net.num_sites, *head.site_shape, dtype=torch.float64)
+    with torch.no_grad():
+        assert net.native_loop(head, u, context) is not None
+    here, there = both(lambda: model(context).sample((3,) if net.context else (70,)))
+    assert here.dtype is there.dtype
+    assert torch.equal(here, there)
+    assert torch.equal(*both(lambda: model(context).from_uniform(u)))
+
+
+def test_orders_and_broadcasting():
+    net = network("tanh, context", head := h.Bernoulli(), ())
+    model = gx.Autoregressive(net, head, (4, 5), torch.randperm(20))
+    assert torch.equal(*both(lambda: model(sized(2, 1, 3)).expand((2, 3)).sample((5,))))
+
+
+def test_gradients():
+    """The state that the native loop leaves serves the reverse sweep."""
+    net = network("tanh, context", head := h.Affine(), ())
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    y, context = given_to(net, 9)
+
+    def gradients(on):
+        with native.enabled(on):
+            x, ladj = module(context).inv.call_and_ladj(y)
+            return torch.autograd.grad(x.sin().sum() + ladj.sum(), [*net.parameters()])
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_parameters_of_nan_raise():
+    head = h.Categorical(3)
+    net = MADE(2, 3, site=3)
+    with torch.no_grad():
+        net.layers[0].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not NaN; got NaN"):
+        gx.Autoregressive(net, head, (2,))().sample((2,))
+
+
+def test_nan_and_infinity_as_in_python():
+    net = network("relu", head := h.RationalQuadraticSpline(), ())
+    y, _ = given_to(net, 4)
+    y[0, 0], y[1, 19], y[2, 3], y[3, 1] = torch.nan, torch.nan, torch.inf, -1e9
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    here, there = both(lambda: module().inv(y))
+    torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+class Shifted(h.Affine):
+    def forward(self, phi, first=0):
+        return super().forward(phi + 1, first)
+
+
+class Slower(MADE):
+    def extend(self, y, state):
+        phi, state = super().extend(y, state)
+        return phi + 1, state
+
+
+def test_other_cases_are_left_to_python():
+    y, affine = sized(3, 5), h.Affine()
+    made = network("dropout, in evaluation", affine, ())
+    made_of = [
+        (made, Shifted(), y),
+        (made.train(), affine, y),
+        (MADE(5, 2).double(), h.Shift(), y),
+        (MADE(5, 2, activation=torch.nn.ELU()).double(), affine, y),
+        (MADE(5, 2, site=[(), (), 2, (), ()]).double(), affine, y),
+        (MADE(5, 2), affine, y),  # another dtype
+        (MADE(5, 2).double(), affine, y[:0]),
+        (Slower(5, 2).double(), affine, y),
+        (MADE(5, 1).double(), h.Bernoulli(), y.float()),  # u in single precision
+    ]
+    with torch.no_grad():
+        assert all(net.native_loop(head, given, None) is None for net, head, given in made_of)
+        assert MADE(5, 2).double().native_loop(affine, y, None) is not None
+        with native.enabled(False):
+            assert MADE(5, 2).double().native_loop(affine, y, None) is None
+    assert MADE(5, 2).double().native_loop(affine, y, None) is None  # with grad
+
+
+def test_rows_do_not_depend_on_the_batch_or_on_threads():
+    net = network("relu", head := h.Affine(), ())
+    y, _ = given_to(net, 300)
+    with torch.no_grad():
+        every = net.native_loop(head, y, None).values
+        assert torch.equal(every[37:38], net.native_loop(head, y[37:38], None).values)
+        large = MADE(64, 2, hidden=(512, 512)).double()
+        y = sized(300, 64)
+        one = large.native_loop(head, y, None).values
+        torch.set_num_threads(2)
+        try:
+            two = large.native_loop(head, y, None).values
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(one, two)
+
+
+def test_fake_tensors():
+    net = network("tanh, context", head := h.Affine(), ())
+    y, context = given_to(net, 4)
+    with torch.no_grad():
+        real = net.native_loop(head, y, context, keep=True)
+        arguments = (
+            [layer.masked() for layer in [*net.layers, net.direct]],
+            [sized(len(layer.bias), 4) for layer in net.layers],
+        )
+        rest = net._sweeps.ends, True, 1, 0, "affine", [7.0], True
+        torch.library.opcheck(torch.ops.pyro_genexact.loop.default, (y.unsqueeze(2), *arguments, *rest))
+    assert real.phi.shape == (4, 20, 2)

@@ -190,8 +190,8 @@ class SequenceLayout(Layout):
             return super().span(shape)
         if not starts.numel() or not visible(starts):
             return 0, self.given + self.count
-        first, last = starts.aminmax()
-        return int(first), int(last) + self.count
+        first, last = torch.stack(starts.aminmax()).tolist()  # one wait for a device
+        return first, last + self.count
 
     def over(self, shape: torch.Size) -> Tensor | None:
         prefix, starts = self.prefix_rows(shape), self.starts(shape)

@@ -46,6 +46,7 @@ JOBS = [
     Job("speed_hmm", (1,), (), (SECTIONS, "log_prob")),
     Job("speed_sequences", (1,), (), ("--rounds", "3")),
     Job("speed_guides", (1, 2), (), (SECTIONS, "step,external")),
+    Job("speed_native", (1, 2), (), ("--rounds", "5")),
     Job("images", (1,), (), ("--rounds", "3")),
     Job("tarflow", (1,), (SECTIONS, "speed"), (SECTIONS, "speed")),
     Job("fixed_point", (1,), (), None),

@@ -28,11 +28,12 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import ConditionalAutoRegressiveNN
 from speed import Size
-from timing import HERE, Call, Measurement, Named, measured, parser, run
+from timing import HERE, Call, Measurement, Named, measured, parser, run, with_native
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 import pyro_genexact as gx
+from pyro_genexact import native
 
 CONTEXT, BATCH = 64, 256
 IAF, WIDE = Size(32, (256, 256), BATCH, 4), Size(64, (512, 512), BATCH, 4)
@@ -176,6 +177,8 @@ def scoring(q: nn.Module, context: Tensor, z: Tensor, size: Size, name: str) -> 
 
     what = f"log_prob of {BATCH} external points"
     calls: dict[Named, Call] = {(title(size), what, name): torch.no_grad()(score)}
+    if name == HERE and native.is_built():
+        calls[title(size), what, f"{HERE}, native"] = with_native(torch.no_grad()(score))
     if size == IAF:  # the peers' graphs hold gigabytes otherwise
         calls[title(size), f"{what} + backward", name] = train
     return calls

@@ -35,6 +35,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_genexact import native
+
 __all__ = ["HERE", "Call", "Measurement", "Named", "interleaved", "measured", "measurement", "parser", "run", "show"]
 
 Call = Callable[[], object]
@@ -44,6 +46,16 @@ Key = TypeVar("Key", bound=Hashable)
 FACTORS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 PACKAGES = ("torch", "pyro-ppl", "zuko", "nflows", "pytorch-crf", "torch-struct", "transformers")
 SHORT, LONG = 0.02, 1.0  # seconds: shorter calls are repeated, longer ones have fewer rounds
+
+
+def with_native(call: Call) -> Call:
+    """The call with the native operator, if that is built; everything else is measured without."""
+
+    def run() -> object:
+        with native.enabled(True):
+            return call()
+
+    return run
 
 
 def seconds(call: Call, repeats: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -193,15 +205,16 @@ def run(found: argparse.ArgumentParser, quick: Mapping[str, Any]) -> None:
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, validation {options.validate}\n")
     script = Path(sys.argv[0]).stem
-    for name in options.sections.split(","):
-        print(f"{script}.{name} ...", file=sys.stderr, flush=True)
-        torch.manual_seed(0)
-        values = list(options.known[name](options))
-        if not values:
-            continue
-        new = Run(script, name, options.threads, options.quick or options.rounds < 3, environment(), values)
-        cells = table([[new]])
-        print(name)
-        show(cells[0], cells[1:], options.markdown)
-        if options.json:
-            data.write(options.json, data.merged(data.read(options.json), [new]))
+    with native.enabled(False):  # a section that measures the native operator switches it on
+        for name in options.sections.split(","):
+            print(f"{script}.{name} ...", file=sys.stderr, flush=True)
+            torch.manual_seed(0)
+            values = list(options.known[name](options))
+            if not values:
+                continue
+            new = Run(script, name, options.threads, options.quick or options.rounds < 3, environment(), values)
+            cells = table([[new]])
+            print(name)
+            show(cells[0], cells[1:], options.markdown)
+            if options.json:
+                data.write(options.json, data.merged(data.read(options.json), [new]))

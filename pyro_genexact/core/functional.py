@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import isfinite
 
 import torch
 from torch import Tensor
 
+_RECORDING: ContextVar[bool] = ContextVar("recording", default=False)
+
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is tracing the code."""
-    return torch.compiler.is_compiling()
+    """Whether torch compiles, exports or records the operations of the code."""
+    return torch.compiler.is_compiling() or _RECORDING.get()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Declares that the operations in this context are recorded, by ``make_fx``."""
+    token = _RECORDING.set(True)
+    try:
+        yield
+    finally:
+        _RECORDING.reset(token)
 
 
 def transformed() -> bool:

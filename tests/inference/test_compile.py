@@ -23,7 +23,7 @@ def counter(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    yield lambda: torch._dynamo.utils.counters["frames"]["ok"]
+    yield lambda: torch._dynamo.utils.counters["aot_autograd"]["ok"]
     torch._dynamo.reset()
 
 

@@ -67,7 +67,7 @@ def counted(module, *batches):
             with torch.no_grad():
                 for p in module.parameters():
                     p.sub_(0.01 * (i + 1) * p.grad)
-    found = torch._dynamo.utils.counters["frames"]["ok"]
+    found = torch._dynamo.utils.counters["aot_autograd"]["ok"]
     torch._dynamo.reset()
     return found
 

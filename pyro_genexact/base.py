@@ -16,6 +16,7 @@ from torch.distributions import constraints
 
 from .contexts import Covariates, Source
 from .core.buffers import WithDerived, register_derived, register_given
+from .core.functional import compiling
 from .core.leaves import map_leaves
 from .core.rows import take_rows
 
@@ -271,9 +272,9 @@ class Constant(WithDerived):
         return self()
 
     def forward(self) -> Any:
-        return (
-            map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot) if self._buffers else self._template
-        )
+        if not (self._buffers or compiling()):  # the compiler would see that torch's transforms keep their inverse
+            return self._template
+        return map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot)
 
 
 class Slot(NamedTuple):

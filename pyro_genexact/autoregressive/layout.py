@@ -156,7 +156,7 @@ class Layout:
         """Raises a ValueError if the prefix is outside the support."""
         prefix = self.prefix_rows(shape)
         if prefix is not None:
-            y = prefix.new_zeros(len(prefix), self.given + self.count, *self.head.site_shape)
+            y = prefix.new_zeros(prefix.shape[0], self.given + self.count, *self.head.site_shape)
             y = feasible_point(self.head.support, y).expand(y.shape).to(prefix.dtype)
             y = torch.cat([prefix, y[:, self.given :]], 1)
             self.check(y, self.inside(y, self.present(shape)), "prefix")

@@ -170,8 +170,8 @@ class Transformer(Conditioner):
         The context has shape (B, C), or (B, T or more, C) for covariates, or (B, S, C) for a source.
         """
         check_sites(self, y)
-        state = self._before(context, len(y))
-        begin = self.begin.expand(len(y), 1, -1)
+        state = self._before(context, y.shape[0])
+        begin = self.begin.expand(y.shape[0], 1, -1)
         inputs = torch.cat([begin, self.read(self.encoder(y[:, :-1], self.begin))], 1)
         return self._run(self._joined(inputs, state, 0), state, 0)
 

@@ -12,11 +12,22 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 _ON_A_DEVICE = ContextVar("_ON_A_DEVICE", default=False)
+_RECORDING = ContextVar("_RECORDING", default=False)
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is tracing the code."""
-    return torch.compiler.is_compiling()
+    """Whether torch compiles, exports or records the operations of the code."""
+    return torch.compiler.is_compiling() or _RECORDING.get()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Declares that the operations in this context are recorded, by ``make_fx``."""
+    token = _RECORDING.set(True)
+    try:
+        yield
+    finally:
+        _RECORDING.reset(token)
 
 
 def transformed() -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..core.functional import recording
 
 
 class Compiled:
-    """A function, compiled as a whole at its first call, that runs without validation.
-
-    Errors of the compiler are raised with a note.
+    """A function that is compiled as a whole at its first call, and runs without validation.
 
     Attributes:
         ready: whether the caller has evaluated the function once without compilation.
@@ -26,21 +30,70 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
             self._compiled = torch.compile(self.function, fullgraph=True)
-        with compilation():
+        with _compilation():
             return self._compiled(*args)
 
 
+class RecordedGradients:
+    """Compiles a loss and its gradients from the operations of one evaluation.
+
+    The record contains the operations of the backward pass too, so that all custom gradients are those of autograd.
+
+    Args:
+        loss: a function that returns the loss; every evaluation must do the same operations on tensors.
+        parameters: the parameters, which are changed in place between evaluations.
+    """
+
+    def __init__(self, loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        given, self.parameters = [*parameters], list[Tensor]()
+
+        def evaluate() -> list[Tensor]:
+            value = torch.as_tensor(loss())
+            grads = torch.autograd.grad(value, given, allow_unused=True)
+            self.parameters = [p for p, grad in zip(given, grads, strict=True) if grad is not None]
+            return [value.detach(), *(grad for grad in grads if grad is not None)]
+
+        with _compilation(), recording(), _pyro_traced(), torch.random.fork_rng([]):
+            record = make_fx(evaluate)()
+        self._compiled = torch.compile(record, fullgraph=True)
+
+    def __call__(self) -> float:
+        """Adds the gradients to the parameters; returns the loss."""
+        with _compilation(), torch.no_grad():
+            value, *grads = self._compiled()
+        for p, grad in zip(self.parameters, grads, strict=True):
+            p.grad = grad if p.grad is None else p.grad + grad
+        return value.item()  # type: ignore[no-any-return]
+
+
+class _ItemsAsTensors(TorchFunctionMode):
+    """Makes ``Tensor.item`` return a tensor, since Pyro's ELBOs add up numbers. Branches on such tensors raise an error."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].detach() if function is Tensor.item else function(*args, **(kwargs or {}))
+
+
 @contextmanager
-def compilation() -> Iterator[None]:
-    """Switches validation off, since it cannot be compiled, lets torch trace recurrent networks, and adds a note to its errors."""
+def _pyro_traced() -> Iterator[None]:
+    """Makes Pyro read no values: neither for its choices, as while ``torch.jit`` traces, nor for warnings and sums."""
+    never: dict[str, Any] = dict.fromkeys(("torch_isnan", "torch_isinf"), lambda x: False)
+    traced = patch("torch._C._get_tracing_state", lambda: True)
+    with warnings.catch_warnings(), _ItemsAsTensors(), patch.multiple("pyro.util", **never), traced:
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        yield
+
+
+@contextmanager
+def _compilation() -> Iterator[None]:
+    """Switches validation off, which cannot be compiled; lets torch trace recurrent networks; adds a note to its errors."""
     from torch._dynamo import config
     from torch._dynamo.exc import TorchDynamoException
 
     try:
         with pyro.validation_enabled(False), config.patch(allow_rnn=True):
             yield
-    except TorchDynamoException as error:
-        error.add_note(
-            "Raised while torch compiled the function; call the fit with compile=False to run without compilation."
-        )
+    except (TorchDynamoException, RuntimeError) as error:
+        error.add_note("Raised by the compiled function of a fit with compile=True.")
         raise

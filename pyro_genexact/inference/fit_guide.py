@@ -87,6 +87,7 @@ def fit_guide(
     fabric: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int | None = None,
+    compile: bool = False,
     **kwargs: Any,
 ) -> GuideResult:
     """Fits a guide to a Pyro model in place, by maximising the ELBO (nats) until it no longer improves.
@@ -127,6 +128,12 @@ def fit_guide(
             number of threads). The file contains Pyro's parameter store and the states of model and guide if they are
             modules.
         every: the number of steps between two checkpoints; by default they are a minute apart.
+        compile: whether to record the operations of one step, and to take all later steps by ``torch.compile`` of this
+            record, which takes up to a few minutes once. The first step is evaluated as without ``compile``. Each step
+            must do the same operations on tensors of the same shapes, as for Pyro's ``JitTrace_ELBO``: numbers and
+            choices of Python code, including those of the random module, are those of the recorded step. Later steps are
+            not validated. Random numbers differ from those without compilation. A ``loss`` must have the method
+            ``differentiable_loss``.
         kwargs: keyword arguments of model and guide.
 
     Returns:
@@ -139,6 +146,7 @@ def fit_guide(
         NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
         FloatingPointError: if the loss or gradient of the first step is not finite, or if ten steps in a row are still not
             finite after the fit has returned to earlier weights three times. The message has the step and the sites.
+        RuntimeError: with ``compile``, torch's errors if a step cannot be recorded or compiled, with a note.
 
     Cost: ``num_particles`` gradients of model and guide per step.
 
@@ -156,7 +164,7 @@ def fit_guide(
         True
     """
     seed = checked_seed(seed)
-    _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every)
+    _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every, compile)
     clock = Clock()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
@@ -176,7 +184,7 @@ def fit_guide(
             settings |= _described(model, guide, loss, optimizer, parameters, fabric, args, kwargs)
         if loss is None:
             loss = default_loss(*programs, num_particles)
-        objective = Objective(loss, model, guide, args, kwargs, fabric.autocast)
+        objective = Objective(loss, model, guide, args, kwargs, fabric.autocast, compile)
         descent = Descent(optimizer or partial(torch.optim.Adam, lr=lr), parameters, max_grad_ratio)
         task = Variational(objective, descent, steps, device, modules, Interrupts())
         ranks = Ranks(fabric)
@@ -234,8 +242,20 @@ def _same_latents() -> Iterator[None]:
 
 
 def _check(
-    model: Any, guide: Any, steps: Any, lr: float, num_particles: int, loss: Any, ratio: float, every: Any
+    model: Any,
+    guide: Any,
+    steps: Any,
+    lr: float,
+    num_particles: int,
+    loss: Any,
+    ratio: float,
+    every: Any,
+    compile: Any,
 ) -> None:
+    if not isinstance(compile, bool):
+        raise TypeError(f"Expected compile to be True or False; got {compile!r}.")
+    if compile and loss is not None and not hasattr(loss, "differentiable_loss"):
+        raise ValueError(f"Expected loss with a method differentiable_loss if compile=True; got {type(loss).__name__}.")
     for name, value in (("model", model), ("guide", guide)):
         if not callable(value):
             raise TypeError(f"Expected {name} to be callable; got {type(value).__name__}.")

@@ -1,0 +1,108 @@
+"""Compiled functions have the same values and gradients; ``compile_all.py`` runs the law on all of the registry."""
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyro_genexact as gx
+from pyro_genexact import heads as h
+from pyro_genexact import testing
+from pyro_genexact.conditioners import MADE
+from support.compiled import CASES, SLOW
+from support.values import built, sized
+
+# one of each class, and those that compile in little time
+CHOSEN = [
+    "distribution maf positive",
+    "distribution iaf context",
+    "distribution nsf",
+    "distribution naf",
+    "distribution bnaf",
+    "distribution realnvp",
+    "distribution tarflow",
+    "distribution Autoregressive binary",
+    "distribution Autoregressive entmax",
+    "distribution Autoregressive columns",
+    "distribution Autoregressive recurrent",
+    "distribution OrderEnsemble",
+    "distribution Conditional discrete",
+    "distribution HiddenMarkov ragged",
+    "distribution LinearChainCRF ends",
+    "distribution CRF",
+    "distribution Sequence transformer",
+    "distribution Sequence nade",
+    "conditioner CausalConv",
+    "conditioner StateSpace diagonal",
+    "conditioner PixelCNN",
+    "conditioner Markov",
+    "conditioner Independent",
+    "transform Planar",
+    "transform LULinear",
+    "transform Permute",
+]
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_compiled(case):
+    law, name = CASES[case]
+    law(name)
+
+
+def test_those_left_out_are_in_the_registry():
+    assert set(SLOW) <= set(CASES)
+
+
+def counted(module, *batches):
+    """The number of compilations of log_prob and its gradient, for batches of these sizes."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    score = torch.compile(lambda y: module().log_prob(y), backend="aot_eager", fullgraph=True)
+    with pyro.validation_enabled(False):
+        for i, rows in enumerate(batches):
+            y = module().sample((rows,))
+            log_prob = score(y)
+            torch.testing.assert_close(log_prob, module().log_prob(y), rtol=1e-12, atol=1e-12)
+            log_prob.sum().backward()
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.sub_(0.01 * (i + 1) * p.grad)
+    found = torch._dynamo.utils.counters["aot_autograd"]["ok"]
+    torch._dynamo.reset()
+    return found
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: gx.flows.maf(3, hidden=(6,), transforms=2),
+        lambda: gx.Autoregressive(MADE(4, 1, hidden=(6,)), h.Bernoulli(), (4,)),
+    ],
+)
+def test_batches_of_a_size_compile_once_and_other_sizes_once_more(module):
+    module = built(module())
+    assert counted(module, 5, 5, 5) == 1
+    assert counted(module, 5, 7, 5, 9, 11) == 2
+
+
+class Drifts(nn.Module):
+    """Adds up the calls in Python, which a compiled function does not see, or sees by compiling again."""
+
+    def forward(self, x):
+        return x * (2.0 if torch.compiler.is_compiling() else 1.0)
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * (self.weight.detach() if torch.compiler.is_compiling() else self.weight)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Drifts, "tensor 0"), (Detached, "tensor 2")])
+def test_compiled_has_power(kind, message):
+    module = kind()
+    with pytest.raises(AssertionError, match=rf"compiled broken \[{message}"):
+        testing.compiled(module, module, sized(4, 3))

@@ -45,8 +45,6 @@ class RecordedGradients:
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         given, self.parameters = [*parameters], list[Tensor]()
 
         def evaluate() -> list[Tensor]:
@@ -56,7 +54,7 @@ class RecordedGradients:
             return [value.detach(), *(grad for grad in grads if grad is not None)]
 
         with _compilation(), recording(), _pyro_traced(), torch.random.fork_rng([]):
-            record = make_fx(evaluate)()
+            record = torch.fx.experimental.proxy_tensor.make_fx(evaluate)()
         self._compiled = torch.compile(record, fullgraph=True)
 
     def __call__(self) -> float:
@@ -88,12 +86,10 @@ def _pyro_traced() -> Iterator[None]:
 @contextmanager
 def _compilation() -> Iterator[None]:
     """Switches validation off, which cannot be compiled; lets torch trace recurrent networks; adds a note to its errors."""
-    from torch._dynamo import config
-    from torch._dynamo.exc import TorchDynamoException
-
+    compiler: Any = torch._dynamo  # torch imports it here, which takes a second
     try:
-        with pyro.validation_enabled(False), config.patch(allow_rnn=True):
+        with pyro.validation_enabled(False), compiler.config.patch(allow_rnn=True):
             yield
-    except (TorchDynamoException, RuntimeError) as error:
+    except (compiler.exc.TorchDynamoException, RuntimeError) as error:
         error.add_note("Raised by the compiled function of a fit with compile=True.")
         raise

@@ -47,6 +47,7 @@ JOBS = [
     Job("speed_sequences", (1,), (), ("--rounds", "3")),
     Job("speed_guides", (1, 2), (), (SECTIONS, "step,external")),
     Job("speed_native", (1, 2), (), ("--rounds", "5")),
+    Job("speed_compiled", (1, 2), (), ("--rounds", "5")),
     Job("images", (1,), (), ("--rounds", "3")),
     Job("tarflow", (1,), (SECTIONS, "speed"), (SECTIONS, "speed")),
     Job("fixed_point", (1,), (), None),

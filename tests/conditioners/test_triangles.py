@@ -69,3 +69,20 @@ def test_networks_of_wide_layers_use_them_and_transforms_of_functions_do_not():
     assert jacobian.view(40, 13, 40).sum(1).triu().abs().max() == 0  # site t reads no site from t on
     with torch.autocast("cpu", torch.bfloat16):
         assert net.float()(x.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("offset", [None, (512,), (5, 512)])
+def test_compiled(offset):
+    mask = _staircase(512, 520)
+    panels = panels_of(mask)
+    shapes = [(5, 520), (512, 520), *([] if offset is None else [offset])]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    x, weight, added = inputs if offset else (*inputs, None)
+
+    def run():
+        return masked_linear(x, weight, mask, added, panels).square().sum()
+
+    found, expected = torch.compile(run, backend="aot_eager", fullgraph=True)(), run()
+    torch.testing.assert_close(found, expected)
+    for got, want in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

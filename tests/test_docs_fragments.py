@@ -102,7 +102,10 @@ PAGES = {
             "AutoModelForCausalLM.from_pretrained(name)": "loaded",
         },
     ),
-    "howto/speed.md": (dict, {"set_num_threads(1)": "get_num_threads()"}),
+    "howto/speed.md": (
+        dict,
+        {"set_num_threads(1)": "get_num_threads()", "fullgraph=True": 'fullgraph=True, backend="aot_eager"'},
+    ),
     "installation.md": (dict, {'"cuda"': '"cpu"'}),
     "tutorials/posterior.md": (lambda: {"model": model}, {}),
 }

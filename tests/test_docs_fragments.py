@@ -116,6 +116,7 @@ PAGES = {
             "set_num_threads(1)": "get_num_threads()",
             "enable_validation(False)": "enable_validation(True)",
             'mode="reduce-overhead"': "disable=True",
+            "fullgraph=True": 'fullgraph=True, backend="aot_eager"',
         },
     ),
     "installation.md": (dict, {'"cuda"': '"cpu"'}),

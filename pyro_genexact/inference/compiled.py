@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -73,23 +74,28 @@ class _ItemsAsTensors(TorchFunctionMode):
         return args[0].detach() if function is Tensor.item else function(*args, **(kwargs or {}))
 
 
+def _constant(value: bool, *_: Any) -> bool:
+    return value
+
+
 @contextmanager
 def _pyro_traced() -> Iterator[None]:
     """Makes Pyro read no values: neither for its choices, as while ``torch.jit`` traces, nor for warnings and sums."""
-    never: dict[str, Any] = dict.fromkeys(("torch_isnan", "torch_isinf"), lambda x: False)
-    traced = patch("torch._C._get_tracing_state", lambda: True)
-    with warnings.catch_warnings(), _ItemsAsTensors(), patch.multiple("pyro.util", **never), traced:
+    fixed = {"torch._C._get_tracing_state": True, "pyro.util.torch_isnan": False, "pyro.util.torch_isinf": False}
+    with warnings.catch_warnings(), _ItemsAsTensors(), ExitStack() as stack:
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        for name, value in fixed.items():
+            stack.enter_context(patch(name, partial(_constant, value)))
         yield
 
 
 @contextmanager
 def _compilation() -> Iterator[None]:
     """Switches validation off, which cannot be compiled; lets torch trace recurrent networks; adds a note to its errors."""
-    compiler: Any = torch._dynamo  # torch imports it here, which takes a second
+    dynamo = torch._dynamo  # imported here, which takes a second
     try:
-        with pyro.validation_enabled(False), compiler.config.patch(allow_rnn=True):
+        with pyro.validation_enabled(False), dynamo.config.patch(allow_rnn=True):
             yield
-    except (compiler.exc.TorchDynamoException, RuntimeError) as error:
+    except (dynamo.exc.TorchDynamoException, RuntimeError) as error:
         error.add_note("Raised by the compiled function of a fit with compile=True.")
         raise

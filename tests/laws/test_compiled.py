@@ -12,23 +12,18 @@ from pyro_genexact.conditioners import MADE
 from support.compiled import CASES, SLOW
 from support.values import built, sized
 
-# one of each class, and those that compile in little time
+# one of each kind of model, network and head, those that compile in least time; together about 20 s of CPU
 CHOSEN = [
-    "distribution maf positive",
-    "distribution iaf context",
+    "distribution maf normal base",
     "distribution nsf",
     "distribution naf",
-    "distribution bnaf",
-    "distribution realnvp",
-    "distribution tarflow",
+    "distribution nice",
     "distribution Autoregressive binary",
     "distribution Autoregressive entmax",
-    "distribution Autoregressive columns",
+    "distribution Autoregressive levels",
     "distribution Autoregressive recurrent",
-    "distribution OrderEnsemble",
     "distribution Conditional discrete",
     "distribution HiddenMarkov ragged",
-    "distribution LinearChainCRF ends",
     "distribution CRF",
     "distribution Sequence transformer",
     "distribution Sequence nade",
@@ -36,10 +31,9 @@ CHOSEN = [
     "conditioner StateSpace diagonal",
     "conditioner PixelCNN",
     "conditioner Markov",
-    "conditioner Independent",
+    "transform Block one site",
     "transform Planar",
     "transform LULinear",
-    "transform Permute",
 ]
 
 
@@ -75,19 +69,17 @@ def counted(module, *batches):
 @pytest.mark.parametrize(
     "module",
     [
-        lambda: gx.flows.maf(3, hidden=(6,), transforms=2),
+        lambda: gx.flows.maf(3, hidden=(6,), transforms=1),
         lambda: gx.Autoregressive(MADE(4, 1, hidden=(6,)), h.Bernoulli(), (4,)),
     ],
 )
 def test_batches_of_a_size_compile_once_and_other_sizes_once_more(module):
     module = built(module())
-    assert counted(module, 5, 5, 5) == 1
-    assert counted(module, 5, 7, 5, 9, 11) == 2
+    assert counted(module, 5, 5) == 1
+    assert counted(module, 5, 7, 5, 9) == 2
 
 
-class Drifts(nn.Module):
-    """Adds up the calls in Python, which a compiled function does not see, or sees by compiling again."""
-
+class OtherValues(nn.Module):
     def forward(self, x):
         return x * (2.0 if torch.compiler.is_compiling() else 1.0)
 
@@ -101,7 +93,7 @@ class Detached(nn.Module):
         return x * (self.weight.detach() if torch.compiler.is_compiling() else self.weight)
 
 
-@pytest.mark.parametrize(("kind", "message"), [(Drifts, "tensor 0"), (Detached, "tensor 2")])
+@pytest.mark.parametrize(("kind", "message"), [(OtherValues, "tensor 0"), (Detached, "tensor 2")])
 def test_compiled_has_power(kind, message):
     module = kind()
     with pytest.raises(AssertionError, match=rf"compiled broken \[{message}"):

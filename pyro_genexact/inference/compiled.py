@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..core.functional import recording
+
+_OF_LIBRARIES = re.compile(r"G\['__(import_(torch|pyro|pyro_genexact)_dot_|builtins_)")
 
 
 class Compiled:
@@ -30,9 +33,23 @@ class Compiled:
 
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
-            self._compiled = torch.compile(self.function, fullgraph=True)
+            self._compiled = torch.compile(self.function, fullgraph=True, options=_options())
         with _compilation():
             return self._compiled(*args)
+
+
+def _options() -> dict[str, Any]:
+    """Returns options of torch's compiler that make a step of a small flow up to a tenth faster.
+
+    Functions of parameters that alternate in memory use vector instructions, too. Guards on the globals of libraries,
+    which no fit changes, are left out; those on the module, its attributes and the globals of the user remain.
+    """
+    options: dict[str, Any] = {}
+    if hasattr(torch._inductor.config.cpp, "enable_tiling_heuristics"):
+        options["cpp.enable_tiling_heuristics"] = False
+    if hasattr(torch.compiler, "keep_tensor_guards_unsafe"):  # this version filters guards
+        options["guard_filter_fn"] = lambda entries: [not _OF_LIBRARIES.match(str(e.orig_guard.name)) for e in entries]
+    return options
 
 
 class RecordedGradients:

@@ -14,7 +14,8 @@ from ..core.functional import transformed
 from .sweeps import MADEState, Sweeps
 
 _ACTIVATIONS: dict[Any, int] = {torch.relu: 0, torch.tanh: 1, torch.sigmoid: 2, silu: 3}
-_BIJECTIONS = ("affine", "spline")
+_ROOTS = ("sum_of_squares", "bernstein", "deep_sigmoid")
+_BIJECTIONS = ("affine", "spline", *_ROOTS)
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -82,6 +83,8 @@ def solve(
         settings,
         keep,
     )
+    if name in _ROOTS and not totals.isfinite().all():  # the loop in Python searches longer, or raises an error
+        return None
     read = conditioner.num_sites - 1
     state = MADEState(read, [read], tuple(weights), tuple(offsets), tuple(units), None, True)
     return NativeLoop(values.view(given.shape), totals, phi, state)

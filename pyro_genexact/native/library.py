@@ -14,7 +14,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("made.cpp", "heads.h", "kernels.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("made.cpp", "roots.h", "heads.h", "kernels.h")]
 _lock = Lock()
 _is_enabled = True
 

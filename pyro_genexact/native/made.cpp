@@ -15,7 +15,7 @@
 #include <tuple>
 #include <vector>
 
-#include "heads.h"
+#include "roots.h"
 
 namespace genexact {
 namespace {
@@ -239,7 +239,6 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
   const int64_t params = weights[top - 1].size(0) / sites;
   TORCH_CHECK(given.dim() == 3 && given.size(1) == sites, "Expected given numbers of shape (batch, sites, numbers)");
   TORCH_CHECK(static_cast<int64_t>(offsets.size()) == top, "Expected an offset per layer");
-  TORCH_CHECK(head == "affine" || head == "spline" || head == "bernoulli" || head == "categorical", head);
   Tensor values = at::empty({batch, sites, given.size(2)}, head == "categorical" ? like.dtype(at::kLong) : like);
   Tensor totals = at::empty({batch}, like), phi = at::empty({keep ? batch : 0, sites, params}, like);
   std::vector<Tensor> units;
@@ -249,7 +248,12 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
     const auto call = head == "affine" ? run_all<scalar_t, Affine>
         : head == "spline"             ? run_all<scalar_t, Spline>
         : head == "bernoulli"          ? run_all<scalar_t, Bernoulli>
-                                       : run_all<scalar_t, Categorical>;
+        : head == "categorical"        ? run_all<scalar_t, Categorical>
+        : head == "sum_of_squares"     ? run_all<scalar_t, SumOfSquaresRoot>
+        : head == "bernstein"          ? run_all<scalar_t, BernsteinRoot>
+        : head == "deep_sigmoid"       ? run_all<scalar_t, DeepSigmoidRoot>
+                                       : nullptr;
+    TORCH_CHECK(call, "Expected one of the heads of the native loop; got ", head);
     call(given, weights, offset_list, ends, direct, activation, categories, settings, params, values, totals, phi, units);
   });
   return {values, totals, phi, units};

@@ -28,6 +28,11 @@ BIJECTIONS = {
     "affine vectors": lambda: h.Affine((3,)),
     "spline": lambda: h.RationalQuadraticSpline(),
     "spline vectors": lambda: h.RationalQuadraticSpline(5, bound=3.0, shape=(2,)),
+    "sum of squares": h.SumOfSquares,
+    "constant squares": lambda: h.SumOfSquares(2, degree=0),
+    "Bernstein": h.Bernstein,
+    "Bernstein of one slope": lambda: h.Bernstein(1),
+    "sigmoids": h.DeepSigmoid,
 }
 FAMILIES = {
     "Bernoulli": (h.Bernoulli, ()),
@@ -130,6 +135,39 @@ def test_parameters_of_nan_raise():
         net.layers[0].bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="not NaN; got NaN"):
         gx.Autoregressive(net, head, (2,))().sample((2,))
+
+
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize("head", [h.SumOfSquares, h.Bernstein, h.DeepSigmoid])
+def test_steep_roots(head, dtype, tol):
+    """The log-derivative at the root times the error of the root is rounding of y, for parameters far from 0."""
+    net = MADE(2, (head := head()).num_params, hidden=()).to(dtype)
+    with torch.no_grad():
+        net.layers[0].weight.zero_()
+        net.layers[0].bias.copy_(3 * sized(*net.layers[0].bias.shape))
+    y = (sized(200, 2) * 10 ** (2 * sized(200, 1, seed=1))).to(dtype)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    with torch.no_grad():
+        found = net.native_loop(head, y, None)
+        assert found is not None
+        back, ladj = module().call_and_ladj(found.values)
+    slope = head(net(found.values)).log_abs_det_jacobian(found.values, y).exp()
+    error = (back - y).abs() / (1 + y.abs() + slope * found.values.abs())
+    assert error.max() < tol / 10
+    torch.testing.assert_close(found.totals, -ladj, rtol=tol, atol=tol)
+
+
+def test_roots_that_are_not_found_are_left_to_python():
+    net = network("relu", head := h.SumOfSquares(), ())
+    y, _ = given_to(net, 4)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    y[0, 19] = torch.nan
+    here, there = both(lambda: module().inv(y))
+    assert torch.equal(here.isnan(), y.isnan())
+    torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)
+    y[2, 3] = torch.inf
+    with pytest.raises(gx.ConvergenceError, match="Expected a root"), torch.no_grad():
+        module().inv(y)
 
 
 def test_nan_and_infinity_as_in_python():

@@ -20,7 +20,7 @@ from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
-from .native_loop import NativeLoop, can_step, padded, solve, step
+from .native_loop import NativeLoop, can_step, padded, reverse, solve, step
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -221,8 +221,11 @@ class MADE(Conditioner):
         Returns:
             a (B, T, k), the gradient of the context (B, C) or None, and a list of pairs (parameter, gradient).
         """
-        slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
-        of_inputs, of_pre = self._sweeps.reverse(state, slopes, gain, drive)
+        found = reverse(self, self._sweeps, state, g, gain, drive, self._slope) if available() else None
+        if found is None:
+            slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
+            found = self._sweeps.reverse(state, slopes, gain, drive)
+        of_inputs, of_pre = found
         return of_inputs.view(g.shape[1], g.shape[2], len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def permuted(self, order: Tensor) -> MADE:

@@ -107,6 +107,41 @@ def step(activation: Any, sweeps: Sweeps, low: int, high: int, state: MADEState,
     return phi
 
 
+def reverse(
+    conditioner: Any, sweeps: Sweeps, state: MADEState, g: Tensor, gain: Tensor, drive: Tensor, slope: Any
+) -> tuple[Tensor, list[Tensor]] | None:
+    """Computes :meth:`Sweeps.reverse`, or returns None if the operator does not apply.
+
+    Args:
+        conditioner: the MADE.
+        sweeps: its units.
+        state: the last state of an evaluation without grad.
+        g: (B, T, k), the cotangent of the sites.
+        gain: (B, T, k, P).
+        drive: (B, T, P).
+        slope: maps the index of a hidden layer and the state to the derivatives (units, B) of its activations.
+    """
+    tensors, activation = (g, gain, drive, *state.weights), _ACTIVATIONS.get(conditioner.activation)
+    if activation is None or not len(g) or torch.is_grad_enabled() or transformed():
+        return None
+    if not all(_is_plain(t) and t.dtype is g.dtype for t in tensors) or g.dtype not in _DTYPES:
+        return None
+    layers = range(1, len(state.offsets))
+    known = conditioner.activation is not silu  # whose derivative does not follow from its value
+    hidden = [state.units[level] if known else slope(level, state) for level in layers]
+    of_inputs, of_pre = torch.ops.pyro_genexact.reverse(
+        g.contiguous(),
+        gain.contiguous(),
+        drive.contiguous(),
+        hidden,
+        state.weights,
+        sweeps.ends,
+        len(state.weights) > len(state.offsets),
+        activation,
+    )
+    return of_inputs, [g, *of_pre]
+
+
 def padded(x: Tensor) -> Tensor:
     """Returns a copy of x (units, B) whose rows begin at multiples of 16 numbers, as the native step expects."""
     columns = -(-x.shape[1] // 16) * 16

@@ -1,4 +1,4 @@
-// The sequential direction of MADE: one site (step), or the loop over all sites (loop).
+// The sequential direction of MADE: one site (step), the loop over all sites (loop), and its gradient (reverse).
 //
 // Units are feature-major, (units, columns), with a column per row of the batch. The loop copies blocks of a few
 // columns to memory that fits in the cache and takes each block through all sites. Sums are added in the same order

@@ -20,7 +20,7 @@ from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
-from .native_loop import NativeLoop, can_step, padded, reverse, solve, step
+from .native_loop import NativeLoop, applies, can_step, padded, reverse, solve, step
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -184,7 +184,9 @@ class MADE(Conditioner):
     @full_precision
     def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> NativeLoop | None:
         """Computes all sites by the native operator, or returns None if it does not apply, see :func:`native_loop.solve`."""
-        if not available() or type(self).start is not MADE.start or type(self).extend is not MADE.extend:
+        if not (available() and applies(self.activation, head, given)):
+            return None
+        if type(self).start is not MADE.start or type(self).extend is not MADE.extend:
             return None
         links, masked = self._modules_of_links(), keep or not self._reads_all
         if isinstance(self.site, list) or (self.dropout and self.training) or any(k._forward_pre_hooks for k in links):

@@ -35,6 +35,12 @@ class NativeLoop(NamedTuple):
     state: MADEState
 
 
+def applies(activation: Any, head: Head, given: Tensor) -> bool:
+    """Returns whether :func:`solve` has the activation and the head, for these values and in the current mode."""
+    mode = torch.is_grad_enabled() or transformed()
+    return not mode and _is_plain(given) and len(given) > 0 and activation in _ACTIVATIONS and head.native is not None
+
+
 def solve(
     conditioner: Any,
     sweeps: Sweeps,
@@ -45,8 +51,6 @@ def solve(
     keep: bool,
 ) -> NativeLoop | None:
     """Computes the value of each site from the given number of the site and the values of the earlier sites.
-
-    The operator applies on the CPU without grad, in float32 or float64, for the heads and activations that it has.
 
     Args:
         conditioner: the MADE.
@@ -59,16 +63,14 @@ def solve(
         keep: whether the parameters of all sites and the last state are needed.
 
     Returns:
-        The values, or None if the operator does not apply.
+        The values, or None if the weights are not ordinary tensors in float32 or float64, if the given numbers have
+        another dtype, or if a root is not found.
     """
-    activation, native = _ACTIVATIONS.get(conditioner.activation), head.native
-    if activation is None or native is None or not len(given) or torch.is_grad_enabled() or transformed():
-        return None
-    name, settings = native
+    name, settings = head.native  # type: ignore[misc]
     dtype = weights[0].dtype
     if dtype not in _DTYPES or not all(map(_is_plain, weights)):
         return None
-    if given.dtype is not (dtype if name in _BIJECTIONS else torch.float64) or not _is_plain(given):
+    if given.dtype is not (dtype if name in _BIJECTIONS else torch.float64):
         return None
     site = conditioner.site
     values, totals, phi, units = torch.ops.pyro_genexact.loop(
@@ -77,7 +79,7 @@ def solve(
         offsets,
         sweeps.ends,
         len(weights) > len(offsets),
-        activation,
+        _ACTIVATIONS[conditioner.activation],
         site if isinstance(site, int) else 0,
         name,
         settings,

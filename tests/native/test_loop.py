@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -194,6 +196,41 @@ def test_nan_and_infinity_as_in_python():
     module = gx.transforms.AutoregressiveTransform(net, head)
     here, there = both(lambda: module().inv(y))
     torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def weight_normed(net):
+    torch.nn.utils.parametrizations.weight_norm(net.layers[1], "weight")
+    return net
+
+
+@pytest.mark.parametrize("change", [weight_normed, lambda net: net.permuted(torch.randperm(20)), copy.deepcopy])
+def test_copies_and_computed_weights(change):
+    net = change(network("relu", head := h.Affine(), ()))
+    y, _ = given_to(net, 5)
+    with torch.no_grad():
+        assert net.native_loop(head, y, None) is not None
+    torch.testing.assert_close(*both(lambda: gx.transforms.AutoregressiveTransform(net, head)().inv(y)))
+
+
+def test_inference_mode():
+    net = network("tanh, context", head := h.Affine(), ())
+    y, context = given_to(net, 5)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    with torch.inference_mode():
+        there = module(context).inv(y)
+    assert torch.equal(there, both(lambda: module(context).inv(y))[0])
+
+
+def test_compiled():
+    net = network("relu", head := h.Affine(), ())
+    y, _ = given_to(net, 5)
+
+    @torch.no_grad()
+    def solve(y):
+        return net.native_loop(head, y, None)[:2]
+
+    expected = solve(y)
+    torch.testing.assert_close(torch.compile(solve, backend="aot_eager", fullgraph=True)(y), expected)
 
 
 class Shifted(h.Affine):

@@ -4,7 +4,7 @@ Build it once with ``python -m pyro_genexact.native build``, which needs a C++ c
 that samples on the CPU without grad uses it. The whole loop is one call for the heads ``Affine``,
 ``RationalQuadraticSpline``, ``SumOfSquares``, ``Bernstein``, ``DeepSigmoid`` with one layer, ``Bernoulli`` and
 ``Categorical``; for other heads, each site is one call. Without the operator, the same loop runs in Python. Both give the
-same samples from the same seed, up to rounding, and rows do not depend on the batch or the number of threads.
+same samples from the same seed, up to rounding.
 """
 
 from ..core.faces import publish

@@ -73,7 +73,10 @@ class Conditioner(WithDerived):
         raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context)")
 
     def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> Any:
-        """Computes all sites by the native operator, see :meth:`MADE.native_loop`; None if it does not apply."""
+        """Computes all sites by the operator of :mod:`pyro_genexact.native`, or returns None if it does not apply.
+
+        Only :class:`~pyro_genexact.conditioners.MADE` has it; see there.
+        """
         return None
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:

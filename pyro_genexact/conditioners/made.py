@@ -20,7 +20,7 @@ from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
-from .native_loop import NativeLoop, can_step, padded, solve, step
+from .native_loop import applies, can_step, padded, reverse, solve, step
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -182,9 +182,23 @@ class MADE(Conditioner):
         return state._replace(version=list(state.version), offsets=offsets, units=units, panel=None)
 
     @full_precision
-    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> NativeLoop | None:
-        """Computes all sites by the native operator, or returns None if it does not apply, see :func:`native_loop.solve`."""
-        if not available() or type(self).start is not MADE.start or type(self).extend is not MADE.extend:
+    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> Any:
+        """Computes all sites by the operator of :mod:`pyro_genexact.native`, or returns None if it does not apply.
+
+        Args:
+            head: the head of the sites.
+            given: (B, T, *site_shape), the image y of a bijection, whose solution x is computed; for a distribution,
+                numbers u in float64 whose quantiles are computed.
+            context: the context (B, C), or None.
+            keep: whether to return the parameters and the last state, too.
+
+        Returns:
+            A tuple of the values (B, T, *site_shape), the totals (B,), the parameters (B, T, P) and the last state. The
+            totals are log|dx/dy| for a bijection, and NaN for a distribution if one of its parameters is.
+        """
+        if not (available() and applies(self.activation, head, given)):
+            return None
+        if type(self).start is not MADE.start or type(self).extend is not MADE.extend:
             return None
         links, masked = self._modules_of_links(), keep or not self._reads_all
         if isinstance(self.site, list) or (self.dropout and self.training) or any(k._forward_pre_hooks for k in links):
@@ -221,8 +235,11 @@ class MADE(Conditioner):
         Returns:
             a (B, T, k), the gradient of the context (B, C) or None, and a list of pairs (parameter, gradient).
         """
-        slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
-        of_inputs, of_pre = self._sweeps.reverse(state, slopes, gain, drive)
+        found = reverse(self, self._sweeps, state, g, gain, drive, self._slope) if available() else None
+        if found is None:
+            slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
+            found = self._sweeps.reverse(state, slopes, gain, drive)
+        of_inputs, of_pre = found
         return of_inputs.view(g.shape[1], g.shape[2], len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def permuted(self, order: Tensor) -> MADE:

@@ -14,7 +14,8 @@ from ..core.functional import transformed
 from .sweeps import MADEState, Sweeps
 
 _ACTIVATIONS: dict[Any, int] = {torch.relu: 0, torch.tanh: 1, torch.sigmoid: 2, silu: 3}
-_BIJECTIONS = ("affine", "spline")
+_ROOTS = ("sum_of_squares", "bernstein", "deep_sigmoid")
+_BIJECTIONS = ("affine", "spline", *_ROOTS)
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -34,6 +35,12 @@ class NativeLoop(NamedTuple):
     state: MADEState
 
 
+def applies(activation: Any, head: Head, given: Tensor) -> bool:
+    """Returns whether :func:`solve` has the activation and the head, for these values and in the current mode."""
+    mode = torch.is_grad_enabled() or transformed()
+    return not mode and _is_plain(given) and len(given) > 0 and activation in _ACTIVATIONS and head.native is not None
+
+
 def solve(
     conditioner: Any,
     sweeps: Sweeps,
@@ -44,8 +51,6 @@ def solve(
     keep: bool,
 ) -> NativeLoop | None:
     """Computes the value of each site from the given number of the site and the values of the earlier sites.
-
-    The operator applies on the CPU without grad, in float32 or float64, for the heads and activations that it has.
 
     Args:
         conditioner: the MADE.
@@ -58,16 +63,14 @@ def solve(
         keep: whether the parameters of all sites and the last state are needed.
 
     Returns:
-        The values, or None if the operator does not apply.
+        The values, or None if the weights are not ordinary tensors in float32 or float64, if the given numbers have
+        another dtype, or if a root is not found.
     """
-    activation, native = _ACTIVATIONS.get(conditioner.activation), head.native
-    if activation is None or native is None or not len(given) or torch.is_grad_enabled() or transformed():
-        return None
-    name, settings = native
+    name, settings = head.native  # type: ignore[misc]
     dtype = weights[0].dtype
     if dtype not in _DTYPES or not all(map(_is_plain, weights)):
         return None
-    if given.dtype is not (dtype if name in _BIJECTIONS else torch.float64) or not _is_plain(given):
+    if given.dtype is not (dtype if name in _BIJECTIONS else torch.float64):
         return None
     site = conditioner.site
     values, totals, phi, units = torch.ops.pyro_genexact.loop(
@@ -76,12 +79,14 @@ def solve(
         offsets,
         sweeps.ends,
         len(weights) > len(offsets),
-        activation,
+        _ACTIVATIONS[conditioner.activation],
         site if isinstance(site, int) else 0,
         name,
         settings,
         keep,
     )
+    if name in _ROOTS and not totals.isfinite().all():  # the loop in Python searches longer, or raises an error
+        return None
     read = conditioner.num_sites - 1
     state = MADEState(read, [read], tuple(weights), tuple(offsets), tuple(units), None, True)
     return NativeLoop(values.view(given.shape), totals, phi, state)
@@ -102,6 +107,41 @@ def step(activation: Any, sweeps: Sweeps, low: int, high: int, state: MADEState,
         inputs, state.units, state.weights, sweeps.ends, direct, _ACTIVATIONS[activation], low, high
     )
     return phi
+
+
+def reverse(
+    conditioner: Any, sweeps: Sweeps, state: MADEState, g: Tensor, gain: Tensor, drive: Tensor, slope: Any
+) -> tuple[Tensor, list[Tensor]] | None:
+    """Computes :meth:`Sweeps.reverse`, or returns None if the operator does not apply.
+
+    Args:
+        conditioner: the MADE.
+        sweeps: its units.
+        state: the last state of an evaluation without grad.
+        g: (B, T, k), the cotangent of the sites.
+        gain: (B, T, k, P).
+        drive: (B, T, P).
+        slope: maps the index of a hidden layer and the state to the derivatives (units, B) of its activations.
+    """
+    tensors, activation = (g, gain, drive, *state.weights), _ACTIVATIONS.get(conditioner.activation)
+    if activation is None or not len(g) or torch.is_grad_enabled() or transformed():
+        return None
+    if not all(_is_plain(t) and t.dtype is g.dtype for t in tensors) or g.dtype not in _DTYPES:
+        return None
+    layers = range(1, len(state.offsets))
+    known = conditioner.activation is not silu  # whose derivative does not follow from its value
+    hidden = [state.units[level] if known else slope(level, state) for level in layers]
+    of_inputs, of_pre = torch.ops.pyro_genexact.reverse(
+        g.contiguous(),
+        gain.contiguous(),
+        drive.contiguous(),
+        hidden,
+        state.weights,
+        sweeps.ends,
+        len(state.weights) > len(state.offsets),
+        activation,
+    )
+    return of_inputs, [g, *of_pre]
 
 
 def padded(x: Tensor) -> Tensor:

@@ -59,6 +59,14 @@ class SumOfSquares(Head):
         self.polynomials, self.degree, self.bound = polynomials, degree, float(bound)
         self.num_params = 1 + polynomials * (degree + 1)
 
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        if type(self).forward is not SumOfSquares.forward:
+            return None
+        rules = _gauss(self.polynomials, self.degree, torch.float64, torch.device("cpu"))[1]
+        return "sum_of_squares", [self.polynomials, self.degree, self.bound, _FLATTEST, *rules.flatten().tolist()]
+
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         identity, rules, _ = _gauss(self.polynomials, self.degree, phi.dtype, phi.device)
@@ -126,6 +134,13 @@ class Bernstein(Head):
         check_sizes(1, degree=degree)
         check_positive(bound=bound)
         self.degree, self.bound, self.num_params = degree, float(bound), degree + 1
+
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        if type(self).forward is not Bernstein.forward:
+            return None
+        return "bernstein", [self.degree, self.bound, *(comb(self.degree - 1, k) for k in range(self.degree))]
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""

@@ -14,9 +14,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("made.cpp", "heads.h", "kernels.h")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("made.cpp", "reverse.h", "roots.h", "heads.h", "network.h", "kernels.h")
+]
 _lock = Lock()
-_is_enabled = True
+_is_enabled, _is_loaded = True, False
 
 
 def library_path() -> Path:
@@ -63,6 +65,8 @@ def enabled(on: bool) -> Iterator[None]:
 
 def available() -> bool:
     """Returns whether the operator is enabled and built; loads it at the first call."""
+    if torch.compiler.is_compiling():  # compilers cannot trace the loading
+        return _is_enabled and _is_loaded
     return _is_enabled and _load()
 
 
@@ -73,6 +77,7 @@ def forget() -> None:
 
 @cache
 def _load() -> bool:
+    global _is_loaded
     file = library_path()
     if not file.exists():
         return False
@@ -86,6 +91,8 @@ def _load() -> bool:
             return False
         torch.library.register_fake("pyro_genexact::loop", _fake_loop)
         torch.library.register_fake("pyro_genexact::step", _fake_step)
+        torch.library.register_fake("pyro_genexact::reverse", _fake_reverse)
+        _is_loaded = True
         return True
 
 
@@ -122,3 +129,19 @@ def _fake_step(
 ) -> Tensor:
     """Returns an empty tensor with the shape and dtype of the result."""
     return inputs.new_empty(inputs.shape[0], high - low, units[-1].shape[0] // (ends.shape[1] - 1))
+
+
+def _fake_reverse(
+    g: Tensor,
+    gain: Tensor,
+    drive: Tensor,
+    hidden: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    ends: Tensor,
+    direct: bool,
+    activation: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns empty tensors with the shapes and dtypes of the results."""
+    rows, sites, numbers = g.shape
+    of_pre = [g.new_empty(level.shape[0], rows) for level in hidden]
+    return g.new_empty(sites * numbers, rows), [*of_pre, g.new_empty(sites * drive.shape[2], rows)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -10,6 +12,7 @@ import pyro_genexact as gx
 from pyro_genexact import heads as h
 from pyro_genexact import native
 from pyro_genexact.conditioners import MADE
+from pyro_genexact.conditioners.sweeps import Sweeps
 from support.values import DTYPES, built, sized
 
 BAND = torch.ones(20, 20, dtype=torch.bool).tril(-1).triu(-3)
@@ -28,6 +31,11 @@ BIJECTIONS = {
     "affine vectors": lambda: h.Affine((3,)),
     "spline": lambda: h.RationalQuadraticSpline(),
     "spline vectors": lambda: h.RationalQuadraticSpline(5, bound=3.0, shape=(2,)),
+    "sum of squares": h.SumOfSquares,
+    "constant squares": lambda: h.SumOfSquares(2, degree=0),
+    "Bernstein": h.Bernstein,
+    "Bernstein of one slope": lambda: h.Bernstein(1),
+    "sigmoids": h.DeepSigmoid,
 }
 FAMILIES = {
     "Bernoulli": (h.Bernoulli, ()),
@@ -108,19 +116,35 @@ def test_orders_and_broadcasting():
     assert torch.equal(*both(lambda: model(sized(2, 1, 3)).expand((2, 3)).sample((5,))))
 
 
-def test_gradients():
-    """The state that the native loop leaves serves the reverse sweep."""
-    net = network("tanh, context", head := h.Affine(), ())
+@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("head", ["affine", "affine vectors", "spline"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients(name, head, rows):
+    """The native loop leaves a state for the reverse sweep, and the native sweep returns what that in Python returns."""
+    head = BIJECTIONS[head]()
+    net = network(name, head, head.site_shape)
     module = gx.transforms.AutoregressiveTransform(net, head)
-    y, context = given_to(net, 9)
+    y, context = given_to(net, rows, *head.site_shape)
+    wanted = [y.requires_grad_(), *net.parameters()]
+    wanted += [] if context is None else [context.requires_grad_()]
 
     def gradients(on):
         with native.enabled(on):
             x, ladj = module(context).inv.call_and_ladj(y)
-            return torch.autograd.grad(x.sin().sum() + ladj.sum(), [*net.parameters()])
+            return torch.autograd.grad(x.sin().sum() + ladj.sum(), wanted)
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        scale = b.abs().max().clamp(min=1)
+        torch.testing.assert_close(a / scale, b / scale, rtol=1e-8, atol=1e-8)
+
+
+def test_the_sweep_is_native(monkeypatch):
+    net = network("tanh, context", head := h.Affine(), ())
+    y, context = given_to(net, 3)
+    monkeypatch.setattr(Sweeps, "reverse", None)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    module(context).inv(y.requires_grad_()).sum().backward()
+    assert y.grad.isfinite().all()
 
 
 def test_parameters_of_nan_raise():
@@ -132,6 +156,39 @@ def test_parameters_of_nan_raise():
         gx.Autoregressive(net, head, (2,))().sample((2,))
 
 
+@pytest.mark.parametrize(("dtype", "tol"), DTYPES)
+@pytest.mark.parametrize("head", [h.SumOfSquares, h.Bernstein, h.DeepSigmoid])
+def test_steep_roots(head, dtype, tol):
+    """The log-derivative at the root times the error of the root is rounding of y, for parameters far from 0."""
+    net = MADE(2, (head := head()).num_params, hidden=()).to(dtype)
+    with torch.no_grad():
+        net.layers[0].weight.zero_()
+        net.layers[0].bias.copy_(3 * sized(*net.layers[0].bias.shape))
+    y = (sized(200, 2) * 10 ** (2 * sized(200, 1, seed=1))).to(dtype)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    with torch.no_grad():
+        found = net.native_loop(head, y, None)
+        assert found is not None
+        back, ladj = module().call_and_ladj(found.values)
+    slope = head(net(found.values)).log_abs_det_jacobian(found.values, y).exp()
+    error = (back - y).abs() / (1 + y.abs() + slope * found.values.abs())
+    assert error.max() < tol / 10
+    torch.testing.assert_close(found.totals, -ladj, rtol=tol, atol=tol)
+
+
+def test_roots_that_are_not_found_are_left_to_python():
+    net = network("relu", head := h.SumOfSquares(), ())
+    y, _ = given_to(net, 4)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    y[0, 19] = torch.nan
+    here, there = both(lambda: module().inv(y))
+    assert torch.equal(here.isnan(), y.isnan())
+    torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)
+    y[2, 3] = torch.inf
+    with pytest.raises(gx.ConvergenceError, match="Expected a root"), torch.no_grad():
+        module().inv(y)
+
+
 def test_nan_and_infinity_as_in_python():
     net = network("relu", head := h.RationalQuadraticSpline(), ())
     y, _ = given_to(net, 4)
@@ -139,6 +196,41 @@ def test_nan_and_infinity_as_in_python():
     module = gx.transforms.AutoregressiveTransform(net, head)
     here, there = both(lambda: module().inv(y))
     torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def weight_normed(net):
+    torch.nn.utils.parametrizations.weight_norm(net.layers[1], "weight")
+    return net
+
+
+@pytest.mark.parametrize("change", [weight_normed, lambda net: net.permuted(torch.randperm(20)), copy.deepcopy])
+def test_copies_and_computed_weights(change):
+    net = change(network("relu", head := h.Affine(), ()))
+    y, _ = given_to(net, 5)
+    with torch.no_grad():
+        assert net.native_loop(head, y, None) is not None
+    torch.testing.assert_close(*both(lambda: gx.transforms.AutoregressiveTransform(net, head)().inv(y)))
+
+
+def test_inference_mode():
+    net = network("tanh, context", head := h.Affine(), ())
+    y, context = given_to(net, 5)
+    module = gx.transforms.AutoregressiveTransform(net, head)
+    with torch.inference_mode():
+        there = module(context).inv(y)
+    assert torch.equal(there, both(lambda: module(context).inv(y))[0])
+
+
+def test_compiled():
+    net = network("relu", head := h.Affine(), ())
+    y, _ = given_to(net, 5)
+
+    @torch.no_grad()
+    def solve(y):
+        return net.native_loop(head, y, None)[:2]
+
+    expected = solve(y)
+    torch.testing.assert_close(torch.compile(solve, backend="aot_eager", fullgraph=True)(y), expected)
 
 
 class Shifted(h.Affine):
@@ -203,3 +295,6 @@ def test_fake_tensors():
         rest = net._sweeps.ends, True, 1, 0, "affine", [7.0], True
         torch.library.opcheck(torch.ops.pyro_genexact.loop.default, (y.unsqueeze(2), *arguments, *rest))
     assert real.phi.shape == (4, 20, 2)
+    hidden, weights = [sized(64, 4), sized(64, 4)], arguments[0]
+    sweep = sized(4, 20, 1), sized(4, 20, 1, 2), sized(4, 20, 2), hidden, weights, net._sweeps.ends, True, 1
+    torch.library.opcheck(torch.ops.pyro_genexact.reverse.default, sweep)

@@ -41,7 +41,8 @@ def integrate(
 
     Returns:
         The integral (*batch), and an estimate (*batch) of its error, including rounding, without gradient. Both are
-        NaN if a bound is NaN.
+        NaN if a bound is NaN. Under the transforms of ``torch.func``, and in compiled or exported code, only the initial
+        number of panels is tried, and an integral is NaN if its error is too large.
 
     Raises:
         ConvergenceError: if the error is too large after the last doubling, or f is not finite.

@@ -95,8 +95,6 @@ def solve(
 def can_step(activation: Any, weights: Sequence[Tensor]) -> bool:
     """Returns whether :func:`step` applies to states with these weights, evaluated in place."""
     dtype = weights[0].dtype
-    if torch.compiler.is_compiling():  # copies that compilers make lack the padding
-        return False
     return activation in _ACTIVATIONS and dtype in _DTYPES and all(map(_is_plain, weights))
 
 

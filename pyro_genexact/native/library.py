@@ -18,7 +18,7 @@ SOURCES = [
     Path(__file__).with_name(name) for name in ("made.cpp", "reverse.h", "roots.h", "heads.h", "network.h", "kernels.h")
 ]
 _lock = Lock()
-_is_enabled, _is_loaded = True, False
+_is_enabled = True
 
 
 def library_path() -> Path:
@@ -64,10 +64,11 @@ def enabled(on: bool) -> Iterator[None]:
 
 
 def available() -> bool:
-    """Returns whether the operator is enabled and built; loads it at the first call."""
-    if torch.compiler.is_compiling():  # compilers cannot trace the loading
-        return _is_enabled and _is_loaded
-    return _is_enabled and _load()
+    """Returns whether the operator is enabled and built; loads it at the first call.
+
+    Compiled and exported functions do not use it, so that they run where it is not built.
+    """
+    return _is_enabled and not torch.compiler.is_compiling() and _load()
 
 
 def forget() -> None:
@@ -77,7 +78,6 @@ def forget() -> None:
 
 @cache
 def _load() -> bool:
-    global _is_loaded
     file = library_path()
     if not file.exists():
         return False
@@ -92,7 +92,6 @@ def _load() -> bool:
         torch.library.register_fake("pyro_genexact::loop", _fake_loop)
         torch.library.register_fake("pyro_genexact::step", _fake_step)
         torch.library.register_fake("pyro_genexact::reverse", _fake_reverse)
-        _is_loaded = True
         return True
 
 

@@ -81,5 +81,5 @@ def test_fake_tensors():
     checks = (
         "test_schema",
         "test_faketensor",
-    )  # copies that compilers make lack the padding, so these leave it to Python
+    )  # copies that compilers make lack the padding
     torch.library.opcheck(torch.ops.pyro_genexact.step.default, arguments, test_utils=checks)

@@ -45,6 +45,17 @@ def panels_of(mask: Tensor) -> tuple[Panel, ...]:
     return tuple(found) if products <= 0.8 * mask.numel() else ()
 
 
+def masked_weight(weight: Tensor, mask: Tensor, panels: tuple[Panel, ...] = ()) -> Tensor:
+    """Returns mask * weight; with panels and without grad, on the CPU, only the columns that need it are multiplied."""
+    if not panels or torch.is_grad_enabled() or weight.device.type != "cpu" or not visible(weight):
+        return weight * mask
+    found = torch.zeros_like(weight)
+    for low, high, full, end in panels:
+        found[low:high, :full] = weight[low:high, :full]
+        torch.mul(weight[low:high, full:end], mask[low:high, full:end], out=found[low:high, full:end])
+    return found
+
+
 def masked_linear(
     x: Tensor, weight: Tensor, mask: Tensor, offset: Tensor | None, panels: tuple[Panel, ...] = ()
 ) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from pyro_genexact.conditioners import MADE
-from pyro_genexact.conditioners.triangles import LARGE, masked_linear, panels_of
+from pyro_genexact.conditioners.triangles import LARGE, masked_linear, masked_weight, panels_of
 
 
 def _staircase(rows: int, columns: int) -> torch.Tensor:
@@ -43,6 +43,14 @@ def test_frozen_tensors_get_no_gradient():
     weight.requires_grad_()
     masked_linear(x.detach(), weight, mask, None, panels_of(mask)).sum().backward()
     torch.testing.assert_close(weight.grad, x.detach().sum(0) * mask.double())
+
+
+def test_the_masked_weight():
+    mask, weight = _staircase(512, 520), torch.randn(512, 520, requires_grad=True)
+    expected = weight * mask
+    assert torch.equal(masked_weight(weight, mask, panels_of(mask)), expected)
+    with torch.no_grad():
+        assert torch.equal(masked_weight(weight, mask, panels_of(mask)), expected)
 
 
 def test_entries_that_no_panel_reads_are_left_out():

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
-from ..core.functional import compiling, visible
+from ..core.functional import transformed, visible
 
 LARGE = 2**18
 """A weight with this many entries is multiplied in panels. With fewer, the calls cost more than the zeros."""
@@ -64,14 +64,21 @@ def masked_linear(
     The offset has the shape (B, out) or (out,), or is None. With panels, on the CPU, the forward and backward pass skip
     the columns that a panel does not read, and mask only those that some of its rows read.
     """
-    if panels and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        if visible(x):
+    recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+    if panels and x.device.type == "cpu" and not recorded and not torch.is_autocast_enabled("cpu"):
+        if not transformed():
             return _InPanels.apply(x, weight, mask, offset, panels)  # type: ignore[no-any-return]
-        if compiling() and not torch.compiler.is_exporting():
-            return _Compiled.apply(x, weight, mask, offset, panels)  # type: ignore[no-any-return]
+        y = torch.cat([linear(x[:, : p.end], _rows(weight, mask, p)) for p in panels], 1)
+        return y if offset is None else y + offset
     if offset is None or offset.dim() == 1:
         return linear(x, weight * mask, offset)
     return torch.addmm(offset, x, (weight * mask).t())
+
+
+def _rows(weight: Tensor, mask: Tensor, panel: Panel) -> Tensor:
+    """Returns the masked rows (high - low, end) of a panel."""
+    low, high, full, end = panel
+    return torch.cat([weight[low:high, :full], weight[low:high, full:end] * mask[low:high, full:end]], 1)
 
 
 class _InPanels(torch.autograd.Function):
@@ -93,14 +100,24 @@ class _InPanels(torch.autograd.Function):
             out.addmm_(x[:, full:end], edges[-1].t())
         ctx.panels, ctx.dims = panels, 0 if offset is None else offset.dim()
         ctx.save_for_backward(x, weight, mask, *edges)
+        ctx.save_for_forward(x, weight, mask)
         return y
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Any, dw: Any, _mask: None, d_offset: Any, _panels: None) -> Tensor:  # type: ignore[override]
+        x, weight, mask = ctx.saved_tensors
+        parts = [] if dx is None else [linear(dx, weight * mask)]
+        parts += [] if dw is None else [linear(x, dw * mask)]
+        parts += [] if d_offset is None else [d_offset.expand(len(x), -1)]
+        return sum(parts[1:], parts[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, mask, *edges = ctx.saved_tensors
         of_x, of_weight, _, of_offset, _ = ctx.needs_input_grad
         gx = gw = None
-        if torch.is_grad_enabled():  # the backward pass is differentiated in turn
+        vectorised = transformed() or torch._C._functorch.is_legacy_batchedtensor(g)  # by is_grads_batched
+        if torch.is_grad_enabled() or vectorised:  # in-place writes would fail
             gx, gw = g @ (weight * mask) if of_x else None, (g.t() @ x) * mask if of_weight else None
         else:
             if of_x:
@@ -115,41 +132,3 @@ class _InPanels(torch.autograd.Function):
                     gw[low:high, full:end].mul_(mask[low:high, full:end])
                     gw[low:high, end:].zero_()
         return gx, gw, None, (g.sum(0) if ctx.dims == 1 else g) if of_offset else None, None
-
-
-class _Compiled(torch.autograd.Function):
-    """As :class:`_InPanels`, in operations that torch compiles: without writes to parts of a tensor."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, offset: Tensor | None, panels: tuple[Panel, ...]
-    ) -> Tensor:
-        parts, found = [], []
-        for low, high, full, end in panels:
-            rows = weight[low:high]
-            parts.append(torch.cat([rows[:, :full], rows[:, full:end] * mask[low:high, full:end]], 1))
-            found.append(linear(x[:, :end], parts[-1]))
-        ctx.panels, ctx.dims = panels, 0 if offset is None else offset.dim()
-        ctx.save_for_backward(x, mask, *parts)
-        y = torch.cat(found, 1)
-        return y if offset is None else y + offset
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, mask, *parts = ctx.saved_tensors
-        of_x, of_weight, _, of_offset, _ = ctx.needs_input_grad
-        gx, gw = torch.zeros_like(x) if of_x else None, []
-        for (low, high, full, end), part in zip(ctx.panels, parts, strict=True):
-            above = g[:, low:high]
-            if gx is not None:
-                gx = gx + pad(above @ part, (0, x.shape[1] - end))
-            product = above.t() @ x[:, :end] if of_weight else part
-            edge = product[:, full:] * mask[low:high, full:end]
-            gw.append(pad(torch.cat([product[:, :full], edge], 1), (0, x.shape[1] - end)))
-        return (
-            gx,
-            torch.cat(gw) if of_weight else None,
-            None,
-            (g.sum(0) if ctx.dims == 1 else g) if of_offset else None,
-            None,
-        )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial, update_wrapper, wraps
-from typing import Any, TypeVar
+from functools import lru_cache, partial, wraps
+from typing import Any, Protocol, TypeVar, cast, overload
 
 from .functional import compiling
 
@@ -60,24 +60,33 @@ def classes(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return get
 
 
-class Dispatched:
-    """A function that dispatches on the class of its first argument, like ``functools.singledispatch``.
+class Dispatching(Protocol[ResultT]):
+    """A function that dispatches on the class of its first argument."""
 
-    The latter keeps a cache, which ``torch.compile`` would trace.
-    """
+    def __call__(self, *args: Any, **kwargs: Any) -> ResultT: ...
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        update_wrapper(self, function)
-        self.table: dict[type, Callable[..., Any]] = {object: function}
+    @overload
+    def register(self, kind: type) -> Callable[[FunctionT], FunctionT]: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for kind in type(args[0]).__mro__:
-            if kind in self.table:
-                return self.table[kind](*args, **kwargs)
+    @overload
+    def register(self, kind: type, method: FunctionT) -> FunctionT: ...
 
-    def register(self, kind: type, method: Any = None) -> Callable[[FunctionT], FunctionT]:
-        """Sets the method of a class and its subclasses; without a method, returns a decorator that does."""
+
+def dispatched(function: Callable[..., ResultT]) -> Dispatching[ResultT]:
+    """Dispatches on the class of the first argument, like ``functools.singledispatch``, whose cache torch would trace."""
+    table: dict[type, Callable[..., Any]] = {object: function}
+
+    @wraps(function)
+    def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+        for kind in type(first).__mro__:
+            if kind in table:
+                return table[kind](first, *args, **kwargs)
+
+    def register(kind: type, method: Any = None) -> Any:
         if method is None:
-            return partial(self.register, kind)  # type: ignore[return-value]
-        self.table[kind] = method
-        return method  # type: ignore[no-any-return]
+            return partial(register, kind)
+        table[kind] = method
+        return method
+
+    call.register = register  # type: ignore[attr-defined]
+    return cast(Dispatching[ResultT], call)

@@ -31,13 +31,8 @@ def recording() -> Iterator[None]:
 
 
 def transformed() -> bool:
-    """Whether code must consist of plain operations and cannot branch on values.
-
-    This is so under transforms of ``torch.func``, and while torch compiles, exports or traces.
-    """
-    return (
-        compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    )
+    """Whether code cannot branch on values: under transforms of ``torch.func``, and while torch compiles or exports."""
+    return compiling() or torch._C._are_functorch_transforms_active()
 
 
 def visible(value: Tensor) -> bool:

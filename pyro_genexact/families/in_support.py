@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..core.compiling import Dispatched, classes
+from ..core.compiling import classes, dispatched
 from ..core.functional import at_hand
 from ..core.leaves import tensors_in
 from ..core.settable import Settable
@@ -117,7 +117,7 @@ def known_to_contain(support: Any, value: Tensor) -> bool:
     return bool(contains(support, value).all())
 
 
-@Dispatched
+@dispatched
 def feasible_point(support: Any, like: Tensor) -> Tensor:
     """Returns a value inside the support that broadcasts with ``like``.
 
@@ -150,7 +150,7 @@ def _(support: Any, like: Tensor) -> Tensor:
     return torch.cat([feasible_point(part, values).expand_as(values) for part, values in parts], support.dim)
 
 
-@Dispatched
+@dispatched
 def support_ends(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the bounds of a support of numbers, infinite if it is unbounded."""
     ends = getattr(support, "lower_bound", -torch.inf), getattr(support, "upper_bound", torch.inf)

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import Lock
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -32,10 +34,19 @@ class Compiled:
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        if self._compiled is None:
-            self._compiled = torch.compile(self.function, fullgraph=True, options=_options())
         with _compilation():
+            if self._compiled is None:
+                self._compiled = torch.compile(_own_code(self.function), fullgraph=True, options=_options())
             return self._compiled(*args)
+
+
+def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function in one with a code object of its own, since torch limits the compilations of a code object."""
+
+    def run(*args: Any) -> Any:
+        return function(*args)
+
+    return FunctionType(run.__code__.replace(), globals(), closure=run.__closure__)
 
 
 def _options() -> dict[str, Any]:
@@ -55,33 +66,67 @@ def _options() -> dict[str, Any]:
 class RecordedGradients:
     """Compiles a loss and its gradients from the operations of one evaluation.
 
-    The record contains the operations of the backward pass too, so that all custom gradients are those of autograd.
+    The record contains the operations of the backward pass too, so that all custom gradients are those of autograd. The
+    first two calls are recorded while they are evaluated, and later calls run the compiled record.
 
     Args:
-        loss: a function that returns the loss; every evaluation must do the same operations on tensors.
+        loss: a function that returns the loss; every evaluation must do the same operations on the same tensors.
         parameters: the parameters, which are changed in place between evaluations.
+
+    Raises:
+        ValueError: in the second call, if it does other operations than the first, or on tensors with other values.
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Iterable[Tensor]) -> None:
-        given, self.parameters = [*parameters], list[Tensor]()
-
-        def evaluate() -> list[Tensor]:
-            value = torch.as_tensor(loss())
-            grads = torch.autograd.grad(value, given, allow_unused=True)
-            self.parameters = [p for p, grad in zip(given, grads, strict=True) if grad is not None]
-            return [value.detach(), *(grad for grad in grads if grad is not None)]
-
-        with _compilation(), recording(), _pyro_traced(), torch.random.fork_rng([]):
-            record = torch.fx.experimental.proxy_tensor.make_fx(evaluate)()
-        self._compiled = torch.compile(record, fullgraph=True)
+        self.loss, self.given, self.parameters = loss, [*parameters], list[Tensor]()
+        self._records: list[torch.fx.GraphModule] = []
+        self._compiled: Callable[[], list[Tensor]] | None = None
 
     def __call__(self) -> float:
         """Adds the gradients to the parameters; returns the loss."""
-        with _compilation(), torch.no_grad():
-            value, *grads = self._compiled()
+        if self._compiled is None:
+            value, *grads = self._recorded()
+        else:
+            with _compilation(), torch.no_grad():
+                value, *grads = self._compiled()
         for p, grad in zip(self.parameters, grads, strict=True):
             p.grad = grad if p.grad is None else p.grad + grad
-        return value.item()  # type: ignore[no-any-return]
+        return value.item()
+
+    def _recorded(self) -> list[Tensor]:
+        """Evaluates and records the loss and its gradients; returns them."""
+        results: list[Tensor] = []
+
+        def evaluate() -> list[Tensor]:
+            value = torch.as_tensor(self.loss())
+            grads = torch.autograd.grad(value, self.given, allow_unused=True)
+            self.parameters = [p for p, grad in zip(self.given, grads, strict=True) if grad is not None]
+            results[:] = [value.detach(), *(grad for grad in grads if grad is not None)]
+            return results
+
+        with _compilation(), recording(), _pyro_traced():
+            self._records.append(torch.fx.experimental.proxy_tensor.make_fx(evaluate)())
+            if len(self._records) == 2:
+                if not _equal(*self._records):
+                    raise ValueError(
+                        "Expected model and guide to do the same operations on the same tensors in every step "
+                        "(compile=True records one step); got others in the next step. Pass tensors that change, such "
+                        "as minibatches, in no other way than by pyro.plate's subsampling."
+                    )
+                self._compiled = torch.compile(self._records.pop(), fullgraph=True)
+                self._records.clear()
+        return results
+
+
+def _equal(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
+    """Whether two records consist of the same operations on equal constants."""
+    constants = [
+        {node.target: getattr(record, node.target) for node in record.graph.nodes if node.op == "get_attr"}
+        for record in (one, other)
+    ]
+    return one.code == other.code and all(
+        a is constants[1][name] or torch.equal(a, constants[1][name]) for name, a in constants[0].items()
+    )
 
 
 class _ItemsAsTensors(TorchFunctionMode):
@@ -106,13 +151,37 @@ def _pyro_traced() -> Iterator[None]:
         yield
 
 
+class _Validation:
+    """Switches validation off while at least one thread compiles or runs compiled code."""
+
+    def __init__(self) -> None:
+        self.lock, self.users = Lock(), 0
+        self.off: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.off = pyro.validation_enabled(False)
+                self.off.__enter__()
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.off.__exit__(None, None, None)
+
+
+_WITHOUT_VALIDATION = _Validation()
+
+
 @contextmanager
 def _compilation() -> Iterator[None]:
     """Switches validation off, which cannot be compiled; lets torch trace recurrent networks; adds a note to its errors."""
-    dynamo = torch._dynamo  # imported here, which takes a second
+    dynamo: Any = torch._dynamo  # imported here, which takes a second
     try:
-        with pyro.validation_enabled(False), dynamo.config.patch(allow_rnn=True):
+        with _WITHOUT_VALIDATION, dynamo.config.patch(allow_rnn=True):
             yield
-    except (dynamo.exc.TorchDynamoException, RuntimeError) as error:
+    except Exception as error:
         error.add_note("Raised by the compiled function of a fit with compile=True.")
         raise

@@ -133,13 +133,11 @@ class Objective:
     def gradients(self) -> tuple[float, dict[Tensor, str]]:
         """Adds the gradients of the loss to the parameters; returns the loss and the names of the parameters."""
         if self.recorded is None and self.compile and self.found:
-            with self.autocast():
-                self.recorded = RecordedGradients(
-                    partial(self.loss.differentiable_loss, self.model, self.guide, *self.args, **self.kwargs),
-                    self.found,
-                )
+            loss = partial(self.loss.differentiable_loss, self.model, self.guide, *self.args, **self.kwargs)
+            self.recorded = RecordedGradients(loss, self.found)
         if self.recorded is not None:
-            return self.recorded(), self.found
+            with self.autocast():
+                return self.recorded(), self.found
         with poutine.trace(param_only=True) as capture, self.autocast():
             value = _number(self.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs))
         store: Any = pyro.get_param_store()  # a later run may have replaced a parameter (running averages of baselines)

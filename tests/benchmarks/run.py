@@ -102,6 +102,8 @@ def main() -> None:
         for page in pages():
             page.write_text(with_tables(page.read_text(), runs))
     else:
+        if options.quick and options.out == FILE:
+            parser.error("Expected --out with --quick, whose figures only show that a script runs.")
         unknown = [name for name in options.scripts if name not in SCRIPTS]
         if unknown:
             parser.error(f"Expected scripts among {', '.join(SCRIPTS)}; got {', '.join(unknown)}.")

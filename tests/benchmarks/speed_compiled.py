@@ -4,7 +4,7 @@
                                               [--sections flows,guides]
 
 * flows: zero_grad, ``log_prob``, backward, Adam, for the flows of ``speed.py``. Compiled: what ``fit(compile=True)`` runs, and
-  ``torch.compile(log_prob)`` for the peers. What torch cannot compile as a whole runs in parts. The peers stand once as they
+  ``torch.compile(log_prob)`` with the default options for the peers. What torch cannot compile as a whole runs in parts. The peers stand once as they
   are and once compiled.
 * guides: the step of SVI of ``speed_guides.py``. Compiled: what ``fit_guide(compile=True)`` runs.
 

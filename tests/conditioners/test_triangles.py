@@ -94,3 +94,29 @@ def test_compiled(offset):
     torch.testing.assert_close(found, expected)
     for got, want in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_derivatives_of_other_kinds():
+    """Forward mode, vectorised gradients, and functions of them that are compiled, as for small layers."""
+    net = MADE(40, 13, hidden=(520, 520)).double()
+    x, v = torch.randn(2, 40, dtype=torch.float64), torch.randn(2, 40, dtype=torch.float64)
+    expected = torch.func.jvp(net, (x,), (v,))[1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = net(torch.autograd.forward_ad.make_dual(x, v))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, expected)
+    jacobian = torch.autograd.functional.jacobian(net, x, vectorize=True)
+    torch.testing.assert_close(torch.einsum("btpcs,cs->btp", jacobian, v), expected)
+    pairs = torch.randn(2, *expected.shape, dtype=torch.float64)
+    (rows,) = torch.autograd.grad(net(x.requires_grad_()), x, pairs, is_grads_batched=True)
+    torch.testing.assert_close((rows * v).sum((1, 2)), (pairs * expected).flatten(1).sum(1))
+    each = torch.compile(torch.vmap(lambda row: net(row.unsqueeze(0)).squeeze(0)), backend="aot_eager")
+    torch.testing.assert_close(each(x.detach()), net(x.detach()))
+
+
+def test_tangents_of_the_weight_and_the_offset():
+    mask, panels = _staircase(512, 520), panels_of(_staircase(512, 520))
+    x, weight, offset = (torch.randn(s, dtype=torch.float64) for s in ((3, 520), (512, 520), (512,)))
+    with torch.autograd.forward_ad.dual_level():
+        one, other = (torch.autograd.forward_ad.make_dual(t, t.sin()) for t in (weight, offset))
+        y = torch.autograd.forward_ad.unpack_dual(masked_linear(x, one, mask, other, panels)).tangent
+    torch.testing.assert_close(y, linear(x, weight.sin() * mask, offset.sin()))

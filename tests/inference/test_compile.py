@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pyro
 import pyro.distributions as dist
@@ -112,6 +113,43 @@ def test_compile_is_a_flag(call):
         call()
 
 
+class Centre(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def forward(self):
+        return dist.Normal(self.loc, 1.0)
+
+
+def test_many_fits_in_one_process():
+    """Torch limits the compilations of one function, but each fit has its own."""
+    for _ in range(10):
+        fit(Centre(), torch.ones(8), compile=True, epochs=1, batch_size=4)
+
+
+def test_a_changing_number_raises_with_a_note():
+    class Annealed(Centre):
+        beta = 0.0
+
+        def forward(self):
+            self.beta += 0.01
+            return dist.Normal(self.loc * self.beta, 1.0)
+
+    with pytest.raises(Exception, match="fullgraph") as caught:
+        fit(Annealed(), torch.ones(40), compile=True, epochs=1, batch_size=2)
+    assert "compile=True" in "".join(caught.value.__notes__)
+    assert torch.distributions.Distribution._validate_args
+
+
+def test_threads_leave_validation_on():
+    y = torch.ones(8)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(fit, Centre(), y, compile=True, epochs=2, batch_size=4) for _ in range(3)]
+        assert all(len(job.result().train) == 2 for job in jobs)
+    assert torch.distributions.Distribution._validate_args
+
+
 # --- guides -----------------------------------------------------------------------------------------------
 
 Y = sized(12, 3, seed=3)
@@ -174,7 +212,57 @@ def test_a_model_that_branches_on_values_raises_with_a_note():
 
 def test_a_loss_must_be_differentiable():
     loss = pyro.infer.RenyiELBO()
-    with pytest.raises(
-        ValueError, match="Expected loss with a method differentiable_loss if compile=True; got RenyiELBO"
-    ):
+    with pytest.raises(ValueError, match=r"Expected loss with a method differentiable_loss .*; got RenyiELBO"):
         gx.fit_guide(*programs(), Y, loss=loss, compile=True)
+
+
+def test_a_loss_whose_compiled_form_is_that_of_its_base_class_raises():
+    class Scaled(pyro.infer.Trace_ELBO):
+        def loss_and_grads(self, model, guide, *args, **kwargs):
+            return 3 * super().loss_and_grads(model, guide, *args, **kwargs)
+
+    with pytest.raises(ValueError, match=r"Expected loss with a method differentiable_loss .*; got Scaled"):
+        gx.fit_guide(*programs(), Y, steps=3, loss=Scaled(), compile=True, progress=False)
+    for loss in pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO():
+        gx.fit_guide(*programs(), Y, steps=1, loss=loss, compile=True, progress=False)
+
+
+def test_minibatches_from_outside_raise():
+    """The record would use those of its own step for ever."""
+    batches = iter(torch.randn(100, 4, dtype=torch.float64))
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("rows", 4):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=next(batches))
+
+    def guide():
+        loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="same operations on the same tensors"):
+        gx.fit_guide(model, guide, steps=5, num_particles=1, compile=True, progress=False)
+
+
+def test_running_averages_change_once_a_step():
+    def counts(compile):
+        pyro.clear_param_store()
+        norm = nn.BatchNorm1d(3).double()
+
+        def model(y):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(3), 1.0).to_event(1))
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+        def guide(y):
+            pyro.module("norm", norm)
+            pyro.sample("z", dist.Normal(norm(y).mean(0), 1.0).to_event(1))
+
+        options = {"steps": 6, "num_particles": 1, "loss": pyro.infer.Trace_ELBO(), "progress": False}
+        gx.fit_guide(model, guide, Y, compile=compile, **options)
+        return norm.num_batches_tracked.item(), norm.running_mean
+
+    (number, mean), (expected, other) = counts(True), counts(False)
+    assert number == expected
+    torch.testing.assert_close(mean, other)

@@ -18,6 +18,7 @@ import argparse
 import datetime
 import importlib.metadata
 import os
+import random
 import subprocess
 import sys
 import time
@@ -73,7 +74,7 @@ def seconds(call: Call, repeats: int = 1, clock: Callable[[], float] = time.perf
 
 
 def interleaved(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]]:
-    """Seconds of each call in each round, round robin after a warm-up.
+    """Seconds of each call in each round, in another order in each, since a call pays for what the one before left behind.
 
     Each is called twice before. Calls under 20 ms are repeated within a round; calls over a second have at most three rounds.
     """
@@ -81,8 +82,10 @@ def interleaved(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]
     # the first call may compile
     warm = {key: min(warm[key], seconds(call)) if warm[key] < ONCE else warm[key] for key, call in calls.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
+    order, shuffled = [*calls.items()], random.Random(0)
     for i in range(rounds):
-        for key, call in calls.items():
+        shuffled.shuffle(order)
+        for key, call in order:
             if i < 3 or warm[key] < LONG:
                 times[key].append(seconds(call, max(1, min(20, int(SHORT / warm[key])))))
     return times

@@ -21,7 +21,6 @@ _ROOTS = ("sum_of_squares", "bernstein", "deep_sigmoid")
 _BIJECTIONS = ("affine", "spline", *_ROOTS)
 _DTYPES = (torch.float32, torch.float64)
 _ROW = 16  # rows of units begin at multiples of this number
-_SMALL = 2**15
 _compared: WeakKeyDictionary[Sweeps, dict[int, Any]] = WeakKeyDictionary()  # masks, their versions, and the results
 
 
@@ -108,10 +107,9 @@ def solve(
 def is_dense(sweeps: Sweeps, index: int, layer: Any) -> bool:
     """Returns whether the loop may read the unmasked weight of a link, because the mask excludes no entry that it reads.
 
-    The mask is compared when it is new or has been changed. Masking a small weight takes no longer than that.
+    The mask is compared when it is new or has been changed.
     """
-    weight, mask = layer.weight, layer.mask
-    if weight.numel() < _SMALL or type(layer) is not MaskedLinear or "masked" in vars(layer) or mask.is_inference():
+    if type(layer) is not MaskedLinear or "masked" in vars(layer) or (mask := layer.mask).is_inference():
         return False
     known = _compared.setdefault(sweeps, {})
     seen, version, dense = known.get(index, (None, 0, False))

@@ -77,7 +77,9 @@ def solve(
     name, settings = head.native  # type: ignore[misc]
     site, dtype = conditioner.site, weights[0].dtype
     shape = () if isinstance(site, int) else tuple(site)
-    if head.num_params != conditioner.num_params or given.shape[1:] != (conditioner.num_sites, *shape):
+    if (head.num_params, tuple(head.site_shape)) != (conditioner.num_params, shape):
+        return None
+    if given.shape[1:] != (conditioner.num_sites, *shape):
         return None
     if isinstance(site, int) and {"bernoulli": 2, "categorical": head.num_params}.get(name, inf) > site:
         return None

@@ -217,7 +217,7 @@ def weight_normed(net):
 
 
 def orthogonal(net):
-    torch.nn.utils.parametrizations.orthogonal(net.layers[1], "weight")
+    torch.nn.utils.parametrizations.orthogonal(net.layers[2], "weight")
     return net
 
 
@@ -314,6 +314,7 @@ def test_a_head_that_does_not_fit_raises_as_in_python(head):
     with torch.no_grad():
         assert net.native_loop(head, y, None) is None
         assert MADE(5, 4, site=3).native_loop(h.Categorical(4), torch.rand(2, 5).double(), None) is None
+        assert MADE(5, 2).native_loop(h.Affine((1,)), torch.rand(2, 5), None) is None
         assert MADE(5, 2, site=3).native_loop(h.Affine(), torch.rand(2, 5), None) is None
 
 

@@ -20,7 +20,7 @@ from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
-from .native_loop import applies, can_step, is_dense, padded, reverse, solve, step
+from .native_loop import applies, can_step, padded, reverse, solve, step, weights_of
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -206,8 +206,7 @@ class MADE(Conditioner):
             return None
         check_context(self, context)
         offsets = [layer.columns(context, len(given)) for layer in links[: len(self.layers)]]
-        raw = [not keep and is_dense(self._sweeps, index, link) for index, link in enumerate(links)]
-        weights = [link.weight if free else link.masked() for link, free in zip(links, raw, strict=True)]
+        weights = [link.masked() for link in links] if keep else weights_of(self._sweeps, links)
         return solve(self, self._sweeps, head, given, weights, offsets, keep)
 
     @property

@@ -66,7 +66,7 @@ def solve(
         head: the head of the sites.
         given: (B, T, *site_shape), the image y of a bijection, whose solution x is computed; or numbers u in float64
             whose quantiles are computed.
-        weights: the weight of each link, masked if ``keep`` or not :func:`is_dense`.
+        weights: the weight of each link, masked if ``keep``, else :func:`weights_of`.
         offsets: (units, B), the offsets of each layer.
         keep: whether the parameters of all sites and the last state are needed.
 
@@ -106,19 +106,22 @@ def solve(
     return NativeLoop(values.view(given.shape), totals, phi, state)
 
 
-def is_dense(sweeps: Sweeps, index: int, layer: Any) -> bool:
-    """Returns whether the loop may read the unmasked weight of a link, because the mask excludes no entry that it reads.
+def weights_of(sweeps: Sweeps, layers: Sequence[Any]) -> list[Tensor]:
+    """Returns the weight of each link for the loop; it is masked if the mask excludes an entry that the loop reads.
 
-    The mask is compared when it is new or has been changed.
+    A mask is compared when it is new or has been changed.
     """
-    if type(layer) is not MaskedLinear or "masked" in vars(layer) or (mask := layer.mask).is_inference():
-        return False
     known = _compared.setdefault(sweeps, {})
-    seen, version, dense = known.get(index, (None, 0, False))
-    if seen is None or seen() is not mask or version != mask._version:
-        dense = sweeps.is_dense(index, mask)
-        known[index] = ref(mask), mask._version, dense
-    return dense
+    found = []
+    for index, layer in enumerate(layers):
+        dense = False
+        if type(layer) is MaskedLinear and "masked" not in vars(layer) and not (mask := layer.mask).is_inference():
+            seen, version, dense = known.get(index, (None, 0, False))
+            if seen is None or seen() is not mask or version != mask._version:
+                dense = sweeps.is_dense(index, mask)
+                known[index] = ref(mask), mask._version, dense
+        found.append(layer.weight if dense else layer.masked())
+    return found
 
 
 def can_step(activation: Any, weights: Sequence[Tensor]) -> bool:
@@ -132,7 +135,7 @@ def step(activation: Any, sweeps: Sweeps, low: int, high: int, state: MADEState,
 
     Returns None if the units have been copied to rows without padding, or the activation has been replaced.
     """
-    if activation not in _ACTIVATIONS or any(level.stride(0) % _ROW for level in state.units):
+    if activation not in _ACTIVATIONS or state.units[-1].stride(0) % _ROW:
         return None
     direct = len(state.weights) > len(state.offsets)
     phi: Tensor = torch.ops.pyro_genexact.step(

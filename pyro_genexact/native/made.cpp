@@ -26,7 +26,7 @@ struct Task {
   const Tensor& given;
   at::ArrayRef<double> settings;
   int64_t params, numbers, categories;
-  const std::vector<Tensor>& offsets;
+  TensorList offsets;
   Tensor &values, &totals, &phi;
   const std::vector<Tensor>& units;
 };
@@ -105,14 +105,23 @@ void run(const Network<T>& net, const Task& task, int64_t first, int64_t columns
 
 template <typename T, template <typename, int> class Head>
 void run_all(
-    const Tensor& given, TensorList weights, const std::vector<Tensor>& offsets, const Tensor& ends, bool direct,
-    int64_t activation, int64_t categories, at::ArrayRef<double> settings, int64_t params, Tensor& values,
-    Tensor& totals, Tensor& phi, const std::vector<Tensor>& units) {
+    const Task& task, TensorList weights, const Tensor& ends, bool direct, int64_t activation) {
   const Network<T> net(weights, ends, direct, activation);
-  const Task task{given, settings, params, given.size(2), categories, offsets, values, totals, phi, units};
+  const int64_t batch = task.given.size(0), width = task.categories ? task.categories : task.numbers;
+  TORCH_CHECK((Head<T, 1>::fits(task.settings, task.numbers, task.params)), "Expected parameters that fit the head");
+  TORCH_CHECK(!task.categories || task.numbers == 1, "Expected one category per site");
+  for (int64_t d = 0; d < net.sites; d++)
+    TORCH_CHECK(net.end(0, d + 1) == d * width, "Expected equally many inputs per site");
+  for (int64_t l = 0; l < net.top; l++) {
+    const Tensor& offset = task.offsets[l];
+    TORCH_CHECK(weights[l].size(1) == (l ? net.end(l, net.sites) : net.sites * width), "Expected a column per unit");
+    TORCH_CHECK(
+        offset.dim() == 2 && offset.size(0) == net.end(l + 1, net.sites) && offset.size(1) == batch,
+        "Expected offsets (units, batch)");
+  }
   int64_t work = 0;  // half of all weights
   for (const Tensor& weight : weights) work += weight.numel() / 2;
-  for_blocks<T>(given.size(0), work, [&](auto n, int64_t first, int64_t columns) {
+  for_blocks<T>(batch, work, [&](auto n, int64_t first, int64_t columns) {
     run<T, n(), Head<T, n()>>(net, task, first, columns);
   });
 }
@@ -121,15 +130,16 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
     const Tensor& given, TensorList weights, TensorList offsets, const Tensor& ends, bool direct, int64_t activation,
     int64_t categories, std::string head, at::ArrayRef<double> settings, bool keep) {
   const int64_t batch = given.size(0), sites = ends.size(1) - 1, top = ends.size(0) - 1;
-  const auto like = weights[0].options();
-  const int64_t params = weights[top - 1].size(0) / sites;
+  TORCH_CHECK(sites > 0 && top > 0 && static_cast<int64_t>(weights.size()) == top + direct, "Expected a weight per level");
   TORCH_CHECK(given.dim() == 3 && given.size(1) == sites, "Expected given numbers of shape (batch, sites, numbers)");
   TORCH_CHECK(static_cast<int64_t>(offsets.size()) == top, "Expected an offset per layer");
+  const auto like = weights[0].options();
+  const int64_t params = weights[top - 1].size(0) / sites;
   Tensor values = at::empty({batch, sites, given.size(2)}, head == "categorical" ? like.dtype(at::kLong) : like);
   Tensor totals = at::empty({batch}, like), phi = at::empty({keep ? batch : 0, sites, params}, like);
   std::vector<Tensor> units;
   for (int64_t l = 0; keep && l < top; l++) units.push_back(at::empty({weights[l].size(1), batch}, like));
-  const std::vector<Tensor> offset_list(offsets.begin(), offsets.end());
+  const Task task{given, settings, params, given.size(2), categories, offsets, values, totals, phi, units};
   AT_DISPATCH_FLOATING_TYPES(weights[0].scalar_type(), "loop", [&] {
     const auto call = head == "affine" ? run_all<scalar_t, Affine>
         : head == "spline"             ? run_all<scalar_t, Spline>
@@ -140,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
         : head == "deep_sigmoid"       ? run_all<scalar_t, DeepSigmoidRoot>
                                        : nullptr;
     TORCH_CHECK(call, "Expected one of the heads of the native loop; got ", head);
-    call(given, weights, offset_list, ends, direct, activation, categories, settings, params, values, totals, phi, units);
+    call(task, weights, ends, direct, activation);
   });
   return {values, totals, phi, units};
 }
@@ -150,12 +160,24 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
 Tensor step(
     const Tensor& inputs, TensorList units, TensorList weights, const Tensor& ends, bool direct, int64_t activation,
     int64_t low, int64_t high) {
-  const int64_t batch = inputs.size(0), params = units.back().size(0) / (ends.size(1) - 1);
+  const int64_t batch = inputs.size(0), sites = ends.size(1) - 1;
+  TORCH_CHECK(0 <= low && low <= high && high <= sites, "Expected degrees of sites");
+  TORCH_CHECK(units.size() == static_cast<size_t>(ends.size(0)), "Expected units per level");
   for (const Tensor& level : units)
-    TORCH_CHECK(level.stride(0) % 16 == 0 && level.stride(1) == 1, "Expected units with padded rows");
+    TORCH_CHECK(
+        level.dim() == 2 && level.size(1) == batch && level.stride(0) % 16 == 0 && level.stride(0) >= batch &&
+            level.stride(1) == 1 &&
+            (level.storage_offset() + level.size(0) * level.stride(0)) * level.element_size() <= level.storage().nbytes(),
+        "Expected units with padded rows");
+  const int64_t params = units.back().size(0) / sites;
   Tensor phi = at::empty({batch, high - low, params}, inputs.options());
   AT_DISPATCH_FLOATING_TYPES(inputs.scalar_type(), "step", [&] {
     const Network<scalar_t> net(weights, ends, direct, activation);
+    TORCH_CHECK(
+        inputs.dim() == 2 && inputs.size(1) == net.end(0, high) - net.end(0, low), "Expected the inputs of the degrees");
+    for (int64_t level = 0; level <= net.top; level++)
+      TORCH_CHECK(units[level].size(0) >= net.end(level, sites), "Expected all units");
+    TORCH_CHECK(net.end(net.top, sites) == sites * params, "Expected the outputs of all sites");
     int64_t work = 0;
     for (int64_t level = 1; level <= net.top; level++)
       for (const auto& link : net.links[level]) {

@@ -43,11 +43,17 @@ struct Network {
   Network(TensorList weights, const Tensor& ends_, bool direct, int64_t activation)
       : sites(ends_.size(1) - 1), top(ends_.size(0) - 1), ends(ends_.const_data_ptr<int64_t>()), links(top + 1),
         activation(activation) {
-    TORCH_CHECK(ends_.is_contiguous() && static_cast<int64_t>(weights.size()) == top + direct, "weights per level");
+    TORCH_CHECK(sites > 0 && top > 0 && ends_.dim() == 2 && ends_.is_contiguous(), "Expected contiguous ends");
+    TORCH_CHECK(static_cast<int64_t>(weights.size()) == top + direct, "Expected a weight per level");
+    for (int64_t d = 0, params = end(top, sites) / sites; d <= sites; d++)
+      TORCH_CHECK(end(top, d) == d * params, "Expected equally many outputs per site");
     for (int64_t i = 0; i < static_cast<int64_t>(weights.size()); i++) {
-      TORCH_CHECK(weights[i].stride(1) == 1 || weights[i].size(1) < 2, "weights with contiguous rows");
-      const bool skips = i == top;
-      links[skips ? top : i + 1].push_back({skips ? 0 : i, weights[i].const_data_ptr<T>(), weights[i].stride(0)});
+      const int64_t level = std::min(i + 1, top), source = i == top ? 0 : i;
+      TORCH_CHECK(
+          weights[i].dim() == 2 && weights[i].size(0) == end(level, sites) && weights[i].size(1) >= end(source, sites),
+          "Expected weights of the shapes that ends gives");
+      TORCH_CHECK(weights[i].stride(1) == 1 || weights[i].size(1) < 2, "Expected weights with contiguous rows");
+      links[level].push_back({source, weights[i].const_data_ptr<T>(), weights[i].stride(0)});
     }
   }
 

@@ -96,7 +96,10 @@ inline std::tuple<at::Tensor, std::vector<at::Tensor>> reverse(
     const at::Tensor& g, const at::Tensor& gain, const at::Tensor& drive, at::TensorList hidden, at::TensorList weights,
     const at::Tensor& ends, bool direct, int64_t activation) {
   TORCH_CHECK(g.is_contiguous() && gain.is_contiguous() && drive.is_contiguous(), "Expected contiguous tensors");
-  for (const at::Tensor& level : hidden) TORCH_CHECK(level.stride(1) == 1, "Expected units with contiguous rows");
+  TORCH_CHECK(
+      g.dim() == 3 && drive.dim() == 3 && gain.sizes() == at::IntArrayRef({g.size(0), g.size(1), g.size(2), drive.size(2)}) &&
+          drive.size(0) == g.size(0) && drive.size(1) == g.size(1),
+      "Expected g (B, T, k), gain (B, T, k, P) and drive (B, T, P)");
   const int64_t batch = g.size(0);
   const at::Tensor of_inputs = at::empty({g.size(1) * g.size(2), batch}, g.options());
   std::vector<at::Tensor> of_pre;
@@ -104,6 +107,15 @@ inline std::tuple<at::Tensor, std::vector<at::Tensor>> reverse(
   of_pre.push_back(at::empty({drive.size(1) * drive.size(2), batch}, g.options()));
   AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "reverse", [&] {
     const Network<scalar_t> net(weights, ends, direct, activation);
+    TORCH_CHECK(
+        net.sites == g.size(1) && net.end(net.top, net.sites) == net.sites * drive.size(2) &&
+            net.end(0, net.sites) == (net.sites - 1) * g.size(2) && static_cast<int64_t>(hidden.size()) == net.top - 1,
+        "Expected the sizes that ends gives");
+    for (int64_t l = 1; l < net.top; l++)
+      TORCH_CHECK(
+          hidden[l - 1].dim() == 2 && hidden[l - 1].size(0) == net.end(l, net.sites) && hidden[l - 1].size(1) == batch &&
+              hidden[l - 1].stride(1) == 1,
+          "Expected hidden units (units, B) with contiguous rows");
     int64_t work = 0;
     for (const at::Tensor& weight : weights) work += weight.numel() / 2;
     for_blocks<scalar_t>(batch, work, [&](auto n, int64_t first, int64_t columns) {

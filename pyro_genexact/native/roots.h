@@ -26,6 +26,9 @@ struct SumOfSquares {
       : polynomials(settings[0]), degree(settings[1]), bound(settings[2]), flattest(settings[3]),
         scale(std::sqrt((1 - settings[3]) / settings[0])), rules(settings.begin() + 4, settings.end()),
         coefficients(scratch), terms(degree + 1, V(T(0))) {}
+  static bool fits(at::ArrayRef<double> s, int64_t params) {
+    return s.size() > 4 && s.size() == 4 + (s[1] + 2) * (s[1] + 1) && params == 1 + s[0] * (s[1] + 1);
+  }
 
   void prepare(const T* phi, int64_t stride) {
     shift = V::loadu(phi);
@@ -72,6 +75,9 @@ struct Bernstein {
   Bernstein(at::ArrayRef<double> settings, T* scratch)
       : degree(settings[0]), bound(settings[1]), choose(settings.begin() + 2, settings.end()), slopes(scratch),
         offsets(scratch + degree * V::size()), down(degree, V(T(1))) {}
+  static bool fits(at::ArrayRef<double> s, int64_t params) {
+    return s.size() > 2 && s.size() == 2 + s[0] && params == 1 + s[0];
+  }
 
   void prepare(const T* phi, int64_t stride) {
     constexpr int64_t W = V::size();
@@ -120,6 +126,7 @@ struct DeepSigmoid {
   DeepSigmoid(at::ArrayRef<double> settings, T* scratch) : units(settings[0]), bound(settings[1]) {
     for (T** row : {&a, &b, &log_a, &log_w, &up, &down}) *row = std::exchange(scratch, scratch + units * V::size());
   }
+  static bool fits(at::ArrayRef<double> s, int64_t params) { return s.size() == 2 && params == 3 * s[0]; }
 
   V guess(const V& y) const { return y; }
 
@@ -176,6 +183,9 @@ struct Root : Columns<T, N> {
 
   Root(at::ArrayRef<double> settings, int64_t params, T* scratch) : f(settings, scratch) {}
   static int64_t scratch_rows(int64_t params) { return 2 * params; }
+  static bool fits(at::ArrayRef<double> settings, int64_t numbers, int64_t params) {
+    return numbers == 1 && F<T>::fits(settings, params);
+  }
 
   void operator()(const T* phi, const T* y, T* x, T* totals, int64_t numbers) const {
     for (int i = 0; i < S; i += W) {

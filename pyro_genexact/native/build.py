@@ -25,7 +25,8 @@ def build() -> Path:
     """Builds the library, unless it is built, and returns its file, see :func:`library_path`.
 
     It takes about 20 seconds. The compiler is ``$CXX``, or the first of ``g++``, ``clang++`` and ``c++`` that is
-    installed. The library depends on torch and the instruction set, but not on the version of Python.
+    installed. What ``clang++`` builds runs in one thread. The library depends on torch and the instruction set, but not
+    on the version of Python. A file that cannot be loaded is built again.
 
     Raises:
         RuntimeError: if there is no compiler, it fails, or what it makes cannot be loaded.

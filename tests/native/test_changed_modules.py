@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from native.test_loop import both, given_to, network
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_genexact as gx
@@ -14,6 +13,7 @@ from pyro_genexact import heads as h
 from pyro_genexact import native
 from pyro_genexact.conditioners import MADE
 from pyro_genexact.conditioners.masked import MaskedLinear
+from support.native_networks import both, given_to, network
 from support.values import sized
 
 

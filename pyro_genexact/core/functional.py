@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from math import isfinite
 
@@ -21,13 +21,17 @@ def compiling() -> bool:
 
 
 @contextmanager
-def recording() -> Iterator[None]:
-    """Declares that the operations in this context are recorded, by ``make_fx``."""
-    token = _RECORDING.set(True)
+def _raised(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
     try:
         yield
     finally:
-        _RECORDING.reset(token)
+        flag.reset(token)
+
+
+def recording() -> AbstractContextManager[None]:
+    """Returns a context in which the operations are recorded, by ``make_fx``."""
+    return _raised(_RECORDING)
 
 
 def transformed() -> bool:
@@ -62,14 +66,9 @@ def assert_later(good: Tensor, message: str) -> None:
         raise RuntimeError(message)
 
 
-@contextmanager
-def as_on_a_device() -> Iterator[None]:
-    """In this context, tensors on the CPU count as tensors on a device: nothing is :func:`at_hand`."""
-    token = _ON_A_DEVICE.set(True)
-    try:
-        yield
-    finally:
-        _ON_A_DEVICE.reset(token)
+def as_on_a_device() -> AbstractContextManager[None]:
+    """Returns a context in which tensors on the CPU count as tensors on a device: nothing is :func:`at_hand`."""
+    return _raised(_ON_A_DEVICE)
 
 
 def all_finite(x: Tensor) -> bool:

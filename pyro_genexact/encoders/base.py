@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..base import WithDerived
 from ..contexts import unpadded
+from ..core.buffers import WithDerived
 from ..core.checks import check_like, check_sizes
 from ..core.functional import visible
 from ..core.lengths import checked_lengths, site_mask

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base import WithDerived
+from ..core.buffers import WithDerived
 from ..core.checks import check_sizes
 from ..core.functional import checkable
 from ..core.shapes import broadcast_batches
@@ -125,7 +125,7 @@ class Joint(WithDerived):
                 )
         self.names = tuple(encoders)
         self.encoders: Any = nn.ModuleList(encoders.values())
-        self.features = sum(encoder.features for encoder in self.encoders)
+        self.features: int = sum(encoder.features for encoder in self.encoders)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         return ", ".join(self.names)

@@ -112,6 +112,7 @@ PAGES = {
     ),
     "howto/speed.md": (dict, {"set_num_threads(1)": "get_num_threads()"}),
     "installation.md": (dict, {'"cuda"': '"cpu"'}),
+    "reference/encoders.md": (dict, {"2000": "64"}),
     "tutorials/posterior.md": (lambda: {"model": model}, {}),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from ..core.checks import check_like, check_sizes
 from ..core.functional import visible
 from ..core.lengths import checked_lengths, site_mask
 from ..core.precision import at_least, widened
-
-EncoderT = TypeVar("EncoderT", bound="Encoder")
 
 
 class Encoder(WithDerived):
@@ -63,7 +61,7 @@ class Encoder(WithDerived):
         raise TypeError(f"{type(self).__name__} must define forward(values)")
 
     @torch.no_grad()
-    def standardize(self: EncoderT, values: Any) -> EncoderT:
+    def standardize(self, values: Any) -> Self:
         """Sets ``shift`` and ``scale`` to the mean and standard deviation of observed entries; returns the encoder.
 
         Padding and missing entries do not count. An entry that does not vary is only shifted. An entry that was never

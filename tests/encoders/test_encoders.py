@@ -118,4 +118,4 @@ def test_one_encoder_for_sets_of_all_sizes():
         truth, values = draws(300, n)
         with torch.no_grad():
             error = (encoder(values) - truth).square().mean(0).sqrt()
-        assert error[0] < 1.4 * n**-0.5 + 0.06 and error[1] < (0.6 if n == 1 else 0.45)
+        assert error[0] < 1.5 * n**-0.5 + 0.06 and error[1] < (0.6 if n == 1 else 0.45)

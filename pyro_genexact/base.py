@@ -16,6 +16,7 @@ from torch.distributions import constraints
 
 from .contexts import Covariates, Source
 from .core.buffers import WithDerived, register_derived, register_given
+from .core.functional import compiling
 from .core.leaves import map_leaves
 from .core.rows import take_rows
 
@@ -72,7 +73,10 @@ class Conditioner(WithDerived):
         raise TypeError(f"{type(self).__name__} must define adjoint(state, g, gain, drive, context)")
 
     def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> Any:
-        """Computes all sites by the native operator, see :meth:`MADE.native_loop`; None if it does not apply."""
+        """Computes all sites by the operator of :mod:`pyro_genexact.native`, or returns None if it does not apply.
+
+        Only :class:`~pyro_genexact.conditioners.MADE` has it; see there.
+        """
         return None
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, Any]:
@@ -271,9 +275,9 @@ class Constant(WithDerived):
         return self()
 
     def forward(self) -> Any:
-        return (
-            map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot) if self._buffers else self._template
-        )
+        if not (self._buffers or compiling()):  # the compiler would see that torch's transforms keep their inverse
+            return self._template
+        return map_leaves(lambda slot: self._buffers[slot.name], self._template, Slot)
 
 
 class Slot(NamedTuple):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from .core.checks import check_like, check_sizes
+from .core.compiling import cached
 from .core.leaves import parameters_of
 from .core.lengths import checked_lengths
 from .core.precision import widened
@@ -109,7 +109,7 @@ def kind_of(context: Any, *allowed: type[Features]) -> Features:
     return Features(context)
 
 
-@cache
+@cached
 def _of_size(features: int) -> Features:
     return Features(features)
 

@@ -33,6 +33,8 @@ def without_native():
 def seeded():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+    with pyro.validation_enabled(True):  # torch switches it off for good when it compiles for the first time
+        yield
 
 
 @pytest.fixture

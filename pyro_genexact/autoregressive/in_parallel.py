@@ -79,7 +79,7 @@ def solve_quantiles(
     if some_discrete:
         _check_known(torch.cat(phis, 1))
     phis.clear()
-    every = torch.cat([y.new_zeros(len(y), first, *y.shape[2:]), y], 1) if first else y
+    every = torch.cat([y.new_zeros(y.shape[0], first, *y.shape[2:]), y], 1) if first else y
     return layout.of_event(every, shape), passes[-1]
 
 

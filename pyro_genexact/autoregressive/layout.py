@@ -156,7 +156,7 @@ class Layout:
         """Raises a ValueError if the prefix is outside the support."""
         prefix = self.prefix_rows(shape)
         if prefix is not None:
-            y = prefix.new_zeros(len(prefix), self.given + self.count, *self.head.site_shape)
+            y = prefix.new_zeros(prefix.shape[0], self.given + self.count, *self.head.site_shape)
             y = feasible_point(self.head.support, y).expand(y.shape).to(prefix.dtype)
             y = torch.cat([prefix, y[:, self.given :]], 1)
             self.check(y, self.inside(y, self.present(shape)), "prefix")
@@ -190,8 +190,8 @@ class SequenceLayout(Layout):
             return super().span(shape)
         if not starts.numel() or not visible(starts):
             return 0, self.given + self.count
-        first, last = starts.aminmax()
-        return int(first), int(last) + self.count
+        first, last = torch.stack(starts.aminmax()).tolist()  # one wait for a device
+        return first, last + self.count
 
     def over(self, shape: torch.Size) -> Tensor | None:
         prefix, starts = self.prefix_rows(shape), self.starts(shape)

@@ -279,7 +279,7 @@ class SequenceDistribution(ChainRuleDistribution):
             of = rows % max(len(loop.phi), 1)
             at: Any = slice(None) if starts is None else rows  # a slice is faster while all rows remain
             done = torch.zeros_like(rows, dtype=torch.bool) if over is None else over[of]
-            some_done = over is not None
+            some_done, free, readable = over is not None, at_hand(done), visible(done)
             if count != 1:
                 loop.take(of)
             for t, phi in loop:
@@ -297,14 +297,14 @@ class SequenceDistribution(ChainRuleDistribution):
                 done = done | layout.ends(y).squeeze(1)
                 if starts is not None:
                     done = done | (site == layout.count - 1)
-                look = at_hand(done) or (visible(done) and _waits_after(t + 1 - first))
+                look = free or (readable and _waits_after(t + 1 - first))
                 left = len(rows) - int(done.sum()) if look else len(rows)
                 if not left:
                     break
                 some_done, kept = left < len(rows) or not look, None
                 if left <= COMPACT_BELOW * len(rows):
                     # a device would wait for the number of rows
-                    kept = (~done).nonzero().squeeze(1) if at_hand(done) else done.int().argsort(stable=True)[:left]
+                    kept = (~done).nonzero().squeeze(1) if free else done.int().argsort(stable=True)[:left]
                     at = rows = rows[kept]
                     of, done, some_done, y = of[kept], done[kept], False, y.index_select(0, kept)
                 loop.read(chain.read(y), kept)

@@ -287,7 +287,7 @@ class ChainRuleDistribution(ByEnumeration, ShallowExpand):
         if present is not None:
             factors = torch.where(present, factors, 0.0)
         if inside is not None:
-            factors = torch.where(inside.cummin(1)[0], factors, outside)
+            factors = torch.where((~inside).cumsum(1) == 0, factors, outside)
         return self.layout.of_event(factors, shape), shape
 
     def _conditionals(self, value: Tensor) -> tuple[Any, Tensor, Tensor | None, Tensor | None, torch.Size]:

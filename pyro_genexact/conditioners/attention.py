@@ -70,9 +70,10 @@ class Transformer(Conditioner):
     ``extend`` evaluates only the S new sites, which attend to the cached keys and values of earlier ones. The cache
     holds 2 * depth * width numbers per site and row, and only the last w - 1 sites if ``window`` is w. Without grad the
     cache is a preallocated buffer, which grows by an eighth or at least 32 sites when it is full; with grad it is
-    concatenated. ``forward`` calls its layers, so that their hooks run. ``start`` computes the keys and values of a source
-    once, and reads the weights of the layers; hooks on the parts of a layer do not run. On CPUs, torch's attention has no second and no forward-mode derivatives; for these
-    use ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
+    concatenated. ``forward`` calls its layers, so that their hooks run. ``start`` computes the keys and values of a
+    source once, and reads the weights of the layers; hooks on the parts of a layer do not run. On CPUs, torch's attention
+    has no second and no forward-mode derivatives; for these use
+    ``torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)``.
 
     Args:
         site: kind of a site: ``()`` for a real number and ``(k,)`` for a real vector, which a linear layer reads, or an
@@ -170,8 +171,8 @@ class Transformer(Conditioner):
         The context has shape (B, C), or (B, T or more, C) for covariates, or (B, S, C) for a source.
         """
         check_sites(self, y)
-        state = self._before(context, len(y))
-        begin = self.begin.expand(len(y), 1, -1)
+        state = self._before(context, y.shape[0])
+        begin = self.begin.expand(y.shape[0], 1, -1)
         inputs = torch.cat([begin, self.read(self.encoder(y[:, :-1], self.begin))], 1)
         return self._run(self._joined(inputs, state, 0), state, 0)
 

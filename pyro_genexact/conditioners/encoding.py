@@ -118,7 +118,7 @@ def encode(y: Tensor, site: Site | Sequence[Site], first: int, like: Any) -> Ten
         _one_hot(y[:, i], kind, like) if isinstance(kind, int) else y[:, i, None].to(like.dtype)
         for i, kind in enumerate(kinds)
     ]
-    return torch.cat(columns, 1) if columns else like.new_empty(len(y), 0)
+    return torch.cat(columns, 1) if columns else like.new_empty(y.shape[0], 0)
 
 
 def _one_hot(y: Tensor, categories: int, like: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Independent(Conditioner):
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """Returns phi (B, T, P) given the context (B, C) or (B, T, C); only the shape of y (B, T, *site_shape) matters."""
         check_sites(self, y)
-        return self._all(context, len(y))
+        return self._all(context, y.shape[0])
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, IndependentState]:
         """Returns the parameters (B, P) of the first site, and a state with those of all sites."""

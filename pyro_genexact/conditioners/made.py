@@ -20,7 +20,7 @@ from ..native.library import available
 from .checks import check_chunk, check_rate, check_sites
 from .encoding import dropped, encode, site_widths, visits, with_tensors
 from .masked import MaskedLinear, check_connected, degrees_of, masks_of, reads_of
-from .native_loop import NativeLoop, can_step, padded, solve, step
+from .native_loop import applies, can_step, padded, reverse, solve, step, weights_of
 from .sweeps import MADEState, Sweeps
 
 _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
@@ -29,6 +29,7 @@ _IN_PLACE: dict[Any, Callable[[Tensor], Tensor]] = {
     torch.sigmoid: torch.sigmoid_,
     silu: partial(silu, inplace=True),
 }
+_STEPS = ("start", "extend", "_finish")
 
 
 class MADE(Conditioner):
@@ -146,7 +147,7 @@ class MADE(Conditioner):
                 "Expected layers without forward pre-hooks, because incremental evaluation does not run them; got some "
                 "(use torch.nn.utils.parametrizations instead)."
             )
-        weights = tuple(link.masked() for link in links)
+        weights = tuple(link.masked().contiguous() for link in links)
         offsets = [layer.columns(context, batch_size) for layer in links[: len(self.layers)]]
         functorch = transformed()  # in-place writes of transformed tensors fail
         in_place = not (torch.is_grad_enabled() or functorch or torch.jit.is_tracing())  # type: ignore[attr-defined]
@@ -182,16 +183,30 @@ class MADE(Conditioner):
         return state._replace(version=list(state.version), offsets=offsets, units=units, panel=None)
 
     @full_precision
-    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> NativeLoop | None:
-        """Computes all sites by the native operator, or returns None if it does not apply, see :func:`native_loop.solve`."""
-        if not available() or type(self).start is not MADE.start or type(self).extend is not MADE.extend:
+    def native_loop(self, head: Head, given: Tensor, context: Any, keep: bool = False) -> Any:
+        """Computes all sites by the operator of :mod:`pyro_genexact.native`, or returns None if it does not apply.
+
+        Args:
+            head: the head of the sites.
+            given: (B, T, *site_shape), the image y of a bijection, whose solution x is computed; for a distribution,
+                numbers u in float64 whose quantiles are computed.
+            context: the context (B, C), or None.
+            keep: whether to return the parameters and the last state, too.
+
+        Returns:
+            A tuple of the values (B, T, *site_shape), the totals (B,), the parameters (B, T, P) and the last state. The
+            totals are log|dx/dy| for a bijection, and NaN for a distribution if one of its parameters is.
+        """
+        if not (available() and applies(self.activation, head, given)):
             return None
-        links, masked = self._modules_of_links(), keep or not self._reads_all
+        if any(name in vars(self) or getattr(type(self), name) is not getattr(MADE, name) for name in _STEPS):
+            return None
+        links = self._modules_of_links()
         if isinstance(self.site, list) or (self.dropout and self.training) or any(k._forward_pre_hooks for k in links):
             return None
         check_context(self, context)
         offsets = [layer.columns(context, len(given)) for layer in links[: len(self.layers)]]
-        weights = [link.masked() if masked else link.weight for link in links]  # the loop reads no masked entry
+        weights = [link.masked() for link in links] if keep else weights_of(self._sweeps, links)
         return solve(self, self._sweeps, head, given, weights, offsets, keep)
 
     @property
@@ -221,8 +236,11 @@ class MADE(Conditioner):
         Returns:
             a (B, T, k), the gradient of the context (B, C) or None, and a list of pairs (parameter, gradient).
         """
-        slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
-        of_inputs, of_pre = self._sweeps.reverse(state, slopes, gain, drive)
+        found = reverse(self, self._sweeps, state, g, gain, drive, self._slope) if available() else None
+        if found is None:
+            slopes = [g, *(self._slope(level, state) for level in range(1, len(self.layers)))]
+            found = self._sweeps.reverse(state, slopes, gain, drive)
+        of_inputs, of_pre = found
         return of_inputs.view(g.shape[1], g.shape[2], len(g)).permute(2, 0, 1), *self._gradients(of_pre, state, context)
 
     def permuted(self, order: Tensor) -> MADE:
@@ -301,8 +319,10 @@ class MADE(Conditioner):
 
         if not state.in_place:
             return self._sweeps.finish(low, high, state, inputs, activate)
-        if state.native and not (self.dropout and self.training):
-            return step(self.activation, self._sweeps, low, high, state, inputs), state
+        if state.native and not (self.dropout and self.training) and available():
+            phi = step(self.activation, self._sweeps, low, high, state, inputs)
+            if phi is not None:
+                return phi, state
         in_place = None if self.dropout and self.training else _IN_PLACE.get(self.activation)
         return self._sweeps.finish_in_place(low, high, state, inputs, in_place or (lambda z: z.copy_(activate(z))))
 

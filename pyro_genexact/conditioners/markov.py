@@ -97,7 +97,7 @@ class Markov(Conditioner):
         """
         check_sites(self, y)
         check_context(self, context)
-        window = self._empty(len(y))
+        window = self._empty(y.shape[0])
         return self._phi(torch.cat([window, self._flagged(y[:, :-1], window)], 1), context, 0)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, MarkovState]:

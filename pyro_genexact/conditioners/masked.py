@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..core.buffers import WithDerived, register_derived
-from .triangles import masked_linear, panels_of
+from .triangles import masked_linear, masked_weight, panels_of
 
 
 class MaskedLinear(WithDerived):
@@ -57,7 +57,7 @@ class MaskedLinear(WithDerived):
 
     def masked(self) -> Tensor:
         """Returns the weight (out, in) with zeros at masked entries."""
-        return self.weight * self.mask
+        return masked_weight(self.weight, self.mask, self._panels)
 
     def offset(self, context: Tensor | None) -> Any:
         """Returns the part that does not depend on x: (B, out) given a context (B, C), else the bias (out,) or None."""

@@ -119,7 +119,7 @@ class NADE(Conditioner):
     def forward(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         """Maps y (B, T, *site_shape) and the context (B, C) to phi (B, T, P); the last site of y is never read."""
         check_sites(self, y)
-        total = self._before(context, len(y))
+        total = self._before(context, y.shape[0])
         phis = [self._phi(total.unsqueeze(0), context, 0)]
         if self.num_sites > 1:
             phis += self._sweep(y[:, :-1], 0, total, context)[0]

@@ -188,7 +188,7 @@ class PixelCNN(ReadsSource):
     def forward(self, y: Tensor, context: Tensor | PaddedSequence | None = None) -> Tensor:
         """Maps y (B, T, *site_shape) and the context to phi (B, T, P), in parallel over the sites."""
         check_sites(self, y)
-        state, (channels, height, columns) = self._before(context, len(y)), self.image_shape
+        state, (channels, height, columns) = self._before(context, y.shape[0]), self.image_shape
         pixels = pad(self.encoder(y[:, :-1], self.of_row), (0, 0, 0, 1)).unflatten(1, (-1, channels))
         image = _inside(pixels).unflatten(1, (height, columns))
         terms, _ = self._rows(pad(image[:, :-1], (0, 0, 0, 0, 1, 0)), state, 0)
@@ -224,7 +224,7 @@ class PixelCNN(ReadsSource):
             outs = torch.cat([outs, out], 1)
             state = state._replace(out=out[:, -1:])
         if full > self.image_shape[2]:  # views would keep all rows of the chunk
-            state = self.reorder(state, torch.arange(len(y), device=y.device))
+            state = self.reorder(state, torch.arange(y.shape[0], device=y.device))
         begin = first % channels + 1
         return self._phi(outs, pixels, begin, begin + sites), state
 

@@ -100,7 +100,7 @@ class Pretrained(Conditioner):
         """Maps tokens y (B, T) to logits (B, T, V) by one call of the model."""
         check_sites(self, y)
         check_context(self, context)
-        tokens = torch.cat([self._begin(len(y)), labels_of(y[:, :-1], self.num_params)], 1)
+        tokens = torch.cat([self._begin(y.shape[0]), labels_of(y[:, :-1], self.num_params)], 1)
         return _numbers(self.model(tokens, use_cache=False, return_dict=True).logits)
 
     def start(self, context: Tensor | None, batch_size: int) -> tuple[Tensor, PretrainedState]:

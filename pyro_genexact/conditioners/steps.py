@@ -136,8 +136,8 @@ class StepNetwork(ReadsSource):
         The context has shape (B, C), or (B, T or more, C) for covariates, or (B, S, C) for a source.
         """
         check_sites(self, y)
-        state = self._before(context, len(y))
-        begin = self.begin.expand(len(y), 1, -1)
+        state = self._before(context, y.shape[0])
+        begin = self.begin.expand(y.shape[0], 1, -1)
         inputs = torch.cat([begin, self.encoder(y[:, :-1], begin)], 1)
         return self._run(joined(inputs, state.context, 0), state, 0)[0]
 

@@ -70,6 +70,14 @@ class Sweeps:
         last = len(degrees) - 1
         self.links = [(level + 1, level, level) for level in range(last)] + ([(last, 0, last)] if direct else [])
 
+    def is_dense(self, link: int, mask: Tensor) -> bool:
+        """Returns whether by the mask of a link, each unit reads all lower units of its degree or a smaller one."""
+        above, below = (
+            torch.arange(self.num_sites, device="cpu").repeat_interleave(torch.tensor(self._sizes[level], device="cpu"))
+            for level in self.links[link][:2]
+        )
+        return torch.equal(mask[:, : len(below)], (below <= above.unsqueeze(1)).to(mask))
+
     def finish(
         self, low: int, high: int, state: MADEState, inputs: Tensor, activate: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, MADEState]:

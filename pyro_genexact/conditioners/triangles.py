@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..core.functional import visible
+from ..core.functional import transformed, visible
 
 LARGE = 2**18
 """A weight with this many entries is multiplied in panels. With fewer, the calls cost more than the zeros."""
@@ -45,6 +45,17 @@ def panels_of(mask: Tensor) -> tuple[Panel, ...]:
     return tuple(found) if products <= 0.8 * mask.numel() else ()
 
 
+def masked_weight(weight: Tensor, mask: Tensor, panels: tuple[Panel, ...] = ()) -> Tensor:
+    """Returns mask * weight; with panels and without grad, on the CPU, only the columns that need it are multiplied."""
+    if not panels or torch.is_grad_enabled() or weight.device.type != "cpu" or not visible(weight):
+        return weight * mask
+    found = torch.zeros_like(weight)
+    for low, high, full, end in panels:
+        found[low:high, :full] = weight[low:high, :full]
+        torch.mul(weight[low:high, full:end], mask[low:high, full:end], out=found[low:high, full:end])
+    return found
+
+
 def masked_linear(
     x: Tensor, weight: Tensor, mask: Tensor, offset: Tensor | None, panels: tuple[Panel, ...] = ()
 ) -> Tensor:
@@ -53,11 +64,21 @@ def masked_linear(
     The offset has the shape (B, out) or (out,), or is None. With panels, on the CPU, the forward and backward pass skip
     the columns that a panel does not read, and mask only those that some of its rows read.
     """
-    if panels and x.device.type == "cpu" and visible(x) and not torch.is_autocast_enabled("cpu"):
-        return _InPanels.apply(x, weight, mask, offset, panels)  # type: ignore[no-any-return]
+    recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+    if panels and x.device.type == "cpu" and not recorded and not torch.is_autocast_enabled("cpu"):
+        if not transformed():
+            return _InPanels.apply(x, weight, mask, offset, panels)  # type: ignore[no-any-return]
+        y = torch.cat([linear(x[:, : p.end], _rows(weight, mask, p)) for p in panels], 1)
+        return y if offset is None else y + offset
     if offset is None or offset.dim() == 1:
         return linear(x, weight * mask, offset)
     return torch.addmm(offset, x, (weight * mask).t())
+
+
+def _rows(weight: Tensor, mask: Tensor, panel: Panel) -> Tensor:
+    """Returns the masked rows (high - low, end) of a panel."""
+    low, high, full, end = panel
+    return torch.cat([weight[low:high, :full], weight[low:high, full:end] * mask[low:high, full:end]], 1)
 
 
 class _InPanels(torch.autograd.Function):
@@ -79,14 +100,24 @@ class _InPanels(torch.autograd.Function):
             out.addmm_(x[:, full:end], edges[-1].t())
         ctx.panels, ctx.dims = panels, 0 if offset is None else offset.dim()
         ctx.save_for_backward(x, weight, mask, *edges)
+        ctx.save_for_forward(x, weight, mask)
         return y
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Any, dw: Any, _mask: None, d_offset: Any, _panels: None) -> Tensor:  # type: ignore[override]
+        x, weight, mask = ctx.saved_tensors
+        parts = [] if dx is None else [linear(dx, weight * mask)]
+        parts += [] if dw is None else [linear(x, dw * mask)]
+        parts += [] if d_offset is None else [d_offset.expand(len(x), -1)]
+        return sum(parts[1:], parts[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, mask, *edges = ctx.saved_tensors
         of_x, of_weight, _, of_offset, _ = ctx.needs_input_grad
         gx = gw = None
-        if torch.is_grad_enabled():  # the backward pass is differentiated in turn
+        vectorised = transformed() or torch._C._functorch.is_legacy_batchedtensor(g)  # by is_grads_batched
+        if torch.is_grad_enabled() or vectorised:  # in-place writes would fail
             gx, gw = g @ (weight * mask) if of_x else None, (g.t() @ x) * mask if of_weight else None
         else:
             if of_x:

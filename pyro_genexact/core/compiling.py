@@ -1,11 +1,15 @@
-"""Parts that ``torch.compile`` can trace: a property that is computed once, and functions that it calls but does not trace."""
+"""Lazy properties, cached functions, classes made of classes, and dispatch, in forms that ``torch.compile`` accepts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import lru_cache, partial, wraps
+from typing import Any, Protocol, TypeVar, cast, overload
+
+from .functional import compiling
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+ResultT = TypeVar("ResultT", covariant=True)
 
 
 class Lazy:
@@ -25,10 +29,64 @@ class Lazy:
         return value
 
 
-def untraced(function: FunctionT) -> FunctionT:
-    """Makes ``torch.compile`` call a function of constants and use its result, instead of tracing it.
+def cached(function: FunctionT) -> FunctionT:
+    """Keeps the results of a function, like ``functools.lru_cache``, but not while torch compiles, which would warn."""
+    kept = lru_cache(function)
 
-    This is ``torch.compiler.assume_constant_result`` without the second that importing the compiler takes.
+    @wraps(function)
+    def get(*args: Any) -> Any:
+        return function(*args) if compiling() else kept(*args)
+
+    return get  # type: ignore[return-value]
+
+
+def classes(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keeps the class that a function makes of another class, also while torch compiles, which cannot make classes.
+
+    A class that is new then is made by ``torch.compiler.assume_constant_result``, whose import would take a second.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
+    made: dict[Any, Any] = {}
+
+    def add(family: Any) -> Any:
+        made[family] = make(family)
+        return made[family]
+
+    add._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    @wraps(make)
+    def get(family: Any) -> Any:
+        return made[family] if family in made else add(family)
+
+    return get
+
+
+class Dispatching(Protocol[ResultT]):
+    """A function that dispatches on the class of its first argument."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ResultT: ...
+
+    @overload
+    def register(self, kind: type) -> Callable[[FunctionT], FunctionT]: ...
+
+    @overload
+    def register(self, kind: type, method: FunctionT) -> FunctionT: ...
+
+
+def dispatched(function: Callable[..., ResultT]) -> Dispatching[ResultT]:
+    """Dispatches on the class of the first argument, like ``functools.singledispatch``, whose cache torch would trace."""
+    table: dict[type, Callable[..., Any]] = {object: function}
+
+    @wraps(function)
+    def call(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+        for kind in type(first).__mro__:
+            if kind in table:
+                return table[kind](first, *args, **kwargs)
+
+    def register(kind: type, method: Any = None) -> Any:
+        if method is None:
+            return partial(register, kind)
+        table[kind] = method
+        return method
+
+    call.register = register  # type: ignore[attr-defined]
+    return cast(Dispatching[ResultT], call)

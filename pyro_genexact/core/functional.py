@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from math import isfinite
 
@@ -12,21 +12,31 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 _ON_A_DEVICE = ContextVar("_ON_A_DEVICE", default=False)
+_RECORDING = ContextVar("_RECORDING", default=False)
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` or ``torch.export`` is tracing the code."""
-    return torch.compiler.is_compiling()
+    """Whether torch compiles, exports or records the operations of the code."""
+    return torch.compiler.is_compiling() or _RECORDING.get()
+
+
+@contextmanager
+def _raised(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
+    try:
+        yield
+    finally:
+        flag.reset(token)
+
+
+def recording() -> AbstractContextManager[None]:
+    """Returns a context in which the operations are recorded, by ``make_fx``."""
+    return _raised(_RECORDING)
 
 
 def transformed() -> bool:
-    """Whether code must consist of plain operations and cannot branch on values.
-
-    This is so under transforms of ``torch.func``, and while torch compiles, exports or traces.
-    """
-    return (
-        compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    )
+    """Whether code cannot branch on values: under transforms of ``torch.func``, and while torch compiles or exports."""
+    return compiling() or torch._C._are_functorch_transforms_active()
 
 
 def visible(value: Tensor) -> bool:
@@ -50,18 +60,15 @@ def checkable(value: Tensor) -> bool:
 
 def assert_later(good: Tensor, message: str) -> None:
     """Raises a RuntimeError unless all values are True; on a GPU when it gets there, so that nothing waits for it."""
-    if visible(good):
+    if visible(good) and good.device.type in ("cpu", "cuda"):
         torch._assert_async(good.all(), message)
+    elif visible(good) and not good.all():  # other devices have no such operation
+        raise RuntimeError(message)
 
 
-@contextmanager
-def as_on_a_device() -> Iterator[None]:
-    """In this context, tensors on the CPU count as tensors on a device: nothing is :func:`at_hand`."""
-    token = _ON_A_DEVICE.set(True)
-    try:
-        yield
-    finally:
-        _ON_A_DEVICE.reset(token)
+def as_on_a_device() -> AbstractContextManager[None]:
+    """Returns a context in which tensors on the CPU count as tensors on a device: nothing is :func:`at_hand`."""
+    return _raised(_ON_A_DEVICE)
 
 
 def all_finite(x: Tensor) -> bool:

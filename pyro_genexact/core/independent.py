@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import NoneType
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .compiling import cached
 from .settable import Settable
 from .shapes import sum_rightmost
 
@@ -91,7 +91,7 @@ def independent(constraint: Any, dims: int = 0) -> Any:
     return _reals(dims) if constraint is constraints.real else _independent(constraint, dims)
 
 
-@cache
+@cached
 def _reals(dims: int) -> Any:
     """Caches the constraint of real numbers, which every call of a flow uses."""
     return _independent(constraints.real, dims)

@@ -39,7 +39,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def parameters_of(module: nn.Module) -> Iterator[Tensor]:
-    """Yields the parameters of a module and its parts, those that are shared more than once."""
+    """Yields the parameters of a module and its parts; a shared parameter comes once for each part that has it."""
     yield from (p for p in module._parameters.values() if p is not None)
     for part in module._modules.values():
         if part is not None:

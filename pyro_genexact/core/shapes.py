@@ -28,8 +28,10 @@ def broadcast_batches(**shapes: Sequence[int]) -> torch.Size:
 
 def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
     """Returns ``torch.broadcast_shapes(*shapes)``, which is slow and only called if the shapes differ."""
-    distinct = {tuple(shape) for shape in shapes if shape}
-    return torch.Size(distinct.pop() if distinct else ()) if len(distinct) < 2 else torch.broadcast_shapes(*shapes)
+    given = [tuple(shape) for shape in shapes if shape] or [()]
+    if all(shape == given[0] for shape in given[1:]):  # a set would fix the sizes while torch compiles
+        return torch.Size(given[0])
+    return torch.broadcast_shapes(*shapes)
 
 
 def shape_of(event_shape: Any) -> torch.Size:

@@ -25,7 +25,7 @@ class Categorical(Completed, dist.Categorical):
     def __init__(
         self, probs: Tensor | None = None, logits: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
-        if probs is not None or logits is None or not logits.dim():  # probabilities, or torch's error
+        if probs is not None or logits is None or not (logits.dim() and logits.is_floating_point()):
             super().__init__(probs, logits, validate_args=validate_args)
             return
         self.logits = self._param = logits.log_softmax(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import singledispatch
 from math import log
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, TransformedDistribution
 
+from ..core.compiling import dispatched
 from ..core.independent import innermost
 from ..core.leaves import map_leaves
 from ..core.shapes import broadcast_shapes
@@ -25,7 +25,7 @@ _ROUGH = 1e-3  # the tolerance of the first search, from which two Newton steps 
 _STRIDES = 32  # the largest number of steps across a quantile, each eight times as long as the one before
 
 
-@singledispatch
+@dispatched
 def cdf(d: Distribution, value: Tensor, support: Any = None) -> Tensor:
     """Computes P(Y <= value) elementwise, of shape (*sample, *batch), for a univariate family or its ``Independent``.
 
@@ -167,7 +167,7 @@ def _inherits(d: Distribution, name: str) -> bool:
     return method is getattr(Distribution, name) or method is getattr(TransformedDistribution, name)
 
 
-@singledispatch
+@dispatched
 def _cdf_inside(d: Distribution, value: Tensor) -> Tensor:
     """Returns the cdf at values inside the support."""
     if not _inherits(d, "cdf"):
@@ -195,7 +195,7 @@ def _(d: TransformedDistribution, value: Tensor) -> Tensor:
     return torch.where(_sign(d, value) > 0, below, 1 - below)
 
 
-@singledispatch
+@dispatched
 def quantile(d: Distribution, u: Tensor) -> Tensor:
     """Returns the smallest value whose cdf is at least u."""
     return searched(d, u) if _inherits(d, "icdf") else d.icdf(u)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from types import new_class
 from typing import Any
 
@@ -13,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from ..core.compiling import untraced
+from ..core.compiling import classes
 from ..core.functional import compiling
 from ..core.precision import full_precision
 from ..core.shapes import sum_rightmost
@@ -68,14 +67,9 @@ class Completed:
         return self._rows if 0 in self._batch_shape else self
 
 
-@untraced
+@classes
 def completed(family: Any) -> Any:
     """Returns a subclass of the family that is :class:`Completed` and has the methods of Pyro's distributions."""
-    return _completed(family)
-
-
-@cache
-def _completed(family: Any) -> Any:
     if issubclass(family, Completed):
         return family
     methods: dict[str, Any] = {"__module__": family.__module__, "__doc__": family.__doc__}

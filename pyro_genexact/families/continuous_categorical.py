@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import exp, inf, lgamma, log
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import constraints
 
+from ..core.compiling import cached
 from ..core.independent import REAL_VECTOR
 from ..core.values import checked_value
 from .in_support import contains
@@ -248,7 +248,7 @@ def _series(nodes: Tensor, close: float) -> Tensor:
     return total
 
 
-@lru_cache
+@cached
 def _scales(k: int) -> tuple[float, ...]:
     """Returns close^n / n! for n = 2, 3, ..., until the rest of the series is below rounding."""
     close, more = k - 1, 0  # `more` is the number of terms after the first, for the longest interval

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn.functional import softplus
 
+from ..core.compiling import dispatched
 from ..core.shapes import sum_rightmost
 from .in_support import log_prob_everywhere
 from .per_site import PerSite
@@ -50,7 +50,7 @@ def fenchel_young_loss(d: Distribution, value: Tensor) -> Tensor:
     return _loss(d, value)
 
 
-@singledispatch
+@dispatched
 def _loss(d: Distribution, value: Tensor) -> Tensor:
     method = getattr(d, "fenchel_young", None)
     found: Tensor = -log_prob_everywhere(d, value) if method is None else method(value)

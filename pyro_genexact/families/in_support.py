@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cache, singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..core.compiling import untraced
+from ..core.compiling import classes, dispatched
 from ..core.functional import at_hand
 from ..core.leaves import tensors_in
 from ..core.settable import Settable
@@ -50,13 +49,8 @@ def _unvalidated(family: Any, d: Any) -> Any:
     return new
 
 
-@untraced
+@classes
 def _class_with_support(family: Any) -> Any:
-    return _made_class(family)
-
-
-@cache
-def _made_class(family: Any) -> Any:
     fixed = {}
     for name in ("is_discrete", "event_dim"):  # class attributes, if the support of the class defines them
         with suppress(NotImplementedError, AttributeError):
@@ -123,7 +117,7 @@ def known_to_contain(support: Any, value: Tensor) -> bool:
     return bool(contains(support, value).all())
 
 
-@singledispatch
+@dispatched
 def feasible_point(support: Any, like: Tensor) -> Tensor:
     """Returns a value inside the support that broadcasts with ``like``.
 
@@ -156,7 +150,7 @@ def _(support: Any, like: Tensor) -> Tensor:
     return torch.cat([feasible_point(part, values).expand_as(values) for part, values in parts], support.dim)
 
 
-@singledispatch
+@dispatched
 def support_ends(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the bounds of a support of numbers, infinite if it is unbounded."""
     ends = getattr(support, "lower_bound", -torch.inf), getattr(support, "upper_bound", torch.inf)

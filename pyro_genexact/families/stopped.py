@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import logsigmoid
 
-from ..core.functional import visible
+from ..core.functional import checkable
 from ..core.shapes import broadcast_shapes
 from ..core.values import checked_value
 from .in_support import contains, feasible_point, log_prob_everywhere
@@ -170,7 +170,7 @@ def _check_range(support: Any, dtype: torch.dtype) -> None:
     most = int(2 / torch.finfo(dtype).eps)
     for name in ("lower_bound", "upper_bound") if support.is_discrete else ():
         beyond = abs(getattr(support, name, 0)) > most
-        if (visible(beyond) and beyond.any()) if isinstance(beyond, Tensor) else beyond:
+        if (checkable(beyond) and beyond.any()) if isinstance(beyond, Tensor) else beyond:
             raise ValueError(
                 f"Expected integers between -{most} and {most}, which {dtype} (of the flag) represents; got {support}."
             )

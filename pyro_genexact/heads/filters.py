@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..base import Head
 from ..core.buffers import register_derived
 from ..core.checks import check_numbers, check_sizes, check_widths
-from ..core.functional import checkable
+from ..core.functional import assert_later, checkable
 from ..families.categorical import Categorical, log_probs, normalised
 from .checks import check_distribution_head
 
@@ -226,14 +226,17 @@ class MinP(Filter):
 class _Without(Filter):
     """Excludes forbidden tokens and renormalises.
 
-    If no allowed token has mass, ``forward`` raises a ValueError. Under ``torch.func``, where values cannot be tested,
-    and at phi = 0, which models use to probe a head, the distribution is then uniform on the allowed tokens.
+    If no allowed token has mass, ``forward`` raises a ValueError; on a device without validation, an assertion fails
+    there. Under ``torch.func``, where values cannot be tested, and at phi = 0, which models use to probe a head, the
+    distribution is then uniform on the allowed tokens.
     """
 
     def forward(self, phi: Tensor, first: int = 0) -> Categorical:
         logits = self._unfiltered(phi, first)
         some = torch.where(self.forbidden(logits, first), -inf, logits.detach()).amax(-1) > -inf
-        if checkable(some) and not some.all() and phi.any():
+        if not checkable(some):
+            assert_later(some | (phi == 0).all(), "Expected filters to leave tokens with mass; got none.")
+        elif not some.all() and phi.any():
             row = (~some).nonzero()[0].tolist()
             raise ValueError(
                 f"Expected {type(self).__name__} to leave tokens with mass; got none at {row} (batch, site). Apply it "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from math import comb
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from ..base import Head
 from ..core.checks import check_positive, check_sizes
+from ..core.compiling import cached
 from ..core.precision import full_precision
 from ..transforms.monotone import Monotone
 from ..transforms.spline import RationalQuadratic
@@ -57,6 +58,14 @@ class SumOfSquares(Head):
         check_positive(bound=bound)
         self.polynomials, self.degree, self.bound = polynomials, degree, float(bound)
         self.num_params = 1 + polynomials * (degree + 1)
+
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        if type(self).forward is not SumOfSquares.forward:
+            return None
+        rules = _gauss(self.polynomials, self.degree, torch.float64, torch.device("cpu"))[1]
+        return "sum_of_squares", [self.polynomials, self.degree, self.bound, _FLATTEST, *rules.flatten().tolist()]
 
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
@@ -126,6 +135,13 @@ class Bernstein(Head):
         check_positive(bound=bound)
         self.degree, self.bound, self.num_params = degree, float(bound), degree + 1
 
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of the head in the native loop, unless a subclass changed the head."""
+        if type(self).forward is not Bernstein.forward:
+            return None
+        return "bernstein", [self.degree, self.bound, *(comb(self.degree - 1, k) for k in range(self.degree))]
+
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         phi = phi.contiguous()  # products of strided rows take 60 times as long
@@ -180,13 +196,13 @@ def _powers(x: Tensor, count: int) -> Tensor:
     return powers
 
 
-@lru_cache
+@cached
 def _points(count: int, bound: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the cached tensor is also used under grad
         return torch.linspace(-bound, bound, count, dtype=dtype, device=device)
 
 
-@lru_cache
+@cached
 def _gauss(count: int, degree: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Returns constant tensors for ``count`` polynomials of degree L, computed from Gauss's rule on [0, 1].
 
@@ -208,7 +224,7 @@ def _gauss(count: int, degree: int, dtype: torch.dtype, device: torch.device) ->
     return parts[0], parts[1], parts[2]
 
 
-@lru_cache
+@cached
 def _binomials(degree: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the n binomial coefficients of degree n - 1 and its Bernstein basis (n + 1, n) at n + 1 points."""
     with torch.inference_mode(False):

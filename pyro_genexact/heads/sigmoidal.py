@@ -49,6 +49,12 @@ class DeepSigmoid(Head):
         self._sizes = [units, units, units * units] * (layers - 1) + [units] * 3
         self.num_params = sum(self._sizes)
 
+    @property
+    def native(self) -> tuple[str, list[float]] | None:
+        """The name and the settings of one layer in the native loop, unless a subclass changed the head."""
+        unchanged = type(self).forward is DeepSigmoid.forward
+        return ("deep_sigmoid", [self.units, self.bound]) if unchanged and self.layers == 1 else None
+
     def forward(self, phi: Tensor, first: int = 0) -> Monotone:
         """Returns the transform of values (*batch, S) for phi (*batch, S, P)."""
         spread, parts = _spread(self.units, phi), phi.split(self._sizes, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import pi, prod
 
 import torch
@@ -11,6 +10,7 @@ from torch.distributions import constraints
 
 from ..base import Head
 from ..core.checks import check_positive, check_sizes, check_widths
+from ..core.compiling import cached
 from ..transforms.spline import CircularRationalQuadratic, RationalQuadratic
 from .parameters import bounded
 
@@ -128,7 +128,7 @@ def _knots(sizes: Tensor, slopes: Tensor, bound: float) -> Tensor:
     return torch.cat([both, slopes.unsqueeze(-2)], -2)
 
 
-@lru_cache
+@cached
 def _starts(bins: int, bound: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the cached tensor is also used under grad
         return torch.tensor([-bound] * bins + [bound], dtype=dtype, device=device)

@@ -7,6 +7,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pyro
@@ -15,6 +16,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+
+from .compiled import RecordedGradients
 
 # raised by distributions with non-finite parameters (after steps that are far too long) or values outside the support
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
@@ -107,7 +110,10 @@ def _without_log_prob(program: Callable[[], Any]) -> Iterator[str]:
 
 
 class Objective:
-    """An ELBO of Pyro together with model, guide and their arguments; it is evaluated under a fabric's autocast."""
+    """An ELBO of Pyro together with model, guide and their arguments; it is evaluated under a fabric's autocast.
+
+    With ``compile``, the gradients are computed by a compiled function, except in the first call.
+    """
 
     def __init__(
         self,
@@ -117,12 +123,21 @@ class Objective:
         args: Any,
         kwargs: dict[str, Any],
         autocast: Callable[[], AbstractContextManager[Any]],
+        compile: bool = False,
     ) -> None:
         self.loss, self.model, self.guide, self.args, self.kwargs = loss, model, guide, args, kwargs
-        self.autocast = autocast
+        self.autocast, self.compile = autocast, compile
+        self.recorded: RecordedGradients | None = None
+        self.found: dict[Tensor, str] = {}
 
     def gradients(self) -> tuple[float, dict[Tensor, str]]:
         """Adds the gradients of the loss to the parameters; returns the loss and the names of the parameters."""
+        if self.recorded is None and self.compile and self.found:
+            loss = partial(self.loss.differentiable_loss, self.model, self.guide, *self.args, **self.kwargs)
+            self.recorded = RecordedGradients(loss, self.found)
+        if self.recorded is not None:
+            with self.autocast():
+                return self.recorded(), self.found
         with poutine.trace(param_only=True) as capture, self.autocast():
             value = _number(self.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs))
         store: Any = pyro.get_param_store()  # a later run may have replaced a parameter (running averages of baselines)
@@ -132,6 +147,7 @@ class Objective:
         for part in (self.model, self.guide):
             if isinstance(part, nn.Module):  # Pyro's store holds only one of two modules with the same name
                 found |= {p: found.get(p, name) for name, p in part.named_parameters() if p.requires_grad}
+        self.found = found
         return value, found
 
     @torch.no_grad()

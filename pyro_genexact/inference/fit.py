@@ -179,9 +179,11 @@ def fit(
             one line per minute.
         compile: whether to compile the log_prob and its gradient by ``torch.compile``, which takes from seconds to a
             minute once and makes the steps of small models faster. The first batch is evaluated without compilation. In
-            the first epoch, all rows are checked against the support of the distribution; later batches are not
-            validated. Validation nats are computed without compilation. Random numbers that the module draws differ
-            from those without compilation.
+            the first epoch, all rows are checked against the support of the distribution, unless ``loss`` is given; later
+            batches are not validated, and while a compiled step runs, validation is off in all threads. Validation nats
+            are computed without compilation. Random numbers that the module draws differ from those without compilation,
+            also in the first step after a checkpoint. Register hooks before the fit. A number that the module reads and
+            that changes in each step fails after eight steps; keep it in a buffer. Pyro modules cannot be compiled.
 
     Returns:
         The history. A KeyboardInterrupt also ends the fit with a result, and the weights are chosen as above.

@@ -87,6 +87,7 @@ def fit_guide(
     fabric: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int | None = None,
+    compile: bool = False,
     **kwargs: Any,
 ) -> GuideResult:
     """Fits a guide to a Pyro model in place, by maximising the ELBO (nats) until it no longer improves.
@@ -127,6 +128,13 @@ def fit_guide(
             number of threads). The file contains Pyro's parameter store and the states of model and guide if they are
             modules.
         every: the number of steps between two checkpoints; by default they are a minute apart.
+        compile: whether to record the operations of one step, and to take all later steps by ``torch.compile`` of this
+            record, which takes up to a few minutes once. The first step is evaluated as without ``compile``, and the next
+            two are recorded. Each step must do the same operations on tensors of the same shapes, as for Pyro's
+            ``JitTrace_ELBO``: numbers and choices of Python code, including those of the random module, are those of the
+            record. Tensors that the model reads must be the same in each step; only subsampled plates change rows.
+            Later steps are not validated, and meanwhile validation is off in all threads. Random numbers differ from
+            those without compilation. A ``loss`` must have the method ``differentiable_loss``.
         kwargs: keyword arguments of model and guide.
 
     Returns:
@@ -139,6 +147,8 @@ def fit_guide(
         NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
         FloatingPointError: if the loss or gradient of the first step is not finite, or if ten steps in a row are still not
             finite after the fit has returned to earlier weights three times. The message has the step and the sites.
+        RuntimeError: with ``compile``, torch's errors if a step cannot be recorded or compiled, with a note. A ValueError
+            says if two recorded steps differ.
 
     Cost: ``num_particles`` gradients of model and guide per step.
 
@@ -156,7 +166,7 @@ def fit_guide(
         True
     """
     seed = checked_seed(seed)
-    _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every)
+    _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every, compile)
     clock = Clock()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
@@ -176,7 +186,7 @@ def fit_guide(
             settings |= _described(model, guide, loss, optimizer, parameters, fabric, args, kwargs)
         if loss is None:
             loss = default_loss(*programs, num_particles)
-        objective = Objective(loss, model, guide, args, kwargs, fabric.autocast)
+        objective = Objective(loss, model, guide, args, kwargs, fabric.autocast, compile)
         descent = Descent(optimizer or partial(torch.optim.Adam, lr=lr), parameters, max_grad_ratio)
         task = Variational(objective, descent, steps, device, modules, Interrupts())
         ranks = Ranks(fabric)
@@ -233,9 +243,34 @@ def _same_latents() -> Iterator[None]:
             raise ValueError(f"Expected the same latents in every run of model and guide; {error}.") from error
 
 
+def _records_its_loss(kind: type) -> bool:
+    """Whether no base class defines the loss that is compiled if a class overrides the loss that is not."""
+    defined = [
+        [i for i, part in enumerate(kind.__mro__) if name in vars(part)]
+        for name in ("loss_and_grads", "differentiable_loss", "_differentiable_loss_particle")
+    ]
+    plain, *compiled = (min(places, default=len(kind.__mro__)) for places in defined)
+    return bool(defined[1]) and min(compiled) <= plain
+
+
 def _check(
-    model: Any, guide: Any, steps: Any, lr: float, num_particles: int, loss: Any, ratio: float, every: Any
+    model: Any,
+    guide: Any,
+    steps: Any,
+    lr: float,
+    num_particles: int,
+    loss: Any,
+    ratio: float,
+    every: Any,
+    compile: Any,
 ) -> None:
+    if not isinstance(compile, bool):
+        raise TypeError(f"Expected compile to be True or False; got {compile!r}.")
+    if compile and loss is not None and not _records_its_loss(type(loss)):
+        raise ValueError(
+            "Expected loss with a method differentiable_loss of the class that defines loss_and_grads (compile=True calls "
+            f"the former); got {type(loss).__name__}."
+        )
     for name, value in (("model", model), ("guide", guide)):
         if not callable(value):
             raise TypeError(f"Expected {name} to be callable; got {type(value).__name__}.")

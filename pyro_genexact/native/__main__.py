@@ -13,13 +13,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m pyro_genexact.native", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["build"], help="build the library")
-    if parser.parse_args(arguments).command:
-        try:
-            print(f"built: {build()}")
-        except RuntimeError as error:
-            sys.exit(str(error))
-    else:
-        print(f"built: {library_path()}" if is_built() else "not built (python -m pyro_genexact.native build)")
+    command = parser.parse_args(arguments).command
+    try:
+        if command or is_built():
+            print(f"built: {build() if command else library_path()}")
+        else:
+            print("not built (python -m pyro_genexact.native build)")
+    except (OSError, RuntimeError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from .library import SOURCES, capability, forget, library_path
+from .library import SOURCES, capability, forget, is_built, library_path
 
 _INSTRUCTIONS = {
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"],
@@ -25,22 +25,25 @@ def build() -> Path:
     """Builds the library, unless it is built, and returns its file, see :func:`library_path`.
 
     It takes about 20 seconds. The compiler is ``$CXX``, or the first of ``g++``, ``clang++`` and ``c++`` that is
-    installed. The library depends on torch and the instruction set, but not on the version of Python.
+    installed. What ``clang++`` builds runs in one thread. The library depends on torch and the instruction set, but not
+    on the version of Python. A file that cannot be loaded is built again.
 
     Raises:
-        RuntimeError: if there is no compiler, or it fails.
+        RuntimeError: if there is no compiler, it fails, or what it makes cannot be loaded.
+        OSError: if the file cannot be written.
     """
     file = library_path()
-    if file.exists():
+    if is_built():
         return file
     compiler = _compiler()
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"), tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        if file.exists():  # another process has built it
+        if is_built():  # by another process
             return file
         compiled, linked = f"{folder}/made.o", f"{folder}/made.so"
-        _run([*compiler, *_compile_flags(), "-c", str(SOURCES[0]), "-o", compiled])
+        _run([*compiler, *_threads(compiler), *_compile_flags(), "-c", str(SOURCES[0]), "-o", compiled])
         _run([*compiler, *_link_flags(), compiled, *_libraries(), "-o", linked])
+        _run([sys.executable, "-c", "import sys, torch; torch.ops.load_library(sys.argv[1])", linked])
         os.replace(linked, file)  # at once, so that no other process loads a part of it
     forget()
     return file
@@ -56,6 +59,12 @@ def _compiler() -> list[str]:
     return found
 
 
+def _threads(compiler: list[str]) -> list[str]:
+    # clang's OpenMP needs symbols of libomp, which torch's OpenMP library may lack
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    return [] if sys.platform == "darwin" or "clang" in version else ["-fopenmp"]
+
+
 def _compile_flags() -> list[str]:
     include, kind = Path(torch.__file__).parent / "include", capability()
     kind = kind if kind in _INSTRUCTIONS else "DEFAULT"
@@ -64,9 +73,8 @@ def _compile_flags() -> list[str]:
         f"-DCPU_CAPABILITY_{kind}",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
     ]
-    threads = [] if sys.platform == "darwin" else ["-fopenmp"]
     headers = [word for path in (include, include / "torch/csrc/api/include") for word in ("-isystem", str(path))]
-    return ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", *threads, *_INSTRUCTIONS.get(kind, []), *macros, *headers]
+    return ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", *_INSTRUCTIONS.get(kind, []), *macros, *headers]
 
 
 def _link_flags() -> list[str]:

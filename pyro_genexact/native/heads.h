@@ -2,7 +2,8 @@
 //
 // Each head reads the parameters phi (P, columns) and the given numbers (n, columns) of a site: the image y of a
 // bijection, or uniform numbers u. It writes the values (n, columns), and adds log|dx/dy| (bijections) or a
-// probability, which is NaN if a parameter is (distributions), to the totals (columns). Rows have N vectors.
+// probability, which is NaN if a parameter is (distributions), to the totals (columns). Rows have N vectors. A head fits
+// if it has these settings, n numbers per site and P parameters.
 #pragma once
 
 #include "kernels.h"
@@ -22,6 +23,9 @@ struct Affine : Columns<T, N> {
   T bound;
 
   Affine(at::ArrayRef<double> settings, int64_t params, T* scratch) : bound(settings[0]) {}
+  static bool fits(at::ArrayRef<double> settings, int64_t numbers, int64_t params) {
+    return settings.size() == 1 && params == 2 * numbers;
+  }
   static int64_t scratch_rows(int64_t params) { return 0; }
 
   void operator()(const T* phi, const T* y, T* x, T* totals, int64_t numbers) const {
@@ -47,6 +51,9 @@ struct Spline : Columns<T, N> {
 
   Spline(at::ArrayRef<double> settings, int64_t params, T* scratch)
       : bins(static_cast<int64_t>(settings[0])), bound(settings[1]), sizes(scratch) {}
+  static bool fits(at::ArrayRef<double> settings, int64_t numbers, int64_t params) {
+    return settings.size() == 2 && settings[0] >= 2 && params == numbers * (3 * settings[0] - 1);
+  }
   static int64_t scratch_rows(int64_t params) { return params; }
 
   // The power of exp(2 tanh(raw / 2)); tanh(z) = 1 - 2 / (exp(2 z) + 1) is accurate enough within exp.
@@ -105,6 +112,7 @@ struct Bernoulli : Columns<T, N> {
   using Columns<T, N>::W, Columns<T, N>::S;
 
   Bernoulli(at::ArrayRef<double> settings, int64_t params, T* scratch) {}
+  static bool fits(at::ArrayRef<double> settings, int64_t numbers, int64_t params) { return params == numbers; }
   static int64_t scratch_rows(int64_t params) { return 0; }
 
   void operator()(const T* phi, const double* u, T* y, T* totals, int64_t numbers) const {
@@ -128,6 +136,7 @@ struct Categorical : Columns<T, N> {
   T* weights;
 
   Categorical(at::ArrayRef<double> settings, int64_t params, T* scratch) : categories(params), weights(scratch) {}
+  static bool fits(at::ArrayRef<double> settings, int64_t numbers, int64_t params) { return numbers == 1; }
   static int64_t scratch_rows(int64_t params) { return params; }
 
   void operator()(const T* phi, const double* u, T* y, T* totals, int64_t numbers) const {

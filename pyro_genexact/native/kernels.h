@@ -19,8 +19,8 @@ constexpr int VECTORS = 4;
 constexpr int VECTORS = 2;
 #endif
 
-// Adds w x to y for R rows of w (R, k) and N vectors of columns of x (k, columns).
-template <typename T, int R, int N>
+// Adds w x to y for R rows of w (R, k) and N vectors of columns of x (k, columns); w is stored as (k, R) if TRANSPOSED.
+template <typename T, int R, int N, bool TRANSPOSED>
 inline void tile(T* y, int64_t y_stride, const T* w, int64_t w_stride, const T* x, int64_t x_stride, int64_t k) {
   constexpr int W = Vec<T>::size();
   Vec<T> sums[R][N];
@@ -34,7 +34,7 @@ inline void tile(T* y, int64_t y_stride, const T* w, int64_t w_stride, const T* 
     for (int n = 0; n < N; n++) units[n] = Vec<T>::loadu(x + i * x_stride + n * W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const Vec<T> weight(w[r * w_stride + i]);
+      const Vec<T> weight(TRANSPOSED ? w[i * w_stride + r] : w[r * w_stride + i]);
 #pragma GCC unroll 4
       for (int n = 0; n < N; n++) sums[r][n] = at::vec::fmadd(weight, units[n], sums[r][n]);
     }
@@ -46,21 +46,21 @@ inline void tile(T* y, int64_t y_stride, const T* w, int64_t w_stride, const T* 
 }
 
 // Adds w x to y for any number of rows.
-template <typename T, int N>
+template <typename T, int N, bool TRANSPOSED = false>
 void product(
     T* y, int64_t y_stride, const T* w, int64_t w_stride, const T* x, int64_t x_stride, int64_t rows, int64_t k) {
   if (k <= 0) return;
   for (int64_t tiles = (rows + ROWS - 1) / ROWS; tiles > 0; tiles--) {
     const int64_t r = (rows + tiles - 1) / tiles;  // tiles of equal heights
     switch (r) {
-      case 1: tile<T, 1, N>(y, y_stride, w, w_stride, x, x_stride, k); break;
-      case 2: tile<T, 2, N>(y, y_stride, w, w_stride, x, x_stride, k); break;
-      case 3: tile<T, 3, N>(y, y_stride, w, w_stride, x, x_stride, k); break;
-      case 4: tile<T, 4, N>(y, y_stride, w, w_stride, x, x_stride, k); break;
-      case 5: tile<T, 5, N>(y, y_stride, w, w_stride, x, x_stride, k); break;
-      default: tile<T, 6, N>(y, y_stride, w, w_stride, x, x_stride, k);
+      case 1: tile<T, 1, N, TRANSPOSED>(y, y_stride, w, w_stride, x, x_stride, k); break;
+      case 2: tile<T, 2, N, TRANSPOSED>(y, y_stride, w, w_stride, x, x_stride, k); break;
+      case 3: tile<T, 3, N, TRANSPOSED>(y, y_stride, w, w_stride, x, x_stride, k); break;
+      case 4: tile<T, 4, N, TRANSPOSED>(y, y_stride, w, w_stride, x, x_stride, k); break;
+      case 5: tile<T, 5, N, TRANSPOSED>(y, y_stride, w, w_stride, x, x_stride, k); break;
+      default: tile<T, 6, N, TRANSPOSED>(y, y_stride, w, w_stride, x, x_stride, k);
     }
-    y += r * y_stride, w += r * w_stride, rows -= r;
+    y += r * y_stride, w += r * (TRANSPOSED ? 1 : w_stride), rows -= r;
   }
 }
 

@@ -14,7 +14,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("made.cpp", "heads.h", "kernels.h")]
+_NAMES = ("made.cpp", "reverse.h", "roots.h", "heads.h", "network.h", "kernels.h", "build.py")  # build.py has the flags
+SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 _lock = Lock()
 _is_enabled = True
 
@@ -37,8 +38,11 @@ def capability() -> str:
 
 
 def is_built() -> bool:
-    """Returns whether the library has been built for this version of the package and torch, and this instruction set."""
-    return library_path().exists()
+    """Returns whether the library has been built for this version of the package and torch, and this instruction set.
+
+    A file that cannot be loaded does not count.
+    """
+    return _load()
 
 
 @contextmanager
@@ -62,19 +66,31 @@ def enabled(on: bool) -> Iterator[None]:
 
 
 def available() -> bool:
-    """Returns whether the operator is enabled and built; loads it at the first call."""
-    return _is_enabled and _load()
+    """Returns whether the operator is enabled and built; loads it at the first call.
+
+    Compiled, exported and recorded functions do not use it, so that they run where it is not built.
+    """
+    if not _is_enabled or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return _load_once()
 
 
 def forget() -> None:
     """Makes the next call look for the library again."""
-    _load.cache_clear()
+    _load_once.cache_clear()
 
 
 @cache
+def _load_once() -> bool:
+    return _load()
+
+
 def _load() -> bool:
-    file = library_path()
-    if not file.exists():
+    try:
+        file = library_path()
+        if not file.exists():
+            return False
+    except (OSError, RuntimeError):  # there is no home directory, or the folder or the sources cannot be read
         return False
     with _lock:
         if hasattr(torch.ops.pyro_genexact, "loop"):  # another thread, or an earlier call, has loaded it
@@ -86,6 +102,7 @@ def _load() -> bool:
             return False
         torch.library.register_fake("pyro_genexact::loop", _fake_loop)
         torch.library.register_fake("pyro_genexact::step", _fake_step)
+        torch.library.register_fake("pyro_genexact::reverse", _fake_reverse)
         return True
 
 
@@ -122,3 +139,19 @@ def _fake_step(
 ) -> Tensor:
     """Returns an empty tensor with the shape and dtype of the result."""
     return inputs.new_empty(inputs.shape[0], high - low, units[-1].shape[0] // (ends.shape[1] - 1))
+
+
+def _fake_reverse(
+    g: Tensor,
+    gain: Tensor,
+    drive: Tensor,
+    hidden: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    ends: Tensor,
+    direct: bool,
+    activation: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns empty tensors with the shapes and dtypes of the results."""
+    rows, sites, numbers = g.shape
+    of_pre = [g.new_empty(level.shape[0], rows) for level in hidden]
+    return g.new_empty(sites * numbers, rows), [*of_pre, g.new_empty(sites * drive.shape[2], rows)]

@@ -1,123 +1,35 @@
-// The sequential direction of MADE: one site (step), or the loop over all sites (loop).
+// The sequential direction of MADE: one site (step), the loop over all sites (loop), and its gradient (reverse).
 //
 // Units are feature-major, (units, columns), with a column per row of the batch. The loop copies blocks of a few
 // columns to memory that fits in the cache and takes each block through all sites. Sums are added in the same order
 // for every number of columns and threads.
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cstring>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "heads.h"
+#include "network.h"
+#include "reverse.h"
+#include "roots.h"
 
 namespace genexact {
 namespace {
-
-using at::Tensor;
-using at::TensorList;
-
-constexpr int64_t PANEL = 16;  // sites between two products with the whole finished prefix
-constexpr int64_t MIN_WORK = 1 << 23;  // products per thread: about 0.2 ms
-
-template <typename T>
-struct Link {
-  int64_t source;  // the level that it reads
-  const T* weights;
-  int64_t stride;
-};
-
-// Units of a level: the row of unit i begins at data + (i - first) * stride.
-template <typename T>
-struct Level {
-  T* data;
-  int64_t stride;
-  int64_t first = 0;
-  T* row(int64_t unit) const { return data + (unit - first) * stride; }
-};
-
-template <typename T>
-struct Network {
-  int64_t sites, top;  // levels are 0 (inputs), hidden layers, and the top (outputs)
-  const int64_t* ends;
-  std::vector<std::vector<Link<T>>> links;  // by level
-  int64_t activation;
-
-  Network(TensorList weights, const Tensor& ends_, bool direct, int64_t activation)
-      : sites(ends_.size(1) - 1), top(ends_.size(0) - 1), ends(ends_.const_data_ptr<int64_t>()), links(top + 1),
-        activation(activation) {
-    TORCH_CHECK(ends_.is_contiguous() && static_cast<int64_t>(weights.size()) == top + direct, "weights per level");
-    for (int64_t i = 0; i < static_cast<int64_t>(weights.size()); i++) {
-      TORCH_CHECK(weights[i].stride(1) == 1 || weights[i].size(1) < 2, "weights with contiguous rows");
-      const bool skips = i == top;
-      links[skips ? top : i + 1].push_back({skips ? 0 : i, weights[i].const_data_ptr<T>(), weights[i].stride(0)});
-    }
-  }
-
-  // The number of units of a level with degree below d.
-  int64_t end(int64_t level, int64_t d) const { return ends[level * (sites + 1) + std::min(d, sites)]; }
-
-  // Adds what the units of degrees below the panel contribute to those of the panel.
-  template <int N>
-  void enter(const std::vector<Level<T>>& u, int64_t start, int64_t level) const {
-    const int64_t low = end(level, start), rows = end(level, start + PANEL) - low;
-    for (const auto& link : links[level])
-      product<T, N>(
-          u[level].row(low), u[level].stride, link.weights + low * link.stride, link.stride, u[link.source].data,
-          u[link.source].stride, rows, end(link.source, start));
-  }
-
-  // Finishes the units of degree d, given the inputs of degree d.
-  template <int N>
-  void finish(const std::vector<Level<T>>& u, int64_t start, int64_t d) const {
-    for (int64_t level = 1; level <= top; level++) {
-      const int64_t low = end(level, d), rows = end(level, d + 1) - low;
-      if (!rows) continue;
-      for (const auto& link : links[level]) {
-        const int64_t first = end(link.source, start), count = end(link.source, d + 1) - first;
-        product<T, N>(
-            u[level].row(low), u[level].stride, link.weights + low * link.stride + first, link.stride,
-            u[link.source].row(first), u[link.source].stride, rows, count);
-      }
-      if (level < top) activate<T, N>(u[level].row(low), u[level].stride, rows, activation);
-    }
-  }
-};
 
 // What the loop reads and writes.
 struct Task {
   const Tensor& given;
   at::ArrayRef<double> settings;
   int64_t params, numbers, categories;
-  const std::vector<Tensor>& offsets;
+  TensorList offsets;
   Tensor &values, &totals, &phi;
   const std::vector<Tensor>& units;
 };
-
-// Copies numbers with a stride to a row.
-template <typename T>
-void copy(const T* from, int64_t stride, int64_t columns, T* row) {
-  if (stride == 0) {
-    std::fill(row, row + columns, *from);
-  } else if (stride == 1) {
-    std::copy(from, from + columns, row);
-  } else {
-    for (int64_t c = 0; c < columns; c++) row[c] = from[c * stride];
-  }
-}
-
-// Copies rows of N vectors to an array (columns, *).
-template <typename From, typename To>
-void scatter(const From* rows, int64_t width, int64_t count, int64_t columns, To* to, int64_t column_stride) {
-  for (int64_t c = 0; c < columns; c++)
-    for (int64_t r = 0; r < count; r++) to[c * column_stride + r] = static_cast<To>(rows[r * width + c]);
-}
 
 template <typename T, int N, typename Head>
 void run(const Network<T>& net, const Task& task, int64_t first, int64_t columns) {
@@ -191,42 +103,25 @@ void run(const Network<T>& net, const Task& task, int64_t first, int64_t columns
           columns * sizeof(T));
 }
 
-// Calls function(N, first, columns) for blocks of N vectors of columns, in parallel if there is enough work (in products
-// per column) for several threads.
-template <typename T, typename Function>
-void for_blocks(int64_t columns, int64_t work, const Function& function) {
-  constexpr int64_t W = Vec<T>::size();
-  const int64_t vectors = (columns + W - 1) / W, enough = columns * work / MIN_WORK + 1;
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), enough);
-  int64_t blocks = std::max((vectors + VECTORS - 1) / VECTORS, std::min(threads, vectors));
-  blocks = std::min((blocks + threads - 1) / threads * threads, vectors);  // equally many per thread
-  at::parallel_for(0, blocks, (blocks + threads - 1) / threads, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; block++) {
-      const int64_t low = block * vectors / blocks, high = (block + 1) * vectors / blocks;
-      const int64_t first = low * W, count = std::min(high * W, columns) - first;
-      const auto call = [&](auto n) {
-        if constexpr (n() <= VECTORS) function(n, first, count);
-      };
-      switch (high - low) {
-        case 1: call(std::integral_constant<int, 1>{}); break;
-        case 2: call(std::integral_constant<int, 2>{}); break;
-        case 3: call(std::integral_constant<int, 3>{}); break;
-        default: call(std::integral_constant<int, 4>{});
-      }
-    }
-  });
-}
-
 template <typename T, template <typename, int> class Head>
 void run_all(
-    const Tensor& given, TensorList weights, const std::vector<Tensor>& offsets, const Tensor& ends, bool direct,
-    int64_t activation, int64_t categories, at::ArrayRef<double> settings, int64_t params, Tensor& values,
-    Tensor& totals, Tensor& phi, const std::vector<Tensor>& units) {
+    const Task& task, TensorList weights, const Tensor& ends, bool direct, int64_t activation) {
   const Network<T> net(weights, ends, direct, activation);
-  const Task task{given, settings, params, given.size(2), categories, offsets, values, totals, phi, units};
+  const int64_t batch = task.given.size(0), width = task.categories ? task.categories : task.numbers;
+  TORCH_CHECK((Head<T, 1>::fits(task.settings, task.numbers, task.params)), "Expected parameters that fit the head");
+  TORCH_CHECK(!task.categories || task.numbers == 1, "Expected one category per site");
+  for (int64_t d = 0; d < net.sites; d++)
+    TORCH_CHECK(net.end(0, d + 1) == d * width, "Expected equally many inputs per site");
+  for (int64_t l = 0; l < net.top; l++) {
+    const Tensor& offset = task.offsets[l];
+    TORCH_CHECK(weights[l].size(1) == (l ? net.end(l, net.sites) : net.sites * width), "Expected a column per unit");
+    TORCH_CHECK(
+        offset.dim() == 2 && offset.size(0) == net.end(l + 1, net.sites) && offset.size(1) == batch,
+        "Expected offsets (units, batch)");
+  }
   int64_t work = 0;  // half of all weights
   for (const Tensor& weight : weights) work += weight.numel() / 2;
-  for_blocks<T>(given.size(0), work, [&](auto n, int64_t first, int64_t columns) {
+  for_blocks<T>(batch, work, [&](auto n, int64_t first, int64_t columns) {
     run<T, n(), Head<T, n()>>(net, task, first, columns);
   });
 }
@@ -235,22 +130,27 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
     const Tensor& given, TensorList weights, TensorList offsets, const Tensor& ends, bool direct, int64_t activation,
     int64_t categories, std::string head, at::ArrayRef<double> settings, bool keep) {
   const int64_t batch = given.size(0), sites = ends.size(1) - 1, top = ends.size(0) - 1;
-  const auto like = weights[0].options();
-  const int64_t params = weights[top - 1].size(0) / sites;
+  TORCH_CHECK(sites > 0 && top > 0 && static_cast<int64_t>(weights.size()) == top + direct, "Expected a weight per level");
   TORCH_CHECK(given.dim() == 3 && given.size(1) == sites, "Expected given numbers of shape (batch, sites, numbers)");
   TORCH_CHECK(static_cast<int64_t>(offsets.size()) == top, "Expected an offset per layer");
-  TORCH_CHECK(head == "affine" || head == "spline" || head == "bernoulli" || head == "categorical", head);
+  const auto like = weights[0].options();
+  const int64_t params = weights[top - 1].size(0) / sites;
   Tensor values = at::empty({batch, sites, given.size(2)}, head == "categorical" ? like.dtype(at::kLong) : like);
   Tensor totals = at::empty({batch}, like), phi = at::empty({keep ? batch : 0, sites, params}, like);
   std::vector<Tensor> units;
   for (int64_t l = 0; keep && l < top; l++) units.push_back(at::empty({weights[l].size(1), batch}, like));
-  const std::vector<Tensor> offset_list(offsets.begin(), offsets.end());
+  const Task task{given, settings, params, given.size(2), categories, offsets, values, totals, phi, units};
   AT_DISPATCH_FLOATING_TYPES(weights[0].scalar_type(), "loop", [&] {
     const auto call = head == "affine" ? run_all<scalar_t, Affine>
         : head == "spline"             ? run_all<scalar_t, Spline>
         : head == "bernoulli"          ? run_all<scalar_t, Bernoulli>
-                                       : run_all<scalar_t, Categorical>;
-    call(given, weights, offset_list, ends, direct, activation, categories, settings, params, values, totals, phi, units);
+        : head == "categorical"        ? run_all<scalar_t, Categorical>
+        : head == "sum_of_squares"     ? run_all<scalar_t, SumOfSquaresRoot>
+        : head == "bernstein"          ? run_all<scalar_t, BernsteinRoot>
+        : head == "deep_sigmoid"       ? run_all<scalar_t, DeepSigmoidRoot>
+                                       : nullptr;
+    TORCH_CHECK(call, "Expected one of the heads of the native loop; got ", head);
+    call(task, weights, ends, direct, activation);
   });
   return {values, totals, phi, units};
 }
@@ -260,12 +160,24 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> loop(
 Tensor step(
     const Tensor& inputs, TensorList units, TensorList weights, const Tensor& ends, bool direct, int64_t activation,
     int64_t low, int64_t high) {
-  const int64_t batch = inputs.size(0), params = units.back().size(0) / (ends.size(1) - 1);
+  const int64_t batch = inputs.size(0), sites = ends.size(1) - 1;
+  TORCH_CHECK(0 <= low && low <= high && high <= sites, "Expected degrees of sites");
+  TORCH_CHECK(units.size() == static_cast<size_t>(ends.size(0)), "Expected units per level");
   for (const Tensor& level : units)
-    TORCH_CHECK(level.stride(0) % 16 == 0 && level.stride(1) == 1, "Expected units with padded rows");
+    TORCH_CHECK(
+        level.dim() == 2 && level.size(1) == batch && level.stride(0) % 16 == 0 && level.stride(0) >= batch &&
+            level.stride(1) == 1 &&
+            (level.storage_offset() + level.size(0) * level.stride(0)) * level.element_size() <= level.storage().nbytes(),
+        "Expected units with padded rows");
+  const int64_t params = units.back().size(0) / sites;
   Tensor phi = at::empty({batch, high - low, params}, inputs.options());
   AT_DISPATCH_FLOATING_TYPES(inputs.scalar_type(), "step", [&] {
     const Network<scalar_t> net(weights, ends, direct, activation);
+    TORCH_CHECK(
+        inputs.dim() == 2 && inputs.size(1) == net.end(0, high) - net.end(0, low), "Expected the inputs of the degrees");
+    for (int64_t level = 0; level <= net.top; level++)
+      TORCH_CHECK(units[level].size(0) >= net.end(level, sites), "Expected all units");
+    TORCH_CHECK(net.end(net.top, sites) == sites * params, "Expected the outputs of all sites");
     int64_t work = 0;
     for (int64_t level = 1; level <= net.top; level++)
       for (const auto& link : net.links[level]) {
@@ -303,9 +215,13 @@ TORCH_LIBRARY(pyro_genexact, m) {
   m.def(
       "step(Tensor inputs, Tensor(a!)[] units, Tensor[] weights, Tensor ends, bool direct, int activation, int low, "
       "int high) -> Tensor");
+  m.def(
+      "reverse(Tensor g, Tensor gain, Tensor drive, Tensor[] hidden, Tensor[] weights, Tensor ends, bool direct, "
+      "int activation) -> (Tensor, Tensor[])");
 }
 
 TORCH_LIBRARY_IMPL(pyro_genexact, CPU, m) {
   m.impl("loop", genexact::loop);
   m.impl("step", genexact::step);
+  m.impl("reverse", genexact::reverse);
 }

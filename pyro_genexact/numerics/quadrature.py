@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_sizes
+from ..core.compiling import cached
 from ..core.functional import visible
 from .errors import ConvergenceError, worst_of
 
@@ -41,7 +41,8 @@ def integrate(
 
     Returns:
         The integral (*batch), and an estimate (*batch) of its error, including rounding, without gradient. Both are
-        NaN if a bound is NaN.
+        NaN if a bound is NaN. Under the transforms of ``torch.func``, and in compiled or exported code, only the initial
+        number of panels is tried, and an integral is NaN if its error is too large.
 
     Raises:
         ConvergenceError: if the error is too large after the last doubling, or f is not finite.
@@ -84,8 +85,11 @@ def integrate(
             size = ((values.abs() * kronrod).sum(-1) * half.abs()).sum(-1)
             error = (_kronrod_error(values, parts, kronrod, gauss) * half.abs()).sum(-1) + 4 * eps * size
             bad = ~(error <= tol * size) & ~(low.isnan() | high.isnan())
-        if not (visible(bad) and bad.any()):
-            return (parts * half).sum(-1), error
+        value = (parts * half).sum(-1)
+        if not visible(bad):
+            return value.where(~bad, torch.nan), error
+        if not bad.any():
+            return value, error
     if (low.isinf() | high.isinf()).any():
         raise ValueError("Expected finite bounds of the integral; got infinite ones.")
     index, worst = worst_of(bad, error / size)
@@ -99,7 +103,7 @@ def integrate(
     )
 
 
-@lru_cache
+@cached
 def kronrod_rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the Gauss-Kronrod rule on [-1, 1]: 15 nodes, Kronrod's weights, and Gauss's weights (zero at 8 nodes).
 

@@ -145,16 +145,18 @@ def find(
     whole = not parameters or not y.dim() or transformed()  # the closure of f may have tensors of the shape of y
     near = torch.zeros_like(y, dtype=torch.bool)
     if tol > 0 and low is None and high is None:
-        x, near = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
-        if visible(near) and near.all():
+        x, found = _newton(sloped, y, x, parameters, shared, tol, _NEWTON_STEPS)
+        if found is None:
             return x
+        near = found
         x = torch.where(x.isfinite(), x, y if guess is None else guess)  # a step overflowed
         rows = None if whole else (~near).nonzero(as_tuple=True)
         at_y, at_x, *some = (_select_rows(t, near.shape, rows) for t in (y, x, *parameters))
         moved, found = _newton(sloped, at_y, at_x, some, shared, tol, _GUARDED_STEPS, guarded=True)
-        x, near = _merge_rows(x, near, rows, moved), _merge_rows(near, near, rows, found)
-        if visible(near) and near.all():
+        x = _merge_rows(x, near, rows, moved)
+        if found is None:
             return x
+        near = _merge_rows(near, near, rows, found)
     rows = None if whole else (~near).nonzero(as_tuple=True)
     at_y, *some = (_select_rows(t, near.shape, rows) for t in (y, *parameters))
     guess, low, high = (
@@ -184,8 +186,8 @@ def _newton(
     tol: float,
     count: int,
     guarded: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Performs up to ``count`` Newton steps; returns the points and whether each of them is accepted as a root.
+) -> tuple[Tensor, Tensor | None]:
+    """Performs up to ``count`` Newton steps; returns the points and whether each is accepted as a root, or None if all are.
 
     If ``guarded``, a step that leaves the bracket of evaluated points, or is longer than half the step before, is
     replaced by one to the middle of the bracket, or by one outwards that doubles the distance while there is no
@@ -212,7 +214,9 @@ def _newton(
                 pinned = _within_rounding(x, residual, slope, high - low) & ~near
                 held = torch.where(pinned & (moved >= low) & (moved <= high), moved, held)
                 near = near | pinned
-            if last or (visible(near) and near.all()):
+            if visible(near) and near.all():
+                return held, None
+            if last:
                 return held, near
         if guarded:
             size, middle = step.abs(), (low + high) / 2

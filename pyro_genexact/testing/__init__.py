@@ -9,7 +9,7 @@ context, if one is given) returns it. Laws do not change their subject.
 from ..core.faces import publish
 from .bijections import bijection_head, differentiability, learning, monotonicity, precision, round_trips, slopes
 from .chains import chain
-from .compiled import compiled
+from .compilation import compiled
 from .conditioners import causality, chunks, consumption, context_use, reorder, sequential_gradient
 from .conventions import as_distribution, conventions
 from .devices import constructed, device, meta, per_example

@@ -44,6 +44,7 @@ def count_waits(run: Callable[[], Any]) -> Counter[str]:
         the number of waits for each text such as ``"item in transforms/base.py:24"``.
 
     Example:
+        >>> import torch
         >>> x = torch.ones(3)
         >>> sum(count_waits(lambda: x[x > 0].sum().item()).values())
         2
@@ -64,6 +65,7 @@ def waits(run: Callable[[], Any], allowed: int = 0) -> None:
         allowed: the largest number of waits.
 
     Example:
+        >>> import torch
         >>> x = torch.ones(3)
         >>> waits(lambda: torch.where(x > 0, x, 0.0).sum())
     """

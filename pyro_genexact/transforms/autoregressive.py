@@ -133,7 +133,7 @@ class ConditionedAutoregressive(ConditionedTransform):
         mask = None
         if context is not None:
             features = context.shape[-self._kind.dims :]
-            context = _shaped(context.expand(*shape[:-dims], *features), (len(rows), *features))
+            context = _shaped(context.expand(*shape[:-dims], *features), (rows.shape[0], *features))
         if self._lengths is not None:
             mask = present(self._lengths.expand(shape[:-dims]).reshape(-1), rows, -dims).flatten(1)
             rows = masked(rows, mask)

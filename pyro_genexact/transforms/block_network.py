@@ -251,7 +251,7 @@ def _over_jacobian(module: Any, x: Tensor, context: Tensor | None, g: Tensor) ->
         read = torch.addmm(layer.offset(context if i == 0 else None), weights[i], units)
         units, slope = form.activate(read, torch.ones_like(read))
         slopes.append(slope)
-    own = [of_net.expand(len(x), 1, x.shape[1])]  # dy / d(pre-activations) of the same site, last layer first
+    own = [of_net.expand(x.shape[0], 1, x.shape[1])]  # dy / d(pre-activations) of the same site, last layer first
     for block, slope in zip(blocks[:0:-1], reversed(slopes), strict=True):
         own.append(torch.bmm(block.mT, own[-1]) * slope.view(*block.shape[::2], -1))
     diagonal = of_x + torch.bmm(blocks[0].mT, own[-1]).squeeze(1)

@@ -111,7 +111,7 @@ class Reverse(_Reordering):
     def on_prefixes(self, lengths: Tensor) -> Reverse:
         """Returns the transform of the first sites of each row, given lengths (*batch); later sites are zero."""
         new = Reverse(self.dim)
-        new.lengths = lengths  # not copied
+        new._buffers["lengths"] = lengths  # not copied
         return new
 
     def _call(self, x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, ComposeTransform, IndependentTransform, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
+from ..core.compiling import dispatched
 from ..core.independent import REAL_VECTOR, independent
 from ..core.lengths import checked_integers, checked_lengths, filled_constraint, present, zero_padding
 from ..core.shapes import broadcast_shapes, sum_rightmost
@@ -135,7 +135,7 @@ class Elementwise(RememberingTransform):
         return torch.where(total.isfinite(), ladj, total)
 
 
-@singledispatch
+@dispatched
 def of_sites(transform: Any) -> Any:
     """Returns the scalar version of an elementwise transform; by default the transform itself."""
     return transform

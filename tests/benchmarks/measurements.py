@@ -178,9 +178,12 @@ def slower(runs: Sequence[Run]) -> list[list[str]]:
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for run in runs:
         for (case, operation, unit), row in rows_of(run).items():
-            peer = best(row, PEERS)
-            if peer is not None and HERE in row and unit != MEMORY:
-                found.setdefault((run.name, case, operation), {})[run.threads] = row[HERE].median / peer.median
+            peer, ours = (
+                best(row, PEERS),
+                row.get(HERE, next((m for way, m in row.items() if way.startswith(HERE)), None)),
+            )
+            if peer is not None and ours is not None and unit != MEMORY:
+                found.setdefault((run.name, case, operation), {})[run.threads] = ours.median / peer.median
     return [
         ["case", "operation", *(f"cost compared with the fastest peer, {n} thread{'s' * (n > 1)}" for n in threads)],
         *(

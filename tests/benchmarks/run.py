@@ -47,6 +47,7 @@ JOBS = [
     Job("speed_sequences", (1,), (), ("--rounds", "3")),
     Job("speed_guides", (1, 2), (), (SECTIONS, "step,external")),
     Job("speed_native", (1, 2), (), ("--rounds", "5")),
+    Job("speed_compiled", (1, 2), (), ("--rounds", "5")),
     Job("images", (1,), (), ("--rounds", "3")),
     Job("tarflow", (1,), (SECTIONS, "speed"), (SECTIONS, "speed")),
     Job("fixed_point", (1,), (), None),
@@ -101,6 +102,8 @@ def main() -> None:
         for page in pages():
             page.write_text(with_tables(page.read_text(), runs))
     else:
+        if options.quick and options.out == FILE:
+            parser.error("Expected --out with --quick, whose figures only show that a script runs.")
         unknown = [name for name in options.scripts if name not in SCRIPTS]
         if unknown:
             parser.error(f"Expected scripts among {', '.join(SCRIPTS)}; got {', '.join(unknown)}.")

@@ -24,10 +24,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from timing import HERE, Call, Measurement, import_zuko, measured, measurement, parser, run, seconds
+from timing import HERE, Call, Measurement, import_zuko, measured, measurement, parser, run, seconds, with_native
 from torch import Tensor, nn
 
 import pyro_genexact as gx
+from pyro_genexact import native
 
 D, HIDDEN, BATCH, TRANSFORMS = 16, (128, 128), 256, 3
 TRAIN, SAMPLE = "training step", "sample"
@@ -125,6 +126,8 @@ def compare(names: list[str], steps: int, rounds: int) -> list[Measurement]:
                 if library == "zuko":
                     found.append(measurement((name, SAMPLE, library), "ms", [1e3 * seconds(sample)]))
             timed |= {(name, operation, library): call for operation, call in made.items()}
+            if library == HERE and native.is_built():
+                timed[name, SAMPLE, f"{HERE}, native"] = with_native(made[SAMPLE])
         found += measured(timed, rounds)
     return found
 

@@ -18,6 +18,7 @@ import argparse
 import datetime
 import importlib.metadata
 import os
+import random
 import subprocess
 import sys
 import time
@@ -45,7 +46,11 @@ Named = tuple[str, str, str]  # case, operation, way
 Key = TypeVar("Key", bound=Hashable)
 FACTORS = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 PACKAGES = ("torch", "pyro-ppl", "zuko", "nflows", "pytorch-crf", "torch-struct", "transformers")
-SHORT, LONG = 0.02, 1.0  # seconds: shorter calls are repeated, longer ones have fewer rounds
+SHORT, LONG, ONCE = (
+    0.02,
+    1.0,
+    100.0,
+)  # seconds: shorter calls are repeated; longer ones have fewer rounds, or one warm-up
 
 
 def with_native(call: Call) -> Call:
@@ -69,15 +74,18 @@ def seconds(call: Call, repeats: int = 1, clock: Callable[[], float] = time.perf
 
 
 def interleaved(calls: Mapping[Key, Call], rounds: int) -> dict[Key, list[float]]:
-    """Seconds of each call in each round, round robin after a warm-up.
+    """Seconds of each call in each round, in another order in each, since a call pays for what the one before left behind.
 
-    Calls under 20 ms are repeated within a round; calls over a second are warmed up once, and have at most three rounds.
+    Each is called twice before. Calls under 20 ms are repeated within a round; calls over a second have at most three rounds.
     """
     warm = {key: seconds(call) for key, call in calls.items()}
-    warm = {key: min(warm[key], seconds(call)) if warm[key] < LONG else warm[key] for key, call in calls.items()}
+    # the first call may compile
+    warm = {key: min(warm[key], seconds(call)) if warm[key] < ONCE else warm[key] for key, call in calls.items()}
     times: dict[Key, list[float]] = {key: [] for key in calls}
+    order, shuffled = [*calls.items()], random.Random(0)
     for i in range(rounds):
-        for key, call in calls.items():
+        shuffled.shuffle(order)
+        for key, call in order:
             if i < 3 or warm[key] < LONG:
                 times[key].append(seconds(call, max(1, min(20, int(SHORT / warm[key])))))
     return times

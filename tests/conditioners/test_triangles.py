@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from pyro_genexact.conditioners import MADE
-from pyro_genexact.conditioners.triangles import LARGE, masked_linear, panels_of
+from pyro_genexact.conditioners.triangles import LARGE, masked_linear, masked_weight, panels_of
 
 
 def _staircase(rows: int, columns: int) -> torch.Tensor:
@@ -45,6 +45,14 @@ def test_frozen_tensors_get_no_gradient():
     torch.testing.assert_close(weight.grad, x.detach().sum(0) * mask.double())
 
 
+def test_the_masked_weight():
+    mask, weight = _staircase(512, 520), torch.randn(512, 520, requires_grad=True)
+    expected = weight * mask
+    assert torch.equal(masked_weight(weight, mask, panels_of(mask)), expected)
+    with torch.no_grad():
+        assert torch.equal(masked_weight(weight, mask, panels_of(mask)), expected)
+
+
 def test_entries_that_no_panel_reads_are_left_out():
     """A masked weight times an infinite input is NaN; a panel does not multiply it at all."""
     mask = _staircase(512, 520)
@@ -69,3 +77,46 @@ def test_networks_of_wide_layers_use_them_and_transforms_of_functions_do_not():
     assert jacobian.view(40, 13, 40).sum(1).triu().abs().max() == 0  # site t reads no site from t on
     with torch.autocast("cpu", torch.bfloat16):
         assert net.float()(x.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("offset", [None, (512,), (5, 512)])
+def test_compiled(offset):
+    mask = _staircase(512, 520)
+    panels = panels_of(mask)
+    shapes = [(5, 520), (512, 520), *([] if offset is None else [offset])]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    x, weight, added = inputs if offset else (*inputs, None)
+
+    def run():
+        return masked_linear(x, weight, mask, added, panels).square().sum()
+
+    found, expected = torch.compile(run, backend="aot_eager", fullgraph=True)(), run()
+    torch.testing.assert_close(found, expected)
+    for got, want in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_derivatives_of_other_kinds():
+    """Forward mode, vectorised gradients, and functions of them that are compiled, as for small layers."""
+    net = MADE(40, 13, hidden=(520, 520)).double()
+    x, v = torch.randn(2, 40, dtype=torch.float64), torch.randn(2, 40, dtype=torch.float64)
+    expected = torch.func.jvp(net, (x,), (v,))[1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = net(torch.autograd.forward_ad.make_dual(x, v))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, expected)
+    jacobian = torch.autograd.functional.jacobian(net, x, vectorize=True)
+    torch.testing.assert_close(torch.einsum("btpcs,cs->btp", jacobian, v), expected)
+    pairs = torch.randn(2, *expected.shape, dtype=torch.float64)
+    (rows,) = torch.autograd.grad(net(x.requires_grad_()), x, pairs, is_grads_batched=True)
+    torch.testing.assert_close((rows * v).sum((1, 2)), (pairs * expected).flatten(1).sum(1))
+    each = torch.compile(torch.vmap(lambda row: net(row.unsqueeze(0)).squeeze(0)), backend="aot_eager")
+    torch.testing.assert_close(each(x.detach()), net(x.detach()))
+
+
+def test_tangents_of_the_weight_and_the_offset():
+    mask, panels = _staircase(512, 520), panels_of(_staircase(512, 520))
+    x, weight, offset = (torch.randn(s, dtype=torch.float64) for s in ((3, 520), (512, 520), (512,)))
+    with torch.autograd.forward_ad.dual_level():
+        one, other = (torch.autograd.forward_ad.make_dual(t, t.sin()) for t in (weight, offset))
+        y = torch.autograd.forward_ad.unpack_dual(masked_linear(x, one, mask, other, panels)).tangent
+    torch.testing.assert_close(y, linear(x, weight.sin() * mask, offset.sin()))

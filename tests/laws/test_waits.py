@@ -245,6 +245,16 @@ def test_samples_of_parameters_that_are_nan():
             fails(RuntimeError, "not NaN", model().sample)
 
 
+def test_filters_that_leave_no_token():
+    head, phi = h.Forbid(h.Categorical(2), [0]), torch.tensor([[0.0, -torch.inf]])
+    fails(ValueError, "leave tokens with mass", head, phi)
+    with as_on_a_device():
+        fails(RuntimeError, "leave tokens with mass", head, phi)
+        assert head(torch.zeros(1, 2)).probs.tolist() == [[0.0, 1.0]]
+        with pyro.validation_enabled(True):
+            fails(ValueError, "leave tokens with mass", head, phi)
+
+
 def test_checks_remain_with_validation():
     """With validation, errors that need a look at values are raised on a device, too."""
     net = built(MADE(3, 2, site=4, hidden=(8,)))

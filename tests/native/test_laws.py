@@ -13,6 +13,9 @@ TRANSFORMS = [
     "Autoregressive inverse",
     "Autoregressive spline",
     "Autoregressive spline vectors",
+    "Autoregressive sum of squares",
+    "Autoregressive Bernstein inverse",
+    "Autoregressive DeepSigmoid",
 ]
 DISTRIBUTIONS = [
     "Autoregressive binary",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -9,7 +11,7 @@ from torch.nn.functional import silu
 import pyro_genexact as gx
 from pyro_genexact import heads as h
 from pyro_genexact import native
-from pyro_genexact.conditioners import MADE
+from pyro_genexact.conditioners import MADE, made
 from support.values import DTYPES, built, sized
 
 NETWORKS = {
@@ -20,6 +22,10 @@ NETWORKS = {
     "mixed sites": (4, {"site": [(), 3, (), 2]}),
     "one site": (1, {}),
 }
+
+
+def unpickled(state):
+    return pickle.loads(pickle.dumps(state))
 
 
 @pytest.mark.parametrize(("dtype", "tol"), DTYPES)
@@ -43,10 +49,54 @@ def test_chunks(name, rows, dtype, tol):
             if t == 3:
                 state, y, expected = net.reorder(state, order), y[order], expected[order]
                 found, chunk = [part[order] for part in found], chunk[order]
-            phi, state = net.extend(chunk, state)
+            with native.enabled(t not in (1, 4, 21)):  # these are left to Python
+                phi, state = net.extend(chunk, state)
             found.append(phi)
             t += size
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=10 * tol, atol=10 * tol)
+
+
+@pytest.mark.parametrize("change", [lambda s: s._replace(units=tuple(u.clone() for u in s.units)), unpickled])
+def test_copied_states(change):
+    net, y = built(MADE(20, 3)), sized(3, 20)
+    with torch.no_grad():
+        _, state = net.start(None, 3)
+        _, state = net.extend(y[:, :5], state)
+        phi, _ = net.extend(y[:, 5:19], change(state))
+        torch.testing.assert_close(phi, net(y)[:, 6:], rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_needs_no_library(monkeypatch):
+    net, y = built(MADE(20, 3)), sized(3, 20)
+    with torch.no_grad():
+        _, state = net.start(None, 3)
+        monkeypatch.setattr(made, "step", None)
+        monkeypatch.setattr(made, "available", lambda: False)
+        torch.testing.assert_close(net.extend(y[:, :19], state)[0], net(y)[:, 1:], rtol=1e-9, atol=1e-9)
+
+
+def test_the_operator_checks_sizes():
+    net, y = built(MADE(20, 3)), sized(3, 1)
+    with torch.no_grad():
+        _, state = net.start(None, 3)
+
+        def call(inputs=y, units=state.units, low=1, high=2):
+            weights, ends = state.weights, net._sweeps.ends
+            return torch.ops.pyro_genexact.step(inputs, units, weights, ends, True, 0, low, high)
+
+        call()
+        for options in [
+            {"inputs": sized(2, 1)},
+            {"inputs": sized(3, 2)},
+            {"units": state.units[1:]},
+            {"units": [u[1:] for u in state.units]},
+            {"units": [u.clone() for u in state.units]},
+            {"units": [u.new_zeros(len(u), 1).expand(-1, 3) for u in state.units]},
+            {"high": 21},
+            {"low": -1},
+        ]:
+            with pytest.raises(RuntimeError, match="Expected"):
+                call(**options)
 
 
 def test_samples_and_gradients_of_other_heads():
@@ -81,5 +131,5 @@ def test_fake_tensors():
     checks = (
         "test_schema",
         "test_faketensor",
-    )  # copies that compilers make lack the padding, so these leave it to Python
+    )  # copies that compilers make lack the padding
     torch.library.opcheck(torch.ops.pyro_genexact.step.default, arguments, test_utils=checks)

@@ -82,3 +82,11 @@ def test_derivatives_of_integrals():
 
     assert gradcheck(value, inputs) and gradgradcheck(value, inputs)
     assert not integrate(lambda x: inputs[2] * x, *inputs[:2])[1].requires_grad
+
+
+def test_without_branches_an_integral_is_accurate_or_nan():
+    def both(scale):
+        return integrate(lambda x: (scale * x.abs()).exp(), -torch.ones_like(scale), torch.full_like(scale, 0.7))[0]
+
+    found = torch.func.vmap(both)(torch.tensor([0.0, 3.0], dtype=torch.float64))
+    assert found[0].item() == pytest.approx(1.7, rel=1e-12) and found[1].isnan()

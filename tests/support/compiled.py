@@ -20,10 +20,19 @@ SLOW = {
             "distribution sospf inverse one feature",
             "distribution bpf inverse one feature",
             "distribution bnaf inverse",
+            "transform Autoregressive Bernstein inverse",
+            "transform Autoregressive generic inverse",
+            "transform Autoregressive MonotoneNetwork inverse",
+            "transform Block leaky context inverse",
+            "transform Block deep inverse",
+            "transform Planar context inverse",
+            "transform Radial context inverse",
+            "transform Sylvester context inverse",
         ),
         SEARCH,
     ),
     "distribution from_zuko CNF": FOREIGN,
+    "distribution head Stable": "a quadrature that refines where values require it",
 }
 
 

@@ -34,9 +34,10 @@ def compiled(
         tol: the tolerance, relative to 1 + |value|.
 
     Example:
-        >>> import pyro_genexact as gx, torch
-        >>> flow = gx.testing.redraw(gx.flows.maf(2, hidden=(8,), transforms=1).double())
-        >>> gx.testing.compiled(flow, lambda y: flow().log_prob(y), torch.zeros(3, 2, dtype=torch.float64))
+        >>> import torch, pyro_genexact as gx
+        >>> from pyro_genexact.testing import redraw
+        >>> flow = redraw(gx.flows.maf(2, hidden=(8,), transforms=1).double())
+        >>> compiled(flow, lambda y: flow().log_prob(y), torch.zeros(3, 2, dtype=torch.float64))
     """
     inputs = tuple(x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs)
     leaves = [x for x in inputs if x.requires_grad] + ([] if module is None else list(module.parameters()))

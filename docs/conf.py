@@ -73,7 +73,7 @@ nitpick_ignore_regex = [  # internal types in annotations
     (r"py:class", r"_Residual|ChainRule|Layout|Memory|ScoreParts|Solver|Weights"),
     (
         r"py:class",
-        r"pyro_genexact\.(contexts\.Features|flows\.build\.\w+|parts\.Categorical|testing\.helpers\.ModuleT)",
+        r"pyro_genexact\.(contexts\.Features|encoders\.base\.Entries|flows\.build\.\w+|parts\.Categorical|testing\.helpers\.ModuleT)",
     ),
 ]
 

@@ -11,6 +11,8 @@ from .conditioners.sweeps import Sweeps
 from .core.buffers import Packed
 from .core.faces import publish
 from .core.independent import All, Independent
+from .encoders.base import Readout
+from .encoders.sets import Attend
 from .families.repaired import REPAIRED
 from .families.supports import AllPositive, Between, Counts, Sphere
 from .flows.coupling_recipes import Diagonal
@@ -28,6 +30,7 @@ __all__ = [
     "Adapted",
     "All",
     "AllPositive",
+    "Attend",
     "Between",
     "BlockLinear",
     "Cholesky",
@@ -50,6 +53,7 @@ __all__ = [
     "Packed",
     "Part",
     "PixelLayer",
+    "Readout",
     "SelectiveLayer",
     "SinhArcsinh",
     "SiteEncoder",

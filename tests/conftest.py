@@ -61,6 +61,11 @@ def conditioner(conditioner_name, device):
     return registry.move(registry.CONDITIONERS[conditioner_name](), device)
 
 
+@pytest.fixture(params=registry.ENCODERS)
+def encoder(request, device):
+    return registry.move(registry.ENCODERS[request.param](), device)
+
+
 @pytest.fixture(params=registry.HEADS)
 def head(request, device):
     return registry.move(registry.HEADS[request.param](), device)

@@ -120,6 +120,7 @@ PAGES = {
         },
     ),
     "installation.md": (dict, {'"cuda"': '"cpu"'}),
+    "reference/encoders.md": (dict, {"2000": "64"}),
     "tutorials/posterior.md": (lambda: {"model": model}, {}),
 }
 

@@ -231,7 +231,7 @@ def test_types_are_declared():
 
 
 def test_public_names_exist():
-    for module in (gx, gx.conditioners, gx.heads, gx.transforms):
+    for module in (gx, gx.conditioners, gx.encoders, gx.heads, gx.transforms):
         assert module.__all__
         for name in module.__all__:
             assert getattr(module, name) is not None

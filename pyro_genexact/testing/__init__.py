@@ -15,6 +15,7 @@ from .conventions import as_distribution, conventions
 from .devices import constructed, device, meta, per_example
 from .distributions import agreement, extremes, freshness, gradients, mass, persistence, saturation, shapes, support
 from .empty_batches import empty, queries
+from .encoders import encoder_inputs, missing, padding, permutation, size
 from .heads import distribution_head
 from .helpers import conditioner_inputs, made, redraw
 from .kinds import kinds
@@ -36,6 +37,11 @@ __all__ = [  # noqa: RUF022 - the order of the reference page
     "consumption",
     "context_use",
     "sequential_gradient",
+    "encoder_inputs",
+    "permutation",
+    "padding",
+    "missing",
+    "size",
     "bijection_head",
     "monotonicity",
     "round_trips",

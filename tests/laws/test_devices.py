@@ -118,7 +118,7 @@ def plain_registry(monkeypatch):
             monkeypatch.setattr(module, name, plain[name])
 
 
-@pytest.mark.parametrize("table", ["CONDITIONERS", "HEADS", "DISTRIBUTION_HEADS", "TRANSFORMS", "FILTERED"])
+@pytest.mark.parametrize("table", ["CONDITIONERS", "ENCODERS", "HEADS", "DISTRIBUTION_HEADS", "TRANSFORMS", "FILTERED"])
 def test_constructed_on_meta(table, plain_registry):
     for make in getattr(registry, table).values():
         testing.constructed(make)

@@ -38,8 +38,9 @@ def test_every_public_class_is_in_the_registry():
     for factory in registry.DISTRIBUTION_HEADS.values():
         head = factory().double()
         subjects += [head, head.support, head(torch.zeros(1, 4, head.num_params, dtype=torch.float64))]
+    subjects += [factory() for factory in (*registry.ENCODERS.values(), *registry.JOINTS.values())]
     seen = {kind.__name__ for subject in subjects for part in parts(subject) for kind in type(part).__mro__}
-    parts_of_it = (gx.transforms, gx.conditioners, gx.heads, gx.distributions, gx.flows)
+    parts_of_it = (gx.transforms, gx.conditioners, gx.encoders, gx.heads, gx.distributions, gx.flows)
     public = {name for part in parts_of_it for name in part.__all__ if inspect.isclass(getattr(part, name))}
     public |= {
         name for name in gx.__all__ if inspect.isclass(kind := getattr(gx, name)) and issubclass(kind, nn.Module)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from pyro_genexact import testing
-from pyro_genexact.testing import conditioner_inputs, made
+from pyro_genexact.contexts import PaddedSequence
+from pyro_genexact.testing import conditioner_inputs, encoder_inputs, made
 from support import registry
 from support.values import built, sized
 
@@ -62,6 +63,15 @@ def of_conditioner(name):
     testing.compiled(net, net, y, *(() if context is None else (context,)))
 
 
+def of_encoder(name):
+    encoder = registry.ENCODERS[name]()
+    values = encoder_inputs(encoder)
+    testing.compiled(encoder, encoder, values)
+    if encoder.event_dim > 1:
+        lengths = torch.arange(len(values)) % (values.shape[1] + 1)
+        testing.compiled(encoder, lambda x, n: encoder(PaddedSequence(x, n)), values, lengths)
+
+
 def of_head(name):
     head = registry.HEADS[name]()
     phi, x = 0.5 * sized(3, 2, head.num_params), sized(3, 2, *head.site_shape, seed=1)
@@ -86,6 +96,7 @@ TABLES = {
     "distribution": (of_distribution, registry.DISTRIBUTIONS),
     "transform": (of_transform, registry.TRANSFORMS),
     "conditioner": (of_conditioner, registry.CONDITIONERS),
+    "encoder": (of_encoder, registry.ENCODERS),
     "head": (of_head, registry.HEADS),
     "distribution head": (of_distribution_head, registry.DISTRIBUTION_HEADS),
 }

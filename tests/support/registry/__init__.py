@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 import pyro_genexact as gx
-from support.registry import chains, conditioners, flows, heads, models, sequences, transforms
+from support.registry import chains, conditioners, encoders, flows, heads, models, sequences, transforms
 from support.registry.conditioners import CONDITIONERS, MUST_READ, READS, REAL_SITES
+from support.registry.encoders import ENCODERS, JOINTS, SETS
 from support.registry.heads import DISTRIBUTION_HEADS, HEADS, PAIRED
 from support.registry.sequences import FILTERED
 from support.registry.transforms import TRANSFORMS, TRIANGULAR
@@ -18,9 +19,11 @@ __all__ = [
     "CONDITIONERS",
     "DISTRIBUTIONS",
     "DISTRIBUTION_HEADS",
+    "ENCODERS",
     "FILTERED",
     "HEADS",
     "INERT",
+    "JOINTS",
     "LARGE",
     "MODULES",
     "MUST_READ",
@@ -29,6 +32,7 @@ __all__ = [
     "READS",
     "REAL_SITES",
     "SEQUENCES",
+    "SETS",
     "SOLVED_BY_ZUKO",
     "TRANSFORMS",
     "TRIANGULAR",
@@ -37,7 +41,7 @@ __all__ = [
 ]
 
 KINDS = (models, flows, chains, sequences)  # of distributions
-MODULES = (conditioners, heads, transforms, *KINDS)
+MODULES = (conditioners, encoders, heads, transforms, *KINDS)
 DISTRIBUTIONS = {name: make for kind in KINDS for name, make in kind.DISTRIBUTIONS.items()}
 OUTSIDE = {name: values for kind in KINDS for name, values in kind.OUTSIDE.items()}
 INERT = {name: weights for kind in (models, flows, chains) for name, weights in kind.INERT.items()}

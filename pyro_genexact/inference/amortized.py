@@ -16,10 +16,13 @@ from pyro.distributions import Delta
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor, nn
 
+from ..contexts import unpadded
 from ..core.checks import check_sizes
+from ..encoders.vectors import Joint
 from ..flows.recipes import nsf
 from .latent_space import Group, Latent, check_supports
-from .posterior_network import AmortizedPosterior, Inputs, Member, Posterior
+from .observations import Inputs, Observed
+from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulations import traced
 
 _numbers = count()
@@ -142,20 +145,21 @@ class Amortized(nn.Module):
         check_supports((site, other.nodes[name]) for name, site in latents.items())
 
     def _network(self, trace: Any, groups: tuple[Group, Group], plate: Any, ensemble: int) -> Posterior:
-        axes: dict[str, int | None] = {}
-        inner: dict[str, Size] = {}
-        outer: dict[str, Size] = {}
+        inside: list[Observed] = []
+        outside: list[Observed] = []
         for name in self.observed:
             site = trace.nodes[name]
+            if not isinstance(site["value"], Tensor):
+                raise TypeError(f"Expected the value of {name!r} to be a tensor; got {type(site['value']).__name__}.")
             shape, dim = list(site["value"].shape), _dim(site, plate)
-            axes[name] = axis = None if dim is None else dim - site["fn"].event_dim
+            axis = None if dim is None else dim - site["fn"].event_dim
             if axis is not None:
                 shape.pop(axis)
-            (outer if plate is not None and dim is None else inner)[name] = Size(shape)
-        inputs = Inputs(inner, {n: e for n, e in self._encoders.items() if n in inner})
-        outside = Inputs(outer, {n: e for n, e in self._encoders.items() if n in outer}) if outer else None
-        make = partial(Member, groups, plate is not None, inputs, outside, self._recipe, self._options)
-        return Posterior(make, groups, axes, inputs, outside, ensemble)
+            sites = outside if plate is not None and axis is None else inside
+            sites.append(Observed(name, Size(shape), axis, self._encoders.get(name)))
+        inputs, more = Inputs(inside), Inputs(outside) if outside else None
+        make = partial(Member, groups, plate is not None, inputs, more, self._recipe, self._options)
+        return Posterior(make, groups, plate is not None, inputs, more, ensemble)
 
     def program(self, args: Any, kwargs: Mapping[str, Any], model: Any = None) -> Callable[[], Any]:
         """Returns a model, by default that of the guide, without arguments; it gets observations only if it has arguments for them."""
@@ -170,42 +174,44 @@ class Amortized(nn.Module):
             return partial(model, *args, **kwargs)
         return partial(model, *args, **{n: v for n, v in kwargs.items() if n in known or n not in self.observed})
 
-    def posterior(self, observations: Mapping[str, Tensor]) -> AmortizedPosterior:
+    def posterior(self, observations: Mapping[str, Any]) -> AmortizedPosterior:
         """Returns the distribution of all latents as one vector, given observations (*batch, ...) by site."""
         network = self.made()
         return network(**self.checked(observations))  # type: ignore[no-any-return]
 
-    def checked(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the observations, after checks, on the device of the networks."""
+    def checked(self, observations: Mapping[str, Any], finite: bool = True) -> dict[str, Any]:
+        """Returns the observations after checks, as the networks read them.
+
+        Args:
+            observations: tensors (*batch, ...) by site, or a :class:`~pyro_genexact.PaddedSequence` of sets or series.
+            finite: whether to raise an error if a value cannot be read.
+        """
         network = self.made()
         if not isinstance(observations, Mapping) or set(observations) != set(self.observed):
             got = list(observations) if isinstance(observations, Mapping) else type(observations).__name__
             raise ValueError(f"Expected observations to be a dict of {list(self.observed)}; got {got}.")
-        found, batches, rows = {}, set(), set()
-        device = next(network.parameters()).device
-        for name, axis in network.row_axes.items():
-            value = torch.as_tensor(observations[name]).to(device)
-            of: Any = network.inputs if name in network.inputs.shapes else network.outside
-            shape: list[Any] = list(of.shapes[name])
-            if axis is not None:
-                shape.insert(len(shape) + 1 + axis, "rows")
-            tail = value.shape[value.dim() - len(shape) :]
-            if value.dim() < len(shape) or any(e not in ("rows", n) for e, n in zip(shape, tail, strict=True)):
-                text = ", ".join(map(str, ["*batch", *shape]))
-                raise ValueError(
-                    f"Expected observations[{name!r}] of shape ({text}), as in the model; got {tuple(value.shape)}."
-                )
-            if not value.isfinite().all():
-                raise ValueError(f"Expected observations[{name!r}] to be finite; got NaN or infinity.")
-            batches.add(value.shape[: value.dim() - len(shape)])
-            rows |= set() if axis is None else {value.shape[axis]}
-            found[name] = value
-        if len(batches) > 1 or len(rows) > 1 or 0 in rows:
-            shapes = {name: tuple(value.shape) for name, value in found.items()}
+        like, found, leads = next(network.parameters()), {}, set()
+        for site in self.sites():
+            value = site.checked(observations[site.name], like)
+            if finite and not site.usable(value).all():
+                among = " where it is not missing" if site.reads_missing else ""
+                raise ValueError(f"Expected observations[{site.name!r}] to be finite{among}; got NaN or infinity.")
+            x = unpadded(value)[0]
+            lead = x.shape[: x.dim() - site.dims]
+            leads.add((lead, None) if site.axis is None else (lead[:-1], lead[-1]))
+            found[site.name] = value
+        rows = {r for _, r in leads if r is not None}
+        if len({batch for batch, _ in leads}) > 1 or len(rows) > 1 or 0 in rows:
+            shapes = {name: tuple(unpadded(value)[0].shape) for name, value in observations.items()}
             raise ValueError(f"Expected observations of the same batch shape and number of rows; got shapes {shapes}.")
         return found
 
-    def forward(self, *args: Any, observations: Mapping[str, Tensor] | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    def sites(self) -> list[Observed]:
+        """Returns the observed sites."""
+        network = self.made()
+        return [*network.inputs.sites, *(network.outside.sites if network.outside is not None else ())]
+
+    def forward(self, *args: Any, observations: Mapping[str, Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Samples the latents as Pyro sites, and returns them by name.
 
         Args:
@@ -249,7 +255,7 @@ class Amortized(nn.Module):
             )
         return {name: nodes[name]["value"] for name in self.observed}
 
-    def draws(self, observations: Mapping[str, Tensor], num: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def draws(self, observations: Mapping[str, Any], num: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws from the posterior.
 
         Args:
@@ -271,7 +277,7 @@ class Amortized(nn.Module):
         posterior = self.posterior(observations)
         return self._unpacked(posterior.sample((num,)), posterior.rows)
 
-    def log_prob(self, latents: Mapping[str, Tensor], observations: Mapping[str, Tensor]) -> Tensor:
+    def log_prob(self, latents: Mapping[str, Tensor], observations: Mapping[str, Any]) -> Tensor:
         """Returns the exact log density of latents in nats, on their supports.
 
         It is the density of all latents jointly: a product of a probability of the discrete ones and a density of the
@@ -341,6 +347,8 @@ def _dim(site: Any, plate: str | None) -> int | None:
 def _encoders(encoder: Any, observed: Sequence[str]) -> dict[str, nn.Module]:
     if encoder is None:
         return {}
+    if isinstance(encoder, Joint):
+        encoder = dict(zip(encoder.names, encoder.encoders, strict=True))
     if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleDict):
         if len(observed) > 1:
             raise ValueError(

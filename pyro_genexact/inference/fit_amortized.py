@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from ..contexts import unpadded
 from ..core.checks import check_kind
 from ..core.random import checked_seed, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
+from .observations import joined, mapped, tensors_of, values_of
 from .posterior_network import AmortizedPosterior, Posterior
-from .simulations import finite_rows, simulate
+from .simulations import kept_rows, simulate
 
 FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
 BATCHES = 100  # of endless simulations in an epoch
@@ -27,7 +29,7 @@ def fit_amortized(
     model: Callable[..., Any],
     guide: Amortized,
     *args: Any,
-    simulations: int | Mapping[str, Tensor] | Dataset[Any] | Iterable[Mapping[str, Tensor]] = 10_000,
+    simulations: int | Mapping[str, Any] | Dataset[Any] | Iterable[Mapping[str, Any]] = 10_000,
     ensemble: int | None = None,
     vectorize: bool | None = None,
     num_workers: int = 0,
@@ -119,7 +121,7 @@ def fit_amortized(
     if isinstance(simulations, Mapping):
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
-        return fit(_Training(network), packed, observations, validation=validation, **options)
+        return fit(_Training(network), packed, tensors_of(observations), validation=validation, **options)
     if not isinstance(simulations, Iterable):
         raise TypeError(
             f"Expected simulations to be a number, a dict of tensors, a Dataset or an iterator; got {type(simulations).__name__}."
@@ -139,11 +141,11 @@ def _fit_endless(
     if not first:
         raise ValueError("Expected simulations to yield at least one batch; got an empty iterator.")
     packed = torch.cat([rows for rows, _ in first])
-    observations = {name: torch.cat([data[name] for _, data in first]) for name in first[0][1]}
+    observations = {name: joined(data[name] for _, data in first) for name in first[0][1]}
     network.standardise(packed, observations)
-    held_out = None if validation is None else (packed, observations)
+    held_out = None if validation is None else (packed, tensors_of(observations))
     rest = chain([] if held_out else first, (rows_of(guide, batch, names) for batch in batches))
-    loader = DataLoader(_Stream(rest), batch_size=None)
+    loader = DataLoader(_Stream((rows, tensors_of(data)) for rows, data in rest), batch_size=None)
     return fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
 
 
@@ -165,37 +167,37 @@ class _Training(nn.Module):
         self.network = network
 
     def forward(self, **observations: Tensor) -> AmortizedPosterior:
-        return self.network.given(observations, mean=self.training)
+        return self.network.given(values_of(observations), mean=self.training)
 
 
-def rows_of(guide: Amortized, draws: Mapping[str, Tensor], names: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def rows_of(guide: Amortized, draws: Mapping[str, Any], names: list[str]) -> tuple[Tensor, dict[str, Any]]:
     """Returns simulations (N, ...) by site as packed latents (N, P) and observations, without unusable rows."""
     if not isinstance(draws, Mapping) or (missing := [name for name in names if name not in draws]):
         got = type(draws).__name__ if not isinstance(draws, Mapping) else f"none of {missing}"
         raise ValueError(f"Expected simulations to be a dict with the sites {names}; got {got}.")
-    found = {name: torch.as_tensor(draws[name]) for name in names}
-    sizes = {name: tuple(value.shape) for name, value in found.items()}
-    if (
-        any(not s for s in sizes.values())
-        or len({s[0] for s in sizes.values()}) > 1
-        or 0 in next(iter(sizes.values()))[:1]
-    ):
+    observations = {name: draws[name] for name in guide.observed}
+    found = {x.name: torch.as_tensor(draws[x.name]) for x in guide.latents}
+    sizes = {name: tuple(unpadded(value)[0].shape) for name, value in {**found, **observations}.items()}
+    counts = {shape[:1] for shape in sizes.values()}
+    if len(counts) > 1 or counts & {(), (0,)}:
         raise ValueError(f"Expected simulations (N, ...) of the same number N >= 1 of draws; got shapes {sizes}.")
-    found = finite_rows(found)
-    observations = guide.checked({name: found.pop(name) for name in guide.observed})
-    rows = next((observations[n].shape[a] for n, a in guide.made().row_axes.items() if a is not None), 1)
     for x in guide.latents:
         if found[x.name].dim() != 1 + len(x.shape):
             raise ValueError(
                 f"Expected simulations[{x.name!r}] of shape (N, *{tuple(x.shape)}); got {tuple(found[x.name].shape)}."
             )
+    observations = guide.checked(observations, finite=False)
+    usable = {site.name: site.usable(observations[site.name]) for site in guide.sites()}
+    usable |= {name: value.reshape(len(value), -1).isfinite().all(1) for name, value in found.items()}
+    kept = kept_rows(usable)
+    observations = {name: mapped(lambda t: t[kept.to(t.device)], value) for name, value in observations.items()}
+    found = {name: value[kept.to(value.device)] for name, value in found.items()}
+    rows = next((unpadded(observations[s.name])[0].shape[1] for s in guide.sites() if s.axis is not None), 1)
     packed = guide.packed(found, rows)
     return _inside(guide, packed, observations, rows)
 
 
-def _inside(
-    guide: Amortized, packed: Tensor, observations: dict[str, Tensor], rows: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _inside(guide: Amortized, packed: Tensor, observations: dict[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
     """Returns the rows in the interior of the supports; draws on the boundary come from rounding, and have probability 0."""
     network = guide.made()
     inside = torch.ones(len(packed), dtype=torch.bool, device=packed.device)
@@ -214,4 +216,4 @@ def _inside(
     warnings.warn(
         f"{int((~inside).sum())} simulations with latents on the boundary of their supports are left out.", stacklevel=4
     )
-    return packed[inside], {name: value[inside] for name, value in observations.items()}
+    return packed[inside], {name: mapped(lambda t: t[inside], value) for name, value in observations.items()}

@@ -13,70 +13,9 @@ from torch.distributions import constraints
 from ..core.checks import check_sizes
 from .latent_block import Block, Encoded
 from .latent_space import Group
+from .observations import Inputs
 
 WIDTH = 64  # of the networks between the observations and the flow
-
-
-class Inputs(nn.Module):
-    """Encodes the observed sites as one vector.
-
-    Sites without an encoder are flattened and standardised, each element by itself; constant elements become 0. Real numbers
-    for an encoder are standardised by one mean and one scale of all elements.
-
-    Args:
-        shapes: the shape of each site in one run, or of one row of it.
-        encoders: the encoders by site.
-    """
-
-    def __init__(self, shapes: Mapping[str, Size], encoders: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        self.shapes, self.places = dict(shapes), {name: str(i) for i, name in enumerate(encoders)}
-        self.encoders = nn.ModuleDict({place: encoders[name] for name, place in self.places.items()})
-        plain = [shape.numel() for name, shape in self.shapes.items() if name not in encoders]
-        self.linear = sum(plain)
-        self.features: int = self.linear + sum(int(e.features) for e in encoders.values())  # type: ignore[arg-type, misc]
-        for i, (name, shape) in enumerate(self.shapes.items()):
-            size = 1 if name in encoders else shape.numel()
-            self.register_buffer(f"shift_{i}", torch.zeros(size))
-            self.register_buffer(f"scale_{i}", torch.ones(size))
-
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the standardised elements (*batch, L) of sites without encoder, and all features (*batch, F)."""
-        plain, encoded = [], []
-        for i, (name, shape) in enumerate(self.shapes.items()):
-            value, shift, scale = values[name], self.get_buffer(f"shift_{i}"), self.get_buffer(f"scale_{i}")
-            batch = value.shape[: value.dim() - len(shape)]
-            if name in self.places:
-                value = (value - shift) / scale if value.is_floating_point() else value
-                encoded.append(self._encoded(name, value, batch))
-            else:
-                plain.append((value.reshape(*batch, -1).to(shift.dtype) - shift) / scale)
-        linear = torch.cat(plain, -1) if plain else encoded[0][..., :0]
-        return linear, torch.cat([linear, *encoded], -1)
-
-    def _encoded(self, name: str, value: Tensor, batch: Size) -> Tensor:
-        encoder = self.encoders[self.places[name]]
-        found: Tensor = encoder(value)
-        if not isinstance(found, Tensor) or found.shape != (*batch, encoder.features):
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"Expected the encoder of {name!r} to return a tensor of shape {(*batch, encoder.features)} (batch, features); "
-                f"got {got}."
-            )
-        return found
-
-    @torch.no_grad()
-    def standardise(self, values: Mapping[str, Tensor]) -> None:
-        """Sets shifts and scales by simulations (N, ...)."""
-        for i, (name, shape) in enumerate(self.shapes.items()):
-            value = values[name]
-            if name in self.places and not value.is_floating_point():
-                continue
-            flat = value.double().reshape(-1, 1 if name in self.places else shape.numel())
-            scale = flat.std(0, correction=0)
-            scale = torch.where(scale > 1e-6 * flat.abs().amax(0), scale, 1.0)
-            self.get_buffer(f"shift_{i}").copy_(flat.mean(0))
-            self.get_buffer(f"scale_{i}").copy_(scale)
 
 
 class Member(nn.Module):
@@ -161,7 +100,7 @@ class Posterior(nn.Module):
     Args:
         make: a function that returns a new :class:`Member`.
         groups: the global and the local latents.
-        row_axes: the row dim of each observed site, a negative index; None outside of the row plate.
+        has_rows: whether the model has a row plate.
         inputs: encodes the observations of a row, or all of them.
         outside: encodes the observations outside of the row plate.
         ensemble: K, the number of members.
@@ -171,26 +110,21 @@ class Posterior(nn.Module):
         self,
         make: Callable[[], Member],
         groups: tuple[Group, Group],
-        row_axes: dict[str, int | None],
+        has_rows: bool,
         inputs: Inputs,
         outside: Inputs | None,
         ensemble: int,
     ) -> None:
         super().__init__()
         check_sizes(1, ensemble=ensemble)
-        self.groups, self.row_axes, self.inputs, self.outside = groups, row_axes, inputs, outside
+        self.groups, self.has_rows, self.inputs, self.outside = groups, has_rows, inputs, outside
         self.members = nn.ModuleList(make() for _ in range(ensemble))
 
-    @property
-    def has_rows(self) -> bool:
-        """Whether the model has a row plate."""
-        return any(axis is not None for axis in self.row_axes.values())
-
-    def forward(self, **observations: Tensor) -> AmortizedPosterior:
+    def forward(self, **observations: Any) -> AmortizedPosterior:
         """Returns the distribution, of the batch shape of the observations."""
         return self.given(observations)
 
-    def given(self, observations: Mapping[str, Tensor], mean: bool = False) -> AmortizedPosterior:
+    def given(self, observations: Mapping[str, Any], mean: bool = False) -> AmortizedPosterior:
         """Returns the distribution; with ``mean``, its log_prob is the mean of those of the members."""
         linear, features = self.encode(observations)
         given = [member.encoded(linear, features) for member in self.members]  # type: ignore[operator]
@@ -198,23 +132,12 @@ class Posterior(nn.Module):
         batch = features.shape[: -2 if self.has_rows else -1]
         return AmortizedPosterior(self, given, rows, batch, mean)
 
-    def by_row(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the observations with their row dim to the left of those of one row."""
-        found = {}
-        for name, axis in self.row_axes.items():
-            value = observations[name]
-            of = self.inputs if name in self.inputs.shapes else self.outside
-            dims = len(of.shapes[name]) + 1  # type: ignore[union-attr]
-            found[name] = value if axis is None else value.movedim(axis, -dims)
-        return found
-
-    def encode(self, observations: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def encode(self, observations: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Returns the regression's inputs and the features of the observations, (*batch, [R,] L) and (*batch, [R,] F)."""
-        values = self.by_row(observations)
-        linear, features = self.inputs(values)
+        linear, features = self.inputs(observations)
         if self.outside is None:
             return linear, features
-        more = [x.unsqueeze(-2).expand(*features.shape[:-1], -1) for x in self.outside(values)]
+        more = [x.unsqueeze(-2).expand(*features.shape[:-1], -1) for x in self.outside(observations)]
         return torch.cat([linear, more[0]], -1), torch.cat([features, more[1]], -1)
 
     def split(self, packed: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -225,12 +148,11 @@ class Posterior(nn.Module):
         ]
 
     @torch.no_grad()
-    def standardise(self, packed: Tensor, observations: Mapping[str, Tensor]) -> None:
+    def standardise(self, packed: Tensor, observations: Mapping[str, Any]) -> None:
         """Fits shifts and scales to simulations."""
-        values = self.by_row(observations)
-        self.inputs.standardise(values)
+        self.inputs.standardise(observations)
         if self.outside is not None:
-            self.outside.standardise(values)
+            self.outside.standardise(observations)
         linear, features = self.encode(observations)
         rows = features.shape[-2] if self.has_rows else 1
         for member in self.members:

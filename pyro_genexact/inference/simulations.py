@@ -205,25 +205,27 @@ def _one_by_one(program: Any, shapes: Any, size: int, seed: int, num_workers: in
 
 
 def finite_rows(draws: Draws) -> Draws:
-    """Returns the rows without NaN or infinity in any site; warns if there are others.
+    """Returns the rows without NaN or infinity in any site; see :func:`kept_rows`."""
+    kept = kept_rows({name: value.reshape(len(value), -1).isfinite().all(1) for name, value in draws.items()})
+    return {name: value[kept.to(value.device)] for name, value in draws.items()}
+
+
+def kept_rows(usable: Mapping[str, Tensor]) -> Tensor:
+    """Returns which rows (N,) are usable at all sites, given those of each site; warns if there are others.
 
     A posterior given an observation without NaN does not depend on them.
 
     Raises:
         ValueError: if no row is left.
     """
-    size = len(next(iter(draws.values())))
-    kept = torch.ones(size, dtype=torch.bool)
-    for value in draws.values():
-        kept &= value.reshape(size, -1).isfinite().all(1).cpu()
-    if kept.all():
-        return draws
-    bad = [name for name, value in draws.items() if not value.isfinite().all()]
+    kept = torch.stack([rows.cpu() for rows in usable.values()]).all(0)
+    size, bad = len(kept), [name for name, rows in usable.items() if not rows.all()]
     if not kept.any():
         raise ValueError(f"Expected some simulations without NaN or infinity; got {size} of {size} with, in {bad}.")
-    warnings.warn(
-        f"{size - int(kept.sum())} of {size} simulations with NaN or infinity in {bad} are left out. The posterior given "
-        "an observation without them does not depend on these.",
-        stacklevel=3,
-    )
-    return {name: value[kept.to(value.device)] for name, value in draws.items()}
+    if bad:
+        warnings.warn(
+            f"{size - int(kept.sum())} of {size} simulations with NaN or infinity in {bad} are left out. The posterior "
+            "given an observation without them does not depend on these.",
+            stacklevel=4,
+        )
+    return kept

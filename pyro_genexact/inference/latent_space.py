@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -149,11 +149,11 @@ class Group:
             total = total + ladj
         return torch.cat(found, -1), total
 
-    def from_real(self, real: Tensor) -> Tensor:
-        """Returns the continuous values (..., c) of real numbers."""
+    def from_real(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the continuous values (..., c) of real numbers, and log|dx/dy| (...,)."""
         parts = real.split([x.real_size for x in self.continuous], -1)
-        found = [_on(x.onto, real.device)(part) for x, part in zip(self.continuous, parts, strict=True)]
-        return torch.cat(found, -1)
+        found = [_on(x.onto, real.device).call_and_ladj(part) for x, part in zip(self.continuous, parts, strict=True)]
+        return torch.cat([value for value, _ in found], -1), sum(ladj for _, ladj in found)  # type: ignore[return-value]
 
 
 class _Bijection:
@@ -181,9 +181,11 @@ class _Bijection:
         ladj = self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
         return x.reshape(*batch, -1), torch.where(inside, -ladj, -torch.inf)
 
-    def __call__(self, flat: Tensor) -> Tensor:
-        y: Tensor = self.bijection(flat.reshape(*flat.shape[:-1], *self.real_shape))
-        return y.reshape(*flat.shape[:-1], -1)
+    def call_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        batch = flat.shape[:-1]
+        x = flat.reshape(*batch, *self.real_shape)
+        y = self.bijection(x)
+        return y.reshape(*batch, -1), self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
 
 
 def _onto(name: str, support: Any, shape: Size) -> Any:
@@ -194,11 +196,11 @@ def _onto(name: str, support: Any, shape: Size) -> Any:
         if tensors_in(inner):
             flat = map_leaves(lambda t: t.expand(shape).flatten() if t.dim() else t, inner)
         try:
-            return ToSupport(flat, shape.numel())
+            return ToSupport(flat, shape.numel(), cache_size=0)
         except ValueError:
             pass
     if inner is constraints.simplex and len(shape) and shape.numel() == shape[-1]:
-        return ToSupport(inner, shape[-1])
+        return ToSupport(inner, shape[-1], cache_size=0)
     try:
         return _Bijection(support, shape)
     except NotImplementedError as error:
@@ -225,15 +227,3 @@ def _categories(name: str, fn: Distribution) -> Tensor:
     if fn.event_shape:
         raise ValueError(f"Expected {name} with a support of numbers, if it is discrete; got {fn.support}.")
     return values.flatten().cpu()
-
-
-def check_supports(sites: Iterable[tuple[Site, Site]]) -> None:
-    """Raises a ValueError if the bounds of a support differ between two runs of a model."""
-    for one, other in sites:
-        first, second = (tensors_in(site["fn"].support) for site in (one, other))
-        if any(a.shape != b.shape or (a != b).any() for a, b in zip(first, second, strict=True)):
-            raise ValueError(
-                f"Expected latents whose supports are the same in every run; got bounds of {one['name']!r} that depend "
-                f"on other latents, {one['fn'].support} and {other['fn'].support}. Sample it on a fixed support and "
-                "rescale it."
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,6 @@ class Amortized(nn.Module):
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
         self._encoders, self._recipe, self._options = _encoders(encoder, self.observed), recipe, options
         self.network = None
-        self._name = f"amortized_{next(_numbers)}"
 
     def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
         """Creates the networks, if there are none or another number of them, from runs of the model.
@@ -118,9 +118,10 @@ class Amortized(nn.Module):
         sites, plate = latent_sites(one, other, self.observed)
         made = [Latent.of(site, dim_of(site, plate)) for site in sites.values()]
         groups = Group([x for x in made if x.row is None]), Group([x for x in made if x.row is not None])
-        floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()]
-        like = floating[0] if floating else torch.empty(0)
+        floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()] or [torch.empty(0)]
+        like = max(floating, key=lambda value: value.dtype.itemsize)
         self.latents, self._plate = made, plate
+        self._name = f"amortized_{next(_numbers)}"  # Pyro's parameter store has the parameters of each network
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
         return self.network
 
@@ -335,6 +336,20 @@ class Amortized(nn.Module):
         found = of_all.unpack(parts[0].unsqueeze(-2), packed.shape[:-1], merged) if of_all.size else {}
         found |= of_row.unpack(parts[1], packed.shape[:-1], merged) if of_row.size else {}
         return {x.name: found[x.name] for x in self.latents}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what creates networks: model, recipe, and encoders, which are parts of the networks."""
+        return {**super().__getstate__(), "_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_name": f"amortized_{next(_numbers)}"})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Amortized:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model, new._recipe, new._options = self._model, self._recipe, self._options
+        new._encoders = copy.deepcopy(self._encoders, memo)
+        return new
 
     def made(self) -> Posterior:
         """Returns the networks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
@@ -17,6 +17,14 @@ from ..families.supports import innermost
 from ..transforms.support import ToSupport
 
 Site = dict[str, Any]
+
+
+class Plate(NamedTuple):
+    """A vectorised plate of a latent: its name, its dim, a negative index, and its size in the first run."""
+
+    name: str
+    dim: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Latent:
     name: str
     shape: Size
     event_dim: int
-    frames: tuple[Any, ...]
+    frames: tuple[Plate, ...]
     row: int | None
     values: Tensor | None
     onto: Any
@@ -51,7 +59,7 @@ class Latent:
         discrete = innermost(fn.support).is_discrete
         values = _categories(name, fn) if discrete else None
         onto = None if discrete else _onto(name, fn.support, Size(shape))
-        frames = tuple(f for f in site["cond_indep_stack"] if f.vectorized)
+        frames = tuple(Plate(f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized)
         return cls(name, Size(shape), fn.event_dim, frames, row, values, onto)
 
     @property
@@ -156,7 +164,7 @@ class Group:
         return torch.cat([value for value, _ in found], -1), sum(ladj for _, ladj in found)  # type: ignore[return-value]
 
 
-class _Bijection:
+class Flattened:
     """The bijection of ``biject_to`` on flattened values.
 
     Args:
@@ -202,7 +210,7 @@ def _onto(name: str, support: Any, shape: Size) -> Any:
     if inner is constraints.simplex and len(shape) and shape.numel() == shape[-1]:
         return ToSupport(inner, shape[-1], cache_size=0)
     try:
-        return _Bijection(support, shape)
+        return Flattened(support, shape)
     except NotImplementedError as error:
         raise ValueError(f"Expected {name} with a support of biject_to; got {support}.") from error
 

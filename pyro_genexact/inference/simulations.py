@@ -66,7 +66,7 @@ def simulate(
         ValueError: if a site does not exist in every run, or has another shape in some.
     """
     check_sizes(1, simulations=size)
-    with seeded(seed, torch.device("cpu")):
+    with seeded(seed, torch.device("cpu")), poutine.block():
         one = traced(program)
         shapes = {name: _value(one, name).shape for name in names}
         if vectorize or vectorize is None:

@@ -28,6 +28,7 @@ from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate, traced
 
+_WITHOUT_MODEL: dict[str, Any] = {"_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
 START = 1000  # simulated rows that standardise a guide before it is fitted by the ELBO
 
 
@@ -345,13 +346,13 @@ class Amortized(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without what creates networks: model, recipe, and encoders, which are parts of the networks."""
-        return {**super().__getstate__(), "_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
+        modules = copy.deepcopy(self._modules)  # without Pyro's marks at parameters in its store, which have no pickle
+        return {**self.__dict__, "_modules": modules, **_WITHOUT_MODEL}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Amortized:
         new = memo[id(self)] = type(self).__new__(type(self))
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new._model, new._recipe, new._options = self._model, self._recipe, self._options
-        new._encoders = copy.deepcopy(self._encoders, memo)
+        kept = {name: self.__dict__[name] for name in ("_model", "_recipe", "_options")}
+        new.__setstate__(copy.deepcopy({**self.__dict__, **_WITHOUT_MODEL, "_encoders": self._encoders}, memo) | kept)
         return new
 
     def made(self) -> Posterior:

@@ -19,11 +19,10 @@ from torch import Size, Tensor, nn
 
 from ..contexts import unpadded
 from ..core.checks import check_sizes
-from ..encoders.vectors import Joint
 from ..flows.recipes import nsf
 from .latent_sites import dim_of, latent_sites
 from .latent_space import Group, Latent
-from .observations import Inputs, Observed
+from .observations import Inputs, Observed, encoders_by_site
 from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate, traced
@@ -33,36 +32,51 @@ START = 1000  # simulated rows that standardise a guide before it is fitted by t
 
 
 class Amortized(nn.Module):
-    """A guide that maps any observation to a posterior of all latents of a model, learned from simulations.
+    """A guide that maps any observation to a posterior of all latents of a model.
 
     The latents, their supports and their plates are those of the model. The posterior of a latent has no mass outside of
-    its support, and its density is exact. Latents in a plate that also contains observed sites are *local*: each row of this
-    plate has the same networks, and the number of rows may change from call to call. All others are *global*. The posterior is
+    its support, and its density is exact. The *row plate* is the leftmost plate that contains latents and observed sites. The
+    latents in it are *local*: each row has the same networks, and the number of rows may change from call to call. All others are
+    *global*, and the sizes of other plates are fixed. The posterior is
 
         q(globals | all observations) prod_r q(locals of row r | observations of row r, globals).
 
     Discrete latents with finite supports have a chain rule of categorical heads, and continuous ones a flow given these. The flow
     is over the residuals of a linear regression of the unconstrained latents on the observations, with mean 0 and covariance 1.
 
-    Fit the guide by :func:`~pyro_genexact.fit_amortized`, which needs only simulations. As a Pyro guide it is called with the
-    arguments of the model, and reads the observations from ``observations=``, from keyword arguments with the names of the
-    observed sites, or from the observed sites of a run of the model.
+    Fit the guide to simulations by :func:`~pyro_genexact.fit_amortized`, or to the ELBO by :func:`~pyro_genexact.fit_guide`; draws
+    are reparameterised if all latents are continuous, and ``recipe=flows.iaf`` is then the fastest recipe. As a Pyro guide it
+    is called with the arguments of the model, and reads the observations from ``observations=``, from keyword arguments with
+    the names of the observed sites, or from the observed sites of a run of the model. The row plate may be subsampled if all
+    latents are in it; model and guide then have the same rows.
+
+    An observed site is one vector unless an encoder reads it. Encoders of sets and series read any number of items, and values
+    of different sizes as a :class:`~pyro_genexact.PaddedSequence`. All encoders of :mod:`pyro_genexact.encoders` but ``Standardized``
+    read NaN as a missing entry. Data on which the posterior depends besides, such as covariates, need a site too:
+    ``pyro.sample("x", Delta(x), obs=x)``.
+
+    Copies keep the model. Pickles and files of :func:`~pyro_genexact.save` do not contain it; the loaded guide has draws and
+    densities, but cannot create networks or run the model.
 
     Args:
         model: a Pyro model.
         observed: the name or names of the observed sites: ``pyro.sample`` sites, whose log_prob is not used, or
             ``pyro.deterministic`` sites with the output of a simulator.
         encoder: a module with an attribute ``features``, which maps the value of an observed site (*batch, ...) to a tensor
-            (*batch, features), or a dict of these by site. If there are local latents, it reads the value of one row. By
-            default the values are flattened.
+            (*batch, features), or a dict of these by site, or a :class:`~pyro_genexact.encoders.Joint`. If there are local
+            latents, it reads the value of one row. An encoder of :mod:`pyro_genexact.encoders` reads the site as one vector or,
+            if its ``event_dim`` is 2, as items (N, F), or (N,) for F = 1. Other modules get values of the site's shape,
+            standardised unless they have a method ``standardize``. By default
+            :class:`~pyro_genexact.encoders.Standardized`.
         recipe: a function that is called as ``recipe(D, context=C, **options)`` and returns a
             :class:`~pyro_genexact.Flow` over D real numbers.
         options: keyword arguments of the recipe.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: at the first call, if the model has no latents or lacks an observed site, or if the support of a latent
-            is an infinite discrete set or depends on other latents.
+        ValueError: at the first call, if the model has no latents or lacks an observed site, if the support of a latent
+            is an infinite discrete set or depends on other latents, if an encoder does not fit its site, or if a plate is
+            subsampled although latents outside of it depend on all of its data.
 
     References: Papamakarios, Murray, "Fast ε-free inference of simulation models with Bayesian conditional density
     estimation", NeurIPS 2016; Greenberg, Nonnenmacher, Macke, "Automatic posterior transformation for likelihood-free
@@ -98,7 +112,7 @@ class Amortized(nn.Module):
         if not self.observed or not all(isinstance(name, str) for name in self.observed):
             raise ValueError(f"Expected observed to be names of sites; got {observed!r}.")
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
-        self._encoders, self._recipe, self._options = _encoders(encoder, self.observed), recipe, options
+        self._encoders, self._recipe, self._options = encoders_by_site(encoder, self.observed), recipe, options
         self.network = None
 
     def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
@@ -292,7 +306,7 @@ class Amortized(nn.Module):
         """Draws from the posterior.
 
         Args:
-            observations: tensors (*batch, ...) by observed site.
+            observations: tensors (*batch, ...) by observed site, or PaddedSequences of sets and series.
             num: S, the number of draws.
             args: arguments of the model, which are read only if the guide has not been fitted or called.
             kwargs: keyword arguments of the model.
@@ -364,25 +378,3 @@ class Amortized(nn.Module):
         if self.network is None:
             raise RuntimeError("Fit the guide by fit_amortized, or call it once, before using this method.")
         return self.network
-
-
-def _encoders(encoder: Any, observed: Sequence[str]) -> dict[str, nn.Module]:
-    if encoder is None:
-        return {}
-    if isinstance(encoder, Joint):
-        encoder = dict(zip(encoder.names, encoder.encoders, strict=True))
-    if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleDict):
-        if len(observed) > 1:
-            raise ValueError(
-                f"Expected encoder to be a dict with several observed sites {list(observed)}; got one module."
-            )
-        encoder = {observed[0]: encoder}
-    found = dict(encoder.items())
-    if unknown := sorted(set(found) - set(observed)):
-        raise ValueError(f"Expected encoder to be a dict of observed sites, {list(observed)}; got {unknown}.")
-    for name, module in found.items():
-        if not isinstance(module, nn.Module) or not isinstance(getattr(module, "features", None), int):
-            raise TypeError(
-                f"Expected encoder of {name!r} to be a module with an integer attribute features; got {type(module).__name__}."
-            )
-    return found

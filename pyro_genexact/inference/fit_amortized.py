@@ -53,13 +53,14 @@ def fit_amortized(
     ``log_prob``.
 
     Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not affected.
+    At a site whose encoder reads missing entries, NaN is a missing entry, and only simulations without any entry are left out.
 
     Args:
         model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
         guide: the guide.
         args: arguments of the model.
         simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
-            and observed sites by name; or a Dataset of such dicts, one item per draw; or an iterator of such dicts with any
+            and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw; or an iterator of such dicts with any
             number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
             validation rows.
         ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default 1.

@@ -34,12 +34,12 @@ def test_importance_weights_and_ranks():
     assert weighted.ess > 100 and weighted.khat < 0.7
     assert abs(weighted.log_evidence - EVIDENCE.log_prob(Y).sum()) < 0.1
     assert Predictive(normal, guide=guide, num_samples=7)(Y)["mu"].shape[0] == 7
-    ranks = gx.diagnostics.sbc_ranks(normal, guide, observed="y", num_simulations=100, num_samples=9)["mu"]
-    assert 3.6 < ranks.float().mean() < 5.4
+    ranks = gx.diagnostics.sbc_ranks(normal, guide, observed="y", num_simulations=40, num_samples=9)["mu"]
+    assert 3.2 < ranks.float().mean() < 5.8
 
 
 def test_plates_in_a_guide():
-    guide, y = fitted(groups, 4), torch.linspace(-1, 2, 4)
+    guide, y = fitted(groups, 4, epochs=2), torch.linspace(-1, 2, 4)
     assert gx.diagnostics.psis(groups, guide, y=y, num_samples=300).ess > 100
     with pytest.raises(ValueError, match="got 'z' in 'groups' with 3 of 9 rows"):
         gx.guides.Amortized(rows_of_one_mean, **SMALL)(torch.zeros(3), 9)
@@ -90,12 +90,12 @@ def test_a_model_with_parameters_and_minibatches():
 
     guide = gx.guides.Amortized(model, encoder=gx.encoders.Vector(5, 16, width=16), **IAF)
     before = {name: value.clone() for name, value in guide.setup(data).state_dict().items()}
-    gx.fit_guide(model, guide, data, batch=64, steps=250, lr=0.03, num_particles=1, progress=False)
+    gx.fit_guide(model, guide, data, batch=64, steps=150, lr=0.04, num_particles=1, progress=False)
     weight, bias = decoder.weight.detach(), decoder.bias.detach()
     exact = dist.MultivariateNormal(bias, weight @ weight.T + 0.09 * torch.eye(5)).log_prob(data).mean().item()
     optimum = dist.MultivariateNormal(data.mean(0), data.T.cov(correction=0)).log_prob(data).mean().item()
     elbo = -Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1).loss(model, guide, data) / 400
-    assert exact - 0.1 < elbo < exact + 0.02 and exact > optimum - 1
+    assert exact - 0.15 < elbo < exact + 0.02 and exact > optimum - 2
     changed = [name for name, value in guide.network.state_dict().items() if not torch.equal(value, before[name])]
     assert any("encoder" in name for name in changed)  # the encoder learns too
 
@@ -108,11 +108,11 @@ def test_covariates_are_observed_sites():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z * c, 0.5), obs=y)
 
-    guide = fitted(model, observed=("y", "c"), simulations=3000, epochs=8)
+    guide = fitted(model, observed=("y", "c"), simulations=3000, epochs=6)
     draws = guide.draws({"y": torch.ones(2), "c": torch.tensor([0.6, 1.8])}, 4000)["z"]
     precision = 1 + 4 * torch.tensor([0.6, 1.8]) ** 2
-    torch.testing.assert_close(draws.mean(0), 4 * torch.tensor([0.6, 1.8]) / precision, atol=0.1, rtol=0)
-    torch.testing.assert_close(draws.std(0), precision**-0.5, atol=0.06, rtol=0)
+    torch.testing.assert_close(draws.mean(0), 4 * torch.tensor([0.6, 1.8]) / precision, atol=0.12, rtol=0)
+    torch.testing.assert_close(draws.std(0), precision**-0.5, atol=0.08, rtol=0)
 
 
 def test_sequential_plates():

@@ -7,10 +7,11 @@ held-out rows, :func:`bits_per_dim` converts scores of images to their usual uni
 """
 
 from ..core.faces import publish
-from .calibration import pit, plot_uniformity, sbc_ranks
+from .calibration import pit, plot_coverage, plot_uniformity
 from .data import inference_data
 from .importance import Importance, psis
 from .intervals import central_intervals, plot_fan
+from .posteriors import sbc_ranks, tarp
 from .scores import Comparison, HeldOut, bits_per_dim, compare, held_out
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "held_out",
     "inference_data",
     "pit",
+    "plot_coverage",
     "plot_fan",
     "plot_uniformity",
     "psis",
     "sbc_ranks",
+    "tarp",
 ]
 
 publish(globals())

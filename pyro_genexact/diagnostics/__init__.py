@@ -12,13 +12,16 @@ from .data import inference_data
 from .importance import Importance, psis
 from .intervals import central_intervals, plot_fan
 from .posteriors import sbc_ranks, tarp
+from .predictive import predictive_data, predictive_p_values
 from .scores import Comparison, HeldOut, bits_per_dim, compare, held_out
+from .two_samples import c2st
 
 __all__ = [
     "Comparison",
     "HeldOut",
     "Importance",
     "bits_per_dim",
+    "c2st",
     "central_intervals",
     "compare",
     "held_out",
@@ -27,6 +30,8 @@ __all__ = [
     "plot_coverage",
     "plot_fan",
     "plot_uniformity",
+    "predictive_data",
+    "predictive_p_values",
     "psis",
     "sbc_ranks",
     "tarp",

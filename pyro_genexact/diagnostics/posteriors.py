@@ -152,7 +152,7 @@ def tarp(
     general inference", ICML 2023.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model(y=None):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)

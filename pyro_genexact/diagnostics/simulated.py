@@ -18,7 +18,7 @@ from ..inference.simulations import ResampleObserved, simulate, traced
 from .guide_draws import draw, latents
 
 Values = dict[str, Tensor]
-LARGEST = 2**17  # elements of latents that are drawn at once, which bounds the memory
+LARGEST = 2**14  # elements of latents that are drawn at once: memory is bounded, and the networks stay in the cache
 
 
 @dataclass
@@ -122,7 +122,13 @@ def _latents(trace: Any, observed: list[str]) -> list[str]:
 
 
 def _one(
-    model: Any, posterior: Any, args: Any, of_model: Any, kwargs: Any, shapes: Mapping[str, tuple[int, ...]], data: Values
+    model: Any,
+    posterior: Any,
+    args: Any,
+    of_model: Any,
+    kwargs: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    data: Values,
 ) -> Mapping[str, Tensor]:
     """Returns draws (S, 1, ...) given the data of one simulation, (1, ...) by name."""
     data, num_samples = {name: value[0] for name, value in data.items()}, next(iter(shapes.values()))[0]

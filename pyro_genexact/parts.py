@@ -20,6 +20,10 @@ from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.latent_block import Block
+from .inference.latent_space import Flattened, Group, Latent, Plate
+from .inference.observations import Inputs, Observed
+from .inference.posterior_network import Member, Posterior
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite
@@ -32,6 +36,7 @@ __all__ = [
     "AllPositive",
     "Attend",
     "Between",
+    "Block",
     "BlockLinear",
     "Cholesky",
     "CholeskyAffine",
@@ -41,18 +46,26 @@ __all__ = [
     "DiagonalLayer",
     "Elementwise",
     "FirstSite",
+    "Flattened",
     "GatedConv",
     "Gaussian",
+    "Group",
     "Grouping",
     "GuidedConditioner",
     "Independent",
+    "Inputs",
     "Interior",
     "Inverted",
+    "Latent",
     "Layer",
     "Link",
+    "Member",
+    "Observed",
     "Packed",
     "Part",
     "PixelLayer",
+    "Plate",
+    "Posterior",
     "Readout",
     "SelectiveLayer",
     "SinhArcsinh",

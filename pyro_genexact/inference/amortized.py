@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -20,10 +22,14 @@ from ..contexts import unpadded
 from ..core.checks import check_sizes
 from ..encoders.vectors import Joint
 from ..flows.recipes import nsf
-from .latent_space import Group, Latent, check_supports
+from .latent_sites import dim_of, latent_sites
+from .latent_space import Group, Latent
 from .observations import Inputs, Observed
 from .posterior_network import AmortizedPosterior, Member, Posterior
-from .simulations import traced
+from .simulated_rows import rows_of
+from .simulations import simulate, traced
+
+START = 1000  # simulated rows that standardise a guide before it is fitted by the ELBO
 
 _numbers = count()
 
@@ -96,7 +102,6 @@ class Amortized(nn.Module):
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
         self._encoders, self._recipe, self._options = _encoders(encoder, self.observed), recipe, options
         self.network = None
-        self._name = f"amortized_{next(_numbers)}"
 
     def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
         """Creates the networks, if there are none or another number of them, from runs of the model.
@@ -110,39 +115,15 @@ class Amortized(nn.Module):
             return self.network
         program = self.program(args, kwargs)
         one, other = traced(program), traced(program)
-        sites = {name: site for name, site in one.nodes.items() if _is_latent(site)}
-        latents = {name: site for name, site in sites.items() if name not in self.observed}
-        self._check(one, other, latents)
-        plate = _row_plate(one, latents, self.observed)
-        made = [Latent.of(site, _dim(site, plate)) for site in latents.values()]
+        sites, plate = latent_sites(one, other, self.observed)
+        made = [Latent.of(site, dim_of(site, plate)) for site in sites.values()]
         groups = Group([x for x in made if x.row is None]), Group([x for x in made if x.row is not None])
-        floating = [s["value"] for s in latents.values() if s["value"].is_floating_point()]
-        like = floating[0] if floating else torch.empty(0)
-        self.latents, self._plate, self._sizes = made, plate, None
+        floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()] or [torch.empty(0)]
+        like = max(floating, key=lambda value: value.dtype.itemsize)
+        self.latents, self._plate = made, plate
+        self._name = f"amortized_{next(_numbers)}"  # Pyro's parameter store has the parameters of each network
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
         return self.network
-
-    def _check(self, one: Any, other: Any, latents: Mapping[str, Any]) -> None:
-        if missing := [name for name in self.observed if name not in one.nodes]:
-            raise ValueError(f"Expected observed to be sites of the model, {list(one.nodes)}; got {missing}.")
-        if unnamed := [name for name, site in latents.items() if site["infer"].get("was_observed")]:
-            raise ValueError(
-                f"Expected observed to name all observed sites of the model; got {self.observed} without {unnamed}."
-            )
-        if not latents:
-            raise ValueError("Expected a model with latents; got only observed sites.")
-        again = {name for name, site in other.nodes.items() if _is_latent(site)} - {*self.observed}
-        if again != set(latents):
-            raise ValueError(
-                f"Expected the same latents in every run of the model; got {sorted(again ^ set(latents))} in some runs only."
-            )
-        for name, site in latents.items():
-            for frame in site["cond_indep_stack"]:
-                if not frame.vectorized or frame.full_size not in (None, frame.size):
-                    raise ValueError(
-                        f"Expected latents in vectorised plates without subsampling; got {name!r} in {frame.name!r}."
-                    )
-        check_supports((site, other.nodes[name]) for name, site in latents.items())
 
     def _network(self, trace: Any, groups: tuple[Group, Group], plate: Any, ensemble: int) -> Posterior:
         inside: list[Observed] = []
@@ -151,9 +132,14 @@ class Amortized(nn.Module):
             site = trace.nodes[name]
             if not isinstance(site["value"], Tensor):
                 raise TypeError(f"Expected the value of {name!r} to be a tensor; got {type(site['value']).__name__}.")
-            shape, dim = list(site["value"].shape), _dim(site, plate)
+            shape, dim = list(site["value"].shape), dim_of(site, plate)
             axis = None if dim is None else dim - site["fn"].event_dim
             if axis is not None:
+                if len(shape) + axis < 0:
+                    raise ValueError(
+                        f"Expected pyro.deterministic({name!r}, value, event_dim=n), with n dims to the right of plate "
+                        f"{plate!r}; got a value of shape {tuple(shape)} and event_dim {site['fn'].event_dim}."
+                    )
                 shape.pop(axis)
             sites = outside if plate is not None and axis is None else inside
             sites.append(Observed(name, Size(shape), axis, self._encoders.get(name)))
@@ -219,41 +205,81 @@ class Amortized(nn.Module):
             observations: the observations of one run by site.
             kwargs: keyword arguments of the model.
         """
-        self.setup(*args, **kwargs)
-        posterior = self.posterior(self._observations(args, kwargs) if observations is None else observations)
+        if self.network is None:
+            self.setup(*args, **kwargs)
+            self._standardise(self.program(args, kwargs))
+        network, run = self.made(), None
+        if observations is None:
+            observations, run = self._observed_now(args, kwargs)
+        posterior = self.posterior(observations)
         if posterior.batch_shape:
             raise ValueError(
                 f"Expected observations of one run of the model; got batch shape {tuple(posterior.batch_shape)}."
             )
-        pyro.module(self._name, self.made())
-        packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
+        pyro.module(self._name, network)
+        plates, weight = self._plates(posterior.rows, run)
+        with poutine.scale(scale=weight):
+            packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
         values = self._unpacked(packed, posterior.rows, True)
-        frames = {f.name: f for x in self.latents for f in x.frames}
-        plates = {
-            f.name: pyro.plate(f.name, posterior.rows if f.name == self._plate else f.size, dim=f.dim)
-            for f in frames.values()
-        }
         for x in self.latents:
             with ExitStack() as stack:
                 for frame in x.frames:
                     stack.enter_context(plates[frame.name])
-                value = values[x.name]
-                pyro.sample(x.name, Delta(value, event_dim=x.event_dim))
+                pyro.sample(x.name, Delta(values[x.name], event_dim=x.event_dim))
         return values
 
-    def _observations(self, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns the observations among the keyword arguments, or those of a run of the model."""
-        if all(isinstance(kwargs.get(name), Tensor) for name in self.observed):
-            return {name: kwargs[name] for name in self.observed}
-        with torch.no_grad(), poutine.block():
-            nodes: Any = poutine.trace(self.program(args, kwargs)).get_trace().nodes
-        missing = [n for n in self.observed if not nodes[n]["is_observed"] or nodes[n]["infer"].get("_deterministic")]
-        if missing:
+    def _standardise(self, program: Callable[[], Any]) -> None:
+        """Standardises by a few simulations, before the guide is fitted by the ELBO."""
+        network, names = self.made(), [*(x.name for x in self.latents), *self.observed]
+        with (
+            warnings.catch_warnings(),
+            suppress(ValueError),
+        ):  # without usable simulations, all shifts are 0 and scales 1
+            warnings.simplefilter("ignore")
+            size = simulate(program, names, 1)
+            rows = max((size[x.name].shape[x.row] for x in self.latents if x.row is not None), default=1)
+            network.standardise(*rows_of(self, simulate(program, names, -(-START // rows)), names))
+
+    def _observed_now(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+        """Returns the observations of this call, and a trace of the model if it has rows or the arguments lack the observations.
+
+        Outer handlers see the subsamples of the model, so that model and guide have the same.
+        """
+        if self._plate is None and all(isinstance(kwargs.get(name), Tensor) for name in self.observed):
+            return {name: kwargs[name] for name in self.observed}, None
+        with torch.no_grad(), poutine.block(hide_fn=lambda site: not site_is_subsample(site)):
+            trace = poutine.trace(self.program(args, kwargs)).get_trace()
+        sites: Any = {name: trace.nodes[name] for name in self.observed}
+        missing = [n for n, site in sites.items() if not site["is_observed"] or site["infer"].get("_deterministic")]
+        given = {name: kwargs[name] for name in missing if isinstance(kwargs.get(name), Tensor)}
+        if len(given) < len(missing):
             raise ValueError(
                 f"Expected values of the observed sites: pass observations={{name: value}}, or arguments with which the model "
-                f"observes them; got none for {missing}."
+                f"observes them; got none for {[name for name in missing if name not in given]}."
             )
-        return {name: nodes[name]["value"] for name in self.observed}
+        return {name: site["value"] for name, site in sites.items()} | given, trace
+
+    def _plates(self, rows: int, run: Any) -> tuple[dict[str, Any], float]:
+        """Returns the plates of the latents by name, and the factor of the log density if the rows are a subsample."""
+        weight, plates = 1.0, {}
+        for name, frame in {f.name: f for x in self.latents for f in x.frames}.items():
+            size = rows if name == self._plate else frame.size
+            if run is None:
+                plates[name] = pyro.plate(name, size, dim=frame.dim)
+                continue
+            now = [f for x in self.latents for f in run.nodes[x.name]["cond_indep_stack"] if f.name == name]
+            if any(f.size != size for f in now):
+                raise ValueError(f"Expected plate {name!r} of size {size}, as in the first call; got {now[0].size}.")
+            full = (now[0].full_size or size) if now else size
+            if full != size and (name != self._plate or self.made().groups[0].size or len(self.made().members) > 1):
+                raise ValueError(
+                    f"Expected plate {name!r} without subsampling, because of latents outside of it or several flows; got "
+                    f"{size} of {full} rows."
+                )
+            weight *= full / size
+            with poutine.block():  # the subsample of the model's run is already known to outer handlers
+                plates[name] = pyro.plate(name, full, subsample=run.nodes[name]["value"], dim=frame.dim)
+        return plates, weight
 
     def draws(self, observations: Mapping[str, Any], num: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws from the posterior.
@@ -311,6 +337,20 @@ class Amortized(nn.Module):
         found |= of_row.unpack(parts[1], packed.shape[:-1], merged) if of_row.size else {}
         return {x.name: found[x.name] for x in self.latents}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without what creates networks: model, recipe, and encoders, which are parts of the networks."""
+        return {**super().__getstate__(), "_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_name": f"amortized_{next(_numbers)}"})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Amortized:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model, new._recipe, new._options = self._model, self._recipe, self._options
+        new._encoders = copy.deepcopy(self._encoders, memo)
+        return new
+
     def made(self) -> Posterior:
         """Returns the networks.
 
@@ -320,28 +360,6 @@ class Amortized(nn.Module):
         if self.network is None:
             raise RuntimeError("Fit the guide by fit_amortized, or call it once, before using this method.")
         return self.network
-
-
-def _is_latent(site: Any) -> bool:
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and not site_is_subsample(site)
-        and not site["infer"].get("is_auxiliary")
-        and not site["infer"].get("_deterministic")
-    )
-
-
-def _row_plate(trace: Any, latents: Mapping[str, Any], observed: Sequence[str]) -> str | None:
-    """Returns the name of the leftmost plate that contains latents and observed sites."""
-    of_data = {f.name for name in observed for f in trace.nodes[name]["cond_indep_stack"] if f.vectorized}
-    shared = [f for site in latents.values() for f in site["cond_indep_stack"] if f.name in of_data]
-    return min(shared, key=lambda f: f.dim).name if shared else None
-
-
-def _dim(site: Any, plate: str | None) -> int | None:
-    """Returns the dim of a plate in the batch shape of a site; None if the site is not in it."""
-    return next((f.dim for f in site["cond_indep_stack"] if f.name == plate), None)
 
 
 def _encoders(encoder: Any, observed: Sequence[str]) -> dict[str, nn.Module]:

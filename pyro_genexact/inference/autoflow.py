@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
-from ..contexts import check_context
 from ..core.checks import check_positive, check_sizes
 from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
@@ -25,7 +23,6 @@ from ..flows.recipes import iaf
 from .fit_guide import fit_guide
 from .gaussian import Gaussian, Tails
 from .laplace import PointGuide, improve
-from .plates import RowPlates
 
 
 class AutoFlow(AutoContinuous):
@@ -38,38 +35,32 @@ class AutoFlow(AutoContinuous):
     can represent every Gaussian.
 
     The guide starts close to a Gaussian with the values of ``init_loc_fn`` as mean and ``init_scale`` as standard
-    deviations, as ``AutoMultivariateNormal`` does. Without a context, the first call replaces this Gaussian by the Laplace
-    approximation if that has a higher ELBO. Discrete latents that the model marks for parallel enumeration
+    deviations, as ``AutoMultivariateNormal`` does. The first call replaces this Gaussian by the Laplace approximation if that
+    has a higher ELBO. Discrete latents that the model marks for parallel enumeration
     (``config_enumerate``) are not part of the guide.
 
     The first call creates the parameters, so call the guide once before ``load_state_dict``. Two guides of this class use
     the same names in Pyro's parameter store; SVI then optimises only one of them, and
     :func:`~pyro_genexact.fit_guide` optimises both.
 
-    **Amortised guides** have ``context=C`` and are called with the model's arguments and ``context=``, a tensor
-    (*batch, C) such as the output of an encoder. Each batch dim of the context belongs to one of the leftmost plates of
-    the model. Each row of these plates has its own latents, whose flow depends on the row's context. The plates may be
-    subsampled and may change their size between calls; to find the size, each call runs the model up to the first latent
-    in the plates. SVI passes the same arguments to model and guide, so wrap the guide in a function that calls
-    ``pyro.module("encoder", encoder)`` and ``guide(x, context=encoder(x))``.
+    :class:`~pyro_genexact.guides.Amortized` is a guide for any observation, and for latents in subsampled plates.
 
     Args:
         model: a Pyro model.
-        recipe: a function that is called as ``recipe(D, **options)`` (and ``context=C`` if C > 0) and returns a
-            :class:`~pyro_genexact.Flow` over D real numbers.
+        recipe: a function that is called as ``recipe(D, **options)`` and returns a :class:`~pyro_genexact.Flow` over
+            D real numbers.
         init_loc_fn: the initial value of each latent, see ``pyro.infer.autoguide.initialization``. Latents with an
             improper prior, which cannot be sampled, start at 0 in unconstrained space.
         init_scale: the initial standard deviation of each unconstrained latent.
-        context: C, the number of features of the context; 0 for a guide without context.
         warm_start: "laplace" to call :meth:`fit_laplace` in the first call, or the number of steps of
-            :meth:`fit_gaussian`, 0 for none. By default "laplace" without a context and 0 with one.
+            :meth:`fit_gaussian`, 0 for none.
         options: keyword arguments of the recipe.
 
     Raises:
         TypeError: if the recipe is not callable or does not return a flow.
         RuntimeError: at the first call, if the model has no continuous latents.
-        ValueError: at the first call, if a latent is in a subsampled plate without a context, if a discrete latent is not
-            enumerated, or if the flow is not over D real numbers; at each call, if the context does not fit the plates.
+        ValueError: at the first call, if a latent is in a subsampled plate, if a discrete latent is not enumerated, or if
+            the flow is not over D real numbers.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009.
@@ -96,112 +87,81 @@ class AutoFlow(AutoContinuous):
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
-        context: int = 0,
-        warm_start: int | str | None = None,
+        warm_start: int | str = "laplace",
         **options: Any,
     ) -> None:
         check_positive(init_scale=init_scale)
         if not callable(recipe):
             raise TypeError(f"Expected recipe to be callable; got {type(recipe).__name__}.")
-        check_sizes(0, context=context)
-        if warm_start == "laplace" and context:
-            raise ValueError(f"Expected warm_start other than 'laplace' for a guide with context={context}.")
-        if warm_start is None:
-            warm_start = 0 if context else "laplace"
         if isinstance(warm_start, str) and warm_start != "laplace":
             raise ValueError(f"Expected warm_start == 'laplace' or a number of steps; got {warm_start!r}.")
         if warm_start != "laplace":
             check_sizes(0, warm_start=warm_start)  # type: ignore[arg-type]
         super().__init__(model, init_loc_fn=partial(_init, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the initial values
-        self._plates: Any = None  # RowPlates after the first call
-        self._recipe, self._init_scale, self._warm_start = recipe, init_scale, warm_start
-        self._options = {**options, **({"context": context} if context else {})}
-        self.context = context
+        self._recipe, self._options = recipe, options
+        self._init_scale, self._warm_start = init_scale, warm_start
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
         return prototype_hide_fn(msg) or _enumerated(msg)
 
-    def _setup_prototype(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> None:
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            self._make(*args, context=context, **kwargs)
+            self._make(*args, **kwargs)
             if self._warm_start == "laplace":
                 self.fit_laplace(*args, **kwargs)
             elif isinstance(self._warm_start, int) and self._warm_start:
-                self.fit_gaussian(self._warm_start, *args, context=context, **kwargs)
+                self.fit_gaussian(self._warm_start, *args, **kwargs)
         except BaseException:
-            self.prototype_trace = self._plates = None  # the next call tries again
+            self.prototype_trace = None  # the next call tries again
             raise
 
     @torch.no_grad()  # tensors without a graph, so that the prototype trace can be copied
-    def _make(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> None:
+    def _make(self, *args: Any, **kwargs: Any) -> None:
         """Runs the model and creates the flow, whose initial location is the latents of that run."""
         super()._setup_prototype(*args, **kwargs)
-        rows = self._rows(context)
-        sites = dict(self.prototype_trace.iter_stochastic_nodes())  # type: ignore[union-attr]
-        plates = RowPlates.of(sites.values(), rows)
-        for name in plates.names:  # each call enters these plates around the whole guide
-            del self._prototype_frames[name]
-        for name, stack in self._cond_indep_stacks.items():
-            self._cond_indep_stacks[name] = [frame for frame in stack if frame.name in self._prototype_frames]
-        values = {name: biject_to(site["fn"].support).inv(site["value"]) for name, site in sites.items()}
-        self._unconstrained_shapes = {name: plates.of_one_row(value.shape) for name, value in values.items()}
-        loc = torch.cat([value.reshape(rows.numel(), -1) for value in values.values()], -1).mean(0)
-        self.latent_dim = len(loc)
+        sites = [site for _, site in self.prototype_trace.iter_stochastic_nodes()]  # type: ignore[union-attr]
+        for site in sites:
+            _check_plates(site)
+        loc = torch.cat([biject_to(site["fn"].support).inv(site["value"]).flatten() for site in sites])
         flow = self._recipe(self.latent_dim, **self._options)
-        _check_flow(flow, self.context, loc)
+        _check_flow(flow, loc)
         self.flow = Flow([*flow.transforms, Tails(loc), Gaussian(loc, self._init_scale)], flow.base).to(loc)
-        self._plates = plates
-
-    def forward(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Samples the latents, given the model's arguments and the context (*batch, C), and returns them by name."""
-        if self._plates is None:
-            self._setup_prototype(*args, context=context, **kwargs)
-        rows = self._rows(context)
-        with ExitStack() as stack:
-            for plate in self._plates.now(rows, lambda: self._program()(*args, **kwargs)):
-                stack.enter_context(plate)
-            draws: dict[str, Tensor] = super().forward(context=self._plates.spread(context) if rows else context)
-            return draws
 
     def get_base_dist(self) -> Any:
-        """Returns the distribution of the noise; it does not depend on the context."""
+        """Returns the distribution of the noise."""
         return self._made().base()
 
-    def get_transform(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Transform:
-        """Returns the transform from the noise to the unconstrained latents, given the context (*batch, C)."""
-        return self._made()(context).transforms[0]
+    def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
+        """Returns the transform from the noise to the unconstrained latents."""
+        return self._made()().transforms[0]
 
-    def get_posterior(self, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
-        """Returns the distribution of the D unconstrained latents, given the context (*batch, C).
-
-        Its batch shape is ``batch`` and its event shape (D,).
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the distribution of the D unconstrained latents, as one vector (D,).
 
         Raises:
             RuntimeError: if the guide has not been called yet.
         """
-        return self._made()(context)
+        return self._made()()
 
-    def fit_gaussian(self, steps: int = 500, /, *args: Any, context: Tensor | None = None, **kwargs: Any) -> Any:
+    def fit_gaussian(self, steps: int = 500, /, *args: Any, **kwargs: Any) -> Any:
         """Fits only loc and L, by :func:`~pyro_genexact.fit_guide` with a learning rate of 0.1.
 
         Args:
             steps: the number of steps.
             args: arguments of the model.
-            context: (*batch, C), for a guide with a context.
             kwargs: keyword arguments of the model.
 
         Returns:
             The :class:`~pyro_genexact.GuideResult`.
         """
-        if self._plates is None:
-            self._make(*args, context=context, **kwargs)
-        guide = self if context is None else partial(self, context=context.detach())
+        if self.prototype_trace is None:
+            self._make(*args, **kwargs)
         parameters = list(self.flow.transforms[-1].parameters())
         with poutine.block(), torch.enable_grad():
             return fit_guide(
-                self._program(), guide, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
+                self._program(), self, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
             )
 
     def fit_laplace(self, *args: Any, **kwargs: Any) -> bool:
@@ -217,14 +177,9 @@ class AutoFlow(AutoContinuous):
         Returns:
             Whether the guide has changed.
 
-        Raises:
-            ValueError: for a guide with a context.
-
         Cost: a few hundred gradients of the model, and D more for the Hessian.
         """
-        if self.context:
-            raise ValueError(f"Expected a guide without context for fit_laplace; got context={self.context}.")
-        if self._plates is None:
+        if self.prototype_trace is None:
             self._make(*args, **kwargs)
         affine: Any = self.flow.transforms[-1]
         model, point_guide = self._program(), PointGuide(poutine.block(self.model, hide_fn=_enumerated))
@@ -233,17 +188,16 @@ class AutoFlow(AutoContinuous):
 
     @torch.no_grad()
     def median(  # type: ignore[override]
-        self, *args: Any, num_samples: int = 10_000, context: Tensor | None = None, **kwargs: Any
+        self, *args: Any, num_samples: int = 10_000, **kwargs: Any
     ) -> dict[str, Tensor]:
         """Returns the median of each latent by name; see :meth:`quantiles`.
 
         Args:
             args: ignored; accepted as in Pyro's guides.
             num_samples: the number of draws.
-            context: (*batch, C), for a guide with a context.
             kwargs: ignored; accepted as in Pyro's guides.
         """
-        found = self.quantiles([0.5], num_samples=num_samples, context=context)
+        found = self.quantiles([0.5], num_samples=num_samples)
         return {name: value[0] for name, value in found.items()}
 
     @torch.no_grad()
@@ -252,7 +206,6 @@ class AutoFlow(AutoContinuous):
         quantiles: Sequence[float] | Tensor,
         *args: Any,
         num_samples: int = 10_000,
-        context: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Estimates quantiles of each latent from draws with a fixed seed, so that every call returns the same values.
@@ -265,7 +218,6 @@ class AutoFlow(AutoContinuous):
             args: ignored; accepted as in Pyro's guides.
             num_samples: the number of draws. The standard error of a quantile is about 1 / sqrt(num_samples) standard
                 deviations of the latent.
-            context: (*batch, C), for a guide with a context.
             kwargs: ignored; accepted as in Pyro's guides.
 
         Returns:
@@ -275,16 +227,19 @@ class AutoFlow(AutoContinuous):
             RuntimeError: if the guide has not been called yet.
             ValueError: if ``quantiles`` are not probabilities.
         """
-        posterior, rows = self.get_posterior(context=context), self._rows(context)
+        posterior = self.get_posterior()
         with seeded(0, self.flow.transforms[-1].loc.device):  # type: ignore[arg-type]
-            latent = self._plates.spread(posterior.sample((num_samples,)))
+            latent = posterior.sample((num_samples,))
+        sites = [site for _, site in self.prototype_trace.iter_stochastic_nodes()]  # type: ignore[union-attr]
+        depth = max(len(site["fn"].batch_shape) for site in sites)
+        latent = latent.reshape(num_samples, *[1] * depth, -1)  # the draws are a plate around all others
         q = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
         if q.dim() != 1 or not ((q >= 0) & (q <= 1)).all():
             raise ValueError(f"Expected quantiles to be a list of probabilities; got {quantiles}.")
         result = {}
         for site, value in self._unpack_latent(latent):
             onto, shape = biject_to(site["fn"].support), self._unconstrained_shapes[site["name"]]
-            value = value.reshape(num_samples, *rows, *shape[len(rows) :])
+            value = value.reshape(num_samples, *shape)
             if _elementwise(onto):
                 result[site["name"]] = quantiles_of(onto(value), q)
             else:
@@ -292,7 +247,7 @@ class AutoFlow(AutoContinuous):
         return result
 
     def _made(self) -> Flow:
-        if self._plates is None:
+        if self.prototype_trace is None:
             raise RuntimeError("Call the guide once before using this method; the first call creates the flow.")
         return self.flow
 
@@ -300,14 +255,6 @@ class AutoFlow(AutoContinuous):
         if self._bare_model is None:
             raise RuntimeError("Unpickled guides carry no model; construct the guide anew and load the state dict.")
         return self._bare_model[0]
-
-    def _rows(self, context: Tensor | None) -> torch.Size:
-        """Returns the batch shape of the context, after checking it."""
-        check_context(self, context)
-        rows = torch.Size() if context is None else context.shape[:-1]
-        if self._plates is not None:
-            self._plates.check(rows)
-        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         kept = self._model, self.master
@@ -337,12 +284,25 @@ def _init(init_loc_fn: Callable[..., Any], site: Any) -> Any:
         return onto(torch.zeros(onto.inverse_shape(fn.batch_shape + fn.event_shape)))
 
 
-def _check_flow(flow: Any, context: int, loc: Tensor) -> None:
+def _check_plates(site: Any) -> None:
+    for frame in site["cond_indep_stack"]:
+        if frame.size < 0:
+            raise ValueError(
+                f"Expected plates of latents to have a size; got {site['name']!r} in plate {frame.name!r}, which has none."
+            )
+        if frame.full_size not in (None, frame.size):
+            raise ValueError(
+                f"Expected no latents in subsampled plates; got {site['name']!r} in plate {frame.name!r} with a subsample "
+                f"of {frame.size} of {frame.full_size}. guides.Amortized is a guide for such latents."
+            )
+
+
+def _check_flow(flow: Any, loc: Tensor) -> None:
     if not isinstance(flow, Flow):
         raise TypeError(f"Expected recipe to return a Flow; got {type(flow).__name__}.")
-    if flow.context != context:
-        raise ValueError(f"Expected recipe to return a flow with context={context}; got {flow.context}.")
-    one = flow.to(loc)(loc.new_zeros(context)) if context else flow.to(loc)()
+    if flow.context:
+        raise ValueError(f"Expected recipe to return a flow without context; got context={flow.context}.")
+    one = flow.to(loc)()
     if one.event_shape != loc.shape or one.batch_shape or not over_reals(one):
         raise ValueError(
             f"Expected recipe to return a flow over {len(loc)} real numbers (the model's latents); got event_shape "

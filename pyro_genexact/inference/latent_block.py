@@ -101,20 +101,27 @@ class Block(nn.Module):
         total = total + self.flow(given.context).log_prob(noise) + ladj - log_scale
         return total, torch.cat([hot, (real - self.mean) / self.sd], -1)
 
-    def sample(self, given: Encoded, differentiable: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns packed values (*batch, size) and their features (*batch, F), one for each row of what is given."""
+    def sample(self, given: Encoded, differentiable: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns packed values (*batch, size) and their features (*batch, F), one for each row of what is given.
+
+        The third tensor is the log density (*batch,) of the values if they are differentiable, and 0 otherwise.
+        """
         packed, hot = given.context[..., :0], given.context[..., :0]
+        total = packed.new_zeros(packed.shape[:-1])
         if self.discrete is not None:
             packed = self.discrete(given.context).sample().to(packed.dtype)
             hot = self.group.encoded(packed)
             given = given.joined(hot)
         if self.flow is None:
-            return packed, hot
+            return packed, hot, total
         flow = self.flow(given.context)
         noise = flow.rsample() if differentiable else flow.sample()
         real = self._centre(given.linear) + (self.scale @ noise.unsqueeze(-1)).squeeze(-1)
         features = torch.cat([hot, (real - self.mean) / self.sd], -1)
-        return torch.cat([packed, self.group.from_real(real)], -1), features
+        values, ladj = self.group.from_real(real)
+        if differentiable:
+            total = flow.log_prob(noise) - ladj - self.scale.diagonal().log().sum()
+        return torch.cat([packed, values], -1), features, total
 
     def _centre(self, linear: Tensor) -> Tensor:
         return self.shift + linear @ self.regression.T

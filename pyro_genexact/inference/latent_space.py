@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor
@@ -17,6 +17,14 @@ from ..families.supports import innermost
 from ..transforms.support import ToSupport
 
 Site = dict[str, Any]
+
+
+class Plate(NamedTuple):
+    """A vectorised plate of a latent: its name, its dim, a negative index, and its size in the first run."""
+
+    name: str
+    dim: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Latent:
     name: str
     shape: Size
     event_dim: int
-    frames: tuple[Any, ...]
+    frames: tuple[Plate, ...]
     row: int | None
     values: Tensor | None
     onto: Any
@@ -51,7 +59,7 @@ class Latent:
         discrete = innermost(fn.support).is_discrete
         values = _categories(name, fn) if discrete else None
         onto = None if discrete else _onto(name, fn.support, Size(shape))
-        frames = tuple(f for f in site["cond_indep_stack"] if f.vectorized)
+        frames = tuple(Plate(f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized)
         return cls(name, Size(shape), fn.event_dim, frames, row, values, onto)
 
     @property
@@ -149,14 +157,14 @@ class Group:
             total = total + ladj
         return torch.cat(found, -1), total
 
-    def from_real(self, real: Tensor) -> Tensor:
-        """Returns the continuous values (..., c) of real numbers."""
+    def from_real(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the continuous values (..., c) of real numbers, and log|dx/dy| (...,)."""
         parts = real.split([x.real_size for x in self.continuous], -1)
-        found = [_on(x.onto, real.device)(part) for x, part in zip(self.continuous, parts, strict=True)]
-        return torch.cat(found, -1)
+        found = [_on(x.onto, real.device).call_and_ladj(part) for x, part in zip(self.continuous, parts, strict=True)]
+        return torch.cat([value for value, _ in found], -1), sum(ladj for _, ladj in found)  # type: ignore[return-value]
 
 
-class _Bijection:
+class Flattened:
     """The bijection of ``biject_to`` on flattened values.
 
     Args:
@@ -181,9 +189,11 @@ class _Bijection:
         ladj = self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
         return x.reshape(*batch, -1), torch.where(inside, -ladj, -torch.inf)
 
-    def __call__(self, flat: Tensor) -> Tensor:
-        y: Tensor = self.bijection(flat.reshape(*flat.shape[:-1], *self.real_shape))
-        return y.reshape(*flat.shape[:-1], -1)
+    def call_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        batch = flat.shape[:-1]
+        x = flat.reshape(*batch, *self.real_shape)
+        y = self.bijection(x)
+        return y.reshape(*batch, -1), self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
 
 
 def _onto(name: str, support: Any, shape: Size) -> Any:
@@ -194,13 +204,13 @@ def _onto(name: str, support: Any, shape: Size) -> Any:
         if tensors_in(inner):
             flat = map_leaves(lambda t: t.expand(shape).flatten() if t.dim() else t, inner)
         try:
-            return ToSupport(flat, shape.numel())
+            return ToSupport(flat, shape.numel(), cache_size=0)
         except ValueError:
             pass
     if inner is constraints.simplex and len(shape) and shape.numel() == shape[-1]:
-        return ToSupport(inner, shape[-1])
+        return ToSupport(inner, shape[-1], cache_size=0)
     try:
-        return _Bijection(support, shape)
+        return Flattened(support, shape)
     except NotImplementedError as error:
         raise ValueError(f"Expected {name} with a support of biject_to; got {support}.") from error
 
@@ -225,15 +235,3 @@ def _categories(name: str, fn: Distribution) -> Tensor:
     if fn.event_shape:
         raise ValueError(f"Expected {name} with a support of numbers, if it is discrete; got {fn.support}.")
     return values.flatten().cpu()
-
-
-def check_supports(sites: Iterable[tuple[Site, Site]]) -> None:
-    """Raises a ValueError if the bounds of a support differ between two runs of a model."""
-    for one, other in sites:
-        first, second = (tensors_in(site["fn"].support) for site in (one, other))
-        if any(a.shape != b.shape or (a != b).any() for a, b in zip(first, second, strict=True)):
-            raise ValueError(
-                f"Expected latents whose supports are the same in every run; got bounds of {one['name']!r} that depend "
-                f"on other latents, {one['fn'].support} and {other['fn'].support}. Sample it on a fixed support and "
-                "rescale it."
-            )

@@ -68,17 +68,18 @@ class Member(nn.Module):
             row = row.joined(features.unsqueeze(-2)) if self.of_row is not None else row
         return total if self.of_row is None else total + self.of_row.log_prob(of_rows, row)[0].sum(-1)
 
-    def sample(self, given: tuple[Encoded, Encoded], differentiable: bool) -> tuple[Tensor, Tensor]:
-        """Returns packed globals (*batch, G) and rows (*batch, R, L)."""
+    def sample(self, given: tuple[Encoded, Encoded], differentiable: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns packed globals (*batch, G) and rows (*batch, R, L), and their log density as :meth:`Block.sample`."""
         row = given[1]
         of_all = row.context[..., :0] if not self.rows else row.context[..., 0, :0]
-        of_rows = of_all.unsqueeze(-2)
+        of_rows, total = of_all.unsqueeze(-2), of_all.new_zeros(of_all.shape[:-1])
         if self.of_all is not None:
-            of_all, features = self.of_all.sample(given[0], differentiable)
+            of_all, features, total = self.of_all.sample(given[0], differentiable)
             row = row.joined(features.unsqueeze(-2)) if self.of_row is not None else row
         if self.of_row is not None:
-            of_rows, _ = self.of_row.sample(row, differentiable)
-        return of_all, of_rows
+            of_rows, _, each = self.of_row.sample(row, differentiable)
+            total = total + each.sum(-1)
+        return of_all, of_rows, total
 
     def standardise(self, of_all: Tensor, of_rows: Tensor, given: tuple[Encoded, Encoded]) -> None:
         """Fits the linear maps of the blocks to simulations (N, G) and (N, R, L)."""
@@ -176,6 +177,7 @@ class AmortizedPosterior(TorchDistribution):
     def __init__(self, network: Posterior, given: Any, rows: int, batch_shape: Size, mean: bool = False) -> None:
         self.network, self.given, self.rows, self.mean_of_members = network, given, rows, mean
         of_all, of_row = network.groups
+        self._drawn: Any = None  # the last value of rsample, its version, whether it has a graph, and its log density
         super().__init__(batch_shape, Size((of_all.size + rows * of_row.size,)), validate_args=False)
 
     @property
@@ -184,6 +186,8 @@ class AmortizedPosterior(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density of the mixture in nats, (*sample, *batch)."""
+        if (known := self._known(value)) is not None:
+            return known
         batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         parts = self.network.split(value.expand(*batch, -1), self.rows)
         found = [member.log_prob(*parts, given) for member, given in zip(self.network.members, self.given, strict=True)]  # type: ignore[operator]
@@ -191,6 +195,14 @@ class AmortizedPosterior(TorchDistribution):
             return found[0]  # type: ignore[no-any-return]
         each = torch.stack(found)
         return each.mean(0) if self.mean_of_members else each.logsumexp(0) - torch.tensor(float(len(found))).log()
+
+    def _known(self, value: Tensor) -> Tensor | None:
+        """Returns the log density of the last value of ``rsample``; None for others, and if it lacks a graph."""
+        if self._drawn is None or value is not self._drawn[0]:
+            return None
+        _, version, has_graph, log_prob = self._drawn
+        same: bool = value._version == version and (has_graph or not torch.is_grad_enabled())
+        return log_prob if same else None
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -202,13 +214,16 @@ class AmortizedPosterior(TorchDistribution):
 
     def _draw(self, sample_shape: Size, differentiable: bool) -> Tensor:
         shape, members = (*sample_shape, *self.batch_shape), list(self.network.members)
-        found = []
+        found, log_prob = [], None
         for member, given in zip(members, self.given, strict=True):
             expanded = [Encoded(*(x.expand(*sample_shape, *x.shape) for x in one)) for one in given]
-            of_all, of_rows = member.sample(expanded, differentiable)  # type: ignore[operator]
+            of_all, of_rows, log_prob = member.sample(expanded, differentiable)  # type: ignore[operator]
             found.append(torch.cat([of_all, of_rows.flatten(-2)], -1))
         if len(found) == 1:
-            return found[0].reshape(*shape, -1)
+            value = found[0].reshape(*shape, -1)
+            if differentiable and self.has_rsample and not value.is_inference():
+                self._drawn = value, value._version, torch.is_grad_enabled(), log_prob
+            return value
         which = torch.randint(len(found), shape, device=found[0].device)
         return torch.stack(found).take_along_dim(which[None, ..., None], 0).squeeze(0)
 

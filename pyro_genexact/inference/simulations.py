@@ -77,7 +77,7 @@ def simulate(
         ValueError: if a site does not exist in every run, or has another shape in some.
     """
     check_sizes(1, simulations=size)
-    with seeded(seed, torch.device("cpu")):
+    with seeded(seed, torch.device("cpu")), poutine.block():
         one = traced(program, _row(given, 0))
         shapes = {name: _value(one, name).shape for name in names}
         if vectorize or vectorize is None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ..contexts import Features
 from ..core.faces import PUBLISHED
 
-_FACES = ("", ".conditioners", ".distributions", ".encoders", ".flows", ".heads", ".parts", ".transforms")
+_FACES = ("", ".conditioners", ".distributions", ".encoders", ".flows", ".guides", ".heads", ".parts", ".transforms")
 _KINDS = (nn.Module, Distribution, Transform, constraints.Constraint, Features)
 _FAMILIES = """
     AffineBeta AsymmetricLaplace Bernoulli Beta BetaBinomial Binomial Categorical Cauchy Chi2 ContinuousBernoulli

@@ -180,20 +180,19 @@ def test_quantiles_and_median():
         assert site["fn"].support.check(found[name]).all()
 
 
-@pytest.mark.parametrize("context", [None, numbers(3, 2)])
-def test_medians_are_the_same_at_each_call(context):
-    def model(context=None):
+def test_medians_are_the_same_at_each_call():
+    def model():
         with pyro.plate("rows", 3):
             pyro.sample("z", dist.Normal(numbers(), 1.0))
 
-    guide = AutoFlow(model, context=0 if context is None else 2, hidden=(8,), warm_start=0)
-    guide(context=context)
+    guide = AutoFlow(model, hidden=(8,), warm_start=0)
+    guide()
     state = torch.get_rng_state()
-    first = guide.median(context=context)["z"]
+    first = guide.median()["z"]
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(1)
-    assert torch.equal(guide.median(context=context)["z"], first)
-    assert torch.equal(guide.quantiles([0.5], context=context)["z"][0], first)
+    assert torch.equal(guide.median()["z"], first)
+    assert torch.equal(guide.quantiles([0.5])["z"][0], first)
 
 
 def test_quantiles_of_a_decreasing_map_are_in_order():
@@ -307,17 +306,7 @@ def test_models_without_latents_raise_as_with_pyros_guides(model):
         (unbounded, {}, {}, "got 'z' in plate 'endless'"),
         (plated, {"recipe": lambda D: gx.flows.iaf(D + 1)}, {}, r"over 4 real numbers .* got event_shape \(5,\)"),
         (plated, {"support": constraints.positive}, {}, "over 4 real numbers"),
-        (
-            plated,
-            {"recipe": lambda D, context: gx.flows.iaf(D), "context": 2},
-            {"context": numbers(2)},
-            "with context=2",
-        ),
-        (plated, {"context": 2}, {}, "built with context=2"),
-        (plated, {"context": 2}, {"context": numbers(3)}, r"context.shape\[-1\] == 2"),
-        (plated, {"context": 2}, {"context": numbers(4, 2)}, r"Expected context.shape\[:-1\] .*\('rows', 3\)"),
-        (plated, {"context": 2}, {"context": numbers(3, 2)}, "all latents in plate 'rows', .* got 'scale' outside"),
-        (plated, {}, {"context": numbers(2)}, "Expected no context"),
+        (plated, {"recipe": lambda D: gx.flows.iaf(D, context=2)}, {}, "without context; got context=2"),
     ],
 )
 def test_errors(model, options, call, text):
@@ -330,8 +319,6 @@ def test_errors(model, options, call, text):
 def test_errors_of_arguments():
     with pytest.raises(ValueError, match="Expected init_scale to be positive and finite; got 0"):
         AutoFlow(plated, init_scale=0)
-    with pytest.raises(ValueError, match="Expected warm_start other than 'laplace' for a guide with context=2"):
-        AutoFlow(plated, context=2, warm_start="laplace")
     for warm_start in (-1, "newton"):
         with pytest.raises(ValueError, match="warm_start"):
             AutoFlow(plated, warm_start=warm_start)

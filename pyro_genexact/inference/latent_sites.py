@@ -1,0 +1,92 @@
+"""The latent sites of a model, and the plate whose rows have latents of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pyro.poutine.util import site_is_subsample
+
+from ..core.leaves import tensors_in
+
+Site = dict[str, Any]
+
+
+def latent_sites(one: Any, other: Any, observed: Sequence[str]) -> tuple[dict[str, Site], str | None]:
+    """Returns the latent sites of a model by name, and the name of the row plate.
+
+    The row plate is the leftmost plate that contains latents and observed sites; None if there is no such plate.
+
+    Args:
+        one: the trace of a run.
+        other: the trace of another run.
+        observed: the names of the observed sites.
+
+    Raises:
+        ValueError: if an observed site does not exist, if an observed site is not named, if latents or their supports differ
+            between the runs, or if a plate is subsampled without amortised rows.
+    """
+    if missing := [name for name in observed if name not in one.nodes]:
+        raise ValueError(f"Expected observed to be sites of the model, {list(one.nodes)}; got {missing}.")
+    sites = {name: site for name, site in one.nodes.items() if _is_latent(site) and name not in observed}
+    if unnamed := [name for name, site in sites.items() if site["infer"].get("was_observed")]:
+        raise ValueError(
+            f"Expected observed to name all observed sites of the model; got {observed} without {unnamed}."
+        )
+    if not sites:
+        raise ValueError("Expected a model with latents; got only observed sites.")
+    again = {name for name, site in other.nodes.items() if _is_latent(site)} - {*observed}
+    if again != set(sites):
+        raise ValueError(
+            f"Expected the same latents in every run of the model; got {sorted(again ^ set(sites))} in some runs only."
+        )
+    _check_supports((site, other.nodes[name]) for name, site in sites.items())
+    plate = _row_plate(one, sites, observed)
+    _check_plates(one, sites, observed, plate)
+    return sites, plate
+
+
+def _is_latent(site: Any) -> bool:
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+        and not site["infer"].get("is_auxiliary")
+        and not site["infer"].get("_deterministic")
+    )
+
+
+def _row_plate(trace: Any, sites: Mapping[str, Site], observed: Sequence[str]) -> str | None:
+    of_data = {f.name for name in observed for f in trace.nodes[name]["cond_indep_stack"] if f.vectorized}
+    shared = [f for site in sites.values() for f in site["cond_indep_stack"] if f.name in of_data]
+    return min(shared, key=lambda f: f.dim).name if shared else None
+
+
+def dim_of(site: Site, plate: str | None) -> int | None:
+    """Returns the dim of a plate in the batch shape of a site; None if the site is not in it."""
+    return next((f.dim for f in site["cond_indep_stack"] if f.name == plate), None)
+
+
+def _check_plates(trace: Any, sites: Mapping[str, Site], observed: Sequence[str], plate: str | None) -> None:
+    """Raises a ValueError if data or latents are subsampled, other than by rows that have all the latents."""
+    has_globals = any(dim_of(site, plate) is None for site in sites.values())
+    for site in (*sites.values(), *(trace.nodes[name] for name in observed)):
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size in (None, frame.size) or (frame.name == plate and not has_globals):
+                continue
+            raise ValueError(
+                f"Expected plates without subsampling, since the posterior of a latent outside of a plate depends on all of "
+                f"its data; got {site['name']!r} in {frame.name!r} with {frame.size} of {frame.full_size} rows."
+            )
+
+
+def _check_supports(sites: Iterable[tuple[Site, Site]]) -> None:
+    """Raises a ValueError if the bounds of a support differ between two runs of a model."""
+    for one, other in sites:
+        first, second = (tensors_in(site["fn"].support) for site in (one, other))
+        if any(a.shape != b.shape or (a != b).any() for a, b in zip(first, second, strict=True)):
+            raise ValueError(
+                f"Expected latents whose supports are the same in every run; got bounds of {one['name']!r} that depend "
+                f"on other latents, {one['fn'].support} and {other['fn'].support}. Sample it on a fixed support and "
+                "rescale it."
+            )

@@ -33,15 +33,18 @@ CATEGORIES = 32  # the largest number of integers that are categories; wider ran
 
 
 def affine_splines(features: int, context: int = 0, **options: Any) -> Flow:
-    """Returns a flow of two spline layers after an affine one, which adapts the scale of the data to the context.
+    """Returns a flow of spline layers, two or in one dimension one, after an affine layer.
+
+    The affine layer adapts location and scale of the data to the context.
 
     Args:
         features: D, the size of the vectors.
         context: C, the number of context features.
         options: keyword arguments of :func:`~pyro_genexact.flows.autoregressive`.
     """
-    heads = [RationalQuadraticSpline(), RationalQuadraticSpline(), Affine()]  # from the base to the data
-    return autoregressive(partial(heads.pop, 0), features, context, transforms=3, **{"activation": silu, **options})
+    heads = [*(RationalQuadraticSpline() for _ in range(min(features, 2))), Affine()]  # from the base to the data
+    options = {"transforms": len(heads), "activation": silu, **options}
+    return autoregressive(partial(heads.pop, 0), features, context, **options)
 
 
 class Columns(DistributionModule):
@@ -181,7 +184,7 @@ class ColumnsDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         batch = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
-        return self.module.log_prob(value.expand(*batch, *self.event_shape), self.given)
+        return self.module.log_prob(value.expand(Size((*batch, *self.event_shape))), self.given)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():

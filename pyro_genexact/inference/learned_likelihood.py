@@ -250,8 +250,9 @@ def likelihood(
         draws = _proposed(proposal, args, kwargs, nodes, simulations, seed)
         program = Proposed(program, draws)  # type: ignore[assignment]
     if isinstance(simulations, int):
+        latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
         simulations = simulate(
-            program, [*names, observed], simulations, seed=seed, vectorize=vectorize, num_workers=num_workers,
+            program, [*dict.fromkeys([*names, observed, *latents])], simulations, seed=seed, vectorize=vectorize, num_workers=num_workers,
             progress=progress,
         )  # fmt: skip
     elif not isinstance(simulations, Mapping):
@@ -285,7 +286,7 @@ def likelihood(
 
 def _inputs(nodes: Any, observed: str, given: Sequence[str] | None) -> list[str]:
     """Returns the names of the inputs; by default all latents."""
-    sites = {name: site for name, site in nodes.items() if site["type"] == "sample" and not site_is_subsample(site)}
+    sites = {name: site for name, site in nodes.items() if _is_site(site)}
     if isinstance(given, str):
         raise TypeError(f"Expected given to be a sequence of names; got the string {given!r}.")
     names = list(given or (n for n, site in sites.items() if n != observed and _is_latent(site)))
@@ -296,8 +297,13 @@ def _inputs(nodes: Any, observed: str, given: Sequence[str] | None) -> list[str]
     return names
 
 
+def _is_site(site: Any) -> bool:
+    return site["type"] == "sample" and not site_is_subsample(site)
+
+
 def _is_latent(site: Any) -> bool:
-    return not (is_deterministic(site) or site["infer"].get("was_observed") or site["infer"].get("is_auxiliary"))
+    helper = ("_deterministic", "was_observed", "is_auxiliary")
+    return _is_site(site) and not any(site["infer"].get(flag) for flag in helper)
 
 
 def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, size: int, seed: int) -> Draws:
@@ -306,7 +312,7 @@ def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, size: int, seed
         program = partial(proposal, *args, **kwargs)
         with seeded(seed, torch.device("cpu")):
             sites = traced(program).nodes
-        names = [n for n, site in sites.items() if site["type"] == "sample" and n in nodes and _is_latent(nodes[n])]
+        names = [n for n, site in sites.items() if _is_latent(site) and n in nodes]
         proposal = simulate(program, names, size, seed=seed + 1)
     found = {name: torch.as_tensor(value) for name, value in proposal.items()}
     wrong = {n: tuple(v.shape) for n, v in found.items() if n not in nodes or v.shape[1:] != nodes[n]["value"].shape}

@@ -15,7 +15,8 @@ from torch.distributions import constraints
 from torch.nn.functional import silu
 
 from ..base import DistributionModule
-from ..core.checks import check_last
+from ..contexts import check_context
+from ..core.checks import check_sizes
 from ..core.independent import independent
 from ..core.leaves import tensors_in
 from ..families.per_site import side_by_side
@@ -70,6 +71,7 @@ class Columns(DistributionModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_sizes(1, context=context)
         self.event_shape, self.context, self.dtype = Size(event_shape), context, dtype
         parts = _parts(support, self.event_shape)
         alone = len(parts) == 1 and not isinstance(support, (list, tuple))
@@ -93,9 +95,7 @@ class Columns(DistributionModule):
 
     def forward(self, context: Tensor | None = None) -> ColumnsDistribution:
         """Returns the distribution given the context (*batch, C)."""
-        if context is None:
-            raise ValueError(f"Expected a context of {self.context} features; got None.")
-        check_last(context, self.context, "context")
+        context = check_context(self, context)
         return ColumnsDistribution(self, Encoded(context, torch.cat([context, self.embed(context)], -1)))
 
     def pack(self, value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,29 +5,24 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import one_hot
 from torch.utils.data import default_collate
 
 from ..core.checks import check_kind
-from ..core.leaves import map_leaves, tensors_in
 from ..core.random import checked_seed, generator, seeded
-from ..families.supports import innermost
-from .columns import CATEGORIES, Columns, affine_splines
+from .columns import Columns, affine_splines
 from .fit import FitResult, fit
-from .items import Proposed, check_alike, check_density, finite, is_deterministic, tables
-from .latent_space import Group, Latent
+from .given import Given, input_of, support_of
+from .items import Proposed, check_alike, check_density, finite, tables
 from .simulations import Draws, simulate, traced
 
-ROWS = 100_000  # that set the standardisation of the inputs
+ROWS = 100_000  # evaluated at once
 
 
 class Likelihood(nn.Module):
@@ -84,63 +79,6 @@ class Likelihood(nn.Module):
         if set(found) != set(self.names):
             raise ValueError(f"Expected values of {self.names}; got {list(found)}.")
         return self.module(self.given(found))
-
-
-class Given(nn.Module):
-    """Encodes latents as one standardised vector.
-
-    Discrete latents become one-hot vectors. Continuous ones are mapped to real numbers; those on an interval are also kept as they
-    are. Shift and scale are quantiles, since priors may have heavy tails.
-
-    Args:
-        latents: the latents.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, latents: Sequence[Latent]) -> None:
-        super().__init__()
-        self.latents = list(latents)
-        self.features: int = sum(_width(x) for x in self.latents)
-        self.register_buffer("shift", torch.zeros(self.features))
-        self.register_buffer("scale", torch.ones(self.features))
-
-    def forward(self, values: Mapping[str, Any]) -> Tensor:
-        """Returns the features (*batch, F) of values (*batch, ...) by name, whose batch shapes are broadcast."""
-        return (self._raw(values) - self.shift) / self.scale
-
-    def _raw(self, values: Mapping[str, Any]) -> Tensor:
-        parts = []
-        for x in self.latents:
-            value = x.flat(torch.as_tensor(values[x.name], device=self.shift.device), 1, self.shift.dtype).squeeze(-2)
-            if x.values is not None:
-                parts.append(one_hot(value.long(), len(x.values)).to(self.shift).flatten(-2))
-                continue
-            parts.append(Group([x]).to_real(value)[0])
-            if _is_bounded(x):
-                parts.append(value)
-        batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-        return torch.cat([part.expand(*batch, -1) for part in parts], -1)
-
-    @torch.no_grad()
-    def standardise(self, values: Mapping[str, Tensor]) -> None:
-        """Sets shift and scale by N rows (N, ...) of each latent."""
-        raw = self._raw({name: value[:ROWS] for name, value in values.items()}).double()
-        low, middle, high = raw.quantile(torch.tensor([0.16, 0.5, 0.84]).to(raw), 0)
-        scale = torch.where(high > low, (high - low) / 2, raw.std(0, correction=0))
-        self.shift.copy_(middle)
-        self.scale.copy_(torch.where(scale > 1e-6 * raw.abs().amax(0), scale, 1.0))
-
-
-def _width(latent: Latent) -> int:
-    if latent.values is not None:
-        return latent.size * len(latent.values)
-    return latent.real_size + (latent.size if _is_bounded(latent) else 0)
-
-
-def _is_bounded(latent: Latent) -> bool:
-    return isinstance(innermost(latent.onto.support), type(constraints.unit_interval))
 
 
 def likelihood(
@@ -213,7 +151,8 @@ def likelihood(
         kwargs: keyword arguments of the model.
 
     Returns:
-        The learned likelihood, in eval mode.
+        The learned likelihood, in eval mode. Its parameters are frozen, which saves time in gradients with respect to latents; use
+        ``requires_grad_()`` before fitting it further.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -262,16 +201,31 @@ def likelihood(
     y, inputs, shared = tables(nodes, names, observed, simulations)
     kept = finite({**inputs, observed: y}, observed)
     with seeded(seed, torch.device("cpu")):
-        learned = _made(nodes, traced(program).nodes, {n: v.shape[2:] for n, v in inputs.items()}, observed, y, support, recipe, module)
+        learned = _made(
+            nodes,
+            traced(program).nodes,
+            {n: v.shape[2:] for n, v in inputs.items()},
+            observed,
+            y,
+            support,
+            recipe,
+            module,
+        )
     learned = learned.to(next((v for v in (*inputs.values(), y) if v.is_floating_point()), torch.empty(0)))
     learned.given.standardise({name: value[kept] for name, value in inputs.items()})
     if isinstance(learned.module, Columns):
         check_density(y[kept], observed, learned.module.real_places)
     if shared and y.shape[1] > 1:
         whole = kept.all(1)
-        check_alike(y[whole].reshape(len(y[whole]), y.shape[1], -1), learned.given({n: v[whole, 0] for n, v in inputs.items()}), observed)
+        check_alike(
+            y[whole].reshape(len(y[whole]), y.shape[1], -1),
+            learned.given({n: v[whole, 0] for n, v in inputs.items()}),
+            observed,
+        )
     train, held_out = (
-        None if part is None else _inside(learned, y[part][kept[part]], {n: v[part][kept[part]] for n, v in inputs.items()}, observed)
+        None
+        if part is None
+        else _inside(learned, y[part][kept[part]], {n: v[part][kept[part]] for n, v in inputs.items()}, observed)
         for part in _halves(len(y), validation, seed)
     )
     assert train is not None
@@ -281,7 +235,7 @@ def likelihood(
         learned, *train, validation=held_out, epochs=epochs, seconds=seconds, batch_size=batch_size, lr=lr, patience=patience,
         fabric=fabric, checkpoint=checkpoint, every=every, seed=seed, progress=progress,
     )  # fmt: skip
-    return learned.eval()
+    return learned.eval().requires_grad_(False)
 
 
 def _inputs(nodes: Any, observed: str, given: Sequence[str] | None) -> list[str]:
@@ -317,7 +271,9 @@ def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, size: int, seed
     found = {name: torch.as_tensor(value) for name, value in proposal.items()}
     wrong = {n: tuple(v.shape) for n, v in found.items() if n not in nodes or v.shape[1:] != nodes[n]["value"].shape}
     if wrong or not found or len({len(value) for value in found.values()}) > 1 or not len(next(iter(found.values()))):
-        raise ValueError(f"Expected proposal with draws (M, ...) of latents of the model, M >= 1; got shapes {wrong or found}.")
+        raise ValueError(
+            f"Expected proposal with draws (M, ...) of latents of the model, M >= 1; got shapes {wrong or found}."
+        )
     return found
 
 
@@ -325,9 +281,9 @@ def _made(
     nodes: Any, again: Any, inputs: Mapping[str, Size], observed: str, y: Tensor, support: Any, recipe: Any, module: Any
 ) -> Likelihood:
     """Returns the likelihood with new networks; ``again`` are the sites of another run."""
-    given, item = Given([_input(nodes[n], again[n], shape) for n, shape in inputs.items()]), y.shape[2:]
+    given, item = Given([input_of(nodes[n], again[n], shape) for n, shape in inputs.items()]), y.shape[2:]
     if module is None:
-        support = _support(nodes[observed], again[observed], item) if support is None else support
+        support = support_of(nodes[observed], again[observed], item) if support is None else support
         if not y.is_floating_point() and support is constraints.real:
             raise ValueError(f"Expected support= for {observed!r}, whose values are {y.dtype}; got none.")
         return Likelihood(given, Columns(support, item, given.features, recipe, y.dtype))
@@ -337,48 +293,10 @@ def _made(
         d = made(torch.zeros(given.features))
     if not isinstance(d, torch.distributions.Distribution) or (d.batch_shape, d.event_shape) != (Size(), item):
         got = tuple(d.event_shape) if isinstance(d, torch.distributions.Distribution) else type(d).__name__
-        raise ValueError(f"Expected module(C) to return distributions of event_shape {tuple(item)} ({observed!r}); got {got}.")
-    return Likelihood(given, made)
-
-
-def _input(site: Any, again: Any, item: Size) -> Latent:
-    """Returns an input as a latent with items of this shape; a real one if its support is not the same in all runs."""
-    support = constraints.real if is_deterministic(site) else site["fn"].support
-    frame = {"name": site["name"], "value": torch.empty(item), "cond_indep_stack": ()}
-    if innermost(support).is_discrete:
-        with suppress(ValueError):  # infinite
-            found = Latent.of({**frame, "fn": site["fn"]}, None)
-            if found.values is not None and len(found.values) <= CATEGORIES:
-                return found
-        support = constraints.real
-    bounds = tensors_in(support)
-    if bounds and not _same(bounds, tensors_in(again["fn"].support), item):
-        support = constraints.real
-    return Latent.of({**frame, "fn": SimpleNamespace(support=support, event_dim=len(item))}, None)
-
-
-def _support(site: Any, again: Any, item: Size) -> Any:
-    """Returns the support of one item."""
-    if is_deterministic(site):
-        return constraints.real
-    support = site["fn"].support
-    bounds = tensors_in(support)
-    if bounds and all((t == t.flatten()[0]).all() for t in bounds):
-        support, bounds = map_leaves(lambda t: t.flatten()[0], support), [t.flatten()[0] for t in bounds]
-        others = [t.flatten()[0] for t in tensors_in(again["fn"].support)]
-    else:
-        others = tensors_in(again["fn"].support)
-    if not _same(bounds, others, item):
         raise ValueError(
-            f"Expected support= for {site['name']!r}, since its own differs between runs or rows; got {support}."
+            f"Expected module(C) to return distributions of event_shape {tuple(item)} ({observed!r}); got {got}."
         )
-    return support
-
-
-def _same(bounds: Sequence[Tensor], others: Sequence[Tensor], item: Size) -> bool:
-    return all(
-        a.shape == b.shape and a.dim() <= len(item) and bool((a == b).all()) for a, b in zip(bounds, others, strict=True)
-    )
+    return Likelihood(given, made)
 
 
 def _halves(size: int, validation: float | None, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -402,7 +320,11 @@ def _inside(learned: Likelihood, y: Tensor, inputs: Draws, name: str) -> tuple[T
         found.append(d.log_prob(y[i]) > -torch.inf)
     inside = torch.cat(found)
     if (share := 1 - inside.double().mean().item()) > 0.001:
-        raise ValueError(f"Expected simulations of {name!r} in the support; got {share:.1%} outside or on the boundary.")
+        raise ValueError(
+            f"Expected simulations of {name!r} in the support; got {share:.1%} outside or on the boundary."
+        )
     if share:
-        warnings.warn(f"{int((~inside).sum())} values of {name!r} on the boundary of the support are left out.", stacklevel=3)
+        warnings.warn(
+            f"{int((~inside).sum())} values of {name!r} on the boundary of the support are left out.", stacklevel=3
+        )
     return y[inside], {n: v[inside] for n, v in inputs.items()}

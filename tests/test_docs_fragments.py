@@ -58,6 +58,23 @@ def pretrained():
     return {"loaded": model, "tokens": Tokens()}
 
 
+def decisions():
+    def simulator():
+        rate = pyro.sample("rate", dist.Beta(1.0, 1.0))
+        pyro.sample("y", dist.Bernoulli(rate))
+
+    def walk():
+        drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
+        bound = pyro.sample("bound", dist.LogNormal(0.0, 1.0))
+        pyro.deterministic("y", torch.stack([(drift > 0).float(), bound.expand(drift.shape)], -1), event_dim=1)
+
+    quick = {"simulations": 100, "epochs": 1, "progress": False}
+    support = [dist.constraints.boolean, dist.constraints.positive]
+    learned = gx.likelihood(walk, support=support, **quick)
+    y = torch.stack([torch.ones(2, 3), torch.rand(2, 3)], -1)
+    return {"simulator": simulator, "learned": learned, "y": y, "draws": torch.rand(50), "quick": quick}
+
+
 # The names of a page's fragments, and what stands for devices and downloads that a test does not have.
 PAGES = {
     "contributing.md": (
@@ -95,6 +112,17 @@ PAGES = {
             'strategy="ddp"': 'strategy="auto"',
             "flow.ckpt": "{folder}/flow.ckpt",
             "flow.pt": "{folder}/flow.pt",
+        },
+    ),
+    "howto/learned_likelihood.md": (
+        decisions,
+        {
+            "simulations=10_000": "**quick",
+            "given=[": "**quick, given=[",
+            "module=chain": "module=chain, **quick",
+            '"vectorize": True': '"vectorize": True, **quick',
+            "num_samples=500, warmup_steps=200": "num_samples=1, warmup_steps=1, disable_progbar=True",
+            "1500": "300",
         },
     ),
     "howto/score_and_decode.md": (

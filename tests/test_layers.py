@@ -21,6 +21,7 @@ OPTIONAL = {
     "lightning_fabric",
     "matplotlib",
     "sacrebleu",
+    "sklearn",
     "transformers",
     "xarray",
 }

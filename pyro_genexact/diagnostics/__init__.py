@@ -7,26 +7,34 @@ held-out rows, :func:`bits_per_dim` converts scores of images to their usual uni
 """
 
 from ..core.faces import publish
-from .calibration import pit, plot_uniformity, sbc_ranks
+from .calibration import pit, plot_coverage, plot_uniformity
 from .data import inference_data
 from .importance import Importance, psis
 from .intervals import central_intervals, plot_fan
+from .posteriors import sbc_ranks, tarp
+from .predictive import predictive_data, predictive_p_values
 from .scores import Comparison, HeldOut, bits_per_dim, compare, held_out
+from .two_samples import c2st
 
 __all__ = [
     "Comparison",
     "HeldOut",
     "Importance",
     "bits_per_dim",
+    "c2st",
     "central_intervals",
     "compare",
     "held_out",
     "inference_data",
     "pit",
+    "plot_coverage",
     "plot_fan",
     "plot_uniformity",
+    "predictive_data",
+    "predictive_p_values",
     "psis",
     "sbc_ranks",
+    "tarp",
 ]
 
 publish(globals())

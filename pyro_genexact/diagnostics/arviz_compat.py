@@ -36,12 +36,11 @@ def from_groups(groups: Mapping[str, Mapping[str, Any]], **options: Any) -> Any:
     return from_dict(**groups, **options) if by_name else from_dict(groups, **options)
 
 
-def plot_uniformity(uniforms: Mapping[str, Tensor], xlabel: str, **options: Any) -> Any:
+def plot_uniformity(uniforms: Mapping[str, Tensor], xlabel: str, ylabel: str, **options: Any) -> Any:
     """Plots ECDFs minus the uniform cdf, with simultaneous bands in ArviZ 0.x and a test of uniformity in 1.x."""
     import arviz
 
     arrays = {name: u.detach().double().flatten().cpu().numpy() for name, u in uniforms.items()}
-    ylabel = "ECDF difference to uniform"
     if hasattr(arviz, "plot_ecdf_pit"):
         groups = {"prior_sbc": {name: u[None] for name, u in arrays.items()}}
         visuals = {"xlabel": {"text": xlabel}, "ylabel": {"text": ylabel}} | options.pop("visuals", {})

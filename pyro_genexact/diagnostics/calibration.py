@@ -1,24 +1,20 @@
-"""Calibration checks: probability integral transforms and simulation-based calibration."""
+"""Probability integral transforms, and the plot of what should be uniform."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
 from ..autoregressive.site_by_site import ChainRuleDistribution
-from ..core.checks import check_sizes
 from ..families.cdf import probability_integral
-from ..inference.simulations import ResampleObserved
 from . import arviz_compat
-from .guide_draws import draw, latents
+
+Y_LABEL = "ECDF difference to uniform"
 
 
 def pit(d: Distribution, value: Tensor) -> Tensor:
@@ -68,81 +64,6 @@ def pit(d: Distribution, value: Tensor) -> Tensor:
     return probability_integral(d, value)
 
 
-@torch.no_grad()
-def sbc_ranks(
-    model: Callable[..., Any],
-    posterior: Callable[..., Any],
-    *args: Any,
-    observed: str | Sequence[str],
-    num_simulations: int = 200,
-    num_samples: int = 99,
-    **kwargs: Any,
-) -> dict[str, Tensor]:
-    """Computes the ranks of true latents among posterior draws, for simulation-based calibration.
-
-    Each simulation draws latents and data from the model, and then S draws of the posterior given these data. The rank of a
-    latent is the number of draws below it; ties, as between discrete latents, are broken at random. If the posterior is
-    exact, ranks are uniform on 0 ... S. Uniform ranks do not prove that it is exact: the prior has uniform ranks too. Many
-    ranks at both ends show that the posterior is too narrow, many in the middle that it is too wide, and many at one end
-    that it is biased.
-
-    Args:
-        model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
-        posterior: an amortised guide, or a function with an argument ``num_samples`` that returns draws
-            {name: (num_samples, ...)}. It is called with the arguments of the model, and with the simulated data as
-            arguments that have the names in ``observed``.
-        args: arguments of model and posterior.
-        observed: the name or names of the sites that are data. The posterior must have arguments with these names.
-        num_simulations: N, the number of simulations.
-        num_samples: S, the number of draws of each posterior.
-        kwargs: keyword arguments. Model and posterior each get those in their signature, or all if they have ``**kwargs``.
-
-    Returns:
-        Integer tensors (N, *latent shape) by name of the latent.
-
-    Raises:
-        TypeError: if neither model nor posterior takes a keyword argument.
-        ValueError: if ``observed`` has names that are not sites of the model or leaves out observed sites, if the posterior
-            does not draw all latents with the right shape, and as :func:`psis`.
-        NotImplementedError: if the posterior is a guide and a site has no ``log_prob``, such as a simulator. Functions
-            with an argument ``num_samples`` do not need it.
-
-    Cost: N runs of the model, and S draws of N posteriors.
-
-    Reference: Talts et al., "Validating Bayesian inference algorithms with simulation-based calibration", 2018; Modrák et
-    al., "Simulation-based calibration checking for Bayesian computation", Bayesian Analysis 2023.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(y=None):
-        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> def guide(y):
-        ...     pyro.sample("mu", dist.Normal(y / 2, 0.5**0.5))
-        >>> ranks = sbc_ranks(model, guide, observed="y", num_simulations=50)["mu"]
-        >>> ranks.shape, bool((ranks >= 0).all() and (ranks <= 99).all())
-        (torch.Size([50]), True)
-    """
-    check_sizes(1, num_simulations=num_simulations, num_samples=num_samples)
-    data_names = [observed] if isinstance(observed, str) else list(observed)
-    of_model, of_posterior = _accepted(model, kwargs), _accepted(posterior, kwargs)
-    if unknown := sorted(kwargs.keys() - of_model.keys() - of_posterior.keys()):
-        raise TypeError(f"Expected keyword arguments of the model or the posterior; neither takes {unknown}.")
-    ranks: dict[str, list[Tensor]] = {}
-    for _ in range(num_simulations):
-        trace: Any = poutine.trace(ResampleObserved()(model)).get_trace(*args, **of_model)
-        truth = _truth(trace, data_names)
-        data = {name: trace.nodes[name]["value"] for name in data_names}
-        conditioned = partial(poutine.condition(ResampleObserved()(model), data=data), *args, **of_model)
-        draws = _draws(conditioned, posterior, args, of_posterior, data, num_samples)
-        for name, value in truth.items():
-            if name not in draws or draws[name].shape != (num_samples, *value.shape):
-                got = tuple(draws[name].shape) if name in draws else "none"
-                raise ValueError(f"Expected draws of {name!r} of shape {(num_samples, *value.shape)}; got {got}.")
-            ranks.setdefault(name, []).append(_rank(value, draws[name]))
-    return {name: torch.stack(rows) for name, rows in ranks.items()}
-
-
 def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | None = None, **options: Any) -> Any:
     """Plots the difference between the empirical cdf (ECDF) of numbers and the cdf of the uniform distribution.
 
@@ -168,74 +89,46 @@ def plot_uniformity(uniforms: Mapping[str, Tensor] | Tensor, num_samples: int | 
         ['uniform', 'not']
     """
     named = {"u": uniforms} if isinstance(uniforms, Tensor) else dict(uniforms)
+    xlabel = "probability integral transform" if num_samples is None else "normalised rank"
+    return arviz_compat.plot_uniformity(_uniforms(named, num_samples), xlabel, Y_LABEL, **options)
+
+
+def plot_coverage(ranks: Mapping[str, Tensor] | Tensor, num_samples: int, **options: Any) -> Any:
+    """Plots the expected coverage of the credible regions of :func:`tarp` minus their level.
+
+    Regions of level a contain the true latents in a fraction a of simulations if the posterior is exact; the curve then
+    seldom leaves the band of :func:`plot_uniformity`. A curve that is first above and then below the band shows a posterior
+    that is too narrow, the mirror image one that is too wide, and a curve on one side a biased one.
+
+    Args:
+        ranks: results of :func:`tarp`, or a dict of them, with one panel per name.
+        num_samples: the argument of :func:`tarp`.
+        options: as in :func:`plot_uniformity`.
+
+    Returns:
+        As :func:`plot_uniformity`.
+
+    Raises:
+        ValueError: as :func:`plot_uniformity`.
+
+    Example:
+        >>> import torch
+        >>> axes = plot_coverage(torch.randint(100, (200,)), num_samples=99)
+        >>> axes[0].get_xlabel()
+        'credibility level'
+    """
+    named = {"TARP": ranks} if isinstance(ranks, Tensor) else ranks
+    labels = "credibility level", "expected coverage minus level"
+    return arviz_compat.plot_uniformity(_uniforms(named, num_samples), *labels, **options)
+
+
+def _uniforms(named: Mapping[str, Tensor], num_samples: int | None) -> dict[str, Tensor]:
+    """Returns numbers in [0, 1] without NaN; ranks are replaced by random numbers in their intervals."""
     if num_samples is not None:
         named = {name: (r + torch.rand(r.shape, device=r.device)) / (num_samples + 1) for name, r in named.items()}
-    named = {name: u[~u.isnan()] for name, u in named.items()}
-    for name, u in named.items():
+    found = {name: u[~u.isnan()] for name, u in named.items()}
+    for name, u in found.items():
         if not u.numel() or not ((u >= 0) & (u <= 1)).all():
             got = f"{u.min().item()} to {u.max().item()}" if u.numel() else "none"
             raise ValueError(f"Expected numbers in [0, 1] for {name!r} (or ranks and num_samples); got {got}.")
-    xlabel = "probability integral transform" if num_samples is None else "normalised rank"
-    return arviz_compat.plot_uniformity(named, xlabel, **options)
-
-
-def _rank(truth: Tensor, draws: Tensor) -> Tensor:
-    """Returns the number of draws (S, ...) below the truth (...); a random number of the draws equal to it counts."""
-    below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
-    spread = torch.rand(equal.shape, dtype=torch.float64, device=equal.device) * (equal + 1)
-    return below + torch.minimum(spread.long(), equal)
-
-
-def _truth(trace: Any, data_names: list[str]) -> dict[str, Tensor]:
-    names = list(latents(trace))
-    if unknown := [name for name in data_names if name not in names]:
-        raise ValueError(f"Expected observed to be sites of the model, {names}; got {unknown}.")
-    rest = [name for name in names if name not in data_names]
-    if unnamed := [name for name in rest if trace.nodes[name]["infer"].get("was_observed")]:
-        raise ValueError(
-            f"Expected observed to name all observed sites of the model; got {data_names} without {unnamed}."
-        )
-    if not rest:
-        raise ValueError("Expected a model with latents; got only observed sites.")
-    return {name: trace.nodes[name]["value"] for name in rest}
-
-
-def _draws(
-    model: Any, posterior: Any, args: Any, kwargs: Any, data: dict[str, Tensor], num_samples: int
-) -> Mapping[str, Tensor]:
-    """Draws of the posterior given simulated data; the model already has its arguments and these data."""
-    parameters = _parameters(posterior)
-    given, named = _with_data(parameters, args, kwargs, data)
-    if "num_samples" in parameters:
-        with torch.enable_grad():  # for samplers that follow gradients
-            draws: Mapping[str, Tensor] = posterior(*given, **named, num_samples=num_samples)
-        return {name: value.detach() for name, value in draws.items()}
-    return draw(model, partial(posterior, *given, **named), (), {}, num_samples).draws
-
-
-def _parameters(program: Any) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program).parameters
-    except ValueError:  # callables without a signature, such as a function wrapped by a poutine handler
-        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
-
-
-def _accepted(program: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a program takes: those in its signature, or all if it has ``**kwargs``."""
-    parameters = _parameters(program)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return kwargs
-    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return {name: value for name, value in kwargs.items() if name in named}
-
-
-def _with_data(
-    parameters: Mapping[str, inspect.Parameter], args: Any, kwargs: Any, data: dict[str, Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments with the data in them, which replace arguments of the same name, also positional ones."""
-    places = list(parameters)
-    given, rest = list(args), dict(data)
-    for name in data:
-        if name in places and places.index(name) < len(given):
-            given[places.index(name)] = rest.pop(name)
-    return tuple(given), kwargs | rest
+    return found

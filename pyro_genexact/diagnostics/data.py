@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_sizes
 from . import arviz_compat
-from .guide_draws import GuideDraws, draw
+from .guide_draws import draw
 
 NO_POSTERIOR = (
     "Expected a model with latent sites and their posterior; got {}. A maximum-likelihood fit has a single value of its "
@@ -69,24 +69,35 @@ def inference_data(
     if not callable(posterior) and not isinstance(posterior, Mapping):
         raise ValueError(NO_POSTERIOR.format(type(posterior).__name__))
     if isinstance(posterior, Mapping):
-        num_samples = _count(posterior)
+        num_samples = count(posterior)
     check_sizes(1, num_samples=num_samples)
     found = draw(model, posterior, args, kwargs, num_samples, predict=True)
     if not found.draws:
         raise ValueError(NO_POSTERIOR.format("a model without latents"))
-    names = {name: [dim for dim in own if dim is not None] for name, own in found.dims.items()}
-    names |= {name: list(given) for name, given in (dims or {}).items()}  # ArviZ adds default names of event dims
     groups = {
-        "posterior": _arrays(found.draws | found.deterministic, found),
-        "log_likelihood": _arrays(found.log_likelihood, found),
-        "posterior_predictive": _arrays(found.predictive, found),
-        "observed_data": _arrays(found.observed, found, chain=False),
+        "posterior": arrays(found.draws | found.deterministic, found.dims),
+        "log_likelihood": arrays(found.log_likelihood, found.dims),
+        "posterior_predictive": arrays(found.predictive, found.dims),
+        "observed_data": arrays(found.observed, found.dims, chain=False),
     }
+    return container(groups, found.dims, coords, dims)
+
+
+def container(
+    groups: Mapping[str, Mapping[str, Any]],
+    of_plates: Mapping[str, list[str | None]],
+    coords: Mapping[str, Sequence[Any]] | None,
+    dims: Mapping[str, Sequence[str]] | None,
+) -> Any:
+    """Converts groups of arrays to ArviZ's format, with names of dims from plates and from the user."""
+    names = {name: [dim for dim in own if dim is not None] for name, own in of_plates.items()}
+    names |= {name: list(given) for name, given in (dims or {}).items()}  # ArviZ adds default names of event dims
     options = {"coords": {name: list(labels) for name, labels in (coords or {}).items()}, "dims": names}
     return arviz_compat.from_groups({name: group for name, group in groups.items() if group}, **options)
 
 
-def _count(draws: Mapping[str, Tensor]) -> int:
+def count(draws: Mapping[str, Tensor]) -> int:
+    """Returns the number S of draws (S, ...)."""
     counts = {name: value.shape[:1] for name, value in draws.items()}
     if len(set(counts.values())) != 1 or () in counts.values():
         raise ValueError(
@@ -95,12 +106,12 @@ def _count(draws: Mapping[str, Tensor]) -> int:
     return next(iter(counts.values()))[0]
 
 
-def _arrays(values: Mapping[str, Tensor], found: GuideDraws, chain: bool = True) -> dict[str, Any]:
+def arrays(values: Mapping[str, Tensor], dims: Mapping[str, list[str | None]], chain: bool = True) -> dict[str, Any]:
     """Converts values to NumPy arrays, (1, S, ...) with a chain, without the dims of size 1 between plates."""
     arrays = {}
     for name, value in values.items():
-        kept = [i + chain for i, dim in enumerate(found.dims[name]) if dim is not None]
-        gone = [i for i in range(int(chain), len(found.dims[name]) + chain) if i not in kept]
+        kept = [i + chain for i, dim in enumerate(dims[name]) if dim is not None]
+        gone = [i for i in range(int(chain), len(dims[name]) + chain) if i not in kept]
         array = value.detach().squeeze(gone).cpu().numpy() if gone else value.detach().cpu().numpy()
         arrays[name] = array[None] if chain else array
     return arrays

@@ -121,7 +121,7 @@ class ModelAndPosterior:
         found.observed = {name: site["value"] for name, site in observations(self.trace)}
         fixed = [name for name, x in found.draws.items() if (x == x[:1]).all()]
         found.points = [n for n in fixed if self.guide.nodes[n]["fn"] is not None and _is_delta(self.guide.nodes[n])]
-        found.dims = {name: _dims(name, site) for name, site in _samples(self.trace)}
+        found.dims = {name: dims_of(name, site) for name, site in _samples(self.trace)}
         return found
 
     def _traced(self, program: Any) -> Any:
@@ -164,7 +164,7 @@ class ModelAndPosterior:
             predictive = {name: _rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
         return GuideDraws(
             {name: value[name] for name in self.latents},
-            {name: value[name] for name, site in _samples(model) if _is_deterministic(site)},
+            {name: value[name] for name, site in _samples(model) if is_deterministic(site)},
             _total(model, size),
             _total(guide, size),
             likelihood,
@@ -194,16 +194,17 @@ def latents(trace: Any) -> Iterator[str]:
 def observations(trace: Any) -> Iterator[tuple[str, Site]]:
     """Yields observed sites, without deterministic ones and factors."""
     for name, site in _samples(trace):
-        if site["is_observed"] and not _is_deterministic(site) and site["value"].numel():
+        if site["is_observed"] and not is_deterministic(site) and site["value"].numel():
             yield name, site
 
 
-def _is_deterministic(site: Site) -> bool:
+def is_deterministic(site: Site) -> bool:
+    """Returns whether a site comes from ``pyro.deterministic``."""
     return bool(site["infer"].get("_deterministic"))
 
 
 def _is_helper(site: Site) -> bool:
-    return _is_deterministic(site) or bool(site["infer"].get("is_auxiliary"))
+    return is_deterministic(site) or bool(site["infer"].get("is_auxiliary"))
 
 
 def _samples(trace: Any) -> Iterator[tuple[str, Site]]:
@@ -265,12 +266,12 @@ def _rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:
     return value.expand(size, *shape)
 
 
-def _dims(name: str, site: Site) -> list[str | None]:
+def dims_of(name: str, site: Site) -> list[str | None]:
     """Returns the names of the batch dims of a site's value, which are those of plates; None for size 1 without a plate."""
     shape: torch.Size = site["value"].shape
     plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
     batch = shape[: len(shape) - site["fn"].event_dim]
-    if not batch and plates and _is_deterministic(site):  # all dims of these sites are event dims by default
+    if not batch and plates and is_deterministic(site):  # all dims of these sites are event dims by default
         batch = shape if all(-d <= len(shape) and shape[d] == frame.size for d, frame in plates.items()) else batch
     names: list[str | None] = [None if size == 1 else f"{name}_dim_{i}" for i, size in enumerate(batch)]
     for dim, frame in plates.items():

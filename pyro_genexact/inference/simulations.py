@@ -34,10 +34,19 @@ class ResampleObserved(UnconditionMessenger):
 
 
 @torch.no_grad()
-def traced(program: Callable[[], Any]) -> Any:
-    """Returns the trace of one run in which observed sites are sampled, without effects on outer handlers."""
+def traced(program: Callable[[], Any], given: Draws | None = None) -> Any:
+    """Returns the trace of one run in which observed sites are sampled, without effects on outer handlers.
+
+    Args:
+        program: a model without arguments.
+        given: the values of some sites.
+    """
+    values = poutine.Trace()
+    empty: dict[str, Any] = {"fn": None, "infer": {}, "cond_indep_stack": (), "is_observed": False, "mask": None}
+    for name, value in (given or {}).items():
+        values.add_node(name, name=name, type="sample", value=value, **empty)
     with poutine.block():
-        return poutine.trace(ResampleObserved()(program)).get_trace()
+        return poutine.trace(poutine.replay(ResampleObserved()(program), trace=values)).get_trace()
 
 
 def simulate(
@@ -45,6 +54,7 @@ def simulate(
     names: Sequence[str],
     size: int,
     *,
+    given: Draws | None = None,
     seed: int = 0,
     vectorize: bool | None = None,
     num_workers: int = 0,
@@ -56,6 +66,7 @@ def simulate(
         program: a model without arguments.
         names: the sites.
         size: N.
+        given: values (N, ...) of some sites, given which the others are drawn, as in a posterior predictive.
         seed: the seed. Runs one by one have the same numbers for any ``num_workers``.
         vectorize: whether to use one run in a plate around all others; by default, if its draws have the right shapes and,
             for the latents of its first and last draw, agree with single runs.
@@ -67,11 +78,11 @@ def simulate(
     """
     check_sizes(1, simulations=size)
     with seeded(seed, torch.device("cpu")), poutine.block():
-        one = traced(program)
+        one = traced(program, _row(given, 0))
         shapes = {name: _value(one, name).shape for name in names}
         if vectorize or vectorize is None:
             try:
-                return _vectorised(program, shapes, size, one, bool(vectorize))
+                return _vectorised(program, shapes, size, one, bool(vectorize), given or {})
             except (
                 Exception
             ) as error:  # the model does not run in an outer plate; a loop raises errors of the model itself
@@ -86,7 +97,7 @@ def simulate(
             "vectorize=False if this is intended.",
             stacklevel=3,
         )
-    return _one_by_one(program, shapes, size, seed, num_workers, progress)
+    return _one_by_one(Runs(program, shapes, size, seed, given), num_workers, progress)
 
 
 def _value(trace: Any, name: str) -> Tensor:
@@ -98,12 +109,15 @@ def _value(trace: Any, name: str) -> Tensor:
     return value
 
 
-def _vectorised(program: Any, shapes: Mapping[str, torch.Size], size: int, one: Any, forced: bool) -> Draws:
+def _vectorised(
+    program: Any, shapes: Mapping[str, torch.Size], size: int, one: Any, forced: bool, given: Draws
+) -> Draws:
     nodes = [s for s in one.nodes.values() if s["type"] == "sample" and not site_is_subsample(s)]
     dims = [-f.dim for s in nodes for f in s["cond_indep_stack"] if f.vectorized]
     depth = max([0, *dims, *(len(s["fn"].batch_shape) for s in nodes)])
     plate: Any = pyro.plate("_simulations", size, dim=-depth - 1)
-    trace = traced(plate(program))
+    gaps = {name: [1] * (depth - len(one.nodes[name]["fn"].batch_shape)) for name in given}
+    trace = traced(plate(program), {n: v.reshape(size, *gaps[n], *v.shape[1:]) for n, v in given.items()})
     found = {}
     for name, shape in shapes.items():
         value = _value(trace, name)
@@ -119,7 +133,7 @@ def _compare(program: Any, trace: Any, found: Draws, size: int) -> None:
     """Raises a ValueError unless single runs agree with draws of a vectorised run, given the same values of its sites."""
     for i in sorted({0, size - 1}):
         given = {n: value[i] for n, value in found.items() if not trace.nodes[n]["infer"].get("_deterministic")}
-        alone = _replayed(program, given)
+        alone = traced(program, given)
         for name, value in found.items():
             site = alone.nodes[name]
             if site["infer"].get("_deterministic"):
@@ -127,25 +141,6 @@ def _compare(program: Any, trace: Any, found: Draws, size: int) -> None:
                     raise ValueError(f"{name!r} differs between a single run and a vectorised one.")
             elif name in given and not _same_log_prob(trace.nodes[name], site, i, size):
                 raise ValueError(f"the distribution of {name!r} differs between a single run and a vectorised one.")
-
-
-@torch.no_grad()
-def _replayed(program: Any, values: Draws) -> Any:
-    trace = poutine.Trace()
-    for name, value in values.items():
-        trace.add_node(
-            name,
-            name=name,
-            type="sample",
-            value=value,
-            fn=None,
-            infer={},
-            cond_indep_stack=(),
-            is_observed=False,
-            mask=None,
-        )
-    with poutine.block():
-        return poutine.trace(poutine.replay(ResampleObserved()(program), trace=trace)).get_trace()
 
 
 def _same_log_prob(many: Any, one: Any, i: int, size: int) -> bool:
@@ -164,10 +159,13 @@ class Runs(Dataset[Draws]):
         shapes: the shape of each site to record.
         size: N.
         seed: the seed.
+        given: values (N, ...) of some sites.
     """
 
-    def __init__(self, program: Any, shapes: Mapping[str, torch.Size], size: int, seed: int) -> None:
-        self.program, self.shapes, self.size, self.seed = program, shapes, size, seed
+    def __init__(
+        self, program: Any, shapes: Mapping[str, torch.Size], size: int, seed: int, given: Draws | None = None
+    ) -> None:
+        self.program, self.shapes, self.size, self.seed, self.given = program, shapes, size, seed, given
 
     def __len__(self) -> int:
         return self.size
@@ -179,7 +177,7 @@ class Runs(Dataset[Draws]):
         np.random.seed(seed)
         try:
             with seeded(seed, torch.device("cpu")):
-                trace = traced(self.program)
+                trace = traced(self.program, _row(self.given, i))
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -193,15 +191,19 @@ class Runs(Dataset[Draws]):
         return found
 
 
-def _one_by_one(program: Any, shapes: Any, size: int, seed: int, num_workers: int, progress: bool) -> Draws:
-    runs = Runs(program, shapes, size, seed)
-    loader = DataLoader(runs, batch_size=None, num_workers=num_workers, generator=generator(seed))
+def _row(draws: Draws | None, i: int) -> Draws:
+    return {name: value[i] for name, value in (draws or {}).items()}
+
+
+def _one_by_one(runs: Runs, num_workers: int, progress: bool) -> Draws:
+    size = len(runs)
+    loader = DataLoader(runs, batch_size=None, num_workers=num_workers, generator=generator(runs.seed))
     rows = []
     with Progress(size, "run", progress) as bar:
         for i, row in enumerate(loader):
             rows.append(row)
             bar.report(i + 1, lambda: "simulated", i + 1 == size)
-    return {name: torch.stack([row[name] for row in rows]) for name in shapes}
+    return {name: torch.stack([row[name] for row in rows]) for name in runs.shapes}
 
 
 def finite_rows(draws: Draws) -> Draws:

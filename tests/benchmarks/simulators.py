@@ -20,8 +20,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from sklearn.model_selection import KFold, cross_val_score
-from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.nn.functional import conv1d
 
@@ -69,16 +67,6 @@ def bernoulli_glm(design: Tensor, stimulus: Tensor) -> Callable[[], None]:
     return model
 
 
-def c2st(reference: np.ndarray[Any, Any], draws: np.ndarray[Any, Any]) -> float:
-    """Returns the cross-validated accuracy of a classifier of the two samples, both standardised by the reference."""
-    mean, sd = reference.mean(0), reference.std(0)
-    rows = (np.concatenate([reference, draws]) - mean) / sd
-    labels = np.repeat([0, 1], [len(reference), len(draws)])
-    hidden = 10 * rows.shape[1]
-    net = MLPClassifier((hidden, hidden), activation="relu", solver="adam", max_iter=10_000, random_state=1)
-    return float(np.mean(cross_val_score(net, rows, labels, cv=KFold(5, shuffle=True, random_state=1))))
-
-
 def model_of(task: str, data: Any) -> Callable[[], None]:
     if task == "bernoulli_glm":
         return bernoulli_glm(torch.tensor(data["design_matrix"]), torch.tensor(data["stimulus_I"]))
@@ -99,9 +87,9 @@ def evaluate(task: str, data: Any, options: argparse.Namespace) -> None:
     count = options.observations
     for observation, reference in zip(data["observations"][:count], data["reference"][:count], strict=True):
         torch.manual_seed(0)
-        draws = guide.draws({"x": torch.tensor(observation)}, options.draws)["theta"].numpy()
+        draws = guide.draws({"x": torch.tensor(observation)}, options.draws)["theta"]
         if options.c2st:
-            found.append(c2st(reference[: options.draws], draws))
+            found.append(gx.diagnostics.c2st(torch.tensor(reference[: options.draws]), draws))
     with torch.no_grad():
         nats = [
             float(guide.log_prob({"theta": torch.tensor(r)}, {"x": torch.tensor(o)}).mean())

@@ -14,7 +14,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor, nn
 
 from ..contexts import unpadded
@@ -23,6 +22,7 @@ from ..flows.recipes import nsf
 from .latent_sites import dim_of, latent_sites
 from .latent_space import Group, Latent
 from .observations import Inputs, Observed, encoders_by_site
+from .one_call import observed_in, plates_of, register, run_of
 from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate, traced
@@ -222,14 +222,21 @@ class Amortized(nn.Module):
             self._standardise(self.program(args, kwargs))
         network, run = self.made(), None
         if observations is None:
-            observations, run = self._observed_now(args, kwargs)
+            given = {name: kwargs[name] for name in self.observed if isinstance(kwargs.get(name), Tensor)}
+            run = (
+                None
+                if not network.has_rows and len(given) == len(self.observed)
+                else run_of(self.program(args, kwargs))
+            )
+            observations = given if run is None else observed_in(run, self.observed, given)
         posterior = self.posterior(observations)
         if posterior.batch_shape:
             raise ValueError(
                 f"Expected observations of one run of the model; got batch shape {tuple(posterior.batch_shape)}."
             )
-        self._register(network)
-        plates, weight = self._plates(posterior.rows, run)
+        register(self._name, network)
+        splits = not network.groups[0].size and len(network.members) == 1
+        plates, weight = plates_of(self.latents, self._plate, posterior.rows, run, splits)
         with poutine.scale(scale=weight):
             packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
         values = self._unpacked(packed, posterior.rows, True)
@@ -239,15 +246,6 @@ class Amortized(nn.Module):
                     stack.enter_context(plates[frame.name])
                 pyro.sample(x.name, Delta(values[x.name], event_dim=x.event_dim))
         return values
-
-    def _register(self, network: Posterior) -> None:
-        """Registers the parameters in Pyro's store, in place of those of another guide of the same latents."""
-        store: Any = pyro.get_param_store()
-        for name, parameter in network.named_parameters():
-            full = f"{self._name}$$${name}"
-            if store._params.get(full, parameter) is not parameter:
-                del store[full]
-        pyro.module(self._name, network)
 
     def _standardise(self, program: Callable[[], Any]) -> None:
         """Standardises by a few simulations, before the guide is fitted by the ELBO."""
@@ -260,47 +258,6 @@ class Amortized(nn.Module):
             size = simulate(program, names, 1)
             rows = max((size[x.name].shape[x.row] for x in self.latents if x.row is not None), default=1)
             network.standardise(*rows_of(self, simulate(program, names, -(-START // rows)), names))
-
-    def _observed_now(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """Returns the observations of this call, and a trace of the model if it has rows or the arguments lack the observations.
-
-        Outer handlers see the subsamples of the model, so that model and guide have the same.
-        """
-        if self._plate is None and all(isinstance(kwargs.get(name), Tensor) for name in self.observed):
-            return {name: kwargs[name] for name in self.observed}, None
-        with torch.no_grad(), poutine.block(hide_fn=lambda site: not site_is_subsample(site)):
-            trace = poutine.trace(self.program(args, kwargs)).get_trace()
-        sites: Any = {name: trace.nodes[name] for name in self.observed}
-        missing = [n for n, site in sites.items() if not site["is_observed"] or site["infer"].get("_deterministic")]
-        given = {name: kwargs[name] for name in missing if isinstance(kwargs.get(name), Tensor)}
-        if len(given) < len(missing):
-            raise ValueError(
-                f"Expected values of the observed sites: pass observations={{name: value}}, or arguments with which the model "
-                f"observes them; got none for {[name for name in missing if name not in given]}."
-            )
-        return {name: site["value"] for name, site in sites.items()} | given, trace
-
-    def _plates(self, rows: int, run: Any) -> tuple[dict[str, Any], float]:
-        """Returns the plates of the latents by name, and the factor of the log density if the rows are a subsample."""
-        weight, plates = 1.0, {}
-        for name, frame in {f.name: f for x in self.latents for f in x.frames}.items():
-            size = rows if name == self._plate else frame.size
-            if run is None:
-                plates[name] = pyro.plate(name, size, dim=frame.dim)
-                continue
-            now = [f for x in self.latents for f in run.nodes[x.name]["cond_indep_stack"] if f.name == name]
-            if any(f.size != size for f in now):
-                raise ValueError(f"Expected plate {name!r} of size {size}, as in the first call; got {now[0].size}.")
-            full = (now[0].full_size or size) if now else size
-            if full != size and (name != self._plate or self.made().groups[0].size or len(self.made().members) > 1):
-                raise ValueError(
-                    f"Expected plate {name!r} without subsampling, because of latents outside of it or several flows; got "
-                    f"{size} of {full} rows."
-                )
-            weight *= full / size
-            with poutine.block():  # the subsample of the model's run is already known to outer handlers
-                plates[name] = pyro.plate(name, full, subsample=run.nodes[name]["value"], dim=frame.dim)
-        return plates, weight
 
     def draws(self, observations: Mapping[str, Any], num: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws from the posterior.

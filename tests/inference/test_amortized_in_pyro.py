@@ -15,7 +15,7 @@ from pyro.infer import Predictive, Trace_ELBO
 from torch import nn
 
 import pyro_genexact as gx
-from support.amortised import SMALL, Y, fitted, groups, normal, rows
+from support.amortised import FAST, SMALL, Y, fitted, groups, normal, rows
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ def test_copies_files_and_dtypes(tmp_path):
         assert one(observations={"y": Y})["mu"].shape == (2,)  # its own parameters are then in Pyro's store
         stored = pyro.get_param_store()._params["amortized_mu$$$members.0.embed.0.weight"]
         assert stored is one.network.members[0].embed[0].weight
-    gx.fit_amortized(normal, copies[0], simulations=100, epochs=1, progress=False)
+    gx.fit_amortized(normal, copies[0], simulations=100, epochs=1, **{**FAST, "ensemble": 2})
     assert not torch.equal(copies[0].log_prob(draws, {"y": Y}), guide.log_prob(draws, {"y": Y}))
     with pytest.raises(RuntimeError, match="carry no model"):
         copies[1].setup(ensemble=3)

@@ -15,7 +15,7 @@ from torch import nn
 import pyro_genexact as gx
 from pyro_genexact.encoders import DeepSet, Joint, Standardized, Vector
 from pyro_genexact.inference.simulations import simulate
-from support.amortised import EXACT, SMALL, Y, fitted, items, kl, normal
+from support.amortised import EXACT, FAST, SMALL, Y, fitted, items, kl, normal
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def exact(y):
 
 def of_items(simulations, encoder=None, **options):
     guide = gx.guides.Amortized(items, encoder=encoder or DeepSet(1, 8, width=16), **SMALL)
-    gx.fit_amortized(items, guide, 20, simulations=simulations, lr=3e-3, progress=False, **options)
+    gx.fit_amortized(items, guide, 20, simulations=simulations, **FAST, **options)
     return guide
 
 
@@ -69,14 +69,14 @@ def test_missing_entries():
     encoder = Vector(5, 8, width=16)
     guide = gx.guides.Amortized(items, encoder=encoder, **SMALL)
     with pytest.warns(UserWarning, match=f"{int(y.isnan().all(1).sum())} of 2000"):
-        gx.fit_amortized(items, guide, 5, simulations={"mu": mu, "y": y}, epochs=6, lr=3e-3, progress=False)
+        gx.fit_amortized(items, guide, 5, simulations={"mu": mu, "y": y}, epochs=6, **FAST)
     data = torch.tensor([0.5, math.nan, 1.0, math.nan, -0.2])
     assert kl(guide, {"y": data}, exact(data[[0, 2, 4]])) < 0.1
     with pytest.raises(ValueError, match="finite where it is not missing"):
         guide.draws({"y": torch.full((5,), math.nan)}, 1)
     guide = gx.guides.Amortized(items, **SMALL)
     with pytest.warns(UserWarning, match=f"{int(y.isnan().any(1).sum())} of 2000"):
-        gx.fit_amortized(items, guide, 5, simulations={"mu": mu, "y": y}, epochs=1, progress=False)
+        gx.fit_amortized(items, guide, 5, simulations={"mu": mu, "y": y}, epochs=1, **FAST)
 
 
 class Mean(nn.Module):
@@ -151,7 +151,7 @@ def test_stored_and_endless_simulations():
 
     for simulations in (stored, each, endless()):
         guide = gx.guides.Amortized(normal, **SMALL)
-        gx.fit_amortized(normal, guide, simulations=simulations, epochs=1, progress=False)
+        gx.fit_amortized(normal, guide, simulations=simulations, epochs=1, **FAST)
         assert kl(guide, {"y": Y}, lambda z: EXACT.log_prob(z["mu"])) < 0.1
 
 
@@ -161,7 +161,7 @@ def test_constant_outputs_and_other_dtypes():
     guide = gx.guides.Amortized(normal, **SMALL)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gx.fit_amortized(normal, guide, simulations=constant, epochs=2, progress=False)
+        gx.fit_amortized(normal, guide, simulations=constant, epochs=2, **FAST)
     draws = guide.draws({"y": torch.tensor([0.5, 3.0])}, 500)["mu"]
     assert (draws[:, 0] - 0.5).abs().mean() < 0.1 and 0.8 < draws[:, 1].std() < 1.2
 
@@ -186,7 +186,7 @@ def test_training_continues_and_has_the_options_of_fit(tmp_path):
     def run(encoder=None, **options):
         torch.manual_seed(0)
         guide = gx.guides.Amortized(normal, encoder=encoder or Flaky(), **SMALL)
-        result = gx.fit_amortized(normal, guide, simulations=500, progress=False, **{"epochs": 4, **options})
+        result = gx.fit_amortized(normal, guide, simulations=500, **{"epochs": 4, **FAST, **options})
         return result, guide.state_dict()
 
     file = {"checkpoint": tmp_path / "fit.ckpt", "every": 7}

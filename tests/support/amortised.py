@@ -9,6 +9,7 @@ import torch
 import pyro_genexact as gx
 
 Y = torch.tensor([1.0, -0.5])
+FAST = {"ensemble": 1, "lr": 3e-3, "progress": False}
 SMALL = {"recipe": gx.flows.maf, "hidden": (16,), "transforms": 1}  # exact for Gaussian posteriors
 
 
@@ -41,11 +42,9 @@ def rows(y, total=None):
         pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
 
 
-def fitted(model, *args, observed="y", encoder=None, simulations=2000, epochs=5, ensemble=None, **options):
+def fitted(model, *args, observed="y", encoder=None, simulations=2000, epochs=5, ensemble=1, **options):
     guide = gx.guides.Amortized(model, observed, encoder, **{**SMALL, **options})
-    gx.fit_amortized(
-        model, guide, *args, simulations=simulations, epochs=epochs, ensemble=ensemble, lr=3e-3, progress=False
-    )
+    gx.fit_amortized(model, guide, *args, simulations=simulations, epochs=epochs, **{**FAST, "ensemble": ensemble})
     return guide
 
 

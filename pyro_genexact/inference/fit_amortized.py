@@ -22,6 +22,7 @@ from .posterior_network import AmortizedPosterior, Posterior
 from .simulations import kept_rows, simulate
 
 FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
+MEMBERS = 4  # of the default ensemble
 BATCHES = 100  # of endless simulations in an epoch
 
 
@@ -62,7 +63,8 @@ def fit_amortized(
             and observed sites by name; or a Dataset of such dicts, one item per draw; or an iterator of such dicts with any
             number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
             validation rows.
-        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default 1.
+        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default that of a guide
+            that already has networks, else 4.
         vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
             with single runs. Otherwise it runs N times.
         num_workers: the number of processes for runs one by one.
@@ -103,6 +105,8 @@ def fit_amortized(
     """
     check_kind("guide", guide, Amortized)
     seed = checked_seed(seed)
+    if ensemble is None and guide.network is None:
+        ensemble = MEMBERS
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]

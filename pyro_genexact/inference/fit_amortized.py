@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..contexts import unpadded
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_sizes
 from ..core.random import checked_seed, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
@@ -86,7 +86,7 @@ def fit_amortized(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
+        ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
             simulation is finite, or if latents or their supports differ between runs of the model.
 
     Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
@@ -107,6 +107,8 @@ def fit_amortized(
     seed = checked_seed(seed)
     if ensemble is None and guide.network is None:
         ensemble = MEMBERS
+    if ensemble is not None:
+        check_sizes(1, ensemble=ensemble)
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]

@@ -22,7 +22,7 @@ def _seed():
     pyro.clear_param_store()
 
 
-def fitted(model, *args, simulations=4000, epochs=6, observed="y", ensemble=None, **options):
+def fitted(model, *args, simulations=4000, epochs=6, observed="y", ensemble=1, **options):
     guide = gx.guides.Amortized(model, observed=observed, hidden=(32,), transforms=2, **options)
     gx.fit_amortized(
         model, guide, *args, simulations=simulations, epochs=epochs, ensemble=ensemble, lr=3e-3, progress=False
@@ -68,6 +68,20 @@ def test_conjugate_normal(ensemble):
     together = guide.log_prob(many, {"y": torch.stack([y, -y, y])})
     alone = guide.log_prob({"mu": many["mu"][:, 1]}, {"y": -y})
     assert torch.allclose(together[:, 1], alone, atol=1e-4)
+
+
+def test_training_starts_at_the_linear_regression():
+    """Which is the exact posterior here; a rate of 1e-9 leaves the weights of all four members as they are."""
+    guide, y = gx.guides.Amortized(normal), torch.tensor([[1.0, -0.5], [-2.0, 0.1]])
+    gx.fit_amortized(normal, guide, simulations=4000, epochs=1, lr=1e-9, progress=False)
+    assert len(guide.made().members) == 4
+    exact = dist.Normal(y / 1.25, (0.25 / 1.25) ** 0.5).to_event(1)
+    mu = exact.sample((300,))
+    with torch.no_grad():
+        error = guide.log_prob({"mu": mu}, {"y": y}) - exact.log_prob(mu)
+    assert error.abs().mean() < 0.1
+    with pytest.raises(ValueError, match="ensemble"):
+        gx.fit_amortized(normal, gx.guides.Amortized(normal), simulations=500, ensemble=0, progress=False)
 
 
 def test_bounded_prior_does_not_leak():
@@ -171,7 +185,7 @@ def test_stored_and_endless_simulations():
 
     for simulations in (stored, rows, endless()):
         guide = gx.guides.Amortized(normal, hidden=(16,), transforms=1)
-        gx.fit_amortized(normal, guide, simulations=simulations, epochs=2, progress=False)
+        gx.fit_amortized(normal, guide, simulations=simulations, ensemble=1, epochs=2, progress=False)
         draws = guide.draws({"y": torch.tensor([1.0, -0.5])}, 2000)["mu"]
         assert torch.allclose(draws.mean(0), torch.tensor([0.8, -0.4]), atol=0.08)
 
@@ -182,11 +196,11 @@ def test_missing_and_constant_outputs():
     y[::10] = math.nan
     guide = gx.guides.Amortized(normal, hidden=(16,), transforms=1)
     with pytest.warns(UserWarning, match="200 of 2000"):
-        gx.fit_amortized(normal, guide, simulations={"mu": mu, "y": y}, epochs=1, progress=False)
+        gx.fit_amortized(normal, guide, simulations={"mu": mu, "y": y}, ensemble=1, epochs=1, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         constant = {"mu": mu, "y": torch.stack([mu[:, 0], torch.full((2000,), 3.0)], 1)}
-        gx.fit_amortized(normal, guide, simulations=constant, epochs=1, progress=False)
+        gx.fit_amortized(normal, guide, simulations=constant, ensemble=1, epochs=1, progress=False)
     assert guide.draws({"y": torch.tensor([0.5, 3.0])}, 3)["mu"].isfinite().all()
 
 

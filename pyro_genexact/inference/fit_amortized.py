@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_sizes
 from ..core.random import checked_seed, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
@@ -21,6 +21,7 @@ from .simulated_rows import rows_of
 from .simulations import simulate
 
 FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
+MEMBERS = 4  # of the default ensemble
 BATCHES = 100  # of endless simulations in an epoch
 
 
@@ -60,10 +61,11 @@ def fit_amortized(
         guide: the guide.
         args: arguments of the model.
         simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
-            and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw; or an iterator of such dicts with any
-            number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
+            and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw;
+            or an iterator of such dicts with any number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
             validation rows.
-        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default 1.
+        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default that of a guide
+            that already has networks, else 4.
         vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
             with single runs. Otherwise it runs N times.
         num_workers: the number of processes for runs one by one.
@@ -86,7 +88,7 @@ def fit_amortized(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
+        ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
             simulation is finite, or if latents or their supports differ between runs of the model.
 
     Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
@@ -105,6 +107,10 @@ def fit_amortized(
     """
     check_kind("guide", guide, Amortized)
     seed = checked_seed(seed)
+    if ensemble is None and guide.network is None:
+        ensemble = MEMBERS
+    if ensemble is not None:
+        check_sizes(1, ensemble=ensemble)
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]

@@ -30,6 +30,20 @@ def test_conjugate_normal(ensemble):
     torch.testing.assert_close(draws.std(0), EXACT.stddev, atol=0.03, rtol=0)
 
 
+def test_training_starts_at_the_linear_regression():
+    """Which is the exact posterior here; a rate of 1e-9 leaves the weights of all four members as they are."""
+    guide, y = gx.guides.Amortized(normal), torch.stack([Y, -Y])
+    gx.fit_amortized(normal, guide, simulations=4000, epochs=1, lr=1e-9, progress=False)
+    assert len(guide.made().members) == 4
+    exact = dist.Normal(y / 1.25, (0.25 / 1.25) ** 0.5).to_event(1)
+    mu = exact.sample((300,))
+    with torch.no_grad():
+        error = guide.log_prob({"mu": mu}, {"y": y}) - exact.log_prob(mu)
+    assert error.abs().mean() < 0.1
+    with pytest.raises(ValueError, match="ensemble"):
+        gx.fit_amortized(normal, gx.guides.Amortized(normal), simulations=500, ensemble=0, progress=False)
+
+
 def test_many_observations_in_one_call():
     guide, many = fitted(normal, epochs=1), torch.stack([Y, -Y, Y])
     draws = guide.draws({"y": many}, 5)

@@ -19,7 +19,12 @@ from .flows.coupling_recipes import Diagonal
 from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
+from .inference.columns import Columns
+from .inference.count_block import CountBlock
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.given import Given
+from .inference.latent_block import Block
+from .inference.latent_space import Group, Latent
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite
@@ -32,9 +37,12 @@ __all__ = [
     "AllPositive",
     "Attend",
     "Between",
+    "Block",
     "BlockLinear",
     "Cholesky",
     "CholeskyAffine",
+    "Columns",
+    "CountBlock",
     "Counts",
     "Dense",
     "Diagonal",
@@ -43,11 +51,14 @@ __all__ = [
     "FirstSite",
     "GatedConv",
     "Gaussian",
+    "Given",
+    "Group",
     "Grouping",
     "GuidedConditioner",
     "Independent",
     "Interior",
     "Inverted",
+    "Latent",
     "Layer",
     "Link",
     "Packed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import pyro
@@ -103,6 +104,13 @@ def test_inference(gumbel):
     model = partial(groups, gumbel)
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(3, vectorize_particles=True))
     assert torch.tensor(svi.step(y)).isfinite()
+
+
+def test_copies_and_files(gumbel, tmp_path):
+    gx.save(gumbel, tmp_path / "learned.pt")
+    expected = gumbel(0.0, 1.0).log_prob(torch.tensor(0.3))
+    for copy in (gx.load(tmp_path / "learned.pt"), pickle.loads(pickle.dumps(gumbel))):
+        assert torch.equal(copy(mu=0.0, sigma=1.0).log_prob(torch.tensor(0.3)), expected)
 
 
 def test_enumerated_latent():
@@ -257,6 +265,7 @@ def whole():
         (plain, {"simulations": {"mu": torch.randn(99), "y": torch.randn(99, 2)}}, "of shape"),
         (plain, {"simulations": {"mu": torch.randn(99), "y": torch.full((99,), torch.nan)}}, "without NaN"),
         (plain, {"support": constraints.positive}, "in the support"),
+        (plain, {"simulations": iter([])}, "a Dataset"),
         (plain, {"simulations": 4}, "validation"),
         (plain, {"proposal": {"mu": torch.zeros(5, 3)}}, "proposal"),
         (constant, {"vectorize": True}, "with a density; got the value 0"),
@@ -264,7 +273,7 @@ def whole():
     ],
 )
 def test_errors(model, options, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((ValueError, TypeError), match=text):
         gx.likelihood(model, **{**QUICK, **options})
 
 

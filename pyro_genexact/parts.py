@@ -19,7 +19,10 @@ from .flows.coupling_recipes import Diagonal
 from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
+from .inference.columns import Columns
+from .inference.count_block import CountBlock
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.given import Given
 from .inference.latent_block import Block
 from .inference.latent_space import Flattened, Group, Latent, Plate
 from .inference.observations import Inputs, Observed
@@ -40,6 +43,8 @@ __all__ = [
     "BlockLinear",
     "Cholesky",
     "CholeskyAffine",
+    "Columns",
+    "CountBlock",
     "Counts",
     "Dense",
     "Diagonal",
@@ -49,6 +54,7 @@ __all__ = [
     "Flattened",
     "GatedConv",
     "Gaussian",
+    "Given",
     "Group",
     "Grouping",
     "GuidedConditioner",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -21,6 +22,7 @@ from ..flows.recipes import nsf
 from .latent_space import Group, Latent, check_supports
 from .posterior_network import AmortizedPosterior, Inputs, Member, Posterior
 from .simulations import traced
+from .typicality import Typicality
 
 _numbers = count()
 
@@ -73,6 +75,7 @@ class Amortized(nn.Module):
     """
 
     network: Posterior | None
+    typicality: Typicality | None
     latents: list[Latent]
 
     def __init__(
@@ -92,7 +95,7 @@ class Amortized(nn.Module):
             raise ValueError(f"Expected observed to be names of sites; got {observed!r}.")
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
         self._encoders, self._recipe, self._options = _encoders(encoder, self.observed), recipe, options
-        self.network = None
+        self.network, self.typicality = None, None
         self._name = f"amortized_{next(_numbers)}"
 
     def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
@@ -117,6 +120,7 @@ class Amortized(nn.Module):
         like = floating[0] if floating else torch.empty(0)
         self.latents, self._plate, self._sizes = made, plate, None
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
+        self.typicality = Typicality(self.network.features).to(like).eval().requires_grad_(False)
         return self.network
 
     def _check(self, one: Any, other: Any, latents: Mapping[str, Any]) -> None:
@@ -264,12 +268,56 @@ class Amortized(nn.Module):
         Raises:
             ValueError: if an observed site is missing or has another shape, NaN or infinity.
 
+        Warns:
+            UserWarning: if observations are unlike all simulations, see :meth:`tail_probability`. At most 1% of the calls
+                with observations of the model warn, and 1 / (n + 1) of those with one observation, where n is half the
+                number of simulations, at most 4096.
+
         Cost: S draws of the flow; with an ensemble, of each of its flows.
         """
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)
         posterior = self.posterior(observations)
+        self._warn(posterior)
         return self._unpacked(posterior.sample((num,)), posterior.rows)
+
+    @torch.no_grad()
+    def tail_probability(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Returns the probability that the model generates a less typical observation.
+
+        It is the rank of a log density, under a flow of the features that the encoder returns, among up to 4096 simulations.
+        It is uniform for observations of the model. A small value shows an observation unlike all simulations, for which
+        the posterior is an extrapolation: ``draws`` warns if this is the smallest value possible.
+
+        Args:
+            observations: tensors (*batch, ...) by observed site.
+
+        Returns:
+            A tensor (*batch).
+
+        Raises:
+            RuntimeError: if the guide has not been fitted by :func:`~pyro_genexact.fit_amortized`.
+            ValueError: as ``draws``.
+        """
+        network, typicality = self.made(), self.typicality
+        if typicality is None or not typicality.count():
+            raise RuntimeError("Fit the guide by fit_amortized before using this method.")
+        return typicality.tail(typicality.score(self.posterior(observations).features, network.has_rows))
+
+    @torch.no_grad()
+    def _warn(self, posterior: AmortizedPosterior) -> None:
+        """Warns if observations are unlike all simulations."""
+        if self.typicality is None or not posterior.batch_shape.numel():
+            return
+        score = self.typicality.score(posterior.features, self.made().has_rows)
+        found, size = self.typicality.unlikely(score, posterior.rows)
+        if found:
+            which = "The observation is" if score.numel() == 1 else f"{found} of {score.numel()} observations are"
+            warnings.warn(
+                f"{which} less probable than all of {size} simulations, under a flow of the features. The posterior of such "
+                "an observation is an extrapolation. Compare the observation with predictive_data, and revise the model.",
+                stacklevel=3,
+            )
 
     def log_prob(self, latents: Mapping[str, Tensor], observations: Mapping[str, Tensor]) -> Tensor:
         """Returns the exact log density of latents in nats, on their supports.

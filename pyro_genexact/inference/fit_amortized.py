@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..core.checks import check_kind
-from ..core.random import checked_seed, seeded
+from ..core.random import checked_seed, generator, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
 from .posterior_network import AmortizedPosterior, Posterior
 from .simulations import finite_rows, simulate
+from .typicality import FITTED, KEPT
 
 FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
 BATCHES = 100  # of endless simulations in an epoch
+AT_ONCE = 256  # simulations that are encoded at once after the fit
 
 
 def fit_amortized(
@@ -119,7 +121,9 @@ def fit_amortized(
     if isinstance(simulations, Mapping):
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
-        return fit(_Training(network), packed, observations, validation=validation, **options)
+        result = fit(_Training(network), packed, observations, validation=validation, **options)
+        _fit_typicality(guide, observations, seed)
+        return result
     if not isinstance(simulations, Iterable):
         raise TypeError(
             f"Expected simulations to be a number, a dict of tensors, a Dataset or an iterator; got {type(simulations).__name__}."
@@ -144,7 +148,21 @@ def _fit_endless(
     held_out = None if validation is None else (packed, observations)
     rest = chain([] if held_out else first, (rows_of(guide, batch, names) for batch in batches))
     loader = DataLoader(_Stream(rest), batch_size=None)
-    return fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+    result = fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+    _fit_typicality(guide, observations, options["seed"])
+    return result
+
+
+@torch.no_grad()
+def _fit_typicality(guide: Amortized, observations: Mapping[str, Any], seed: int) -> None:
+    """Fits the flow of the features, so that the guide can warn of observations unlike these simulations."""
+    network, size = guide.made(), len(next(iter(observations.values())))
+    if size < 2 or guide.typicality is None:
+        return
+    index = torch.randperm(size, generator=generator(seed))[: FITTED + KEPT]
+    parts = [{name: value[i.to(value.device)] for name, value in observations.items()} for i in index.split(AT_ONCE)]
+    features = torch.cat([network.encode(part)[1] for part in parts])
+    guide.typicality.to(features).fit(features, network.has_rows, seed)
 
 
 class _Stream(IterableDataset[Any]):

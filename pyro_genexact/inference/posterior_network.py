@@ -182,6 +182,11 @@ class Posterior(nn.Module):
         self.members = nn.ModuleList(make() for _ in range(ensemble))
 
     @property
+    def features(self) -> int:
+        """The number of features of the observations, or of those of one row."""
+        return self.inputs.features + (self.outside.features if self.outside is not None else 0)
+
+    @property
     def has_rows(self) -> bool:
         """Whether the model has a row plate."""
         return any(axis is not None for axis in self.row_axes.values())
@@ -196,7 +201,9 @@ class Posterior(nn.Module):
         given = [member.encoded(linear, features) for member in self.members]  # type: ignore[operator]
         rows = features.shape[-2] if self.has_rows else 1
         batch = features.shape[: -2 if self.has_rows else -1]
-        return AmortizedPosterior(self, given, rows, batch, mean)
+        posterior = AmortizedPosterior(self, given, rows, batch, mean)
+        posterior.features = features
+        return posterior
 
     def by_row(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the observations with their row dim to the left of those of one row."""
@@ -250,6 +257,7 @@ class AmortizedPosterior(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
+    features: Tensor  # (*batch, [R,] F), of the observations
 
     def __init__(self, network: Posterior, given: Any, rows: int, batch_shape: Size, mean: bool = False) -> None:
         self.network, self.given, self.rows, self.mean_of_members = network, given, rows, mean

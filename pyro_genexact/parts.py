@@ -20,6 +20,7 @@ from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.typicality import Typicality
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite
@@ -61,6 +62,7 @@ __all__ = [
     "Sphere",
     "Sweeps",
     "Tails",
+    "Typicality",
     "ZukoBase",
     "ZukoTransform",
 ]

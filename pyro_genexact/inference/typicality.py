@@ -10,8 +10,8 @@ from ..flows.recipes import nsf
 from .fit import fit
 
 DIRECTIONS = 16  # principal components of the features, which the flow models
-FITTED, KEPT = 4096, 4096  # simulations to which the flow is fitted, and others whose log densities are kept
-EPOCHS, BATCH, RATE = 10, 256, 1e-2
+FITTED, KEPT = 2048, 4096  # simulations to which the flow is fitted, and others whose log densities are kept
+EPOCHS, BATCH, RATE = 12, 256, 1e-2
 NOISE = (
     0.05  # sd of noise on the standardised components in the fit, since the density of discrete features is infinite
 )
@@ -46,7 +46,7 @@ class Typicality(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         size = min(max(1, features), DIRECTIONS)
-        self.flow = nsf(size, transforms=2, hidden=(32,))
+        self.flow = nsf(size, transforms=2, hidden=(32, 32))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("directions", torch.zeros(features, size))
         self.register_buffer("inverse_scale", torch.zeros(size))
@@ -124,6 +124,6 @@ class Typicality(nn.Module):
         A batch of B observations of the model has k of these with a probability of at most (B / (B + n))^k.
         """
         below = (score.flatten() < self.kept[0]).sum()
-        found, size, trained = torch.stack([below.double(), self.count().double(), self.rows.double()]).tolist()
+        found, size, trained = torch.stack([below.float(), self.count().float(), self.rows.float()]).tolist()
         batch = score.numel() * max(1.0, rows / trained)
         return (int(found) if found and size and (batch / (batch + size)) ** found <= LEVEL else 0), int(size)

@@ -304,13 +304,13 @@ class Amortized(nn.Module):
             raise RuntimeError("Fit the guide by fit_amortized before using this method.")
         return typicality.tail(typicality.score(self.posterior(observations).features, network.has_rows))
 
-    @torch.no_grad()
     def _warn(self, posterior: AmortizedPosterior) -> None:
         """Warns if observations are unlike all simulations."""
         if self.typicality is None or not posterior.batch_shape.numel():
             return
-        score = self.typicality.score(posterior.features, self.made().has_rows)
-        found, size = self.typicality.unlikely(score, posterior.rows)
+        with torch.no_grad():
+            score = self.typicality.score(posterior.features, self.made().has_rows)
+            found, size = self.typicality.unlikely(score, posterior.rows)
         if found:
             which = "The observation is" if score.numel() == 1 else f"{found} of {score.numel()} observations are"
             warnings.warn(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..core.checks import check_kind
+from ..core.leaves import map_leaves
 from ..core.random import checked_seed, generator, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
@@ -122,7 +123,7 @@ def fit_amortized(
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
         result = fit(_Training(network), packed, observations, validation=validation, **options)
-        _fit_typicality(guide, observations, seed)
+        _fit_typicality(guide, observations, len(packed), seed)
         return result
     if not isinstance(simulations, Iterable):
         raise TypeError(
@@ -149,18 +150,18 @@ def _fit_endless(
     rest = chain([] if held_out else first, (rows_of(guide, batch, names) for batch in batches))
     loader = DataLoader(_Stream(rest), batch_size=None)
     result = fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
-    _fit_typicality(guide, observations, options["seed"])
+    _fit_typicality(guide, observations, len(packed), options["seed"])
     return result
 
 
 @torch.no_grad()
-def _fit_typicality(guide: Amortized, observations: Mapping[str, Any], seed: int) -> None:
+def _fit_typicality(guide: Amortized, observations: dict[str, Any], size: int, seed: int) -> None:
     """Fits the flow of the features, so that the guide can warn of observations unlike these simulations."""
-    network, size = guide.made(), len(next(iter(observations.values())))
+    network = guide.made()
     if size < 2 or guide.typicality is None:
         return
     index = torch.randperm(size, generator=generator(seed))[: FITTED + KEPT]
-    parts = [{name: value[i.to(value.device)] for name, value in observations.items()} for i in index.split(AT_ONCE)]
+    parts = [map_leaves(lambda x, i=i: x[i.to(x.device)], observations) for i in index.split(AT_ONCE)]  # type: ignore[misc]
     features = torch.cat([network.encode(part)[1] for part in parts])
     guide.typicality.to(features).fit(features, network.has_rows, seed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -278,7 +277,8 @@ class Amortized(nn.Module):
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)
         posterior = self.posterior(observations)
-        self._warn(posterior)
+        if self.typicality is not None:
+            self.typicality.warn(posterior.features, self.made().has_rows)
         return self._unpacked(posterior.sample((num,)), posterior.rows)
 
     @torch.no_grad()
@@ -303,21 +303,6 @@ class Amortized(nn.Module):
         if typicality is None or not typicality.count():
             raise RuntimeError("Fit the guide by fit_amortized before using this method.")
         return typicality.tail(typicality.score(self.posterior(observations).features, network.has_rows))
-
-    def _warn(self, posterior: AmortizedPosterior) -> None:
-        """Warns if observations are unlike all simulations."""
-        if self.typicality is None or not posterior.batch_shape.numel():
-            return
-        with torch.no_grad():
-            score = self.typicality.score(posterior.features, self.made().has_rows)
-            found, size = self.typicality.unlikely(score, posterior.rows)
-        if found:
-            which = "The observation is" if score.numel() == 1 else f"{found} of {score.numel()} observations are"
-            warnings.warn(
-                f"{which} less probable than all of {size} simulations, under a flow of the features. The posterior of such "
-                "an observation is an extrapolation. Compare the observation with predictive_data, and revise the model.",
-                stacklevel=3,
-            )
 
     def log_prob(self, latents: Mapping[str, Tensor], observations: Mapping[str, Tensor]) -> Tensor:
         """Returns the exact log density of latents in nats, on their supports.

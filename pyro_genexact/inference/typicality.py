@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -118,12 +120,24 @@ class Typicality(nn.Module):
         """Returns n, the number of simulations whose log densities are kept; 0 before the fit."""
         return self.kept.isfinite().sum()
 
-    def unlikely(self, score: Tensor, rows: int) -> tuple[int, int]:
-        """Returns how many observations are less typical than all n simulations, if these are more than expected, and n.
+    @torch.no_grad()
+    def warn(self, features: Tensor, has_rows: bool) -> None:
+        """Warns the user of the caller if observations are unlike all n simulations.
 
-        A batch of B observations of the model has k of these with a probability of at most (B / (B + n))^k.
+        A batch of B observations of the model has k observations that are less typical than all simulations with a
+        probability of at most (B / (B + n))^k.
         """
+        score, rows = self.score(features, has_rows), features.shape[-2] if has_rows else 1
+        if not score.numel():
+            return
         below = (score.flatten() < self.kept[0]).sum()
         found, size, trained = torch.stack([below.float(), self.count().float(), self.rows.float()]).tolist()
         batch = score.numel() * max(1.0, rows / trained)
-        return (int(found) if found and size and (batch / (batch + size)) ** found <= LEVEL else 0), int(size)
+        if not found or not size or (batch / (batch + size)) ** found > LEVEL:
+            return
+        which = "The observation is" if score.numel() == 1 else f"{found:.0f} of {score.numel()} observations are"
+        warnings.warn(
+            f"{which} less probable than all of {size:.0f} simulations, under a flow of the features. The posterior of such "
+            "an observation is an extrapolation. Compare the observation with predictive_data, and revise the model.",
+            stacklevel=4,  # this function has a wrapper, no_grad
+        )

@@ -27,6 +27,7 @@ from .inference.latent_block import Block
 from .inference.latent_space import Flattened, Group, Latent, Plate
 from .inference.observations import Inputs, Observed
 from .inference.posterior_network import Member, Posterior
+from .inference.typicality import Typicality
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite
@@ -80,6 +81,7 @@ __all__ = [
     "Sphere",
     "Sweeps",
     "Tails",
+    "Typicality",
     "ZukoBase",
     "ZukoTransform",
 ]

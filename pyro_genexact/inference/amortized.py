@@ -26,6 +26,7 @@ from .one_call import observed_in, plates_of, register, run_of
 from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate, traced
+from .typicality import Typicality
 
 _WITHOUT_MODEL: dict[str, Any] = {"_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
 START = 1000  # simulated rows that standardise a guide before it is fitted by the ELBO
@@ -94,6 +95,7 @@ class Amortized(nn.Module):
     """
 
     network: Posterior | None
+    typicality: Typicality | None
     latents: list[Latent]
 
     def __init__(
@@ -113,7 +115,7 @@ class Amortized(nn.Module):
             raise ValueError(f"Expected observed to be names of sites; got {observed!r}.")
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
         self._encoders, self._recipe, self._options = encoders_by_site(encoder, self.observed), recipe, options
-        self.network = None
+        self.network, self.typicality = None, None
 
     def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
         """Creates the networks, if there are none or another number of them, from runs of the model.
@@ -135,6 +137,7 @@ class Amortized(nn.Module):
         self.latents, self._plate = made, plate
         self._name = "_".join(["amortized", *(x.name for x in made)])
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
+        self.typicality = Typicality(self.network.features).to(like).eval().requires_grad_(False)
         return self.network
 
     def _network(self, trace: Any, groups: tuple[Group, Group], plate: Any, ensemble: int) -> Posterior:
@@ -274,12 +277,42 @@ class Amortized(nn.Module):
         Raises:
             ValueError: if an observed site is missing or has another shape, NaN or infinity.
 
+        Warns:
+            UserWarning: if observations are unlike all simulations, see :meth:`tail_probability`. At most 1% of the calls
+                with observations of the model warn, and 1 / (n + 1) of those with one observation, where n is half the
+                number of simulations, at most 4096.
+
         Cost: S draws of the flow; with an ensemble, of each of its flows.
         """
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)
         posterior = self.posterior(observations)
+        if self.typicality is not None:
+            self.typicality.warn(posterior.features, self.made().has_rows)
         return self._unpacked(posterior.sample((num,)), posterior.rows)
+
+    @torch.no_grad()
+    def tail_probability(self, observations: Mapping[str, Any]) -> Tensor:
+        """Returns the probability that the model generates a less typical observation.
+
+        It is the rank of a log density, under a flow of the features that the encoder returns, among up to 4096 simulations.
+        It is uniform for observations of the model. A small value shows an observation unlike all simulations, for which
+        the posterior is an extrapolation: ``draws`` warns if this is the smallest value possible.
+
+        Args:
+            observations: tensors (*batch, ...) by observed site.
+
+        Returns:
+            A tensor (*batch).
+
+        Raises:
+            RuntimeError: if the guide has not been fitted by :func:`~pyro_genexact.fit_amortized`.
+            ValueError: as ``draws``.
+        """
+        network, typicality = self.made(), self.typicality
+        if typicality is None or not typicality.count():
+            raise RuntimeError("Fit the guide by fit_amortized before using this method.")
+        return typicality.tail(typicality.score(self.posterior(observations).features, network.has_rows))
 
     def log_prob(self, latents: Mapping[str, Tensor], observations: Mapping[str, Any]) -> Tensor:
         """Returns the exact log density of latents in nats, on their supports.

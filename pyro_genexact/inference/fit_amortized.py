@@ -12,17 +12,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..core.checks import check_kind, check_sizes
-from ..core.random import checked_seed, seeded
+from ..core.leaves import map_leaves
+from ..core.random import checked_seed, generator, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
 from .observations import joined, tensors_of, values_of
 from .posterior_network import AmortizedPosterior, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
+from .typicality import FITTED, KEPT
 
 FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
 MEMBERS = 4  # of the default ensemble
 BATCHES = 100  # of endless simulations in an epoch
+AT_ONCE = 256  # simulations that are encoded at once after the fit
 
 
 def fit_amortized(
@@ -129,7 +132,9 @@ def fit_amortized(
     if isinstance(simulations, Mapping):
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
-        return fit(_Training(network), packed, tensors_of(observations), validation=validation, **options)
+        result = fit(_Training(network), packed, tensors_of(observations), validation=validation, **options)
+        _fit_typicality(guide, observations, len(packed), seed)
+        return result
     if not isinstance(simulations, Iterable):
         raise TypeError(
             f"Expected simulations to be a number, a dict of tensors, a Dataset or an iterator; got {type(simulations).__name__}."
@@ -154,7 +159,21 @@ def _fit_endless(
     held_out = None if validation is None else (packed, tensors_of(observations))
     rest = chain([] if held_out else first, (rows_of(guide, batch, names) for batch in batches))
     loader = DataLoader(_Stream((rows, tensors_of(data)) for rows, data in rest), batch_size=None)
-    return fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+    result = fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+    _fit_typicality(guide, observations, len(packed), options["seed"])
+    return result
+
+
+@torch.no_grad()
+def _fit_typicality(guide: Amortized, observations: dict[str, Any], size: int, seed: int) -> None:
+    """Fits the flow of the features, so that the guide can warn of observations unlike these simulations."""
+    network = guide.made()
+    if size < 2 or guide.typicality is None:
+        return
+    index = torch.randperm(size, generator=generator(seed))[: FITTED + KEPT]
+    parts = [map_leaves(lambda x, i=i: x[i.to(x.device)], observations) for i in index.split(AT_ONCE)]  # type: ignore[misc]
+    features = torch.cat([network.encode(part)[1] for part in parts])
+    guide.typicality.to(features).fit(features, network.has_rows, seed)
 
 
 class _Stream(IterableDataset[Any]):

@@ -207,6 +207,11 @@ class Amortized(nn.Module):
             raise ValueError(f"Expected observations of the same batch shape and number of rows; got shapes {shapes}.")
         return found
 
+    def usable(self, observations: Mapping[str, Any]) -> Tensor:
+        """Returns which of the observations (*batch, ...) the networks can read, (*batch,)."""
+        found = self.checked(observations, finite=False)
+        return torch.stack([site.usable(found[site.name]) for site in self.sites()]).all(0)
+
     def sites(self) -> list[Observed]:
         """Returns the observed sites."""
         network = self.made()

@@ -25,7 +25,7 @@ from .observations import Inputs, Observed, encoders_by_site
 from .one_call import observed_in, plates_of, register, run_of
 from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulated_rows import rows_of
-from .simulations import simulate, traced
+from .simulations import simulate
 
 _WITHOUT_MODEL: dict[str, Any] = {"_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
 START = 1000  # simulated rows that standardise a guide before it is fitted by the ELBO
@@ -37,7 +37,8 @@ class Amortized(nn.Module):
     The latents, their supports and their plates are those of the model. The posterior of a latent has no mass outside of
     its support, and its density is exact. The *row plate* is the leftmost plate that contains latents and observed sites. The
     latents in it are *local*: each row has the same networks, and the number of rows may change from call to call. All others are
-    *global*, and the sizes of other plates are fixed. The posterior is
+    *global*, and the sizes of other plates are fixed. If sites outside of the row plate depend on its latents, so that its rows
+    are not independent given the others, all latents are global. The posterior is
 
         q(globals | all observations) prod_r q(locals of row r | observations of row r, globals).
 
@@ -125,9 +126,7 @@ class Amortized(nn.Module):
         """
         if self.network is not None and ensemble in (None, len(self.network.members)):
             return self.network
-        program = self.program(args, kwargs)
-        one, other = traced(program), traced(program)
-        sites, plate = latent_sites(one, other, self.observed)
+        one, sites, plate = latent_sites(self.program(args, kwargs), self.observed)
         made = [Latent.of(site, dim_of(site, plate)) for site in sites.values()]
         groups = Group([x for x in made if x.row is None]), Group([x for x in made if x.row is not None])
         floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()] or [torch.empty(0)]

@@ -23,7 +23,7 @@ from .latent_sites import dim_of, latent_sites
 from .latent_space import Group, Latent
 from .observations import Inputs, Observed, encoders_by_site
 from .one_call import observed_in, plates_of, register, run_of
-from .posterior_network import AmortizedPosterior, Member, Posterior
+from .posterior_network import Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
 
@@ -116,7 +116,7 @@ class Amortized(nn.Module):
         self._encoders, self._recipe, self._options = encoders_by_site(encoder, self.observed), recipe, options
         self.network = None
 
-    def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
+    def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Any:
         """Creates the networks, if there are none or another number of them, from runs of the model.
 
         Args:
@@ -171,7 +171,7 @@ class Amortized(nn.Module):
             return partial(model, *args, **kwargs)
         return partial(model, *args, **{n: v for n, v in kwargs.items() if n in known or n not in self.observed})
 
-    def posterior(self, observations: Mapping[str, Any]) -> AmortizedPosterior:
+    def posterior(self, observations: Mapping[str, Any]) -> Any:
         """Returns the distribution of all latents as one vector, given observations (*batch, ...) by site."""
         network = self.made()
         return network(**self.checked(observations))  # type: ignore[no-any-return]
@@ -203,7 +203,7 @@ class Amortized(nn.Module):
             raise ValueError(f"Expected observations of the same batch shape and number of rows; got shapes {shapes}.")
         return found
 
-    def sites(self) -> list[Observed]:
+    def sites(self) -> list[Any]:
         """Returns the observed sites."""
         network = self.made()
         return [*network.inputs.sites, *(network.outside.sites if network.outside is not None else ())]
@@ -325,7 +325,7 @@ class Amortized(nn.Module):
         new.__setstate__(copy.deepcopy({**self.__dict__, **_WITHOUT_MODEL, "_encoders": self._encoders}, memo) | kept)
         return new
 
-    def made(self) -> Posterior:
+    def made(self) -> Any:
         """Returns the networks.
 
         Raises:

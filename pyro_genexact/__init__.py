@@ -27,6 +27,7 @@ from .guidance import Guided
 from .inference.fit import FitResult, fit
 from .inference.fit_amortized import fit_amortized
 from .inference.fit_guide import GuideResult, fit_guide
+from .inference.learned_likelihood import Likelihood, likelihood
 from .inference.noise import Augmented, denoised
 from .models import Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics.errors import ConvergenceError
@@ -49,6 +50,7 @@ __all__ = [
     "Guided",
     "Head",
     "HiddenMarkov",
+    "Likelihood",
     "LinearChainCRF",
     "OrderEnsemble",
     "PaddedSequence",
@@ -68,6 +70,7 @@ __all__ = [
     "flows",
     "guides",
     "heads",
+    "likelihood",
     "load",
     "native",
     "numerics",

@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
 
 import pyro_genexact as gx
 
@@ -24,13 +23,13 @@ FRAGMENTS = [
 ]
 
 
-def model(y):
+def model(y=None):
     mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
 
 
-def rows(x):
-    with pyro.plate("rows", len(x)):
+def rows(x=None):
+    with pyro.plate("rows", 1 if x is None else len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x)
 
@@ -59,6 +58,23 @@ def pretrained():
     return {"loaded": model, "tokens": Tokens()}
 
 
+def decisions():
+    def simulator():
+        rate = pyro.sample("rate", dist.Beta(1.0, 1.0))
+        pyro.sample("y", dist.Bernoulli(rate))
+
+    def walk():
+        drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
+        bound = pyro.sample("bound", dist.LogNormal(0.0, 1.0))
+        pyro.deterministic("y", torch.stack([(drift > 0).float(), bound.expand(drift.shape)], -1), event_dim=1)
+
+    quick = {"simulations": 100, "epochs": 1, "progress": False}
+    support = [dist.constraints.boolean, dist.constraints.positive]
+    learned = gx.likelihood(walk, support=support, **quick)
+    y = torch.stack([torch.ones(2, 3), torch.rand(2, 3)], -1)
+    return {"simulator": simulator, "learned": learned, "y": y, "draws": torch.rand(50), "quick": quick}
+
+
 # The names of a page's fragments, and what stands for devices and downloads that a test does not have.
 PAGES = {
     "contributing.md": (
@@ -67,21 +83,17 @@ PAGES = {
     ),
     "explanation/two_directions.md": (dict, {}),
     "howto/amortise_with_a_network.md": (
-        lambda: {"D": 2, "C": 4, "encoder": nn.Linear(1, 4), "model": rows, "x": torch.randn(6, 1)},
-        {"simulations=10_000": "simulations=64, epochs=1, progress=False", "1000)": "20)"},
+        lambda: {"model": rows, "x": torch.randn(6, 1), "new": torch.randn(6, 1)},
+        {"10_000": "64, epochs=1, progress=False"},
     ),
     "howto/choose_a_flow.md": (dict, {"import zuko": "from support.with_zuko import zuko"}),
     "howto/flow_as_a_guide.md": (
         lambda: {
             "model": model,
             "y": torch.zeros(2),
-            "prior": dist.Normal(torch.zeros(2), 1.0).to_event(1),
-            "simulator": lambda z: z + torch.randn_like(z),
-            "D": 2,
-            "C": 2,
-            "x_observed": torch.zeros(2),
+            "simulator": model,
         },
-        {"10_000": "64"},
+        {"10_000": "64, epochs=1, progress=False"},
     ),
     "howto/flow_as_a_prior.md": (lambda: {"flow": gx.flows.maf(2)}, {}),
     "howto/laptop_to_cluster.md": (
@@ -100,6 +112,17 @@ PAGES = {
             'strategy="ddp"': 'strategy="auto"',
             "flow.ckpt": "{folder}/flow.ckpt",
             "flow.pt": "{folder}/flow.pt",
+        },
+    ),
+    "howto/learned_likelihood.md": (
+        decisions,
+        {
+            "simulations=10_000": "**quick",
+            "given=[": "**quick, given=[",
+            "module=chain": "module=chain, **quick",
+            '"vectorize": True': '"vectorize": True, **quick',
+            "num_samples=500, warmup_steps=200": "num_samples=1, warmup_steps=1, disable_progbar=True",
+            "1500": "300",
         },
     ),
     "howto/score_and_decode.md": (

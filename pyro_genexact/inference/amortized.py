@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import count
 from typing import Any
 
 import pyro
@@ -30,8 +29,6 @@ from .simulated_rows import rows_of
 from .simulations import simulate, traced
 
 START = 1000  # simulated rows that standardise a guide before it is fitted by the ELBO
-
-_numbers = count()
 
 
 class Amortized(nn.Module):
@@ -121,7 +118,7 @@ class Amortized(nn.Module):
         floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()] or [torch.empty(0)]
         like = max(floating, key=lambda value: value.dtype.itemsize)
         self.latents, self._plate = made, plate
-        self._name = f"amortized_{next(_numbers)}"  # Pyro's parameter store has the parameters of each network
+        self._name = "_".join(["amortized", *(x.name for x in made)])
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
         return self.network
 
@@ -216,7 +213,7 @@ class Amortized(nn.Module):
             raise ValueError(
                 f"Expected observations of one run of the model; got batch shape {tuple(posterior.batch_shape)}."
             )
-        pyro.module(self._name, network)
+        self._register(network)
         plates, weight = self._plates(posterior.rows, run)
         with poutine.scale(scale=weight):
             packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
@@ -227,6 +224,15 @@ class Amortized(nn.Module):
                     stack.enter_context(plates[frame.name])
                 pyro.sample(x.name, Delta(values[x.name], event_dim=x.event_dim))
         return values
+
+    def _register(self, network: Posterior) -> None:
+        """Registers the parameters in Pyro's store, in place of those of another guide of the same latents."""
+        store: Any = pyro.get_param_store()
+        for name, parameter in network.named_parameters():
+            full = f"{self._name}$$${name}"
+            if store._params.get(full, parameter) is not parameter:
+                del store[full]
+        pyro.module(self._name, network)
 
     def _standardise(self, program: Callable[[], Any]) -> None:
         """Standardises by a few simulations, before the guide is fitted by the ELBO."""
@@ -340,9 +346,6 @@ class Amortized(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """The state without what creates networks: model, recipe, and encoders, which are parts of the networks."""
         return {**super().__getstate__(), "_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_name": f"amortized_{next(_numbers)}"})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Amortized:
         new = memo[id(self)] = type(self).__new__(type(self))

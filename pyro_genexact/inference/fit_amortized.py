@@ -43,6 +43,7 @@ def fit_amortized(
     every: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    compile: bool = False,
     **kwargs: Any,
 ) -> FitResult:
     """Fits an amortised guide to simulations of a model, in place.
@@ -76,6 +77,7 @@ def fit_amortized(
         every: the number of steps between two checkpoints.
         seed: the seed of simulations, networks and training.
         progress: whether to report simulations and training on stderr.
+        compile: whether to compile the steps of training, as in :func:`~pyro_genexact.fit`.
         kwargs: keyword arguments of the model.
 
     Returns:
@@ -112,7 +114,7 @@ def fit_amortized(
         )
     options = {
         "epochs": epochs, "seconds": seconds, "batch_size": batch_size, "lr": lr, "patience": patience, "fabric": fabric,
-        "checkpoint": checkpoint, "every": every, "seed": seed, "progress": progress,
+        "checkpoint": checkpoint, "every": every, "seed": seed, "progress": progress, "compile": compile,
     }  # fmt: skip
     if not isinstance(simulations, Mapping) and hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__"):
         items: Any = simulations

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, biject_to, constraints
@@ -17,6 +18,7 @@ from ..families.supports import innermost
 from ..transforms.support import ToSupport
 
 Site = dict[str, Any]
+_ORDERED = tuple(type(getattr(dist.constraints, name)) for name in ("ordered_vector", "positive_ordered_vector"))
 
 
 class Plate(NamedTuple):
@@ -187,13 +189,26 @@ class Flattened:
         y = torch.where(inside.reshape(*batch, *[1] * len(self.shape)), y, inner)
         x = self.bijection.inv(y)
         ladj = self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
-        return x.reshape(*batch, -1), torch.where(inside, -ladj, -torch.inf)
+        x = x.reshape(*batch, -1)
+        inside = inside & x.isfinite().all(-1)  # infinite on the boundary
+        return torch.where(inside.unsqueeze(-1), x, 0.0), torch.where(inside, -ladj, -torch.inf)
 
     def call_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         batch = flat.shape[:-1]
         x = flat.reshape(*batch, *self.real_shape)
         y = self.bijection(x)
+        if isinstance(innermost(self.support), _ORDERED):
+            y = _increasing(y)
         return y.reshape(*batch, -1), self.bijection.log_abs_det_jacobian(x, y).reshape(*batch, -1).sum(-1)
+
+
+def _increasing(y: Tensor) -> Tensor:
+    """Replaces elements that round to the one before them by the number next to it."""
+    parts = [y[..., 0]]
+    for part in y.unbind(-1)[1:]:
+        above = parts[-1].detach()
+        parts.append(torch.maximum(part, torch.nextafter(above, above.new_full((), torch.inf))))
+    return torch.stack(parts, -1)
 
 
 def _onto(name: str, support: Any, shape: Size) -> Any:

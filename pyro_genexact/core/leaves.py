@@ -59,7 +59,8 @@ def map_leaves(fn: Callable[[Any], Any], value: Any, kind: type = Tensor) -> Any
     if isinstance(value, kind):
         return fn(value)
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)(map_leaves(fn, part, kind) for part in value)
+        parts = [map_leaves(fn, part, kind) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
         return {name: map_leaves(fn, part, kind) for name, part in value.items()}
     if isinstance(value, _InverseTransform):

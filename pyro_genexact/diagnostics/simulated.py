@@ -66,7 +66,7 @@ class Simulated:
         seed = int(torch.randint(2**31, (), device="cpu"))
         found = simulate(program, [*of_truth, *names], num_simulations, seed=seed, vectorize=vectorize)
         if batched:
-            found = _finite(found)
+            found = _usable(found, posterior, names)
             size = sum(found[name][0].numel() for name in of_truth) * num_samples
             one, at_once = partial(posterior.draws, num=num_samples), max(1, LARGEST // max(1, size))
         else:
@@ -95,9 +95,13 @@ def rank(truth: Tensor, draws: Tensor) -> Tensor:
     return below + torch.minimum(spread.long(), equal)
 
 
-def _finite(found: Values) -> Values:
-    """Returns the simulations without NaN or infinity."""
-    kept = torch.stack([x.reshape(len(x), -1).isfinite().all(1).cpu() for x in found.values()]).all(0)
+def _usable(found: Values, posterior: Any, observed: list[str]) -> Values:
+    """Returns the simulations without NaN or infinity, or those with observations that the posterior can read."""
+    usable = {name: x.reshape(len(x), -1).isfinite().all(1) for name, x in found.items()}
+    if hasattr(posterior, "usable"):
+        usable = {name: x for name, x in usable.items() if name not in observed}
+        usable["observations"] = posterior.usable({name: found[name] for name in observed})
+    kept = torch.stack([x.cpu() for x in usable.values()]).all(0)
     if kept.all():
         return found
     if not kept.any():

@@ -14,54 +14,70 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor, nn
 
 from ..contexts import unpadded
 from ..core.checks import check_sizes
-from ..encoders.vectors import Joint
 from ..flows.recipes import nsf
 from .latent_sites import dim_of, latent_sites
 from .latent_space import Group, Latent
-from .observations import Inputs, Observed
+from .observations import Inputs, Observed, encoders_by_site
+from .one_call import observed_in, plates_of, register, run_of
 from .posterior_network import AmortizedPosterior, Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate, traced
+from .typicality import Typicality
 
+_WITHOUT_MODEL: dict[str, Any] = {"_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
 START = 1000  # simulated rows that standardise a guide before it is fitted by the ELBO
 
 
 class Amortized(nn.Module):
-    """A guide that maps any observation to a posterior of all latents of a model, learned from simulations.
+    """A guide that maps any observation to a posterior of all latents of a model.
 
     The latents, their supports and their plates are those of the model. The posterior of a latent has no mass outside of
-    its support, and its density is exact. Latents in a plate that also contains observed sites are *local*: each row of this
-    plate has the same networks, and the number of rows may change from call to call. All others are *global*. The posterior is
+    its support, and its density is exact. The *row plate* is the leftmost plate that contains latents and observed sites. The
+    latents in it are *local*: each row has the same networks, and the number of rows may change from call to call. All others are
+    *global*, and the sizes of other plates are fixed. The posterior is
 
         q(globals | all observations) prod_r q(locals of row r | observations of row r, globals).
 
     Discrete latents with finite supports have a chain rule of categorical heads, and continuous ones a flow given these. The flow
     is over the residuals of a linear regression of the unconstrained latents on the observations, with mean 0 and covariance 1.
 
-    Fit the guide by :func:`~pyro_genexact.fit_amortized`, which needs only simulations. As a Pyro guide it is called with the
-    arguments of the model, and reads the observations from ``observations=``, from keyword arguments with the names of the
-    observed sites, or from the observed sites of a run of the model.
+    Fit the guide to simulations by :func:`~pyro_genexact.fit_amortized`, or to the ELBO by :func:`~pyro_genexact.fit_guide`; draws
+    are reparameterised if all latents are continuous, and ``recipe=flows.iaf`` is then the fastest recipe. As a Pyro guide it
+    is called with the arguments of the model, and reads the observations from ``observations=``, from keyword arguments with
+    the names of the observed sites, or from the observed sites of a run of the model. The row plate may be subsampled if all
+    latents are in it; model and guide then have the same rows.
+
+    An observed site is one vector unless an encoder reads it. Encoders of sets and series read any number of items, and values
+    of different sizes as a :class:`~pyro_genexact.PaddedSequence`. All encoders of :mod:`pyro_genexact.encoders` but ``Standardized``
+    read NaN as a missing entry. Data on which the posterior depends besides, such as covariates, need a site too:
+    ``pyro.sample("x", Delta(x), obs=x)``.
+
+    Copies keep the model. Pickles and files of :func:`~pyro_genexact.save` do not contain it; the loaded guide has draws and
+    densities, but cannot create networks or run the model.
 
     Args:
         model: a Pyro model.
         observed: the name or names of the observed sites: ``pyro.sample`` sites, whose log_prob is not used, or
             ``pyro.deterministic`` sites with the output of a simulator.
         encoder: a module with an attribute ``features``, which maps the value of an observed site (*batch, ...) to a tensor
-            (*batch, features), or a dict of these by site. If there are local latents, it reads the value of one row. By
-            default the values are flattened.
+            (*batch, features), or a dict of these by site, or a :class:`~pyro_genexact.encoders.Joint`. If there are local
+            latents, it reads the value of one row. An encoder of :mod:`pyro_genexact.encoders` reads the site as one vector or,
+            if its ``event_dim`` is 2, as items (N, F), or (N,) for F = 1. Other modules get values of the site's shape,
+            standardised unless they have a method ``standardize``. By default
+            :class:`~pyro_genexact.encoders.Standardized`.
         recipe: a function that is called as ``recipe(D, context=C, **options)`` and returns a
             :class:`~pyro_genexact.Flow` over D real numbers.
         options: keyword arguments of the recipe.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: at the first call, if the model has no latents or lacks an observed site, or if the support of a latent
-            is an infinite discrete set or depends on other latents.
+        ValueError: at the first call, if the model has no latents or lacks an observed site, if the support of a latent
+            is an infinite discrete set or depends on other latents, if an encoder does not fit its site, or if a plate is
+            subsampled although latents outside of it depend on all of its data.
 
     References: Papamakarios, Murray, "Fast ε-free inference of simulation models with Bayesian conditional density
     estimation", NeurIPS 2016; Greenberg, Nonnenmacher, Macke, "Automatic posterior transformation for likelihood-free
@@ -79,6 +95,7 @@ class Amortized(nn.Module):
     """
 
     network: Posterior | None
+    typicality: Typicality | None
     latents: list[Latent]
 
     def __init__(
@@ -97,8 +114,8 @@ class Amortized(nn.Module):
         if not self.observed or not all(isinstance(name, str) for name in self.observed):
             raise ValueError(f"Expected observed to be names of sites; got {observed!r}.")
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
-        self._encoders, self._recipe, self._options = _encoders(encoder, self.observed), recipe, options
-        self.network = None
+        self._encoders, self._recipe, self._options = encoders_by_site(encoder, self.observed), recipe, options
+        self.network, self.typicality = None, None
 
     def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
         """Creates the networks, if there are none or another number of them, from runs of the model.
@@ -120,6 +137,7 @@ class Amortized(nn.Module):
         self.latents, self._plate = made, plate
         self._name = "_".join(["amortized", *(x.name for x in made)])
         self.network = self._network(one, groups, plate, ensemble or 1).to(like).eval()
+        self.typicality = Typicality(self.network.features).to(like).eval().requires_grad_(False)
         return self.network
 
     def _network(self, trace: Any, groups: tuple[Group, Group], plate: Any, ensemble: int) -> Posterior:
@@ -207,14 +225,21 @@ class Amortized(nn.Module):
             self._standardise(self.program(args, kwargs))
         network, run = self.made(), None
         if observations is None:
-            observations, run = self._observed_now(args, kwargs)
+            given = {name: kwargs[name] for name in self.observed if isinstance(kwargs.get(name), Tensor)}
+            run = (
+                None
+                if not network.has_rows and len(given) == len(self.observed)
+                else run_of(self.program(args, kwargs))
+            )
+            observations = given if run is None else observed_in(run, self.observed, given)
         posterior = self.posterior(observations)
         if posterior.batch_shape:
             raise ValueError(
                 f"Expected observations of one run of the model; got batch shape {tuple(posterior.batch_shape)}."
             )
-        self._register(network)
-        plates, weight = self._plates(posterior.rows, run)
+        register(self._name, network)
+        splits = not network.groups[0].size and len(network.members) == 1
+        plates, weight = plates_of(self.latents, self._plate, posterior.rows, run, splits)
         with poutine.scale(scale=weight):
             packed = pyro.sample(f"_{self._name}", posterior, infer={"is_auxiliary": True})
         values = self._unpacked(packed, posterior.rows, True)
@@ -224,15 +249,6 @@ class Amortized(nn.Module):
                     stack.enter_context(plates[frame.name])
                 pyro.sample(x.name, Delta(values[x.name], event_dim=x.event_dim))
         return values
-
-    def _register(self, network: Posterior) -> None:
-        """Registers the parameters in Pyro's store, in place of those of another guide of the same latents."""
-        store: Any = pyro.get_param_store()
-        for name, parameter in network.named_parameters():
-            full = f"{self._name}$$${name}"
-            if store._params.get(full, parameter) is not parameter:
-                del store[full]
-        pyro.module(self._name, network)
 
     def _standardise(self, program: Callable[[], Any]) -> None:
         """Standardises by a few simulations, before the guide is fitted by the ELBO."""
@@ -246,52 +262,11 @@ class Amortized(nn.Module):
             rows = max((size[x.name].shape[x.row] for x in self.latents if x.row is not None), default=1)
             network.standardise(*rows_of(self, simulate(program, names, -(-START // rows)), names))
 
-    def _observed_now(self, args: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """Returns the observations of this call, and a trace of the model if it has rows or the arguments lack the observations.
-
-        Outer handlers see the subsamples of the model, so that model and guide have the same.
-        """
-        if self._plate is None and all(isinstance(kwargs.get(name), Tensor) for name in self.observed):
-            return {name: kwargs[name] for name in self.observed}, None
-        with torch.no_grad(), poutine.block(hide_fn=lambda site: not site_is_subsample(site)):
-            trace = poutine.trace(self.program(args, kwargs)).get_trace()
-        sites: Any = {name: trace.nodes[name] for name in self.observed}
-        missing = [n for n, site in sites.items() if not site["is_observed"] or site["infer"].get("_deterministic")]
-        given = {name: kwargs[name] for name in missing if isinstance(kwargs.get(name), Tensor)}
-        if len(given) < len(missing):
-            raise ValueError(
-                f"Expected values of the observed sites: pass observations={{name: value}}, or arguments with which the model "
-                f"observes them; got none for {[name for name in missing if name not in given]}."
-            )
-        return {name: site["value"] for name, site in sites.items()} | given, trace
-
-    def _plates(self, rows: int, run: Any) -> tuple[dict[str, Any], float]:
-        """Returns the plates of the latents by name, and the factor of the log density if the rows are a subsample."""
-        weight, plates = 1.0, {}
-        for name, frame in {f.name: f for x in self.latents for f in x.frames}.items():
-            size = rows if name == self._plate else frame.size
-            if run is None:
-                plates[name] = pyro.plate(name, size, dim=frame.dim)
-                continue
-            now = [f for x in self.latents for f in run.nodes[x.name]["cond_indep_stack"] if f.name == name]
-            if any(f.size != size for f in now):
-                raise ValueError(f"Expected plate {name!r} of size {size}, as in the first call; got {now[0].size}.")
-            full = (now[0].full_size or size) if now else size
-            if full != size and (name != self._plate or self.made().groups[0].size or len(self.made().members) > 1):
-                raise ValueError(
-                    f"Expected plate {name!r} without subsampling, because of latents outside of it or several flows; got "
-                    f"{size} of {full} rows."
-                )
-            weight *= full / size
-            with poutine.block():  # the subsample of the model's run is already known to outer handlers
-                plates[name] = pyro.plate(name, full, subsample=run.nodes[name]["value"], dim=frame.dim)
-        return plates, weight
-
     def draws(self, observations: Mapping[str, Any], num: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws from the posterior.
 
         Args:
-            observations: tensors (*batch, ...) by observed site.
+            observations: tensors (*batch, ...) by observed site, or PaddedSequences of sets and series.
             num: S, the number of draws.
             args: arguments of the model, which are read only if the guide has not been fitted or called.
             kwargs: keyword arguments of the model.
@@ -302,12 +277,42 @@ class Amortized(nn.Module):
         Raises:
             ValueError: if an observed site is missing or has another shape, NaN or infinity.
 
+        Warns:
+            UserWarning: if observations are unlike all simulations, see :meth:`tail_probability`. At most 1% of the calls
+                with observations of the model warn, and 1 / (n + 1) of those with one observation, where n is half the
+                number of simulations, at most 4096.
+
         Cost: S draws of the flow; with an ensemble, of each of its flows.
         """
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)
         posterior = self.posterior(observations)
+        if self.typicality is not None:
+            self.typicality.warn(posterior.features, self.made().has_rows)
         return self._unpacked(posterior.sample((num,)), posterior.rows)
+
+    @torch.no_grad()
+    def tail_probability(self, observations: Mapping[str, Any]) -> Tensor:
+        """Returns the probability that the model generates a less typical observation.
+
+        It is the rank of a log density, under a flow of the features that the encoder returns, among up to 4096 simulations.
+        It is uniform for observations of the model. A small value shows an observation unlike all simulations, for which
+        the posterior is an extrapolation: ``draws`` warns if this is the smallest value possible.
+
+        Args:
+            observations: tensors (*batch, ...) by observed site.
+
+        Returns:
+            A tensor (*batch).
+
+        Raises:
+            RuntimeError: if the guide has not been fitted by :func:`~pyro_genexact.fit_amortized`.
+            ValueError: as ``draws``.
+        """
+        network, typicality = self.made(), self.typicality
+        if typicality is None or not typicality.count():
+            raise RuntimeError("Fit the guide by fit_amortized before using this method.")
+        return typicality.tail(typicality.score(self.posterior(observations).features, network.has_rows))
 
     def log_prob(self, latents: Mapping[str, Tensor], observations: Mapping[str, Any]) -> Tensor:
         """Returns the exact log density of latents in nats, on their supports.
@@ -345,13 +350,13 @@ class Amortized(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without what creates networks: model, recipe, and encoders, which are parts of the networks."""
-        return {**super().__getstate__(), "_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
+        modules = copy.deepcopy(self._modules)  # without Pyro's marks at parameters in its store, which have no pickle
+        return {**self.__dict__, "_modules": modules, **_WITHOUT_MODEL}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Amortized:
         new = memo[id(self)] = type(self).__new__(type(self))
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new._model, new._recipe, new._options = self._model, self._recipe, self._options
-        new._encoders = copy.deepcopy(self._encoders, memo)
+        kept = {name: self.__dict__[name] for name in ("_model", "_recipe", "_options")}
+        new.__setstate__(copy.deepcopy({**self.__dict__, **_WITHOUT_MODEL, "_encoders": self._encoders}, memo) | kept)
         return new
 
     def made(self) -> Posterior:
@@ -363,25 +368,3 @@ class Amortized(nn.Module):
         if self.network is None:
             raise RuntimeError("Fit the guide by fit_amortized, or call it once, before using this method.")
         return self.network
-
-
-def _encoders(encoder: Any, observed: Sequence[str]) -> dict[str, nn.Module]:
-    if encoder is None:
-        return {}
-    if isinstance(encoder, Joint):
-        encoder = dict(zip(encoder.names, encoder.encoders, strict=True))
-    if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleDict):
-        if len(observed) > 1:
-            raise ValueError(
-                f"Expected encoder to be a dict with several observed sites {list(observed)}; got one module."
-            )
-        encoder = {observed[0]: encoder}
-    found = dict(encoder.items())
-    if unknown := sorted(set(found) - set(observed)):
-        raise ValueError(f"Expected encoder to be a dict of observed sites, {list(observed)}; got {unknown}.")
-    for name, module in found.items():
-        if not isinstance(module, nn.Module) or not isinstance(getattr(module, "features", None), int):
-            raise TypeError(
-                f"Expected encoder of {name!r} to be a module with an integer attribute features; got {type(module).__name__}."
-            )
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf
+from math import inf, prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +16,14 @@ from torch.nn.functional import silu
 
 from ..base import DistributionModule
 from ..contexts import check_context
+from ..core.binding import Bound
 from ..core.checks import check_sizes
 from ..core.independent import independent
 from ..core.leaves import tensors_in
+from ..core.precision import full_precision
+from ..core.settable import Settable
+from ..core.values import checked_value
+from ..families.enumeration import ByEnumeration, in_batch
 from ..families.per_site import side_by_side
 from ..families.supports import innermost
 from ..flows.base import Flow
@@ -30,6 +35,7 @@ from .latent_block import Block, Encoded
 from .latent_space import Group, Latent
 
 WIDTH = 64  # of the network of the context
+LIMIT = 2**16  # the largest support to enumerate
 CATEGORIES = 32  # the largest number of integers that are categories; wider ranges are counts
 
 
@@ -84,6 +90,7 @@ class Columns(DistributionModule):
         self._places = sorted(range(len(self._order)), key=self._order.__getitem__)
         self._categories = [part.values for part in kinds["categories"] for _ in part.places]
         ranges = [part.ends for part in kinds["counts"] for _ in part.places]
+        self._ranges = ranges + [part.ends for part in kinds["categories"] for _ in part.places]
         group = Group([part.latent() for kind in ("categories", "reals") for part in kinds[kind]])
         self.real_places = [place for part in kinds["reals"] for place in part.places]
         self.num_counts, self.num_categories = len(ranges), group.d
@@ -93,6 +100,7 @@ class Columns(DistributionModule):
         n = len(ranges)
         self.block = Block(group, context + n, context + WIDTH + n, recipe, {}) if group.size else None
 
+    @full_precision
     def forward(self, context: Tensor | None = None) -> ColumnsDistribution:
         """Returns the distribution given the context (*batch, C)."""
         context = check_context(self, context)
@@ -103,7 +111,8 @@ class Columns(DistributionModule):
 
         Categories are replaced by their places. Entries outside the support are replaced by others.
         """
-        flat = value.reshape(*value.shape[: value.dim() - len(self.event_shape)], -1).to(dtype)[..., self._order]
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        flat = value.reshape(*batch, len(self._order)).to(dtype)[..., self._order]
         counts, labels, reals = flat.split(
             [self.num_counts, self.num_categories, flat.shape[-1] - self.num_counts - self.num_categories], -1
         )
@@ -118,6 +127,16 @@ class Columns(DistributionModule):
             inside = inside & same.any(-1)
         return counts, torch.cat([*(p.unsqueeze(-1) for p in places), reals], -1), inside
 
+    def number_of_values(self) -> float:
+        """Returns the number of values in the support; infinity for counts without a bound and for real numbers."""
+        return prod((high - low + 1 for low, high in self._ranges), start=1.0) if not self.real_places else inf
+
+    def values(self) -> Tensor:
+        """Returns all values (N, *event) of a finite support, on the CPU."""
+        columns = [torch.arange(low, high + 1, device="cpu") for low, high in self._ranges]
+        return torch.cartesian_prod(*columns).reshape(-1, len(columns))[:, self._places].reshape(-1, *self.event_shape)
+
+    @full_precision
     def log_prob(self, value: Tensor, given: Encoded) -> Tensor:
         """Returns the log density (*batch,) of events (*batch, *event), -inf outside the support."""
         counts, others, inside = self.pack(value, given.context.dtype)
@@ -129,6 +148,7 @@ class Columns(DistributionModule):
             total = total + self.block.log_prob(others, given)[0]
         return torch.where(inside, total, -inf) if not self.is_real else total
 
+    @full_precision
     def sample(self, given: Encoded, differentiable: bool) -> Tensor:
         """Returns events (*batch, *event), one for each row of what is given."""
         found = []
@@ -155,7 +175,7 @@ class Columns(DistributionModule):
             self.block.standardise(others, given)
 
 
-class ColumnsDistribution(TorchDistribution):
+class ColumnsDistribution(ByEnumeration, TorchDistribution):
     """The distribution of :class:`Columns` given a context.
 
     Args:
@@ -167,22 +187,36 @@ class ColumnsDistribution(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, module: Columns, given: Encoded, batch_shape: Size | None = None) -> None:
-        self.module, self.given = module, given
+        self._bound, self.given = Bound(module), given
         batch = given.context.shape[:-1] if batch_shape is None else batch_shape
         super().__init__(batch, module.event_shape, validate_args=None)
+
+    @property
+    def module(self) -> Columns:
+        """The module with the parameters that it had at the call."""
+        return self._bound.module
 
     @constraints.dependent_property
     def support(self) -> Any:  # type: ignore[override]
         return self.module.support
 
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    @Settable
+    def has_rsample(self) -> bool:
         return self.module.is_real
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return self.module.number_of_values() <= LIMIT
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Returns the values (N, *batch, *event), or (N, 1, ..., *event) without ``expand``, of a finite support of up to 65536."""
+        if not self.has_enumerate_support:
+            raise NotImplementedError(f"Expected a support of at most {LIMIT} values to enumerate; got {self.support}.")
+        return in_batch(self.module.values().to(self.given.context), self, expand)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density in nats, (*sample, *batch)."""
-        if self._validate_args:
-            self._validate_sample(value)
+        value = checked_value(self, value)
         batch = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         return self.module.log_prob(value.expand(Size((*batch, *self.event_shape))), self.given)
 
@@ -192,7 +226,7 @@ class ColumnsDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws reparameterised samples, if all entries are real numbers."""
-        if not self.has_rsample:
+        if not self.module.is_real:
             raise NotImplementedError("Expected continuous entries only for rsample; got discrete ones.")
         return self._draw(sample_shape, True)
 
@@ -217,12 +251,12 @@ class _Part:
 
     def __init__(self, support: Any, places: Sequence[int], shape: Size) -> None:
         self.support, self.places, self.shape = support, list(places), shape
-        self.kind, self.values, self.ends = "reals", torch.empty(0), (0.0, inf)
+        self.kind, self.values, self.ends = "reals", torch.empty(0, device="cpu"), (0.0, inf)
         if innermost(support).is_discrete:
             low, high = _integers(innermost(support))
             self.kind, self.ends = "counts", (low, high)
             if high - low < CATEGORIES:
-                self.kind, self.values = "categories", torch.arange(low, high + 1)
+                self.kind, self.values = "categories", torch.arange(low, high + 1, device="cpu")
 
     def latent(self) -> Latent:
         """Returns the entries as a latent of a group."""
@@ -230,7 +264,7 @@ class _Part:
         if self.kind == "categories":
             return Latent(name, self.shape, len(self.shape), (), None, self.values, None)
         fn = SimpleNamespace(support=self.support, event_dim=len(self.shape))
-        site = {"name": name, "fn": fn, "value": torch.empty(self.shape), "cond_indep_stack": ()}
+        site = {"name": name, "fn": fn, "value": torch.empty(self.shape, device="cpu"), "cond_indep_stack": ()}
         return Latent.of(site, None)
 
 
@@ -255,5 +289,5 @@ def _integers(support: Any) -> tuple[float, float]:
             f"Expected an observed site of numbers, or with support= boolean, integer_interval(low, high) or nonnegative_integer; "
             f"got {support}. Pass module= for other events, such as one-hot vectors."
         )
-    low, high = (float(torch.as_tensor(end).flatten()[0]) for end in ends)
+    low, high = (float(end.flatten()[0] if isinstance(end, Tensor) else end) for end in ends)
     return low, high

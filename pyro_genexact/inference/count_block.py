@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid, silu
 
 from ..conditioners.made import MADE
+from ..core.buffers import WithDerived, register_derived
 from .latent_block import RIDGE, Encoded
 
 COMPONENTS = 4
 BOUND = 8.0  # of the log-scales, relative to the standard deviation of log(1 + y)
 
 
-class CountBlock(nn.Module):
+class CountBlock(WithDerived):
     """A distribution over n counts, each in ``low ... high`` with high up to infinity, given an encoding.
 
     With u(k) = log(1 + k - low), count i has the probability of a cell of a mixture of logistic variables,
@@ -45,7 +46,7 @@ class CountBlock(nn.Module):
         n = len(ranges)
         self.net = MADE(n, 3 * COMPONENTS, context=context, activation=silu)
         for name, i in (("low", 0), ("high", 1)):
-            self.register_buffer(name, torch.tensor([r[i] for r in ranges]))
+            register_derived(self, name, torch.tensor([r[i] for r in ranges], device="cpu"))
         self.register_buffer("regression", torch.zeros(n, linear))
         for name in ("shift", "mean"):
             self.register_buffer(name, torch.zeros(n))
@@ -59,15 +60,15 @@ class CountBlock(nn.Module):
     def _mixture(self, phi: Tensor, centre: Tensor, sd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns log-weights, locations and scales (..., n, K) of phi (..., n, 3 K) and the regression (..., n)."""
         logits, loc, raw = phi.unflatten(-1, (3, COMPONENTS)).unbind(-2)
-        spaced = torch.linspace(-1, 1, COMPONENTS).to(phi)
+        spaced = torch.linspace(-1, 1, COMPONENTS, dtype=phi.dtype, device=phi.device)
         scale = (BOUND * (raw / BOUND).tanh()).exp() / 2
         return logits.log_softmax(-1), centre[..., None] + sd[..., None] * (loc + spaced), sd[..., None] * scale
 
     def log_prob(self, counts: Tensor, given: Encoded) -> tuple[Tensor, Tensor]:
         """Returns the log mass (*batch,) of counts (*batch, n) within their ranges, and their features (*batch, n)."""
         batch, features = counts.shape[:-1], self._features(counts)
-        given = given.expand(batch)
-        phi = self.net(features.reshape(-1, features.shape[-1]), given.context.reshape(-1, given.context.shape[-1]))
+        given, rows = given.expand(batch), batch.numel()
+        phi = self.net(features.reshape(rows, self.features), given.context.reshape(rows, given.context.shape[-1]))
         weights, loc, scale = self._mixture(phi.reshape(*batch, *phi.shape[1:]), self._centre(given.linear), self.sd)
         k = (counts - self.low).unsqueeze(-1)
         first, last = k <= 0, (counts >= self.high).unsqueeze(-1)
@@ -81,20 +82,22 @@ class CountBlock(nn.Module):
     def sample(self, given: Encoded, differentiable: bool = False) -> tuple[Tensor, Tensor]:
         """Returns counts (*batch, n) and their features, one row for each row of what is given."""
         batch = given.context.shape[:-1]
-        context, centre = (x.reshape(batch.numel(), -1) for x in (given.context, self._centre(given.linear)))
+        context, centre = (x.reshape(batch.numel(), x.shape[-1]) for x in (given.context, self._centre(given.linear)))
         phi, state = self.net.start(context, len(context))
         counts: list[Tensor] = []
         for i in range(self.features):
             weights, loc, scale = self._mixture(phi, centre[:, i], self.sd[i])
-            which = torch.distributions.Categorical(logits=weights).sample().unsqueeze(-1)
-            noise = torch.rand_like(weights[:, :1]).clamp(min=torch.finfo(weights.dtype).tiny).logit()
+            uniform = torch.rand((len(context), 2, COMPONENTS), dtype=phi.dtype, device=phi.device)
+            uniform = uniform.clamp(min=torch.finfo(phi.dtype).tiny)
+            which = (weights - (-uniform[:, 0].log()).log()).argmax(-1, keepdim=True)  # by Gumbel noise
+            noise = uniform[:, 1, :1].logit()
             u = (loc.gather(-1, which) + scale.gather(-1, which) * noise).squeeze(-1)
             counts.append((self.low[i] + (u.exp() - 0.5).floor()).clamp(self.low[i], self.high[i]))
             if i + 1 < self.features:
                 feature = ((counts[-1] - self.low[i]).log1p() - self.mean[i]) / self.spread[i]
                 phi, state = self.net.extend(feature[:, None], state)
                 phi = phi.squeeze(1)
-        found = torch.stack(counts, -1).reshape(*batch, -1)
+        found = torch.stack(counts, -1).reshape(*batch, self.features)
         return found, self._features(found)
 
     def _centre(self, linear: Tensor) -> Tensor:

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from ..core.checks import check_kind
-from ..core.random import checked_seed, seeded
+from ..core.checks import check_kind, check_sizes
+from ..core.leaves import map_leaves
+from ..core.random import checked_seed, generator, seeded
 from .amortized import Amortized
 from .fit import FitResult, fit
 from .observations import joined, tensors_of, values_of
 from .posterior_network import AmortizedPosterior, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
+from .typicality import FITTED, KEPT
 
 FIRST = 4096  # endless simulations that set the standardisation; those held out for validation among them
+MEMBERS = 4  # of the default ensemble
 BATCHES = 100  # of endless simulations in an epoch
+AT_ONCE = 256  # simulations that are encoded at once after the fit
 
 
 def fit_amortized(
@@ -53,16 +57,18 @@ def fit_amortized(
     ``log_prob``.
 
     Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not affected.
+    At a site whose encoder reads missing entries, NaN is a missing entry, and only simulations without any entry are left out.
 
     Args:
         model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
         guide: the guide.
         args: arguments of the model.
         simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
-            and observed sites by name; or a Dataset of such dicts, one item per draw; or an iterator of such dicts with any
-            number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
+            and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw;
+            or an iterator of such dicts with any number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
             validation rows.
-        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default 1.
+        ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default that of a guide
+            that already has networks, else 4.
         vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
             with single runs. Otherwise it runs N times.
         num_workers: the number of processes for runs one by one.
@@ -85,7 +91,7 @@ def fit_amortized(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
+        ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
             simulation is finite, or if latents or their supports differ between runs of the model.
 
     Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
@@ -104,6 +110,10 @@ def fit_amortized(
     """
     check_kind("guide", guide, Amortized)
     seed = checked_seed(seed)
+    if ensemble is None and guide.network is None:
+        ensemble = MEMBERS
+    if ensemble is not None:
+        check_sizes(1, ensemble=ensemble)
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]
@@ -122,7 +132,9 @@ def fit_amortized(
     if isinstance(simulations, Mapping):
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
-        return fit(_Training(network), packed, tensors_of(observations), validation=validation, **options)
+        result = fit(_Training(network), packed, tensors_of(observations), validation=validation, **options)
+        _fit_typicality(guide, observations, len(packed), seed)
+        return result
     if not isinstance(simulations, Iterable):
         raise TypeError(
             f"Expected simulations to be a number, a dict of tensors, a Dataset or an iterator; got {type(simulations).__name__}."
@@ -147,7 +159,21 @@ def _fit_endless(
     held_out = None if validation is None else (packed, tensors_of(observations))
     rest = chain([] if held_out else first, (rows_of(guide, batch, names) for batch in batches))
     loader = DataLoader(_Stream((rows, tensors_of(data)) for rows, data in rest), batch_size=None)
-    return fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+    result = fit(_Training(network), loader, validation=held_out, **{**options, "batch_size": None})
+    _fit_typicality(guide, observations, len(packed), options["seed"])
+    return result
+
+
+@torch.no_grad()
+def _fit_typicality(guide: Amortized, observations: dict[str, Any], size: int, seed: int) -> None:
+    """Fits the flow of the features, so that the guide can warn of observations unlike these simulations."""
+    network = guide.made()
+    if size < 2 or guide.typicality is None:
+        return
+    index = torch.randperm(size, generator=generator(seed))[: FITTED + KEPT]
+    parts = [map_leaves(lambda x, i=i: x[i.to(x.device)], observations) for i in index.split(AT_ONCE)]  # type: ignore[misc]
+    features = torch.cat([network.encode(part)[1] for part in parts])
+    guide.typicality.to(features).fit(features, network.has_rows, seed)
 
 
 class _Stream(IterableDataset[Any]):

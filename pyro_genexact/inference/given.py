@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import one_hot
 
 from ..core.leaves import map_leaves, tensors_in
 from ..families.supports import innermost
@@ -50,7 +49,7 @@ class Given(nn.Module):
         for x in self.latents:
             value = x.flat(torch.as_tensor(values[x.name], device=self.shift.device), 1, self.shift.dtype).squeeze(-2)
             if x.values is not None:
-                parts.append(one_hot(value.long(), len(x.values)).to(self.shift).flatten(-2))
+                parts.append(Group([x]).encoded(value))
                 continue
             parts.append(Group([x]).to_real(value)[0])
             if _is_bounded(x):

@@ -9,11 +9,14 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.functional import silu
 
+from ..conditioners.independent import Independent
 from ..conditioners.made import MADE
 from ..flows.base import Flow, over_reals
+from ..heads.bijections import Affine
 from ..heads.common_families import Categorical
 from ..heads.composite import PerSite
 from ..models import Autoregressive
+from ..transforms.autoregressive import AutoregressiveTransform
 from .latent_space import Group
 
 RIDGE = 1e-4  # of the linear regression on standardised inputs
@@ -46,7 +49,8 @@ class Block(nn.Module):
 
     The categories have a chain rule of categorical heads. Given the categories, the real numbers are
     ``shift + regression @ inputs + scale @ flow(noise)``. ``standardise`` sets the three by linear regression on simulations, so that
-    the flow learns the residuals, with mean 0 and covariance 1, from the observations.
+    the flow learns the residuals, with mean 0 and covariance 1, from the observations. The last transform of the flow is a shift and
+    a scale of each residual that are linear in the context. All starts at the regression.
 
     Args:
         group: the latents.
@@ -73,11 +77,9 @@ class Block(nn.Module):
             self.discrete = Autoregressive(net, head, (group.d,))
         hot = sum(group.categories)
         if n := group.real_size:
-            self.flow = _checked(recipe(n, context=context + hot, **options), n, context + hot)
-            for part in self.flow.modules():
-                if isinstance(part, MADE):  # the flow starts at the identity
-                    for parameter in part.layers[-1].parameters():
-                        nn.init.zeros_(parameter)
+            self.flow = _located(
+                _checked(recipe(n, context=context + hot, **options), n, context + hot), n, context + hot
+            )
         self.register_buffer("shift", torch.zeros(n))
         self.register_buffer("regression", torch.zeros(n, linear + hot))
         self.register_buffer("scale", torch.eye(n))
@@ -150,6 +152,18 @@ class Block(nn.Module):
         self.mean.copy_(centre)
         self.sd.copy_(torch.where((sd := y.std(0, correction=0)) > 0, sd, 1.0))
         return self.log_prob(packed, given)[1]
+
+
+def _located(flow: Flow, features: int, context: int) -> Flow:
+    """Returns the flow under a shift and a scale of each latent that are linear in the context; it starts at the identity."""
+    net = Independent(features, 2, context=context, hidden=())
+    flow = Flow([*flow.transforms, AutoregressiveTransform(net, Affine())], flow.base)
+    for part in flow.modules():
+        if isinstance(part, (MADE, Independent)):
+            last = part.layers[-1] if isinstance(part, MADE) else part.net
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+    return flow
 
 
 def _checked(flow: Any, features: int, context: int) -> Flow:

@@ -11,7 +11,6 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, biject_to, constraints
-from torch.nn.functional import one_hot
 
 from ..core.leaves import map_leaves, tensors_in
 from ..families.supports import innermost
@@ -147,7 +146,7 @@ class Group:
 
     def encoded(self, labels: Tensor) -> Tensor:
         """Returns the categories (..., d) as one-hot vectors (..., sum K)."""
-        parts = [one_hot(labels[..., i].long(), k) for i, k in enumerate(self.categories)]
+        parts = [labels[..., i, None] == torch.arange(k, device=labels.device) for i, k in enumerate(self.categories)]
         return torch.cat(parts, -1).to(labels.dtype) if parts else labels[..., :0]
 
     def to_real(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class Likelihood(nn.Module):
     Attributes:
         names: the names of the latents, in the order of the call.
         module: the :class:`~pyro_genexact.DistributionModule` of the site.
-        result: the history of the fit.
+        result: the history of the fit; None in copies and in saved files.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -55,6 +55,9 @@ class Likelihood(nn.Module):
     def __init__(self, given: Given, module: nn.Module) -> None:
         super().__init__()
         self.given, self.module = given, module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "result"}
 
     @property
     def names(self) -> list[str]:
@@ -195,6 +198,10 @@ def likelihood(
             progress=progress,
         )  # fmt: skip
     elif not isinstance(simulations, Mapping):
+        if not (hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__")):
+            raise TypeError(
+                f"Expected simulations to be a number, a dict of tensors or a Dataset; got {type(simulations).__name__}."
+            )
         simulations = default_collate([simulations[i] for i in range(len(simulations))])
     if missing := [name for name in (*names, observed) if name not in simulations]:
         raise ValueError(f"Expected simulations with the sites {[*names, observed]}; got none of {missing}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from ..contexts import PaddedSequence, padded, unpadded
 from ..core.lengths import checked_lengths, site_mask
 from ..encoders.base import Encoder
-from ..encoders.vectors import Standardized
+from ..encoders.vectors import Joint, Standardized
 
 SEEN, LENGTHS = ".seen", ".lengths"  # appended to the name of a site, see ``tensors_of``
 
@@ -168,6 +168,34 @@ class Inputs(nn.Module):
         """Sets shifts and scales by checked simulations."""
         for site in self.sites:
             site.standardise(values[site.name])
+
+
+def encoders_by_site(encoder: Any, observed: Sequence[str]) -> dict[str, nn.Module]:
+    """Returns the encoders of an argument ``encoder`` by site.
+
+    Raises:
+        TypeError: if an encoder is not a module with an integer attribute ``features``.
+        ValueError: if a site is not observed, or if one encoder is given for several sites.
+    """
+    if encoder is None:
+        return {}
+    if isinstance(encoder, Joint):
+        encoder = dict(zip(encoder.names, encoder.encoders, strict=True))
+    if isinstance(encoder, nn.Module) and not isinstance(encoder, nn.ModuleDict):
+        if len(observed) > 1:
+            raise ValueError(
+                f"Expected encoder to be a dict with several observed sites {list(observed)}; got one module."
+            )
+        encoder = {observed[0]: encoder}
+    found = dict(encoder.items())
+    if unknown := sorted(set(found) - set(observed)):
+        raise ValueError(f"Expected encoder to be a dict of observed sites, {list(observed)}; got {unknown}.")
+    for name, module in found.items():
+        if not isinstance(module, nn.Module) or not isinstance(getattr(module, "features", None), int):
+            raise TypeError(
+                f"Expected encoder of {name!r} to be a module with an integer attribute features; got {type(module).__name__}."
+            )
+    return found
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:

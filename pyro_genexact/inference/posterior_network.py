@@ -121,6 +121,11 @@ class Posterior(nn.Module):
         self.groups, self.has_rows, self.inputs, self.outside = groups, has_rows, inputs, outside
         self.members = nn.ModuleList(make() for _ in range(ensemble))
 
+    @property
+    def features(self) -> int:
+        """The number of features of the observations, or of those of one row."""
+        return self.inputs.features + (self.outside.features if self.outside is not None else 0)
+
     def forward(self, **observations: Any) -> AmortizedPosterior:
         """Returns the distribution, of the batch shape of the observations."""
         return self.given(observations)
@@ -131,7 +136,9 @@ class Posterior(nn.Module):
         given = [member.encoded(linear, features) for member in self.members]  # type: ignore[operator]
         rows = features.shape[-2] if self.has_rows else 1
         batch = features.shape[: -2 if self.has_rows else -1]
-        return AmortizedPosterior(self, given, rows, batch, mean)
+        posterior = AmortizedPosterior(self, given, rows, batch, mean)
+        posterior.features = features
+        return posterior
 
     def encode(self, observations: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Returns the regression's inputs and the features of the observations, (*batch, [R,] L) and (*batch, [R,] F)."""
@@ -173,6 +180,7 @@ class AmortizedPosterior(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.real_vector
+    features: Tensor  # (*batch, [R,] F), of the observations
 
     def __init__(self, network: Posterior, given: Any, rows: int, batch_shape: Size, mean: bool = False) -> None:
         self.network, self.given, self.rows, self.mean_of_members = network, given, rows, mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from ..contexts import unpadded
 from .observations import mapped
 from .simulations import kept_rows
 
-if TYPE_CHECKING:
-    from .amortized import Amortized
 
+def rows_of(guide: Any, draws: Mapping[str, Any], names: list[str]) -> tuple[Tensor, dict[str, Any]]:
+    """Returns simulations (N, ...) by site as packed latents (N, P) and observations, without unusable rows.
 
-def rows_of(guide: Amortized, draws: Mapping[str, Any], names: list[str]) -> tuple[Tensor, dict[str, Any]]:
-    """Returns simulations (N, ...) by site as packed latents (N, P) and observations, without unusable rows."""
+    Args:
+        guide: an ``Amortized`` with networks.
+        draws: the simulations.
+        names: the sites.
+    """
     if not isinstance(draws, Mapping) or (missing := [name for name in names if name not in draws]):
         got = type(draws).__name__ if not isinstance(draws, Mapping) else f"none of {missing}"
         raise ValueError(f"Expected simulations to be a dict with the sites {names}; got {got}.")
@@ -44,7 +47,7 @@ def rows_of(guide: Amortized, draws: Mapping[str, Any], names: list[str]) -> tup
     return _inside(guide, packed, observations, rows)
 
 
-def _inside(guide: Amortized, packed: Tensor, observations: dict[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
+def _inside(guide: Any, packed: Tensor, observations: dict[str, Any], rows: int) -> tuple[Tensor, dict[str, Any]]:
     """Returns the rows in the interior of the supports; draws on the boundary come from rounding, and have probability 0."""
     network = guide.made()
     inside = torch.ones(len(packed), dtype=torch.bool, device=packed.device)

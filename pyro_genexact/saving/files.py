@@ -192,8 +192,12 @@ class _Pickler(pickle.Pickler):
             if value.__name__ == _CALLS.decode():
                 raise pickle.PicklingError("subclasses of tensors cannot be saved; convert them to plain tensors")
             return value.__name__ if callable_of_c(value) else NotImplemented
-        if type(value) is Tensor and value.__dict__:  # drops attributes, which only _CALLS could restore
-            return value.detach().requires_grad_(value.requires_grad).__reduce_ex__(2)
+        if (
+            type(value) in (Tensor, nn.Parameter) and value.__dict__
+        ):  # drops attributes, which only _CALLS could restore
+            plain = value.detach()  # Pyro's parameter store, for example, sets attributes of parameters
+            plain = nn.Parameter(plain, False) if isinstance(value, nn.Parameter) else plain
+            return plain.requires_grad_(value.requires_grad).__reduce_ex__(2)
         if not isinstance(value, (Transform, WithDerived)):
             return NotImplemented
         reduced: Any = value.__reduce_ex__(2)

@@ -5,13 +5,15 @@
 Models with conjugate posteriors: ``mean`` is N(mu, 1) with mu ~ N(0, 1); ``both`` is N(mu, s^2) with s^-2 ~ Gamma(3, 3) and
 mu ~ N(0, s^2), whose latents are mu and log s. Encoder and flow are trained by ``fit`` on simulations with N log-uniform between 1
 and 1000; the KL is the mean over 300 new data sets of each N of that over 200 draws of the exact posterior. The flow ``nsf`` has
-default settings; ``located`` is the same flow under a shift and a scale of each latent that are linear in the features of the encoder.
+default settings; ``located`` is the same flow under a shift and a scale of each latent that are linear in the features of the
+encoder; ``Amortized`` is the guide with its default settings, with the precision s^-2 in place of log s.
 """
 
 import argparse
 import math
 import time
 
+import pyro
 import pyro.distributions as dist
 import torch
 
@@ -98,6 +100,45 @@ def located(theta):
 FLOWS = {"nsf": nsf, "located": located}
 
 
+def pyro_mean():
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu.unsqueeze(-1), 1.0).expand([*mu.shape, SIZES[-1]]).to_event(1))
+
+
+def pyro_both():
+    precision = pyro.sample("precision", dist.Gamma(3.0, 3.0))
+    s = precision.rsqrt()
+    mu = pyro.sample("mu", dist.Normal(0.0, s))
+    pyro.sample("y", dist.Normal(mu.unsqueeze(-1), s.unsqueeze(-1)).expand([*mu.shape, SIZES[-1]]).to_event(1))
+
+
+def latents_of(theta):
+    found = {"mu": theta[..., 0]}
+    return found if theta.shape[-1] == 1 else {**found, "precision": (-2 * theta[..., 1]).exp()}
+
+
+class Guide:
+    """The guide with its default settings, as a function like the modules above."""
+
+    def __init__(self, name, encoder):
+        self.model = {"mean": pyro_mean, "both": pyro_both}[name]
+        self.guide = gx.guides.Amortized(self.model, observed="y", encoder=encoder)
+
+    def fit(self, theta, y, lengths, epochs):
+        simulations = {**latents_of(theta), "y": gx.PaddedSequence(y, lengths)}
+        gx.fit_amortized(
+            self.model, self.guide, simulations=simulations, validation=0.05, epochs=epochs, progress=False
+        )
+
+    def __call__(self, y, lengths):
+        self.observations = {"y": gx.PaddedSequence(y, lengths)}
+        return self
+
+    def log_prob(self, theta):
+        found = self.guide.log_prob(latents_of(theta), self.observations)
+        return found if theta.shape[-1] == 1 else found + math.log(2) - 2 * theta[..., 1]
+
+
 @torch.no_grad()
 def divergences(model, module):
     """The mean KL and its standard error at each N."""
@@ -115,7 +156,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=[*ENCODERS])
-    parser.add_argument("--flows", nargs="+", choices=FLOWS, default=[*FLOWS])
+    parser.add_argument("--flows", nargs="+", choices=[*FLOWS, "Amortized"], default=["Amortized"])
     parser.add_argument("--simulations", type=int, default=60_000)
     parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
@@ -128,11 +169,15 @@ def main():
         for kind in options.encoders:
             for flow in options.flows:
                 torch.manual_seed(1)
-                encoder = ENCODERS[kind](1, FEATURES).standardize(gx.PaddedSequence(y[:2000, :, None], lengths[:2000]))
-                module = Amortised(encoder, FLOWS[flow](theta))
-                start = time.process_time()
-                context = {"values": y, "lengths": lengths}
-                gx.fit(module, theta, context, validation=0.05, epochs=options.epochs, progress=False)
+                encoder, start = ENCODERS[kind](1, FEATURES), time.process_time()
+                if flow == "Amortized":
+                    module = Guide(name, encoder)
+                    module.fit(theta, y, lengths, options.epochs)
+                else:
+                    encoder.standardize(gx.PaddedSequence(y[:2000, :, None], lengths[:2000]))
+                    module = Amortised(encoder, FLOWS[flow](theta))
+                    context = {"values": y, "lengths": lengths}
+                    gx.fit(module, theta, context, validation=0.05, epochs=options.epochs, progress=False)
                 seconds = time.process_time() - start
                 figures = [f"{kl:.4f}±{error:.4f}" for kl, error in divergences(model, module).values()]
                 print(name, kind, flow, "|", *figures, f"| {seconds:.0f}", flush=True)

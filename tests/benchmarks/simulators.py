@@ -1,6 +1,6 @@
 """Amortised posteriors of four simulators with known posteriors: C2ST (0.5 is exact) after a number of simulations.
 
-    python tests/benchmarks/simulators.py --data DIR [--only two_moons,slcp] [--simulations 10000] [--draws 4000] [--ensemble 1]
+    python tests/benchmarks/simulators.py --data DIR [--only two_moons,slcp] [--simulations 10000] [--draws 4000] [--sbi]
 
 DIR holds TASK.npz for the tasks of Lueckmann et al., "Benchmarking simulation-based inference", AISTATS 2021: 10 observations and
 10,000 draws of the exact posterior of each. Every task uses the default settings of the guide and of ``fit_amortized``. C2ST is as
@@ -24,8 +24,14 @@ from torch import Tensor
 from torch.nn.functional import conv1d
 
 import pyro_genexact as gx
+from pyro_genexact.inference.simulations import simulate
 
-TARGETS = {"two_moons": 0.56, "gaussian_linear": 0.54, "bernoulli_glm": 0.64, "slcp": 0.82}
+TASKS = ("two_moons", "gaussian_linear", "bernoulli_glm", "slcp")
+TARGETS = {
+    **{(task, 10_000): value for task, value in zip(TASKS, (0.56, 0.54, 0.64, 0.82), strict=True)},
+    ("two_moons", 100_000): 0.52,
+    ("bernoulli_glm", 100_000): 0.56,
+}
 
 
 def two_moons() -> None:
@@ -73,45 +79,104 @@ def model_of(task: str, data: Any) -> Callable[[], None]:
     return {"two_moons": two_moons, "slcp": slcp, "gaussian_linear": gaussian_linear}[task]
 
 
+def conditional(
+    task: str, model: Callable[[], None], simulations: dict[str, Tensor], options: argparse.Namespace
+) -> Any:
+    """Trains the guide. Returns a function from an observation and S to draws (S, P), the guide, and a description."""
+    guide = gx.guides.Amortized(model, observed="x")
+    result = gx.fit_amortized(
+        model, guide, simulations=simulations, ensemble=options.ensemble, seed=options.seed, progress=False
+    )
+    text = f"validation {max(result.validation):.3f}, {len(result.train)} epochs, best {result.best_epoch}"
+    return lambda x, num: guide.draws({"x": x}, num)["theta"], lambda t, x: guide.log_prob({"theta": t}, {"x": x}), text
+
+
+def peer(task: str, model: Callable[[], None], simulations: dict[str, Tensor], options: argparse.Namespace) -> Any:
+    """The same with the NPE of ``sbi``, with its defaults and a neural spline flow."""
+    from sbi.inference import NPE
+    from sbi.utils import BoxUniform
+
+    prior = pyro.poutine.trace(model).get_trace().nodes["theta"]["fn"]
+    if task in ("two_moons", "slcp"):
+        prior = BoxUniform(prior.base_dist.low, prior.base_dist.high)
+    torch.manual_seed(options.seed)
+    npe = NPE(prior=prior, density_estimator="nsf", show_progress_bars=False)
+    npe.append_simulations(simulations["theta"], simulations["x"]).train()
+    posterior = npe.build_posterior()
+    return (
+        lambda x, num: posterior.sample((num,), x=x, show_progress_bars=False),
+        lambda t, x: posterior.log_prob(t, x=x, norm_posterior=False),
+        f"{npe.summary['epochs_trained'][-1]} epochs",
+    )
+
+
+WAYS = {"here": conditional, "sbi": peer}
+
+
 def evaluate(task: str, data: Any, options: argparse.Namespace) -> None:
     model = model_of(task, data)
-    guide = gx.guides.Amortized(model, observed="x")
-    start = time.perf_counter()
-    # vectorize=True, since the simulators draw numbers outside of sample sites, so that two runs cannot be compared
-    result = gx.fit_amortized(
-        model, guide, simulations=options.simulations, ensemble=options.ensemble, vectorize=True, seed=options.seed,
-        progress=False,
-    )  # fmt: skip
-    minutes, found = (time.perf_counter() - start) / 60, []
-    start = time.perf_counter()
-    count = options.observations
-    for observation, reference in zip(data["observations"][:count], data["reference"][:count], strict=True):
-        torch.manual_seed(0)
-        draws = guide.draws({"x": torch.tensor(observation)}, options.draws)["theta"]
-        if options.c2st:
-            found.append(gx.diagnostics.c2st(torch.tensor(reference[: options.draws]), draws))
-    with torch.no_grad():
-        nats = [
-            float(guide.log_prob({"theta": torch.tensor(r)}, {"x": torch.tensor(o)}).mean())
-            for o, r in zip(data["observations"], data["reference"], strict=True)
-        ]
-    print(
-        f"{task}: C2ST {np.mean(found) if found else math.nan:.3f} (target {TARGETS[task]}) of {[round(x, 3) for x in found]}, "
-        f"nats of the posterior's draws {np.mean(nats):.3f}, validation {max(result.validation):.3f}, {len(result.train)} epochs, "
-        f"best {result.best_epoch}, {minutes:.1f} minutes, scored in {(time.perf_counter() - start) / 60:.1f}",
-        flush=True,
+    # vectorised, since the simulators draw numbers outside of sample sites, so that two runs cannot be compared
+    simulations = simulate(
+        model, ["theta", "x"], options.simulations, seed=options.seed, vectorize=True, num_workers=0, progress=False
     )
+    for way in ("here", "sbi") if options.sbi else ("here",):
+        start = time.perf_counter()
+        draw, log_prob, text = WAYS[way](task, model, simulations, options)
+        minutes, found, nats = (time.perf_counter() - start) / 60, [], []
+        start = time.perf_counter()
+        observations = torch.tensor(data["observations"][: options.observations])
+        for x, reference in zip(observations, data["reference"], strict=False):
+            torch.manual_seed(0)
+            if options.c2st:
+                found.append(gx.diagnostics.c2st(torch.tensor(reference[: options.draws]), draw(x, options.draws)))
+            with torch.no_grad():
+                nats.append(log_prob(torch.tensor(reference), x).mean().item())
+        mean, target = np.mean(found) if found else math.nan, TARGETS.get((task, options.simulations), math.nan)
+        print(
+            f"{task} {way}: C2ST {mean:.3f} (target {target}) of {[round(x, 3) for x in found]}, nats of the posterior's draws "
+            f"{np.mean(nats):.3f}, {text}, {minutes:.1f} minutes, scored in {(time.perf_counter() - start) / 60:.1f}",
+            flush=True,
+        )
+        if way == "here" and task == "two_moons":
+            print(support_of(draw, log_prob, observations), flush=True)
+
+
+@torch.no_grad()
+def support_of(draw: Any, log_prob: Any, observations: Tensor) -> str:
+    """Describes the mass of the guide's density on the prior's support, and a million draws."""
+    total = 1_000_000
+    per = total // len(observations)
+    outside = sum(int((draw(x, per).abs() > 1).any(-1).sum()) for x in observations)
+    masses = [mass(lambda t, x=x: log_prob(t, x)) for x in observations]
+    far = max(abs(m - 1) for m in masses)
+    return (
+        f"two_moons: {outside} of {per * len(observations)} draws outside of the support, |mass - 1| at most {far:.1e}"
+    )
+
+
+def mass(log_prob: Callable[[Tensor], Tensor], cells: int = 128, nodes: int = 12) -> float:
+    """The integral of a density over [-1, 1]^2, by Gauss-Legendre quadrature in cells^2 squares."""
+    node, weight = (torch.tensor(a) for a in np.polynomial.legendre.leggauss(nodes))
+    edges = (2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1
+    points = (edges[:, None] + node / cells).flatten()
+    weights = (weight / cells).repeat(cells)
+    rows = [
+        (log_prob(torch.stack([one.expand_as(points), points], -1).float()).double().exp() * weights).sum() * w
+        for one, w in zip(points, weights, strict=True)
+    ]
+    return float(sum(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", default=",".join(TARGETS))
+    parser.add_argument("--only", default=",".join(TASKS))
     parser.add_argument("--simulations", type=int, default=10_000)
     parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--observations", type=int, default=10, help="the first of the ten, while developing")
     parser.add_argument("--ensemble", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sbi", action="store_true", help="also the NPE of sbi, on the same simulations")
     parser.add_argument("--no-c2st", dest="c2st", action="store_false", help="only the nats, which are faster")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ def of(program, **options):
 
 
 def fit(guide, program, simulations=64):
-    return gx.fit_amortized(program, guide, simulations=simulations, epochs=1, progress=False)
+    return gx.fit_amortized(program, guide, simulations=simulations, ensemble=1, epochs=1, progress=False)
 
 
 @pytest.mark.parametrize(

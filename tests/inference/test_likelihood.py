@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import pyro
@@ -17,7 +18,7 @@ from pyro_genexact.inference.columns import Columns, affine_splines
 from pyro_genexact.testing import redraw
 
 QUICK = {"simulations": 300, "epochs": 1, "progress": False}
-SMALL = partial(affine_splines, hidden=(32, 32))
+SMALL = partial(affine_splines, hidden=(32,))
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def groups(likelihood, y):
 
 @pytest.fixture(scope="module")
 def gumbel():
-    options = {"simulations": 5000, "epochs": 8, "batch_size": 128, "lr": 5e-3, "recipe": SMALL}
+    options = {"simulations": 10_000, "epochs": 12, "batch_size": 512, "lr": 1e-2, "recipe": SMALL}
     return gx.likelihood(one_row, vectorize=True, progress=False, **options)
 
 
@@ -59,22 +60,21 @@ def test_log_likelihood_of_many_rows_is_close_to_the_exact_one(gumbel):
             sd = torch.stack([(weights * x.square()).sum() for x in (mu, sigma)]).sub(mean.square()).sqrt()
             posteriors.append((mean, sd))
         (mean, sd), (found, width) = posteriors
-        assert ((found - mean) / sd).abs().max() < 0.4
-        assert (width / sd - 1).abs().max() < 0.2
+        assert ((found - mean) / sd).abs().max() < 0.5
+        assert (width / sd - 1).abs().max() < 0.25
 
 
 def test_more_groups_than_in_the_simulations(gumbel):
-    """Importance weights of draws from the exact posterior of six groups are nearly equal."""
+    """Six groups of five rows, where the simulations have one row: log-likelihoods near the mode are nearly exact."""
     y = dist.Gumbel(torch.randn(6), 1.0).sample((5,))
-    pyro.set_rng_seed(1)
     prior = pyro.infer.Predictive(groups, num_samples=2, parallel=True)
-    assert prior(gumbel, y)["mu"].shape[-1] == 6  # broadcasts over particles
-    draws = {"centre": torch.randn(200), "mu": y.mean(0) - 0.6 + 0.3 * torch.randn(200, 6)}
-    totals = []
-    for likelihood in (dist.Gumbel, gumbel):
-        with torch.no_grad():
-            totals.append(likelihood(draws["mu"][:, None], torch.tensor(1.0)).log_prob(y).sum((-1, -2)))
-    assert (totals[0] - totals[1]).std() < 0.05 * totals[0].std()
+    assert prior(gumbel, y)["mu"].shape == (2, 1, 6)
+    mu = y.mean(0) - 0.6 + 0.3 * torch.randn(200, 6)
+    with torch.no_grad():
+        exact = dist.Gumbel(mu[:, None], 1.0).log_prob(y).sum((-1, -2))
+        found = gumbel(mu[:, None], torch.tensor(1.0)).log_prob(y).sum((-1, -2))
+    moments = dist.Normal(mu[:, None] + 0.577, 1.283).log_prob(y).sum((-1, -2))
+    assert (found - exact).std() < 0.4 * exact.std() < (moments - exact).std()
 
 
 def test_normalised_and_consistent_with_samples(gumbel):
@@ -88,14 +88,12 @@ def test_normalised_and_consistent_with_samples(gumbel):
 
 
 def test_gradients_in_the_latents(gumbel):
-    mu = torch.tensor(0.3, requires_grad=True)
-    y = dist.Gumbel(0.5, 1.0).sample((50,))
+    y, found = dist.Gumbel(0.5, 1.0).sample((50,)), []
     for likelihood in (dist.Gumbel, gumbel):
+        mu = torch.tensor(-0.5, requires_grad=True)
         likelihood(mu, torch.tensor(1.0)).log_prob(y).sum().backward()
-    both = mu.grad.clone()
-    mu.grad = None
-    dist.Gumbel(mu, 1.0).log_prob(y).sum().backward()
-    assert (both / mu.grad - 2).abs() < 0.3
+        found.append(mu.grad)
+    assert abs(found[1] / found[0] - 1) < 0.2
 
 
 def test_inference(gumbel):
@@ -108,12 +106,21 @@ def test_inference(gumbel):
     assert torch.tensor(svi.step(y)).isfinite()
 
 
+def test_copies_and_files(gumbel, tmp_path):
+    gx.save(gumbel, tmp_path / "learned.pt")
+    expected = gumbel(0.0, 1.0).log_prob(torch.tensor(0.3))
+    for copy in (gx.load(tmp_path / "learned.pt"), pickle.loads(pickle.dumps(gumbel))):
+        assert torch.equal(copy(mu=0.0, sigma=1.0).log_prob(torch.tensor(0.3)), expected)
+
+
 def test_enumerated_latent():
     def simulator(y=None):
         k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
         pyro.sample("y", dist.Normal(4.0 * k, 1.0), obs=y)
 
-    learned = gx.likelihood(simulator, simulations=1000, epochs=4, recipe=SMALL, progress=False)
+    learned = gx.likelihood(
+        simulator, simulations=1000, epochs=4, batch_size=128, lr=1e-2, recipe=SMALL, progress=False
+    )
 
     def model(y):
         p = pyro.sample("p", dist.Beta(1.0, 1.0))
@@ -176,12 +183,12 @@ def test_counts_learn_a_poisson():
         rate = pyro.sample("rate", dist.LogNormal(1.0, 1.0))
         pyro.sample("y", dist.Poisson(rate))
 
-    learned = gx.likelihood(simulator, simulations=4000, epochs=10, lr=5e-3, progress=False)
-    rate, y = torch.tensor([0.3, 3.0, 20.0]), torch.arange(4000.0).unsqueeze(-1)
+    learned = gx.likelihood(simulator, simulations=6000, epochs=8, batch_size=256, lr=1e-2, progress=False)
+    rate, y = torch.tensor([1.0, 3.0, 12.0]), torch.arange(4000.0).unsqueeze(-1)
     with torch.no_grad():
         mass, exact = learned(rate).log_prob(y).exp(), dist.Poisson(rate).log_prob(y).exp()
     assert torch.allclose(mass.sum(0), torch.ones(3), atol=1e-4)
-    assert 0.5 * (mass - exact).abs().sum(0).max() < 0.12  # total variation
+    assert 0.5 * (mass - exact).abs().sum(0).max() < 0.1  # total variation
 
 
 def test_proposal_of_draws_and_of_a_program():
@@ -258,6 +265,7 @@ def whole():
         (plain, {"simulations": {"mu": torch.randn(99), "y": torch.randn(99, 2)}}, "of shape"),
         (plain, {"simulations": {"mu": torch.randn(99), "y": torch.full((99,), torch.nan)}}, "without NaN"),
         (plain, {"support": constraints.positive}, "in the support"),
+        (plain, {"simulations": iter([])}, "a Dataset"),
         (plain, {"simulations": 4}, "validation"),
         (plain, {"proposal": {"mu": torch.zeros(5, 3)}}, "proposal"),
         (constant, {"vectorize": True}, "with a density; got the value 0"),
@@ -265,7 +273,7 @@ def whole():
     ],
 )
 def test_errors(model, options, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((ValueError, TypeError), match=text):
         gx.likelihood(model, **{**QUICK, **options})
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyro.distributions as dist
 import torch
 from torch import nn
+from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact import heads as h
 from pyro_genexact.conditioners import MADE
+from pyro_genexact.inference.columns import Columns, affine_splines
 from support.registry.heads import flow_head, nested
 from support.values import built, sized
 
@@ -57,7 +61,22 @@ def steps():
     return built(gx.Autoregressive(net, h.Laplace(), (2,))), sized(3, 2, 2, seed=1)
 
 
+def columns(*support):
+    """The distribution of a learned likelihood, given its encoded inputs: of a scalar or of a vector."""
+
+    def factory():
+        recipe = partial(affine_splines, hidden=(8,), activation=torch.tanh)
+        of, shape = (support[0], ()) if len(support) == 1 else (list(support), (len(support),))
+        return built(Columns(of, shape, 2, recipe)), sized(3, 2, seed=1)
+
+    return factory
+
+
 DISTRIBUTIONS = {
+    "Columns continuous": columns(constraints.positive),
+    "Columns discrete": columns(
+        constraints.integer_interval(0, 2), constraints.boolean, constraints.integer_interval(0, 40)
+    ),
     "Guided categories": guided(
         chained(lambda: h.Categorical(3), 3, lambda P: gx.conditioners.NADE(3, P, site=3, hidden=6, context=2), 2), 1.5
     ),
@@ -99,6 +118,8 @@ DISTRIBUTIONS = {
     "Conditional twice": conditional(lambda: h.ConditionalHead(gx.Conditional(nn.Linear(4, 1), h.Bernoulli()))),
 }
 OUTSIDE = {  # values outside the support
+    "Columns continuous": [-1.0, 0.0],
+    "Columns discrete": [[3.0, 0.0, 1.0], [0.0, 0.5, 1.0], [0.0, 0.0, 41.0], [0.0, 0.0, 0.5]],
     "Conditional positive": [-1.0, 0.0],
     "Conditional interval": [-1.0, 0.0, 1.0, 2.0],
     "Conditional discrete": [-1.0, 0.5, 3.0],
@@ -114,5 +135,6 @@ OUTSIDE = {  # values outside the support
 }
 INERT = {  # nothing precedes the only site
     name: ["*conditioner.layers.0.weight"]
-    for name in ("Autoregressive vectors", "Autoregressive simplex", "Autoregressive flow")
+    for name in ("Autoregressive vectors", "Autoregressive simplex", "Autoregressive flow", "Columns continuous")
 }
+INERT["Columns discrete"] = ["counts.net.layers.0.weight"]

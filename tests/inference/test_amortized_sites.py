@@ -1,0 +1,199 @@
+"""Simulations and observed sites of amortised guides: encoders, missing entries, sizes, black-box simulators."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_genexact as gx
+from pyro_genexact.encoders import DeepSet, Joint, Standardized, Vector
+from pyro_genexact.inference.simulations import simulate
+from support.amortised import EXACT, FAST, SMALL, Y, fitted, items, kl, normal
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+
+
+def exact(y):
+    """The log posterior density of ``items``."""
+    return lambda z: dist.Normal(y.sum() / (len(y) + 1), (len(y) + 1) ** -0.5).log_prob(z["mu"])
+
+
+def of_items(simulations, encoder=None, **options):
+    guide = gx.guides.Amortized(items, encoder=encoder or DeepSet(1, 8, width=16), **SMALL)
+    gx.fit_amortized(items, guide, 20, simulations=simulations, **FAST, **options)
+    return guide
+
+
+def test_sets_of_any_size():
+    """Learned from sets of 1 to 20 items, and from half of the items of sets, the others missing."""
+    mu = torch.randn(3000)
+    y, n = mu[:, None] + torch.randn(3000, 20), torch.randint(1, 21, (3000,))
+    guide = of_items({"mu": mu, "y": gx.PaddedSequence(y, n)}, epochs=8)
+    for size in (2, 9):
+        data = torch.linspace(-0.5, 1.5, size)
+        assert kl(guide, {"y": data}, exact(data)) < 0.1
+    with torch.no_grad():
+        padded = guide.posterior({"y": gx.PaddedSequence(y[:3], torch.tensor([2, 9, 20]))}).log_prob(torch.ones(1))
+        missing = torch.where(torch.arange(20) < 9, y[1], torch.nan)
+        for i, value in ((0, y[0, :2]), (1, y[1, :9]), (2, y[2]), (1, missing)):
+            one = guide.log_prob({"mu": torch.tensor(1.0)}, {"y": value})
+            torch.testing.assert_close(padded[i], one, atol=1e-4, rtol=0)
+
+
+def test_batches_of_sets_of_different_sizes():
+    def endless():
+        for size in torch.randint(1, 21, (10_000,)).tolist():
+            mu = torch.randn(64)
+            yield {"mu": mu, "y": mu[:, None] + torch.randn(64, size)}
+
+    guide, y = of_items(endless(), epochs=2), torch.randn(3) + 1
+    assert kl(guide, {"y": y}, exact(y)) < 0.15
+
+
+def test_missing_entries():
+    """NaN is a missing entry to an encoder that reads these, and a failed run at all other sites."""
+    mu = torch.randn(2000)
+    y = (mu[:, None] + torch.randn(2000, 5)).where(torch.rand(2000, 5) < 0.7, torch.nan)
+    y[:7] = torch.nan
+    encoder = Vector(5, 8, width=16)
+    guide = gx.guides.Amortized(items, encoder=encoder, **SMALL)
+    with pytest.warns(UserWarning, match=f"{int(y.isnan().all(1).sum())} of 2000"):
+        gx.fit_amortized(items, guide, 5, simulations={"mu": mu, "y": y}, epochs=6, **FAST)
+    data = torch.tensor([0.5, math.nan, 1.0, math.nan, -0.2])
+    assert kl(guide, {"y": data}, exact(data[[0, 2, 4]])) < 0.1
+    with pytest.raises(ValueError, match="finite where it is not missing"):
+        guide.draws({"y": torch.full((5,), math.nan)}, 1)
+    guide = gx.guides.Amortized(items, **SMALL)
+    with pytest.warns(UserWarning, match=f"{int(y.isnan().any(1).sum())} of 2000"):
+        gx.fit_amortized(items, guide, 5, simulations={"mu": mu, "y": y}, epochs=1, **FAST)
+
+
+class Mean(nn.Module):
+    """Encodes a set of numbers by the mean of a network's output."""
+
+    features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, y):
+        return self.layer(y.unsqueeze(-1)).mean(-2)
+
+
+def several(y=None, z=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu.unsqueeze(-1), torch.ones(5)).to_event(1), obs=y)
+    pyro.sample("z", dist.Normal(mu, 3.0), obs=z)
+
+
+@pytest.mark.parametrize("encoder", [{"y": Mean()}, Joint({"y": Mean(), "z": Standardized(1)})])
+def test_encoders_of_sites(encoder):
+    guide = fitted(several, observed=("y", "z"), encoder=encoder, simulations=2000)
+    data = {"y": torch.tensor([0.4, 1.0, 1.6, 2.0, 0.0]), "z": torch.tensor(1.0)}
+    posterior = dist.Normal((5 + 1 / 9) / (6 + 1 / 9), (6 + 1 / 9) ** -0.5)
+    assert kl(guide, data, lambda z: posterior.log_prob(z["mu"])) < 0.1
+
+
+def test_encoders_that_do_not_fit():
+    for encoder, text in ((Vector(1, 4), "inputs=10, the number of elements"), (DeepSet(2, 4), r"of shape \(N, F\)")):
+        with pytest.raises(ValueError, match=text):
+            gx.guides.Amortized(items, encoder=encoder).setup()
+    guide = gx.guides.Amortized(items, encoder=Vector(10, 4))
+    guide.setup()
+    with pytest.raises(ValueError, match=r"\(\*batch, 10\), as in the model; got \(9,\)"):
+        guide.draws({"y": torch.zeros(9)}, 1)
+
+
+def numpy_simulator():
+    """Counts of a branching process, by code that takes one number."""
+    rate = pyro.sample("rate", dist.Gamma(3.0, 3.0))
+    size, sizes = 5, []
+    for _ in range(3):
+        size = int(np.random.poisson(float(rate) * size)) if size < 1000 else 1000
+        sizes.append(size)
+    pyro.deterministic("y", torch.tensor(sizes))
+
+
+def test_a_simulator_of_numbers(capsys):
+    """Integers; the posterior is that of a gamma prior and Poisson counts."""
+    with pytest.warns(UserWarning, match="run 400 times, one by one"):
+        guide = fitted(numpy_simulator, simulations=400, epochs=10)
+    y = torch.tensor([4, 6, 5])
+    exact = dist.Gamma(3.0 + 15, 3.0 + 5 + 4 + 6)
+    assert kl(guide, {"y": y}, lambda z: exact.log_prob(z["rate"])) < 0.2
+    options = {"seed": 1, "vectorize": False, "progress": True}
+    alone, found = (simulate(numpy_simulator, ["rate", "y"], 8, num_workers=n, **options) for n in (0, 2))
+    assert capsys.readouterr().err.count("8/8 runs: simulated") == 2
+    assert all(torch.equal(found[name], alone[name]) for name in found)
+
+
+def test_stored_and_endless_simulations():
+    mu = torch.randn(2000, 2)
+    stored = {"mu": mu, "y": mu + 0.5 * torch.randn(2000, 2)}
+    each = [{name: value[i] for name, value in stored.items()} for i in range(2000)]
+
+    def endless():
+        while True:
+            mu = torch.randn(64, 2)
+            yield {"mu": mu, "y": mu + 0.5 * torch.randn(64, 2)}
+
+    for simulations in (stored, each, endless()):
+        guide = gx.guides.Amortized(normal, **SMALL)
+        gx.fit_amortized(normal, guide, simulations=simulations, epochs=1, **FAST)
+        assert kl(guide, {"y": Y}, lambda z: EXACT.log_prob(z["mu"])) < 0.1
+
+
+def test_constant_outputs_and_other_dtypes():
+    mu = torch.randn(2000, 2, dtype=torch.float64)
+    constant = {"mu": mu, "y": torch.stack([mu[:, 0], torch.full((2000,), 3.0)], 1)}
+    guide = gx.guides.Amortized(normal, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gx.fit_amortized(normal, guide, simulations=constant, epochs=2, **FAST)
+    draws = guide.draws({"y": torch.tensor([0.5, 3.0])}, 500)["mu"]
+    assert (draws[:, 0] - 0.5).abs().mean() < 0.1 and 0.8 < draws[:, 1].std() < 1.2
+
+
+def test_training_continues_and_has_the_options_of_fit(tmp_path):
+    from lightning_fabric import Fabric
+
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    class Flaky(nn.Module):
+        features = 2
+
+        def forward(self, y):
+            calls.append(0)
+            if len(calls) == 60:
+                raise Stop
+            return y
+
+    def run(encoder=None, **options):
+        torch.manual_seed(0)
+        guide = gx.guides.Amortized(normal, encoder=encoder or Flaky(), **SMALL)
+        result = gx.fit_amortized(normal, guide, simulations=500, **{"epochs": 4, **FAST, **options})
+        return result, guide.state_dict()
+
+    file = {"checkpoint": tmp_path / "fit.ckpt", "every": 7}
+    with pytest.raises(Stop):
+        run(**file)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    weights = [run(**file)[1], run()[1], run(fabric=fabric)[1]]
+    assert all(torch.equal(weights[0][name], w[name]) for w in weights for name in w)
+    assert run(seconds=0.2, epochs=None)[0].stopped == "seconds"

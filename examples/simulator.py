@@ -260,7 +260,7 @@ def joint(axes: plt.Axes, found: gx.diagnostics.Importance) -> None:
         (None, axes.contourf, {"colors": ["#99C7E0", "#4D9CC9"]}),
         (found.log_weights.exp().numpy(), axes.contour, {"colors": "black"}),
     ):
-        kernel = gaussian_kde(x, bw_method=0.25, weights=weights)
+        kernel = gaussian_kde(x, bw_method=0.3, weights=weights)
         density = kernel(np.stack([g.ravel() for g in grid])).reshape(100, 100)
         ranked = np.sort(density.ravel())[::-1]
         mass = ranked.cumsum() / ranked.sum()

@@ -95,6 +95,13 @@ PAGES = {
         },
         {"10_000": "64, epochs=1, progress=False"},
     ),
+    "howto/coming_from_sbi.md": (
+        dict,
+        {
+            "simulations=10_000": "simulations=64, epochs=1, progress=False",
+            "num_simulations=1000": "num_simulations=20",
+        },
+    ),
     "howto/flow_as_a_prior.md": (lambda: {"flow": gx.flows.maf(2)}, {}),
     "howto/laptop_to_cluster.md": (
         lambda: {
@@ -157,3 +164,18 @@ def test_fragment_runs(page, number, code, monkeypatch, tmp_path):
     monkeypatch.setattr(gx, "fit_guide", partial(gx.fit_guide, steps=3))
     pyro.clear_param_store()
     exec(compile(code, page, "exec"), {"gx": gx, "torch": torch, "pyro": pyro, "dist": dist, **names()})
+
+
+def test_calls_of_sbi_run(monkeypatch, tmp_path):
+    """The block that shows the calls of sbi runs with the release of the bench extra."""
+    monkeypatch.chdir(tmp_path)  # sbi writes logs
+    pytest.importorskip("sbi")
+    page = (DOCS / "howto/coming_from_sbi.md").read_text()
+    (code,) = re.findall(r"^```\{code-block\} python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    smaller = {"10_000": "64", "1000,": "20,", ".train()": ".train(max_num_epochs=1)", "posterior)": "posterior, 20)"}
+    for old, new in smaller.items():
+        assert old in code
+        code = code.replace(old, new)
+    names = {}
+    exec(compile(code, page, "exec"), names)
+    assert names["draws"].shape == (20, 2) and names["ranks"].shape == (20, 2)

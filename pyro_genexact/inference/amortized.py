@@ -23,9 +23,9 @@ from .latent_sites import dim_of, latent_sites
 from .latent_space import Group, Latent
 from .observations import Inputs, Observed, encoders_by_site
 from .one_call import observed_in, plates_of, register, run_of
-from .posterior_network import AmortizedPosterior, Member, Posterior
+from .posterior_network import Member, Posterior
 from .simulated_rows import rows_of
-from .simulations import simulate, traced
+from .simulations import simulate
 from .typicality import Typicality
 
 _WITHOUT_MODEL: dict[str, Any] = {"_model": (None,), "_encoders": {}, "_recipe": None, "_options": {}}
@@ -38,7 +38,8 @@ class Amortized(nn.Module):
     The latents, their supports and their plates are those of the model. The posterior of a latent has no mass outside of
     its support, and its density is exact. The *row plate* is the leftmost plate that contains latents and observed sites. The
     latents in it are *local*: each row has the same networks, and the number of rows may change from call to call. All others are
-    *global*, and the sizes of other plates are fixed. The posterior is
+    *global*, and the sizes of other plates are fixed. If sites outside of the row plate depend on its latents, so that its rows
+    are not independent given the others, all latents are global. The posterior is
 
         q(globals | all observations) prod_r q(locals of row r | observations of row r, globals).
 
@@ -117,7 +118,7 @@ class Amortized(nn.Module):
         self._encoders, self._recipe, self._options = encoders_by_site(encoder, self.observed), recipe, options
         self.network, self.typicality = None, None
 
-    def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Posterior:
+    def setup(self, *args: Any, ensemble: int | None = None, **kwargs: Any) -> Any:
         """Creates the networks, if there are none or another number of them, from runs of the model.
 
         Args:
@@ -127,9 +128,7 @@ class Amortized(nn.Module):
         """
         if self.network is not None and ensemble in (None, len(self.network.members)):
             return self.network
-        program = self.program(args, kwargs)
-        one, other = traced(program), traced(program)
-        sites, plate = latent_sites(one, other, self.observed)
+        one, sites, plate = latent_sites(self.program(args, kwargs), self.observed)
         made = [Latent.of(site, dim_of(site, plate)) for site in sites.values()]
         groups = Group([x for x in made if x.row is None]), Group([x for x in made if x.row is not None])
         floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()] or [torch.empty(0)]
@@ -175,7 +174,7 @@ class Amortized(nn.Module):
             return partial(model, *args, **kwargs)
         return partial(model, *args, **{n: v for n, v in kwargs.items() if n in known or n not in self.observed})
 
-    def posterior(self, observations: Mapping[str, Any]) -> AmortizedPosterior:
+    def posterior(self, observations: Mapping[str, Any]) -> Any:
         """Returns the distribution of all latents as one vector, given observations (*batch, ...) by site."""
         network = self.made()
         return network(**self.checked(observations))  # type: ignore[no-any-return]
@@ -207,7 +206,12 @@ class Amortized(nn.Module):
             raise ValueError(f"Expected observations of the same batch shape and number of rows; got shapes {shapes}.")
         return found
 
-    def sites(self) -> list[Observed]:
+    def usable(self, observations: Mapping[str, Any]) -> Tensor:
+        """Returns which of the observations (*batch, ...) the networks can read, (*batch,)."""
+        found = self.checked(observations, finite=False)
+        return torch.stack([site.usable(found[site.name]) for site in self.sites()]).all(0)
+
+    def sites(self) -> list[Any]:
         """Returns the observed sites."""
         network = self.made()
         return [*network.inputs.sites, *(network.outside.sites if network.outside is not None else ())]
@@ -359,7 +363,7 @@ class Amortized(nn.Module):
         new.__setstate__(copy.deepcopy({**self.__dict__, **_WITHOUT_MODEL, "_encoders": self._encoders}, memo) | kept)
         return new
 
-    def made(self) -> Posterior:
+    def made(self) -> Any:
         """Returns the networks.
 
         Raises:

@@ -65,8 +65,8 @@ def fit_amortized(
         args: arguments of the model.
         simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
             and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw;
-            or an iterator of such dicts with any number of rows, for endless simulation: an epoch is then 100 of these batches, and the first ones are the
-            validation rows.
+            or an iterator of such dicts with any number of rows, for endless simulation: an epoch is then 100 of these
+            batches, and the first ones are the validation rows.
         ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default that of a guide
             that already has networks, else 4.
         vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
@@ -91,8 +91,9 @@ def fit_amortized(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have other shapes than in the model, if no
-            simulation is finite, or if latents or their supports differ between runs of the model.
+        ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have
+            other shapes than in the model, if no simulation is finite, or if latents or their supports differ between runs of
+            the model.
 
     Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
 

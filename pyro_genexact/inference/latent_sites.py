@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pyro
+import torch
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import get_provenance
 from pyro.poutine.util import site_is_subsample
 
 from ..core.leaves import tensors_in
+from .simulations import traced
 
 Site = dict[str, Any]
 
 
-def latent_sites(one: Any, other: Any, observed: Sequence[str]) -> tuple[dict[str, Site], str | None]:
-    """Returns the latent sites of a model by name, and the name of the row plate.
+def latent_sites(program: Callable[[], Any], observed: Sequence[str]) -> tuple[Any, dict[str, Site], str | None]:
+    """Returns a trace of a model, its latent sites by name, and the name of the row plate.
 
-    The row plate is the leftmost plate that contains latents and observed sites; None if there is no such plate.
+    The row plate is the leftmost plate that contains latents and observed sites; None if there is no such plate, or if sites
+    outside of it depend on its latents, so that its rows are not independent given the others.
 
     Args:
-        one: the trace of a run.
-        other: the trace of another run.
+        program: the model, called without arguments.
         observed: the names of the observed sites.
 
     Raises:
         ValueError: if an observed site does not exist, if an observed site is not named, if latents or their supports differ
             between the runs, or if a plate is subsampled without amortised rows.
     """
+    one, other = traced(program), traced(program)
     if missing := [name for name in observed if name not in one.nodes]:
         raise ValueError(f"Expected observed to be sites of the model, {list(one.nodes)}; got {missing}.")
     sites = {name: site for name, site in one.nodes.items() if _is_latent(site) and name not in observed}
@@ -42,8 +48,10 @@ def latent_sites(one: Any, other: Any, observed: Sequence[str]) -> tuple[dict[st
         )
     _check_supports((site, other.nodes[name]) for name, site in sites.items())
     plate = _row_plate(one, sites, observed)
+    if plate is not None and _joined(program, plate, sites, observed):
+        plate = None
     _check_plates(one, sites, observed, plate)
-    return sites, plate
+    return one, sites, plate
 
 
 def _is_latent(site: Any) -> bool:
@@ -60,6 +68,18 @@ def _row_plate(trace: Any, sites: Mapping[str, Site], observed: Sequence[str]) -
     of_data = {f.name for name in observed for f in trace.nodes[name]["cond_indep_stack"] if f.vectorized}
     shared = [f for site in sites.values() for f in site["cond_indep_stack"] if f.name in of_data]
     return min(shared, key=lambda f: f.dim).name if shared else None
+
+
+def _joined(program: Callable[[], Any], plate: str, sites: Mapping[str, Site], observed: Sequence[str]) -> bool:
+    """Returns whether sites outside of a plate depend on latents in it, as far as tensors show this."""
+    inside = {name for name, site in sites.items() if dim_of(site, plate) is not None}
+    try:
+        with torch.random.fork_rng([]), pyro.validation_enabled(False):
+            nodes: Any = traced(TrackProvenance()(program)).nodes
+    except Exception:  # code that takes only plain tensors; it hides dependences
+        return False
+    outside = [nodes[name] for name in (*sites, *observed) if name in nodes and dim_of(nodes[name], plate) is None]
+    return any(get_provenance(t) & inside for site in outside for t in tensors_in(site["fn"]))
 
 
 def dim_of(site: Site, plate: str | None) -> int | None:

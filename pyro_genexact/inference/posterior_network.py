@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .latent_block import Block, Encoded
 from .latent_space import Group
 from .observations import Inputs
 
-WIDTH = 64  # of the networks between the observations and the flow
+WIDTH, DEPTH = 128, 3  # of the networks between the observations and the flow
 
 
 class Member(nn.Module):
@@ -92,7 +93,8 @@ class Member(nn.Module):
 
 
 def _mlp(inputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU())
+    sizes = [inputs, *[WIDTH] * DEPTH]
+    return nn.Sequential(*(part for n, m in pairwise(sizes) for part in (nn.Linear(n, m), nn.SiLU())))
 
 
 class Posterior(nn.Module):

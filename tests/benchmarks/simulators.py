@@ -154,7 +154,7 @@ def support_of(draw: Any, log_prob: Any, observations: Tensor) -> str:
     )
 
 
-def mass(log_prob: Callable[[Tensor], Tensor], cells: int = 128, nodes: int = 12) -> float:
+def mass(log_prob: Callable[[Tensor], Tensor], cells: int = 256, nodes: int = 8) -> float:
     """The integral of a density over [-1, 1]^2, by Gauss-Legendre quadrature in cells^2 squares."""
     node, weight = (torch.tensor(a) for a in np.polynomial.legendre.leggauss(nodes))
     edges = (2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1

@@ -173,6 +173,24 @@ def test_nested_plates():
     assert kl(guide, {"y": y}, joint) < 0.15
 
 
+def summed(y=None, total=None):
+    with pyro.plate("rows", 2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+    pyro.sample("total", dist.Normal(z.sum(-1), 0.1), obs=total)
+
+
+def test_rows_that_depend_on_each_other():
+    """The observed sum makes the rows dependent, so that their posterior is no product."""
+    z = torch.randn(2000, 2)
+    simulations = {"z": z, "y": z + 0.5 * torch.randn(2000, 2), "total": z.sum(-1) + 0.1 * torch.randn(2000)}
+    guide = fitted(summed, observed=("y", "total"), simulations=simulations)
+    data = {"y": Y, "total": torch.tensor(1.5)}
+    x = torch.tensor([[1.0, 0], [0, 1], [2, 0], [0, 2], [10, 10]])  # the last three are observed with noise 1
+    exact = _conditional(x @ x.T, slice(2, 5), torch.cat([2 * Y, torch.tensor([15.0])]), 2, noise=1.0)
+    assert kl(guide, data, lambda z: exact.log_prob(z["z"])) < 0.03
+
+
 def mixed(y=None):
     k = pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
     x = pyro.sample("x", dist.Normal(torch.tensor([-2.0, 0.0, 2.0])[k], 1.0))

@@ -314,7 +314,7 @@ def main() -> None:
     start = time.perf_counter()
     guide.draws(DATA, 1000)  # warns if the data are unlike all simulations
     print(f"1000 draws in {1e3 * (time.perf_counter() - start):.0f} ms")
-    #    print(f"Tail probability of the counts: {guide.tail_probability(DATA):.2f}")
+    print(f"Tail probability of the counts: {guide.tail_probability(DATA):.2f}")
 
     check = {"num_simulations": sizes.checks, "vectorize": True}
     start = time.perf_counter()

@@ -16,8 +16,8 @@ from torch.utils.data import default_collate
 
 from ..core.checks import check_kind
 from ..core.random import checked_seed, generator, seeded
+from ..inference.fit import FitResult, fit
 from .columns import Columns, affine_splines
-from .fit import FitResult, fit
 from .given import Given, input_of, support_of
 from .items import Proposed, check_alike, check_density, finite, tables
 from .simulations import Draws, simulate, traced

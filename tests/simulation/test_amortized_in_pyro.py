@@ -90,7 +90,7 @@ def test_a_model_with_parameters_and_minibatches():
 
     guide = gx.guides.Amortized(model, encoder=gx.encoders.Vector(5, 16, width=16), **IAF)
     before = {name: value.clone() for name, value in guide.setup(data).state_dict().items()}
-    gx.fit_guide(model, guide, data, batch=64, steps=150, lr=0.04, num_particles=1, progress=False)
+    gx.fit_guide(model, guide, data, batch=64, steps=200, lr=0.02, num_particles=1, progress=False)
     weight, bias = decoder.weight.detach(), decoder.bias.detach()
     exact = dist.MultivariateNormal(bias, weight @ weight.T + 0.09 * torch.eye(5)).log_prob(data).mean().item()
     optimum = dist.MultivariateNormal(data.mean(0), data.T.cov(correction=0)).log_prob(data).mean().item()

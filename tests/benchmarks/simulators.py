@@ -120,9 +120,10 @@ def evaluate(task: str, data: Any, options: argparse.Namespace) -> None:
         model, ["theta", "x"], options.simulations, seed=options.seed, vectorize=True, num_workers=0, progress=False
     )
     for way in ("here", "sbi") if options.sbi else ("here",):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         draw, log_prob, text = WAYS[way](task, model, simulations, options)
-        minutes, found, nats = (time.perf_counter() - start) / 60, [], []
+        minutes, cpu = (time.perf_counter() - start) / 60, (time.process_time() - cpu) / 60
+        found, nats = [], []
         start = time.perf_counter()
         observations = torch.tensor(data["observations"][: options.observations])
         for x, reference in zip(observations, data["reference"], strict=False):
@@ -134,7 +135,7 @@ def evaluate(task: str, data: Any, options: argparse.Namespace) -> None:
         mean, target = np.mean(found) if found else math.nan, TARGETS.get((task, options.simulations), math.nan)
         print(
             f"{task} {way}: C2ST {mean:.3f} (target {target}) of {[round(x, 3) for x in found]}, nats of the posterior's draws "
-            f"{np.mean(nats):.3f}, {text}, {minutes:.1f} minutes, scored in {(time.perf_counter() - start) / 60:.1f}",
+            f"{np.mean(nats):.3f}, {text}, {minutes:.1f} minutes ({cpu:.1f} of CPU), scored in {(time.perf_counter() - start) / 60:.1f}",
             flush=True,
         )
         if way == "here" and task == "two_moons":

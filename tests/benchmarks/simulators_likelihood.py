@@ -18,7 +18,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from simulators import c2st, slcp
+from simulators import slcp
 from torch import Tensor
 
 import pyro_genexact as gx
@@ -62,7 +62,8 @@ def evaluate(data: Any, options: argparse.Namespace) -> None:
         weighted = importance(learned, guide, x, options.proposals)
         samples = [weighted.resample(options.draws)["theta"]]
         samples += [guide.draws({"x": x}, options.draws)["theta"]] if options.guide else []
-        scores.append([c2st(reference[: options.draws], sample.numpy()) for sample in samples])
+        exact = torch.tensor(reference[: options.draws])
+        scores.append([gx.diagnostics.c2st(exact, sample) for sample in samples])
         print(f"{weighted}: C2ST {[round(score, 3) for score in scores[-1]]}", flush=True)
         if len(scores) == options.observations:
             break

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyro_genexact as gx
-from pyro_genexact.inference import fit_amortized as fitting
+from pyro_genexact.simulation import fit_amortized as fitting
 from pyro_genexact.simulation.simulations import simulate
 from pyro_genexact.simulation.typicality import Typicality
 

@@ -25,13 +25,13 @@ from .families.fenchel_young import fenchel_young_loss
 from .flows.base import Flow
 from .guidance import Guided
 from .inference.fit import FitResult, fit
-from .inference.fit_amortized import fit_amortized
 from .inference.fit_guide import GuideResult, fit_guide
-from .inference.learned_likelihood import Likelihood, likelihood
 from .inference.noise import Augmented, denoised
 from .models import Autoregressive, Conditional, OrderEnsemble, Sequence
 from .numerics.errors import ConvergenceError
 from .saving.files import load, save
+from .simulation.fit_amortized import fit_amortized
+from .simulation.learned_likelihood import Likelihood, likelihood
 from .version import __version__
 
 __all__ = [

@@ -5,8 +5,8 @@ without one it raises a NotImplementedError. :func:`~pyro_genexact.fit_amortized
 """
 
 from .core.faces import publish
-from .inference.amortized import Amortized
 from .inference.autoflow import AutoFlow
+from .simulation.amortized import Amortized
 
 __all__ = ["Amortized", "AutoFlow"]
 

@@ -19,15 +19,15 @@ from .flows.coupling_recipes import Diagonal
 from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
-from .inference.columns import Columns
-from .inference.count_block import CountBlock
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
-from .inference.given import Given
-from .inference.latent_block import Block
-from .inference.latent_space import Flattened, Group, Latent, Plate
-from .inference.observations import Inputs, Observed
-from .inference.posterior_network import Member, Posterior
-from .inference.typicality import Typicality
+from .simulation.columns import Columns
+from .simulation.count_block import CountBlock
+from .simulation.given import Given
+from .simulation.latent_block import Block
+from .simulation.latent_space import Flattened, Group, Latent, Plate
+from .simulation.observations import Inputs, Observed
+from .simulation.posterior_network import Member, Posterior
+from .simulation.typicality import Typicality
 from .transforms.base import Adapted, Inverted
 from .transforms.block_network import BlockLinear
 from .transforms.coupling import FirstSite

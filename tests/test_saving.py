@@ -194,6 +194,15 @@ def test_tensors_with_attributes(path):
         gx.save(module, path)
 
 
+def test_a_module_in_the_parameter_store_of_pyro(path):
+    flow = gx.flows.maf(2, hidden=(4,))
+    pyro.module("flow", flow)  # sets attributes of the parameters
+    gx.save(flow, path)
+    again = gx.load(path)
+    assert all(type(p) is nn.Parameter and p.requires_grad for p in again.parameters())
+    assert torch.equal(again().log_prob(torch.ones(2)), flow().log_prob(torch.ones(2)))
+
+
 def test_derived_buffers_are_left_out_of_the_file(path):
     """They are refilled in the dtype and on the device that they had."""
     net = MADE(20, 2, hidden=(200, 200)).double()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.devices import device_of
 from ..inference.elbo import needs_log_prob
-from ..inference.simulations import ResampleObserved
+from ..simulation.simulations import ResampleObserved
 
 Site = dict[str, Any]
 CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs

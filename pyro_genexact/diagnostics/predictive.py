@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import check_sizes
 from ..core.values import numbers
-from ..inference.simulations import simulate, traced
+from ..simulation.simulations import simulate, traced
 from .data import arrays, container, count
 from .guide_draws import dims_of, is_deterministic, latents
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..core.checks import check_sizes
-from ..inference.simulations import ResampleObserved, simulate, traced
+from ..simulation.simulations import ResampleObserved, simulate, traced
 from .guide_draws import draw, latents
 
 Values = dict[str, Tensor]

@@ -105,11 +105,21 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--rows", type=int, default=20)
+    parser.add_argument(
+        "--batch-size", type=int, default=1024, help="the default of fit, 256, is slow for 200,000 rows"
+    )
     parser.add_argument("--no-nuts", dest="nuts", action="store_false", help="only weights of the exact draws")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    learned = gx.likelihood(simulator, options.rows, simulations=options.simulations, vectorize=True, progress=False)
+    learned = gx.likelihood(
+        simulator,
+        options.rows,
+        simulations=options.simulations,
+        batch_size=options.batch_size,
+        vectorize=True,
+        progress=False,
+    )
     print(
         f"learned from {options.simulations} simulations of {options.rows} rows in {time.perf_counter() - start:.0f} s",
         flush=True,

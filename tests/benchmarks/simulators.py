@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d
 
 import pyro_genexact as gx
-from pyro_genexact.inference.simulations import simulate
+from pyro_genexact.simulation.simulations import simulate
 
 TASKS = ("two_moons", "gaussian_linear", "bernoulli_glm", "slcp")
 TARGETS = {

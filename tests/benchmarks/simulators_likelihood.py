@@ -22,7 +22,7 @@ from simulators import c2st, slcp
 from torch import Tensor
 
 import pyro_genexact as gx
-from pyro_genexact.inference.simulations import simulate
+from pyro_genexact.simulation.simulations import simulate
 
 TARGET = 0.78
 CHUNK = 20_000  # draws that are evaluated at once

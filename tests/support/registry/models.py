@@ -12,7 +12,7 @@ from torch.distributions import constraints
 import pyro_genexact as gx
 from pyro_genexact import heads as h
 from pyro_genexact.conditioners import MADE
-from pyro_genexact.inference.columns import Columns, affine_splines
+from pyro_genexact.simulation.columns import Columns, affine_splines
 from support.registry.heads import flow_head, nested
 from support.values import built, sized
 

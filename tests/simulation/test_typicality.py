@@ -12,8 +12,8 @@ import torch
 
 import pyro_genexact as gx
 from pyro_genexact.inference import fit_amortized as fitting
-from pyro_genexact.inference.simulations import simulate
-from pyro_genexact.inference.typicality import Typicality
+from pyro_genexact.simulation.simulations import simulate
+from pyro_genexact.simulation.typicality import Typicality
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from ..core.checks import check_kind, check_sizes
 from ..core.leaves import map_leaves
 from ..core.random import checked_seed, generator, seeded
+from ..inference.fit import FitResult, fit
 from .amortized import Amortized
-from .fit import FitResult, fit
 from .observations import joined, tensors_of, values_of
 from .posterior_network import AmortizedPosterior, Posterior
 from .simulated_rows import rows_of

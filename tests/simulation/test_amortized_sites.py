@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_genexact as gx
 from pyro_genexact.encoders import DeepSet, Joint, Standardized, Vector
-from pyro_genexact.inference.simulations import simulate
+from pyro_genexact.simulation.simulations import simulate
 from support.amortised import EXACT, FAST, SMALL, Y, fitted, items, kl, normal
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.checks import check_sizes
 from ..core.random import generator, seeded
-from .fitting import Progress
+from ..inference.fitting import Progress
 
 CHECKED = 1e-4  # tolerance of the comparison between vectorised and single runs, relative to 1 + |value|
 

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch.distributions import constraints
 
 import pyro_genexact as gx
-from pyro_genexact.inference.columns import Columns, affine_splines
+from pyro_genexact.simulation.columns import Columns, affine_splines
 from pyro_genexact.testing import redraw
 
 QUICK = {"simulations": 300, "epochs": 1, "progress": False}

@@ -16,8 +16,8 @@ from torch.utils.data import default_collate
 
 from ..core.checks import check_kind
 from ..core.random import checked_seed, generator, seeded
+from ..inference.fit import FitResult, fit
 from .columns import Columns, affine_splines
-from .fit import FitResult, fit
 from .given import Given, input_of, support_of
 from .items import Proposed, check_alike, check_density, finite, tables
 from .simulations import Draws, simulate, traced
@@ -32,7 +32,7 @@ class Likelihood(nn.Module):
     any guide and with NUTS. Its density is exact: it is positive on the support alone, integrates to 1, and is that of its samples.
 
     Args:
-        given: the latents.
+        given: the encoder of the latents.
         module: a module of ``given``'s number of features, whose call returns a distribution of the observed site.
 
     Attributes:
@@ -50,9 +50,10 @@ class Likelihood(nn.Module):
         (torch.Size([3]), torch.Size([4]))
     """
 
+    given: Given
     result: FitResult | None = None
 
-    def __init__(self, given: Given, module: nn.Module) -> None:
+    def __init__(self, given: Any, module: nn.Module) -> None:
         super().__init__()
         self.given, self.module = given, module
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.random import seeded
 from ..flows.recipes import nsf
-from .fit import fit
+from ..inference.fit import fit
 
 DIRECTIONS = 16  # principal components of the features, which the flow models
 FITTED, KEPT = 2048, 4096  # simulations to which the flow is fitted, and others whose log densities are kept

@@ -1,0 +1,1 @@
+"""Posteriors and likelihoods that are learned from simulations of a model."""

@@ -177,5 +177,5 @@ def test_calls_of_sbi_run(monkeypatch, tmp_path):
         assert old in code
         code = code.replace(old, new)
     names = {}
-    exec(compile(code, page, "exec"), names)
+    exec(compile(code, "coming_from_sbi.md", "exec"), names)
     assert names["draws"].shape == (20, 2) and names["ranks"].shape == (20, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from math import log
 from typing import Any
 
 import torch
@@ -204,7 +205,7 @@ class AmortizedPosterior(TorchDistribution):
         if len(found) == 1:
             return found[0]  # type: ignore[no-any-return]
         each = torch.stack(found)
-        return each.mean(0) if self.mean_of_members else each.logsumexp(0) - torch.tensor(float(len(found))).log()
+        return each.mean(0) if self.mean_of_members else each.logsumexp(0) - log(len(found))
 
     def _known(self, value: Tensor) -> Tensor | None:
         """Returns the log density of the last value of ``rsample``; None for others, and if it lacks a graph."""

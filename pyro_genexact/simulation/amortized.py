@@ -22,7 +22,7 @@ from ..flows.recipes import nsf
 from .latent_sites import dim_of, latent_sites
 from .latent_space import Group, Latent
 from .observations import Inputs, Observed, encoders_by_site
-from .one_call import observed_in, plates_of, register, run_of
+from .one_call import check_whole, observed_in, plates_of, register, run_of
 from .posterior_network import Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
@@ -77,7 +77,7 @@ class Amortized(nn.Module):
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: at the first call, if the model has no latents or lacks an observed site, if the support of a latent
-            is an infinite discrete set or depends on other latents, if an encoder does not fit its site, or if a plate is
+            is an infinite discrete set, or depends on other latents or on the row, if an encoder does not fit its site, or if a plate is
             subsampled although latents outside of it depend on all of its data.
 
     References: Papamakarios, Murray, "Fast ε-free inference of simulation models with Bayesian conditional density
@@ -236,6 +236,8 @@ class Amortized(nn.Module):
                 else run_of(self.program(args, kwargs))
             )
             observations = given if run is None else observed_in(run, self.observed, given)
+        if run is not None:
+            check_whole(run, self.observed, self._plate)
         posterior = self.posterior(observations)
         if posterior.batch_shape:
             raise ValueError(

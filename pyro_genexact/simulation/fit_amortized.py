@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..core.checks import check_kind, check_sizes
 from ..core.leaves import map_leaves
 from ..core.random import checked_seed, generator, seeded
 from ..inference.fit import FitResult, fit
 from .amortized import Amortized
-from .observations import joined, tensors_of, values_of
+from .latent_sites import OnlySites
+from .observations import joined, stacked, tensors_of, values_of
 from .posterior_network import AmortizedPosterior, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
@@ -92,8 +93,8 @@ def fit_amortized(
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have
-            other shapes than in the model, if no simulation is finite, or if latents or their supports differ between runs of
-            the model.
+            other shapes than in the model, if no simulation is finite, if latents or their supports differ between runs of
+            the model, or if it has a ``pyro.factor``, which simulations ignore.
 
     Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
 
@@ -119,7 +120,7 @@ def fit_amortized(
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]
     if isinstance(simulations, int):
-        program = guide.program(args, kwargs, model)
+        program = OnlySites(names)(guide.program(args, kwargs, model))
         simulations = simulate(
             program, names, simulations, seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
         )
@@ -128,8 +129,7 @@ def fit_amortized(
         "checkpoint": checkpoint, "every": every, "seed": seed, "progress": progress, "compile": compile,
     }  # fmt: skip
     if not isinstance(simulations, Mapping) and hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__"):
-        items: Any = simulations
-        simulations = default_collate([items[i] for i in range(len(items))])
+        simulations = stacked(simulations)
     if isinstance(simulations, Mapping):
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
@@ -171,20 +171,32 @@ def _fit_typicality(guide: Amortized, observations: dict[str, Any], size: int, s
     network = guide.made()
     if size < 2 or guide.typicality is None:
         return
-    index = torch.randperm(size, generator=generator(seed))[: FITTED + KEPT]
+    index = torch.randperm(size, generator=generator(seed), device="cpu")[: FITTED + KEPT]
     parts = [map_leaves(lambda x, i=i: x[i.to(x.device)], observations) for i in index.split(AT_ONCE)]  # type: ignore[misc]
     features = torch.cat([network.encode(part)[1] for part in parts])
     guide.typicality.to(features).fit(features, network.has_rows, seed)
 
 
 class _Stream(IterableDataset[Any]):
-    """The next batches of an iterator as one epoch."""
+    """The next batches of an iterator as one epoch.
+
+    Raises:
+        ValueError: if the iterator ends.
+    """
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(self.batches, BATCHES)
+        for number in range(BATCHES):
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                raise ValueError(
+                    f"Expected simulations to be an iterator without end, with {BATCHES} batches per epoch after the first "
+                    f"{FIRST} draws; got {number} batches in the last epoch. Pass stored draws as a dict or a Dataset."
+                ) from None
+            yield batch
 
 
 class _Training(nn.Module):

@@ -59,7 +59,7 @@ class Latent:
             shape[row] = 1
         discrete = innermost(fn.support).is_discrete
         values = _categories(name, fn) if discrete else None
-        onto = None if discrete else _onto(name, fn.support, Size(shape))
+        onto = None if discrete else _onto(name, _of_one_row(name, fn.support, row), Size(shape))
         frames = tuple(Plate(f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized)
         return cls(name, Size(shape), fn.event_dim, frames, row, values, onto)
 
@@ -182,7 +182,7 @@ class Flattened:
 
     def inverse_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         batch = flat.shape[:-1]
-        y = flat.reshape(*batch, *self.shape)
+        y = flat.reshape((*batch, *self.shape))
         inside = self.support.check(y).reshape(*batch, -1).all(-1)
         inner = self.bijection(y.new_zeros(self.real_shape))
         y = torch.where(inside.reshape(*batch, *[1] * len(self.shape)), y, inner)
@@ -194,7 +194,7 @@ class Flattened:
 
     def call_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         batch = flat.shape[:-1]
-        x = flat.reshape(*batch, *self.real_shape)
+        x = flat.reshape((*batch, *self.real_shape))
         y = self.bijection(x)
         if isinstance(innermost(self.support), _ORDERED):
             y = _increasing(y)
@@ -208,6 +208,26 @@ def _increasing(y: Tensor) -> Tensor:
         above = parts[-1].detach()
         parts.append(torch.maximum(part, torch.nextafter(above, above.new_full((), torch.inf))))
     return torch.stack(parts, -1)
+
+
+def _of_one_row(name: str, support: Any, row: int | None) -> Any:
+    """Returns the support of one row, given that of all rows.
+
+    Raises:
+        ValueError: if its bounds differ between the rows.
+    """
+
+    def first(t: Tensor) -> Tensor:
+        if row is None or t.dim() < -row or t.shape[row] == 1:
+            return t
+        if (t != t.narrow(row, 0, 1)).any():
+            raise ValueError(
+                f"Expected {name} with the same support in every row of its plate; got bounds {t.tolist()}. Sample it on a "
+                "fixed support and rescale it."
+            )
+        return t.narrow(row, 0, 1)
+
+    return map_leaves(first, support) if tensors_in(support) else support
 
 
 def _onto(name: str, support: Any, shape: Size) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -189,6 +190,27 @@ def test_rows_that_depend_on_each_other():
     x = torch.tensor([[1.0, 0], [0, 1], [2, 0], [0, 2], [10, 10]])  # the last three are observed with noise 1
     exact = _conditional(x @ x.T, slice(2, 5), torch.cat([2 * Y, torch.tensor([15.0])]), 2, noise=1.0)
     assert kl(guide, data, lambda z: exact.log_prob(z["z"])) < 0.03
+
+
+def hidden(number):
+    def program():
+        with pyro.plate("rows", 2):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(2), torch.ones(2)))
+            pyro.sample("y", dist.Normal(z, 0.5))
+        pyro.deterministic("total", torch.as_tensor(number(z)))
+
+    return program
+
+
+def test_dependences_that_only_values_show():
+    for number, plate in (
+        (lambda z: sum(map(float, z)), None),
+        (lambda z: z.numpy().max(), None),
+        (lambda z: np.random.normal() + 0 * float(z[0]), "rows"),
+    ):
+        guide = gx.guides.Amortized(hidden(number), ("y", "total"))
+        guide.setup()
+        assert [x.row for x in guide.latents] == [None if plate is None else -1]
 
 
 def mixed(y=None):

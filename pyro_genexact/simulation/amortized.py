@@ -41,7 +41,9 @@ class Amortized(nn.Module):
     *global*, and the sizes of other plates are fixed. If sites outside of the row plate depend on its latents, so that its rows
     are not independent given the others, all latents are global. The posterior is
 
-        q(globals | all observations) prod_r q(locals of row r | observations of row r, globals).
+        q(globals | all observations) prod_r q(locals of row r | observations of row r, globals),
+
+    or, of an ensemble, the equal mixture of K such products. Each factor is also given the observed sites outside of the plate.
 
     Discrete latents with finite supports have a chain rule of categorical heads, and continuous ones a flow given these. The flow
     is over the residuals of a linear regression of the unconstrained latents on the observations, with mean 0 and covariance 1.
@@ -77,8 +79,8 @@ class Amortized(nn.Module):
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: at the first call, if the model has no latents or lacks an observed site, if the support of a latent
-            is an infinite discrete set, or depends on other latents or on the row, if an encoder does not fit its site, or if a plate is
-            subsampled although latents outside of it depend on all of its data.
+            is an infinite discrete set, or depends on other latents or on the row, if an encoder does not fit its site, or if a
+            plate is subsampled although latents outside of it depend on all of its data.
 
     References: Papamakarios, Murray, "Fast ε-free inference of simulation models with Bayesian conditional density
     estimation", NeurIPS 2016; Greenberg, Nonnenmacher, Macke, "Automatic posterior transformation for likelihood-free
@@ -162,7 +164,10 @@ class Amortized(nn.Module):
         return Posterior(make, groups, plate is not None, inputs, more, ensemble)
 
     def program(self, args: Any, kwargs: Mapping[str, Any], model: Any = None) -> Callable[[], Any]:
-        """Returns a model, by default that of the guide, without arguments; it gets observations only if it has arguments for them."""
+        """Returns a model without arguments, by default that of the guide.
+
+        It gets those observations for which it has arguments.
+        """
         model = self._model[0] if model is None else model
         if model is None:
             raise RuntimeError("Unpickled guides carry no model; construct the guide anew and load the state dict.")
@@ -292,10 +297,11 @@ class Amortized(nn.Module):
         """
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)
-        posterior = self.posterior(observations)
-        if self.typicality is not None:
-            self.typicality.warn(posterior.features, self.made().has_rows)
-        return self._unpacked(posterior.sample((num,)), posterior.rows)
+        with torch.no_grad():
+            posterior = self.posterior(observations)
+            if self.typicality is not None:
+                self.typicality.warn(posterior.features, self.made().has_rows)
+            return self._unpacked(posterior.sample((num,)), posterior.rows)
 
     @torch.no_grad()
     def tail_probability(self, observations: Mapping[str, Any]) -> Tensor:

@@ -66,12 +66,13 @@ def fit_amortized(
         args: arguments of the model.
         simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
             and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw;
-            or an iterator of such dicts with any number of rows, for endless simulation: an epoch is then 100 of these
+            or an endless iterator of such dicts with any number of rows, an epoch is then 100 of these
             batches, and the first ones are the validation rows.
         ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default that of a guide
             that already has networks, else 4.
         vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
-            with single runs. Otherwise it runs N times.
+            with single runs. Otherwise it runs N times. A model with noise outside of its sites does not agree; if this
+            noise has one number per simulation, pass True.
         num_workers: the number of processes for runs one by one.
         validation: the fraction of the simulations to hold out for early stopping, or None.
         epochs: as in :func:`~pyro_genexact.fit`, like the arguments below.

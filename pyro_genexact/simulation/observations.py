@@ -14,7 +14,7 @@ from ..core.lengths import checked_lengths, site_mask
 from ..encoders.base import Encoder
 from ..encoders.vectors import Joint, Standardized
 
-SEEN, LENGTHS = ".seen", ".lengths"  # appended to the name of a site, see ``tensors_of``
+SEEN, LENGTHS = "$$$seen", "$$$lengths"  # appended to the name of a site, see ``tensors_of``
 
 
 class Observed(nn.Module):

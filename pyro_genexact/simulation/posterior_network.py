@@ -55,9 +55,7 @@ class Member(nn.Module):
         """Returns what the globals and what the locals are given; of rows, if there are any (*batch, R, F)."""
         embedded = self.embed(features)
         each = Encoded(linear, torch.cat([features, embedded], -1))
-        if not self.rows:
-            return each, each
-        if self.pool is None:
+        if self.pool is None:  # no rows, or only local latents
             return each, each
         size = features.new_full((*features.shape[:-2], 1), float(features.shape[-2])).log()
         return Encoded(linear.mean(-2), torch.cat([self.pool(embedded).mean(-2), size], -1)), each
@@ -144,7 +142,7 @@ class Posterior(nn.Module):
         return posterior
 
     def encode(self, observations: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Returns the regression's inputs and the features of the observations, (*batch, [R,] L) and (*batch, [R,] F)."""
+        """Returns the inputs (*batch, [R,] L) of the regression and the features (*batch, [R,] F) of the observations."""
         linear, features = self.inputs(observations)
         if self.outside is None:
             return linear, features

@@ -101,7 +101,7 @@ def simulate(
     if reason and size > 1:
         warnings.warn(
             f"The model is run {size} times, one by one, since it does not run in an outer plate: {reason} Pass "
-            "vectorize=False if this is intended.",
+            "vectorize=False if this is intended, or vectorize=True if one run of all draws is right.",
             stacklevel=3,
         )
     return _one_by_one(Runs(program, shapes, size, seed, given), num_workers, progress)

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_genexact as gx
 from pyro_genexact import testing
-from support.amortised import EXACT, Y, fitted, groups, kl, normal
+from support.amortised import EXACT, SMALL, Y, fitted, groups, kl, normal
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +82,23 @@ def test_no_draw_outside_of_the_supports():
             assert (draws["interval"] > 2.9999995).any() and (
                 draws["ordered"].diff() < 1e-6 * draws["ordered"].abs()[:, 1:]
             ).any()
+
+    inside = {name: value[:3] for name, value in draws.items()}
+    assert guide.log_prob(inside, {"y": torch.tensor(0.3)}).isfinite().all()
+    for name, value in inside.items():  # also those outside have -inf
+        found = guide.log_prob({**inside, name: -value - 4}, {"y": torch.tensor(0.3)})
+        assert (found == -math.inf).all(), name
+
+
+@torch.no_grad()
+def test_draws_of_an_ensemble_come_from_all_its_members():
+    network = gx.guides.Amortized(normal, **SMALL).setup(ensemble=2)
+    for member, place in zip(network.members, (-20.0, 20.0), strict=True):
+        member.of_all.shift.fill_(place)
+    posterior = network(y=Y)
+    for draws in (posterior.sample((2000,)), posterior.rsample((2000,))):
+        positive = (draws > 0).float()
+        assert torch.equal(positive[:, 0], positive[:, 1]) and 0.45 < positive.mean() < 0.55
 
 
 def unit(y=None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -57,8 +58,9 @@ def fit_amortized(
     estimation). Its maximum is the posterior, averaged over observations that the model generates. No site needs a
     ``log_prob``.
 
-    Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not affected.
-    At a site whose encoder reads missing entries, NaN is a missing entry, and only simulations without any entry are left out.
+    Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not
+    affected. At a site whose encoder reads missing entries, NaN is a missing entry, and only simulations without any entry are
+    left out.
 
     Args:
         model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
@@ -120,10 +122,10 @@ def fit_amortized(
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]
-    if isinstance(simulations, int):
+    if isinstance(simulations, Integral):
         program = OnlySites(names)(guide.program(args, kwargs, model))
         simulations = simulate(
-            program, names, simulations, seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
+            program, names, int(simulations), seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
         )
     options = {
         "epochs": epochs, "seconds": seconds, "batch_size": batch_size, "lr": lr, "patience": patience, "fabric": fabric,

@@ -118,7 +118,8 @@ def _joined(
         with all_seeded(0):
             nodes = traced(program, given).nodes
         found.append([t for name in outside for t in tensors_in(nodes[name]["fn"])])
-    return any(not torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    pairs = ((a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    return any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
 
 
 def dim_of(site: Site, plate: str | None) -> int | None:

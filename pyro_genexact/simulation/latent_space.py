@@ -137,7 +137,7 @@ class Group:
 
     def pack(self, values: Mapping[str, Tensor], rows: int, dtype: torch.dtype) -> Tensor:
         """Returns the values of one group as (*sample, R, size)."""
-        return torch.cat([x.flat(values[x.name], rows, dtype) for x in self.latents], -1)
+        return broadcast([x.flat(values[x.name], rows, dtype) for x in self.latents], 2)
 
     def unpack(self, packed: Tensor, batch: Size, merged: bool = False) -> dict[str, Tensor]:
         """Returns the values by name, given (*batch, R, size); ``merged`` as in :meth:`Latent.unflat`."""
@@ -163,6 +163,12 @@ class Group:
         parts = real.split([x.real_size for x in self.continuous], -1)
         found = [_on(x.onto, real.device).call_and_ladj(part) for x, part in zip(self.continuous, parts, strict=True)]
         return torch.cat([value for value, _ in found], -1), sum(ladj for _, ladj in found)  # type: ignore[return-value]
+
+
+def broadcast(parts: Sequence[Tensor], dims: int) -> Tensor:
+    """Concatenates tensors along the last dim; all but ``dims`` rightmost dims broadcast."""
+    batch = torch.broadcast_shapes(*(part.shape[:-dims] for part in parts))
+    return torch.cat([part.expand(*batch, *part.shape[-dims:]) for part in parts], -1)
 
 
 class Flattened:
@@ -246,7 +252,9 @@ def _onto(name: str, support: Any, shape: Size) -> Any:
     try:
         return Flattened(support, shape)
     except NotImplementedError as error:
-        raise ValueError(f"Expected {name} with a support of biject_to; got {support}.") from error
+        raise ValueError(
+            f"Expected {name} with a support that biject_to maps from real numbers, one to one; got {support}."
+        ) from error
 
 
 def _on(onto: Any, device: torch.device) -> Any:

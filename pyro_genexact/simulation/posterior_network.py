@@ -199,7 +199,8 @@ class AmortizedPosterior(TorchDistribution):
             return known
         batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         parts = self.network.split(value.expand(*batch, -1), self.rows)
-        found = [member.log_prob(*parts, given) for member, given in zip(self.network.members, self.given, strict=True)]  # type: ignore[operator]
+        pairs = zip(self.network.members, self.given, strict=True)
+        found = [member.log_prob(*parts, given) for member, given in pairs]  # type: ignore[operator]
         if len(found) == 1:
             return found[0]  # type: ignore[no-any-return]
         each = torch.stack(found)

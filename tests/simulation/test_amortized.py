@@ -120,6 +120,8 @@ def test_density_integrates_to_1():
     p, s = torch.meshgrid(2 * points, points, indexing="ij")
     with torch.no_grad():
         density = guide.log_prob({"p": p, "s": s}, {"y": y}).exp()
+        grid = guide.log_prob({"p": 2 * points[:, None], "s": points}, {"y": y}).exp()  # broadcasts
+    torch.testing.assert_close(grid, density)
     assert (density * 2 * weight[:, None] * weight).sum().item() == pytest.approx(1, abs=1e-4)
     edge = torch.tensor([2.5, 0.0, -1.0, 1.0], dtype=torch.float64)
     outside = guide.log_prob({"p": edge, "s": torch.tensor([0.5, 0.5, 0.5, 1.0], dtype=torch.float64)}, {"y": y})

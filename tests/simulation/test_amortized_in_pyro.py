@@ -151,6 +151,8 @@ def test_copies_files_and_dtypes(tmp_path):
     each = [m.log_prob(*parts, given) for m, given in zip(wide.network.members, q.given, strict=True)]
     mixture = torch.stack(each).exp().mean(0).log()
     torch.testing.assert_close(q.log_prob(value), mixture, atol=1e-12, rtol=0)
+    in_training = wide.network.given({"y": Y.double()}, mean=True).log_prob(value)
+    torch.testing.assert_close(in_training, torch.stack(each).mean(0), atol=1e-12, rtol=0)
 
 
 def test_threads():

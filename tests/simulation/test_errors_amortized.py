@@ -122,6 +122,28 @@ def test_models():
         fit(*of(lambda: pyro.sample("y", dist.Normal(0.0, 1.0))))
 
 
+def columns(n=3, y=None):
+    with pyro.plate("columns", n):
+        v = pyro.sample("v", dist.Uniform(0.0, 1.0))
+    pyro.sample("y", dist.Normal(v.sum(-1), 1.0), obs=y)
+    pyro.sample("z", dist.Normal(v[..., 0], 1.0), obs=y)
+
+
+def test_latents_on_the_boundary_and_other_sizes():
+    guide, _ = of(columns, observed=("y", "z"))
+    v = torch.rand(2000, 3).clamp(0.001, 0.999)
+    v[7, 0] = 1.0
+    data = {"v": v, "y": v.sum(-1), "z": v[:, 0]}
+    with pytest.warns(UserWarning, match="1 simulations with latents on the boundary"):
+        assert math.isfinite(fit(guide, columns, data).train[-1])
+    with pytest.raises(ValueError, match=re.escape("inside their supports; got 2.0% outside")):
+        fit(guide, columns, {name: value[:50] for name, value in data.items()})
+    with pytest.raises(ValueError, match="'columns' of size 3, as in the first call; got 5"):
+        guide(5, torch.zeros(()))
+    with pytest.raises(ValueError, match=re.escape("number of rows; got shapes {'y': (4,), 'z': (5,)}")):
+        guide.draws({"y": torch.zeros(4), "z": torch.zeros(5)}, 2)
+
+
 def test_encoder():
     with pytest.raises(TypeError, match="attribute features; got Linear"):
         gx.guides.Amortized(model, encoder=nn.Linear(2, 3))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.devices import device_of
 from ..inference.elbo import needs_log_prob
-from ..simulation.simulations import ResampleObserved
+from ..simulation.simulations import ResampleObserved, is_deterministic
 
 Site = dict[str, Any]
 CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs
@@ -196,11 +196,6 @@ def observations(trace: Any) -> Iterator[tuple[str, Site]]:
     for name, site in _samples(trace):
         if site["is_observed"] and not is_deterministic(site) and site["value"].numel():
             yield name, site
-
-
-def is_deterministic(site: Site) -> bool:
-    """Returns whether a site comes from ``pyro.deterministic``."""
-    return bool(site["infer"].get("_deterministic"))
 
 
 def _is_helper(site: Site) -> bool:

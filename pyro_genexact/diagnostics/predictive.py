@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..core.checks import check_sizes
 from ..core.values import numbers
-from ..simulation.simulations import simulate, traced
+from ..simulation.simulations import is_deterministic, simulate, traced
 from .data import arrays, container, count
-from .guide_draws import dims_of, is_deterministic, latents
+from .guide_draws import dims_of, latents
 
 Statistic = Callable[[dict[str, Tensor]], Tensor]
 

@@ -20,9 +20,9 @@ from ..contexts import unpadded
 from ..core.checks import check_sizes
 from ..flows.recipes import nsf
 from .latent_sites import dim_of, latent_sites
-from .latent_space import Group, Latent
+from .latent_space import Group, Latent, broadcast
 from .observations import Inputs, Observed, encoders_by_site
-from .one_call import observed_in, plates_of, register, run_of
+from .one_call import check_whole, observed_in, plates_of, register, run_of
 from .posterior_network import Member, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
@@ -36,25 +36,27 @@ class Amortized(nn.Module):
     """A guide that maps any observation to a posterior of all latents of a model.
 
     The latents, their supports and their plates are those of the model. The posterior of a latent has no mass outside of
-    its support, and its density is exact. The *row plate* is the leftmost plate that contains latents and observed sites. The
-    latents in it are *local*: each row has the same networks, and the number of rows may change from call to call. All others are
-    *global*, and the sizes of other plates are fixed. If sites outside of the row plate depend on its latents, so that its rows
-    are not independent given the others, all latents are global. The posterior is
+    its support, and its density is exact. The *row plate* is the leftmost plate that contains latents and observed sites.
+    The latents in it are *local*: each row has the same networks, and the number of rows may change from call to call. All
+    others are *global*, and the sizes of other plates are fixed. If sites outside of the row plate depend on its latents, so
+    that its rows are not independent given the others, all latents are global. The posterior is
 
-        q(globals | all observations) prod_r q(locals of row r | observations of row r, globals).
+        q(globals | all observations) prod_r q(locals of row r | observations of row r, globals),
+
+    or, of an ensemble, the equal mixture of K such products. Each factor is also given the observed sites outside of the plate.
 
     Discrete latents with finite supports have a chain rule of categorical heads, and continuous ones a flow given these. The flow
     is over the residuals of a linear regression of the unconstrained latents on the observations, with mean 0 and covariance 1.
 
-    Fit the guide to simulations by :func:`~pyro_genexact.fit_amortized`, or to the ELBO by :func:`~pyro_genexact.fit_guide`; draws
-    are reparameterised if all latents are continuous, and ``recipe=flows.iaf`` is then the fastest recipe. As a Pyro guide it
-    is called with the arguments of the model, and reads the observations from ``observations=``, from keyword arguments with
+    Fit the guide to simulations by :func:`~pyro_genexact.fit_amortized`, or to the ELBO by :func:`~pyro_genexact.fit_guide`.
+    Draws are reparameterised if all latents are continuous, and ``recipe=flows.iaf`` is then the fastest recipe for the ELBO. As
+    a Pyro guide it is called with the arguments of the model, and reads the observations from ``observations=``, from keyword arguments with
     the names of the observed sites, or from the observed sites of a run of the model. The row plate may be subsampled if all
-    latents are in it; model and guide then have the same rows.
+    latents are in it and the guide has one flow; model and guide then have the same rows.
 
     An observed site is one vector unless an encoder reads it. Encoders of sets and series read any number of items, and values
-    of different sizes as a :class:`~pyro_genexact.PaddedSequence`. All encoders of :mod:`pyro_genexact.encoders` but ``Standardized``
-    read NaN as a missing entry. Data on which the posterior depends besides, such as covariates, need a site too:
+    of different sizes as a :class:`~pyro_genexact.PaddedSequence`. All encoders of :mod:`pyro_genexact.encoders` but
+    ``Standardized`` read NaN as a missing entry. Other data on which the posterior depends, such as covariates, need a site too:
     ``pyro.sample("x", Delta(x), obs=x)``.
 
     Copies keep the model. Pickles and files of :func:`~pyro_genexact.save` do not contain it; the loaded guide has draws and
@@ -77,8 +79,8 @@ class Amortized(nn.Module):
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: at the first call, if the model has no latents or lacks an observed site, if the support of a latent
-            is an infinite discrete set or depends on other latents, if an encoder does not fit its site, or if a plate is
-            subsampled although latents outside of it depend on all of its data.
+            is an infinite discrete set, or depends on other latents or on the row, if an encoder does not fit its site, or if a
+            plate is subsampled although latents outside of it depend on all of its data.
 
     References: Papamakarios, Murray, "Fast ε-free inference of simulation models with Bayesian conditional density
     estimation", NeurIPS 2016; Greenberg, Nonnenmacher, Macke, "Automatic posterior transformation for likelihood-free
@@ -162,7 +164,10 @@ class Amortized(nn.Module):
         return Posterior(make, groups, plate is not None, inputs, more, ensemble)
 
     def program(self, args: Any, kwargs: Mapping[str, Any], model: Any = None) -> Callable[[], Any]:
-        """Returns a model, by default that of the guide, without arguments; it gets observations only if it has arguments for them."""
+        """Returns a model without arguments, by default that of the guide.
+
+        It gets those observations for which it has arguments.
+        """
         model = self._model[0] if model is None else model
         if model is None:
             raise RuntimeError("Unpickled guides carry no model; construct the guide anew and load the state dict.")
@@ -236,6 +241,8 @@ class Amortized(nn.Module):
                 else run_of(self.program(args, kwargs))
             )
             observations = given if run is None else observed_in(run, self.observed, given)
+        if run is not None:
+            check_whole(run, self.observed, self._plate)
         posterior = self.posterior(observations)
         if posterior.batch_shape:
             raise ValueError(
@@ -290,10 +297,11 @@ class Amortized(nn.Module):
         """
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)
-        posterior = self.posterior(observations)
-        if self.typicality is not None:
-            self.typicality.warn(posterior.features, self.made().has_rows)
-        return self._unpacked(posterior.sample((num,)), posterior.rows)
+        with torch.no_grad():
+            posterior = self.posterior(observations)
+            if self.typicality is not None:
+                self.typicality.warn(posterior.features, self.made().has_rows)
+            return self._unpacked(posterior.sample((num,)), posterior.rows)
 
     @torch.no_grad()
     def tail_probability(self, observations: Mapping[str, Any]) -> Tensor:
@@ -325,7 +333,7 @@ class Amortized(nn.Module):
         continuous ones. It is -inf outside of the supports.
 
         Args:
-            latents: tensors (*sample, *batch, ...) by latent.
+            latents: tensors (*sample, *batch, ...) by latent, whose sample and batch dims broadcast.
             observations: tensors (*batch, ...) by observed site.
 
         Returns:
@@ -343,7 +351,7 @@ class Amortized(nn.Module):
         values = {name: torch.as_tensor(value).to(like.device) for name, value in latents.items()}
         of_all, of_row = network.groups
         parts = [group.pack(values, rows, like.dtype).flatten(-2) for group in (of_all, of_row) if group.size]
-        return torch.cat(parts, -1)
+        return broadcast(parts, 1)
 
     def _unpacked(self, packed: Tensor, rows: int, merged: bool = False) -> dict[str, Tensor]:
         of_all, of_row = self.made().groups

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..core.checks import check_kind, check_sizes
 from ..core.leaves import map_leaves
 from ..core.random import checked_seed, generator, seeded
 from ..inference.fit import FitResult, fit
 from .amortized import Amortized
-from .observations import joined, tensors_of, values_of
+from .latent_sites import OnlySites
+from .observations import joined, stacked, tensors_of, values_of
 from .posterior_network import AmortizedPosterior, Posterior
 from .simulated_rows import rows_of
 from .simulations import simulate
@@ -56,8 +58,9 @@ def fit_amortized(
     estimation). Its maximum is the posterior, averaged over observations that the model generates. No site needs a
     ``log_prob``.
 
-    Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not affected.
-    At a site whose encoder reads missing entries, NaN is a missing entry, and only simulations without any entry are left out.
+    Simulations with NaN or infinity are left out, with a warning; the posterior given an observation without them is not
+    affected. At a site whose encoder reads missing entries, NaN is a missing entry, and only simulations without any entry are
+    left out.
 
     Args:
         model: a Pyro model, called as ``model(*args, **kwargs)``; its observed sites are sampled.
@@ -65,12 +68,13 @@ def fit_amortized(
         args: arguments of the model.
         simulations: N, the number of joint draws from the prior predictive; or these draws, tensors (N, ...) of all latents
             and observed sites by name (or PaddedSequences of sets and series); or a Dataset of such dicts, one item per draw;
-            or an iterator of such dicts with any number of rows, for endless simulation: an epoch is then 100 of these
+            or an endless iterator of such dicts with any number of rows, an epoch is then 100 of these
             batches, and the first ones are the validation rows.
         ensemble: K, the number of flows, trained together, whose equal mixture is the posterior; by default that of a guide
             that already has networks, else 4.
         vectorize: whether the model runs all simulations at once, in a plate around all others; by default, if this agrees
-            with single runs. Otherwise it runs N times.
+            with single runs. Otherwise it runs N times. A model with noise outside of its sites does not agree; if this
+            noise has one number per simulation, pass True.
         num_workers: the number of processes for runs one by one.
         validation: the fraction of the simulations to hold out for early stopping, or None.
         epochs: as in :func:`~pyro_genexact.fit`, like the arguments below.
@@ -92,8 +96,8 @@ def fit_amortized(
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if ``ensemble`` is not a positive integer, if there are too few simulations, if sites are missing, or have
-            other shapes than in the model, if no simulation is finite, or if latents or their supports differ between runs of
-            the model.
+            other shapes than in the model, if no simulation is finite, if latents or their supports differ between runs of
+            the model, or if it has a ``pyro.factor``, which simulations ignore.
 
     Cost: N runs of the model, and a forward and a backward pass of the networks over the simulations per epoch.
 
@@ -118,18 +122,17 @@ def fit_amortized(
     with seeded(seed, torch.device("cpu")):
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]
-    if isinstance(simulations, int):
-        program = guide.program(args, kwargs, model)
+    if isinstance(simulations, Integral):
+        program = OnlySites(names)(guide.program(args, kwargs, model))
         simulations = simulate(
-            program, names, simulations, seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
+            program, names, int(simulations), seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
         )
     options = {
         "epochs": epochs, "seconds": seconds, "batch_size": batch_size, "lr": lr, "patience": patience, "fabric": fabric,
         "checkpoint": checkpoint, "every": every, "seed": seed, "progress": progress, "compile": compile,
     }  # fmt: skip
     if not isinstance(simulations, Mapping) and hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__"):
-        items: Any = simulations
-        simulations = default_collate([items[i] for i in range(len(items))])
+        simulations = stacked(simulations)
     if isinstance(simulations, Mapping):
         packed, observations = rows_of(guide, simulations, names)
         network.standardise(packed, observations)
@@ -171,20 +174,32 @@ def _fit_typicality(guide: Amortized, observations: dict[str, Any], size: int, s
     network = guide.made()
     if size < 2 or guide.typicality is None:
         return
-    index = torch.randperm(size, generator=generator(seed))[: FITTED + KEPT]
+    index = torch.randperm(size, generator=generator(seed), device="cpu")[: FITTED + KEPT]
     parts = [map_leaves(lambda x, i=i: x[i.to(x.device)], observations) for i in index.split(AT_ONCE)]  # type: ignore[misc]
     features = torch.cat([network.encode(part)[1] for part in parts])
     guide.typicality.to(features).fit(features, network.has_rows, seed)
 
 
 class _Stream(IterableDataset[Any]):
-    """The next batches of an iterator as one epoch."""
+    """The next batches of an iterator as one epoch.
+
+    Raises:
+        ValueError: if the iterator ends.
+    """
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(self.batches, BATCHES)
+        for number in range(BATCHES):
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                raise ValueError(
+                    f"Expected simulations to be an iterator without end, with {BATCHES} batches per epoch after the first "
+                    f"{FIRST} draws; got {number} batches in the last epoch. Pass stored draws as a dict or a Dataset."
+                ) from None
+            yield batch
 
 
 class _Training(nn.Module):

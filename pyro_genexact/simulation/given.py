@@ -14,8 +14,8 @@ from torch.distributions import constraints
 from ..core.leaves import map_leaves, tensors_in
 from ..families.supports import innermost
 from .columns import CATEGORIES
-from .items import is_deterministic
 from .latent_space import Group, Latent
+from .simulations import is_deterministic
 
 ROWS = 100_000  # that set the standardisation of the inputs
 

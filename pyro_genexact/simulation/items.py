@@ -14,7 +14,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 
-from .simulations import Draws
+from .simulations import Draws, is_deterministic
 
 SUBSET = 2000  # simulations for the checks
 LARGEST_Z = 6.0  # of the comparisons between rows; chance exceeds it with probability 2e-9
@@ -68,11 +68,6 @@ class Layout:
         rows = own if rows is None else rows
         value = value.reshape(len(value), *[1] * (len(rows) - len(own)), *own, *item)
         return value.expand(len(value), *rows, *item)
-
-
-def is_deterministic(site: Any) -> bool:
-    """Returns whether a site is one of ``pyro.deterministic``."""
-    return bool(site["infer"].get("_deterministic"))
 
 
 def event_dim(site: Any) -> int:

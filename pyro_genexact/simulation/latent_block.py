@@ -48,9 +48,9 @@ class Block(nn.Module):
     """The distribution of a group of latents given the encoded observations.
 
     The categories have a chain rule of categorical heads. Given the categories, the real numbers are
-    ``shift + regression @ inputs + scale @ flow(noise)``. ``standardise`` sets the three by linear regression on simulations, so that
-    the flow learns the residuals, with mean 0 and covariance 1, from the observations. The last transform of the flow is a shift and
-    a scale of each residual that are linear in the context. All starts at the regression.
+    ``shift + regression @ inputs + scale @ flow(noise)``. ``standardise`` sets the three by linear regression on simulations, so
+    that the flow learns residuals with mean 0 and covariance 1. The last transform of the flow is a shift and a scale of each
+    residual that are linear in the context. Before training, the flow is the identity.
 
     Args:
         group: the latents.

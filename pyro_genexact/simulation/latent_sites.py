@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import get_provenance
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 from ..core.leaves import tensors_in
-from .simulations import traced
+from .simulations import all_seeded, is_deterministic, traced
 
 Site = dict[str, Any]
+RUNS = 4  # of the model, in search of dependences
 
 
 def latent_sites(program: Callable[[], Any], observed: Sequence[str]) -> tuple[Any, dict[str, Site], str | None]:
@@ -48,7 +52,7 @@ def latent_sites(program: Callable[[], Any], observed: Sequence[str]) -> tuple[A
         )
     _check_supports((site, other.nodes[name]) for name, site in sites.items())
     plate = _row_plate(one, sites, observed)
-    if plate is not None and _joined(program, plate, sites, observed):
+    if plate is not None and _joined(program, one, plate, sites, observed):
         plate = None
     _check_plates(one, sites, observed, plate)
     return one, sites, plate
@@ -60,8 +64,30 @@ def _is_latent(site: Any) -> bool:
         and not site["is_observed"]
         and not site_is_subsample(site)
         and not site["infer"].get("is_auxiliary")
-        and not site["infer"].get("_deterministic")
+        and not is_deterministic(site)
     )
+
+
+class OnlySites(Messenger):
+    """Raises a ValueError if a run of a model has a factor, or latents that are not among the given sites.
+
+    Simulations do not depend on a factor, so that their posterior is not that of the model.
+
+    Args:
+        names: the sites.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = {*names}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], dist.Unit):
+            raise ValueError(f"Expected a model without factors, which simulations ignore; got {msg['name']!r}.")
+        if _is_latent(msg) and msg["name"] not in self.names:
+            raise ValueError(
+                f"Expected the same latents in every run of the model; got {msg['name']!r} in some runs only."
+            )
 
 
 def _row_plate(trace: Any, sites: Mapping[str, Site], observed: Sequence[str]) -> str | None:
@@ -70,16 +96,30 @@ def _row_plate(trace: Any, sites: Mapping[str, Site], observed: Sequence[str]) -
     return min(shared, key=lambda f: f.dim).name if shared else None
 
 
-def _joined(program: Callable[[], Any], plate: str, sites: Mapping[str, Site], observed: Sequence[str]) -> bool:
-    """Returns whether sites outside of a plate depend on latents in it, as far as tensors show this."""
+def _joined(
+    program: Callable[[], Any], one: Any, plate: str, sites: Mapping[str, Site], observed: Sequence[str]
+) -> bool:
+    """Returns whether sites outside of a plate depend on latents in it, as tensors or a few runs show."""
     inside = {name for name, site in sites.items() if dim_of(site, plate) is not None}
-    try:
-        with torch.random.fork_rng([]), pyro.validation_enabled(False):
-            nodes: Any = traced(TrackProvenance()(program)).nodes
-    except Exception:  # code that takes only plain tensors; it hides dependences
+    outside = [name for name in (*sites, *observed) if dim_of(one.nodes[name], plate) is None]
+    if not outside:
         return False
-    outside = [nodes[name] for name in (*sites, *observed) if name in nodes and dim_of(nodes[name], plate) is None]
-    return any(get_provenance(t) & inside for site in outside for t in tensors_in(site["fn"]))
+    with suppress(Exception), torch.random.fork_rng([]), pyro.validation_enabled(False):
+        nodes = traced(TrackProvenance()(program)).nodes
+        if any(get_provenance(t) & inside for name in outside for t in tensors_in(nodes[name]["fn"])):
+            return True
+    # code of numbers and arrays hides dependences, so runs with other values of these latents show them
+    given = {name: one.nodes[name]["value"] for name in (*sites, *observed) if not is_deterministic(one.nodes[name])}
+    found = []
+    for i in range(RUNS):
+        if i:
+            other = traced(program).nodes
+            given |= {name: other[name]["value"] for name in inside}
+        with all_seeded(0):
+            nodes = traced(program, given).nodes
+        found.append([t for name in outside for t in tensors_in(nodes[name]["fn"])])
+    pairs = ((a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    return any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
 
 
 def dim_of(site: Site, plate: str | None) -> int | None:

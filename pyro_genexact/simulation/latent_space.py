@@ -59,7 +59,7 @@ class Latent:
             shape[row] = 1
         discrete = innermost(fn.support).is_discrete
         values = _categories(name, fn) if discrete else None
-        onto = None if discrete else _onto(name, fn.support, Size(shape))
+        onto = None if discrete else _onto(name, _of_one_row(name, fn.support, row), Size(shape))
         frames = tuple(Plate(f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized)
         return cls(name, Size(shape), fn.event_dim, frames, row, values, onto)
 
@@ -137,7 +137,7 @@ class Group:
 
     def pack(self, values: Mapping[str, Tensor], rows: int, dtype: torch.dtype) -> Tensor:
         """Returns the values of one group as (*sample, R, size)."""
-        return torch.cat([x.flat(values[x.name], rows, dtype) for x in self.latents], -1)
+        return broadcast([x.flat(values[x.name], rows, dtype) for x in self.latents], 2)
 
     def unpack(self, packed: Tensor, batch: Size, merged: bool = False) -> dict[str, Tensor]:
         """Returns the values by name, given (*batch, R, size); ``merged`` as in :meth:`Latent.unflat`."""
@@ -165,6 +165,12 @@ class Group:
         return torch.cat([value for value, _ in found], -1), sum(ladj for _, ladj in found)  # type: ignore[return-value]
 
 
+def broadcast(parts: Sequence[Tensor], dims: int) -> Tensor:
+    """Concatenates tensors along the last dim; all but ``dims`` rightmost dims broadcast."""
+    batch = torch.broadcast_shapes(*(part.shape[:-dims] for part in parts))
+    return torch.cat([part.expand(*batch, *part.shape[-dims:]) for part in parts], -1)
+
+
 class Flattened:
     """The bijection of ``biject_to`` on flattened values.
 
@@ -182,7 +188,7 @@ class Flattened:
 
     def inverse_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         batch = flat.shape[:-1]
-        y = flat.reshape(*batch, *self.shape)
+        y = flat.reshape((*batch, *self.shape))
         inside = self.support.check(y).reshape(*batch, -1).all(-1)
         inner = self.bijection(y.new_zeros(self.real_shape))
         y = torch.where(inside.reshape(*batch, *[1] * len(self.shape)), y, inner)
@@ -194,7 +200,7 @@ class Flattened:
 
     def call_and_ladj(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         batch = flat.shape[:-1]
-        x = flat.reshape(*batch, *self.real_shape)
+        x = flat.reshape((*batch, *self.real_shape))
         y = self.bijection(x)
         if isinstance(innermost(self.support), _ORDERED):
             y = _increasing(y)
@@ -208,6 +214,26 @@ def _increasing(y: Tensor) -> Tensor:
         above = parts[-1].detach()
         parts.append(torch.maximum(part, torch.nextafter(above, above.new_full((), torch.inf))))
     return torch.stack(parts, -1)
+
+
+def _of_one_row(name: str, support: Any, row: int | None) -> Any:
+    """Returns the support of one row, given that of all rows.
+
+    Raises:
+        ValueError: if its bounds differ between the rows.
+    """
+
+    def first(t: Tensor) -> Tensor:
+        if row is None or t.dim() < -row or t.shape[row] == 1:
+            return t
+        if (t != t.narrow(row, 0, 1)).any():
+            raise ValueError(
+                f"Expected {name} with the same support in every row of its plate; got bounds {t.tolist()}. Sample it on a "
+                "fixed support and rescale it."
+            )
+        return t.narrow(row, 0, 1)
+
+    return map_leaves(first, support) if tensors_in(support) else support
 
 
 def _onto(name: str, support: Any, shape: Size) -> Any:
@@ -226,7 +252,9 @@ def _onto(name: str, support: Any, shape: Size) -> Any:
     try:
         return Flattened(support, shape)
     except NotImplementedError as error:
-        raise ValueError(f"Expected {name} with a support of biject_to; got {support}.") from error
+        raise ValueError(
+            f"Expected {name} with a support that biject_to maps from real numbers, one to one; got {support}."
+        ) from error
 
 
 def _on(onto: Any, device: torch.device) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
+from torch.utils.data import default_collate
 
 from ..contexts import PaddedSequence, padded, unpadded
 from ..core.lengths import checked_lengths, site_mask
 from ..encoders.base import Encoder
 from ..encoders.vectors import Joint, Standardized
 
-SEEN, LENGTHS = ".seen", ".lengths"  # appended to the name of a site, see ``tensors_of``
+SEEN, LENGTHS = "$$$seen", "$$$lengths"  # appended to the name of a site, see ``tensors_of``
 
 
 class Observed(nn.Module):
@@ -79,6 +80,11 @@ class Observed(nn.Module):
             ValueError: if they have another shape than in the model.
         """
         value, lengths = unpadded(value) if self.event_dim == 2 else (value, None)
+        if isinstance(value, PaddedSequence):
+            raise ValueError(
+                f"Expected observations[{self.name!r}] of one size, since its encoder is not one of sets or series; got a "
+                "PaddedSequence."
+            )
         if not isinstance(value, Tensor):
             value = torch.as_tensor(value)
         value = value.to(like.device, like.dtype if value.is_floating_point() else None)
@@ -214,6 +220,21 @@ def joined(values: Iterable[Any]) -> Any:
     lengths = [torch.as_tensor(n, device=x.device).expand(x.shape[:-2]) for n, (x, _) in zip(full, parts, strict=True)]
     wide = [nn.functional.pad(x, (0, 0, 0, size - x.shape[-2])) for x, _ in parts]
     return PaddedSequence(torch.cat(wide), torch.cat(lengths))
+
+
+def stacked(items: Any) -> dict[str, Any]:
+    """Returns the items of a Dataset as values (N, ...) by site; sets and series of different sizes are padded."""
+    rows, found = [items[i] for i in range(len(items))], {}
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        sizes = [getattr(value, "shape", None) for value in values]
+        if len({*sizes}) == 1:
+            found[name] = default_collate(values)
+            continue
+        tensors = [torch.as_tensor(value) for value in values]
+        lengths = torch.tensor([len(t) for t in tensors], device=tensors[0].device)
+        found[name] = PaddedSequence(nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths)
+    return found
 
 
 def tensors_of(values: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .latent_space import Latent
+from .simulations import is_deterministic
 
 
 def register(name: str, network: nn.Module) -> None:
@@ -37,13 +38,24 @@ def observed_in(run: Any, observed: Sequence[str], given: Mapping[str, Tensor]) 
         ValueError: if a site is neither observed nor given.
     """
     sites: Any = {name: run.nodes[name] for name in observed}
-    missing = [n for n, site in sites.items() if not site["is_observed"] or site["infer"].get("_deterministic")]
+    missing = [n for n, site in sites.items() if not site["is_observed"] or is_deterministic(site)]
     if absent := [name for name in missing if name not in given]:
         raise ValueError(
             f"Expected values of the observed sites: pass observations={{name: value}}, or arguments with which the model "
             f"observes them; got none for {absent}."
         )
     return {name: given[name] if name in missing else site["value"] for name, site in sites.items()}
+
+
+def check_whole(run: Any, observed: Sequence[str], row_plate: str | None) -> None:
+    """Raises a ValueError if observed sites are in a subsampled plate other than that of the rows."""
+    for name in observed:
+        for frame in run.nodes[name]["cond_indep_stack"]:
+            if frame.name != row_plate and frame.full_size not in (None, frame.size):
+                raise ValueError(
+                    f"Expected plate {frame.name!r} without subsampling, since latents outside of it depend on all of its "
+                    f"data; got {frame.size} of {frame.full_size} rows."
+                )
 
 
 def plates_of(

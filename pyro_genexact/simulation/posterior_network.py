@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from math import log
 from typing import Any
 
 import torch
@@ -54,9 +55,7 @@ class Member(nn.Module):
         """Returns what the globals and what the locals are given; of rows, if there are any (*batch, R, F)."""
         embedded = self.embed(features)
         each = Encoded(linear, torch.cat([features, embedded], -1))
-        if not self.rows:
-            return each, each
-        if self.pool is None:
+        if self.pool is None:  # no rows, or only local latents
             return each, each
         size = features.new_full((*features.shape[:-2], 1), float(features.shape[-2])).log()
         return Encoded(linear.mean(-2), torch.cat([self.pool(embedded).mean(-2), size], -1)), each
@@ -143,7 +142,7 @@ class Posterior(nn.Module):
         return posterior
 
     def encode(self, observations: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Returns the regression's inputs and the features of the observations, (*batch, [R,] L) and (*batch, [R,] F)."""
+        """Returns the inputs (*batch, [R,] L) of the regression and the features (*batch, [R,] F) of the observations."""
         linear, features = self.inputs(observations)
         if self.outside is None:
             return linear, features
@@ -200,11 +199,12 @@ class AmortizedPosterior(TorchDistribution):
             return known
         batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         parts = self.network.split(value.expand(*batch, -1), self.rows)
-        found = [member.log_prob(*parts, given) for member, given in zip(self.network.members, self.given, strict=True)]  # type: ignore[operator]
+        pairs = zip(self.network.members, self.given, strict=True)
+        found = [member.log_prob(*parts, given) for member, given in pairs]  # type: ignore[operator]
         if len(found) == 1:
             return found[0]  # type: ignore[no-any-return]
         each = torch.stack(found)
-        return each.mean(0) if self.mean_of_members else each.logsumexp(0) - torch.tensor(float(len(found))).log()
+        return each.mean(0) if self.mean_of_members else each.logsumexp(0) - log(len(found))
 
     def _known(self, value: Tensor) -> Tensor | None:
         """Returns the log density of the last value of ``rsample``; None for others, and if it lacks a graph."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.checks import check_sizes
+from ..core.leaves import tensors_in
 from ..core.random import generator, seeded
 from ..inference.fitting import Progress
 
@@ -25,11 +27,16 @@ CHECKED = 1e-4  # tolerance of the comparison between vectorised and single runs
 Draws = dict[str, Tensor]
 
 
+def is_deterministic(site: Any) -> bool:
+    """Returns whether a site is one of ``pyro.deterministic``."""
+    return bool(site["infer"].get("_deterministic"))
+
+
 class ResampleObserved(UnconditionMessenger):
     """Samples observed sites, except deterministic ones."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
+        if not is_deterministic(msg):
             super()._pyro_sample(msg)
 
 
@@ -94,7 +101,7 @@ def simulate(
     if reason and size > 1:
         warnings.warn(
             f"The model is run {size} times, one by one, since it does not run in an outer plate: {reason} Pass "
-            "vectorize=False if this is intended.",
+            "vectorize=False if this is intended, or vectorize=True if one run of all draws is right.",
             stacklevel=3,
         )
     return _one_by_one(Runs(program, shapes, size, seed, given), num_workers, progress)
@@ -132,11 +139,11 @@ def _vectorised(
 def _compare(program: Any, trace: Any, found: Draws, size: int) -> None:
     """Raises a ValueError unless single runs agree with draws of a vectorised run, given the same values of its sites."""
     for i in sorted({0, size - 1}):
-        given = {n: value[i] for n, value in found.items() if not trace.nodes[n]["infer"].get("_deterministic")}
+        given = {n: value[i] for n, value in found.items() if not is_deterministic(trace.nodes[n])}
         alone = traced(program, given)
         for name, value in found.items():
             site = alone.nodes[name]
-            if site["infer"].get("_deterministic"):
+            if is_deterministic(site):
                 if not torch.allclose(site["value"].double(), value[i].double(), CHECKED, CHECKED, equal_nan=True):
                     raise ValueError(f"{name!r} differs between a single run and a vectorised one.")
             elif name in given and not _same_log_prob(trace.nodes[name], site, i, size):
@@ -147,8 +154,24 @@ def _same_log_prob(many: Any, one: Any, i: int, size: int) -> bool:
     try:
         all_of, alone = many["fn"].log_prob(many["value"]), one["fn"].log_prob(one["value"])
     except NotImplementedError:  # simulators without a density
-        return True
+        pairs = [*zip(tensors_in(many["fn"]), tensors_in(one["fn"]), strict=True)]
+        rows = [(a.reshape(size, -1)[i] if a.numel() == size * b.numel() else a.flatten(), b) for a, b in pairs]
+        return all(a.shape == b.flatten().shape and torch.allclose(a, b.flatten(), CHECKED, CHECKED) for a, b in rows)
     return torch.allclose(all_of.reshape(size, -1)[i].sum(), alone.sum().to(all_of), 1e-3, 1e-3, equal_nan=True)
+
+
+@contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators of torch, NumPy and Python, and restores their states on exit."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        with seeded(seed, torch.device("cpu")):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 class Runs(Dataset[Draws]):
@@ -171,16 +194,9 @@ class Runs(Dataset[Draws]):
         return self.size
 
     def __getitem__(self, i: int) -> Draws:
-        states = random.getstate(), np.random.get_state()
-        seed = int(torch.randint(2**31, (), generator=generator(self.seed, i)))
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            with seeded(seed, torch.device("cpu")):
-                trace = traced(self.program, _row(self.given, i))
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        seed = int(torch.randint(2**31, (), generator=generator(self.seed, i), device="cpu"))
+        with all_seeded(seed):
+            trace = traced(self.program, _row(self.given, i))
         found = {name: _value(trace, name).detach() for name in self.shapes}
         for name, shape in self.shapes.items():
             if found[name].shape != shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_genexact as gx
 from pyro_genexact import testing
-from support.amortised import EXACT, Y, fitted, groups, kl, normal
+from support.amortised import EXACT, SMALL, Y, fitted, groups, kl, normal
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,23 @@ def test_no_draw_outside_of_the_supports():
                 draws["ordered"].diff() < 1e-6 * draws["ordered"].abs()[:, 1:]
             ).any()
 
+    inside = {name: value[:3] for name, value in draws.items()}
+    assert guide.log_prob(inside, {"y": torch.tensor(0.3)}).isfinite().all()
+    for name, value in inside.items():  # also those outside have -inf
+        found = guide.log_prob({**inside, name: -value - 4}, {"y": torch.tensor(0.3)})
+        assert (found == -math.inf).all(), name
+
+
+@torch.no_grad()
+def test_draws_of_an_ensemble_come_from_all_its_members():
+    network = gx.guides.Amortized(normal, **SMALL).setup(ensemble=2)
+    for member, place in zip(network.members, (-20.0, 20.0), strict=True):
+        member.of_all.shift.fill_(place)
+    posterior = network(y=Y)
+    for draws in (posterior.sample((2000,)), posterior.rsample((2000,))):
+        positive = (draws > 0).float()
+        assert torch.equal(positive[:, 0], positive[:, 1]) and 0.45 < positive.mean() < 0.55
+
 
 def unit(y=None):
     p = pyro.sample("p", dist.Uniform(torch.zeros((), dtype=torch.float64), 2.0))
@@ -102,6 +120,8 @@ def test_density_integrates_to_1():
     p, s = torch.meshgrid(2 * points, points, indexing="ij")
     with torch.no_grad():
         density = guide.log_prob({"p": p, "s": s}, {"y": y}).exp()
+        grid = guide.log_prob({"p": 2 * points[:, None], "s": points}, {"y": y}).exp()  # broadcasts
+    torch.testing.assert_close(grid, density)
     assert (density * 2 * weight[:, None] * weight).sum().item() == pytest.approx(1, abs=1e-4)
     edge = torch.tensor([2.5, 0.0, -1.0, 1.0], dtype=torch.float64)
     outside = guide.log_prob({"p": edge, "s": torch.tensor([0.5, 0.5, 0.5, 1.0], dtype=torch.float64)}, {"y": y})
@@ -189,6 +209,27 @@ def test_rows_that_depend_on_each_other():
     x = torch.tensor([[1.0, 0], [0, 1], [2, 0], [0, 2], [10, 10]])  # the last three are observed with noise 1
     exact = _conditional(x @ x.T, slice(2, 5), torch.cat([2 * Y, torch.tensor([15.0])]), 2, noise=1.0)
     assert kl(guide, data, lambda z: exact.log_prob(z["z"])) < 0.03
+
+
+def hidden(number):
+    def program():
+        with pyro.plate("rows", 2):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(2), torch.ones(2)))
+            pyro.sample("y", dist.Normal(z, 0.5))
+        pyro.deterministic("total", torch.as_tensor(number(z)))
+
+    return program
+
+
+def test_dependences_that_only_values_show():
+    for number, plate in (
+        (lambda z: sum(map(float, z)), None),
+        (lambda z: z.numpy().max(), None),
+        (lambda z: np.random.normal() + 0 * float(z[0]), "rows"),
+    ):
+        guide = gx.guides.Amortized(hidden(number), ("y", "total"))
+        guide.setup()
+        assert [x.row for x in guide.latents] == [None if plate is None else -1]
 
 
 def mixed(y=None):

@@ -146,6 +146,13 @@ def test_copies_files_and_dtypes(tmp_path):
     wide = copies[1].double()
     assert wide.draws({"y": Y}, 3)["mu"].dtype == torch.float64
     torch.testing.assert_close(wide.log_prob(draws, {"y": Y}).float(), guide.log_prob(draws, {"y": Y}))
+    q, value = wide.posterior({"y": Y}), draws["mu"].double()
+    parts = wide.network.split(value, 1)
+    each = [m.log_prob(*parts, given) for m, given in zip(wide.network.members, q.given, strict=True)]
+    mixture = torch.stack(each).exp().mean(0).log()
+    torch.testing.assert_close(q.log_prob(value), mixture, atol=1e-12, rtol=0)
+    in_training = wide.network.given({"y": Y.double()}, mean=True).log_prob(value)
+    torch.testing.assert_close(in_training, torch.stack(each).mean(0), atol=1e-12, rtol=0)
 
 
 def test_threads():

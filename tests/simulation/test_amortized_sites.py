@@ -14,6 +14,7 @@ from torch import nn
 
 import pyro_genexact as gx
 from pyro_genexact.encoders import DeepSet, Joint, Standardized, Vector
+from pyro_genexact.simulation.observations import stacked
 from pyro_genexact.simulation.simulations import simulate
 from support.amortised import EXACT, FAST, SMALL, Y, fitted, items, kl, normal
 
@@ -137,6 +138,61 @@ def test_a_simulator_of_numbers(capsys):
     alone, found = (simulate(numpy_simulator, ["rate", "y"], 8, num_workers=n, **options) for n in (0, 2))
     assert capsys.readouterr().err.count("8/8 runs: simulated") == 2
     assert all(torch.equal(found[name], alone[name]) for name in found)
+
+
+class Simulator(dist.TorchDistribution):
+    """A normal variable without log_prob."""
+
+    arg_constraints = {}
+    support = dist.constraints.real
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return Simulator(self.loc.expand(batch_shape))
+
+    def sample(self, sample_shape=()):
+        return self.loc + torch.randn((*sample_shape, *self.loc.shape))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_noise_outside_of_sites(shared):
+    """A vectorised run has the same noise in all draws, so that the model runs one by one."""
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", Simulator(mu + torch.randn(()) if shared else mu))
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        draws = simulate(model, ["mu", "y"], 2000)
+    assert any("the distribution of 'y' differs" in str(w.message) for w in found) == shared
+    assert abs((draws["y"] - draws["mu"]).mean()) < 0.15
+    assert (draws["y"] - draws["mu"]).var().item() == pytest.approx(1 + shared, rel=0.15)
+
+
+def test_a_dataset_of_sets_of_different_sizes():
+    mu, size = torch.randn(400), torch.randint(1, 6, (400,)).tolist()
+    each = [{"mu": mu[i], "y": mu[i] + torch.randn(n)} for i, n in enumerate(size)]
+    of_items(each, epochs=1)
+    found = stacked(each)["y"]
+    assert found.lengths.tolist() == size and torch.equal(found.values[7, : size[7]], each[7]["y"])
+    with pytest.raises(ValueError, match="encoder is not one of sets or series; got a PaddedSequence"):
+        gx.fit_amortized(items, gx.guides.Amortized(items, **SMALL), 5, simulations=each, **FAST)
+
+
+def test_subsampled_data_of_global_latents():
+    def model(y, batch=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("items", len(y), subsample_size=batch) as index:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+    guide = gx.guides.Amortized(model, encoder=DeepSet(1, 8, width=16), **SMALL)
+    guide(torch.randn(20))
+    with pytest.raises(ValueError, match=r"'items' without subsampling.*got 5 of 20"):
+        guide(torch.randn(20), 5)
 
 
 def test_stored_and_endless_simulations():

@@ -36,6 +36,8 @@ def fit(guide, program, simulations=64):
         ({"mu": torch.zeros(5), "y": torch.zeros(5, 3)}, "observations['y'] of shape (*batch, 2)"),
         ({"mu": torch.zeros(5, 2), "y": torch.zeros(5, 2)}, "simulations['mu'] of shape (N, *()); got (5, 2)"),
         ({"mu": torch.zeros(5), "y": torch.full((5, 2), math.nan)}, "5 of 5"),
+        (iter([]), "got an empty iterator"),
+        (({"mu": torch.randn(9), "y": torch.zeros(9, 2)} for _ in range(5)), "an iterator without end"),
     ],
 )
 def test_simulations(simulations, error):
@@ -69,6 +71,26 @@ def dynamic():
     pyro.sample("y", dist.Normal(0.0, 1.0))
 
 
+def rare():
+    """Of 64 runs, the first two have no latent besides k."""
+    k = pyro.sample("k", dist.Bernoulli(0.1))
+    if k > 0:
+        pyro.sample("only", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(k, 1.0))
+
+
+def factor():
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.factor("f", -8 * (mu - 3) ** 2)
+    pyro.sample("y", dist.Normal(mu, 1.0))
+
+
+def bounds_of_rows():
+    with pyro.plate("rows", 3):
+        z = pyro.sample("z", dist.Uniform(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])))
+        pyro.sample("y", dist.Normal(z, 1.0))
+
+
 def nested():
     a = pyro.sample("a", dist.Uniform(0.0, 1.0))
     b = pyro.sample("b", dist.Uniform(torch.zeros(()), a))
@@ -83,6 +105,13 @@ def test_models():
     pyro.set_rng_seed(1)
     with pytest.raises(ValueError, match=r"in every run"):
         fit(*of(dynamic))
+    with pytest.warns(UserWarning, match="one by one"), pytest.raises(ValueError, match="got 'only' in some runs"):
+        fit(*of(rare))
+    with pytest.raises(ValueError, match="without factors, which simulations ignore; got 'f'"):
+        fit(*of(factor))
+    gx.guides.Amortized(factor)(observations={"y": torch.zeros(())})  # the ELBO has factors
+    with pytest.raises(ValueError, match=re.escape("every row of its plate; got bounds [1.0, 2.0, 3.0]")):
+        fit(*of(bounds_of_rows))
     with pytest.raises(ValueError, match="bounds of 'b' that depend"):
         fit(*of(nested))
     with pytest.raises(ValueError, match="Expected n with a finite support"):
@@ -91,6 +120,28 @@ def test_models():
         fit(*of(model, observed="x"))
     with pytest.raises(ValueError, match="only observed sites"):
         fit(*of(lambda: pyro.sample("y", dist.Normal(0.0, 1.0))))
+
+
+def columns(n=3, y=None):
+    with pyro.plate("columns", n):
+        v = pyro.sample("v", dist.Uniform(0.0, 1.0))
+    pyro.sample("y", dist.Normal(v.sum(-1), 1.0), obs=y)
+    pyro.sample("z", dist.Normal(v[..., 0], 1.0), obs=y)
+
+
+def test_latents_on_the_boundary_and_other_sizes():
+    guide, _ = of(columns, observed=("y", "z"))
+    v = torch.rand(2000, 3).clamp(0.001, 0.999)
+    v[7, 0] = 1.0
+    data = {"v": v, "y": v.sum(-1), "z": v[:, 0]}
+    with pytest.warns(UserWarning, match="1 simulations with latents on the boundary"):
+        assert math.isfinite(fit(guide, columns, data).train[-1])
+    with pytest.raises(ValueError, match=re.escape("inside their supports; got 2.0% outside")):
+        fit(guide, columns, {name: value[:50] for name, value in data.items()})
+    with pytest.raises(ValueError, match="'columns' of size 3, as in the first call; got 5"):
+        guide(5, torch.zeros(()))
+    with pytest.raises(ValueError, match=re.escape("number of rows; got shapes {'y': (4,), 'z': (5,)}")):
+        guide.draws({"y": torch.zeros(4), "z": torch.zeros(5)}, 2)
 
 
 def test_encoder():

@@ -72,7 +72,8 @@ class Likelihood(nn.Module):
             named: values by name.
 
         Raises:
-            ValueError: if a latent is missing or given twice, or has another shape.
+            ValueError: if a latent is missing or given twice, has another shape, or is outside its support. If Pyro does not
+                validate, as within MCMC, the density given such a value is NaN.
         """
         if len(values) > len(self.names):
             raise ValueError(f"Expected values of {self.names}; got {len(values)} values.")
@@ -208,10 +209,12 @@ def likelihood(
         raise ValueError(f"Expected simulations with the sites {[*names, observed]}; got none of {missing}.")
     y, inputs, shared = tables(nodes, names, observed, simulations)
     kept = finite({**inputs, observed: y}, observed)
+    with seeded(seed + 1, torch.device("cpu")):
+        again: Any = traced(program).nodes  # other values of the latents
     with seeded(seed, torch.device("cpu")):
         learned = _made(
             nodes,
-            traced(program).nodes,
+            again,
             {n: v.shape[2:] for n, v in inputs.items()},
             observed,
             y,

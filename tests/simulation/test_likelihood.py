@@ -254,6 +254,26 @@ def whole():
     pyro.deterministic("y", (mu > 0).long())
 
 
+def test_inputs_outside_their_support_have_no_density():
+    def simulator():
+        rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        p = pyro.sample("p", dist.Uniform(0.0, 1.0))
+        pyro.sample("y", dist.Normal(rate, 1 + p))
+
+    learned = gx.likelihood(simulator, **QUICK)
+    assert learned(1.0, 1.0).log_prob(torch.tensor(0.3)).isfinite()  # on the boundary
+    for values in ((-1.0, 0.5), (torch.nan, 0.5), (1.0, 1.5)):
+        with pytest.raises(ValueError, match="in the support"):
+            learned(*values)
+        with pyro.validation_enabled(False):
+            assert learned(*values).log_prob(torch.tensor(0.3)).isnan()
+
+
+def bounded_by_a_latent():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.01))
+    pyro.sample("y", dist.Uniform(-100 * scale, 100 * scale))
+
+
 @pytest.mark.parametrize(
     "model, options, text",
     [
@@ -268,6 +288,7 @@ def whole():
         (plain, {"simulations": iter([])}, "a Dataset"),
         (plain, {"simulations": 4}, "validation"),
         (plain, {"proposal": {"mu": torch.zeros(5, 3)}}, "proposal"),
+        (bounded_by_a_latent, {}, "its own differs"),
         (constant, {"vectorize": True}, "with a density; got the value 0"),
         (whole, {"vectorize": True}, "Expected support="),
     ],

@@ -81,7 +81,7 @@ def _in_reals(latent: Latent, value: Tensor) -> tuple[Tensor, Tensor]:
     group, support = Group([latent]), latent.onto.support
     real, ladj = group.to_real(value)
     inside = ladj.isfinite()
-    if at_hand(value) and not torch.jit.is_tracing() and inside.all():
+    if at_hand(value) and torch._C._get_tracing_state() is None and inside.all():
         return real, value
     inner = group.from_real(torch.zeros_like(real))[0]
     moved = torch.where(inside.unsqueeze(-1), value, value.lerp(inner, torch.finfo(value.dtype).eps))

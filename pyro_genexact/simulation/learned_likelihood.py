@@ -19,7 +19,7 @@ from ..core.random import checked_seed, generator, seeded
 from ..inference.fit import FitResult, fit
 from .columns import Columns, affine_splines
 from .given import Given, input_of, support_of
-from .items import Proposed, check_alike, check_density, finite, tables
+from .items import Proposed, check_alike, check_density, finite, is_deterministic, tables
 from .simulations import Draws, simulate, traced
 
 ROWS = 100_000  # evaluated at once
@@ -190,8 +190,17 @@ def likelihood(
     with seeded(seed, torch.device("cpu")):
         nodes: Any = traced(program).nodes
     names = _inputs(nodes, observed, given)
-    if proposal is not None and isinstance(simulations, int):
-        draws = _proposed(proposal, args, kwargs, nodes, simulations, seed)
+    if proposal is not None:
+        if not isinstance(simulations, int):
+            raise ValueError(
+                f"Expected no proposal with stored simulations, which have their own; got {type(proposal).__name__}."
+            )
+        sites = {
+            n: site["value"]
+            for n, site in nodes.items()
+            if _is_site(site) and n != observed and not is_deterministic(site)
+        }
+        draws = _proposed(proposal, args, kwargs, sites, simulations, seed)
         program = Proposed(program, draws)  # type: ignore[assignment]
     if isinstance(simulations, int):
         latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
@@ -254,7 +263,8 @@ def _inputs(nodes: Any, observed: str, given: Sequence[str] | None) -> list[str]
     sites = {name: site for name, site in nodes.items() if _is_site(site)}
     if isinstance(given, str):
         raise TypeError(f"Expected given to be a sequence of names; got the string {given!r}.")
-    names = list(given or (n for n, site in sites.items() if n != observed and _is_latent(site)))
+    latents = (n for n, site in sites.items() if n != observed and _is_latent(site))
+    names = list(latents if given is None else given)
     if unknown := [name for name in (observed, *names) if name not in sites]:
         raise ValueError(f"Expected observed and given to be sites of the model, {list(sites)}; got {unknown}.")
     if not names or observed in names or len(set(names)) < len(names):
@@ -271,21 +281,28 @@ def _is_latent(site: Any) -> bool:
     return _is_site(site) and not any(site["infer"].get(flag) for flag in helper)
 
 
-def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, size: int, seed: int) -> Draws:
-    """Returns draws of the proposal (M, ...) of latents of the model."""
+def _proposed(proposal: Any, args: Any, kwargs: Any, sites: Draws, size: int, seed: int) -> Draws:
+    """Returns draws (M, ...) of the proposal; ``sites`` are the values of one run of the model that it may replace."""
     if not isinstance(proposal, Mapping):
+        if not callable(proposal):
+            raise TypeError(f"Expected proposal to be a dict of draws or a program; got {type(proposal).__name__}.")
         program = partial(proposal, *args, **kwargs)
         with seeded(seed, torch.device("cpu")):
-            sites = traced(program).nodes
-        names = [n for n, site in sites.items() if _is_latent(site) and n in nodes]
+            names = [n for n, site in traced(program).nodes.items() if _is_latent(site) and n in sites]
         proposal = simulate(program, names, size, seed=seed + 1)
     found = {name: torch.as_tensor(value) for name, value in proposal.items()}
-    wrong = {n: tuple(v.shape) for n, v in found.items() if n not in nodes or v.shape[1:] != nodes[n]["value"].shape}
-    if wrong or not found or len({len(value) for value in found.values()}) > 1 or not len(next(iter(found.values()))):
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if (
+        len(lengths) != 1
+        or lengths & {(), (0,)}
+        or any(n not in sites or s[1:] != sites[n].shape for n, s in shapes.items())
+    ):
         raise ValueError(
-            f"Expected proposal with draws (M, ...) of latents of the model, M >= 1; got shapes {wrong or found}."
+            f"Expected proposal with draws (M, ...), M >= 1, of some of { {n: tuple(v.shape) for n, v in sites.items()} }; got "
+            f"{shapes}."
         )
-    return found
+    return {name: value.to(sites[name].dtype) for name, value in found.items()}
 
 
 def _made(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,15 +15,16 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.utils.data import default_collate
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_sizes
 from ..core.random import checked_seed, generator, seeded
 from ..inference.fit import FitResult, fit
 from .columns import Columns, affine_splines
 from .given import Given, input_of, support_of
-from .items import Proposed, check_alike, check_density, finite, is_deterministic, tables
+from .items import check_alike, check_density, finite, is_deterministic, tables
 from .simulations import Draws, simulate, traced
 
 ROWS = 100_000  # evaluated at once
+BATCHES, DEFAULT_BATCH, LARGEST_BATCH = 200, 256, 1024  # steps per epoch of many rows, and sizes of their batches
 
 
 class Likelihood(nn.Module):
@@ -145,7 +147,7 @@ def likelihood(
         validation: the fraction of the simulations to hold out for early stopping, or None.
         epochs: as in :func:`~pyro_genexact.fit`, like the arguments below.
         seconds: the maximum time of training.
-        batch_size: the number of rows per step.
+        batch_size: the number of rows per step; by default that of ``fit``, and up to 1024 for more than 51,200 rows.
         lr: the learning rate.
         patience: the number of epochs without better validation nats after which the learning rate drops.
         fabric: a Lightning Fabric.
@@ -190,23 +192,17 @@ def likelihood(
     with seeded(seed, torch.device("cpu")):
         nodes: Any = traced(program).nodes
     names = _inputs(nodes, observed, given)
-    if proposal is not None:
-        if not isinstance(simulations, int):
-            raise ValueError(
-                f"Expected no proposal with stored simulations, which have their own; got {type(proposal).__name__}."
-            )
-        sites = {
-            n: site["value"]
-            for n, site in nodes.items()
-            if _is_site(site) and n != observed and not is_deterministic(site)
-        }
-        draws = _proposed(proposal, args, kwargs, sites, simulations, seed)
-        program = Proposed(program, draws)  # type: ignore[assignment]
+    if proposal is not None and not isinstance(simulations, int):
+        raise ValueError(
+            f"Expected no proposal with stored simulations, which have their own; got {type(proposal).__name__}."
+        )
     if isinstance(simulations, int):
+        check_sizes(1, simulations=simulations)
+        draws = None if proposal is None else _proposed(proposal, args, kwargs, nodes, observed, simulations, seed)
         latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
         simulations = simulate(
-            program, [*dict.fromkeys([*names, observed, *latents])], simulations, seed=seed, vectorize=vectorize, num_workers=num_workers,
-            progress=progress,
+            program, [*dict.fromkeys([*names, observed, *latents, *(draws or ())])], simulations, given=draws, seed=seed,
+            vectorize=vectorize, num_workers=num_workers, progress=progress,
         )  # fmt: skip
     elif not isinstance(simulations, Mapping):
         if not (hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__")):
@@ -249,6 +245,8 @@ def likelihood(
         for part in _halves(len(y), validation, seed)
     )
     assert train is not None
+    if batch_size is None and len(train[0]) > BATCHES * DEFAULT_BATCH:
+        batch_size = min(len(train[0]) // BATCHES, LARGEST_BATCH)
     if isinstance(learned.module, Columns):
         learned.module.standardise(train[0], learned.given(train[1]))
     learned.result = fit(
@@ -281,15 +279,17 @@ def _is_latent(site: Any) -> bool:
     return _is_site(site) and not any(site["infer"].get(flag) for flag in helper)
 
 
-def _proposed(proposal: Any, args: Any, kwargs: Any, sites: Draws, size: int, seed: int) -> Draws:
-    """Returns draws (M, ...) of the proposal; ``sites`` are the values of one run of the model that it may replace."""
+def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, observed: str, size: int, seed: int) -> Draws:
+    """Returns N draws (N, ...) of the proposal, each of its M draws equally often up to 1."""
+    own = {n: site["value"] for n, site in nodes.items() if _is_site(site) and not is_deterministic(site)}
+    sites = {n: value for n, value in own.items() if n != observed}
     if not isinstance(proposal, Mapping):
         if not callable(proposal):
             raise TypeError(f"Expected proposal to be a dict of draws or a program; got {type(proposal).__name__}.")
         program = partial(proposal, *args, **kwargs)
         with seeded(seed, torch.device("cpu")):
             names = [n for n, site in traced(program).nodes.items() if _is_latent(site) and n in sites]
-        proposal = simulate(program, names, size, seed=seed + 1)
+        proposal = _drawn(program, names, size, seed + 1)
     found = {name: torch.as_tensor(value) for name, value in proposal.items()}
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     lengths = {shape[:1] for shape in shapes.values()}
@@ -302,7 +302,16 @@ def _proposed(proposal: Any, args: Any, kwargs: Any, sites: Draws, size: int, se
             f"Expected proposal with draws (M, ...), M >= 1, of some of { {n: tuple(v.shape) for n, v in sites.items()} }; got "
             f"{shapes}."
         )
-    return {name: value.to(sites[name].dtype) for name, value in found.items()}
+    count = next(iter(lengths))[0]
+    index = torch.randperm(max(size, count), generator=generator(seed), device="cpu")[:size] % count
+    return {name: value[index].to(sites[name].dtype) for name, value in found.items()}
+
+
+def _drawn(program: Callable[[], Any], names: Sequence[str], size: int, seed: int) -> Draws:
+    """Returns draws of a guide. A vectorised run need not agree with single ones: draws of any distribution will do."""
+    with suppress(Exception):  # such as shapes that do not fit an outer plate
+        return simulate(program, names, size, seed=seed, vectorize=True)
+    return simulate(program, names, size, seed=seed, vectorize=False)
 
 
 def _made(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from functools import partial
 
 import pyro
@@ -207,8 +208,13 @@ def test_proposal_of_draws_and_of_a_program():
 
         return Watching(constraints.real, (), features, SMALL)
 
+    def guide():
+        pyro.sample("mu", dist.Delta(dist.Normal(-5.0, 0.1).sample(pyro.sample("seen", dist.Normal(0.0, 1.0)).shape)))
+
     gx.likelihood(simulator, proposal={"mu": torch.full((300,), 7.0)}, module=module, **QUICK)
-    gx.likelihood(simulator, proposal=lambda: pyro.sample("mu", dist.Normal(-5.0, 0.1)), module=module, **QUICK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # guides with Delta sites are vectorised too
+        gx.likelihood(simulator, proposal=guide, module=module, **QUICK)
     gx.likelihood(simulator, proposal={"mu": torch.full((9,), 3.0)}, module=module, vectorize=False, **QUICK)
     assert abs(seen[0] - 7) < 0.3 and abs(seen[1] + 5) < 0.3 and abs(seen[2] - 3) < 0.3
 

@@ -25,7 +25,7 @@ class Given(nn.Module):
     """Encodes latents as one standardised vector.
 
     Discrete latents become one-hot vectors. Continuous ones are mapped to real numbers; those on an interval are also kept as they
-    are. Shift and scale are quantiles, since priors may have heavy tails.
+    are. Shift and scale come from quantiles, since priors may have heavy tails.
 
     Args:
         latents: the latents.

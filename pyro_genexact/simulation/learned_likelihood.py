@@ -115,8 +115,8 @@ def likelihood(
 ) -> Likelihood:
     """Learns the distribution of an observed site given latents, from simulations of a model (neural likelihood estimation).
 
-    The objective is the mean log density of the simulated values given the simulated latents. Its maximum is the likelihood,
-    whatever the distribution of the latents is, where that has mass. Rows in the plates of the observed site are independent and
+    The objective is the mean log density of the simulated values given the simulated latents. Its maximum is at the likelihood
+    wherever latents are simulated, whatever their distribution. Rows in the plates of the observed site are independent and
     identically distributed given the latents; the networks are those of one row. So a likelihood that was learned in a small
     plate, or without one, serves any number of rows and groups.
 
@@ -134,8 +134,9 @@ def likelihood(
             sample or deterministic sites. By default all latents. Latents that are left out are averaged over.
         simulations: N, the number of joint draws; or these draws, tensors (N, ...) by name; or a Dataset of such dicts, one item per
             draw.
-        proposal: draws (M, ...) of some latents by name, or a program that is called as ``proposal(*args, **kwargs)`` and
-            samples them (such as a guide). They replace draws from the prior. It should cover the posterior.
+        proposal: draws (M, ...) of some inputs by name, or a program that is called as ``proposal(*args, **kwargs)`` and
+            samples them, such as a guide. They replace draws from the prior, and should cover the posterior. Other latents
+            are drawn from the model; those that are not inputs should not come before the proposed ones.
         support: the support of the observed site, or a list of one constraint per entry of a vector; by default that of its
             distribution, and the real numbers for ``pyro.deterministic`` sites.
         recipe: a function that is called as ``recipe(D, context=C)`` and returns a :class:`~pyro_genexact.Flow` over D real
@@ -198,7 +199,7 @@ def likelihood(
         )
     if isinstance(simulations, int):
         check_sizes(1, simulations=simulations)
-        draws = None if proposal is None else _proposed(proposal, args, kwargs, nodes, observed, simulations, seed)
+        draws = None if proposal is None else _proposed(proposal, args, kwargs, nodes, names, simulations, seed)
         latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
         simulations = simulate(
             program, [*dict.fromkeys([*names, observed, *latents, *(draws or ())])], simulations, given=draws, seed=seed,
@@ -279,10 +280,9 @@ def _is_latent(site: Any) -> bool:
     return _is_site(site) and not any(site["infer"].get(flag) for flag in helper)
 
 
-def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, observed: str, size: int, seed: int) -> Draws:
+def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, inputs: list[str], size: int, seed: int) -> Draws:
     """Returns N draws (N, ...) of the proposal, each of its M draws equally often up to 1."""
-    own = {n: site["value"] for n, site in nodes.items() if _is_site(site) and not is_deterministic(site)}
-    sites = {n: value for n, value in own.items() if n != observed}
+    sites = {n: nodes[n]["value"] for n in inputs if not is_deterministic(nodes[n])}
     if not isinstance(proposal, Mapping):
         if not callable(proposal):
             raise TypeError(f"Expected proposal to be a dict of draws or a program; got {type(proposal).__name__}.")
@@ -299,7 +299,7 @@ def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, observed: str, 
         or any(n not in sites or s[1:] != sites[n].shape for n, s in shapes.items())
     ):
         raise ValueError(
-            f"Expected proposal with draws (M, ...), M >= 1, of some of { {n: tuple(v.shape) for n, v in sites.items()} }; got "
+            f"Expected proposal with draws (M, ...), M >= 1, of some inputs, { {n: tuple(v.shape) for n, v in sites.items()} }; got "
             f"{shapes}."
         )
     count = next(iter(lengths))[0]

@@ -4,8 +4,8 @@
 
 The likelihood of a row is a skew logistic distribution with location and scale of its group and a common asymmetry. It is
 learned from simulations of one group. The hierarchical model has several groups, whose locations and scales have hyperpriors.
-The learned posterior is compared with the exact one in two ways: by weights of the exact draws, without the noise of a second
-chain, and by NUTS, with the standard errors of both chains.
+The learned posterior is compared with the exact one by weights of the exact draws, by NUTS, and by weights of the draws of NUTS.
+The comparisons by weights do not have the noise of a second chain, which is .06 sds or more for 2000 draws of each.
 """
 
 from __future__ import annotations
@@ -146,6 +146,10 @@ def main() -> None:
         for name, draws in (("exact", reference), ("learned", found)):
             print("standard errors of {}: at most {:.3f} sds for means, {:.3f} for sds".format(name, *errors(draws)))
         compare("NUTS", reference, found, torch.ones(options.draws))
+        way = (
+            "exact posterior by weights of the learned NUTS, against these draws"  # without the noise of a second chain
+        )
+        compare(way, found, found, 1 / weights(found, learned, y))
 
 
 if __name__ == "__main__":

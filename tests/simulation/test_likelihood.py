@@ -250,6 +250,11 @@ def plain(y=None):
     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
 
+def two_latents():
+    a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(a + b, 1.0))
+
+
 def constant():
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.deterministic("y", torch.zeros_like(mu))
@@ -299,6 +304,7 @@ def bounded_by_a_latent():
         (plain, {"proposal": {"mu": torch.zeros(5, 3)}}, "proposal with draws"),
         (plain, {"proposal": {"mu": torch.tensor(1.0)}}, "proposal with draws"),
         (plain, {"proposal": {"y": torch.zeros(5)}}, "proposal with draws"),
+        (two_latents, {"proposal": {"b": torch.zeros(5)}, "given": ["a"]}, "proposal with draws"),
         (plain, {"proposal": 3}, "a dict of draws or a program"),
         (plain, {"proposal": {"mu": torch.zeros(9)}, "simulations": {"mu": torch.zeros(9)}}, "no proposal"),
         (bounded_by_a_latent, {}, "its own differs"),

@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 from ..base import DistributionModule
 from ..contexts import check_context
 from ..core.binding import Bound
-from ..core.checks import check_sizes
+from ..core.checks import check_kind, check_sizes
 from ..core.independent import independent
 from ..core.leaves import tensors_in
 from ..core.precision import full_precision
@@ -269,7 +269,11 @@ class _Part:
 
 
 def _parts(support: Any, shape: Size) -> list[_Part]:
+    for one in support if isinstance(support, (list, tuple)) else [support]:
+        check_kind("support", one, constraints.Constraint)
     if not isinstance(support, (list, tuple)):
+        if support.event_dim > len(shape):
+            raise ValueError(f"Expected support of events of shape {tuple(shape)}; got {support}.")
         return [_Part(support, range(shape.numel()), shape)]
     if len(shape) != 1 or len(support) != shape[0]:
         raise ValueError(

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
+from ..core.functional import at_hand, checkable
 from ..core.leaves import map_leaves, tensors_in
 from ..families.supports import innermost
 from .columns import CATEGORIES
@@ -24,7 +25,7 @@ class Given(nn.Module):
     """Encodes latents as one standardised vector.
 
     Discrete latents become one-hot vectors. Continuous ones are mapped to real numbers; those on an interval are also kept as they
-    are. Shift and scale are quantiles, since priors may have heavy tails.
+    are. Shift and scale come from quantiles, since priors may have heavy tails.
 
     Args:
         latents: the latents.
@@ -41,7 +42,11 @@ class Given(nn.Module):
         self.register_buffer("scale", torch.ones(self.features))
 
     def forward(self, values: Mapping[str, Any]) -> Tensor:
-        """Returns the features (*batch, F) of values (*batch, ...) by name, whose batch shapes are broadcast."""
+        """Returns the features (*batch, F) of values (*batch, ...) by name, whose batch shapes are broadcast.
+
+        Raises:
+            ValueError: if a value is outside the support, NaN or infinite, and Pyro validates. Otherwise, its features are NaN.
+        """
         return (self._raw(values) - self.shift) / self.scale
 
     def _raw(self, values: Mapping[str, Any]) -> Tensor:
@@ -51,7 +56,8 @@ class Given(nn.Module):
             if x.values is not None:
                 parts.append(Group([x]).encoded(value))
                 continue
-            parts.append(Group([x]).to_real(value)[0])
+            real, value = _in_reals(x, value)
+            parts.append(real)
             if _is_bounded(x):
                 parts.append(value)
         batch = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
@@ -60,11 +66,32 @@ class Given(nn.Module):
     @torch.no_grad()
     def standardise(self, values: Mapping[str, Tensor]) -> None:
         """Sets shift and scale by N rows (N, ...) of each latent."""
-        raw = self._raw({name: value[:ROWS] for name, value in values.items()}).double()
+        raw = self._raw({name: value[:: -(-len(value) // ROWS)] for name, value in values.items()}).double()
         low, middle, high = raw.quantile(torch.tensor([0.16, 0.5, 0.84]).to(raw), 0)
         scale = torch.where(high > low, (high - low) / 2, raw.std(0, correction=0))
         self.shift.copy_(middle)
         self.scale.copy_(torch.where(scale > 1e-6 * raw.abs().amax(0), scale, 1.0))
+
+
+def _in_reals(latent: Latent, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns values (*batch, size) as real numbers, and the values; NaN for both outside the support.
+
+    Values on the boundary, to which those in the interior may round, are moved inwards by eps.
+    """
+    group, support = Group([latent]), latent.onto.support
+    real, ladj = group.to_real(value)
+    inside = ladj.isfinite()
+    if at_hand(value) and torch._C._get_tracing_state() is None and inside.all():
+        return real, value
+    inner = group.from_real(torch.zeros_like(real))[0]
+    moved = torch.where(inside.unsqueeze(-1), value, value.lerp(inner, torch.finfo(value.dtype).eps))
+    real, ladj = group.to_real(moved)
+    inside = ladj.isfinite()
+    if checkable(value) and Distribution._validate_args and not inside.all():
+        raise ValueError(
+            f"Expected values of {latent.name} in the support {innermost(support)}; got {value[~inside][0].tolist()}."
+        )
+    return torch.where(inside.unsqueeze(-1), real, torch.nan), torch.where(inside.unsqueeze(-1), moved, torch.nan)
 
 
 def _width(latent: Latent) -> int:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 
 from .simulations import Draws, is_deterministic
@@ -121,43 +118,6 @@ def tables(nodes: Any, names: Sequence[str], observed: str, simulations: Any) ->
         return value.reshape(len(value), -1, *layouts[name].item)
 
     return flat(observed), {name: flat(name) for name in names}, shared
-
-
-class Proposed:
-    """A program in which some sites have draws of a proposal, in a loop of runs or in an outer plate.
-
-    Args:
-        program: a model without arguments.
-        draws: (M, ...) by site. N runs in a plate use each of them once if N = M; otherwise each run uses one at random.
-    """
-
-    def __init__(self, program: Callable[[], Any], draws: Draws) -> None:
-        self.program, self.draws = program, draws
-
-    def __call__(self) -> Any:
-        plate = next((h for h in _PYRO_STACK if getattr(h, "name", None) == "_simulations"), None)
-        count = len(next(iter(self.draws.values())))
-        size = () if plate is None else (plate.size,)  # type: ignore[attr-defined]
-        index = torch.arange(count) if size == (count,) else torch.randint(count, size)
-        with _Given({name: value[index] for name, value in self.draws.items()}, plate):
-            return self.program()
-
-
-class _Given(Messenger):  # type: ignore[misc]
-    """Gives sites values, (N, ...) if there is an outer plate of N."""
-
-    def __init__(self, values: Draws, plate: Any) -> None:
-        super().__init__()
-        self.values, self.plate = values, plate
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.values or site_is_subsample(msg) or is_deterministic(msg):
-            return
-        value = self.values[msg["name"]]
-        if self.plate is not None:
-            gap = -self.plate.dim - (value.dim() - msg["fn"].event_dim)
-            value = value.reshape(len(value), *[1] * gap, *value.shape[1:])
-        msg["value"], msg["done"] = value, True
 
 
 def finite(values: Mapping[str, Tensor], name: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,15 +15,16 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.utils.data import default_collate
 
-from ..core.checks import check_kind
+from ..core.checks import check_kind, check_sizes
 from ..core.random import checked_seed, generator, seeded
 from ..inference.fit import FitResult, fit
 from .columns import Columns, affine_splines
 from .given import Given, input_of, support_of
-from .items import Proposed, check_alike, check_density, finite, tables
+from .items import check_alike, check_density, finite, is_deterministic, tables
 from .simulations import Draws, simulate, traced
 
 ROWS = 100_000  # evaluated at once
+BATCHES, DEFAULT_BATCH, LARGEST_BATCH = 200, 256, 1024  # steps per epoch of many rows, and sizes of their batches
 
 
 class Likelihood(nn.Module):
@@ -72,7 +74,8 @@ class Likelihood(nn.Module):
             named: values by name.
 
         Raises:
-            ValueError: if a latent is missing or given twice, or has another shape.
+            ValueError: if a latent is missing or given twice, has another shape, or is outside its support. If Pyro does not
+                validate, as within MCMC, the density given such a value is NaN.
         """
         if len(values) > len(self.names):
             raise ValueError(f"Expected values of {self.names}; got {len(values)} values.")
@@ -112,8 +115,8 @@ def likelihood(
 ) -> Likelihood:
     """Learns the distribution of an observed site given latents, from simulations of a model (neural likelihood estimation).
 
-    The objective is the mean log density of the simulated values given the simulated latents. Its maximum is the likelihood,
-    whatever the distribution of the latents is, where that has mass. Rows in the plates of the observed site are independent and
+    The objective is the mean log density of the simulated values given the simulated latents. Its maximum is at the likelihood
+    wherever latents are simulated, whatever their distribution. Rows in the plates of the observed site are independent and
     identically distributed given the latents; the networks are those of one row. So a likelihood that was learned in a small
     plate, or without one, serves any number of rows and groups.
 
@@ -131,8 +134,9 @@ def likelihood(
             sample or deterministic sites. By default all latents. Latents that are left out are averaged over.
         simulations: N, the number of joint draws; or these draws, tensors (N, ...) by name; or a Dataset of such dicts, one item per
             draw.
-        proposal: draws (M, ...) of some latents by name, or a program that is called as ``proposal(*args, **kwargs)`` and
-            samples them (such as a guide). They replace draws from the prior. It should cover the posterior.
+        proposal: draws (M, ...) of some inputs by name, or a program that is called as ``proposal(*args, **kwargs)`` and
+            samples them, such as a guide. They replace draws from the prior, and should cover the posterior. Other latents
+            are drawn from the model; those that are not inputs should not come before the proposed ones.
         support: the support of the observed site, or a list of one constraint per entry of a vector; by default that of its
             distribution, and the real numbers for ``pyro.deterministic`` sites.
         recipe: a function that is called as ``recipe(D, context=C)`` and returns a :class:`~pyro_genexact.Flow` over D real
@@ -144,7 +148,7 @@ def likelihood(
         validation: the fraction of the simulations to hold out for early stopping, or None.
         epochs: as in :func:`~pyro_genexact.fit`, like the arguments below.
         seconds: the maximum time of training.
-        batch_size: the number of rows per step.
+        batch_size: the number of rows per step; by default that of ``fit``, and up to 1024 for more than 51,200 rows.
         lr: the learning rate.
         patience: the number of epochs without better validation nats after which the learning rate drops.
         fabric: a Lightning Fabric.
@@ -189,14 +193,17 @@ def likelihood(
     with seeded(seed, torch.device("cpu")):
         nodes: Any = traced(program).nodes
     names = _inputs(nodes, observed, given)
-    if proposal is not None and isinstance(simulations, int):
-        draws = _proposed(proposal, args, kwargs, nodes, simulations, seed)
-        program = Proposed(program, draws)  # type: ignore[assignment]
+    if proposal is not None and not isinstance(simulations, int):
+        raise ValueError(
+            f"Expected no proposal with stored simulations, which have their own; got {type(proposal).__name__}."
+        )
     if isinstance(simulations, int):
+        check_sizes(1, simulations=simulations)
+        draws = None if proposal is None else _proposed(proposal, args, kwargs, nodes, names, simulations, seed)
         latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
         simulations = simulate(
-            program, [*dict.fromkeys([*names, observed, *latents])], simulations, seed=seed, vectorize=vectorize, num_workers=num_workers,
-            progress=progress,
+            program, [*dict.fromkeys([*names, observed, *latents, *(draws or ())])], simulations, given=draws, seed=seed,
+            vectorize=vectorize, num_workers=num_workers, progress=progress,
         )  # fmt: skip
     elif not isinstance(simulations, Mapping):
         if not (hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__")):
@@ -208,10 +215,12 @@ def likelihood(
         raise ValueError(f"Expected simulations with the sites {[*names, observed]}; got none of {missing}.")
     y, inputs, shared = tables(nodes, names, observed, simulations)
     kept = finite({**inputs, observed: y}, observed)
+    with seeded(seed + 1, torch.device("cpu")):
+        again: Any = traced(program).nodes  # other values of the latents
     with seeded(seed, torch.device("cpu")):
         learned = _made(
             nodes,
-            traced(program).nodes,
+            again,
             {n: v.shape[2:] for n, v in inputs.items()},
             observed,
             y,
@@ -237,6 +246,8 @@ def likelihood(
         for part in _halves(len(y), validation, seed)
     )
     assert train is not None
+    if batch_size is None and len(train[0]) > BATCHES * DEFAULT_BATCH:
+        batch_size = min(len(train[0]) // BATCHES, LARGEST_BATCH)
     if isinstance(learned.module, Columns):
         learned.module.standardise(train[0], learned.given(train[1]))
     learned.result = fit(
@@ -251,7 +262,8 @@ def _inputs(nodes: Any, observed: str, given: Sequence[str] | None) -> list[str]
     sites = {name: site for name, site in nodes.items() if _is_site(site)}
     if isinstance(given, str):
         raise TypeError(f"Expected given to be a sequence of names; got the string {given!r}.")
-    names = list(given or (n for n, site in sites.items() if n != observed and _is_latent(site)))
+    latents = (n for n, site in sites.items() if n != observed and _is_latent(site))
+    names = list(latents if given is None else given)
     if unknown := [name for name in (observed, *names) if name not in sites]:
         raise ValueError(f"Expected observed and given to be sites of the model, {list(sites)}; got {unknown}.")
     if not names or observed in names or len(set(names)) < len(names):
@@ -268,21 +280,38 @@ def _is_latent(site: Any) -> bool:
     return _is_site(site) and not any(site["infer"].get(flag) for flag in helper)
 
 
-def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, size: int, seed: int) -> Draws:
-    """Returns draws of the proposal (M, ...) of latents of the model."""
+def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, inputs: list[str], size: int, seed: int) -> Draws:
+    """Returns N draws (N, ...) of the proposal, each of its M draws equally often up to 1."""
+    sites = {n: nodes[n]["value"] for n in inputs if not is_deterministic(nodes[n])}
     if not isinstance(proposal, Mapping):
+        if not callable(proposal):
+            raise TypeError(f"Expected proposal to be a dict of draws or a program; got {type(proposal).__name__}.")
         program = partial(proposal, *args, **kwargs)
         with seeded(seed, torch.device("cpu")):
-            sites = traced(program).nodes
-        names = [n for n, site in sites.items() if _is_latent(site) and n in nodes]
-        proposal = simulate(program, names, size, seed=seed + 1)
+            names = [n for n, site in traced(program).nodes.items() if _is_latent(site) and n in sites]
+        proposal = _drawn(program, names, size, seed + 1)
     found = {name: torch.as_tensor(value) for name, value in proposal.items()}
-    wrong = {n: tuple(v.shape) for n, v in found.items() if n not in nodes or v.shape[1:] != nodes[n]["value"].shape}
-    if wrong or not found or len({len(value) for value in found.values()}) > 1 or not len(next(iter(found.values()))):
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if (
+        len(lengths) != 1
+        or lengths & {(), (0,)}
+        or any(n not in sites or s[1:] != sites[n].shape for n, s in shapes.items())
+    ):
         raise ValueError(
-            f"Expected proposal with draws (M, ...) of latents of the model, M >= 1; got shapes {wrong or found}."
+            f"Expected proposal with draws (M, ...), M >= 1, of some inputs, { {n: tuple(v.shape) for n, v in sites.items()} }; got "
+            f"{shapes}."
         )
-    return found
+    count = next(iter(lengths))[0]
+    index = torch.randperm(max(size, count), generator=generator(seed), device="cpu")[:size] % count
+    return {name: value[index].to(sites[name].dtype) for name, value in found.items()}
+
+
+def _drawn(program: Callable[[], Any], names: Sequence[str], size: int, seed: int) -> Draws:
+    """Returns draws of a guide. A vectorised run need not agree with single ones: draws of any distribution will do."""
+    with suppress(Exception):  # such as shapes that do not fit an outer plate
+        return simulate(program, names, size, seed=seed, vectorize=True)
+    return simulate(program, names, size, seed=seed, vectorize=False)
 
 
 def _made(

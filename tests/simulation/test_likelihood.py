@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from functools import partial
 
 import pyro
@@ -207,8 +208,13 @@ def test_proposal_of_draws_and_of_a_program():
 
         return Watching(constraints.real, (), features, SMALL)
 
+    def guide():
+        pyro.sample("mu", dist.Delta(dist.Normal(-5.0, 0.1).sample(pyro.sample("seen", dist.Normal(0.0, 1.0)).shape)))
+
     gx.likelihood(simulator, proposal={"mu": torch.full((300,), 7.0)}, module=module, **QUICK)
-    gx.likelihood(simulator, proposal=lambda: pyro.sample("mu", dist.Normal(-5.0, 0.1)), module=module, **QUICK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # guides with Delta sites are vectorised too
+        gx.likelihood(simulator, proposal=guide, module=module, **QUICK)
     gx.likelihood(simulator, proposal={"mu": torch.full((9,), 3.0)}, module=module, vectorize=False, **QUICK)
     assert abs(seen[0] - 7) < 0.3 and abs(seen[1] + 5) < 0.3 and abs(seen[2] - 3) < 0.3
 
@@ -244,6 +250,11 @@ def plain(y=None):
     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
 
+def two_latents():
+    a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(a + b, 1.0))
+
+
 def constant():
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.deterministic("y", torch.zeros_like(mu))
@@ -252,6 +263,26 @@ def constant():
 def whole():
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.deterministic("y", (mu > 0).long())
+
+
+def test_inputs_outside_their_support_have_no_density():
+    def simulator():
+        rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        p = pyro.sample("p", dist.Uniform(0.0, 1.0))
+        pyro.sample("y", dist.Normal(rate, 1 + p))
+
+    learned = gx.likelihood(simulator, **QUICK)
+    assert learned(1.0, 1.0).log_prob(torch.tensor(0.3)).isfinite()  # on the boundary
+    for values in ((-1.0, 0.5), (torch.nan, 0.5), (1.0, 1.5)):
+        with pytest.raises(ValueError, match="in the support"):
+            learned(*values)
+        with pyro.validation_enabled(False):
+            assert learned(*values).log_prob(torch.tensor(0.3)).isnan()
+
+
+def bounded_by_a_latent():
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.01))
+    pyro.sample("y", dist.Uniform(-100 * scale, 100 * scale))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +298,16 @@ def whole():
         (plain, {"support": constraints.positive}, "in the support"),
         (plain, {"simulations": iter([])}, "a Dataset"),
         (plain, {"simulations": 4}, "validation"),
-        (plain, {"proposal": {"mu": torch.zeros(5, 3)}}, "proposal"),
+        (plain, {"given": []}, "at least one input"),
+        (plain, {"support": "real"}, "support to be of class Constraint"),
+        (plain, {"support": constraints.simplex}, "support of events of shape"),
+        (plain, {"proposal": {"mu": torch.zeros(5, 3)}}, "proposal with draws"),
+        (plain, {"proposal": {"mu": torch.tensor(1.0)}}, "proposal with draws"),
+        (plain, {"proposal": {"y": torch.zeros(5)}}, "proposal with draws"),
+        (two_latents, {"proposal": {"b": torch.zeros(5)}, "given": ["a"]}, "proposal with draws"),
+        (plain, {"proposal": 3}, "a dict of draws or a program"),
+        (plain, {"proposal": {"mu": torch.zeros(9)}, "simulations": {"mu": torch.zeros(9)}}, "no proposal"),
+        (bounded_by_a_latent, {}, "its own differs"),
         (constant, {"vectorize": True}, "with a density; got the value 0"),
         (whole, {"vectorize": True}, "Expected support="),
     ],

@@ -18,7 +18,7 @@ from ..simulation.simulations import ResampleObserved, simulate, traced
 from .guide_draws import draw, latents
 
 Values = dict[str, Tensor]
-LARGEST = 2**14  # elements of latents that are drawn at once: memory is bounded, and the networks stay in the cache
+LARGEST = 2**15  # elements of latents that are drawn at once: memory is bounded, and the networks stay in the cache
 
 
 @dataclass

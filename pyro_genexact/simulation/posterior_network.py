@@ -223,7 +223,11 @@ class AmortizedPosterior(TorchDistribution):
         return self._draw(Size(sample_shape), True)
 
     def _draw(self, sample_shape: Size, differentiable: bool) -> Tensor:
-        shape, size, members = Size((*sample_shape, *self.batch_shape)), self.batch_shape.numel(), [*self.network.members]
+        shape, size, members = (
+            Size((*sample_shape, *self.batch_shape)),
+            self.batch_shape.numel(),
+            [*self.network.members],
+        )
         if len(members) == 1:
             given = [Encoded(*(x.expand(*sample_shape, *x.shape) for x in one)) for one in self.given[0]]
             of_all, of_rows, log_prob = members[0].sample(given, differentiable)  # type: ignore[operator]

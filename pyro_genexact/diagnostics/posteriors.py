@@ -63,9 +63,9 @@ def sbc_ranks(
         simulations with NaN or infinity are left out, with a warning.
 
     Raises:
-        TypeError: if neither model nor posterior takes a keyword argument.
+        TypeError: if neither model nor posterior takes a keyword argument, or if draws are not a dict.
         ValueError: if ``observed`` has names that are not sites of the model or leaves out observed sites, if the posterior
-            does not draw all latents with the right shape, and as :func:`psis`.
+            does not draw all latents with the right shape, if latents, draws or quantities are NaN, and as :func:`psis`.
         NotImplementedError: if the posterior is a guide without ``draws`` and a site has no ``log_prob``, such as a
             simulator. Functions with an argument ``num_samples`` do not need it.
 
@@ -182,7 +182,7 @@ def tarp(
             for i, value in enumerate((truth[name], draws[name])):
                 rest = ((value.double() - centre) / scale).square()
                 distances[i] = distances[i].to(rest.device) + rest.reshape(*rest.shape[: i + 1], -1).sum(-1)
-        ranks.append(rank(*distances))
+        ranks.append(rank("distance to the references", *distances))
         done += size
     return torch.cat(ranks)
 
@@ -197,4 +197,4 @@ def _rank(name: str, truth: Tensor, draws: Tensor, num_samples: int) -> Tensor:
             f"Expected {name!r} of draws to have shape {(num_samples, *truth.shape)}, as that of the true latents "
             f"with a dim of draws; got {tuple(draws.shape)}."
         )
-    return rank(truth, draws)
+    return rank(name, truth, draws)

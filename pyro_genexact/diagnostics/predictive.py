@@ -18,7 +18,6 @@ from .guide_draws import dims_of, latents
 Statistic = Callable[[dict[str, Tensor]], Tensor]
 
 
-@torch.no_grad()
 def predictive_data(
     model: Callable[..., Any],
     posterior: Any,
@@ -53,6 +52,7 @@ def predictive_data(
         An ``InferenceData`` with ArviZ 0.x, an ``xarray.DataTree`` with 1.x.
 
     Raises:
+        TypeError: if the posterior has no draws, or an observation is a PaddedSequence.
         ValueError: if the names or shapes of observations or draws differ from the sites of the model.
 
     Cost: S draws of the posterior, and 2 S runs of the model, at once or one by one.
@@ -72,26 +72,27 @@ def predictive_data(
         >>> dict(data["posterior_predictive"]["y"].sizes), dict(data["prior"]["p"].sizes)
         ({'chain': 1, 'draw': 100}, {'chain': 1, 'draw': 100})
     """
-    given = posterior if isinstance(posterior, Mapping) else posterior.draws(observations, num_samples)
-    size = count(given)
-    check_sizes(1, num_samples=size)
+    if not isinstance(posterior, Mapping) and not hasattr(posterior, "draws"):
+        raise TypeError(
+            f"Expected posterior to be draws by latent or to have a method draws; got {type(posterior).__name__}."
+        )
     program = partial(model, *args, **kwargs)
     trace = traced(program)
     sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     if unknown := [name for name in observations if name not in sites]:
         raise ValueError(f"Expected observations of sites of the model, {list(sites)}; got {unknown}.")
+    observations = _of_one_run(observations, sites)
+    given = posterior if isinstance(posterior, Mapping) else posterior.draws(observations, num_samples)
+    given = {name: torch.as_tensor(value).detach() for name, value in given.items()}
+    size = count(given)
+    check_sizes(1, num_samples=size)
     hidden = [name for name in latents(trace) if name not in observations]
     if set(hidden) != set(given):
         raise ValueError(f"Expected draws of the latents of the model, {hidden}; got {list(given)}.")
-    for name, value in [*((n, v[0]) for n, v in given.items()), *observations.items()]:
-        if value.shape != sites[name]["value"].shape:
-            raise ValueError(
-                f"Expected {name!r} of shape {tuple(sites[name]['value'].shape)}, as in one run of the model; got "
-                f"{tuple(value.shape)}."
-            )
+    _of_one_run({name: value[0] for name, value in given.items()}, sites)
     others = [name for name, site in sites.items() if is_deterministic(site) and name not in observations]
     names, seed = [*hidden, *others, *observations], int(torch.randint(2**31, (), device="cpu"))
-    posterior_draws = simulate(program, names, size, given=dict(given), seed=seed, vectorize=vectorize)
+    posterior_draws = simulate(program, names, size, given=given, seed=seed, vectorize=vectorize)
     prior_draws = simulate(program, names, size, seed=seed + 1, vectorize=vectorize)
     of_plates = {name: dims_of(name, sites[name]) for name in names}
     groups = {"observed_data": arrays(observations, of_plates, chain=False)}
@@ -101,10 +102,23 @@ def predictive_data(
     return container(groups, of_plates, coords, dims)
 
 
+def _of_one_run(values: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns values as tensors, which have the shapes of one run of the model."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            raise TypeError(f"Expected {name!r} to be a tensor, with NaN as padding; got {type(value).__name__}.")
+        found[name], expected = torch.as_tensor(value), sites[name]["value"].shape
+        if found[name].shape != expected:
+            got = tuple(found[name].shape)
+            raise ValueError(f"Expected {name!r} of shape {tuple(expected)}, as in one run of the model; got {got}.")
+    return found
+
+
 def predictive_p_values(data: Any, statistics: Mapping[str, Statistic]) -> dict[str, Tensor]:
     """Computes posterior predictive p-values, the probabilities that a statistic of new data exceeds that of the observed data.
 
-    Ties count half. A value near 0 or 1 shows a property of the data that the fitted model does not reproduce. The
+    Ties count half. Where a statistic is NaN, such as an element without data, the p-value is NaN. A value near 0 or 1 shows a property of the data that the fitted model does not reproduce. The
     distribution of these p-values under the model is not uniform but concentrates near 1/2.
 
     Args:
@@ -145,5 +159,7 @@ def predictive_p_values(data: Any, statistics: Mapping[str, Statistic]) -> dict[
                 f"Expected the statistic {name!r} to return one value per draw, with shape[0] == 1 and {size}; got "
                 f"{tuple(one.shape)} and {tuple(many.shape)}."
             )
-        found[name] = ((many > one).double() + (many == one).double() / 2).mean(0)
+        found[name] = torch.where(
+            one.isnan() | many.isnan(), torch.nan, (many > one).double() + (many == one).double() / 2
+        ).mean(0)
     return found

@@ -14,11 +14,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..core.checks import check_sizes
-from ..simulation.simulations import ResampleObserved, simulate, traced
+from ..simulation.simulations import ResampleObserved, kept_rows, simulate, traced
 from .guide_draws import draw, latents
 
 Values = dict[str, Tensor]
-LARGEST = 2**14  # elements of latents that are drawn at once: memory is bounded, and the networks stay in the cache
+STACK = 5  # from a warning here to the user: this function, its caller, sbc_ranks or tarp, and their wrapper no_grad
+LARGEST = 2**15  # elements of latents that are drawn at once: memory is bounded, and the networks stay in the cache
 
 
 @dataclass
@@ -64,7 +65,9 @@ class Simulated:
         program = partial(model, *args, **of_model)
         of_truth = _latents(traced(program), names)
         seed = int(torch.randint(2**31, (), device="cpu"))
-        found = simulate(program, [*of_truth, *names], num_simulations, seed=seed, vectorize=vectorize)
+        found = simulate(
+            program, [*of_truth, *names], num_simulations, seed=seed, vectorize=vectorize, stacklevel=STACK
+        )
         if batched:
             found = _usable(found, posterior, names)
             size = sum(found[name][0].numel() for name in of_truth) * num_samples
@@ -81,15 +84,23 @@ class Simulated:
         size = len(next(iter(self.truth.values())))
         for start in range(0, size, self.at_once):
             truth, data = ({n: x[start : start + self.at_once] for n, x in v.items()} for v in (self.truth, self.data))
-            draws = self.posterior(data)
-            _check(draws, {name: (self.num_samples, *value.shape) for name, value in truth.items()})
+            with warnings.catch_warnings():  # among N simulations of the model, some are unlike those of a fit
+                warnings.filterwarnings("ignore", ".* less probable than all of ")
+                draws = self.posterior(data)
+            draws = _checked(draws, {name: (self.num_samples, *value.shape) for name, value in truth.items()})
             device = draws[next(iter(truth))].device
             truth, data = ({n: x.to(device) for n, x in values.items()} for values in (truth, data))
-            yield truth, data, {name: draws[name].detach() for name in truth}
+            yield truth, data, {name: value.detach() for name, value in draws.items()}
 
 
-def rank(truth: Tensor, draws: Tensor) -> Tensor:
-    """Returns the number of draws (S, ...) below the truth (...); a random number of the draws equal to it counts."""
+def rank(name: str, truth: Tensor, draws: Tensor) -> Tensor:
+    """Returns the number of draws (S, ...) below the truth (...); a random number of the draws equal to it counts.
+
+    Raises:
+        ValueError: for NaN, which has no rank.
+    """
+    if truth.isnan().any() or draws.isnan().any():
+        raise ValueError(f"Expected {name!r} without NaN, which has no rank; got NaN.")
     below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
     spread = torch.rand(equal.shape, dtype=torch.float64, device=equal.device) * (equal + 1)
     return below + torch.minimum(spread.long(), equal)
@@ -101,12 +112,7 @@ def _usable(found: Values, posterior: Any, observed: list[str]) -> Values:
     if hasattr(posterior, "usable"):
         usable = {name: x for name, x in usable.items() if name not in observed}
         usable["observations"] = posterior.usable({name: found[name] for name in observed})
-    kept = torch.stack([x.cpu() for x in usable.values()]).all(0)
-    if kept.all():
-        return found
-    if not kept.any():
-        raise ValueError(f"Expected some simulations without NaN or infinity; got none among {len(kept)}.")
-    warnings.warn(f"{int((~kept).sum())} of {len(kept)} simulations with NaN or infinity are left out.", stacklevel=5)
+    kept = kept_rows(usable, STACK + 1)
     return {name: x[kept.to(x.device)] for name, x in found.items()}
 
 
@@ -144,15 +150,19 @@ def _one(
     else:
         conditioned = partial(poutine.condition(ResampleObserved()(model), data=data), *args, **of_model)
         draws = draw(conditioned, partial(posterior, *given, **named), (), {}, num_samples).draws
-    _check(draws, shapes)
-    return {name: draws[name].unsqueeze(1) for name in shapes}
+    return {name: value.unsqueeze(1) for name, value in _checked(draws, shapes).items()}
 
 
-def _check(draws: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _checked(draws: Any, shapes: Mapping[str, tuple[int, ...]]) -> Values:
+    """Returns the draws of the latents as tensors of these shapes; NumPy arrays are converted."""
+    if not isinstance(draws, Mapping):
+        raise TypeError(f"Expected draws to be a dict by latent; got {type(draws).__name__}.")
+    found = {name: torch.as_tensor(draws[name]) for name in shapes if name in draws}
     for name, shape in shapes.items():
-        if name not in draws or draws[name].shape != shape:
-            got = tuple(draws[name].shape) if name in draws else "none"
+        if name not in found or found[name].shape != shape:
+            got = tuple(found[name].shape) if name in found else "none"
             raise ValueError(f"Expected draws of {name!r} of shape {shape}; got {got}.")
+    return found
 
 
 def _parameters(program: Any) -> Mapping[str, inspect.Parameter]:

@@ -293,7 +293,7 @@ class Amortized(nn.Module):
                 with observations of the model warn, and 1 / (n + 1) of those with one observation, where n is half the
                 number of simulations, at most 4096.
 
-        Cost: S draws of the flow; with an ensemble, of each of its flows.
+        Cost: S draws of the flow; with an ensemble, each draw runs one of its flows.
         """
         check_sizes(1, num=num)
         self.setup(*args, **kwargs)

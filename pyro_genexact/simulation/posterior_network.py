@@ -223,19 +223,29 @@ class AmortizedPosterior(TorchDistribution):
         return self._draw(Size(sample_shape), True)
 
     def _draw(self, sample_shape: Size, differentiable: bool) -> Tensor:
-        shape, members = (*sample_shape, *self.batch_shape), list(self.network.members)
-        found, log_prob = [], None
-        for member, given in zip(members, self.given, strict=True):
-            expanded = [Encoded(*(x.expand(*sample_shape, *x.shape) for x in one)) for one in given]
-            of_all, of_rows, log_prob = member.sample(expanded, differentiable)  # type: ignore[operator]
-            found.append(torch.cat([of_all, of_rows.flatten(-2)], -1))
-        if len(found) == 1:
-            value = found[0].reshape(*shape, -1)
+        shape, size, members = (
+            Size((*sample_shape, *self.batch_shape)),
+            self.batch_shape.numel(),
+            [*self.network.members],
+        )
+        if len(members) == 1:
+            given = [Encoded(*(x.expand(*sample_shape, *x.shape) for x in one)) for one in self.given[0]]
+            of_all, of_rows, log_prob = members[0].sample(given, differentiable)  # type: ignore[operator]
+            value = torch.cat([of_all, of_rows.flatten(-2)], -1).reshape(*shape, -1)
             if differentiable and self.has_rsample and not value.is_inference():
                 self._drawn = value, value._version, torch.is_grad_enabled(), log_prob
             return value
-        which = torch.randint(len(found), shape, device=found[0].device)
-        return torch.stack(found).take_along_dim(which[None, ..., None], 0).squeeze(0)
+        like = self.given[0][1].context
+        which = torch.randint(len(members), (shape.numel(),), device=like.device)
+        found, order = [like.new_empty(0, *self.event_shape)], which.argsort(stable=True)
+        rows = order.split(which.bincount(minlength=len(members)).tolist())
+        for member, given, row in zip(members, self.given, rows, strict=True):
+            if len(row):
+                index, dims = row % size, len(self.batch_shape)
+                taken = [Encoded(*(x.reshape(size, *x.shape[dims:])[index] for x in one)) for one in given]
+                of_all, of_rows, _ = member.sample(taken, differentiable)  # type: ignore[operator]
+                found.append(torch.cat([of_all, of_rows.flatten(-2)], -1))
+        return torch.cat(found)[order.argsort()].reshape(*shape, *self.event_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> AmortizedPosterior:
         batch_shape = Size(batch_shape)

@@ -66,6 +66,7 @@ def simulate(
     vectorize: bool | None = None,
     num_workers: int = 0,
     progress: bool = False,
+    stacklevel: int = 3,
 ) -> Draws:
     """Returns N joint draws of some sites, tensors (N, ...) by name.
 
@@ -79,6 +80,7 @@ def simulate(
             for the latents of its first and last draw, agree with single runs.
         num_workers: the number of processes for runs one by one.
         progress: whether to report runs one by one.
+        stacklevel: that of the warning about runs one by one; by default it names the caller of the caller.
 
     Raises:
         ValueError: if a site does not exist in every run, or has another shape in some.
@@ -102,7 +104,7 @@ def simulate(
         warnings.warn(
             f"The model is run {size} times, one by one, since it does not run in an outer plate: {reason} Pass "
             "vectorize=False if this is intended, or vectorize=True if one run of all draws is right.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return _one_by_one(Runs(program, shapes, size, seed, given), num_workers, progress)
 
@@ -228,7 +230,7 @@ def finite_rows(draws: Draws) -> Draws:
     return {name: value[kept.to(value.device)] for name, value in draws.items()}
 
 
-def kept_rows(usable: Mapping[str, Tensor]) -> Tensor:
+def kept_rows(usable: Mapping[str, Tensor], stacklevel: int = 4) -> Tensor:
     """Returns which rows (N,) are usable at all sites, given those of each site; warns if there are others.
 
     A posterior given an observation without NaN does not depend on them.
@@ -244,6 +246,6 @@ def kept_rows(usable: Mapping[str, Tensor]) -> Tensor:
         warnings.warn(
             f"{size - int(kept.sum())} of {size} simulations with NaN or infinity in {bad} are left out. The posterior "
             "given an observation without them does not depend on these.",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     return kept

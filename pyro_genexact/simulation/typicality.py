@@ -18,6 +18,7 @@ NOISE = (
     0.05  # sd of noise on the standardised components in the fit, since the density of discrete features is infinite
 )
 SMALL = 1e-3  # sd of a component, relative to the largest, below which it counts as constant
+TIE = 1e-3  # difference of two log densities, relative to 1 + |value|, that may come from rounding
 LEVEL = 0.01  # share of batches of observations of the model with a warning, at most
 
 
@@ -63,10 +64,10 @@ class Typicality(nn.Module):
         components, distance = self._components(features)
         _, mean, sd = self.rest
         found: Tensor = self.flow().log_prob(components) - ((distance - mean) / sd).square() / 2
-        return found.nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf)
+        return found.nan_to_num(nan=torch.finfo(found.dtype).min)
 
     def _components(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns standardised components (..., K), with short tails, and the log of the squared distance from their span (...)."""
+        """Returns standardised components (..., K), and the log of the squared distance from their span."""
         x = features - self.mean
         projected = x @ self.directions
         rest = (x - projected @ self.directions.T).square().sum(-1)
@@ -76,6 +77,13 @@ class Typicality(nn.Module):
         """Returns the log densities (*batch,) of observations with features (*batch, [R,] F)."""
         each: Tensor = self(features)
         return each.amin(-1) if has_rows else each
+
+    def below(self, score: Tensor) -> Tensor:
+        """Returns the number of kept log densities that are not larger than the given ones, up to rounding.
+
+        Equal observations have equal log densities up to rounding only, which depends on the size of the batch.
+        """
+        return torch.searchsorted(self.kept, score + TIE * (1 + score.abs()), right=True)
 
     @torch.no_grad()
     def fit(self, features: Tensor, has_rows: bool, seed: int) -> None:
@@ -113,8 +121,7 @@ class Typicality(nn.Module):
 
     def tail(self, score: Tensor) -> Tensor:
         """Returns the tail probabilities of log densities."""
-        below = torch.searchsorted(self.kept, score.contiguous(), right=True)
-        return (1 + below) / (1 + self.count())
+        return (1 + self.below(score)) / (1 + self.count())
 
     def count(self) -> Tensor:
         """Returns n, the number of simulations whose log densities are kept; 0 before the fit."""
@@ -130,7 +137,7 @@ class Typicality(nn.Module):
         score, rows = self.score(features, has_rows), features.shape[-2] if has_rows else 1
         if not score.numel():
             return
-        below = (score.flatten() < self.kept[0]).sum()
+        below = (self.below(score) == 0).sum()
         found, size, trained = torch.stack([below.float(), self.count().float(), self.rows.float()]).tolist()
         batch = score.numel() * max(1.0, rows / trained)
         if not found or not size or (batch / (batch + size)) ** found > LEVEL:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -126,9 +128,28 @@ def test_simulations_without_a_result_are_left_out():
         y = torch.where(mu > 2.0, torch.nan, mu + torch.randn(mu.shape, dtype=F64))
         pyro.deterministic("y", y, event_dim=1)
 
-    with pytest.warns(UserWarning, match=r"\d+ of 200 simulations with NaN or infinity are left out"):
+    with pytest.warns(UserWarning, match=r"\d+ of 200 simulations with NaN or infinity in \['y'\]") as found:
         ranks = dg.sbc_ranks(failing, Posterior(), num_simulations=200, vectorize=True)
-    assert 150 < len(ranks["mu"]) < 200
+    assert 150 < len(ranks["mu"]) < 200 and found[0].filename == __file__
+
+
+def test_draws_of_samplers_in_numpy():
+    def sampler(y, num_samples):
+        return {"mu": np.zeros((num_samples, 2)), "coin": np.zeros(num_samples)}
+
+    ranks = dg.sbc_ranks(model, sampler, observed="y", num_simulations=20, num_samples=9)
+    assert set(ranks["mu"].unique().tolist()) == {0, 9}
+
+
+def test_no_warnings_of_observations_unlike_a_fit():
+    class Warns(Posterior):
+        def draws(self, observations, num):
+            warnings.warn("1 of 9 observations are less probable than all of 9 simulations.", stacklevel=2)
+            return super().draws(observations, num)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dg.tarp(model, Warns(), num_simulations=20)
 
 
 def test_ranks_of_an_amortised_guide():
@@ -184,6 +205,8 @@ ERRORS = {
         lambda: dg.tarp(model, Posterior(), references=lambda data: {"mu": data["y"]}),
         r"references of the shapes of the latents, {'mu': \(200, 2\), 'coin': \(200,\)}",
     ),
+    "nan draws": (lambda: dg.sbc_ranks(model, Posterior(scale=math.nan)), "'mu' without NaN"),
+    "nan distances": (lambda: dg.tarp(model, Posterior(shift=math.nan)), "'distance to the references' without NaN"),
     "sizes": (lambda: dg.c2st(torch.zeros(9), torch.zeros(8)), r"same names and shapes; got \(9,\) and \(8,\)"),
     "few": (lambda: dg.c2st(torch.zeros(4), torch.zeros(4)), "at least 5 draws"),
     "nan": (lambda: dg.c2st(torch.zeros(9), torch.full((9,), math.nan)), "y to be finite"),

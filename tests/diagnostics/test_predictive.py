@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats as st
 import torch
 
+from pyro_genexact import PaddedSequence
 from pyro_genexact import diagnostics as dg
 
 
@@ -64,6 +66,20 @@ def test_p_values():
     assert found["large"] == 0.5  # ties count half
     squares = 3 * torch.tensor([0.5, -0.5, 0.0, 0.25]).var().item() / 0.25
     assert abs(found["sd"].item() - st.chi2.sf(squares, 3)) < 0.04
+
+
+def test_missing_data_and_data_that_are_no_tensors():
+    draws = {"mu": np.zeros(50)}
+    data = dg.predictive_data(model, draws, {"y": [0.0, float("nan"), 9.0]}, torch.zeros(3))
+    p = dg.predictive_p_values(data, {"y": lambda v: v["y"], "largest": lambda v: v["y"].nan_to_num().amax(-1)})
+    assert p["y"][1].isnan() and p["y"][2] == p["largest"] == 0 and 0 < p["y"][0] < 1
+
+
+@pytest.mark.parametrize("posterior", [lambda x: None, {"mu": torch.zeros(9)}])
+def test_types(posterior):
+    y = PaddedSequence(torch.zeros(3), torch.tensor(2))
+    with pytest.raises(TypeError, match=r"'y' to be a tensor|posterior to be draws"):
+        dg.predictive_data(model, posterior, {"y": y}, torch.zeros(3))
 
 
 ERRORS = {

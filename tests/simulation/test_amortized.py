@@ -248,3 +248,21 @@ def test_discrete_and_continuous_latents():
     assert torch.allclose(draws["k"].bincount(minlength=3) / 4000, exact, atol=0.06)
     given = lambda z: dist.Normal((loc[z["k"]] + 4 * y) / 5, 0.2**0.5).log_prob(z["x"])  # noqa: E731
     assert kl(guide, {"y": y}, lambda z: exact.log()[z["k"]] + given(z)) < 0.03
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_each_draw_comes_from_one_member(batch):
+    """Members that are far apart: the draws of each have its regression on their own observation."""
+    guide = fitted(groups, 4, ensemble=3, epochs=1, simulations=500)
+    for k, member in enumerate(guide.network.members):
+        member.of_row.shift += 1000.0 * k
+    y = torch.arange(math.prod(batch) * 4.0).reshape(*batch, 4)
+    with torch.no_grad():
+        z = guide.posterior({"y": y}).rsample((600,))[..., 1:]
+    assert z.shape == (600, *batch, 4)
+    which = (z / 1000.0).round()
+    assert (which == which[..., :1]).all()
+    rest = (z - 1000.0 * which - 0.8 * y).mean(0)
+    assert (rest / (1 + y)).abs().max() < 0.3
+    share = torch.stack([(which == k).float().mean((0, -1)) for k in range(3)])
+    assert (share - 1 / 3).abs().max() < 0.08  # four standard errors

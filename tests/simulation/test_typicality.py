@@ -137,3 +137,20 @@ def test_features_that_are_all_constant():
     assert typicality.tail(typicality(torch.tensor([[2.0, 2.0, 2.0], [2.0, 2.0, 2.5]]))).tolist() == pytest.approx(
         [1.0, 1 / 21]
     )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_observations_are_equally_typical(seed):
+    """In a batch, alone and in another precision, in spite of rounding."""
+    torch.manual_seed(seed)
+    points = torch.randn(3, 5)
+    typicality = Typicality(5)
+    typicality.fit(points[torch.randint(3, (600,))], False, seed)
+    p = typicality.tail(typicality(points))
+    assert sorted(p.tolist()) == pytest.approx([1 / 3, 2 / 3, 1.0], abs=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (torch.float32, torch.float64):
+            for point, expected in zip(points.to(dtype), p, strict=True):
+                typicality.to(dtype).warn(point, False)
+                assert typicality.tail(typicality(point)) == pytest.approx(expected.item(), abs=1e-6)

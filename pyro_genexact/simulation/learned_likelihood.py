@@ -20,8 +20,8 @@ from ..core.random import checked_seed, generator, seeded
 from ..inference.fit import FitResult, fit
 from .columns import Columns, affine_splines
 from .given import Given, input_of, support_of
-from .items import check_alike, check_density, finite, is_deterministic, tables
-from .simulations import Draws, simulate, traced
+from .items import check_alike, check_density, finite, tables
+from .simulations import Draws, is_deterministic, simulate, traced
 
 ROWS = 100_000  # evaluated at once
 BATCHES, DEFAULT_BATCH, LARGEST_BATCH = 200, 256, 1024  # steps per epoch of many rows, and sizes of their batches

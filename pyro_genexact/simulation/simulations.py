@@ -147,7 +147,9 @@ def _compare(program: Any, trace: Any, found: Draws, size: int) -> None:
             site = alone.nodes[name]
             if is_deterministic(site):
                 if not torch.allclose(site["value"].double(), value[i].double(), CHECKED, CHECKED, equal_nan=True):
-                    raise ValueError(f"{name!r} differs between a single run and a vectorised one.")
+                    raise ValueError(
+                        f"{name!r} differs between a single run and a vectorised one, or has noise that is no sample site."
+                    )
             elif name in given and not _same_log_prob(trace.nodes[name], site, i, size):
                 raise ValueError(f"the distribution of {name!r} differs between a single run and a vectorised one.")
 

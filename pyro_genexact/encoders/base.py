@@ -84,7 +84,10 @@ class Encoder(WithDerived):
         middle = torch.where(seen, rows, -torch.inf).amax(0).nan_to_num(neginf=0.0) if len(rows) else self.shift
         centred = torch.where(seen, rows - middle, 0.0)
         mean = centred.sum(0) / count
-        deviation = (torch.where(seen, centred - mean, 0.0).square().sum(0) / count).sqrt()
+        rest = torch.where(seen, centred - mean, 0.0)
+        largest = rest.abs().amax(0) if len(rows) else torch.zeros_like(mean)
+        largest = torch.where(largest > 0, largest, 1.0)  # squares of the rest itself could overflow or vanish
+        deviation = largest * ((rest / largest).square().sum(0) / count).sqrt()
         observed = seen.any(0)
         self.shift.copy_(torch.where(observed, middle + mean, self.shift))
         self.scale.copy_(torch.where(observed & (deviation > 0), deviation, torch.where(observed, 1.0, self.scale)))

@@ -183,6 +183,8 @@ def test_classifier_of_dicts_of_draws():
     x = {"a": torch.randn(100), "b": torch.rand(100, 2) < 0.5}
     disjoint = {"b": x["b"].long(), "a": 1e6 * (x["a"] + 20)}  # names in another order
     assert dg.c2st({**x, "a": 1e6 * x["a"]}, disjoint) == 1.0
+    equal = {"b": torch.rand(100, 2) < 0.5, "a": torch.randn(100)}
+    assert dg.c2st(x, equal) < 0.65 < dg.c2st({"a": x["a"], "b": x["b"] | True}, equal)
 
 
 def test_classifier_needs_scikit_learn(monkeypatch):

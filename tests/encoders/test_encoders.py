@@ -38,6 +38,14 @@ def test_standardize_leaves_what_was_never_observed():
     assert encoder.shift.tolist() == [2, 0] and encoder.scale.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_standardize_in_any_unit(unit):
+    x = sized(50, 1).float()
+    encoder = Standardized(1)
+    z = encoder.standardize(unit * x)(unit * x)
+    torch.testing.assert_close(z, Standardized(1).standardize(x)(x), rtol=1e-5, atol=1e-5)
+
+
 def test_integers_are_numbers():
     encoder = DeepSet(2, 3)
     counts = torch.tensor([[[3, 0], [1, 7]]])

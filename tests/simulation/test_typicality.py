@@ -84,7 +84,7 @@ def test_one_warning_for_a_batch(guide):
     y[::10, 3] += 1.0
     with pytest.warns(UserWarning, match="^3 of 30 observations are less probable") as found:
         guide.draws({"y": y.reshape(5, 6, 4)}, 2)
-    assert len(found) == 1
+    assert len(found) == 1 and found[0].filename == __file__
     assert guide.tail_probability({"y": y.reshape(5, 6, 4)}).shape == (5, 6)
 
 

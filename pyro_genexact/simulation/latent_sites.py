@@ -96,6 +96,7 @@ def _row_plate(trace: Any, sites: Mapping[str, Site], observed: Sequence[str]) -
     return min(shared, key=lambda f: f.dim).name if shared else None
 
 
+@torch.random.fork_rng([])
 def _joined(
     program: Callable[[], Any], one: Any, plate: str, sites: Mapping[str, Site], observed: Sequence[str]
 ) -> bool:
@@ -104,7 +105,7 @@ def _joined(
     outside = [name for name in (*sites, *observed) if dim_of(one.nodes[name], plate) is None]
     if not outside:
         return False
-    with suppress(Exception), torch.random.fork_rng([]), pyro.validation_enabled(False):
+    with suppress(Exception), pyro.validation_enabled(False):
         nodes = traced(TrackProvenance()(program)).nodes
         if any(get_provenance(t) & inside for name in outside for t in tensors_in(nodes[name]["fn"])):
             return True

@@ -158,6 +158,18 @@ def test_local_latents_and_covariates_of_rows():
         gx.likelihood(simulator, given=["slope"], **QUICK)
 
 
+def test_plates_left_of_other_dims_and_standardised_inputs():
+    def simulator():
+        mu = pyro.sample("mu", dist.Normal(100.0, 5.0))
+        with pyro.plate("rows", 3, dim=-2):
+            pyro.sample("y", dist.Normal(mu, 1.0))
+
+    learned = gx.likelihood(simulator, **QUICK)
+    assert learned(torch.ones(2)).event_shape == ()
+    features = learned.given({"mu": torch.tensor([100.0, 105.0])}).squeeze(-1)
+    assert (features - torch.tensor([0.0, 1.0])).abs().max() < 0.3
+
+
 def test_columns_of_several_kinds():
     """The mass over all counts and categories, and the integral over the numbers, is 1; samples have these probabilities."""
     support = [constraints.positive, constraints.boolean, constraints.nonnegative_integer]

@@ -26,11 +26,13 @@ class Typicality(nn.Module):
     """Measures how typical observations are of simulations, from their features.
 
     The log density of an observation is that of a spline flow over its leading principal components, plus that of a normal
-    distribution of the log of its distance from their span. The flow is fitted to some simulations. The tail probability is the rank of
-    the log density among those of n other simulations, (1 + number of these that are not larger) / (1 + n). It is at most p
-    with a probability of at most p if the observation comes from the model, no matter how well the flow fits.
+    distribution of the log of its distance from their span. The flow is fitted to some simulations. The tail probability
+    is the rank of the log density among those of n other simulations, (1 + number of these that are not larger) / (1 + n).
+    It is at most p with a probability of at most p if the observation comes from the model, no matter how well the flow
+    fits.
 
-    With rows of a plate, the log density is the smallest of the rows.
+    With rows of a plate, the log density is the smallest of the rows. Tail probabilities therefore need as many rows as
+    the simulations have: they are too small with more rows, and too large with fewer.
 
     Args:
         features: F, the number of features.

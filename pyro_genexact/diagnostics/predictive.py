@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.checks import check_sizes
 from ..core.values import numbers
+from ..simulation.latent_sites import OnlySites
 from ..simulation.simulations import is_deterministic, simulate, traced
 from .data import arrays, container, count
 from .guide_draws import dims_of, latents
@@ -76,7 +77,7 @@ def predictive_data(
         raise TypeError(
             f"Expected posterior to be draws by latent or to have a method draws; got {type(posterior).__name__}."
         )
-    program = partial(model, *args, **kwargs)
+    program = OnlySites(None)(partial(model, *args, **kwargs))  # factors raise an error
     trace = traced(program)
     sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
     if unknown := [name for name in observations if name not in sites]:
@@ -86,7 +87,8 @@ def predictive_data(
     given = {name: torch.as_tensor(value).detach() for name, value in given.items()}
     size = count(given)
     check_sizes(1, num_samples=size)
-    hidden = [name for name in latents(trace) if name not in observations]
+    chosen = getattr(posterior, "chosen", None)  # of a guide of some of the latents; the others are drawn given these
+    hidden = [name for name in latents(trace) if name not in observations and (chosen is None or name in chosen)]
     if set(hidden) != set(given):
         raise ValueError(f"Expected draws of the latents of the model, {hidden}; got {list(given)}.")
     _of_one_run({name: value[0] for name, value in given.items()}, sites)
@@ -118,8 +120,8 @@ def _of_one_run(values: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str
 def predictive_p_values(data: Any, statistics: Mapping[str, Statistic]) -> dict[str, Tensor]:
     """Computes posterior predictive p-values, the probabilities that a statistic of new data exceeds that of the observed data.
 
-    Ties count half. Where a statistic is NaN, such as an element without data, the p-value is NaN. A value near 0 or 1 shows a property of the data that the fitted model does not reproduce. The
-    distribution of these p-values under the model is not uniform but concentrates near 1/2.
+    Ties count half. Where a statistic is NaN, such as an element without data, the p-value is NaN. A value near 0 or 1 shows a
+    property of the data that the fitted model does not reproduce. The distribution of these p-values under the model is not uniform but concentrates near 1/2.
 
     Args:
         data: the result of :func:`predictive_data` or :func:`inference_data`.

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..core.checks import check_sizes
+from ..simulation.latent_sites import OnlySites
 from ..simulation.simulations import ResampleObserved, kept_rows, simulate, traced
 from .guide_draws import draw, latents
 
@@ -62,8 +63,9 @@ class Simulated:
         of_model, of_posterior = _accepted(model, kwargs), {} if batched else _accepted(posterior, kwargs)
         if unknown := sorted(kwargs.keys() - of_model.keys() - of_posterior.keys()):
             raise TypeError(f"Expected keyword arguments of the model or the posterior; neither takes {unknown}.")
-        program = partial(model, *args, **of_model)
-        of_truth = _latents(traced(program), names)
+        program = OnlySites(None)(partial(model, *args, **of_model))  # factors raise an error
+        chosen = getattr(posterior, "chosen", None)  # the latents of an amortised guide of some of them
+        of_truth = [name for name in _latents(traced(program), names) if chosen is None or name in chosen]
         seed = int(torch.randint(2**31, (), device="cpu"))
         found = simulate(
             program, [*of_truth, *names], num_simulations, seed=seed, vectorize=vectorize, stacklevel=STACK

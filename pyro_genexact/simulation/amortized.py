@@ -74,6 +74,8 @@ class Amortized(nn.Module):
             :class:`~pyro_genexact.encoders.Standardized`.
         recipe: a function that is called as ``recipe(D, context=C, **options)`` and returns a
             :class:`~pyro_genexact.Flow` over D real numbers.
+        latents: the name or names of the latents; the others, such as the hidden states of a simulator, are averaged over, and
+            need not exist in every run. By default all. :func:`~pyro_genexact.diagnostics.psis` and SVI need all latents.
         options: keyword arguments of the recipe.
 
     Raises:
@@ -107,6 +109,8 @@ class Amortized(nn.Module):
         observed: str | Sequence[str] = ("y",),
         encoder: nn.Module | Mapping[str, nn.Module] | None = None,
         recipe: Callable[..., Any] = nsf,
+        *,
+        latents: str | Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -116,6 +120,9 @@ class Amortized(nn.Module):
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         if not self.observed or not all(isinstance(name, str) for name in self.observed):
             raise ValueError(f"Expected observed to be names of sites; got {observed!r}.")
+        self.chosen = (latents,) if isinstance(latents, str) else None if latents is None else tuple(latents)
+        if self.chosen == () or not all(isinstance(name, str) for name in self.chosen or ()):
+            raise ValueError(f"Expected latents to be names of sites; got {latents!r}.")
         self._model: Any = (model,)  # in a tuple, so that it is not a submodule
         self._encoders, self._recipe, self._options = encoders_by_site(encoder, self.observed), recipe, options
         self.network, self.typicality = None, None
@@ -130,7 +137,7 @@ class Amortized(nn.Module):
         """
         if self.network is not None and ensemble in (None, len(self.network.members)):
             return self.network
-        one, sites, plate = latent_sites(self.program(args, kwargs), self.observed)
+        one, sites, plate = latent_sites(self.program(args, kwargs), self.observed, self.chosen)
         made = [Latent.of(site, dim_of(site, plate)) for site in sites.values()]
         groups = Group([x for x in made if x.row is None]), Group([x for x in made if x.row is not None])
         floating = [s["value"] for s in sites.values() if s["value"].is_floating_point()] or [torch.empty(0)]

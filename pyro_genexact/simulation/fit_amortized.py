@@ -123,7 +123,7 @@ def fit_amortized(
         network = guide.setup(*args, ensemble=ensemble, **kwargs)
     names = [*(x.name for x in guide.latents), *guide.observed]
     if isinstance(simulations, Integral):
-        program = OnlySites(names)(guide.program(args, kwargs, model))
+        program = OnlySites(None if guide.chosen else names)(guide.program(args, kwargs, model))
         simulations = simulate(
             program, names, int(simulations), seed=seed, vectorize=vectorize, num_workers=num_workers, progress=progress
         )

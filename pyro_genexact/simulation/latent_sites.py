@@ -21,15 +21,19 @@ Site = dict[str, Any]
 RUNS = 4  # of the model, in search of dependences
 
 
-def latent_sites(program: Callable[[], Any], observed: Sequence[str]) -> tuple[Any, dict[str, Site], str | None]:
+def latent_sites(
+    program: Callable[[], Any], observed: Sequence[str], chosen: Sequence[str] | None = None
+) -> tuple[Any, dict[str, Site], str | None]:
     """Returns a trace of a model, its latent sites by name, and the name of the row plate.
 
-    The row plate is the leftmost plate that contains latents and observed sites; None if there is no such plate, or if sites
-    outside of it depend on its latents, so that its rows are not independent given the others.
+    The row plate is the leftmost plate that contains latents and observed sites; None if there is no such plate, or if its
+    rows are not independent given the latents outside of it: because sites outside of it depend on its latents, or because
+    latents outside of it are averaged over.
 
     Args:
         program: the model, called without arguments.
         observed: the names of the observed sites.
+        chosen: the names of the latents; the others are averaged over. By default all.
 
     Raises:
         ValueError: if an observed site does not exist, if an observed site is not named, if latents or their supports differ
@@ -45,15 +49,20 @@ def latent_sites(program: Callable[[], Any], observed: Sequence[str]) -> tuple[A
         )
     if not sites:
         raise ValueError("Expected a model with latents; got only observed sites.")
+    if chosen is not None and (unknown := [name for name in chosen if name not in sites]):
+        raise ValueError(f"Expected latents to be among those of the model, {list(sites)}; got {unknown}.")
+    every = sites
     again = {name for name, site in other.nodes.items() if _is_latent(site)} - {*observed}
-    if again != set(sites):
-        raise ValueError(
-            f"Expected the same latents in every run of the model; got {sorted(again ^ set(sites))} in some runs only."
-        )
+    varying = again ^ set(every)
+    if wrong := sorted(varying if chosen is None else varying & {*chosen}):
+        raise ValueError(f"Expected the same latents in every run of the model; got {wrong} in some runs only.")
+    sites = every if chosen is None else {name: every[name] for name in chosen}
     _check_supports((site, other.nodes[name]) for name, site in sites.items())
     plate = _row_plate(one, sites, observed)
-    if plate is not None and _joined(program, one, plate, sites, observed):
-        plate = None
+    if plate is not None:
+        averaged = any(dim_of(site, plate) is None for name, site in every.items() if name not in sites)
+        if averaged or varying or _joined(program, one, plate, every, observed):
+            plate = None
     _check_plates(one, sites, observed, plate)
     return one, sites, plate
 
@@ -74,17 +83,17 @@ class OnlySites(Messenger):
     Simulations do not depend on a factor, so that their posterior is not that of the model.
 
     Args:
-        names: the sites.
+        names: the sites; None if all are allowed.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str] | None) -> None:
         super().__init__()
-        self.names = {*names}
+        self.names = None if names is None else {*names}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], dist.Unit):
             raise ValueError(f"Expected a model without factors, which simulations ignore; got {msg['name']!r}.")
-        if _is_latent(msg) and msg["name"] not in self.names:
+        if self.names is not None and _is_latent(msg) and msg["name"] not in self.names:
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {msg['name']!r} in some runs only."
             )

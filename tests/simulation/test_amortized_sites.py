@@ -16,7 +16,7 @@ import pyro_genexact as gx
 from pyro_genexact.encoders import DeepSet, Joint, Standardized, Vector
 from pyro_genexact.simulation.observations import stacked
 from pyro_genexact.simulation.simulations import simulate
-from support.amortised import EXACT, FAST, SMALL, Y, fitted, items, kl, normal
+from support.amortised import EXACT, FAST, SMALL, Y, fitted, groups, items, kl, normal
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +253,53 @@ def test_training_continues_and_has_the_options_of_fit(tmp_path):
     weights = [run(**file)[1], run()[1], run(fabric=fabric)[1]]
     assert all(torch.equal(weights[0][name], w[name]) for w in weights for name in w)
     assert run(seconds=0.2, epochs=None)[0].stopped == "seconds"
+
+
+def hidden_states(y=None):
+    """A random walk of random length, whose states are latents: y given mu is normal with variance 1 + steps."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    state = mu
+    for i in range(int(pyro.sample("steps", dist.Bernoulli(0.5), infer={"is_auxiliary": True})) + 1):
+        state = pyro.sample(f"state_{i}", dist.Normal(state, 1.0))
+    pyro.sample("y", dist.Normal(state, 1.0), obs=y)
+
+
+def test_latents_that_are_averaged_over():
+    """The posterior of mu is a mixture over the number of steps."""
+    guide = gx.guides.Amortized(hidden_states, latents="mu", **SMALL)
+    gx.fit_amortized(hidden_states, guide, simulations=2000, epochs=5, vectorize=False, **FAST)
+    mu, y = torch.linspace(-6, 6, 601), torch.tensor(1.5)
+    joint = dist.Normal(0.0, 1.0).log_prob(mu).exp() * sum(
+        0.5 * dist.Normal(mu, (2.0 + n) ** 0.5).log_prob(y).exp() for n in range(2)
+    )
+    with torch.no_grad():
+        density = guide.log_prob({"mu": mu}, {"y": y}).exp()
+    assert (density - joint / (joint.sum() * 0.02)).abs().sum() * 0.02 < 0.15  # twice the total variation
+    ranks = gx.diagnostics.sbc_ranks(
+        hidden_states, guide, num_simulations=200, num_samples=19, vectorize=False, observed="y"
+    )
+    assert list(ranks) == ["mu"] and 8 < ranks["mu"].float().mean() < 11
+    with pytest.raises(ValueError, match="in some runs only"):
+        for seed in range(10):  # one of two runs has a state more
+            torch.manual_seed(seed)
+            gx.guides.Amortized(hidden_states).setup()
+
+
+def test_rows_of_averaged_globals_are_joint():
+    """Given y, rows with a common mean are dependent if this mean is averaged over."""
+    guide = gx.guides.Amortized(groups, latents="z", **SMALL)
+    gx.fit_amortized(groups, guide, 3, simulations=2000, epochs=6, **FAST)
+    assert not guide.made().has_rows
+    y = torch.tensor([0.5, 1.0, -1.0])
+    prior = torch.ones(3, 3) + torch.eye(3)
+    gain = torch.linalg.solve(prior + 0.25 * torch.eye(3), prior).T
+    exact = dist.MultivariateNormal(gain @ y, _symmetric(prior - gain @ prior))
+    assert kl(guide, {"y": y}, lambda z: exact.log_prob(z["z"])) < 0.05
+    with pytest.raises(ValueError, match=r"\['w'\]"):
+        gx.guides.Amortized(groups, latents=["z", "w"]).setup()
+    with pytest.raises(ValueError, match="latents"):
+        gx.guides.Amortized(groups, latents=())
+
+
+def _symmetric(matrix):
+    return (matrix + matrix.T) / 2

@@ -109,7 +109,10 @@ def test_models():
         fit(*of(rare))
     with pytest.raises(ValueError, match="without factors, which simulations ignore; got 'f'"):
         fit(*of(factor))
-    gx.guides.Amortized(factor)(observations={"y": torch.zeros(())})  # the ELBO has factors
+    guide = gx.guides.Amortized(factor)
+    guide(observations={"y": torch.zeros(())})  # the ELBO has factors
+    with pytest.raises(ValueError, match="without factors"):
+        gx.diagnostics.sbc_ranks(factor, guide, num_simulations=2)
     with pytest.raises(ValueError, match=re.escape("every row of its plate; got bounds [1.0, 2.0, 3.0]")):
         fit(*of(bounds_of_rows))
     with pytest.raises(ValueError, match="bounds of 'b' that depend"):

@@ -315,8 +315,8 @@ class Amortized(nn.Module):
         """Returns the probability that the model generates a less typical observation.
 
         It is the rank of a log density, under a flow of the features that the encoder returns, among up to 4096 simulations.
-        It is uniform for observations of the model. A small value shows an observation unlike all simulations, for which
-        the posterior is an extrapolation: ``draws`` warns if this is the smallest value possible.
+        It is uniform for observations of the model with as many rows as the simulations. A small value shows an observation
+        unlike all simulations, for which the posterior is an extrapolation. ``draws`` warns if it is the smallest possible value.
 
         Args:
             observations: tensors (*batch, ...) by observed site.

@@ -101,9 +101,8 @@ class Observed(nn.Module):
             value = value.movedim(self.axis, -len(self.shape) - 1)
         if self.event_dim is not None:
             lead = value.shape[: value.dim() - len(self.shape)]
-            value = (
-                value.reshape(*lead, -1) if self.event_dim == 1 else value.reshape(*lead, value.shape[len(lead)], -1)
-            )
+            kept = len(lead) + self.event_dim - 1
+            value = value.reshape(*value.shape[:kept], value.shape[kept:].numel())
         if lengths is None:
             return value
         lengths = checked_lengths(lengths.to(like.device), value.shape[-2], "lengths", f"items of {self.name!r}")
@@ -119,8 +118,8 @@ class Observed(nn.Module):
         These are the finite ones, and, if the encoder reads missing entries, those with NaN in place of some entries.
         """
         x, _ = unpadded(value)
-        dims = self.dims + (self.axis is not None)
-        flat = x.reshape(*x.shape[: x.dim() - dims], -1)
+        lead = x.dim() - self.dims - (self.axis is not None)
+        flat = x.reshape(*x.shape[:lead], x.shape[lead:].numel())
         if not self.reads_missing:
             return flat.isfinite().all(-1)
         return ~flat.isinf().any(-1) & (flat.isfinite().any(-1) | ~flat.isnan().any(-1))

@@ -231,7 +231,7 @@ class AmortizedPosterior(TorchDistribution):
         if len(members) == 1:
             given = [Encoded(*(x.expand(*sample_shape, *x.shape) for x in one)) for one in self.given[0]]
             of_all, of_rows, log_prob = members[0].sample(given, differentiable)  # type: ignore[operator]
-            value = torch.cat([of_all, of_rows.flatten(-2)], -1).reshape(*shape, -1)
+            value = torch.cat([of_all, of_rows.flatten(-2)], -1).reshape(*shape, *self.event_shape)
             if differentiable and self.has_rsample and not value.is_inference():
                 self._drawn = value, value._version, torch.is_grad_enabled(), log_prob
             return value

@@ -53,6 +53,7 @@ def test_many_observations_in_one_call():
     alone = guide.log_prob({"mu": draws["mu"][:, 1]}, {"y": -Y})
     assert together.shape == (5, 3) and torch.allclose(together[:, 1], alone, atol=1e-4)
     assert guide.draws({"y": many[None]}, 2)["mu"].shape == (2, 1, 3, 2)
+    assert guide.draws({"y": many[:0]}, 2)["mu"].shape == (2, 0, 2)
 
 
 def supports(y=None):

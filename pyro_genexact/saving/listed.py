@@ -19,7 +19,7 @@ from torch.nn import functional
 from ..contexts import Features
 from ..core.faces import PUBLISHED
 
-_FACES = ("", ".conditioners", ".distributions", ".encoders", ".flows", ".guides", ".heads", ".parts", ".transforms")
+_FACES = ("", ".conditioners", ".distributions", ".encoders", ".flows", ".heads", ".parts", ".transforms")
 _KINDS = (nn.Module, Distribution, Transform, constraints.Constraint, Features)
 _FAMILIES = """
     AffineBeta AsymmetricLaplace Bernoulli Beta BetaBinomial Binomial Categorical Cauchy Chi2 ContinuousBernoulli
@@ -65,7 +65,7 @@ def listed() -> dict[str, Any]:
         name: value
         for name, value in PUBLISHED.items()
         for face, _, last in [name.rpartition(".")]
-        if face in _OUR_FACES and isinstance(value, type)
+        if (face in _OUR_FACES or name == _AMORTIZED) and isinstance(value, type)
         if face == _PARTS or issubclass(value, _KINDS)
     }
     return ours | _OTHERS
@@ -97,5 +97,6 @@ def _others() -> list[Any]:
 
 
 _PACKAGE = __name__.partition(".")[0]
+_AMORTIZED = f"{_PACKAGE}.guides.Amortized"  # the other guides keep a model
 _OUR_FACES, _PARTS = {_PACKAGE + face for face in _FACES}, f"{_PACKAGE}.parts"
 _OTHERS = {full_name(value): value for value in _others()}

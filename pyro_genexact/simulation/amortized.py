@@ -89,6 +89,7 @@ class Amortized(nn.Module):
     inference", ICML 2019.
 
     Example:
+        >>> import torch
         >>> import pyro, pyro.distributions as dist, pyro_genexact as gx
         >>> def model(y=None):
         ...     p = pyro.sample("p", dist.Uniform(0.0, 1.0))

@@ -43,6 +43,7 @@ class Likelihood(nn.Module):
         result: the history of the fit; None in copies and in saved files.
 
     Example:
+        >>> import torch
         >>> import pyro, pyro.distributions as dist
         >>> def simulator():
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 2.0))

@@ -74,7 +74,7 @@ class Guide(PyroModule):
 
 def shared_flow(kind):
     if kind == "auto":
-        options = {"hidden": (8,), "transforms": 1, "warm_start": None, "init_scale": 0.5}
+        options = {"hidden": (8,), "transforms": 1, "init_scale": 0.5}
         return gx.guides.AutoFlow(poutine.block(factors, expose=["w"]), **options)
     return gx.flows.iaf(2, transforms=2, hidden=(8,)).double()
 

@@ -265,7 +265,7 @@ def joint(axes: plt.Axes, found: gx.diagnostics.Importance) -> None:
         ranked = np.sort(density.ravel())[::-1]
         mass = ranked.cumsum() / ranked.sum()
         levels = [ranked[(mass < share).sum()] for share in (0.9, 0.5)]
-        draw(*grid, density, [*levels, ranked[0]], **style)
+        draw(*grid, density, np.unique([*levels, ranked[0]]), **style)
     patch = Patch(color="#4D9CC9", label="guide")
     line = Line2D([], [], color="black", label="particle filter")
     axes.legend(handles=[patch, line], loc="upper left")

@@ -130,7 +130,7 @@ def finite(values: Mapping[str, Tensor], name: str) -> Tensor:
             f"{missing} of {kept.numel()} simulated values of {name!r} with NaN or infinity are left out. The likelihood is then "
             "that given success. If the probability of success depends on the latents, it is a factor of the likelihood: record "
             "success as a Boolean site of the model, learn its likelihood too, and observe it.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return kept
 

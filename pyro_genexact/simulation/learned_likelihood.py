@@ -194,59 +194,17 @@ def likelihood(
     with seeded(seed, torch.device("cpu")):
         nodes: Any = traced(program).nodes
     names = _inputs(nodes, observed, given)
-    if proposal is not None and not isinstance(simulations, int):
-        raise ValueError(
-            f"Expected no proposal with stored simulations, which have their own; got {type(proposal).__name__}."
-        )
-    if isinstance(simulations, int):
-        check_sizes(1, simulations=simulations)
-        draws = None if proposal is None else _proposed(proposal, args, kwargs, nodes, names, simulations, seed)
-        latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
-        simulations = simulate(
-            program, [*dict.fromkeys([*names, observed, *latents, *(draws or ())])], simulations, given=draws, seed=seed,
-            vectorize=vectorize, num_workers=num_workers, progress=progress,
-        )  # fmt: skip
-    elif not isinstance(simulations, Mapping):
-        if not (hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__")):
-            raise TypeError(
-                f"Expected simulations to be a number, a dict of tensors or a Dataset; got {type(simulations).__name__}."
-            )
-        simulations = default_collate([simulations[i] for i in range(len(simulations))])
-    if missing := [name for name in (*names, observed) if name not in simulations]:
-        raise ValueError(f"Expected simulations with the sites {[*names, observed]}; got none of {missing}.")
-    y, inputs, shared = tables(nodes, names, observed, simulations)
-    kept = finite({**inputs, observed: y}, observed)
+    propose = None if proposal is None else partial(_proposed, proposal, args, kwargs, nodes, names, seed=seed)
+    options = {"seed": seed, "vectorize": vectorize, "num_workers": num_workers, "progress": progress}
+    draws = _simulated(program, nodes, [*names, observed], simulations, propose, options)
+    y, inputs, shared = tables(nodes, names, observed, draws)
     with seeded(seed + 1, torch.device("cpu")):
         again: Any = traced(program).nodes  # other values of the latents
     with seeded(seed, torch.device("cpu")):
-        learned = _made(
-            nodes,
-            again,
-            {n: v.shape[2:] for n, v in inputs.items()},
-            observed,
-            y,
-            support,
-            recipe,
-            module,
-        )
+        layouts = {n: v.shape[2:] for n, v in inputs.items()}
+        learned = _made(nodes, again, layouts, observed, y, support, recipe, module)
     learned = learned.to(next((v for v in (*inputs.values(), y) if v.is_floating_point()), torch.empty(0)))
-    learned.given.standardise({name: value[kept] for name, value in inputs.items()})
-    if isinstance(learned.module, Columns):
-        check_density(y[kept], observed, learned.module.real_places)
-    if shared and y.shape[1] > 1:
-        whole = kept.all(1)
-        check_alike(
-            y[whole].reshape(len(y[whole]), y.shape[1], -1),
-            learned.given({n: v[whole, 0] for n, v in inputs.items()}),
-            observed,
-        )
-    train, held_out = (
-        None
-        if part is None
-        else _inside(learned, y[part][kept[part]], {n: v[part][kept[part]] for n, v in inputs.items()}, observed)
-        for part in _halves(len(y), validation, seed)
-    )
-    assert train is not None
+    train, held_out = _rows(learned, y, inputs, shared, observed, _halves(len(y), validation, seed))
     if batch_size is None and len(train[0]) > BATCHES * DEFAULT_BATCH:
         batch_size = min(len(train[0]) // BATCHES, LARGEST_BATCH)
     if isinstance(learned.module, Columns):
@@ -256,6 +214,59 @@ def likelihood(
         fabric=fabric, checkpoint=checkpoint, every=every, seed=seed, progress=progress,
     )  # fmt: skip
     return learned.eval().requires_grad_(False)
+
+
+def _simulated(
+    program: Any, nodes: Any, names: list[str], simulations: Any, propose: Any, options: dict[str, Any]
+) -> Mapping[str, Tensor]:
+    """Returns simulations (N, ...) by site: those of the user, or new ones."""
+    if isinstance(simulations, int):
+        check_sizes(1, simulations=simulations)
+        draws = None if propose is None else propose(simulations)
+        latents = [n for n, site in nodes.items() if _is_latent(site)]  # the check of the vectorised run needs them
+        wanted = [*dict.fromkeys([*names, *latents, *(draws or ())])]
+        return simulate(program, wanted, simulations, given=draws, **options)
+    if propose is not None:
+        raise ValueError("Expected no proposal with stored simulations, which have their own; got one.")
+    if not isinstance(simulations, Mapping):
+        if not (hasattr(simulations, "__len__") and hasattr(simulations, "__getitem__")):
+            raise TypeError(
+                f"Expected simulations to be a number, a dict of tensors or a Dataset; got {type(simulations).__name__}."
+            )
+        simulations = default_collate([simulations[i] for i in range(len(simulations))])
+    if missing := [name for name in names if name not in simulations]:
+        raise ValueError(f"Expected simulations with the sites {names}; got none of {missing}.")
+    return simulations  # type: ignore[no-any-return]
+
+
+def _rows(
+    learned: Likelihood, y: Tensor, inputs: dict[str, Tensor], shared: bool, observed: str, halves: Any
+) -> tuple[Any, Any]:
+    """Returns the rows for training and those held out, each with their inputs, after checks; standardises the inputs.
+
+    Args:
+        learned: the likelihood before the fit.
+        y: (N, R, *item), the values of the observed site.
+        inputs: (N, R, ...) by name.
+        shared: whether all rows of a simulation have the same inputs.
+        observed: the name of the site.
+        halves: the numbers of the simulations for training, and of those held out or None.
+    """
+    kept = finite({**inputs, observed: y}, observed)
+    learned.given.standardise({name: value[kept] for name, value in inputs.items()})
+    if isinstance(learned.module, Columns):
+        check_density(y[kept], observed, learned.module.real_places)
+    if shared and y.shape[1] > 1:
+        whole = kept.all(1)
+        items = y[whole].reshape(len(y[whole]), y.shape[1], -1)
+        check_alike(items, learned.given({n: v[whole, 0] for n, v in inputs.items()}), observed)
+
+    def part(of: Any) -> Any:
+        rows = kept[of]
+        return _inside(learned, y[of][rows], {n: v[of][rows] for n, v in inputs.items()}, observed)
+
+    train, held_out = halves
+    return part(train), None if held_out is None else part(held_out)
 
 
 def _inputs(nodes: Any, observed: str, given: Sequence[str] | None) -> list[str]:
@@ -281,7 +292,7 @@ def _is_latent(site: Any) -> bool:
     return _is_site(site) and not any(site["infer"].get(flag) for flag in helper)
 
 
-def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, inputs: list[str], size: int, seed: int) -> Draws:
+def _proposed(proposal: Any, args: Any, kwargs: Any, nodes: Any, inputs: list[str], size: int, *, seed: int) -> Draws:
     """Returns N draws (N, ...) of the proposal, each of its M draws equally often up to 1."""
     sites = {n: nodes[n]["value"] for n in inputs if not is_deterministic(nodes[n])}
     if not isinstance(proposal, Mapping):
@@ -363,6 +374,6 @@ def _inside(learned: Likelihood, y: Tensor, inputs: Draws, name: str) -> tuple[T
         )
     if share:
         warnings.warn(
-            f"{int((~inside).sum())} values of {name!r} on the boundary of the support are left out.", stacklevel=3
+            f"{int((~inside).sum())} values of {name!r} on the boundary of the support are left out.", stacklevel=5
         )
     return y[inside], {n: v[inside] for n, v in inputs.items()}

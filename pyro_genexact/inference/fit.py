@@ -230,8 +230,8 @@ def fit(
         )
     fabric = fabric_of(fabric, device_of(params))
     clock = Clock()  # after the first import of Fabric, which does not count towards ``seconds``
-    ranks, device = Ranks(fabric), fabric.device
-    with modes_kept(module), seeded(seed + ranks.rank, device), torch.enable_grad():
+    device, seeds = fabric.device, seeded(seed + fabric.global_rank, fabric.device)
+    with closing(Ranks(fabric)) as ranks, modes_kept(module), seeds, torch.enable_grad():
         with ranks.agreed():
             dtype = next((p.dtype for p in params if p.is_floating_point()), torch.get_default_dtype())
             sources = hold_out(source_of(data, context, weights, "data", dtype), validation, seed, dtype)
@@ -260,7 +260,6 @@ def fit(
         with closing(task), Progress(epochs, "epoch", progress and ranks.first) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
             stopped = Engine(ranks, device, clock, file, bar, task.interrupts).run(task)
-    ranks.close()
     if ranks.first:
         task.warn()
     return FitResult(*task.history, task.best_epoch, clock.seconds, stopped, task.steps)

@@ -27,9 +27,14 @@ class Ranks:
         self.interrupted: Callable[[], bool] = lambda: False  # whether this process was; exchanged by ``agreed``
 
     def close(self) -> None:
-        """Destroys the process group."""
+        """Destroys the process group, also if this object stays in a reference cycle.
+
+        A group that outlives the fit would end the workers of later data loaders: they are forks without its threads, and
+        a garbage collection in them would wait for those threads.
+        """
         if self._group is not None:
             distributed.destroy_process_group(self._group)
+            self._group = None
 
     @property
     def first(self) -> bool:

@@ -62,6 +62,11 @@ def test_no_forward_sends_buffers(seen):
     assert seen[0]["buffers"] == seen[1]["buffers"] == 0
 
 
+def test_no_process_group_outlives_its_fit(seen):
+    """The workers of later data loaders are forks without its threads; a collection in them would wait for these."""
+    assert seen[0]["groups"] == seen[1]["groups"] == [2, 0]
+
+
 def test_the_first_process_alone_prints(seen):
     assert seen[0]["silent"].count("epochs: train") == 2 and seen[1]["silent"] == ""
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import os
 import signal
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -125,6 +127,24 @@ def buffers_sent():
     with mock.patch.object(DistributedDataParallel, "_sync_buffers") as sent:
         fit(Net(norm=True))
     return sent.call_count
+
+
+def groups_left():
+    """The process groups that are left of a fit and of one that fails, before a garbage collection."""
+    made = []
+
+    def new_group(whole=torch.distributed.new_group, **options):
+        group = whole(**options)
+        made.append(weakref.ref(group))
+        return group
+
+    gc.disable()
+    with mock.patch.object(torch.distributed, "new_group", new_group):
+        fit(Net())
+        fault(Net(hook=after(2, raises)))
+    left = sum(group() is not None for group in made)
+    gc.enable()
+    return [len(made), left]
 
 
 def silent():
@@ -353,6 +373,7 @@ def checks(folder):
         "uneven_loaders": uneven_loaders,
         "unused": lambda: fault(Unused()),
         "buffers": buffers_sent,
+        "groups": groups_left,
         "silent": silent,
         "nan": lambda: fault(Net(hook=after(5, infinite))),
         "raises": lambda: fault(Net(hook=after(5, raises))),

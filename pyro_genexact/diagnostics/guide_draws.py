@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from ..core.devices import device_of
 from ..inference.elbo import needs_log_prob
+from ..inference.mapped import mapped, rows
 from ..simulation.simulations import ResampleObserved, is_deterministic
 
 Site = dict[str, Any]
+COMPUTED = ("draws", "deterministic", "log_p", "log_q", "log_likelihood", "predictive")  # in the order of the fields
 CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs
 
 
@@ -62,18 +65,15 @@ def draw(
 ) -> GuideDraws:
     """Runs the model on S draws of the guide, or on given draws (S, ...).
 
-    The vectorised pass runs both in a plate around all others. Its result is used only if the log-probabilities of its first
-    and last draw agree with those of single runs.
+    The vectorised pass runs both in a plate around all others, and if that fails, ``torch.vmap`` maps the model over draws.
+    The result of a pass is used only if the log-probabilities of its first and last draw agree with those of single runs.
     """
     programs = ModelAndPosterior(model, posterior, args, kwargs, predict)
-    try:
-        found = programs.vectorised(num_samples)
-    except Exception:  # the programs may not run in an outer plate; other errors are raised again below
-        found = None
+    found = programs.vectorised(num_samples)
     if found is None:
         alone = [partial(program, *args, **kwargs) for program in (model, posterior) if callable(program)]
         with needs_log_prob(*alone):
-            found = _joined([programs.one(i) for i in range(num_samples)])
+            found = _combined(torch.cat, [programs.one(i) for i in range(num_samples)])
     return programs.described(found)
 
 
@@ -99,13 +99,33 @@ class ModelAndPosterior:
         return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
 
     def vectorised(self, size: int) -> GuideDraws | None:
-        """Returns all draws from one pass, or None if they disagree with single runs."""
+        """Returns all draws from one pass, or None if no pass runs or agrees with single runs."""
         if self.enumerated:  # enumeration sums over all plates, including that of the draws
             return None
         plate: Any = pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1)
-        guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(plate(self.posterior))
-        found = self._read(guide, self._replay(guide, plate(self.model)), size, plate)
-        return found if all(self._is_alone(found, guide, i, size) for i in {0, size - 1}) else None
+        for read in (self._plated, self._mapped):
+            with suppress(
+                Exception
+            ):  # what does not run in a pass can raise anything; single runs raise other errors again
+                guide = self._all(size) if isinstance(self.posterior, Mapping) else self._traced(plate(self.posterior))
+                found = read(guide, size, plate)
+                if all(self._is_alone(found, guide, i, size) for i in {0, size - 1}):
+                    return found
+        return None
+
+    def _plated(self, guide: Any, size: int, plate: Any) -> GuideDraws:
+        return self._read(guide, self._replay(guide, plate(self.model)), size, plate)
+
+    def _mapped(self, guide: Any, size: int, plate: Any) -> GuideDraws:
+        values = {name: rows(guide.nodes[name]["value"], self._shape(name), size) for name in self.latents}
+
+        def one(row: dict[str, Tensor]) -> list[Any]:
+            given = _given(row)
+            found = self._read(given, self._replay(given), 1)
+            return [getattr(found, name) for name in COMPUTED]
+
+        runs = GuideDraws(*mapped(one, values))
+        return replace(_combined(lambda x: x[0].flatten(0, 1), [runs]), log_q=_total(guide, size))
 
     def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
         """Returns whether draw i has the same log-probabilities and deterministic values as in a single run."""
@@ -146,22 +166,22 @@ class ModelAndPosterior:
     def _row(self, guide: Any, i: int, size: int) -> Any:
         """Returns a trace of the random values of draw i; sites that the guide computes from them are left out."""
         random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
-        return _given({name: _rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
+        return _given({name: rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
 
     def _read(self, guide: Any, model: Any, size: int, plate: Any = lambda program: program) -> GuideDraws:
         if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some runs only."
             )
-        value = {name: _rows(site["value"], self._shape(name), size) for name, site in _samples(model)}
+        value = {name: rows(site["value"], self._shape(name), size) for name, site in _samples(model)}
         likelihood = {}
         for name, site in observations(model):
             log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-            likelihood[name] = _rows(log_p, self.trace.nodes[name]["fn"].batch_shape, size)
+            likelihood[name] = rows(log_p, self.trace.nodes[name]["fn"].batch_shape, size)
         predictive = {}
         if self.predict:
             new = self._replay(guide, plate(ResampleObserved()(self.model)))
-            predictive = {name: _rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
+            predictive = {name: rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
         return GuideDraws(
             {name: value[name] for name in self.latents},
             {name: value[name] for name, site in _samples(model) if is_deterministic(site)},
@@ -254,13 +274,6 @@ def _total(trace: Any, size: int) -> Tensor:
     return torch.stack(sums).sum(0)
 
 
-def _rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:
-    """Reshapes a value to (S, *shape), without dims of size 1 in between; expands values without a dim of size S."""
-    if value.numel() == size * shape.numel():
-        return value.reshape(size, *shape)
-    return value.expand(size, *shape)
-
-
 def dims_of(name: str, site: Site) -> list[str | None]:
     """Returns the names of the batch dims of a site's value, which are those of plates; None for size 1 without a plate."""
     shape: torch.Size = site["value"].shape
@@ -275,13 +288,12 @@ def dims_of(name: str, site: Site) -> list[str | None]:
     return names
 
 
-def _joined(runs: list[GuideDraws]) -> GuideDraws:
-    """Concatenates single draws."""
+def _combined(function: Callable[[list[Tensor]], Tensor], runs: list[GuideDraws]) -> GuideDraws:
+    """Applies a function to the list of each computed tensor of all runs."""
 
-    def joined(values: list[Any]) -> Any:
+    def combined(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
-            return torch.cat(values)
-        return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+            return function(values)
+        return {name: function([value[name] for value in values]) for name in values[0]}
 
-    fields = ("draws", "deterministic", "log_p", "log_q", "log_likelihood", "predictive")
-    return GuideDraws(**{name: joined([getattr(run, name) for run in runs]) for name in fields})
+    return GuideDraws(*(combined([getattr(run, name) for run in runs]) for name in COMPUTED))

@@ -18,27 +18,45 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .compiled import RecordedGradients
+from .mapped import MappedELBO, Shapes, rows
+
+PARTICLES = 16  # draws in each ELBO estimate
+ONE_BY_ONE = 4  # draws that are evaluated one by one
 
 # raised by distributions with non-finite parameters (after steps that are far too long) or values outside the support
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
-def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int) -> Any:
-    """Returns an ELBO of Pyro: with enumeration if the model has enumerated sites, vectorised over particles if possible."""
+def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int | None) -> Any:
+    """Returns an ELBO of Pyro: with enumeration if the model has enumerated sites, of all draws in one pass if possible.
+
+    Args:
+        model: the model, called without arguments.
+        guide: the guide, called without arguments.
+        num_particles: the number of draws; None for 16, or 4 that are evaluated one by one.
+    """
+    size = num_particles or PARTICLES
     with torch.no_grad():
-        sites = [site for trace in _traces(model, guide) for site in _sample_sites(trace)]
+        traces = _traces(model, guide)
+        sites = [site for trace in traces for site in _sample_sites(trace)]
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         nesting = -min(dims, default=0)
         if any(site["infer"].get("enumerate") == "parallel" for site in sites):
-            return TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=nesting)
-        at_once = num_particles > 1 and vectorizes(model, guide, nesting)
-    if num_particles > 1 and not at_once:
+            return TraceEnum_ELBO(num_particles=size, max_plate_nesting=nesting)
+        shapes = {site["name"]: site["value"].shape for site in sites if _is_drawn(site)}
+        if size > 1 and vectorizes(model, guide, nesting, shapes):
+            return Trace_ELBO(num_particles=size, vectorize_particles=True, max_plate_nesting=nesting)
+        if size > 1 and maps(model, guide, nesting, shapes):
+            return MappedELBO(shapes, num_particles=size, max_plate_nesting=nesting)
+    if size > 1:
+        size = num_particles or ONE_BY_ONE
         warnings.warn(
-            f"The num_particles={num_particles} draws of each step are evaluated one by one, which is slow, because model or "
-            "guide has another log_prob for several draws at once. Index latents from the right, such as alpha[..., group].",
+            f"The {size} draws of each step are evaluated one by one, which is slow, because model or guide has another "
+            "log_prob for several draws at once, and torch.vmap cannot map the model over draws. Index latents from the right, "
+            "such as alpha[..., group], and do not branch on their values.",
             stacklevel=3,
         )
-    return Trace_ELBO(num_particles=num_particles, vectorize_particles=at_once, max_plate_nesting=nesting)
+    return Trace_ELBO(num_particles=size, max_plate_nesting=nesting)
 
 
 def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lambda program: program) -> tuple[Any, Any]:
@@ -47,25 +65,52 @@ def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lamb
     return guide_trace, poutine.trace(wrap(poutine.replay(model, trace=guide_trace))).get_trace()
 
 
-def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int) -> bool:
-    """Returns whether two draws in one vectorised pass have the same log_prob as in separate runs."""
+def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int, shapes: Shapes) -> bool:
+    """Returns whether two draws in one pass, in an outer plate, have the same log_prob as in separate runs.
+
+    Args:
+        model: the model, called without arguments.
+        guide: the guide, called without arguments.
+        nesting: the number of dims of their plates.
+        shapes: the shapes of the latents in a single run, by name.
+    """
     at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
-    try:
+    with suppress(Exception):  # models that are not vectorised can raise anything; later runs raise other errors again
         for function, trace in zip((guide, model), _traces(model, guide, at_once), strict=True):
             trace.compute_log_prob()
-            together: Any = sum(_of_rows(site["log_prob"], -1 - nesting) for site in _sample_sites(trace))
-            for row in range(2):
-                one = poutine.trace(poutine.replay(function, trace=_row(trace, -1 - nesting, row))).get_trace()
-                alone = torch.as_tensor(one.log_prob_sum()).to(together)
-                if not torch.allclose(alone, together[row], rtol=1e-3, atol=1e-3, equal_nan=True):
-                    return False
-    except Exception:  # models that are not vectorised can raise anything; other errors are raised again by later runs
-        return False
+            together = sum(_of_rows(site["log_prob"], -1 - nesting) for site in _sample_sites(trace))
+            if not _are_alone(together, function, trace, shapes):
+                return False
+        return True
+    return False
+
+
+def maps(model: Callable[[], Any], guide: Callable[[], Any], nesting: int, shapes: Shapes) -> bool:
+    """Returns whether :class:`MappedELBO` gives two draws the same log_prob as separate runs; arguments as above."""
+    elbo = MappedELBO(shapes, num_particles=2, max_plate_nesting=nesting)
+    with suppress(Exception):
+        trace = elbo.draws(guide)
+        log_p, log_q = elbo.log_p(model, trace), elbo.log_q(trace)[0]
+        return _are_alone(log_q, guide, trace, shapes) and _are_alone(log_p, model, trace, shapes)
+    return False
+
+
+def _are_alone(together: Any, function: Callable[[], Any], trace: Any, shapes: Shapes) -> bool:
+    """Returns whether the log_prob of two draws (2,) are those of separate runs."""
+    for row in range(2):
+        one = poutine.trace(poutine.replay(function, trace=_row(trace, shapes, row))).get_trace()
+        alone = torch.as_tensor(one.log_prob_sum()).to(together)
+        if not torch.allclose(alone, together[row], rtol=1e-3, atol=1e-3, equal_nan=True):
+            return False
     return True
 
 
 def _sample_sites(trace: Any) -> Iterator[Any]:
     return (site for site in trace.nodes.values() if site["type"] == "sample")
+
+
+def _is_drawn(site: Any) -> bool:
+    return not site["is_observed"] and not site_is_subsample(site)
 
 
 def _of_rows(log_prob: Tensor, dim: int) -> Tensor:
@@ -75,14 +120,12 @@ def _of_rows(log_prob: Tensor, dim: int) -> Tensor:
     return log_prob.movedim(dim, 0).reshape(2, -1).sum(1)
 
 
-def _row(trace: Any, dim: int, row: int) -> Any:
-    """Returns the trace of one of the two draws."""
+def _row(trace: Any, shapes: Shapes, row: int) -> Any:
+    """Returns the trace of one of the two draws, with the shapes of a single run."""
     one = trace.copy()
     for name, site in one.nodes.items():
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site):
-            value, at = site["value"], dim - site["fn"].event_dim
-            if value.dim() >= -at and value.shape[at] == 2:
-                one.nodes[name] = {**site, "value": value.select(at, row)}
+        if site["type"] == "sample" and _is_drawn(site):
+            one.nodes[name] = {**site, "value": rows(site["value"], shapes[name], 2)[row]}
     return one
 
 

@@ -77,7 +77,7 @@ def fit_guide(
     *args: Any,
     steps: int | None = None,
     lr: float = 0.01,
-    num_particles: int = 16,
+    num_particles: int | None = None,
     loss: Any = None,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     max_grad_ratio: float = 10.0,
@@ -109,10 +109,11 @@ def fit_guide(
         args: arguments of model and guide.
         steps: the number of steps; by default the fit ends when the ELBO no longer improves.
         lr: the initial learning rate of Adam. An ``optimizer`` has its own learning rate.
-        num_particles: the number of draws in each ELBO estimate. The fit first evaluates two draws both at once and
-            separately. If the log_probs agree, each step is one vectorised pass. If not, draws are evaluated one by one,
-            which takes about ``num_particles`` times as long, and a warning says so; the usual cause is a plate that is
-            indexed from the left, ``alpha[group]`` in place of ``alpha[..., group]``. A ``loss`` has its own number of draws.
+        num_particles: the number of draws in each ELBO estimate, by default 16. The fit first evaluates two draws both at
+            once and separately. Each step is one pass in an outer plate if the log_probs agree. For models that loop over
+            scalars, stack them or index plates from the left, it is one pass by ``torch.vmap``, without Pyro's validation. If
+            the model cannot be mapped either, as it branches on values of latents, draws are evaluated one by one, by
+            default 4, and a warning says so. A ``loss`` has its own number of draws.
         loss: a Pyro ELBO; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model has sites to enumerate.
         optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
         max_grad_ratio: gradients are clipped to this multiple of their running average norm; ``math.inf`` turns clipping
@@ -258,7 +259,7 @@ def _check(
     guide: Any,
     steps: Any,
     lr: float,
-    num_particles: int,
+    num_particles: Any,
     loss: Any,
     ratio: float,
     every: Any,
@@ -274,8 +275,9 @@ def _check(
     for name, value in (("model", model), ("guide", guide)):
         if not callable(value):
             raise TypeError(f"Expected {name} to be callable; got {type(value).__name__}.")
-    given = {name: value for name, value in (("steps", steps), ("every", every)) if value is not None}
-    check_sizes(1, num_particles=num_particles, **given)
+    sizes = {"num_particles": num_particles, "steps": steps, "every": every}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    check_sizes(1, **given)
     check_positive(lr=lr)
     if not ratio > 0:
         raise ValueError(f"Expected max_grad_ratio > 0; got {ratio}.")

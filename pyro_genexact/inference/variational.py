@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 import warnings
 from typing import Any
 
@@ -23,6 +24,7 @@ DROPS = (1.0, 0.3, 0.1, 0.03)  # factors of the learning rate; the fit ends afte
 LONGEST = 20_000  # maximum number of steps, unless the user gives one
 SKIPPED = 10  # non-finite steps in a row after which the fit returns to earlier weights with a lower learning rate
 BACK = 3  # maximum number of such returns
+LONG = 120.0  # expected seconds from which a fit is called long
 DRY = 100  # maximum number of runs of model and guide to find the parameters of a checkpoint
 PLAIN = ("best", "elbo", "skipped", "in_a_row", "final", "stopped")  # attributes that are saved in checkpoints
 
@@ -60,6 +62,8 @@ class Variational:
         self.in_a_row = 0
         self.final = math.nan
         self.stopped: str | None = None
+        self.start, self.before = time.perf_counter(), 0  # when this process took its first step, and the steps before
+        self.expected: float | None = None  # seconds that are left at the first report, if all steps are taken
 
     @property
     def steps(self) -> int:
@@ -209,10 +213,20 @@ class Variational:
         self.rate.load_state_dict(state["rate"])
         for name, value in state["plain"].items():
             setattr(self, name, value)
+        self.start, self.before = time.perf_counter(), self.steps
 
     def text(self) -> str:
-        """Returns the median ELBO of the last steps."""
-        return f"ELBO {statistics.median(self.elbo[-max(1, self.total // 10) :]):.3f} nats"
+        """Returns the median ELBO of the last steps; the first time also how long a long fit takes, and why."""
+        text = f"ELBO {statistics.median(self.elbo[-max(1, self.total // 10) :]):.3f} nats"
+        if self.expected is None:
+            seconds = (time.perf_counter() - self.start) / max(1, self.steps - self.before)
+            self.expected = (self.total - self.steps) * seconds
+            if self.expected > LONG:
+                one_by_one = getattr(self.objective.loss, "num_particles", 1) > 1
+                one_by_one &= not getattr(self.objective.loss, "vectorize_particles", True)
+                why = ", as draws are evaluated one by one" if one_by_one else ""
+                text += f"; a step takes {seconds:.2g} s{why}, and all steps at most {self.expected / 60:.0f} min more"
+        return text
 
 
 def _middle(values: list[float]) -> tuple[float, float]:

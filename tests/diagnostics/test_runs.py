@@ -46,6 +46,18 @@ def sequentially(model):
     return alone
 
 
+def branching(model):
+    """The same model, which ``torch.vmap`` cannot map either."""
+
+    def alone(*args):
+        with poutine.trace() as trace:
+            returned = sequentially(model)(*args)
+        assert all(site["value"].isfinite().all() for site in trace.trace.nodes.values() if site["type"] == "sample")
+        return returned
+
+    return alone
+
+
 def _frames():
     return [f for f in pyro.poutine.runtime._PYRO_STACK if isinstance(f, pyro.poutine.indep_messenger.IndepMessenger)]
 
@@ -57,9 +69,9 @@ def test_ratios_of_automatic_guides_are_those_of_single_runs(make, monkeypatch):
     monkeypatch.setattr(guide_draws.ModelAndPosterior, "one", lambda pair, i: singles.append(i) or one(pair, i))
     guide = make(centred, init_scale=0.3)
     guide(GROUPED)
-    for prepare in (lambda m: m, sequentially):
+    for prepare in (lambda m: m, sequentially, branching):
         result = dg.psis(prepare(centred), guide, GROUPED, num_samples=30)
-        assert singles == ([] if prepare is not sequentially else list(range(30)))
+        assert singles == ([] if prepare is not branching else list(range(30)))
         shapes = {name: tuple(value.shape[1:]) for name, value in result.draws.items()}
         assert shapes == {"mu": (), "tau": (), "corr": (3,), "level": (2, 1), "theta": (2, 4)}
         for i in (0, 7):  # the density of the latents under the guide, through the maps of their supports

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .compiled import RecordedGradients
 from .mapped import MappedELBO, Shapes, rows
 
-PARTICLES = 16  # draws in each ELBO estimate
+PARTICLES = 16, 256  # least and most draws in each ELBO estimate
+NUMBERS = 2**20  # numbers at all sites of a step up to which there are more draws than the least
 ONE_BY_ONE = 4  # draws that are evaluated one by one
 
 # raised by distributions with non-finite parameters (after steps that are far too long) or values outside the support
@@ -33,16 +34,17 @@ def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particl
     Args:
         model: the model, called without arguments.
         guide: the guide, called without arguments.
-        num_particles: the number of draws; None for 16, or 4 that are evaluated one by one.
+        num_particles: the number of draws; None for 256, for fewer if sites have many numbers, but at least 16, or for 4 that
+            are evaluated one by one.
     """
-    size = num_particles or PARTICLES
     with torch.no_grad():
         traces = _traces(model, guide)
         sites = [site for trace in traces for site in _sample_sites(trace)]
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         nesting = -min(dims, default=0)
+        size = num_particles or _affordable(sites)
         if any(site["infer"].get("enumerate") == "parallel" for site in sites):
-            return TraceEnum_ELBO(num_particles=size, max_plate_nesting=nesting)
+            return TraceEnum_ELBO(num_particles=num_particles or PARTICLES[0], max_plate_nesting=nesting)
         shapes = {site["name"]: site["value"].shape for site in sites if _is_drawn(site)}
         if size > 1 and vectorizes(model, guide, nesting, shapes):
             return Trace_ELBO(num_particles=size, vectorize_particles=True, max_plate_nesting=nesting)
@@ -57,6 +59,13 @@ def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particl
             stacklevel=3,
         )
     return Trace_ELBO(num_particles=size, max_plate_nesting=nesting)
+
+
+def _affordable(sites: list[Any]) -> int:
+    """Returns a number of draws, a power of two, so that the sites have at most ``NUMBERS`` numbers if possible."""
+    least, most = PARTICLES
+    per_draw = sum(site["value"].numel() for site in sites)
+    return max(least, min(most, 2 ** int(math.log2(max(1, NUMBERS // max(1, per_draw))))))
 
 
 def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lambda program: program) -> tuple[Any, Any]:

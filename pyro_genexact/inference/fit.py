@@ -23,7 +23,7 @@ from ..core.random import checked_seed, seeded
 from .batches import Context, Items
 from .checkpoint import Checkpoint, digest
 from .engine import Clock, Engine, Interrupts
-from .fitting import Progress, fabric_of, modes_kept
+from .fitting import Progress, adam, fabric_of, modes_kept
 from .learning_rate import WARM, LearningRate
 from .likelihood import MaximumLikelihood, takes_closure
 from .loaders import Loader
@@ -39,7 +39,6 @@ RATE, VALIDATED_RATE = 1e-3, 3e-3  # learning rates of Adam; early stopping allo
 DROPS = (1.0, 0.1)  # factors of the learning rate with validation; the fit ends after the last
 COOLING = 0.3  # the final fraction of the budget, over which the learning rate decays to 0
 EMA = 0.99  # decay of the averaged weights
-FUSED = ("cpu", "cuda")  # devices with a fused Adam
 LONG_PATIENCE = 20  # epochs, if the user gives a schedule
 LARGEST, SMALLEST, FEWEST = 256, 32, 32  # largest and smallest default batch; fewest batches per epoch with validation
 SAMPLE = 64  # rows that are hashed for a checkpoint
@@ -241,9 +240,7 @@ def fit(
             rows = batch_size or LARGEST
             held_out = _loader(sources[1], rows, ranks, device, None, num_workers) if validated else None
             epochs = epochs or (LONGEST if validated else LONG)
-            fused = device.type in FUSED and all(p.is_floating_point() for p in params)
-            adam = partial(torch.optim.Adam, lr=lr or (VALIDATED_RATE if validated else RATE), fused=fused)
-            opt = (optimizer or adam)(params)
+            opt = (optimizer or partial(adam, lr=lr or (VALIDATED_RATE if validated else RATE)))(params)
             own = None if schedule is None else schedule(opt, _steps(train, epochs, accumulate))
             by_rule = own is None and not takes_closure(opt)
             rate = LearningRate(WARM, DROPS, COOLING) if by_rule else LearningRate(1, (1.0,), 0.0)

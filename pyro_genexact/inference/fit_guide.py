@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint, digest
 from .descent import Descent
 from .elbo import Objective, default_loss, needs_log_prob
 from .engine import Clock, Engine, Interrupts
-from .fitting import Progress, fabric_of, modes_kept
+from .fitting import Progress, adam, fabric_of, modes_kept
 from .ranks import Ranks
 from .variational import Variational
 
@@ -109,7 +109,8 @@ def fit_guide(
         args: arguments of model and guide.
         steps: the number of steps; by default the fit ends when the ELBO no longer improves.
         lr: the initial learning rate of Adam. An ``optimizer`` has its own learning rate.
-        num_particles: the number of draws in each ELBO estimate, by default 16. The fit first evaluates two draws both at
+        num_particles: the number of draws in each ELBO estimate, by default 256, or fewer, but at least 16, if the sites of
+            model and guide have more than 4096 numbers. The fit first evaluates two draws both at
             once and separately. Each step is one pass in an outer plate if the log_probs agree. For models that loop over
             scalars, stack them or index plates from the left, it is one pass by ``torch.vmap``, without Pyro's validation. If
             the model cannot be mapped either, as it branches on values of latents, draws are evaluated one by one, by
@@ -188,7 +189,7 @@ def fit_guide(
         if loss is None:
             loss = default_loss(*programs, num_particles)
         objective = Objective(loss, model, guide, args, kwargs, fabric.autocast, compile)
-        descent = Descent(optimizer or partial(torch.optim.Adam, lr=lr), parameters, max_grad_ratio)
+        descent = Descent(optimizer or partial(adam, lr=lr), parameters, max_grad_ratio)
         task = Variational(objective, descent, steps, device, modules, Interrupts())
         ranks = Ranks(fabric)
         with Progress(task.total, "step", progress) as bar:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 STRATEGIES = ("SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy")
 PRECISIONS = ("32-true", "bf16-mixed")
+FUSED = ("cpu", "cuda")  # devices with a fused Adam
 PATIENCE = 60.0  # seconds after which a line of progress is printed in any case
 
 
@@ -37,6 +38,12 @@ def fabric_of(fabric: Any, device: torch.device) -> Any:
             f"Expected fabric with precision {' or '.join(map(repr, PRECISIONS))}; got {strategy.precision.precision!r}."
         )
     return fabric
+
+
+def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Returns Adam for the parameters, fused if their devices and dtypes permit."""
+    fused = all(p.device.type in FUSED and p.is_floating_point() for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, fused=fused)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -45,15 +45,13 @@ class MappedELBO(Trace_ELBO):
     """
 
     def __init__(self, shapes: Shapes, **options: Any) -> None:
-        super().__init__(vectorize_particles=True, **options)
+        super().__init__(**options)
         self.shapes = shapes
-
-    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Any]:
-        return (self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles))
 
     def draws(self, guide: Callable[[], Any]) -> Any:
         """Returns the trace of a guide, called without arguments, in an outer plate."""
-        return prune_subsample_sites(poutine.trace(self._vectorized_num_particles(guide)).get_trace())
+        plate: Any = pyro.plate("num_particles_vectorized", self.num_particles, dim=-1 - self.max_plate_nesting)
+        return prune_subsample_sites(poutine.trace(plate(guide)).get_trace())
 
     def log_p(self, model: Callable[[], Any], trace: Any) -> Tensor:
         """Returns log p (S,) of a model, called without arguments, on the draws of the guide's trace."""

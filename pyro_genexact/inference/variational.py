@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ..core.random import random_state, set_random_state
@@ -18,7 +19,8 @@ from .elbo import FAILURES, Objective
 from .engine import Interrupts
 from .learning_rate import WARM, LearningRate
 
-WINDOW = 250  # steps over which ELBOs and weights are averaged
+WINDOWS = 50, 250  # least and most steps over which ELBOs and weights are averaged
+WINDOW_DRAWS = 12_800  # draws in these steps, if that is possible
 PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
 DROPS = (1.0, 0.3, 0.1, 0.03)  # factors of the learning rate; the fit ends after the last
 LONGEST = 20_000  # maximum number of steps, unless the user gives one
@@ -53,7 +55,9 @@ class Variational:
         self.objective, self.descent, self.device, self.modules = objective, descent, device, modules
         self.interrupts = interrupts
         self.total = steps or LONGEST
-        self.window = WINDOW if steps is None else max(1, min(WINDOW, steps // 10))
+        self.particles = getattr(objective.loss, "num_particles", 1)
+        self.read_every = max(WINDOWS[0], min(WINDOWS[1], WINDOW_DRAWS // self.particles))
+        self.window = self.read_every if steps is None else max(1, min(self.read_every, steps // 10))
         self.adaptive = steps is None
         self.rate = LearningRate(WARM, DROPS, 0.0) if self.adaptive else LearningRate(WARM, (1.0,), 1.0)
         self.best = -math.inf
@@ -94,8 +98,8 @@ class Variational:
             count()
 
     def _end_window(self) -> None:
-        if self.steps % WINDOW == 0:
-            middle, error = _middle(self.elbo[-WINDOW:])
+        if self.steps % self.read_every == 0:
+            middle, error = _middle(self.elbo[-self.read_every :])
             if self.adaptive:
                 self.rate.read(middle > self.best + error, 1 / PATIENCE)
             if middle > self.best:
@@ -160,8 +164,7 @@ class Variational:
             self.final = -math.inf
             return
         seed = int(torch.randint(2**31, (), device="cpu"))
-        particles = getattr(self.objective.loss, "num_particles", 1)
-        repeats = 2 if hurry else max(8, min(64, 256 // particles, self.steps // 10))
+        repeats = 2 if hurry else max(8, min(64, 256 // self.particles, self.steps // 10))
         self.final, start = self.descent.keep_best(lambda: self.objective.elbo(seed, repeats))
         if start is not None and self.final > start + 1:
             warnings.warn(
@@ -222,8 +225,8 @@ class Variational:
             seconds = (time.perf_counter() - self.start) / max(1, self.steps - self.before)
             self.expected = (self.total - self.steps) * seconds
             if self.expected > LONG:
-                one_by_one = getattr(self.objective.loss, "num_particles", 1) > 1
-                one_by_one &= not getattr(self.objective.loss, "vectorize_particles", True)
+                loss = self.objective.loss
+                one_by_one = type(loss) is Trace_ELBO and self.particles > 1 and not loss.vectorize_particles
                 why = ", as draws are evaluated one by one" if one_by_one else ""
                 text += f"; a step takes {seconds:.2g} s{why}, and all steps at most {self.expected / 60:.0f} min more"
         return text

@@ -190,7 +190,7 @@ GUIDES = {
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_fit_guide_resumes(name, tmp_path, killed, monkeypatch):
-    monkeypatch.setattr(variational, "WINDOW", 10)
+    monkeypatch.setattr(variational, "WINDOWS", (10, 10))
     check_resumes(GUIDES[name], tmp_path / "guide", killed, 3)
 
 

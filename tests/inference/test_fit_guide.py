@@ -50,7 +50,7 @@ def test_exact_posterior():
 
 
 def test_stops_when_flat(monkeypatch):
-    monkeypatch.setattr(variational, "WINDOW", 25)
+    monkeypatch.setattr(variational, "WINDOWS", (25, 25))
     result = fit(num_particles=2)
     assert result.stopped == "flat" and 25 * 3 * 4 <= result.steps < 2500
     assert result.final == pytest.approx(EVIDENCE, abs=0.03)
@@ -355,10 +355,11 @@ def test_the_learning_rate_drops_whenever_the_elbo_is_flat():
 
 def test_an_elbo_that_is_better_within_its_error_is_remembered_and_no_progress():
     remembered = []
-    descent = SimpleNamespace(remember=lambda: remembered.append(task.steps // variational.WINDOW))
-    task = variational.Variational(None, descent, None, torch.device("cpu"), torch.nn.ModuleList(), Interrupts())
+    descent = SimpleNamespace(remember=lambda: remembered.append(task.steps // task.read_every))
+    objective = SimpleNamespace(loss=Trace_ELBO(num_particles=16))
+    task = variational.Variational(objective, descent, None, torch.device("cpu"), torch.nn.ModuleList(), Interrupts())
     for middle in (0.0, 0.4, 0.8, 1.2):  # the medians of windows, each known to 0.47
-        for step in range(variational.WINDOW):
+        for step in range(task.read_every):
             task.elbo.append(middle + 4 * (-1) ** step)
             task._end_window()
     assert remembered == [1, 2, 3, 4] and task.rate.dropped == 1 and task.stopped is None

@@ -1,6 +1,6 @@
 """The models of posteriors of posteriordb in Pyro, without loops over data.
 
-Globals have shape () or their event shape, and (S, 1) or (S, 1, event) when S draws are evaluated in a plate around that of the data.
+With S draws at once, latents have batch dims (S,), or (S, 1) if the model has a plate, on the left of those written here.
 """
 
 import pyro

@@ -47,7 +47,13 @@ def moments(draws, weights=None):
 
 
 def score(name, ratios, draws, layout, reference, seconds, steps):
-    """A row of the table: errors in units of the reference's standard deviations, plain and PSIS-corrected."""
+    """A row of the table: errors in units of the reference's standard deviations, plain and PSIS-corrected.
+
+    It has NaN if a guide that did not converge has draws without a finite density.
+    """
+    if ratios.isnan().any() or ratios.isposinf().any():
+        columns = ("elbo", "khat", "ess", "mean", "sd", "mean psis", "sd psis")
+        return {"guide": name, **dict.fromkeys(columns, math.nan), "seconds": seconds, "steps": steps}
     result = gx.diagnostics.Importance(ratios, draws)
     row = {"guide": name, "elbo": result.elbo, "khat": result.khat, "ess": result.ess / len(ratios)}
     mean, sd = (torch.tensor(reference[k]).double() for k in ("mean", "sd"))

@@ -101,6 +101,7 @@ def fit_numpyro(name, model, data, layout, reference, steps, lr):
     start = time.process_time()
     svi = SVI(model, guide, adam, Trace_ELBO(num_particles=PARTICLES))
     params = svi.run(jax.random.PRNGKey(0), steps, *data, progress_bar=False, stable_update=True).params
+    jax.block_until_ready(params)
     seconds = time.process_time() - start
 
     def draw(key):

@@ -53,6 +53,15 @@ class GuideDraws:
     points: list[str] = field(default_factory=list)
     dims: dict[str, list[str | None]] = field(default_factory=dict)
 
+    @property
+    def log_ratios(self) -> Tensor:
+        """The log importance ratios log p - log q (S,). Raises a ValueError if the guide has point estimates."""
+        if self.points:
+            raise ValueError(
+                f"Expected a guide with a density for each latent; got a point estimate for {self.points}."
+            )
+        return self.log_p - self.log_q
+
 
 @torch.no_grad()
 def draw(
@@ -68,13 +77,7 @@ def draw(
     The vectorised pass runs both in a plate around all others, and if that fails, ``torch.vmap`` maps the model over draws.
     The result of a pass is used only if the log-probabilities of its first and last draw agree with those of single runs.
     """
-    programs = ModelAndPosterior(model, posterior, args, kwargs, predict)
-    found = programs.vectorised(num_samples)
-    if found is None:
-        alone = [partial(program, *args, **kwargs) for program in (model, posterior) if callable(program)]
-        with needs_log_prob(*alone):
-            found = _combined(torch.cat, [programs.one(i) for i in range(num_samples)])
-    return programs.described(found)
+    return ModelAndPosterior(model, posterior, args, kwargs, predict).run(num_samples)
 
 
 class ModelAndPosterior:
@@ -92,18 +95,24 @@ class ModelAndPosterior:
         depths = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
         self.depth = max([0, *depths, *(len(s["fn"].batch_shape) for s in sites if s["fn"] is not None)])
 
+    def run(self, size: int) -> GuideDraws:
+        """Returns S draws, from one pass if possible."""
+        found = self.vectorised(size)
+        if found is None:
+            programs = [self.model, self.posterior] if callable(self.posterior) else [self.model]
+            with needs_log_prob(*(partial(program, *self.args, **self.kwargs) for program in programs)):
+                found = _combined(torch.cat, [self.one(i) for i in range(size)])
+        return self.described(found)
+
     def one(self, i: int) -> GuideDraws:
         """Runs guide and model once, or the model on given draw i."""
-        guide = self._proposal(i)
-        found = self._read(guide, self._replay(guide), 1)
-        return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
+        return self._single(self._proposal(i))
 
     def vectorised(self, size: int) -> GuideDraws | None:
         """Returns all draws from one pass, or None if no pass runs or agrees with single runs."""
-        if self.enumerated:  # enumeration sums over all plates, including that of the draws
-            return None
         plate: Any = pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1)
-        for read in (self._plated, self._mapped):
+        # enumeration sums over all plates, including that of the draws
+        for read in [self._mapped] if self.enumerated else [self._plated, self._mapped]:
             with suppress(
                 Exception
             ):  # what does not run in a pass can raise anything; single runs raise other errors again
@@ -113,15 +122,19 @@ class ModelAndPosterior:
                     return found
         return None
 
+    def _single(self, guide: Any) -> GuideDraws:
+        """Runs the model once on the values in a trace."""
+        found = self._read(guide, self._replay(guide), 1)
+        return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
+
     def _plated(self, guide: Any, size: int, plate: Any) -> GuideDraws:
         return self._read(guide, self._replay(guide, plate(self.model)), size, plate)
 
     def _mapped(self, guide: Any, size: int, plate: Any) -> GuideDraws:
-        values = {name: rows(guide.nodes[name]["value"], self._shape(name), size) for name in self.latents}
+        values = {name: rows(guide.nodes[name]["value"], self.shape(name), size) for name in self.latents}
 
         def one(row: dict[str, Tensor]) -> list[Any]:
-            given = _given(row)
-            found = self._read(given, self._replay(given), 1)
+            found = self._single(_given(row))
             return [getattr(found, name) for name in COMPUTED]
 
         runs = GuideDraws(*mapped(one, values))
@@ -130,10 +143,9 @@ class ModelAndPosterior:
     def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
         """Returns whether draw i has the same log-probabilities and deterministic values as in a single run."""
         row = self._row(guide, i, size)
-        replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, self.posterior)
-        model = self._replay(replayed)
-        pairs = [(_total(model, 1)[0], found.log_p[i]), (_total(replayed, 1)[0], found.log_q[i])]
-        pairs += [(model.nodes[name]["value"].double(), v[i].double()) for name, v in found.deterministic.items()]
+        one = self._single(row if isinstance(self.posterior, Mapping) else self._replay(row, self.posterior))
+        pairs = [(one.log_p[0], found.log_p[i]), (one.log_q[0], found.log_q[i])]
+        pairs += [(one.deterministic[name][0].double(), v[i].double()) for name, v in found.deterministic.items()]
         return all(torch.allclose(a, b.to(a), rtol=CHECKED, atol=CHECKED, equal_nan=True) for a, b in pairs)
 
     def described(self, found: GuideDraws) -> GuideDraws:
@@ -173,7 +185,7 @@ class ModelAndPosterior:
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some runs only."
             )
-        value = {name: rows(site["value"], self._shape(name), size) for name, site in _samples(model)}
+        value = {name: rows(site["value"], self.shape(name), size) for name, site in _samples(model)}
         likelihood = {}
         for name, site in observations(model):
             log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
@@ -181,7 +193,7 @@ class ModelAndPosterior:
         predictive = {}
         if self.predict:
             new = self._replay(guide, plate(ResampleObserved()(self.model)))
-            predictive = {name: rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
+            predictive = {name: rows(new.nodes[name]["value"], self.shape(name), size) for name in likelihood}
         return GuideDraws(
             {name: value[name] for name in self.latents},
             {name: value[name] for name, site in _samples(model) if is_deterministic(site)},
@@ -201,7 +213,8 @@ class ModelAndPosterior:
         log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
         return log_p.reshape(1)
 
-    def _shape(self, name: str) -> torch.Size:
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a site of the model in a single run."""
         shape: torch.Size = self.trace.nodes[name]["value"].shape
         return shape
 

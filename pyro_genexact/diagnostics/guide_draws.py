@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from ..simulation.simulations import ResampleObserved, is_deterministic
 
 Site = dict[str, Any]
 COMPUTED = ("draws", "deterministic", "log_p", "log_q", "log_likelihood", "predictive")  # in the order of the fields
+DRAWS = "_draws_of_the_guide"  # the name of a plate
 CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs
 
 
@@ -110,9 +112,8 @@ class ModelAndPosterior:
 
     def vectorised(self, size: int) -> GuideDraws | None:
         """Returns all draws from one pass, or None if no pass runs or agrees with single runs."""
-        plate: Any = pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1)
-        # enumeration sums over all plates, including that of the draws
-        for read in [self._mapped] if self.enumerated else [self._plated, self._mapped]:
+        plate: Any = pyro.plate(DRAWS, size, dim=-self.depth - 1)
+        for read in (self._plated, self._mapped):
             with suppress(
                 Exception
             ):  # what does not run in a pass can raise anything; single runs raise other errors again
@@ -124,11 +125,13 @@ class ModelAndPosterior:
 
     def _single(self, guide: Any) -> GuideDraws:
         """Runs the model once on the values in a trace."""
-        found = self._read(guide, self._replay(guide), 1)
-        return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
+        return self._plated(guide, 1, lambda program: program)
 
     def _plated(self, guide: Any, size: int, plate: Any) -> GuideDraws:
-        return self._read(guide, self._replay(guide, plate(self.model)), size, plate)
+        found = self._read(guide, self._replay(guide, plate(self.model)), size, plate)
+        if not self.enumerated:
+            return found
+        return replace(found, deterministic={}, log_p=self._marginal(guide, size, plate))
 
     def _mapped(self, guide: Any, size: int, plate: Any) -> GuideDraws:
         values = {name: rows(guide.nodes[name]["value"], self.shape(name), size) for name in self.latents}
@@ -180,7 +183,7 @@ class ModelAndPosterior:
         random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
         return _given({name: rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
 
-    def _read(self, guide: Any, model: Any, size: int, plate: Any = lambda program: program) -> GuideDraws:
+    def _read(self, guide: Any, model: Any, size: int, plate: Any) -> GuideDraws:
         if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some runs only."
@@ -206,12 +209,19 @@ class ModelAndPosterior:
     def _is_summed_out(self, name: str) -> bool:
         return name not in self.guide.nodes and self.trace.nodes[name]["infer"].get("enumerate") == "parallel"
 
-    def _marginal(self, guide: Any) -> Tensor:
-        """Returns the log-probability (1,) of the model with enumerated latents summed out."""
-        enumerated = poutine.enum(self.model, first_available_dim=-1 - self.depth)
+    def _marginal(self, guide: Any, size: int, plate: Any) -> Tensor:
+        """Returns the log-probabilities (S,) of the model with enumerated latents summed out."""
+        enumerated = poutine.enum(plate(self.model), first_available_dim=-2 - self.depth)
         trace = self._replay(guide, enumerated)
-        log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
-        return log_p.reshape(1)
+        trace.compute_log_prob()
+        trace.pack_tensors()
+        symbols, factors = trace.plate_to_symbol, OrderedDict[Any, Any]()
+        for _, site in _samples(trace):
+            plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+            factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+        kept = frozenset(symbols[name] for name in (DRAWS,) if name in symbols)
+        log_p: Tensor = contract_to_tensor(factors, {*trace.symbol_to_dim} - {*symbols.values()}, kept)
+        return log_p.expand(size)
 
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a site of the model in a single run."""

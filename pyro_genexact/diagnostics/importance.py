@@ -202,8 +202,7 @@ def psis(
     """Computes importance weights of a guide's draws: k-hat, effective sample size, evidence and corrected expectations.
 
     Model and guide are run with the same arguments, in one vectorised pass if that agrees with single runs. Discrete latents
-    that only the model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out; model and guide are
-    then run once per draw.
+    that only the model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out.
 
     Args:
         model: a Pyro model with observed data.

@@ -25,7 +25,7 @@ from .nuts import transported
 METHODS = ("metropolis", "importance", "nuts")
 STARTS = 100  # proposals per chain, from which its first state is resampled
 UNRELIABLE = (
-    "k-hat is {:.2f}, above {:.2f}: the guide is too narrow for the posterior, so that draws by method={!r} are not reliable. "
+    "k-hat is {:.2f}, above {:.2f}: the guide is so far from the posterior that draws by method={!r} are not reliable. "
     "Fit the guide longer, use a larger flow, or use method='nuts'."
 )
 DIVERGED = (

@@ -14,7 +14,6 @@ from .importance import Importance, psis
 from .intervals import central_intervals, plot_fan
 from .posteriors import sbc_ranks, tarp
 from .predictive import predictive_data, predictive_p_values
-from .sampling import sample_posterior
 from .scores import Comparison, HeldOut, bits_per_dim, compare, held_out
 from .two_samples import c2st
 
@@ -35,7 +34,6 @@ __all__ = [
     "predictive_data",
     "predictive_p_values",
     "psis",
-    "sample_posterior",
     "sbc_ranks",
     "tarp",
 ]

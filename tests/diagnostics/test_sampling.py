@@ -15,7 +15,6 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal
 
 import pyro_genexact as gx
-from pyro_genexact import diagnostics as dg
 from pyro_genexact.diagnostics import nuts
 from support.conjugate import DATA, MEAN, NORMAL, VARIANCE, guide_of, model
 from support.values import F64
@@ -62,7 +61,7 @@ def test_a_wrong_guide_is_corrected(method):
 
 
 def test_importance_reports_the_effective_sample_size_of_its_weights():
-    data = dg.sample_posterior(model, guide_of(MEAN, 1.5 * SD), DATA, method="importance", **QUIET)
+    data = gx.sample_posterior(model, guide_of(MEAN, 1.5 * SD), DATA, method="importance", **QUIET)
     x = torch.linspace(-4, 6, 20001, dtype=F64)
     p, q = dist.Normal(MEAN, SD).log_prob(x), dist.Normal(MEAN, 1.5 * SD).log_prob(x)
     share = 1 / torch.trapezoid((2 * p - q).exp(), x).item()  # E_q[w]^2 / E_q[w^2]
@@ -74,7 +73,7 @@ def test_importance_reports_the_effective_sample_size_of_its_weights():
 def test_copies_of_a_draw_are_next_to_each_other():
     """Of a guide that rarely draws from the posterior, ArviZ's effective sample size is about the number of distinct draws."""
     with pytest.warns(UserWarning, match="k-hat"):
-        data = dg.sample_posterior(
+        data = gx.sample_posterior(
             model, guide_of(MEAN, 60 * SD), DATA, method="importance", proposals=1, draws=500, **QUIET
         )
     mu = data.posterior["mu"].values
@@ -84,7 +83,7 @@ def test_copies_of_a_draw_are_next_to_each_other():
 
 def test_acceptance_rate_is_that_of_the_densities():
     """E min(1, r(z') / r(z)) for z of the posterior and z' of the guide, by quadrature; 1 for the exact guide."""
-    exact = dg.sample_posterior(model, guide_of(), DATA, draws=20, **QUIET)
+    exact = gx.sample_posterior(model, guide_of(), DATA, draws=20, **QUIET)
     np.testing.assert_allclose(exact.sample_stats["acceptance_rate"], 1.0, atol=1e-9)
     assert exact.posterior.attrs["khat"] == -math.inf
     assert len(np.unique(exact.posterior["mu"])) == 80
@@ -92,7 +91,7 @@ def test_acceptance_rate_is_that_of_the_densities():
     p, q = (dist.Normal(MEAN, s * SD).log_prob(x).softmax(0) for s in (1.0, 1.5))
     ratio = p / q
     truth = (p[:, None] * q * (ratio / ratio[:, None]).clamp(max=1)).sum().item()
-    data = dg.sample_posterior(model, guide_of(MEAN, 1.5 * SD), DATA, **QUIET)
+    data = gx.sample_posterior(model, guide_of(MEAN, 1.5 * SD), DATA, **QUIET)
     assert data.sample_stats["acceptance_rate"].shape == (4, 1000)
     assert float(data.sample_stats["acceptance_rate"].mean()) == pytest.approx(truth, abs=0.02)
 
@@ -111,7 +110,7 @@ def test_skewed_posterior_and_a_chain_that_stays():
 
     mean, variance = 4 / 6, 4 / 36
     for method in REWEIGHTED:
-        data = dg.sample_posterior(events, guide, method=method, proposals=1 if method == "metropolis" else 5, **QUIET)
+        data = gx.sample_posterior(events, guide, method=method, proposals=1 if method == "metropolis" else 5, **QUIET)
         rate = data.posterior["rate"].values
         agrees(rate, mean, variance**0.5)
         agrees((rate - mean) ** 2, variance, variance * (2 + 6 / 4) ** 0.5)
@@ -133,18 +132,18 @@ def test_two_modes_have_their_weights():
         pyro.sample("x", dist.Normal(torch.zeros((), dtype=F64), 2.5))
 
     for method in REWEIGHTED:
-        left = dg.sample_posterior(modes, guide, method=method, **QUIET).posterior["x"].values < 0
+        left = gx.sample_posterior(modes, guide, method=method, **QUIET).posterior["x"].values < 0
         agrees(left.astype(float), 0.7, 0.21**0.5)
 
 
 @pytest.mark.parametrize("method", REWEIGHTED)
 def test_a_narrow_guide_is_reported(method):
     with pytest.warns(UserWarning, match=f"k-hat is .* far from .* method='{method}' are not reliable") as found:
-        dg.sample_posterior(model, guide_of(MEAN, 0.4 * SD), DATA, draws=100, method=method, **QUIET)
+        gx.sample_posterior(model, guide_of(MEAN, 0.4 * SD), DATA, draws=100, method=method, **QUIET)
     assert found[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dg.sample_posterior(model, guide_of(MEAN, 1.1 * SD), DATA, draws=100, method=method, **QUIET)
+        gx.sample_posterior(model, guide_of(MEAN, 1.1 * SD), DATA, draws=100, method=method, **QUIET)
 
 
 @pytest.mark.parametrize("method", [*REWEIGHTED, "nuts"])
@@ -152,7 +151,7 @@ def test_a_seed_gives_the_same_draws_and_keeps_the_random_state(method):
     guide, size = wrong(), {"draws": 5, "chains": 2, "warmup": 5, "method": method}
     state = torch.get_rng_state()
     one, two, other = (
-        dg.sample_posterior(model, guide, DATA, seed=s, **size, **QUIET).posterior["mu"].values for s in (3, 3, 4)
+        gx.sample_posterior(model, guide, DATA, seed=s, **size, **QUIET).posterior["mu"].values for s in (3, 3, 4)
     )
     assert (one == two).all() and (one != other).all()
     assert torch.equal(torch.get_rng_state(), state)
@@ -176,7 +175,7 @@ def test_sites_have_their_supports_and_the_names_of_plates(method):
     guide = AutoMultivariateNormal(groups_of_rows, init_scale=0.5)
     guide(y)
     warnings.simplefilter("ignore")  # it is not fitted
-    data = dg.sample_posterior(groups_of_rows, guide, y, draws=10, chains=2, warmup=10, method=method, **QUIET)
+    data = gx.sample_posterior(groups_of_rows, guide, y, draws=10, chains=2, warmup=10, method=method, **QUIET)
     dims = {name: x.dims[2:] for name, x in data.posterior.data_vars.items()}
     assert dims == {
         "scale": (), "corr": ("corr_dim_0",), "level": ("group",), "theta": ("group", "school"), "effect": ("group", "school")
@@ -200,7 +199,7 @@ def test_enumerated_latents_stay_summed_out(method):
     x = torch.tensor([0.1, 2.2, 1.0], dtype=F64)
     guide = AutoDiagonalNormal(pyro.poutine.block(mixture, hide=["k"]), init_scale=1.0)
     guide(x)
-    data = dg.sample_posterior(mixture, guide, x, draws=150, chains=2, warmup=30, method=method, **QUIET)
+    data = gx.sample_posterior(mixture, guide, x, draws=150, chains=2, warmup=30, method=method, **QUIET)
     grid = torch.linspace(-8, 8, 4001, dtype=F64).unsqueeze(-1)
     parts = torch.stack([dist.Normal(grid + 2.0 * k, 1.0).log_prob(x) + math.log(p) for k, p in ((0, 0.6), (1, 0.4))])
     log_p = dist.Normal(0.0, 2.0).log_prob(grid[:, 0]) + parts.logsumexp(0).sum(-1)
@@ -226,12 +225,12 @@ def test_a_model_for_one_draw(method):
     y, slopes = torch.tensor([1.0, 0.2], dtype=F64), torch.tensor([0.5, 0.25], dtype=F64)
     guide = AutoDiagonalNormal(walk, init_scale=1.0)
     guide(y)
-    data = dg.sample_posterior(walk, guide, y, method=method, draws=200, chains=2, warmup=40, **QUIET)
+    data = gx.sample_posterior(walk, guide, y, method=method, draws=200, chains=2, warmup=40, **QUIET)
     variance = 1 / (1 + (slopes**2).sum().item() / 0.25)
     agrees(data.posterior["start"].values, variance * (slopes * y).sum().item() / 0.25, variance**0.5)
 
 
-def test_a_model_that_branches_on_values_is_not_compiled(monkeypatch):
+def test_only_models_that_do_not_branch_on_values_are_compiled(monkeypatch):
     """The density differs on the two sides of 0, and a compiled one would be that of one side."""
 
     def sided(y):
@@ -239,17 +238,34 @@ def test_a_model_that_branches_on_values_is_not_compiled(monkeypatch):
         pyro.factor("side", torch.tensor(1.0 if mu > 0 else -1.0, dtype=F64))
 
     asked = []
-    monkeypatch.setattr(nuts, "compiled", lambda *given: asked.append(given))
-    guide = AutoDiagonalNormal(sided, init_scale=1.0)
-    guide(DATA)
-    data = dg.sample_posterior(sided, guide, DATA, draws=150, chains=1, warmup=20, method="nuts", **QUIET)
-    assert not asked
-    share = math.exp(2) / (1 + math.exp(2))
-    agrees((data.posterior["mu"].values > 0).astype(float), share, (share * (1 - share)) ** 0.5)
+    compiled = nuts.compiled
+    monkeypatch.setattr(nuts, "compiled", lambda *given: asked.append(compiled(*given)))
+    for program in (sided, model):
+        guide = AutoDiagonalNormal(program, init_scale=1.0)
+        guide(DATA)
+        gx.sample_posterior(program, guide, DATA, draws=3, chains=1, warmup=3, method="nuts", **QUIET)
+        assert len(asked) == (program is model)
+    assert asked[0] is not None
+
+
+def test_a_compiled_energy_that_differs_is_not_used():
+    points = [{"z": torch.tensor([x], dtype=F64)} for x in (0.5, -0.5)]
+
+    def energy(z):
+        return (z["z"] ** 2).sum()
+
+    def same(z):
+        return energy(z) + 0.0
+
+    def other(z):  # where z is not positive
+        return (z["z"].abs() * z["z"]).sum()
+
+    found = [nuts.compiled(lambda fast=fast, **_: (0, fast, 0, 0), {}, energy, points) for fast in (same, other, None)]
+    assert found == [same, None, None]
 
 
 def test_progress(capfd):
-    dg.sample_posterior(model, guide_of(), DATA, draws=600)
+    gx.sample_posterior(model, guide_of(), DATA, draws=600)
     assert "12400/12400 proposals" in capfd.readouterr().err
 
 
@@ -282,9 +298,9 @@ def test_errors(name):
     programs = {"model": model, "guide": guide_of()}
     with pytest.raises(ValueError, match=message):
         given = programs | options
-        dg.sample_posterior(given.pop("model"), given.pop("guide"), DATA, **given, **QUIET)
+        gx.sample_posterior(given.pop("model"), given.pop("guide"), DATA, **given, **QUIET)
 
 
 def test_nuts_needs_a_transform_of_noise():
     with pytest.raises(TypeError, match="guide for method 'nuts' to be of class AutoContinuous; got function"):
-        dg.sample_posterior(model, guide_of(), DATA, method="nuts", **QUIET)
+        gx.sample_posterior(model, guide_of(), DATA, method="nuts", **QUIET)

@@ -103,7 +103,7 @@ class ModelAndPosterior:
         if found is None:
             programs = [self.model, self.posterior] if callable(self.posterior) else [self.model]
             with needs_log_prob(*(partial(program, *self.args, **self.kwargs) for program in programs)):
-                found = _combined(torch.cat, [self.one(i) for i in range(size)])
+                found = combined(torch.cat, [self.one(i) for i in range(size)])
         return self.described(found)
 
     def one(self, i: int) -> GuideDraws:
@@ -141,7 +141,7 @@ class ModelAndPosterior:
             return [getattr(found, name) for name in COMPUTED]
 
         runs = GuideDraws(*mapped(one, values))
-        return replace(_combined(lambda x: x[0].flatten(0, 1), [runs]), log_q=_total(guide, size))
+        return replace(combined(lambda x: x[0].flatten(0, 1), [runs]), log_q=_total(guide, size))
 
     def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
         """Returns whether draw i has the same log-probabilities and deterministic values as in a single run."""
@@ -311,12 +311,12 @@ def dims_of(name: str, site: Site) -> list[str | None]:
     return names
 
 
-def _combined(function: Callable[[list[Tensor]], Tensor], runs: list[GuideDraws]) -> GuideDraws:
+def combined(function: Callable[[list[Tensor]], Tensor], runs: list[GuideDraws]) -> GuideDraws:
     """Applies a function to the list of each computed tensor of all runs."""
 
-    def combined(values: list[Any]) -> Any:
+    def of(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
             return function(values)
         return {name: function([value[name] for value in values]) for name in values[0]}
 
-    return GuideDraws(*(combined([getattr(run, name) for run in runs]) for name in COMPUTED))
+    return GuideDraws(*(of([getattr(run, name) for run in runs]) for name in COMPUTED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..inference.elbo import needs_log_prob
 from ..inference.fitting import Progress
 from ..inference.mapped import CHUNK
 from .data import container, groups_of
-from .guide_draws import ModelAndPosterior, draw
+from .guide_draws import GuideDraws, ModelAndPosterior, combined, draw
 from .importance import Importance, systematic
 from .nuts import transported
 
@@ -43,6 +44,7 @@ def sample_posterior(
     method: str = "metropolis",
     proposals: int = 5,
     warmup: int = 200,
+    predictions: bool = True,
     seed: int = 0,
     progress: bool = True,
     **kwargs: Any,
@@ -67,8 +69,8 @@ def sample_posterior(
     model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out.
 
     The result has the groups of :func:`inference_data`, with ``chains`` chains: posterior, log_likelihood,
-    posterior_predictive and observed_data. If latents are summed out, it has only posterior, without ``pyro.deterministic``
-    sites. The group sample_stats has ``lp`` (log p in nats) and, by method, ``acceptance_rate`` (the mean acceptance
+    posterior_predictive and observed_data. If latents are summed out, it has neither log_likelihood, posterior_predictive nor
+    ``pyro.deterministic`` sites, which depend on them. The group sample_stats has ``lp`` (log p in nats) and, by method, ``acceptance_rate`` (the mean acceptance
     probability of the steps to each draw) or ``diverging``. ``posterior.attrs`` has ``method`` and, for the first two
     methods, ``khat`` and ``importance_ess``, the k-hat and effective sample size of all proposals. ``az.summary`` computes
     the effective sample size and R-hat of each latent. No method reliably finds a separate mode in which the guide never
@@ -83,6 +85,8 @@ def sample_posterior(
         method: "metropolis", "importance" or "nuts".
         proposals: the number of draws of the guide per draw of the result; not used by "nuts".
         warmup: the number of steps of each chain that adapt NUTS; not used by the other methods.
+        predictions: whether the result has log_likelihood and posterior_predictive, which need memory for chains * draws
+            numbers per observed value.
         seed: the seed. Torch's random state does not change.
         progress: whether to report progress on stderr.
         kwargs: keyword arguments of model and guide.
@@ -130,14 +134,14 @@ def sample_posterior(
     alone = [partial(program, *args, **kwargs) for program in (model, guide)]
     with seeded(seed, device), poutine.block(), needs_log_prob(*alone), torch.no_grad():
         programs = ModelAndPosterior(model, guide, args, kwargs, predict=False)
+        if not programs.latents:
+            raise ValueError("Expected a model with latents; got only observed sites.")
         if method == "nuts":
             latents, stats, attrs = _nuts(programs, draws, chains, warmup, progress)
         else:
             latents, stats, attrs = _reweighted(programs, draws, chains, method, proposals, progress)
-        found = draw(model, latents, args, kwargs, chains * draws, predict=not programs.enumerated)
+        found = _evaluated(programs, latents, predictions and not programs.enumerated)
     groups = groups_of(found, chains)
-    if programs.enumerated:  # the other groups depend on the states that are summed out
-        groups = {"posterior": groups["posterior"]}
     stats["lp"] = found.log_p.reshape(chains, draws)
     groups["sample_stats"] = {name: value.cpu().numpy() for name, value in stats.items()}
     data = container(groups, found.dims, None, None)
@@ -183,13 +187,28 @@ def _proposals(programs: ModelAndPosterior, total: int, progress: bool) -> Impor
     """Returns draws of the guide with their weights, from passes that bound the memory of the model."""
     runs, ratios, done = [], [], 0
     with Progress(total, "proposal", progress) as bar:
-        for part in torch.arange(total, device="cpu").tensor_split(-(-total // CHUNK)):  # of about equal sizes
+        for part in _passes(total):
             found = programs.run(len(part))
             runs.append(found.draws)
             ratios.append(found.log_ratios)
             done += len(part)
             bar.report(done, lambda: "draws of the guide", last=done == total)
     return Importance(torch.cat(ratios), {name: torch.cat([run[name] for run in runs]) for name in programs.latents})
+
+
+def _evaluated(programs: ModelAndPosterior, latents: dict[str, Tensor], predictions: bool) -> GuideDraws:
+    """Runs the model on draws (S, ...) of its latents."""
+    runs: list[GuideDraws] = []
+    for part in _passes(len(latents[programs.latents[0]])):
+        given = {name: value[part.to(value.device)] for name, value in latents.items()}
+        found = draw(programs.model, given, programs.args, programs.kwargs, len(part), predict=predictions)
+        runs.append(found if predictions else replace(found, log_likelihood={}))
+    return replace(combined(torch.cat, runs), observed=runs[0].observed, dims=runs[0].dims)
+
+
+def _passes(total: int) -> tuple[Tensor, ...]:
+    """Returns the indices of the draws of each pass; the passes have about equal sizes."""
+    return torch.arange(total, device="cpu").tensor_split(-(-total // CHUNK))
 
 
 def metropolis(log_ratios: Tensor, proposals: int) -> tuple[Tensor, Tensor]:

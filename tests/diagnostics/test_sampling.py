@@ -158,6 +158,22 @@ def test_a_seed_gives_the_same_draws_and_keeps_the_random_state(method):
     assert all(p.requires_grad for p in guide.parameters())
 
 
+@pytest.mark.parametrize("make", [gx.guides.AutoFlow, lambda model: gx.guides.Amortized(model, observed="y")])
+def test_guides_of_this_package(make):
+    guide = make(model)
+    if isinstance(guide, gx.guides.Amortized):
+        gx.fit_amortized(model, guide, DATA, simulations=500, epochs=2, progress=False)
+    data = gx.sample_posterior(model, guide, DATA, draws=400, predictions=False, **QUIET)
+    agrees(data.posterior["mu"].values, MEAN, SD)
+    assert set(data.groups()) == {"posterior", "sample_stats", "observed_data"}
+
+
+def test_the_noise_of_a_flow_is_sampled():
+    guide = gx.guides.AutoFlow(model, hidden=(4,))
+    data = gx.sample_posterior(model, guide, DATA, draws=300, chains=2, warmup=50, method="nuts", **QUIET)
+    agrees(data.posterior["mu"].values, MEAN, SD)
+
+
 def groups_of_rows(y):
     scale = pyro.sample("scale", dist.LogNormal(torch.zeros((), dtype=F64), 0.5))
     corr = pyro.sample("corr", dist.Dirichlet(torch.ones(3, dtype=F64)))
@@ -288,6 +304,10 @@ ERRORS = {
     "point": ({"guide": AutoDelta(model)}, r"a density for each latent; got a point estimate for \['mu'\]"),
     "missing": ({"guide": lambda y: None}, r"all latents of the model; \['mu'\] are missing"),
     "rows": ({"model": subsampled}, "plates without subsampling"),
+    "observed": (
+        {"model": lambda y: pyro.sample("y", NORMAL, obs=y[0]), "guide": lambda y: None},
+        "a model with latents",
+    ),
     "nowhere": ({"model": nowhere}, "positive density under the model; got -inf for all"),
 }
 

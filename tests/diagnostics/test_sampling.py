@@ -41,7 +41,7 @@ def agrees(values, truth, sd):
 
 @pytest.mark.parametrize("method", [*REWEIGHTED, "nuts"])
 def test_a_wrong_guide_is_corrected(method):
-    size = {"draws": 300, "chains": 2, "warmup": 50} if method == "nuts" else {"draws": 1000}
+    size = {"draws": 200, "chains": 2, "warmup": 40} if method == "nuts" else {"draws": 1000}
     data = gx.sample_posterior(model, wrong(), DATA, method=method, **size, **QUIET)
     mu = data.posterior["mu"].values
     assert mu.shape == (size.get("chains", 4), size["draws"]) and data.posterior.attrs["method"] == method
@@ -158,19 +158,18 @@ def test_a_seed_gives_the_same_draws_and_keeps_the_random_state(method):
     assert all(p.requires_grad for p in guide.parameters())
 
 
-@pytest.mark.parametrize("make", [gx.guides.AutoFlow, lambda model: gx.guides.Amortized(model, observed="y")])
-def test_guides_of_this_package(make):
-    guide = make(model)
-    if isinstance(guide, gx.guides.Amortized):
-        gx.fit_amortized(model, guide, DATA, simulations=500, epochs=2, progress=False)
-    data = gx.sample_posterior(model, guide, DATA, draws=400, predictions=False, **QUIET)
-    agrees(data.posterior["mu"].values, MEAN, SD)
-    assert set(data.groups()) == {"posterior", "sample_stats", "observed_data"}
-
-
 def test_the_noise_of_a_flow_is_sampled():
-    guide = gx.guides.AutoFlow(model, hidden=(4,))
-    data = gx.sample_posterior(model, guide, DATA, draws=300, chains=2, warmup=50, method="nuts", **QUIET)
+    guide = gx.guides.AutoFlow(model, hidden=(4,), transforms=1, warm_start=0, init_scale=0.5)
+    for size in ({"draws": 300, "chains": 2}, {"draws": 80, "chains": 2, "warmup": 30, "method": "nuts"}):
+        data = gx.sample_posterior(model, guide, DATA, predictions=False, **size, **QUIET)
+        agrees(data.posterior["mu"].values, MEAN, SD)
+        assert set(data.groups()) == {"posterior", "sample_stats", "observed_data"}
+
+
+def test_an_amortised_guide_is_corrected():
+    guide = gx.guides.Amortized(model, observed="y")
+    gx.fit_amortized(model, guide, DATA, simulations=100, epochs=1, progress=False)
+    data = gx.sample_posterior(model, guide, DATA, draws=150, **QUIET)
     agrees(data.posterior["mu"].values, MEAN, SD)
 
 
@@ -191,7 +190,7 @@ def test_sites_have_their_supports_and_the_names_of_plates(method):
     guide = AutoMultivariateNormal(groups_of_rows, init_scale=0.5)
     guide(y)
     warnings.simplefilter("ignore")  # it is not fitted
-    data = gx.sample_posterior(groups_of_rows, guide, y, draws=10, chains=2, warmup=10, method=method, **QUIET)
+    data = gx.sample_posterior(groups_of_rows, guide, y, draws=4, chains=2, warmup=4, method=method, **QUIET)
     dims = {name: x.dims[2:] for name, x in data.posterior.data_vars.items()}
     assert dims == {
         "scale": (), "corr": ("corr_dim_0",), "level": ("group",), "theta": ("group", "school"), "effect": ("group", "school")
@@ -199,7 +198,7 @@ def test_sites_have_their_supports_and_the_names_of_plates(method):
     assert (data.posterior["scale"] > 0).all()
     np.testing.assert_allclose(data.posterior["corr"].sum("corr_dim_0"), 1.0)
     np.testing.assert_allclose(data.posterior["effect"], data.posterior["theta"] - data.posterior["level"])
-    assert data.sample_stats["lp"].shape == data.posterior["scale"].shape == (2, 10)
+    assert data.sample_stats["lp"].shape == data.posterior["scale"].shape == (2, 4)
 
 
 @config_enumerate
@@ -215,7 +214,7 @@ def test_enumerated_latents_stay_summed_out(method):
     x = torch.tensor([0.1, 2.2, 1.0], dtype=F64)
     guide = AutoDiagonalNormal(pyro.poutine.block(mixture, hide=["k"]), init_scale=1.0)
     guide(x)
-    data = gx.sample_posterior(mixture, guide, x, draws=150, chains=2, warmup=30, method=method, **QUIET)
+    data = gx.sample_posterior(mixture, guide, x, draws=80, chains=2, warmup=30, method=method, **QUIET)
     grid = torch.linspace(-8, 8, 4001, dtype=F64).unsqueeze(-1)
     parts = torch.stack([dist.Normal(grid + 2.0 * k, 1.0).log_prob(x) + math.log(p) for k, p in ((0, 0.6), (1, 0.4))])
     log_p = dist.Normal(0.0, 2.0).log_prob(grid[:, 0]) + parts.logsumexp(0).sum(-1)
@@ -241,7 +240,7 @@ def test_a_model_for_one_draw(method):
     y, slopes = torch.tensor([1.0, 0.2], dtype=F64), torch.tensor([0.5, 0.25], dtype=F64)
     guide = AutoDiagonalNormal(walk, init_scale=1.0)
     guide(y)
-    data = gx.sample_posterior(walk, guide, y, method=method, draws=200, chains=2, warmup=40, **QUIET)
+    data = gx.sample_posterior(walk, guide, y, method=method, draws=80, chains=2, warmup=30, **QUIET)
     variance = 1 / (1 + (slopes**2).sum().item() / 0.25)
     agrees(data.posterior["start"].values, variance * (slopes * y).sum().item() / 0.25, variance**0.5)
 

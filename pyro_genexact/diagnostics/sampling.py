@@ -57,9 +57,9 @@ def sample_posterior(
       it with probability min(1, r(z') / r(z)); otherwise the state z stays. Each chain starts at one of 100 draws of the
       guide, chosen in proportion to r. Every ``proposals``-th state is kept. The chains converge to the posterior wherever
       the guide has mass.
-    * "importance" resamples ``proposals`` times as many draws of the guide with Pareto-smoothed weights (:func:`psis`). The
-      sampling is systematic: a draw comes at most once unless its weight exceeds 1 / (chains * draws). Copies stay next to
-      each other, so that ArviZ's effective sample size accounts for them.
+    * "importance" resamples ``proposals`` times as many draws of the guide with Pareto-smoothed weights
+      (:func:`~pyro_genexact.diagnostics.psis`). The sampling is systematic: a draw comes at most once unless its weight
+      exceeds 1 / (chains * draws). Copies stay next to each other, so that ArviZ's effective sample size accounts for them.
     * "nuts" runs NUTS on the noise of the guide (NeuTra). It needs a guide that is a transform of noise, such as
       :class:`~pyro_genexact.guides.AutoFlow` (an ``AutoContinuous`` of Pyro with a ``get_transform``). NUTS can reach
       latents that the guide rarely draws, and costs the most per draw.
@@ -68,13 +68,13 @@ def sample_posterior(
     an outer plate is mapped by ``torch.vmap`` over the draws, or else run once per draw. Discrete latents that only the
     model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out.
 
-    The result has the groups of :func:`inference_data`, with ``chains`` chains: posterior, log_likelihood,
-    posterior_predictive and observed_data. If latents are summed out, it has neither log_likelihood, posterior_predictive nor
-    ``pyro.deterministic`` sites, which depend on them. The group sample_stats has ``lp`` (log p in nats) and, by method, ``acceptance_rate`` (the mean acceptance
-    probability of the steps to each draw) or ``diverging``. ``posterior.attrs`` has ``method`` and, for the first two
-    methods, ``khat`` and ``importance_ess``, the k-hat and effective sample size of all proposals. ``az.summary`` computes
-    the effective sample size and R-hat of each latent. No method reliably finds a separate mode in which the guide never
-    draws.
+    The result has the groups of :func:`~pyro_genexact.diagnostics.inference_data`, with ``chains`` chains: posterior,
+    log_likelihood, posterior_predictive and observed_data. If latents are summed out, it has neither log_likelihood,
+    posterior_predictive nor ``pyro.deterministic`` sites, which depend on them. The group sample_stats has ``lp`` (log p in
+    nats) and, by method, ``acceptance_rate`` (the mean acceptance probability of the steps to each draw) or ``diverging``.
+    ``posterior.attrs`` has ``method`` and, for the first two methods, ``khat`` and ``importance_ess``, the k-hat and
+    effective sample size of all proposals. ``az.summary`` computes the effective sample size and R-hat of each latent. No
+    method reliably finds a separate mode in which the guide never draws.
 
     Args:
         model: a Pyro model with observed data.
@@ -96,12 +96,13 @@ def sample_posterior(
 
     Raises:
         ValueError: if ``draws``, ``chains``, ``proposals`` or ``warmup`` is not a positive integer, if ``method`` is unknown,
-            if no proposal of a chain has a posterior density, and as :func:`psis`.
+            if no proposal of a chain has a posterior density, and as :func:`~pyro_genexact.diagnostics.psis`.
         TypeError: if ``method`` is "nuts" and the guide is no ``AutoContinuous``.
-        NotImplementedError: as :func:`psis`.
+        NotImplementedError: as :func:`~pyro_genexact.diagnostics.psis`.
 
     Warns:
-        UserWarning: if k-hat is above its threshold (see :class:`Importance`), or if transitions of NUTS diverged.
+        UserWarning: if k-hat is above its threshold (see :class:`~pyro_genexact.diagnostics.Importance`), or if transitions of
+            NUTS diverged.
 
     Cost: chains * (100 + draws * proposals) evaluations of guide and model without gradients; for "nuts",
     chains * (warmup + draws) trajectories of up to 1023 gradients, one after another. Then one evaluation of the model per

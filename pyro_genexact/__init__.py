@@ -21,6 +21,7 @@ from .chains.hidden_markov import HiddenMarkov
 from .chains.module import CRF
 from .contexts import Covariates, PaddedSequence, Source
 from .core.faces import publish
+from .diagnostics.sampling import sample_posterior
 from .families.fenchel_young import fenchel_young_loss
 from .flows.base import Flow
 from .guidance import Guided
@@ -74,6 +75,7 @@ __all__ = [
     "load",
     "native",
     "numerics",
+    "sample_posterior",
     "save",
     "semirings",
     "transforms",

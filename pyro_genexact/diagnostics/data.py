@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_sizes
 from . import arviz_compat
-from .guide_draws import draw
+from .guide_draws import GuideDraws, draw
 
 NO_POSTERIOR = (
     "Expected a model with latent sites and their posterior; got {}. A maximum-likelihood fit has a single value of its "
@@ -74,13 +74,17 @@ def inference_data(
     found = draw(model, posterior, args, kwargs, num_samples, predict=True)
     if not found.draws:
         raise ValueError(NO_POSTERIOR.format("a model without latents"))
-    groups = {
-        "posterior": arrays(found.draws | found.deterministic, found.dims),
-        "log_likelihood": arrays(found.log_likelihood, found.dims),
-        "posterior_predictive": arrays(found.predictive, found.dims),
-        "observed_data": arrays(found.observed, found.dims, chain=False),
+    return container(groups_of(found), found.dims, coords, dims)
+
+
+def groups_of(found: GuideDraws, chains: int = 1) -> dict[str, dict[str, Any]]:
+    """Returns the groups of the result by name, each with arrays (chains, draws, ...) by name of the site."""
+    return {
+        "posterior": arrays(found.draws | found.deterministic, found.dims, chains),
+        "log_likelihood": arrays(found.log_likelihood, found.dims, chains),
+        "posterior_predictive": arrays(found.predictive, found.dims, chains),
+        "observed_data": arrays(found.observed, found.dims, 0),
     }
-    return container(groups, found.dims, coords, dims)
 
 
 def container(
@@ -106,12 +110,15 @@ def count(draws: Mapping[str, Tensor]) -> int:
     return next(iter(counts.values()))[0]
 
 
-def arrays(values: Mapping[str, Tensor], dims: Mapping[str, list[str | None]], chain: bool = True) -> dict[str, Any]:
-    """Converts values to NumPy arrays, (1, S, ...) with a chain, without the dims of size 1 between plates."""
+def arrays(values: Mapping[str, Tensor], dims: Mapping[str, list[str | None]], chains: int = 1) -> dict[str, Any]:
+    """Converts values to NumPy arrays without the dims of size 1 between plates: draws (S, ...) to chains (C, S / C, ...).
+
+    With no chains, the values have no dim of draws.
+    """
     arrays = {}
+    first = int(chains > 0)
     for name, value in values.items():
-        kept = [i + chain for i, dim in enumerate(dims[name]) if dim is not None]
-        gone = [i for i in range(int(chain), len(dims[name]) + chain) if i not in kept]
+        gone = [i + first for i, dim in enumerate(dims[name]) if dim is None]
         array = value.detach().squeeze(gone).cpu().numpy() if gone else value.detach().cpu().numpy()
-        arrays[name] = array[None] if chain else array
+        arrays[name] = array.reshape(chains, len(array) // chains, *array.shape[1:]) if chains else array
     return arrays

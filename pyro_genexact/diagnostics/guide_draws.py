@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from ..simulation.simulations import ResampleObserved, is_deterministic
 
 Site = dict[str, Any]
 COMPUTED = ("draws", "deterministic", "log_p", "log_q", "log_likelihood", "predictive")  # in the order of the fields
+DRAWS = "_draws_of_the_guide"  # the name of a plate
 CHECKED = 1e-3  # tolerance, relative to 1 + |log p|, of the comparison between vectorised and single runs
 
 
@@ -53,6 +55,15 @@ class GuideDraws:
     points: list[str] = field(default_factory=list)
     dims: dict[str, list[str | None]] = field(default_factory=dict)
 
+    @property
+    def log_ratios(self) -> Tensor:
+        """The log importance ratios log p - log q (S,). Raises a ValueError if the guide has point estimates."""
+        if self.points:
+            raise ValueError(
+                f"Expected a guide with a density for each latent; got a point estimate for {self.points}."
+            )
+        return self.log_p - self.log_q
+
 
 @torch.no_grad()
 def draw(
@@ -68,13 +79,7 @@ def draw(
     The vectorised pass runs both in a plate around all others, and if that fails, ``torch.vmap`` maps the model over draws.
     The result of a pass is used only if the log-probabilities of its first and last draw agree with those of single runs.
     """
-    programs = ModelAndPosterior(model, posterior, args, kwargs, predict)
-    found = programs.vectorised(num_samples)
-    if found is None:
-        alone = [partial(program, *args, **kwargs) for program in (model, posterior) if callable(program)]
-        with needs_log_prob(*alone):
-            found = _combined(torch.cat, [programs.one(i) for i in range(num_samples)])
-    return programs.described(found)
+    return ModelAndPosterior(model, posterior, args, kwargs, predict).run(num_samples)
 
 
 class ModelAndPosterior:
@@ -92,17 +97,22 @@ class ModelAndPosterior:
         depths = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
         self.depth = max([0, *depths, *(len(s["fn"].batch_shape) for s in sites if s["fn"] is not None)])
 
+    def run(self, size: int) -> GuideDraws:
+        """Returns S draws, from one pass if possible."""
+        found = self.vectorised(size)
+        if found is None:
+            programs = [self.model, self.posterior] if callable(self.posterior) else [self.model]
+            with needs_log_prob(*(partial(program, *self.args, **self.kwargs) for program in programs)):
+                found = combined(torch.cat, [self.one(i) for i in range(size)])
+        return self.described(found)
+
     def one(self, i: int) -> GuideDraws:
         """Runs guide and model once, or the model on given draw i."""
-        guide = self._proposal(i)
-        found = self._read(guide, self._replay(guide), 1)
-        return replace(found, deterministic={}, log_p=self._marginal(guide)) if self.enumerated else found
+        return self._single(self._proposal(i))
 
     def vectorised(self, size: int) -> GuideDraws | None:
         """Returns all draws from one pass, or None if no pass runs or agrees with single runs."""
-        if self.enumerated:  # enumeration sums over all plates, including that of the draws
-            return None
-        plate: Any = pyro.plate("_draws_of_the_guide", size, dim=-self.depth - 1)
+        plate: Any = pyro.plate(DRAWS, size, dim=-self.depth - 1)
         for read in (self._plated, self._mapped):
             with suppress(
                 Exception
@@ -113,27 +123,32 @@ class ModelAndPosterior:
                     return found
         return None
 
+    def _single(self, guide: Any) -> GuideDraws:
+        """Runs the model once on the values in a trace."""
+        return self._plated(guide, 1, lambda program: program)
+
     def _plated(self, guide: Any, size: int, plate: Any) -> GuideDraws:
-        return self._read(guide, self._replay(guide, plate(self.model)), size, plate)
+        found = self._read(guide, self._replay(guide, plate(self.model)), size, plate)
+        if not self.enumerated:
+            return found
+        return replace(found, deterministic={}, log_p=self._marginal(guide, size, plate))
 
     def _mapped(self, guide: Any, size: int, plate: Any) -> GuideDraws:
-        values = {name: rows(guide.nodes[name]["value"], self._shape(name), size) for name in self.latents}
+        values = {name: rows(guide.nodes[name]["value"], self.shape(name), size) for name in self.latents}
 
         def one(row: dict[str, Tensor]) -> list[Any]:
-            given = _given(row)
-            found = self._read(given, self._replay(given), 1)
+            found = self._single(_given(row))
             return [getattr(found, name) for name in COMPUTED]
 
         runs = GuideDraws(*mapped(one, values))
-        return replace(_combined(lambda x: x[0].flatten(0, 1), [runs]), log_q=_total(guide, size))
+        return replace(combined(lambda x: x[0].flatten(0, 1), [runs]), log_q=_total(guide, size))
 
     def _is_alone(self, found: GuideDraws, guide: Any, i: int, size: int) -> bool:
         """Returns whether draw i has the same log-probabilities and deterministic values as in a single run."""
         row = self._row(guide, i, size)
-        replayed = row if isinstance(self.posterior, Mapping) else self._replay(row, self.posterior)
-        model = self._replay(replayed)
-        pairs = [(_total(model, 1)[0], found.log_p[i]), (_total(replayed, 1)[0], found.log_q[i])]
-        pairs += [(model.nodes[name]["value"].double(), v[i].double()) for name, v in found.deterministic.items()]
+        one = self._single(row if isinstance(self.posterior, Mapping) else self._replay(row, self.posterior))
+        pairs = [(one.log_p[0], found.log_p[i]), (one.log_q[0], found.log_q[i])]
+        pairs += [(one.deterministic[name][0].double(), v[i].double()) for name, v in found.deterministic.items()]
         return all(torch.allclose(a, b.to(a), rtol=CHECKED, atol=CHECKED, equal_nan=True) for a, b in pairs)
 
     def described(self, found: GuideDraws) -> GuideDraws:
@@ -168,12 +183,12 @@ class ModelAndPosterior:
         random = {name: site["value"] for name, site in _samples(guide) if site["fn"] is None or not _is_delta(site)}
         return _given({name: rows(v, self.guide.nodes[name]["value"].shape, size)[i] for name, v in random.items()})
 
-    def _read(self, guide: Any, model: Any, size: int, plate: Any = lambda program: program) -> GuideDraws:
+    def _read(self, guide: Any, model: Any, size: int, plate: Any) -> GuideDraws:
         if (now := set(latents(model)) - {*self.enumerated}) != set(self.latents):
             raise ValueError(
                 f"Expected the same latents in every run of the model; got {sorted(now ^ set(self.latents))} in some runs only."
             )
-        value = {name: rows(site["value"], self._shape(name), size) for name, site in _samples(model)}
+        value = {name: rows(site["value"], self.shape(name), size) for name, site in _samples(model)}
         likelihood = {}
         for name, site in observations(model):
             log_p = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
@@ -181,7 +196,7 @@ class ModelAndPosterior:
         predictive = {}
         if self.predict:
             new = self._replay(guide, plate(ResampleObserved()(self.model)))
-            predictive = {name: rows(new.nodes[name]["value"], self._shape(name), size) for name in likelihood}
+            predictive = {name: rows(new.nodes[name]["value"], self.shape(name), size) for name in likelihood}
         return GuideDraws(
             {name: value[name] for name in self.latents},
             {name: value[name] for name, site in _samples(model) if is_deterministic(site)},
@@ -194,14 +209,22 @@ class ModelAndPosterior:
     def _is_summed_out(self, name: str) -> bool:
         return name not in self.guide.nodes and self.trace.nodes[name]["infer"].get("enumerate") == "parallel"
 
-    def _marginal(self, guide: Any) -> Tensor:
-        """Returns the log-probability (1,) of the model with enumerated latents summed out."""
-        enumerated = poutine.enum(self.model, first_available_dim=-1 - self.depth)
+    def _marginal(self, guide: Any, size: int, plate: Any) -> Tensor:
+        """Returns the log-probabilities (S,) of the model with enumerated latents summed out."""
+        enumerated = poutine.enum(plate(self.model), first_available_dim=-2 - self.depth)
         trace = self._replay(guide, enumerated)
-        log_p: Tensor = TraceEinsumEvaluator(trace, True, self.depth).log_prob(trace)
-        return log_p.reshape(1)
+        trace.compute_log_prob()
+        trace.pack_tensors()
+        symbols, factors = trace.plate_to_symbol, OrderedDict[Any, Any]()
+        for _, site in _samples(trace):
+            plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+            factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+        kept = frozenset(symbols[name] for name in (DRAWS,) if name in symbols)
+        log_p: Tensor = contract_to_tensor(factors, {*trace.symbol_to_dim} - {*symbols.values()}, kept)
+        return log_p.expand(size)
 
-    def _shape(self, name: str) -> torch.Size:
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a site of the model in a single run."""
         shape: torch.Size = self.trace.nodes[name]["value"].shape
         return shape
 
@@ -288,12 +311,12 @@ def dims_of(name: str, site: Site) -> list[str | None]:
     return names
 
 
-def _combined(function: Callable[[list[Tensor]], Tensor], runs: list[GuideDraws]) -> GuideDraws:
+def combined(function: Callable[[list[Tensor]], Tensor], runs: list[GuideDraws]) -> GuideDraws:
     """Applies a function to the list of each computed tensor of all runs."""
 
-    def combined(values: list[Any]) -> Any:
+    def of(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
             return function(values)
         return {name: function([value[name] for value in values]) for name in values[0]}
 
-    return GuideDraws(*(combined([getattr(run, name) for run in runs]) for name in COMPUTED))
+    return GuideDraws(*(of([getattr(run, name) for run in runs]) for name in COMPUTED))

@@ -171,11 +171,16 @@ class Importance:
         """
         size = len(self.log_weights) if num_samples is None else num_samples
         check_sizes(1, num_samples=size)
-        cumulative = self.log_weights.exp().cumsum(0)
-        points = (torch.arange(size, device=cumulative.device) + torch.rand((), device=cumulative.device)) / size
-        index = torch.searchsorted(cumulative, points.to(cumulative)).clamp(max=len(cumulative) - 1)
+        index = systematic(self.log_weights, size)
         index = index[torch.randperm(size, device=index.device)]
         return {name: value[index] for name, value in self.draws.items()}
+
+
+def systematic(log_weights: Tensor, size: int) -> Tensor:
+    """Draws indices (size,) in ascending order; index i comes size * w_i times, rounded up or down."""
+    cumulative = log_weights.exp().cumsum(0)
+    points = (torch.arange(size, device=cumulative.device) + torch.rand((), device=cumulative.device)) / size
+    return torch.searchsorted(cumulative, points.to(cumulative)).clamp(max=len(cumulative) - 1)
 
 
 def is_flat(log_ratios: Tensor) -> bool:
@@ -197,8 +202,7 @@ def psis(
     """Computes importance weights of a guide's draws: k-hat, effective sample size, evidence and corrected expectations.
 
     Model and guide are run with the same arguments, in one vectorised pass if that agrees with single runs. Discrete latents
-    that only the model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out; model and guide are
-    then run once per draw.
+    that only the model has, and that it marks with ``infer={"enumerate": "parallel"}``, are summed out.
 
     Args:
         model: a Pyro model with observed data.
@@ -233,6 +237,4 @@ def psis(
     """
     check_sizes(SMALLEST, num_samples=num_samples)
     found = draw(model, guide, args, kwargs, num_samples)
-    if found.points:
-        raise ValueError(f"Expected a guide with a density for each latent; got a point estimate for {found.points}.")
-    return Importance(found.log_p - found.log_q, found.draws)
+    return Importance(found.log_ratios, found.draws)

@@ -97,7 +97,7 @@ def predictive_data(
     posterior_draws = simulate(program, names, size, given=given, seed=seed, vectorize=vectorize)
     prior_draws = simulate(program, names, size, seed=seed + 1, vectorize=vectorize)
     of_plates = {name: dims_of(name, sites[name]) for name in names}
-    groups = {"observed_data": arrays(observations, of_plates, chain=False)}
+    groups = {"observed_data": arrays(observations, of_plates, 0)}
     for kind, draws in (("posterior", posterior_draws), ("prior", prior_draws)):
         groups[kind] = arrays({name: draws[name] for name in (*hidden, *others)}, of_plates)
         groups[f"{kind}_predictive"] = arrays({name: draws[name] for name in observations}, of_plates)

@@ -12,6 +12,7 @@ from .calibration import pit, plot_coverage, plot_uniformity
 from .data import inference_data
 from .importance import Importance, psis
 from .intervals import central_intervals, plot_fan
+from .pathfinder import pathfinder
 from .posteriors import sbc_ranks, tarp
 from .predictive import predictive_data, predictive_p_values
 from .scores import Comparison, HeldOut, bits_per_dim, compare, held_out
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "held_out",
     "inference_data",
+    "pathfinder",
     "pit",
     "plot_coverage",
     "plot_fan",

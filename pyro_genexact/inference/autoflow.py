@@ -23,7 +23,8 @@ from ..flows.recipes import iaf
 from .density import Density, initial, is_enumerated
 from .fit_guide import fit_guide
 from .gaussian import Gaussian, Tails
-from .warm_start import by_laplace, by_pathfinder, improve
+from .laplace import modes
+from .warm_start import by_pathfinder, improve
 
 STARTS = ("pathfinder", "laplace")
 
@@ -182,7 +183,7 @@ class AutoFlow(AutoContinuous):
 
         Cost: a few hundred gradients of the model, and D more for the Hessian.
         """
-        return self._improve(by_laplace, *args, **kwargs)
+        return self._improve(modes, *args, **kwargs)
 
     def fit_pathfinder(self, *args: Any, **kwargs: Any) -> bool:
         """Sets loc and L to the Gaussian with the highest ELBO on the paths of an optimiser (Pathfinder).

@@ -22,6 +22,7 @@ from .elbo import FAILURES
 from .mapped import mapped
 
 CHUNK = 250  # maximum number of points in one pass
+AGAIN = 3  # maximum number of further tries if fewer than two starts have a finite density
 WIDTH = 2.0  # half the width of the uniform distribution of starts
 
 
@@ -79,17 +80,20 @@ class Density:
         dim: D.
         batched: whether points are evaluated together.
         dtype: the dtype of the latents in evaluations.
+        subsampled: names of plates of which a run has some rows only.
     """
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.guide = PointGuide(model, partial(initial, init_to_median))
-        with torch.no_grad():
+        with torch.no_grad(), poutine.block():
             self.like = self.guide.start(*args, **kwargs)
             trace = poutine.trace(self.guide.model).get_trace(*args, **kwargs)
         sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         self.dim, self.enumerates = len(self.like), any(map(is_enumerated, sites))
-        self.nesting = -min((f.dim for site in sites for f in site["cond_indep_stack"] if f.vectorized), default=0)
+        self.nesting = -min((frame.dim for frame in frames if frame.vectorized), default=0)
+        self.subsampled = {frame.name for frame in frames if frame.full_size not in (None, frame.size)}
         self.way: Callable[[Tensor], Tensor] = self._alone
         self.dtype = self.like.dtype
 
@@ -103,18 +107,26 @@ class Density:
 
         Half of them are medians of 15 prior draws, the others are uniform between -2 and 2. The first is ``first`` (D,).
         """
-        medians = [self.guide.start(*self.args, **self.kwargs) for _ in range(size // 2)]
-        uniform = (2 * torch.rand(size - len(medians), self.dim).to(self.like) - 1) * WIDTH
-        points = torch.stack([*([] if first is None else [first.to(self.like)]), *medians, *uniform])[:size]
+        points = torch.stack([*([] if first is None else [first.to(self.like)]), *self._tries(size)])[:size]
         with self._quiet():
             alone = _safely(self._alone, points)
-            good = alone.isfinite()
-            if good.sum() > 1:
-                self.way, self.dtype = next(
-                    (pair for pair in self._ways() if _agrees(*pair, points[good], alone[good])),
-                    (self._alone, self.dtype),
-                )
-        return points[good]
+        for _ in range(AGAIN):
+            if alone.isfinite().sum() > 1:
+                break
+            more = torch.stack(self._tries(size))
+            with self._quiet():
+                points, alone = torch.cat([points, more]), torch.cat([alone, _safely(self._alone, more)])
+        points, alone = points[alone.isfinite()][:size], alone[alone.isfinite()][:size]
+        with self._quiet():
+            if len(points) > 1:
+                ways = (pair for pair in self._ways() if _agrees(*pair, points, alone))
+                self.way, self.dtype = next(ways, (self._alone, self.dtype))
+        return points
+
+    def _tries(self, size: int) -> list[Tensor]:
+        medians = [self.guide.start(*self.args, **self.kwargs) for _ in range(size // 2)]
+        uniform = (2 * torch.rand(size - len(medians), self.dim).to(self.like) - 1) * WIDTH
+        return [*medians, *uniform]
 
     def _ways(self) -> Iterator[tuple[Callable[[Tensor], Tensor], torch.dtype]]:
         """Yields ways of evaluation and dtypes. Many models of float32 data run with latents in float64, which has less noise."""

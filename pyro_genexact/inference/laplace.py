@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .density import Density
-from .pathfinder import Normal
-from .paths import Iterate
+from .normal import Normal
+from .paths import SMALL, Iterate
 
 NEWTON = 20  # maximum number of Newton steps
 SAME = 0.01  # nats; ends of paths whose log densities differ by less are taken for the same mode
@@ -27,7 +27,7 @@ def modes(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
 
 
 def laplace(density: Density, start: Tensor) -> Normal:
-    """Takes Newton steps (D,) as long as they increase the log density; returns mode and root of the inverse Hessian there."""
+    """Takes Newton steps from a point (D,) as long as they increase the log density; returns the Gaussian of the curvature there."""
     z, best = start, -torch.inf
     normal = Normal(z, torch.eye(len(z)).to(z))
     for _ in range(NEWTON):
@@ -35,22 +35,23 @@ def laplace(density: Density, start: Tensor) -> Normal:
         if not value > best:
             break
         normal, best = Normal(z, inverse_root(-hessian)), value
-        z = z + normal.root @ (normal.root.mT @ gradient)
+        scaled = normal.root.mT @ gradient
+        if not scaled.square().sum() > SMALL:
+            break
+        z = z + normal.root @ scaled
     return normal
 
 
 def derivatives(density: Density, z: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Returns the log density at a point (D,), its gradient (D,) and its Hessian (D, D)."""
-    z = z.detach().requires_grad_()
+    """Returns the log density at a point (D,), its gradient (D,) and its Hessian (D, D), from D copies of the point."""
+    copies = z.detach().repeat(len(z), 1).requires_grad_()
     with torch.enable_grad():
-        value = density(z[None])[0]
-        (gradient,) = torch.autograd.grad(value, z, create_graph=True)
-        rows = [
-            torch.autograd.grad(g, z, retain_graph=True, allow_unused=True)[0] if g.requires_grad else None
-            for g in gradient
-        ]
-    hessian = torch.stack([torch.zeros_like(z) if row is None else row for row in rows])
-    return value.item(), gradient.detach(), hessian
+        values = density(copies)
+        (gradients,) = torch.autograd.grad(values.sum(), copies, create_graph=True)
+        hessian = torch.zeros_like(copies)
+        if gradients.requires_grad:  # not linear
+            (hessian,) = torch.autograd.grad(gradients.diagonal().sum(), copies)
+    return values[0].item(), gradients[0].detach(), hessian
 
 
 def inverse_root(hessian: Tensor) -> Tensor:

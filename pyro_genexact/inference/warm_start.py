@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
+from pyro import poutine
 
 from ..core.random import seeded
 from .density import Density
 from .gaussian import Gaussian
-from .laplace import modes
-from .pathfinder import Normal, best_of
+from .normal import Normal
+from .pathfinder import ranked
 from .paths import Iterate, ascend
 
 PATHS = 8  # starts of paths
 ONE_BY_ONE = 2  # paths of models whose points are evaluated one by one
-DRAWS = 500  # draws in the ELBO of a candidate
-
-
-def by_laplace(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
-    """Returns the Laplace approximations at the ends of the paths."""
-    return modes(density, paths)
+CANDIDATES = 4
+DRAWS, ALONE = 500, 50  # draws in the ELBO of a candidate, together and one by one
 
 
 def by_pathfinder(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
-    """Returns the best Gaussian of the iterates of all paths, and the Laplace approximations at their ends."""
-    best = sorted(best_of(density, paths), key=lambda pair: -pair[0])
-    return [normal for _, normal in best[:2]] + modes(density, paths)
+    """Returns the best Gaussians of all paths and of their ends."""
+    return [normal for _, normal in ranked(density, paths)[:CANDIDATES]]
 
 
 def improve(
@@ -48,26 +45,25 @@ def improve(
     Returns:
         Whether the map has changed.
     """
-    draws = DRAWS if density.batched else 2 * DRAWS // 16
 
     @torch.no_grad()
     def elbo() -> float:
         q = posterior()
         with seeded(0, affine.loc.device):
-            z = q.sample((draws,))
+            z = q.sample((DRAWS if density.batched else ALONE,))
         value = (density(z) - q.log_prob(z)).double().mean()
         return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).item()
 
-    with torch.random.fork_rng([]):
-        first = affine()(torch.zeros_like(affine.loc)).detach()
-        starts = density.starts(PATHS, first)
+    first = affine()(torch.zeros_like(affine.loc)).detach()
+    best, start, highest = copy.deepcopy(affine.state_dict()), -torch.inf, -torch.inf
+    with poutine.block(), torch.random.fork_rng([]), suppress(ValueError, RuntimeError, LookupError):
+        starts = density.starts(PATHS, first)  # from here on, a model with other latents in each run can raise
         if not density.batched:
             starts = starts[density(starts).topk(min(ONE_BY_ONE, len(starts))).indices]
-        best, start = copy.deepcopy(affine.state_dict()), elbo()
-        highest = start
+        start = highest = elbo()
         for normal in candidates(density, ascend(density, starts)):
             affine.put(*normal)
             if (value := elbo()) > highest:
                 best, highest = copy.deepcopy(affine.state_dict()), value
-        affine.load_state_dict(best)
+    affine.load_state_dict(best)
     return highest > start

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import pyro
@@ -31,8 +30,8 @@ def is_enumerated(site: Any) -> bool:
     return bool(site["infer"].get("enumerate") == "parallel")
 
 
-def initial(init_loc_fn: Callable[..., Any], site: Any) -> Any:
-    """Returns the initial value of a site; sites with an improper prior start at 0 in unconstrained space."""
+def initial(init_loc_fn: Callable[..., Any], site: Any, width: float = 0.0) -> Any:
+    """Returns the initial value of a site; with an improper prior, it is uniform within +-width in unconstrained space."""
     if is_enumerated(site):
         return site["fn"].sample()
     try:
@@ -40,7 +39,8 @@ def initial(init_loc_fn: Callable[..., Any], site: Any) -> Any:
     except NotImplementedError:  # an improper prior cannot be sampled
         fn = site["fn"]
         onto = biject_to(fn.support)
-        return onto(torch.zeros(onto.inverse_shape(fn.batch_shape + fn.event_shape)))
+        shape = onto.inverse_shape(fn.batch_shape + fn.event_shape)
+        return onto(width * (2 * torch.rand(shape) - 1) if width else torch.zeros(shape))
 
 
 class PointGuide(AutoContinuous):
@@ -85,8 +85,9 @@ class Density:
 
     def __init__(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
-        self.guide = PointGuide(model, partial(initial, init_to_median))
-        with torch.no_grad(), poutine.block():
+        self.width = 0.0
+        self.guide = PointGuide(model, lambda site: initial(init_to_median, site, self.width))
+        with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
             self.like = self.guide.start(*args, **kwargs)
             trace = poutine.trace(self.guide.model).get_trace(*args, **kwargs)
         sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
@@ -94,6 +95,7 @@ class Density:
         self.dim, self.enumerates = len(self.like), any(map(is_enumerated, sites))
         self.nesting = -min((frame.dim for frame in frames if frame.vectorized), default=0)
         self.subsampled = {frame.name for frame in frames if frame.full_size not in (None, frame.size)}
+        self.width = WIDTH
         self.way: Callable[[Tensor], Tensor] = self._alone
         self.dtype = self.like.dtype
 
@@ -107,26 +109,28 @@ class Density:
 
         Half of them are medians of 15 prior draws, the others are uniform between -2 and 2. The first is ``first`` (D,).
         """
-        points = torch.stack([*([] if first is None else [first.to(self.like)]), *self._tries(size)])[:size]
-        with self._quiet():
-            alone = _safely(self._alone, points)
+        points = torch.cat([self._tries(size)] if first is None else [first.to(self.like)[None], self._tries(size)])[
+            :size
+        ]
+        alone = _safely(self._alone, points)
         for _ in range(AGAIN):
             if alone.isfinite().sum() > 1:
                 break
-            more = torch.stack(self._tries(size))
-            with self._quiet():
-                points, alone = torch.cat([points, more]), torch.cat([alone, _safely(self._alone, more)])
+            more = self._tries(size)
+            points, alone = torch.cat([points, more]), torch.cat([alone, _safely(self._alone, more)])
         points, alone = points[alone.isfinite()][:size], alone[alone.isfinite()][:size]
-        with self._quiet():
-            if len(points) > 1:
-                ways = (pair for pair in self._ways() if _agrees(*pair, points, alone))
-                self.way, self.dtype = next(ways, (self._alone, self.dtype))
+        if len(points) > 1:
+            ways = (pair for pair in self._ways() if _agrees(*pair, points, alone))
+            self.way, self.dtype = next(ways, (self._alone, self.dtype))
         return points
 
-    def _tries(self, size: int) -> list[Tensor]:
-        medians = [self.guide.start(*self.args, **self.kwargs) for _ in range(size // 2)]
-        uniform = (2 * torch.rand(size - len(medians), self.dim).to(self.like) - 1) * WIDTH
-        return [*medians, *uniform]
+    def _tries(self, size: int) -> Tensor:
+        points = [WIDTH * (2 * torch.rand(self.dim) - 1).to(self.like) for _ in range(size - size // 2)]
+        with poutine.block(), pyro.validation_enabled(False):
+            for _ in range(size // 2):
+                with suppress(*FAILURES):
+                    points.insert(0, self.guide.start(*self.args, **self.kwargs))
+        return torch.stack(points)
 
     def _ways(self) -> Iterator[tuple[Callable[[Tensor], Tensor], torch.dtype]]:
         """Yields ways of evaluation and dtypes. Many models of float32 data run with latents in float64, which has less noise."""
@@ -136,10 +140,8 @@ class Density:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Returns the log densities (S,) of points (S, D), NaN where the model raises; differentiable."""
-        with self._quiet():
-            return torch.cat([_safely(self.way, part) for part in z.to(self.like.device, self.dtype).split(CHUNK)]).to(
-                z
-            )
+        parts = z.to(self.like.device, self.dtype).split(CHUNK)
+        return torch.cat([_safely(self.way, part) for part in parts]).to(z)
 
     def gradients(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the log densities (S,) of points (S, D) and their gradients (S, D)."""
@@ -176,20 +178,26 @@ class Density:
         return log_p - guide.log_prob_sum()  # type: ignore[no-any-return]
 
     def _alone(self, z: Tensor) -> Tensor:
-        return torch.stack([self._one(point) for point in z])
+        values = []
+        for point in z:
+            with self._quiet():
+                values.append(self._one(point))
+        return torch.stack(values)
 
     def _mapped(self, z: Tensor) -> Tensor:
-        return mapped(self._one, z, randomness="same")  # type: ignore[no-any-return]
+        with self._quiet():
+            return mapped(self._one, z, randomness="same")  # type: ignore[no-any-return]
 
     def _plated(self, z: Tensor) -> Tensor:
-        plate: Any = pyro.plate("_points", len(z), dim=-self.nesting - 1)
-        guide, model = self._traces(z.reshape(len(z), *[1] * self.nesting, self.dim), plate)
         total = z.new_zeros(len(z))
-        for trace, sign in ((guide, -1), (model, 1)):
-            trace.compute_log_prob()
-            for site in trace.nodes.values():
-                if site["type"] == "sample":
-                    total = total + sign * self._of_points(site["log_prob"], len(z))
+        with self._quiet():
+            plate: Any = pyro.plate("_points", len(z), dim=-self.nesting - 1)
+            guide, model = self._traces(z.reshape(len(z), *[1] * self.nesting, self.dim), plate)
+            for trace, sign in ((guide, -1), (model, 1)):
+                trace.compute_log_prob()
+                for site in trace.nodes.values():
+                    if site["type"] == "sample":
+                        total = total + sign * self._of_points(site["log_prob"], len(z))
         return total
 
     def _of_points(self, log_prob: Tensor, size: int) -> Tensor:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from pyro import poutine
 
 from ..core.random import seeded
 from .density import Density
@@ -56,7 +55,7 @@ def improve(
 
     first = affine()(torch.zeros_like(affine.loc)).detach()
     best, start, highest = copy.deepcopy(affine.state_dict()), -torch.inf, -torch.inf
-    with poutine.block(), torch.random.fork_rng([]), suppress(ValueError, RuntimeError, LookupError):
+    with suppress(ValueError, RuntimeError, LookupError):
         starts = density.starts(PATHS, first)  # from here on, a model with other latents in each run can raise
         if not density.batched:
             starts = starts[density(starts).topk(min(ONE_BY_ONE, len(starts))).indices]

@@ -109,9 +109,8 @@ class Density:
 
         Half of them are medians of 15 prior draws, the others are uniform between -2 and 2. The first is ``first`` (D,).
         """
-        points = torch.cat([self._tries(size)] if first is None else [first.to(self.like)[None], self._tries(size)])[
-            :size
-        ]
+        given = [] if first is None else [first.to(self.like)[None]]
+        points = torch.cat([*given, self._tries(size)])[:size]
         alone = _safely(self._alone, points)
         for _ in range(AGAIN):
             if alone.isfinite().sum() > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import torch
 
@@ -16,8 +17,6 @@ DRAWS = 20  # draws in the estimate of the ELBO of each iterate
 
 def elbos(density: Density, normals: list[Normal], draws: int = DRAWS) -> list[float]:
     """Estimates ELBOs (nats), -inf where not finite, from the same standard normal draws for each distribution."""
-    if not normals:
-        return []
     noise = torch.randn(draws, density.dim, dtype=torch.float64)
     with torch.no_grad():
         log_p = density(torch.cat([normal.at(noise) for normal in normals])).reshape(len(normals), draws)
@@ -32,9 +31,8 @@ def ranked(density: Density, paths: list[list[Iterate]]) -> list[tuple[float, No
 
     Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
     """
-    some = [*map(_normals, paths), *([normal] for normal in modes(density, paths))]
-    values = iter(elbos(density, [normal for normals in some for normal in normals]))
-    best = [max(((next(values), normal) for normal in normals), key=_first) for normals in some if normals]
+    groups = chain(map(_normals, paths), ([normal] for normal in modes(density, paths)))  # one path in memory at a time
+    best = [max(zip(elbos(density, normals), normals, strict=True), key=_first) for normals in groups if normals]
     return sorted((pair for pair in best if math.isfinite(pair[0])), key=_first, reverse=True)
 
 

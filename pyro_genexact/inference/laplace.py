@@ -1,103 +1,57 @@
-"""The Laplace approximation as the initial Gaussian of a guide."""
+"""The Laplace approximation: Gaussians at the modes of a log density."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from .elbo import default_loss
-from .gaussian import Gaussian
+from .density import Density
+from .normal import Normal
+from .paths import SMALL, Iterate
+
+NEWTON = 20  # maximum number of Newton steps
+SAME = 0.01  # nats; ends of paths whose log densities differ by less are taken for the same mode
+MODES = 3  # maximum number of modes
 
 
-class PointGuide(AutoContinuous):
-    """A guide with all mass at the point ``at_point`` (D,) of the unconstrained latents, an argument of the call."""
+def modes(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
+    """Returns the Laplace approximations at the ends of paths: those of the highest log densities, one for each value.
 
-    def _setup_prototype(self, *args: Any, at_point: Tensor, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-
-    def get_posterior(self, *args: Any, at_point: Tensor, **kwargs: Any) -> Any:
-        """Returns a Delta distribution at the point."""
-        return dist.Delta(at_point, event_dim=1)
-
-
-def improve(
-    affine: Gaussian, model: Callable[[], Any], guide: Callable[[], Any], point_guide: Callable[..., Any]
-) -> bool:
-    """Sets the affine map of a guide to the Laplace approximation, unless that fails or has a lower ELBO.
-
-    Args:
-        affine: the last transform of the guide.
-        model: the model, called without arguments.
-        guide: the guide, called without arguments.
-        point_guide: a point guide, called as ``point_guide(at_point=z)``.
-
-    Returns:
-        Whether the map has changed.
+    Cost: D gradients per mode and Newton step.
     """
-    with poutine.block(), torch.enable_grad(), torch.random.fork_rng([]):
-        start = affine()(torch.zeros_like(affine.loc)).detach()
-        loss = default_loss(model, guide, 1)
-
-        def energy(z: Tensor) -> Tensor:
-            torch.default_generator.manual_seed(0)  # the same subsample in each evaluation
-            z = z if z.requires_grad else z.detach().requires_grad_()  # TraceEnum_ELBO requires it
-            value: Tensor = loss.differentiable_loss(model, partial(point_guide, at_point=z))
-            return value
-
-        def elbo() -> float:
-            with torch.no_grad():
-                return -sum(loss.loss(model, guide) for _ in range(32))
-
-        old, better = copy.deepcopy(affine.state_dict()), False
-        try:
-            with torch.no_grad(), torch.random.fork_rng([]):
-                point_guide(at_point=start)  # runs the model once, for the shapes
-            before = elbo()
-            affine.put(*laplace(energy, start))
-            better = elbo() > before
-        except (ValueError, RuntimeError, IndexError):
-            pass  # the model raised, has no second derivative, or has other latents in each run
-        finally:
-            if not better:
-                affine.load_state_dict(old)
-        return better
+    found: list[Iterate] = []
+    for end in sorted((path[-1] for path in paths if path), key=lambda end: -end.value):
+        if len(found) < MODES and (not found or found[-1].value - end.value > SAME):
+            found.append(end)
+    return [normal for end in found if bool((normal := laplace(density, end.point)).root.isfinite().all())]
 
 
-def laplace(energy: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns a local minimum of ``energy`` (D,) and the lower triangular root (D, D) of its inverse Hessian there."""
-    mode = _minimum(energy, start)
-    return mode, inverse_root(torch.autograd.functional.hessian(energy, mode))
-
-
-def _minimum(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Returns a local minimum, found by L-BFGS and then by Newton steps as long as they decrease the function."""
-    z = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([z], max_iter=300, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        value = function(z)
-        (z.grad,) = torch.autograd.grad(value, z)  # leaves the gradients of the model's parameters alone
-        return value
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    best, z = function(z).item(), z.detach()
-    for _ in range(20):
-        gradient = torch.autograd.functional.jacobian(function, z)
-        root = inverse_root(torch.autograd.functional.hessian(function, z))
-        new = z - root @ (root.mT @ gradient)
-        value = function(new).item()
-        if not value < best:
+def laplace(density: Density, start: Tensor) -> Normal:
+    """Takes Newton steps from a point (D,) as long as they increase the log density; returns the Gaussian of the curvature there."""
+    z, best = start, -torch.inf
+    normal = Normal(z, torch.eye(len(z)).to(z))
+    for _ in range(NEWTON):
+        value, gradient, hessian = derivatives(density, z)
+        if not value > best:
             break
-        best, z = value, new
-    return z
+        normal, best = Normal(z, inverse_root(-hessian)), value
+        scaled = normal.root.mT @ gradient
+        if not scaled.square().sum() > SMALL:
+            break
+        z = z + normal.root @ scaled
+    return normal
+
+
+def derivatives(density: Density, z: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Returns the log density at a point (D,), its gradient (D,) and its Hessian (D, D), from D copies of the point."""
+    copies = z.detach().repeat(len(z), 1).requires_grad_()
+    with torch.enable_grad():
+        values = density(copies)
+        (gradients,) = torch.autograd.grad(values.sum(), copies, create_graph=True)
+        hessian = torch.zeros_like(copies)
+        if gradients.requires_grad:  # not linear
+            (hessian,) = torch.autograd.grad(gradients.diagonal().sum(), copies)
+    return values[0].item(), gradients[0].detach(), hessian
 
 
 def inverse_root(hessian: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ Shapes = Mapping[str, torch.Size]
 CHUNK = 1000  # maximum number of draws in one pass without gradients
 
 
-def mapped(function: Callable[[dict[str, Tensor]], Any], values: dict[str, Tensor]) -> Any:
-    """Returns what ``function`` returns for each draw, stacked; ``values`` have the draws in dim 0.
+def mapped(function: Callable[[Any], Any], values: Any, randomness: str = "different") -> Any:
+    """Returns what ``function`` returns for each draw, stacked; ``values``, a tensor or dict, have the draws in dim 0.
 
     The function cannot branch on values, so Pyro's validation, which does, is off meanwhile.
     """
     with pyro.validation_enabled(False):
-        return torch.vmap(function, randomness="different", chunk_size=CHUNK)(values)
+        return torch.vmap(function, randomness=randomness, chunk_size=CHUNK)(values)
 
 
 def rows(value: Tensor, shape: torch.Size, size: int) -> Tensor:

@@ -95,8 +95,8 @@ def fit_guide(
     By default, the learning rate drops three times, each time when the ELBO no longer improves. The fit ends when the ELBO
     stops improving again, and at the latest after 20,000 steps. With ``steps``, the learning rate decays to 0 along a
     cosine. The weights are averaged over the last steps. At the end, the fit estimates the ELBOs of the averaged, the last
-    and the first weights with fresh draws, and keeps the best weights. On four posteriors of 4 to 10 latents, default fits
-    of :class:`~pyro_genexact.guides.AutoFlow` took 3750 to 8250 steps, which is 24 to 72 seconds on one CPU thread.
+    and the first weights with fresh draws, and keeps the best weights. On fourteen posteriors of 3 to 26 latents,
+    default fits of :class:`~pyro_genexact.guides.AutoFlow` took 900 to 2100 steps, which is 4 to 32 seconds on one CPU thread.
 
     Steps whose loss or gradient is not finite are skipped, including those where Pyro's validation raises for this reason.
     After ten skipped steps in a row, the fit returns to the averaged weights and multiplies the learning rate by 0.3. The fit

@@ -36,7 +36,7 @@ PYRO = {
 }
 NUMPYRO = ("numpyro AutoIAFNormal", "numpyro AutoBNAFNormal")
 DEFAULT = [name for name in (*OURS, *PYRO, *NUMPYRO) if name not in ("AutoFlow(iaf, relu)", "AutoNormal")]
-PARTICLES = 16
+PARTICLES = 256
 
 
 def moments(draws, weights=None):
@@ -71,7 +71,7 @@ def fit_torch(name, model, data, layout, reference, **options):
     pyro.clear_param_store()
     guide = {**OURS, **PYRO}[name](model)
     start = time.process_time()
-    result = gx.fit_guide(model, guide, *data, num_particles=PARTICLES, progress=False, **options)
+    result = gx.fit_guide(model, guide, *data, progress=False, **options)
     seconds = time.process_time() - start
     torch.manual_seed(1)
     found = gx.diagnostics.psis(model, guide, *data, num_samples=SAMPLES)
@@ -81,9 +81,9 @@ def fit_torch(name, model, data, layout, reference, **options):
 def steps_in(seconds, name, model, data):
     """How many steps a guide of Pyro makes in a time."""
     guide = PYRO[name](model)
-    gx.fit_guide(model, guide, *data, steps=5, num_particles=PARTICLES, progress=False)
+    gx.fit_guide(model, guide, *data, steps=5, progress=False)
     start = time.process_time()
-    gx.fit_guide(model, guide, *data, steps=50, num_particles=PARTICLES, progress=False)
+    gx.fit_guide(model, guide, *data, steps=50, progress=False)
     return max(100, int(seconds / (time.process_time() - start) * 50))
 
 

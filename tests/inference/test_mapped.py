@@ -144,7 +144,8 @@ def test_models_that_branch_are_evaluated_one_by_one_and_with_fewer_draws():
     assert type(loss) is Trace_ELBO and loss.num_particles == 4 and not loss.vectorize_particles
 
 
-def test_compiled_and_resumed(tmp_path):
+def test_compiled_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # quick
     fit = partial(gx.fit_guide, chain, steps=30, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

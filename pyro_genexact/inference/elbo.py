@@ -14,11 +14,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from .bounds import Bound
 from .compiled import RecordedGradients
-from .mapped import MappedELBO, Shapes, rows
+from .draws import Draws, drawn, samples
 
 PARTICLES = 16, 256  # least and most draws in each ELBO estimate
 NUMBERS = 2**20  # numbers at all sites of a step up to which there are more draws than the least
@@ -28,37 +28,51 @@ ONE_BY_ONE = 4  # draws that are evaluated one by one
 FAILURES = (ValueError, ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
-def default_loss(model: Callable[[], Any], guide: Callable[[], Any], num_particles: int | None) -> Any:
-    """Returns an ELBO of Pyro: with enumeration if the model has enumerated sites, of all draws in one pass if possible.
+def default_loss(
+    model: Callable[[], Any],
+    guide: Callable[[], Any],
+    num_particles: int | None,
+    objective: str = "elbo",
+    path: bool = False,
+    tempered: bool = False,
+) -> Any:
+    """Returns an ELBO of Pyro or a :class:`Bound`, which evaluates all draws in one pass if possible.
 
     Args:
         model: the model, called without arguments.
         guide: the guide, called without arguments.
         num_particles: the number of draws; None for 256, for fewer if sites have many numbers, but at least 16, or for 4 that
             are evaluated one by one.
+        objective: see :class:`Bound`.
+        path: see :class:`Bound`.
+        tempered: whether the loss needs a ``power``.
     """
     with torch.no_grad():
-        traces = _traces(model, guide)
-        sites = [site for trace in traces for site in _sample_sites(trace)]
+        guide_trace = poutine.trace(guide).get_trace()
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+        sites = [site for trace in (guide_trace, model_trace) for _, site in samples(trace)]
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         nesting = -min(dims, default=0)
-        size = num_particles or _affordable(sites)
-        if any(site["infer"].get("enumerate") == "parallel" for site in sites):
+        plain = objective == "elbo" and not path and not tempered and not _partly_reparameterised(guide_trace)
+        enumerates = any(site["infer"].get("enumerate") == "parallel" for site in sites)
+        if enumerates and plain:
             return TraceEnum_ELBO(num_particles=num_particles or PARTICLES[0], max_plate_nesting=nesting)
-        shapes = {site["name"]: site["value"].shape for site in sites if _is_drawn(site)}
-        if size > 1 and vectorizes(model, guide, nesting, shapes):
-            return Trace_ELBO(num_particles=size, vectorize_particles=True, max_plate_nesting=nesting)
-        if size > 1 and maps(model, guide, nesting, shapes):
-            return MappedELBO(shapes, num_particles=size, max_plate_nesting=nesting)
-    if size > 1:
-        size = num_particles or ONE_BY_ONE
+        if any(site["infer"].get("enumerate") == "parallel" for _, site in samples(guide_trace)):
+            raise ValueError("Expected a guide without sites to enumerate, unless the objective is a plain ELBO.")
+        shapes = {name: site["value"].shape for name, site in drawn(guide_trace)}
+        draws = Draws.checked(model, guide, num_particles or _affordable(sites), nesting, shapes, enumerates)
+    if draws.way == "alone" and draws.size > 1:
+        draws.size = num_particles or ONE_BY_ONE
         warnings.warn(
-            f"The {size} draws of each step are evaluated one by one, which is slow, because model or guide has another "
+            f"The {draws.size} draws of each step are evaluated one by one, which is slow, because model or guide has another "
             "log_prob for several draws at once, and torch.vmap cannot map the model over draws. Index latents from the right, "
             "such as alpha[..., group], and do not branch on their values.",
             stacklevel=3,
         )
-    return Trace_ELBO(num_particles=size, max_plate_nesting=nesting)
+    if plain and draws.way != "mapped":
+        together = draws.way == "plated"
+        return Trace_ELBO(num_particles=draws.size, vectorize_particles=together, max_plate_nesting=nesting)
+    return Bound(draws, objective, path)
 
 
 def _affordable(sites: list[Any]) -> int:
@@ -68,74 +82,15 @@ def _affordable(sites: list[Any]) -> int:
     return max(least, min(most, 2 ** int(math.log2(max(1, NUMBERS // max(1, per_draw))))))
 
 
-def _traces(model: Callable[[], Any], guide: Callable[[], Any], wrap: Any = lambda program: program) -> tuple[Any, Any]:
-    """Returns the trace of the guide and that of the model on the guide's draws."""
-    guide_trace = poutine.trace(wrap(guide)).get_trace()
-    return guide_trace, poutine.trace(wrap(poutine.replay(model, trace=guide_trace))).get_trace()
+def _partly_reparameterised(trace: Any) -> bool:
+    """Returns whether a draw of a guide is differentiable and also has a score term, as that of a mixture.
 
-
-def vectorizes(model: Callable[[], Any], guide: Callable[[], Any], nesting: int, shapes: Shapes) -> bool:
-    """Returns whether two draws in one pass, in an outer plate, have the same log_prob as in separate runs.
-
-    Args:
-        model: the model, called without arguments.
-        guide: the guide, called without arguments.
-        nesting: the number of dims of their plates.
-        shapes: the shapes of the latents in a single run, by name.
+    Pyro's ELBOs have no baseline for such a term, and some leave it out.
     """
-    at_once = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=nesting)._vectorized_num_particles
-    with suppress(Exception):  # models that are not vectorised can raise anything; later runs raise other errors again
-        for function, trace in zip((guide, model), _traces(model, guide, at_once), strict=True):
-            trace.compute_log_prob()
-            together = sum(_of_rows(site["log_prob"], -1 - nesting) for site in _sample_sites(trace))
-            if not _are_alone(together, function, trace, shapes):
-                return False
-        return True
-    return False
-
-
-def maps(model: Callable[[], Any], guide: Callable[[], Any], nesting: int, shapes: Shapes) -> bool:
-    """Returns whether :class:`MappedELBO` gives two draws the same log_prob as separate runs; arguments as above."""
-    elbo = MappedELBO(shapes, num_particles=2, max_plate_nesting=nesting)
-    with suppress(Exception):
-        trace = elbo.draws(guide)
-        log_p, log_q = elbo.log_p(model, trace), elbo.log_q(trace)[0]
-        return _are_alone(log_q, guide, trace, shapes) and _are_alone(log_p, model, trace, shapes)
-    return False
-
-
-def _are_alone(together: Any, function: Callable[[], Any], trace: Any, shapes: Shapes) -> bool:
-    """Returns whether the log_prob of two draws (2,) are those of separate runs."""
-    for row in range(2):
-        one = poutine.trace(poutine.replay(function, trace=_row(trace, shapes, row))).get_trace()
-        alone = torch.as_tensor(one.log_prob_sum()).to(together)
-        if not torch.allclose(alone, together[row], rtol=1e-3, atol=1e-3, equal_nan=True):
-            return False
-    return True
-
-
-def _sample_sites(trace: Any) -> Iterator[Any]:
-    return (site for site in trace.nodes.values() if site["type"] == "sample")
-
-
-def _is_drawn(site: Any) -> bool:
-    return not site["is_observed"] and not site_is_subsample(site)
-
-
-def _of_rows(log_prob: Tensor, dim: int) -> Tensor:
-    """Returns the sums (2,) of log_prob over all dims but that of the two draws."""
-    if log_prob.dim() < -dim or log_prob.shape[dim] != 2:
-        return log_prob.sum().expand(2)
-    return log_prob.movedim(dim, 0).reshape(2, -1).sum(1)
-
-
-def _row(trace: Any, shapes: Shapes, row: int) -> Any:
-    """Returns the trace of one of the two draws, with the shapes of a single run."""
-    one = trace.copy()
-    for name, site in one.nodes.items():
-        if site["type"] == "sample" and _is_drawn(site):
-            one.nodes[name] = {**site, "value": rows(site["value"], shapes[name], 2)[row]}
-    return one
+    trace.compute_score_parts()
+    return any(
+        site["fn"].has_rsample and isinstance(site["score_parts"].score_function, Tensor) for _, site in samples(trace)
+    )
 
 
 @contextmanager
@@ -154,7 +109,7 @@ def needs_log_prob(*programs: Callable[[], Any]) -> Iterator[None]:
 
 def _without_log_prob(program: Callable[[], Any]) -> Iterator[str]:
     with suppress(Exception), torch.no_grad(), poutine.block():
-        for site in _sample_sites(poutine.trace(program).get_trace()):
+        for _, site in samples(poutine.trace(program).get_trace()):
             try:
                 site["fn"].log_prob(site["value"])
             except NotImplementedError:

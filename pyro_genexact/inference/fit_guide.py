@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ..core.checks import check_positive, check_sizes
 from ..core.devices import device_of
 from ..core.random import checked_seed, seeded
+from .bounds import OBJECTIVES
 from .checkpoint import Checkpoint, digest
 from .descent import Descent
 from .elbo import Objective, default_loss, needs_log_prob
@@ -78,6 +79,9 @@ def fit_guide(
     steps: int | None = None,
     lr: float = 0.01,
     num_particles: int | None = None,
+    objective: str = "elbo",
+    path_gradient: bool = False,
+    tempering: int = 0,
     loss: Any = None,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     max_grad_ratio: float = 10.0,
@@ -102,6 +106,19 @@ def fit_guide(
     After ten skipped steps in a row, the fit returns to the averaged weights and multiplies the learning rate by 0.3. The fit
     restores torch's global random state and the train or eval mode of each submodule.
 
+    The objective is a bound on log p(data) by S = ``num_particles`` draws z_i of the guide q, with weights w_i = p(z_i) / q(z_i):
+
+    * "elbo": the mean of log w_i. Its maximum is the minimum of KL(q | p). The guide tends to be too narrow.
+    * "iwae": log mean w_i, the bound of the importance weighted autoencoder. The guide covers more of the posterior.
+    * "forward": the bound is that of "iwae", but the guide minimises KL(p | q), with expectations by the normalised weights
+      (reweighted wake-sleep). The guide tends to be too wide, as a proposal should be. It needs a good start: with weights
+      of a single draw, the gradient is useless.
+
+    With ``path_gradient``, the gradient with respect to the guide leaves out the dependence of log q on the guide's parameters
+    at fixed draws ("sticking the landing" for "elbo", and the doubly reparameterised estimators for the others). It has no
+    variance where q = p, and needs a second evaluation of log q. For latents that are not reparameterised, the baseline of the
+    score-function gradient is the bound of the other draws.
+
     Args:
         model: a Pyro model, called as ``model(*args, **kwargs)``.
         guide: a guide of its latents, called as ``guide(*args, **kwargs)``. The parameters of both are optimised, as in
@@ -115,7 +132,12 @@ def fit_guide(
             scalars, stack them or index plates from the left, it is one pass by ``torch.vmap``, without Pyro's validation. If
             the model cannot be mapped either, as it branches on values of latents, draws are evaluated one by one, by
             default 4, and a warning says so. A ``loss`` has its own number of draws.
-        loss: a Pyro ELBO; by default ``Trace_ELBO``, or ``TraceEnum_ELBO`` if the model has sites to enumerate.
+        objective: "elbo", "iwae" or "forward", see above.
+        path_gradient: whether gradients flow through the draws only, see above.
+        tempering: the number of first steps in which the log-probability of model and data is multiplied by a factor that
+            grows from 0.01 to 1. The guide then starts wide, and covers modes before they become separate. Use it without a
+            warm start.
+        loss: a Pyro ELBO, instead of ``objective``, ``path_gradient`` and ``tempering``.
         optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
         max_grad_ratio: gradients are clipped to this multiple of their running average norm; ``math.inf`` turns clipping
             off.
@@ -144,8 +166,8 @@ def fit_guide(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument has a wrong value, if model and guide have no parameters, or if they do not have the same
-            latents in every run (checked if Pyro's validation is on).
+        ValueError: if an argument has a wrong value, if both ``loss`` and another objective are given, if model and guide
+            have no parameters, or if they do not have the same latents in every run (checked if Pyro's validation is on).
         NotImplementedError: if the distribution of a site has no ``log_prob``, such as a simulator at an observed site.
         FloatingPointError: if the loss or gradient of the first step is not finite, or if ten steps in a row are still not
             finite after the fit has returned to earlier weights three times. The message has the step and the sites.
@@ -169,13 +191,15 @@ def fit_guide(
     """
     seed = checked_seed(seed)
     _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every, compile)
+    _check_objective(objective, path_gradient, tempering, loss, steps)
     clock = Clock()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
     fabric = _on_one_device(fabric_of(fabric, device), device)
     parameters = None if parameters is None else [*parameters]
     settings = {
-        "steps": steps, "lr": lr, "num_particles": num_particles, "max_grad_ratio": max_grad_ratio, "seed": seed
+        "steps": steps, "lr": lr, "num_particles": num_particles, "max_grad_ratio": max_grad_ratio, "seed": seed,
+        "objective": objective, "path_gradient": path_gradient, "tempering": tempering,
     }  # fmt: skip
     programs = partial(model, *args, **kwargs), partial(guide, *args, **kwargs)
     with (
@@ -187,10 +211,10 @@ def fit_guide(
         if checkpoint is not None:
             settings |= _described(model, guide, loss, optimizer, parameters, fabric, args, kwargs)
         if loss is None:
-            loss = default_loss(*programs, num_particles)
-        objective = Objective(loss, model, guide, args, kwargs, fabric.autocast, compile)
+            loss = default_loss(*programs, num_particles, objective, path_gradient, tempering > 0)
+        bound = Objective(loss, model, guide, args, kwargs, fabric.autocast, compile)
         descent = Descent(optimizer or partial(adam, lr=lr), parameters, max_grad_ratio)
-        task = Variational(objective, descent, steps, device, modules, Interrupts())
+        task = Variational(bound, descent, steps, device, modules, Interrupts(), tempering)
         ranks = Ranks(fabric)
         with Progress(task.total, "step", progress) as bar:
             file = Checkpoint(checkpoint, every, settings, ranks)
@@ -284,3 +308,18 @@ def _check(
         raise ValueError(f"Expected max_grad_ratio > 0; got {ratio}.")
     if loss is not None and not hasattr(loss, "loss_and_grads"):
         raise TypeError(f"Expected loss to be a Pyro ELBO with a method loss_and_grads; got {type(loss).__name__}.")
+
+
+def _check_objective(objective: Any, path: Any, tempering: Any, loss: Any, steps: int | None) -> None:
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Expected objective to be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}.")
+    if not isinstance(path, bool):
+        raise TypeError(f"Expected path_gradient to be True or False; got {path!r}.")
+    check_sizes(0, tempering=tempering)
+    if steps is not None and tempering > steps:
+        raise ValueError(f"Expected tempering <= steps; got {tempering} and {steps}.")
+    if loss is not None and (objective, path, tempering) != (OBJECTIVES[0], False, 0):
+        raise ValueError(
+            "Expected either loss or another objective, path_gradient or tempering; got "
+            f"{type(loss).__name__} with {objective!r}, {path} and {tempering}."
+        )

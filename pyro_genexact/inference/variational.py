@@ -10,10 +10,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from ..core.random import random_state, set_random_state
+from .bounds import Bound
 from .descent import Descent
 from .elbo import FAILURES, Objective
 from .engine import Interrupts
@@ -21,6 +21,7 @@ from .learning_rate import WARM, LearningRate
 
 WINDOWS = 50, 250  # least and most steps over which ELBOs and weights are averaged
 WINDOW_DRAWS = 12_800  # draws in these steps, if that is possible
+HOT = 0.01  # power of the log-probability of the model in the first step of a tempered fit
 PATIENCE = 3  # windows without a better ELBO after which the learning rate drops
 DROPS = (1.0, 0.3, 0.1, 0.03)  # factors of the learning rate; the fit ends after the last
 LONGEST = 20_000  # maximum number of steps, unless the user gives one
@@ -41,6 +42,7 @@ class Variational:
         device: the device of the draws.
         modules: model and guide, if they are modules.
         interrupts: signals that are delayed during each update.
+        tempering: the number of first steps with a tempered posterior, which do not count as the best.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Variational:
         device: torch.device,
         modules: nn.Module,
         interrupts: Interrupts,
+        tempering: int = 0,
     ) -> None:
+        self.tempering = tempering
         self.objective, self.descent, self.device, self.modules = objective, descent, device, modules
         self.interrupts = interrupts
         self.total = steps or LONGEST
@@ -81,6 +85,8 @@ class Variational:
 
     def step(self) -> None:
         """Takes a step, or skips it if its loss or gradient is not finite."""
+        if self.tempering:
+            self.objective.loss.power = HOT ** max(0.0, 1 - self.steps / self.tempering)
         state = random_state(self.device)
         loss, norm = self._gradients(state)
 
@@ -98,7 +104,7 @@ class Variational:
             count()
 
     def _end_window(self) -> None:
-        if self.steps % self.read_every == 0:
+        if self.steps % self.read_every == 0 and self.steps >= self.tempering + self.read_every:
             middle, error = _middle(self.elbo[-self.read_every :])
             if self.adaptive:
                 self.rate.read(middle > self.best + error, 1 / PATIENCE)
@@ -160,6 +166,8 @@ class Variational:
         """Loads the weights with the best ELBO on a few hundred fresh draws, the same for all, and stores this ELBO."""
         if not math.isnan(self.final):
             return
+        if self.tempering:
+            self.objective.loss.power = 1.0
         if not self.descent.average:
             self.final = -math.inf
             return
@@ -226,7 +234,10 @@ class Variational:
             self.expected = (self.total - self.steps) * seconds
             if self.expected > LONG:
                 loss = self.objective.loss
-                one_by_one = type(loss) is Trace_ELBO and self.particles > 1 and not loss.vectorize_particles
+                together = (
+                    loss.draws.way != "alone" if isinstance(loss, Bound) else getattr(loss, "vectorize_particles", True)
+                )
+                one_by_one = self.particles > 1 and not together
                 why = ", as draws are evaluated one by one" if one_by_one else ""
                 text += f"; a step takes {seconds:.2g} s{why}, and all steps at most {self.expected / 60:.0f} min more"
         return text

@@ -17,8 +17,8 @@ import torch
 from timing import show
 
 import pyro_genexact as gx
+from pyro_genexact.inference.bounds import Bound
 from pyro_genexact.inference.elbo import default_loss
-from pyro_genexact.inference.mapped import MappedELBO
 
 LENGTH = 200
 
@@ -58,7 +58,7 @@ def stacked(y, branch=False):
 
 
 def way(loss) -> str:
-    if isinstance(loss, MappedELBO):
+    if isinstance(loss, Bound):
         return f"{loss.num_particles} draws by vmap"
     return f"{loss.num_particles} draws " + ("in a plate" if loss.vectorize_particles else "one by one")
 

@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
 from pyro_genexact.inference import variational
-from pyro_genexact.inference.elbo import vectorizes
+from pyro_genexact.inference.draws import Draws
 from pyro_genexact.inference.engine import Interrupts
 from pyro_genexact.inference.fit_guide import fit_guide
 from pyro_genexact.inference.learning_rate import LearningRate
@@ -217,7 +217,7 @@ def test_draws_at_once_only_where_that_is_right():
         q = gx.guides.AutoFlow(f, hidden=(4,))
         sites = poutine.trace(q).get_trace().nodes.items()
         shapes = {name: site["value"].shape for name, site in sites if site["type"] == "sample"}
-        assert vectorizes(f, q, nesting, shapes) is expected
+        assert (Draws.checked(f, q, 8, nesting, shapes).way == "plated") is expected
 
 
 def test_given_loss_is_used():

@@ -1,4 +1,4 @@
-"""``MappedELBO``: models that are written for one draw, which ``torch.vmap`` maps over the draws of a guide."""
+"""Models that are written for one draw, which ``torch.vmap`` maps over the draws of a guide."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.util import prune_subsample_sites
 
 import pyro_genexact as gx
+from pyro_genexact.inference.bounds import Bound
 from pyro_genexact.inference.elbo import default_loss
-from pyro_genexact.inference.mapped import MappedELBO
 
 Y = torch.tensor([0.3, 0.1, -0.4, 0.2, 0.6])
 
@@ -75,13 +75,13 @@ def shapes_of(guide):
 @pytest.mark.parametrize("model", [chain, from_the_left, plates_of_size_one, learned])
 def test_loss_and_gradients_are_those_of_single_runs(model):
     guide, loss = choice_of(model)
-    assert isinstance(loss, MappedELBO)
+    assert isinstance(loss, Bound) and loss.draws.way == "mapped"
     parameters = [*guide.parameters(), *pyro.get_param_store()._params.values()]
     found = loss.loss_and_grads(model, guide)
     gradients = [p.grad.clone() for p in parameters]
 
     torch.manual_seed(0)
-    trace = loss.draws(guide)
+    (trace,) = loss.draws.of(guide)
     torch.manual_seed(0)
     for p in parameters:
         p.grad = None
@@ -129,7 +129,7 @@ def test_score_function_gradients_have_the_right_mean():
         pyro.sample("z", dist.Bernoulli(q))
 
     loss = default_loss(model, guide, 4000)
-    assert isinstance(loss, MappedELBO)
+    assert isinstance(loss, Bound) and loss.draws.way == "mapped"
     torch.manual_seed(0)
     loss.loss_and_grads(model, guide)
     log_p = [dist.Normal(torch.tensor([z, -z]), 1.0).log_prob(torch.tensor([1.0, 0.0])).sum() for z in (0.0, 1.0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,11 +13,11 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..core.devices import device_of
+from ..inference.draws import marginal
 from ..inference.elbo import needs_log_prob
 from ..inference.mapped import mapped, rows
 from ..simulation.simulations import ResampleObserved, is_deterministic
@@ -213,15 +212,7 @@ class ModelAndPosterior:
         """Returns the log-probabilities (S,) of the model with enumerated latents summed out."""
         enumerated = poutine.enum(plate(self.model), first_available_dim=-2 - self.depth)
         trace = self._replay(guide, enumerated)
-        trace.compute_log_prob()
-        trace.pack_tensors()
-        symbols, factors = trace.plate_to_symbol, OrderedDict[Any, Any]()
-        for _, site in _samples(trace):
-            plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-            factors.setdefault(plates, []).append(site["packed"]["log_prob"])
-        kept = frozenset(symbols[name] for name in (DRAWS,) if name in symbols)
-        log_p: Tensor = contract_to_tensor(factors, {*trace.symbol_to_dim} - {*symbols.values()}, kept)
-        return log_p.expand(size)
+        return marginal(trace, DRAWS, size)
 
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a site of the model in a single run."""

@@ -14,17 +14,19 @@ from torch import Tensor
 from .draws import Draws, drawn
 
 OBJECTIVES = ("elbo", "iwae", "forward")
+GROUP = 8  # draws in each bound of "iwae"
 
 
 class Bound(Trace_ELBO):
-    r"""A bound on the log evidence from S draws z_i of a guide q, in one of three forms, and the gradient that a fit follows.
+    r"""A bound on the log evidence from S draws z_i of a guide q, and the gradient that a fit follows.
 
-    Let log w_i = log p(z_i) - log q(z_i), and let W_i = w_i / sum_j w_j be the normalised weights.
+    Let w_i = p(z_i) / q(z_i). The bound is the mean, over groups of K draws, of the logarithm of the mean of w_i in the group. The
+    objective determines K and the gradient with respect to the parameters phi of the guide:
 
-    * "elbo": the bound is the mean of log w_i. The guide minimises KL(q | p).
-    * "iwae": the bound is the logarithm of the mean of w_i.
-    * "forward": the bound is that of "iwae", but the guide follows the gradient sum_i W_i d/dphi log q(z_i), so it minimises
-      KL(p | q), up to the bias of the normalised weights; the parameters of the model follow the gradient of the bound.
+    * "elbo": K = 1, so the bound is the mean of log w_i. The guide minimises KL(q | p).
+    * "iwae": K = 8, or S if that is less. More draws make the bound tighter, and its gradient noisier.
+    * "forward": K = S, and the guide follows the gradient of sum_i W_i log q(z_i), where W_i are the normalised weights. So it
+      minimises KL(p | q), up to the bias of the weights. The parameters of the model follow the gradient of the bound.
 
     By default, the gradient is that of all terms that depend on the parameters. With ``path``, it flows through the draws only,
     not through the parameters of log q: these are the estimators "sticking the landing" for "elbo" and the doubly
@@ -50,6 +52,11 @@ class Bound(Trace_ELBO):
     def __init__(self, draws: Draws, objective: str = "elbo", path: bool = False) -> None:
         super().__init__(num_particles=draws.size, max_plate_nesting=draws.nesting)
         self.draws, self.objective, self.path = draws, objective, path
+        self.group = {"elbo": 1, "iwae": min(GROUP, draws.size), "forward": draws.size}[objective]
+        if draws.size % self.group:
+            raise ValueError(
+                f'Expected num_particles to be at most {GROUP} or a multiple of it for objective="iwae"; got {draws.size}.'
+            )
         self.power = 1.0
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -78,26 +85,35 @@ class Bound(Trace_ELBO):
         return -(self.bound(log_w) + surrogate - surrogate.detach())
 
     def bound(self, log_w: Tensor) -> Tensor:
-        """Returns the bound of the log weights (..., S)."""
-        if self.objective == "elbo":
-            return log_w.mean(-1)
-        return log_w.logsumexp(-1) - math.log(log_w.shape[-1])
+        """Returns the bound of the log weights (S,)."""
+        return self._of_groups(log_w).mean()
+
+    def _of_groups(self, log_w: Tensor) -> Tensor:
+        groups = log_w.reshape(-1, self.group)
+        return groups.logsumexp(1) - math.log(self.group)
 
     def _log_w(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         return (self.power * log_p - log_q).detach()
 
     def _weights(self, log_w: Tensor) -> Tensor:
+        """Returns the normalised weights (S,) of the draws in their groups."""
+        return log_w.reshape(-1, self.group).softmax(1).flatten()
+
+    def _shares(self, log_w: Tensor) -> Tensor:
         """Returns the derivatives (S,) of the bound."""
-        return log_w.softmax(0) if self.objective != "elbo" else torch.full_like(log_w, 1 / len(log_w))
+        return self._weights(log_w) * self.group / len(log_w)
 
     def _gains(self, log_w: Tensor, score: Tensor) -> Tensor:
-        """Returns the bound less that of the draws other than i, (S,): the coefficients of the score terms."""
+        """Returns the gains (S,) of the bound by each draw: the coefficients of the score terms."""
         size = len(log_w)
         if size == 1 or not score.requires_grad:
             return log_w
-        i = torch.arange(size, device=log_w.device)
-        others = log_w[(i[:, None] + i[1:]) % size]
-        return self.bound(log_w) - self.bound(others)
+        if self.group == 1:
+            return (log_w - (log_w.sum() - log_w) / (size - 1)) / size
+        groups = log_w.reshape(-1, self.group)
+        i = torch.arange(self.group, device=log_w.device)
+        others = groups[:, (i[:, None] + i[1:]) % self.group].logsumexp(2) - math.log(self.group - 1)
+        return (self._of_groups(log_w)[:, None] - others).flatten() / len(groups)
 
     def _plain(self, model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Tensor, Tensor]:
         traces = self.draws.of(guide)
@@ -105,14 +121,14 @@ class Bound(Trace_ELBO):
         log_p, log_q = self.draws.log_p(model, traces), self.draws.log_q(traces)
         log_w = self._log_w(log_p, log_q)
         own = entropy if self.objective == "elbo" else log_q
-        return log_w, (self._weights(log_w) * (self.power * log_p - own) + self._gains(log_w, score) * score).sum()
+        return log_w, (self._shares(log_w) * (self.power * log_p - own) + self._gains(log_w, score) * score).sum()
 
     def _forward(self, model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             traces = [_leaves(trace)[0] for trace in self.draws.of(guide)]
         log_p, log_q = self.draws.log_p(model, traces), self.draws.log_q(self.draws.again(guide, traces))
         log_w = self._log_w(log_p, log_q)
-        return log_w, (self._weights(log_w) * (self.power * log_p + log_q)).sum()
+        return log_w, (self._shares(log_w) * (self.power * log_p + log_q)).sum()
 
     def _path(self, model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Tensor, Tensor]:
         """The gradient at the values of all draws is computed first, and then goes on from the values to the parameters."""
@@ -123,19 +139,20 @@ class Bound(Trace_ELBO):
         log_p, log_q = self.draws.log_p(model, traces), self.draws.log_q(self.draws.again(guide, traces))
         log_w = self._log_w(log_p, log_q)
         weights = self._weights(log_w)
-        factors, coefficients = torch.ones_like(weights), self._gains(log_w, score)
-        if self.objective == "iwae":
-            factors, coefficients = weights, coefficients - weights + 1 / len(weights)
-        elif self.objective == "forward":
-            factors, coefficients = 1 - weights, weights - 1 / len(weights)
-        total = (weights * factors * (self.power * log_p - log_q)).sum()
+        shares = self._shares(log_w)
+        excess = shares - 1 / len(shares)  # of mean 0
+        if self.objective == "forward":
+            factors, coefficients = 1 - weights, excess
+        else:
+            factors, coefficients = weights, self._gains(log_w, score) - excess
+        total = (shares * factors * (self.power * log_p - log_q)).sum()
         at = [leaf for _, leaf in leaves]
         gradients = torch.autograd.grad(total, at, retain_graph=True, allow_unused=True) if at else ()
         through = sum(
             ((g * value).sum() for (value, _), g in zip(leaves, gradients, strict=True) if g is not None),
             log_w.new_zeros(()),
         )
-        return log_w, through + (weights * self.power * log_p + coefficients * score).sum()
+        return log_w, through + (shares * self.power * log_p + coefficients * score).sum()
 
 
 def _leaves(trace: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:

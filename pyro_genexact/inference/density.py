@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..core.random import seeded
+from .draws import marginal, samples
 from .elbo import FAILURES
 from .mapped import mapped
 
+POINTS = "_points"  # the plate of points
 CHUNK = 250  # maximum number of points in one pass
 AGAIN = 3  # maximum number of further tries if fewer than two starts have a finite density
 WIDTH = 2.0  # half the width of the uniform distribution of starts
@@ -68,7 +70,7 @@ class Density:
     """The log density log p(x(z)) + log |det dx/dz| of the unconstrained latents z of a model; p includes the data.
 
     Discrete latents that are marked for parallel enumeration are summed out. Points run in an outer plate, or under
-    ``torch.vmap`` if the model is written for one draw, or one by one if it branches on values. The points of ``starts`` choose
+    ``torch.vmap`` if the model is written for one draw and enumerates nothing, or one by one if it branches on values. The points of ``starts`` choose
     the first of these ways that agrees with single runs. Subsampled plates have the same rows in every evaluation.
 
     Args:
@@ -134,7 +136,7 @@ class Density:
     def _ways(self) -> Iterator[tuple[Callable[[Tensor], Tensor], torch.dtype]]:
         """Yields ways of evaluation and dtypes. Many models of float32 data run with latents in float64, which has less noise."""
         dtypes = [self.dtype] if self.like.device.type == "mps" else [torch.float64, self.dtype]
-        for way in (self._mapped,) if self.enumerates else (self._plated, self._mapped):
+        for way in (self._plated, self._mapped):
             yield from ((way, dtype) for dtype in dtypes)
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -165,14 +167,16 @@ class Density:
         with poutine.block(), pyro.validation_enabled(False), seeded(0, self.like.device):
             yield
 
-    def _traces(self, z: Tensor, wrap: Any = lambda program: program) -> tuple[Any, Any]:
+    def _traces(self, z: Tensor, nesting: int, wrap: Any = lambda program: program) -> tuple[Any, Any]:
         guide = poutine.trace(wrap(self.guide)).get_trace(*self.args, at_point=z, **self.kwargs)
-        model = poutine.enum(self.model, first_available_dim=-1 - self.nesting) if self.enumerates else self.model
-        return guide, poutine.trace(poutine.replay(wrap(model), trace=guide)).get_trace(*self.args, **self.kwargs)
+        model = wrap(self.model)
+        if self.enumerates:
+            model = poutine.enum(model, first_available_dim=-1 - nesting)
+        return guide, poutine.trace(poutine.replay(model, trace=guide)).get_trace(*self.args, **self.kwargs)
 
     def _one(self, z: Tensor) -> Tensor:
         """Returns the log density of a point (D,)."""
-        guide, model = self._traces(z)
+        guide, model = self._traces(z, self.nesting)
         log_p = TraceEinsumEvaluator(model, self.enumerates, self.nesting).log_prob(model)
         return log_p - guide.log_prob_sum()  # type: ignore[no-any-return]
 
@@ -188,16 +192,16 @@ class Density:
             return mapped(self._one, z, randomness="same")  # type: ignore[no-any-return]
 
     def _plated(self, z: Tensor) -> Tensor:
-        total = z.new_zeros(len(z))
         with self._quiet():
-            plate: Any = pyro.plate("_points", len(z), dim=-self.nesting - 1)
-            guide, model = self._traces(z.reshape(len(z), *[1] * self.nesting, self.dim), plate)
-            for trace, sign in ((guide, -1), (model, 1)):
-                trace.compute_log_prob()
-                for site in trace.nodes.values():
-                    if site["type"] == "sample":
-                        total = total + sign * self._of_points(site["log_prob"], len(z))
-        return total
+            plate: Any = pyro.plate(POINTS, len(z), dim=-self.nesting - 1)
+            wide = z.reshape(len(z), *[1] * self.nesting, self.dim)
+            guide, model = self._traces(wide, self.nesting + 1, plate)
+            log_p = marginal(model, POINTS, len(z)) if self.enumerates else self._total(model, z)
+            return log_p - self._total(guide, z)
+
+    def _total(self, trace: Any, z: Tensor) -> Tensor:
+        trace.compute_log_prob()
+        return sum((self._of_points(site["log_prob"], len(z)) for _, site in samples(trace)), z.new_zeros(len(z)))
 
     def _of_points(self, log_prob: Tensor, size: int) -> Tensor:
         if log_prob.dim() <= self.nesting or log_prob.shape[-1 - self.nesting] != size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -10,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Size, Tensor
 
@@ -33,7 +35,8 @@ class Draws:
         size: S.
         nesting: the number of dims of the plates of model and guide.
         shapes: the shapes of the guide's latents in a single run, by name.
-        enumerates: whether the model has latents to enumerate, which are summed out; "plated" cannot do that.
+        enumerates: whether the model has latents to enumerate, which are summed out, which
+            "mapped" cannot do.
         way: as above.
     """
 
@@ -75,7 +78,11 @@ class Draws:
             values = {name: rows(traces[0].nodes[name]["value"], s, self.size) for name, s in self.shapes.items()}
             return mapped(lambda row: self._alone(poutine.condition(model, data=row)), values)  # type: ignore[no-any-return]
         if self.way == "plated":
-            return self._log_prob(_traced(poutine.replay(self._plate()(model), trace=traces[0])))
+            wide = self._plate()(model)
+            if self.enumerates:
+                wide = poutine.enum(wide, first_available_dim=-2 - self.nesting)
+            trace = _traced(poutine.replay(wide, trace=traces[0]))
+            return marginal(trace, PLATE, self.size) if self.enumerates else self._log_prob(trace)
         return torch.stack([self._alone(poutine.replay(model, trace=trace)) for trace in traces])
 
     def log_q(self, traces: list[Any]) -> Tensor:
@@ -101,8 +108,6 @@ class Draws:
         with suppress(
             Exception
         ):  # models that are not written for several draws can raise anything; later runs raise again
-            if self.enumerates and self.way == "plated":
-                return False
             (trace,) = traces = self.of(guide)
             together = self.log_p(model, traces), self.log_q(traces)
             for i in range(self.size):
@@ -157,3 +162,22 @@ def drawn(trace: Any) -> Iterator[tuple[str, Any]]:
 
 def _traced(program: Program) -> Any:
     return poutine.trace(program).get_trace()
+
+
+def marginal(trace: Any, plate: str, size: int) -> Tensor:
+    """Returns log-probabilities (S,) of a model with enumerated latents summed out.
+
+    Args:
+        trace: a trace of the model in an outer plate, under ``poutine.enum``.
+        plate: the name of the outer plate.
+        size: S.
+    """
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    symbols, factors = trace.plate_to_symbol, OrderedDict[Any, Any]()
+    for _, site in samples(trace):
+        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+    kept = frozenset(symbols[name] for name in (plate,) if name in symbols)
+    log_p: Tensor = contract_to_tensor(factors, {*trace.symbol_to_dim} - {*symbols.values()}, kept)
+    return log_p.expand(size)

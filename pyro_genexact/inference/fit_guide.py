@@ -80,7 +80,7 @@ def fit_guide(
     lr: float = 0.01,
     num_particles: int | None = None,
     objective: str = "elbo",
-    path_gradient: bool = False,
+    path_gradient: bool | None = None,
     tempering: int = 0,
     loss: Any = None,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
@@ -106,13 +106,14 @@ def fit_guide(
     After ten skipped steps in a row, the fit returns to the averaged weights and multiplies the learning rate by 0.3. The fit
     restores torch's global random state and the train or eval mode of each submodule.
 
-    The objective is a bound on log p(data) by S = ``num_particles`` draws z_i of the guide q, with weights w_i = p(z_i) / q(z_i):
+    The objective is a bound on log p(data), from draws z_i of the guide q with weights w_i = p(z_i) / q(z_i):
 
     * "elbo": the mean of log w_i. Its maximum is the minimum of KL(q | p). The guide tends to be too narrow.
-    * "iwae": log mean w_i, the bound of the importance weighted autoencoder. The guide covers more of the posterior.
-    * "forward": the bound is that of "iwae", but the guide minimises KL(p | q), with expectations by the normalised weights
-      (reweighted wake-sleep). The guide tends to be too wide, as a proposal should be. It needs a good start: with weights
-      of a single draw, the gradient is useless.
+    * "iwae": the mean of the log mean of w_i in groups of 8 draws, the bound of the importance weighted autoencoder. The guide
+      covers more of the posterior.
+    * "forward": the guide minimises KL(p | q), with expectations by normalised weights of all draws (reweighted wake-sleep); the
+      reported bound is the log mean of w_i. The guide tends to be too wide, as a proposal should be. It needs a good start,
+      such as that of Pathfinder: if a few weights are far larger than the others, their gradient is of little use.
 
     With ``path_gradient``, the gradient with respect to the guide leaves out the dependence of log q on the guide's parameters
     at fixed draws ("sticking the landing" for "elbo", and the doubly reparameterised estimators for the others). It has no
@@ -133,7 +134,7 @@ def fit_guide(
             the model cannot be mapped either, as it branches on values of latents, draws are evaluated one by one, by
             default 4, and a warning says so. A ``loss`` has its own number of draws.
         objective: "elbo", "iwae" or "forward", see above.
-        path_gradient: whether gradients flow through the draws only, see above.
+        path_gradient: whether gradients flow through the draws only, see above; by default for "iwae" and "forward".
         tempering: the number of first steps in which the log-probability of model and data is multiplied by a factor that
             grows from 0.01 to 1. The guide then starts wide, and covers modes before they become separate. Use it without a
             warm start.
@@ -192,6 +193,7 @@ def fit_guide(
     seed = checked_seed(seed)
     _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every, compile)
     _check_objective(objective, path_gradient, tempering, loss, steps)
+    path = objective != "elbo" if path_gradient is None else path_gradient
     clock = Clock()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
     device = device_of([*modules.parameters(), *(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))])
@@ -199,7 +201,7 @@ def fit_guide(
     parameters = None if parameters is None else [*parameters]
     settings = {
         "steps": steps, "lr": lr, "num_particles": num_particles, "max_grad_ratio": max_grad_ratio, "seed": seed,
-        "objective": objective, "path_gradient": path_gradient, "tempering": tempering,
+        "objective": objective, "path_gradient": path, "tempering": tempering,
     }  # fmt: skip
     programs = partial(model, *args, **kwargs), partial(guide, *args, **kwargs)
     with (
@@ -211,7 +213,7 @@ def fit_guide(
         if checkpoint is not None:
             settings |= _described(model, guide, loss, optimizer, parameters, fabric, args, kwargs)
         if loss is None:
-            loss = default_loss(*programs, num_particles, objective, path_gradient, tempering > 0)
+            loss = default_loss(*programs, num_particles, objective, path, tempering > 0)
         bound = Objective(loss, model, guide, args, kwargs, fabric.autocast, compile)
         descent = Descent(optimizer or partial(adam, lr=lr), parameters, max_grad_ratio)
         task = Variational(bound, descent, steps, device, modules, Interrupts(), tempering)
@@ -313,12 +315,12 @@ def _check(
 def _check_objective(objective: Any, path: Any, tempering: Any, loss: Any, steps: int | None) -> None:
     if objective not in OBJECTIVES:
         raise ValueError(f"Expected objective to be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}.")
-    if not isinstance(path, bool):
-        raise TypeError(f"Expected path_gradient to be True or False; got {path!r}.")
+    if path not in (None, False, True):
+        raise TypeError(f"Expected path_gradient to be True, False or None; got {path!r}.")
     check_sizes(0, tempering=tempering)
     if steps is not None and tempering > steps:
         raise ValueError(f"Expected tempering <= steps; got {tempering} and {steps}.")
-    if loss is not None and (objective, path, tempering) != (OBJECTIVES[0], False, 0):
+    if loss is not None and (objective, path, tempering) != (OBJECTIVES[0], None, 0):
         raise ValueError(
             "Expected either loss or another objective, path_gradient or tempering; got "
             f"{type(loss).__name__} with {objective!r}, {path} and {tempering}."

@@ -83,7 +83,7 @@ def of_mixture(z):
         (vectorised, of_vectorised, "_plated"),
         (looped, of_looped, "_mapped"),
         (branching, of_branching, "_alone"),
-        (mixture, of_mixture, "_alone"),
+        (mixture, of_mixture, "_plated"),
     ],
 )
 def test_values_and_gradients_are_those_of_the_formula(model, formula, way):

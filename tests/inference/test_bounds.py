@@ -1,0 +1,275 @@
+"""``Bound``: values and gradients of the objectives of ``fit_guide`` against enumeration and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+import pyro_genexact as gx
+from pyro_genexact.inference.bounds import OBJECTIVES, Bound
+from pyro_genexact.inference.draws import Draws
+from pyro_genexact.inference.elbo import default_loss
+
+D = {"dtype": torch.float64}
+WAYS = ["plated", "mapped", "alone"]
+
+
+def conjugate():
+    """The posterior is Normal(0.8, 0.2**0.5)."""
+    z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+    pyro.sample("y", dist.Normal(z, 0.5), obs=torch.tensor(1.0, **D))
+
+
+EVIDENCE = dist.Normal(torch.zeros((), **D), 1.25**0.5).log_prob(torch.tensor(1.0, **D)).item()
+
+
+def normal(loc, scale):
+    """Returns a guide with parameters, and these."""
+    given = [torch.tensor(x, **D, requires_grad=True) for x in (loc, scale)]
+
+    def guide():
+        pyro.sample("z", dist.Normal(*given))
+
+    return guide, given
+
+
+def bound(size, objective="elbo", path=False, way="plated", shapes=None):
+    draws = Draws(size, 0, {"z": torch.Size()} if shapes is None else shapes, way=way)
+    return Bound(draws, objective, path)
+
+
+def gradients(loss, model, guide, parameters, repeats, seed=0):
+    """Returns the mean of gradients and its standard error, (P,) each."""
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(repeats):
+        value = loss.differentiable_loss(model, guide)
+        found.append(torch.stack(torch.autograd.grad(value, parameters)))
+    rows = torch.stack(found)
+    return rows.mean(0), rows.std(0) / repeats**0.5
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_at_the_posterior_the_bound_is_the_evidence_and_path_gradients_vanish(objective, way):
+    guide, given = normal(0.8, 0.2**0.5)
+    loss = bound(16, objective, True, way)
+    assert loss.loss(conjugate, guide) == pytest.approx(-EVIDENCE, abs=1e-9)
+    value = loss.loss_and_grads(conjugate, guide)
+    assert value == pytest.approx(-EVIDENCE, abs=1e-9)
+    assert all(p.grad.abs() < 1e-9 for p in given)
+    plain = bound(16, objective, False, way)
+    plain.loss_and_grads(conjugate, guide)
+    assert all(p.grad.abs() > 1e-3 for p in given)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bounds_are_means_over_groups(way):
+    guide, _ = normal(0.3, 0.7)
+    for objective, group in (("elbo", 1), ("iwae", 8), ("forward", 16)):
+        loss = bound(16, objective, way=way)
+        torch.manual_seed(3)
+        traces = loss.draws.of(guide)
+        log_w = loss.draws.log_p(conjugate, traces) - loss.draws.log_q(traces)
+        z = torch.cat([trace.nodes["z"]["value"].reshape(-1) for trace in traces])
+        exact = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 0.5).log_prob(torch.tensor(1.0, **D))
+        exact = exact - dist.Normal(0.3, 0.7).log_prob(z)
+        torch.testing.assert_close(log_w, exact)
+        torch.manual_seed(3)
+        expected = -exact.reshape(-1, group).exp().mean(1).log().mean().item()
+        assert loss.loss(conjugate, guide) == pytest.approx(expected, rel=1e-6)
+
+
+def exact_elbo(loc, scale):
+    """The ELBO of a normal guide in closed form."""
+
+    def expected(mean, sd):
+        return -0.5 * ((loc - mean) ** 2 + scale**2) / sd**2 - math.log(sd) - 0.5 * math.log(2 * math.pi)
+
+    return expected(0.0, 1.0) + expected(1.0, 0.5) + scale.log() + 0.5 + 0.5 * math.log(2 * math.pi)
+
+
+def exact_forward(loc, scale):
+    """-KL(p | q) up to a constant."""
+    return -scale.log() - ((loc - 0.8) ** 2 + 0.2) / (2 * scale**2)
+
+
+@pytest.mark.parametrize("path", [False, True])
+@pytest.mark.parametrize(("objective", "exact"), [("elbo", exact_elbo), ("forward", exact_forward)])
+def test_gradients_of_a_normal_guide_have_the_right_mean(objective, exact, path):
+    guide, given = normal(0.5, 0.8)
+    expected = -torch.stack(torch.autograd.grad(exact(*given), given))
+    size = {"elbo": 64, "forward": 4000}[objective]  # normalised weights are biased by the order of 1 / size
+    mean, error = gradients(bound(size, objective, path), conjugate, guide, given, 150)
+    assert ((mean - expected).abs() < 4 * error + 1e-3).all()
+    assert (error < 0.05 * expected.abs()).all()
+
+
+def test_both_gradients_of_iwae_have_the_same_mean():
+    guide, given = normal(0.5, 0.8)
+    plain, e = gradients(bound(800, "iwae"), conjugate, guide, given, 50)
+    path, f = gradients(bound(800, "iwae", True), conjugate, guide, given, 50, seed=1)
+    assert ((plain - path).abs() < 4 * (e + f)).all() and (e + f < 0.25 * plain.abs()).all()
+
+
+def of_two(weight):
+    """Returns a model of a coin, its guide with the probability ``weight``, and log p and log q of both outcomes."""
+    y = torch.tensor([1.0, -0.5], **D)
+
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.4, **D)))
+        pyro.sample(
+            "y",
+            dist.Normal(3.0 * k, 1.0).expand([2]).to_event(1)
+            if k.dim() == 0
+            else dist.Normal(3.0 * k[..., None], 1.0).expand([*k.shape, 2]).to_event(1),
+            obs=y,
+        )
+
+    def guide():
+        pyro.sample("k", dist.Bernoulli(weight))
+
+    log_p = [
+        dist.Bernoulli(torch.tensor(0.4, **D)).log_prob(k) + dist.Normal(3.0 * k, 1.0).log_prob(y).sum()
+        for k in torch.tensor([0.0, 1.0], **D)
+    ]
+    return model, guide, torch.stack(log_p)
+
+
+@pytest.mark.parametrize("path", [False, True])
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_score_gradients_are_those_of_enumeration(objective, path, monkeypatch):
+    """The mean of the gradients over all outcomes of three draws is the gradient of the mean of the bound."""
+    weight = torch.tensor(0.3, **D, requires_grad=True)
+    model, guide, log_p = of_two(weight)
+    loss = bound(3, objective, path, shapes={"k": torch.Size()})
+    expected, found, (trace,) = 0.0, 0.0, loss.draws.of(guide)
+    for outcome in torch.cartesian_prod(*[torch.arange(2)] * 3):
+        log_q = torch.stack([(1 - weight).log(), weight.log()])[outcome]
+        log_w = log_p[outcome] - log_q
+        value = log_w.mean() if objective == "elbo" else log_w.logsumexp(0) - math.log(3)
+        expected = expected + log_q.sum().exp() * value
+        trace.nodes["k"]["value"] = outcome.double()
+        monkeypatch.setattr(loss.draws, "of", lambda guide: loss.draws.again(guide, [trace]))
+        (gradient,) = torch.autograd.grad(loss.differentiable_loss(model, guide), weight)
+        found = found - log_q.detach().sum().exp() * gradient
+    torch.testing.assert_close(found, torch.autograd.grad(expected, weight)[0])
+
+
+def test_the_baseline_of_the_score_takes_out_the_evidence():
+    """A constant in log p changes nothing."""
+    weight = torch.tensor(0.3, **D, requires_grad=True)
+    model, guide, _ = of_two(weight)
+
+    def shifted():
+        model()
+        pyro.factor("constant", torch.tensor(1000.0, **D))
+
+    for objective in OBJECTIVES:
+        loss = bound(8, objective, shapes={"k": torch.Size()})
+        (one, _), (two, _) = (gradients(loss, m, guide, [weight], 1) for m in (model, shifted))
+        assert torch.allclose(one, two, rtol=1e-6) and one != 0
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_parameters_of_the_model_follow_the_bound(path):
+    loc = torch.tensor(0.4, **D, requires_grad=True)
+    guide, _ = normal(0.5, 0.8)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=torch.tensor(1.0, **D))
+
+    exact = (1.0 - loc.item()) / 1.25  # of the log evidence
+    for objective in ("iwae", "forward"):
+        mean, error = gradients(bound(512, objective, path), model, guide, [loc], 60)
+        assert (mean + exact).abs() < 4 * error + (0.05 if objective == "iwae" else 0.005)
+    elbo, error = gradients(bound(512, "elbo", path), model, guide, [loc], 60)
+    assert (elbo + 0.1).abs() < 4 * error  # loc of the guide less that of the prior
+
+
+def test_enumerated_latents_are_summed_out_under_every_objective():
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7], **D)), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        pyro.sample("y", dist.Normal(z + torch.tensor([0.0, 2.0], **D)[k], 0.5), obs=torch.tensor(1.0, **D))
+
+    guide = AutoNormal(poutine.block(model, hide=["k"]))
+    guide()
+    assert isinstance(default_loss(model, guide, 8), TraceEnum_ELBO)
+    loss = default_loss(model, guide, 8, "iwae")
+    assert loss.draws.way == "plated"
+    (trace,) = traces = loss.draws.of(guide)
+    z, y = trace.nodes["z"]["value"].reshape(-1), torch.tensor(1.0, **D)
+    likelihood = 0.3 * dist.Normal(z, 0.5).log_prob(y).exp() + 0.7 * dist.Normal(z + 2, 0.5).log_prob(y).exp()
+    torch.testing.assert_close(loss.draws.log_p(model, traces), dist.Normal(0.0, 1.0).log_prob(z) + likelihood.log())
+
+
+@pytest.mark.parametrize("options", [{"objective": "iwae"}, {"objective": "forward"}, {"path_gradient": True}])
+def test_fits_end_at_the_exact_posterior(options):
+    """A guide that can represent the posterior finds it under every objective."""
+    y, x = torch.tensor([0.5, 1.0, 2.0, 0.1], **D), torch.tensor([[1.0, 0.0], [1.0, 0.3], [0.0, 1.0], [0.2, -1.0]], **D)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2, **D), 1.0).to_event(1))
+        with pyro.plate("rows", 4):
+            pyro.sample("y", dist.Normal((z[..., None, :] * x).sum(-1), 0.5), obs=y)
+
+    evidence = dist.MultivariateNormal(torch.zeros(4, **D), x @ x.T + 0.25 * torch.eye(4, **D))
+    guide = AutoMultivariateNormal(model)
+    result = gx.fit_guide(model, guide, steps=300, lr=0.05, num_particles=64, progress=False, **options)
+    assert result.final == pytest.approx(evidence.log_prob(y).item(), abs=0.01)
+
+
+def bimodal():
+    """Two narrow modes at -4 and 4."""
+    z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 4.0))
+    pyro.sample("y", dist.Normal(z.abs(), 0.5), obs=torch.tensor(4.0, **D))
+
+
+def test_a_tempered_fit_finds_both_modes():
+    def fit(tempering):
+        guide = gx.guides.AutoFlow(bimodal, hidden=(16,), transforms=1, warm_start=0)
+        options = {"steps": 1000, "lr": 0.05, "num_particles": 16, "progress": False}
+        result = gx.fit_guide(bimodal, guide, tempering=tempering, **options)
+        with torch.no_grad():
+            return result.final, (guide.get_posterior().sample((2000,)) > 0).double().mean().item()
+
+    (one, share), (both, shares) = fit(0), fit(500)
+    assert share in (0, 1) and 0.3 < shares < 0.7
+    assert one + 0.1 < both < one + math.log(2) + 0.05  # two modes of the same weight
+
+
+def test_default_losses():
+    guide, _ = normal(0.5, 0.8)
+    assert type(default_loss(conjugate, guide, 8)) is Trace_ELBO
+    loss = default_loss(conjugate, guide, None, "forward")
+    assert isinstance(loss, Bound) and loss.draws.way == "plated" and loss.num_particles == 256
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"objective": "renyi"}, ValueError, "objective to be one of 'elbo', 'iwae', 'forward'; got 'renyi'"),
+        ({"path_gradient": "yes"}, TypeError, "path_gradient to be True, False or None; got 'yes'"),
+        ({"tempering": -1}, ValueError, "tempering"),
+        ({"tempering": 5, "steps": 4}, ValueError, "tempering <= steps; got 5 and 4"),
+        (
+            {"loss": Trace_ELBO(), "objective": "iwae"},
+            ValueError,
+            "either loss or another objective.*Trace_ELBO with 'iwae'",
+        ),
+        ({"objective": "iwae", "num_particles": 12}, ValueError, "at most 8 or a multiple of it.*got 12"),
+    ],
+)
+def test_errors(options, error, match):
+    guide, _ = normal(0.5, 0.8)
+    with pytest.raises(error, match=match):
+        gx.fit_guide(conjugate, guide, progress=False, **options)

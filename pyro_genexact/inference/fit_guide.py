@@ -192,7 +192,7 @@ def fit_guide(
     """
     seed = checked_seed(seed)
     _check(model, guide, steps, lr, num_particles, loss, max_grad_ratio, every, compile)
-    _check_objective(objective, path_gradient, tempering, loss, steps)
+    _check_objective(objective, path_gradient, tempering, loss, steps, compile)
     path = objective != "elbo" if path_gradient is None else path_gradient
     clock = Clock()
     modules = nn.ModuleList(part for part in (model, guide) if isinstance(part, nn.Module))
@@ -312,7 +312,7 @@ def _check(
         raise TypeError(f"Expected loss to be a Pyro ELBO with a method loss_and_grads; got {type(loss).__name__}.")
 
 
-def _check_objective(objective: Any, path: Any, tempering: Any, loss: Any, steps: int | None) -> None:
+def _check_objective(objective: Any, path: Any, tempering: Any, loss: Any, steps: int | None, compile: bool) -> None:
     if objective not in OBJECTIVES:
         raise ValueError(f"Expected objective to be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}.")
     if path not in (None, False, True):
@@ -320,6 +320,8 @@ def _check_objective(objective: Any, path: Any, tempering: Any, loss: Any, steps
     check_sizes(0, tempering=tempering)
     if steps is not None and tempering > steps:
         raise ValueError(f"Expected tempering <= steps; got {tempering} and {steps}.")
+    if tempering and compile:
+        raise ValueError(f"Expected tempering=0 with compile=True, which records one step; got {tempering}.")
     if loss is not None and (objective, path, tempering) != (OBJECTIVES[0], None, 0):
         raise ValueError(
             "Expected either loss or another objective, path_gradient or tempering; got "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -226,6 +227,26 @@ def test_fits_end_at_the_exact_posterior(options):
     guide = AutoMultivariateNormal(model)
     result = gx.fit_guide(model, guide, steps=300, lr=0.05, num_particles=64, progress=False, **options)
     assert result.final == pytest.approx(evidence.log_prob(y).item(), abs=0.01)
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_compiled_steps_are_the_same(path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # quick
+    one, two = (
+        gx.fit_guide(
+            conjugate,
+            guide := AutoNormal(conjugate),
+            steps=20,
+            num_particles=8,
+            objective="forward",
+            path_gradient=path,
+            compile=compile,
+            progress=False,
+        ).elbo[-1]
+        + guide.quantiles([0.5])["z"].item()
+        for compile in (False, True)
+    )
+    assert one == pytest.approx(two, rel=1e-5)
 
 
 def bimodal():

@@ -53,14 +53,19 @@ def default_loss(
         sites = [site for trace in (guide_trace, model_trace) for _, site in samples(trace)]
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         nesting = -min(dims, default=0)
-        plain = objective == "elbo" and not path and not tempered and not _partly_reparameterised(guide_trace)
-        enumerates = any(site["infer"].get("enumerate") == "parallel" for site in sites)
-        if enumerates and plain:
+        enumerates = [
+            any(site["infer"].get("enumerate") == "parallel" for _, site in samples(trace))
+            for trace in (guide_trace, model_trace)
+        ]
+        plain = (
+            objective == "elbo" and not path and not tempered and (enumerates[0] or not _needs_baseline(guide_trace))
+        )
+        if any(enumerates) and plain:
             return TraceEnum_ELBO(num_particles=num_particles or PARTICLES[0], max_plate_nesting=nesting)
-        if any(site["infer"].get("enumerate") == "parallel" for _, site in samples(guide_trace)):
-            raise ValueError("Expected a guide without sites to enumerate, unless the objective is a plain ELBO.")
+        if enumerates[0]:
+            raise ValueError(f"Expected a guide without sites to enumerate for objective={objective!r}; got some.")
         shapes = {name: site["value"].shape for name, site in drawn(guide_trace)}
-        draws = Draws.checked(model, guide, num_particles or _affordable(sites), nesting, shapes, enumerates)
+        draws = Draws.checked(model, guide, num_particles or _affordable(sites), nesting, shapes, enumerates[1])
     if draws.way == "alone" and draws.size > 1:
         draws.size = num_particles or ONE_BY_ONE
         warnings.warn(
@@ -82,15 +87,16 @@ def _affordable(sites: list[Any]) -> int:
     return max(least, min(most, 2 ** int(math.log2(max(1, NUMBERS // max(1, per_draw))))))
 
 
-def _partly_reparameterised(trace: Any) -> bool:
-    """Returns whether a draw of a guide is differentiable and also has a score term, as that of a mixture.
+def _needs_baseline(trace: Any) -> bool:
+    """Returns whether draws of a guide have score terms, all outside of plates, such as those of a mixture.
 
-    Pyro's ELBOs have no baseline for such a term, and some leave it out.
+    Pyro's ELBOs have no baseline for them. In plates, their costs are those of the row, which has less noise.
     """
     trace.compute_score_parts()
-    return any(
-        site["fn"].has_rsample and isinstance(site["score_parts"].score_function, Tensor) for _, site in samples(trace)
-    )
+    stacks = [
+        site["cond_indep_stack"] for _, site in samples(trace) if isinstance(site["score_parts"].score_function, Tensor)
+    ]
+    return bool(stacks) and not any(frame.vectorized for stack in stacks for frame in stack)
 
 
 @contextmanager

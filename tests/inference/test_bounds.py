@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import pyro_genexact as gx
@@ -262,6 +262,11 @@ def test_a_tempered_fit_finds_both_modes():
 def test_default_losses():
     guide, _ = normal(0.5, 0.8)
     assert type(default_loss(conjugate, guide, 8)) is Trace_ELBO
+    model, coin, _ = of_two(torch.tensor(0.3, **D, requires_grad=True))
+    assert isinstance(default_loss(model, coin, 8), Bound)  # whose score has a baseline
+    assert type(default_loss(model, config_enumerate(coin), 8)) is TraceEnum_ELBO
+    with pytest.raises(ValueError, match="Expected a guide without sites to enumerate for objective='iwae'"):
+        default_loss(model, config_enumerate(coin), 8, "iwae")
     loss = default_loss(conjugate, guide, None, "forward")
     assert isinstance(loss, Bound) and loss.draws.way == "plated" and loss.num_particles == 256
 

@@ -26,7 +26,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from neutra import funnel
-from posteriors import eight_schools
+from posteriors.models import eight_schools
 from pyro.infer import MCMC, NUTS
 from timing import show
 

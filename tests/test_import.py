@@ -211,7 +211,8 @@ TIMES = """
 import json, sys, time
 clock = time.process_time  # of this process alone: the neighbours of a busy machine don't count
 others = set(sys.modules); start = clock(); import pyro_genexact; end = clock()
-heavy = {"zuko", "arviz", "matplotlib", "tqdm.notebook", "tqdm.auto", "tqdm.autonotebook", "scipy", "pandas", "sklearn"}
+heavy = {"zuko", "arviz", "matplotlib", "tqdm.notebook", "tqdm.auto", "tqdm.autonotebook", "scipy", "pandas", "sklearn",
+         "transformers"}
 # Pyro imports tqdm.auto for its own bars; the notebook part itself comes with neither
 print(json.dumps([seconds, end - start, sorted(heavy & (set(sys.modules) - others)), "tqdm.notebook" in sys.modules]))
 """

@@ -97,18 +97,48 @@ pyro.enable_validation({validate})
 """
 
 
-def run(code, *args):
-    """The last line that the code prints, as JSON."""
+FORKS = """
+import json, os, signal, sys, time, traceback
+start = time.process_time()
+import pyro
+seconds = time.process_time() - start
+for line in sys.stdin:
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(120)
+        os.dup2(writer, 1), os.dup2(writer, 2)
+        try:
+            exec(compile(json.loads(line), "check", "exec"), {"__name__": "__main__", "seconds": seconds})
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush(), os._exit(1)
+        sys.stdout.flush(), os._exit(0)
+    os.close(writer)
+    with open(reader) as output:
+        text = output.read()
+    print(json.dumps([os.waitpid(child, 0)[1], text]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A function from code to the last line that it prints, as JSON. Each call is a fork of a process that imported Pyro alone."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # compile once
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False, env=env
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    words, pipe = [sys.executable, "-c", FORKS], subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=env) as parent:
+
+        def run(code):
+            print(json.dumps(code), file=parent.stdin, flush=True)
+            status, text = json.loads(parent.stdout.readline())
+            assert status == 0, text[-3000:]
+            return json.loads(text.splitlines()[-1])
+
+        yield run
+        parent.stdin.close()
 
 
 @pytest.mark.parametrize("zuko, validate", [("never", True), ("never", False), ("before", True)])
-def test_importing_changes_nothing(zuko, validate):
+def test_importing_changes_nothing(zuko, validate, run):
     code = STATE + ("import zuko, arviz\n" if zuko == "before" else "") + USER_SETS.format(validate=validate)
     code += """
 import json
@@ -120,7 +150,7 @@ print(json.dumps(differences(before, state())))
     assert run(code) == []
 
 
-def test_using_changes_nothing():
+def test_using_changes_nothing(run):
     """Building, sampling and scoring change torch's random state at most."""
     code = (
         STATE
@@ -143,7 +173,7 @@ print(json.dumps(differences(before, after)))
     assert run(code) == []
 
 
-def test_zuko_after_does_what_it_does_alone():
+def test_zuko_after_does_what_it_does_alone(run):
     """What zuko leaves behind is its own affair: the same with us imported first."""
     tail = """
 import json
@@ -158,7 +188,7 @@ print(json.dumps([Distribution._validate_args, str(Distribution.__dict__.get("ar
     assert run(STATE + "import zuko, pyro_genexact" + tail) == alone
 
 
-def test_our_validation_is_the_users_with_zuko_before():
+def test_our_validation_is_the_users_with_zuko_before(run):
     """Zuko switched validation off, and it stays off; the user switches it on, and it stays on."""
     code = """
 import json, torch, pyro, zuko
@@ -180,14 +210,15 @@ print(json.dumps([off, stayed, torch.distributions.Distribution._validate_args, 
 TIMES = """
 import json, sys, time
 clock = time.process_time  # of this process alone: the neighbours of a busy machine don't count
-a = clock(); import pyro; b = clock(); others = set(sys.modules); c = clock(); import pyro_genexact; d = clock()
-heavy = {"zuko", "arviz", "matplotlib", "tqdm.notebook", "tqdm.auto", "tqdm.autonotebook", "scipy", "pandas", "sklearn"}
+others = set(sys.modules); start = clock(); import pyro_genexact; end = clock()
+heavy = {"zuko", "arviz", "matplotlib", "tqdm.notebook", "tqdm.auto", "tqdm.autonotebook", "scipy", "pandas", "sklearn",
+         "transformers"}
 # Pyro imports tqdm.auto for its own bars; the notebook part itself comes with neither
-print(json.dumps([b - a, d - c, sorted(heavy & (set(sys.modules) - others)), "tqdm.notebook" in sys.modules]))
+print(json.dumps([seconds, end - start, sorted(heavy & (set(sys.modules) - others)), "tqdm.notebook" in sys.modules]))
 """
 
 
-def test_import_is_quick_and_heavy_modules_stay_out():
+def test_import_is_quick_and_heavy_modules_stay_out(run):
     """At most 10% longer than ``import pyro`` alone."""
     runs = [run(TIMES) for _ in range(3)]
     assert [heavy for _, _, *heavy in runs] == [[[], False]] * 3
@@ -195,7 +226,7 @@ def test_import_is_quick_and_heavy_modules_stay_out():
     assert extra < 0.1 * alone, f"import pyro {alone:.2f} s, pyro_genexact {extra:.2f} s more"
 
 
-def test_fit_runs_without_the_heavy_modules():
+def test_fit_runs_without_the_heavy_modules(run):
     code = """
 import json, sys, torch
 class Block:

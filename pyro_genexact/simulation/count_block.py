@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid, silu
 
 from ..conditioners.made import MADE
 from ..core.buffers import WithDerived, register_derived
-from .latent_block import RIDGE, Encoded
+from .latent_block import Encoded, regression
 
 COMPONENTS = 4
 BOUND = 8.0  # of the log-scales, relative to the standard deviation of log(1 + y)
@@ -107,14 +107,11 @@ class CountBlock(WithDerived):
     def standardise(self, counts: Tensor, given: Encoded) -> Tensor:
         """Sets the regression by N rows of counts (N, n); returns their features (N, n)."""
         x, u = given.linear.double(), (counts - self.low).double().log1p()
-        mean, centre = x.mean(0), u.mean(0)
-        gram = (x - mean).T @ (x - mean) / len(x) + RIDGE * torch.eye(x.shape[-1]).to(x)
-        slope = torch.linalg.solve(gram, (x - mean).T @ (u - centre) / len(x)).T
-        rest = u - centre - (x - mean) @ slope.T
+        slope, shift, rest = regression(x, u)
         self.regression.copy_(slope)
-        self.shift.copy_(centre - slope @ mean)
-        self.mean.copy_(centre)
-        for buffer, value in ((self.sd, rest), (self.spread, u)):
-            buffer.copy_(value.square().mean(0).sqrt() if value is rest else value.std(0, correction=0))
+        self.shift.copy_(shift)
+        self.mean.copy_(u.mean(0))
+        for buffer, sd in ((self.sd, rest.square().mean(0).sqrt()), (self.spread, u.std(0, correction=0))):
+            buffer.copy_(sd)
             buffer[buffer < 1e-3] = 1.0  # constant counts
         return self._features(counts)

@@ -137,21 +137,27 @@ class Block(nn.Module):
             return hot
         x = given.joined(hot).linear.double()
         x = x if len(packed) > 20 * x.shape[-1] else x[..., :0]  # too few simulations for a regression
-        y, _ = self.group.to_real(values)
-        y, mean, centre = y.double(), x.mean(0), y.double().mean(0)
-        gram = (x - mean).T @ (x - mean) / len(x) + RIDGE * torch.eye(x.shape[-1]).to(x)
-        slope = torch.linalg.solve(gram, (x - mean).T @ (y - centre) / len(x)).T
-        rest = y - centre - (x - mean) @ slope.T
+        y = self.group.to_real(values)[0].double()
+        slope, shift, rest = regression(x, y)
         covariance = rest.T @ rest / len(x)
         size = covariance.diagonal()
         covariance = covariance + torch.diag(torch.where(size > 0, 1e-6 * size, 1.0))
         self.regression.zero_()
         self.regression[:, : x.shape[-1]].copy_(slope)
-        self.shift.copy_(centre - slope @ mean)
+        self.shift.copy_(shift)
         self.scale.copy_(torch.linalg.cholesky(covariance))
-        self.mean.copy_(centre)
+        self.mean.copy_(y.mean(0))
         self.sd.copy_(torch.where((sd := y.std(0, correction=0)) > 0, sd, 1.0))
         return self.log_prob(packed, given)[1]
+
+
+def regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the slope (n, L), the shift (n,) and the residuals (N, n) of a linear regression of y (N, n) on x (N, L)."""
+    mean, centre = x.mean(0), y.mean(0)
+    x, y = x - mean, y - centre
+    gram = x.T @ x / len(x) + RIDGE * torch.eye(x.shape[-1]).to(x)
+    slope = torch.linalg.solve(gram, x.T @ y / len(x)).T
+    return slope, centre - slope @ mean, y - x @ slope.T
 
 
 def _located(flow: Flow, features: int, context: int) -> Flow:

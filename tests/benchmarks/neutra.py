@@ -1,11 +1,11 @@
 """NUTS on Neal's funnel, plain and through a fitted flow (``NeuTraReparam``): effective draws a second.
 
-    python tests/benchmarks/neutra.py [--chains 4] [--draws 250] [--warmup 200] [--steps 3000] [--recipes iaf] [--markdown]
+    python tests/benchmarks/neutra.py [--chains 4] [--draws 250] [--warmup 200] [--steps N] [--recipes iaf] [--markdown]
 
-The funnel: v ~ Normal(0, 3) and x_1 ... x_9 ~ Normal(0, exp(v / 2)). The guide is ``AutoFlow`` with its defaults, fitted in
-``--steps`` by ``fit_guide``. Chains have different seeds and run one after another, plain and through the flow in turn. Least is the
-smallest bulk effective sample size of v and x_1 ... x_9 over all chains; a second is one of warm-up and draws, of draws alone, and of
-the guide's fit, warm-up and draws. Errors of the mean and standard deviation of v are against 0 and 3.
+The funnel: v ~ Normal(0, 3) and x_1 ... x_9 ~ Normal(0, exp(v / 2)). The guide is ``AutoFlow`` with its defaults, fitted by
+``fit_guide`` until the ELBO is flat or for ``--steps``. Chains have different seeds and run one after another, plain and through the
+flow in turn. Least is the smallest bulk effective sample size of v and x_1 ... x_9 over all chains; a second is one of warm-up and
+draws, of draws alone, and of the guide's fit, warm-up and draws. Errors of the mean and standard deviation of v are against 0 and 3.
 
 Reference: Hoffman et al., "NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural Transport", 2019.
 """
@@ -55,7 +55,7 @@ def plain() -> Sampler:
     return Sampler(funnel, lambda drawn: torch.cat([drawn["v"][:, None], drawn["x"]], 1), 0.0)
 
 
-def transported(recipe: str, steps: int) -> Sampler:
+def transported(recipe: str, steps: int | None) -> Sampler:
     guide = gx.guides.AutoFlow(funnel, getattr(gx.flows, recipe))
     result = gx.fit_guide(funnel, guide, steps=steps, progress=False)
     print(
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--draws", type=int, default=250)
     parser.add_argument("--warmup", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=3000, help="of the fit")
+    parser.add_argument("--steps", type=int, help="of the fit; by default until the ELBO is flat")
     parser.add_argument("--recipes", default="iaf")
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()

@@ -12,17 +12,17 @@ import torch
 from lightning_fabric import Fabric
 
 import pyro_genexact as gx
-from support import two_processes
 from support.regressions import Linear, regression_rows
 
 TESTS = Path(__file__).parents[1]
+SCRIPT = TESTS / "support/two_processes.py"
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """The results of both processes."""
     folder = tmp_path_factory.mktemp("processes")
-    script = [sys.executable, two_processes.__file__, str(folder)]
+    script = [sys.executable, str(SCRIPT), str(folder)]
     done = subprocess.run(script, timeout=120, cwd=TESTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]

@@ -24,14 +24,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from lightning_fabric import Fabric
+from sharded_layers import sharded
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import pyro_genexact as gx
 
@@ -229,6 +228,12 @@ def dies(row):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_worker():
+    """The loader looks for dead workers every 0.1 s instead of every 5 s."""
+    with mock.patch.object(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,)):
+        return fault(Net(), Raising(dies), num_workers=1)
+
+
 def full_disk(folder):
     path = folder / "full"
     if TWO.global_rank == 0:
@@ -320,36 +325,6 @@ def guide():
         return str(error)
 
 
-def sharded():
-    """Differences between models whose layers are sharded over the processes, and the same models in one process."""
-    torch.manual_seed(6)
-    x, context = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    made = gx.conditioners.MADE(5, 2, hidden=(8, 8), context=3)
-    transformer = partial(gx.conditioners.Transformer, (), 2, width=8, depth=2, num_heads=2)
-    found = {}
-    for name, net, given in (
-        ("MADE", made, context),
-        ("Transformer", transformer(context=3), context),
-        ("Source", transformer(context=gx.Source(1)), x.unsqueeze(2)),
-    ):
-        whole = gx.Autoregressive(net, gx.heads.Normal(), (5,)).double()
-        parted = copy.deepcopy(whole)
-        for layer in parted.conditioner.layers:
-            fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
-        nats = [module(given).log_prob(x) for module in (whole, parted)]
-        for one in nats:
-            one.sum().backward()
-        pairs = [*zip(whole.parameters(), parted.parameters(), strict=True)]
-        sizes = [q.to_local().numel() / p.numel() for p, q in pairs if isinstance(q, DTensor)]
-        grads = [(p.grad, q.grad.full_tensor() if isinstance(q, DTensor) else q.grad) for p, q in pairs]
-        found[name] = [
-            (nats[0] - nats[1]).abs().max().item(),
-            max((p - q).abs().max().item() for p, q in grads if p is not None),
-            sum(sizes) / len(sizes),
-        ]
-    return found
-
-
 def checks(folder):
     torch.manual_seed(5)
     row_weights = torch.rand(21)
@@ -380,7 +355,7 @@ def checks(folder):
         "dataset": lambda: fault(Net(), Raising(unreadable)),
         "dataset_nan": lambda: fault(Net(), Raising(not_a_number)),
         "worker": lambda: fault(Net(), Raising(unreadable), num_workers=1),
-        "killed_worker": lambda: fault(Net(), Raising(dies), num_workers=1),
+        "killed_worker": killed_worker,
         "full_disk": lambda: full_disk(folder),
         "interrupted_forward": lambda: interrupted(Net(hook=after(4, interrupt))),
         "interrupted_step": lambda: interrupted(Net(), optimizer=partial(Interrupting, lr=1.0)),

@@ -8,7 +8,8 @@ stan-dev/posteriordb. Guides of this library are fitted by ``fit_guide`` with de
 time of the first, with the better of two learning rates; NumPyro's by its SVI with as many steps and draws per step, also with the
 better of two learning rates. Columns: ELBO (nats), Pareto k-hat and effective sample size of 10 000 draws, and, over the
 coordinates, the largest error of a mean in reference standard deviations and the worst ratio of standard deviations, plain and
-PSIS-corrected; seconds of CPU, on one thread those of a quiet machine. NumPyro's guides need the extra ``bench``.
+PSIS-corrected; seconds of CPU, on one thread those of a quiet machine. A peer's guide whose fits raise has the name of the error
+and NaN; the message is on stderr. NumPyro's guides need the extra ``bench``.
 
 ``--check`` fits nothing. It compares the models with the reference draws, as ``check.py`` describes.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from check import check
 from data import POSTERIORS
-from guides import DEFAULT, NUMPYRO, OURS, PYRO, better, fit_numpyro, fit_torch, steps_in
+from guides import DEFAULT, NUMPYRO, OURS, PYRO, attempted, better, fit_numpyro, fit_pyro, fit_torch
 
 
 def table(name, guides, folder):
@@ -33,10 +34,9 @@ def table(name, guides, folder):
             if guide == "AutoFlow(iaf)":
                 seconds, steps = row["seconds"], row["steps"]
         elif guide in PYRO:
-            count = steps_in(seconds, guide, posterior.model, data)
-            row = better(*(fit_torch(guide, *common, steps=count, lr=lr) for lr in (0.03, 0.01)))
+            row = better(*(attempted(fit_pyro, guide, *common, seconds, lr) for lr in (0.03, 0.01)))
         else:
-            row = better(*(fit_numpyro(guide, *common, steps, lr) for lr in (0.01, 0.003)))
+            row = better(*(attempted(fit_numpyro, guide, *common, steps, lr) for lr in (0.01, 0.003)))
         yield row
 
 

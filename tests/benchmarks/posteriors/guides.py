@@ -1,6 +1,7 @@
 """Fits the guides of the table, and scores their draws."""
 
 import math
+import sys
 import time
 
 import numpy as np
@@ -52,8 +53,7 @@ def score(name, ratios, draws, layout, reference, seconds, steps):
     It has NaN if a guide that did not converge has draws without a finite density.
     """
     if ratios.isnan().any() or ratios.isposinf().any():
-        columns = ("elbo", "khat", "ess", "mean", "sd", "mean psis", "sd psis")
-        return {"guide": name, **dict.fromkeys(columns, math.nan), "seconds": seconds, "steps": steps}
+        return unscored(name, seconds, steps)
     result = gx.diagnostics.Importance(ratios, draws)
     row = {"guide": name, "elbo": result.elbo, "khat": result.khat, "ess": result.ess / len(ratios)}
     mean, sd = (torch.tensor(reference[k]).double() for k in ("mean", "sd"))
@@ -63,6 +63,20 @@ def score(name, ratios, draws, layout, reference, seconds, steps):
         worst = (s / sd).log().abs().argmax()
         row |= {"mean" + label: ((m - mean) / sd).abs().max().item(), "sd" + label: (s / sd)[worst].item()}
     return {**row, "seconds": seconds, "steps": steps}
+
+
+def unscored(name, seconds, steps):
+    columns = ("elbo", "khat", "ess", "mean", "sd", "mean psis", "sd psis")
+    return {"guide": name, **dict.fromkeys(columns, math.nan), "seconds": seconds, "steps": steps}
+
+
+def attempted(fit, name, *args):
+    """The row of a fit of a peer's guide, or one with the name of the error that it raises."""
+    try:
+        return fit(name, *args)
+    except Exception as error:
+        print(f"{name}: {error!r}", file=sys.stderr, flush=True)
+        return unscored(f"{name} ({type(error).__name__})", math.nan, 0)
 
 
 def fit_torch(name, model, data, layout, reference, **options):
@@ -85,6 +99,12 @@ def steps_in(seconds, name, model, data):
     start = time.process_time()
     gx.fit_guide(model, guide, *data, steps=50, progress=False)
     return max(100, int(seconds / (time.process_time() - start) * 50))
+
+
+def fit_pyro(name, model, data, layout, reference, seconds, lr):
+    """Fits a guide of Pyro for a time."""
+    steps = steps_in(seconds, name, model, data)
+    return fit_torch(name, model, data, layout, reference, steps=steps, lr=lr)
 
 
 def fit_numpyro(name, model, data, layout, reference, steps, lr):

@@ -19,6 +19,8 @@ from .flows.coupling_recipes import Diagonal
 from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
+from .inference.arrow import Arrow, ArrowAffine, Layout
+from .inference.blocks import BlockFlow, RowsGivenAll
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
 from .simulation.columns import Columns
 from .simulation.count_block import CountBlock
@@ -38,9 +40,12 @@ __all__ = [
     "Adapted",
     "All",
     "AllPositive",
+    "Arrow",
+    "ArrowAffine",
     "Attend",
     "Between",
     "Block",
+    "BlockFlow",
     "BlockLinear",
     "Cholesky",
     "CholeskyAffine",
@@ -65,6 +70,7 @@ __all__ = [
     "Inverted",
     "Latent",
     "Layer",
+    "Layout",
     "Link",
     "Member",
     "Observed",
@@ -74,6 +80,7 @@ __all__ = [
     "Plate",
     "Posterior",
     "Readout",
+    "RowsGivenAll",
     "SelectiveLayer",
     "SinhArcsinh",
     "SiteEncoder",

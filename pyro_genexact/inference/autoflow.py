@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from torch.distributions.transforms import IndependentTransform
 from ..core.checks import check_positive, check_sizes
 from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
-from ..flows.base import Flow, over_reals
+from ..flows.base import Flow, over_reals, standard_normal
 from ..flows.recipes import iaf
+from .arrow import Arrow, layout_of
+from .blocks import BlockFlow
 from .density import Density, initial, is_enumerated
 from .fit_guide import fit_guide
 from .gaussian import Gaussian, Tails
-from .laplace import modes
-from .warm_start import by_pathfinder, improve
+from .warm_start import finder, improve
 
 STARTS = ("pathfinder", "laplace")
 
@@ -93,6 +95,7 @@ class AutoFlow(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         warm_start: int | str = "pathfinder",
+        blocks: str | None = None,
         **options: Any,
     ) -> None:
         check_positive(init_scale=init_scale)
@@ -102,10 +105,12 @@ class AutoFlow(AutoContinuous):
             check_sizes(0, warm_start=warm_start)
         elif warm_start not in STARTS:
             raise ValueError(f"Expected warm_start to be one of {STARTS} or a number of steps; got {warm_start!r}.")
+        if not isinstance(blocks, (str, NoneType)):
+            raise TypeError(f"Expected blocks to be the name of one plate or None; got {blocks!r}.")
         super().__init__(model, init_loc_fn=partial(initial, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the initial values
         self._recipe, self._options = recipe, options
-        self._init_scale, self._warm_start = init_scale, warm_start
+        self._init_scale, self._warm_start, self._blocks = init_scale, warm_start, blocks
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
@@ -130,9 +135,16 @@ class AutoFlow(AutoContinuous):
         for site in sites:
             _check_plates(site)
         loc = torch.cat([biject_to(site["fn"].support).inv(site["value"]).flatten() for site in sites])
-        flow = self._recipe(self.latent_dim, **self._options)
-        _check_flow(flow, loc)
-        self.flow = Flow([*flow.transforms, Tails(loc), Gaussian(loc, self._init_scale)], flow.base).to(loc)
+        if self._blocks is not None:
+            layout, order = layout_of(sites, self._blocks)
+            parts: Any = [BlockFlow(layout, self._recipe, self._options)]
+            base: Any = standard_normal(len(loc))
+            last: Any = Arrow(layout, order, loc, self._init_scale)
+        else:
+            flow = self._recipe(self.latent_dim, **self._options)
+            _check_flow(flow, loc)
+            parts, base, last = [*flow.transforms], flow.base, Gaussian(loc, self._init_scale)
+        self.flow = Flow([*parts, Tails(loc), last], base).to(loc)
 
     def get_base_dist(self) -> Any:
         """Returns the distribution of the noise."""
@@ -185,7 +197,7 @@ class AutoFlow(AutoContinuous):
 
         Cost: a hundred gradients of the model at eight points at once, and D more per mode for the Hessian.
         """
-        return self._improve(modes, *args, **kwargs)
+        return self._improve("laplace", *args, **kwargs)
 
     def fit_pathfinder(self, *args: Any, **kwargs: Any) -> bool:
         """Sets loc and L to the Gaussian with the highest ELBO on the paths of an optimiser (Pathfinder).
@@ -206,14 +218,15 @@ class AutoFlow(AutoContinuous):
 
         Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
         """
-        return self._improve(by_pathfinder, *args, **kwargs)
+        return self._improve("pathfinder", *args, **kwargs)
 
-    def _improve(self, candidates: Any, *args: Any, **kwargs: Any) -> bool:
+    def _improve(self, kind: str, *args: Any, **kwargs: Any) -> bool:
         if self.prototype_trace is None:
             self._make(*args, **kwargs)
         affine: Any = self.flow.transforms[-1]
         with poutine.block(), torch.random.fork_rng([]):
-            return improve(affine, self.get_posterior, Density(self._program(), *args, **kwargs), candidates)
+            density = Density(self._program(), *args, **kwargs)
+            return improve(affine, self.get_posterior, density, finder(kind, affine, self._blocks))
 
     @torch.no_grad()
     def median(  # type: ignore[override]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,3 +45,22 @@ class Normals:
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns log densities (S,) at points (S, D)."""
         return torch.stack([part.log_prob(z) for part in self.parts]).logsumexp(0) - math.log(len(self.parts))
+
+
+class Pushed(NamedTuple):
+    """The distribution of a transform of D standard normal numbers."""
+
+    transform: Any
+
+    def at(self, noise: Tensor) -> Tensor:
+        """Returns the transform of the noise, (S, D)."""
+        return self.transform(noise)  # type: ignore[no-any-return]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Returns log densities (S,) at points (S, D)."""
+        return self.log_prob_at(self.transform.inv(z))
+
+    def log_prob_at(self, noise: Tensor) -> Tensor:
+        """Returns log densities (S,) at the transform of the noise; the log-determinant must not depend on it."""
+        ladj = self.transform.log_abs_det_jacobian(noise, noise)
+        return -noise.square().sum(1) / 2 - noise.shape[1] * math.log(2 * math.pi) / 2 - ladj  # type: ignore[no-any-return]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
 
 from .density import Density
 from .laplace import modes
-from .normal import Normal
+from .normal import Normal, Pushed
 from .paths import Iterate, gaussians
 
 DRAWS = 20  # draws in the estimate of the ELBO of each iterate
 
 
-def elbos(density: Density, normals: list[Normal], draws: int = DRAWS) -> list[float]:
+def elbos(density: Density, normals: Sequence[Normal | Pushed], draws: int = DRAWS) -> list[float]:
     """Estimates ELBOs (nats), -inf where not finite, from the same standard normal draws for each distribution."""
     noise = torch.randn(draws, density.dim, dtype=torch.float64)
     with torch.no_grad():

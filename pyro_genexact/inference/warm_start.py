@@ -8,30 +8,52 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.random import seeded
+from .arrow import Arrow
 from .density import Density
-from .gaussian import Gaussian
+from .integrated import by_rows
+from .laplace import modes
 from .normal import Normal
 from .pathfinder import ranked
-from .paths import Iterate, ascend
+from .paths import ascend
 
 PATHS = 8  # starts of paths
 ONE_BY_ONE = 2  # paths of models whose points are evaluated one by one
 CANDIDATES = 4
 DRAWS, ALONE = 500, 50  # draws in the ELBO of a candidate, together and one by one
+NUMBERS = 2**18  # numbers in the draws of more than ALONE
 
 
-def by_pathfinder(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
+def by_pathfinder(density: Density, starts: Tensor) -> list[Normal]:
     """Returns the best Gaussians of all paths and of their ends."""
-    return [normal for _, normal in ranked(density, paths)[:CANDIDATES]]
+    return [normal for _, normal in ranked(density, ascend(density, starts))[:CANDIDATES]]
+
+
+def by_laplace(density: Density, starts: Tensor) -> list[Normal]:
+    """Returns the Laplace approximations at the ends of paths."""
+    return modes(density, ascend(density, starts))
+
+
+def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Tensor], Any]:
+    """Returns a function of density and starts that returns Gaussians for the last layer of a guide.
+
+    Args:
+        kind: "pathfinder" or "laplace".
+        affine: the layer.
+        blocks: the plate of the layer's rows.
+    """
+    if isinstance(affine, Arrow):
+        return lambda density, starts: by_rows(density, affine, str(blocks), starts, ends=kind == "laplace")
+    return by_pathfinder if kind == "pathfinder" else by_laplace
 
 
 def improve(
-    affine: Gaussian,
+    affine: Any,
     posterior: Callable[[], Any],
     density: Density,
-    candidates: Callable[[Density, list[list[Iterate]]], list[Normal]],
+    candidates: Callable[[Density, Tensor], Any],
 ) -> bool:
     """Sets the affine map of a guide to the candidate with the highest ELBO, if that is higher than the guide's own.
 
@@ -39,17 +61,18 @@ def improve(
         affine: the last transform of the guide.
         posterior: returns the guide's distribution of the unconstrained latents (D,).
         density: the log density of the latents.
-        candidates: returns Gaussians from the paths.
+        candidates: returns Gaussians, given the density and the starts (S, D) of paths.
 
     Returns:
         Whether the map has changed.
     """
+    draws = max(ALONE, min(DRAWS, NUMBERS // density.dim)) if density.batched else ALONE
 
     @torch.no_grad()
     def elbo() -> float:
         q = posterior()
         with seeded(0, affine.loc.device):
-            z = q.sample((DRAWS if density.batched else ALONE,))
+            z = q.sample((draws,))
         value = (density(z) - q.log_prob(z)).double().mean()
         return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).item()
 
@@ -60,7 +83,7 @@ def improve(
         if not density.batched:
             starts = starts[density(starts).topk(min(ONE_BY_ONE, len(starts))).indices]
         start = highest = elbo()
-        for normal in candidates(density, ascend(density, starts)):
+        for normal in candidates(density, starts):
             affine.put(*normal)
             if (value := elbo()) > highest:
                 best, highest = copy.deepcopy(affine.state_dict()), value

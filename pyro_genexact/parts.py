@@ -22,6 +22,7 @@ from .heads.parameters import Cholesky, Link, Part
 from .inference.arrow import Arrow, ArrowAffine, Layout
 from .inference.blocks import BlockFlow, RowsGivenAll
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.low_rank import LowRank, LowRankAffine
 from .simulation.columns import Columns
 from .simulation.count_block import CountBlock
 from .simulation.given import Given
@@ -72,6 +73,8 @@ __all__ = [
     "Layer",
     "Layout",
     "Link",
+    "LowRank",
+    "LowRankAffine",
     "Member",
     "Observed",
     "Packed",

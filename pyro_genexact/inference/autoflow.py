@@ -26,6 +26,7 @@ from .blocks import BlockFlow
 from .density import Density, initial, is_enumerated
 from .fit_guide import fit_guide
 from .gaussian import Gaussian, Tails
+from .low_rank import LowRank
 from .warm_start import finder, improve
 
 STARTS = ("pathfinder", "laplace")
@@ -96,6 +97,7 @@ class AutoFlow(AutoContinuous):
         init_scale: float = 0.1,
         warm_start: int | str = "pathfinder",
         blocks: str | None = None,
+        rank: int | None = None,
         **options: Any,
     ) -> None:
         check_positive(init_scale=init_scale)
@@ -107,10 +109,14 @@ class AutoFlow(AutoContinuous):
             raise ValueError(f"Expected warm_start to be one of {STARTS} or a number of steps; got {warm_start!r}.")
         if not isinstance(blocks, (str, NoneType)):
             raise TypeError(f"Expected blocks to be the name of one plate or None; got {blocks!r}.")
+        if rank is not None:
+            check_sizes(1, rank=rank)
+            if blocks is not None:
+                raise ValueError(f"Expected rank=None with blocks, which have an affine map of their own; got {rank}.")
         super().__init__(model, init_loc_fn=partial(initial, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the initial values
         self._recipe, self._options = recipe, options
-        self._init_scale, self._warm_start, self._blocks = init_scale, warm_start, blocks
+        self._init_scale, self._warm_start, self._blocks, self._rank = init_scale, warm_start, blocks, rank
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
@@ -144,6 +150,8 @@ class AutoFlow(AutoContinuous):
             flow = self._recipe(self.latent_dim, **self._options)
             _check_flow(flow, loc)
             parts, base, last = [*flow.transforms], flow.base, Gaussian(loc, self._init_scale)
+            if self._rank is not None:
+                last = LowRank(loc, self._init_scale, self._rank)
         self.flow = Flow([*parts, Tails(loc), last], base).to(loc)
 
     def get_base_dist(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from ..core.binding import Held, held_tensors
 from ..core.independent import REAL_VECTOR
 from ..core.shapes import sum_rightmost
 from ..flows.base import Flow, over_reals
+from ..flows.recipes import iaf
 from ..transforms.base import Chain, RememberingTransform
 from .arrow import Layout
 
 EMBEDDING = 4  # learned numbers of each row
+HIDDEN = (
+    32,
+)  # layers of the networks of iaf: larger ones were slower and not better, as each row has its own affine map
 
 
 class RowsGivenAll(RememberingTransform):
@@ -72,6 +77,7 @@ class BlockFlow(nn.Module):
     def __init__(self, layout: Layout, recipe: Callable[..., Flow], options: dict[str, Any]) -> None:
         super().__init__()
         self.layout = layout
+        recipe = partial(iaf, hidden=HIDDEN) if recipe is iaf else recipe
         context = layout.of_all + EMBEDDING
         self.of_all = recipe(layout.of_all, **options) if layout.of_all else None
         self.of_rows = recipe(layout.of_row, context=context, **options)

@@ -15,9 +15,11 @@ from .arrow import Arrow
 from .density import Density
 from .integrated import by_rows
 from .laplace import modes
-from .normal import Normal
+from .low_rank import LowRank
+from .normal import Normal, Pushed
 from .pathfinder import ranked
 from .paths import ascend
+from .secants import MEMORY
 
 PATHS = 8  # starts of paths
 ONE_BY_ONE = 2  # paths of models whose points are evaluated one by one
@@ -28,12 +30,20 @@ NUMBERS = 2**18  # numbers in the draws of more than ALONE
 
 def by_pathfinder(density: Density, starts: Tensor) -> list[Normal]:
     """Returns the best Gaussians of all paths and of their ends."""
-    return [normal for _, normal in ranked(density, ascend(density, starts))[:CANDIDATES]]
+    found = ranked(density, ascend(density, starts))[:CANDIDATES]
+    return [x if isinstance(x, Normal) else Normal(x.transform.loc, x.transform.lower()) for _, x in found]
 
 
 def by_laplace(density: Density, starts: Tensor) -> list[Normal]:
     """Returns the Laplace approximations at the ends of paths."""
     return modes(density, ascend(density, starts))
+
+
+def by_directions(density: Density, starts: Tensor, ends: bool) -> list[Normal | Pushed]:
+    """Returns the best low-rank Gaussians of all paths, or of their last steps."""
+    paths = ascend(density, starts)
+    found = [pair for path in paths for pair in ranked(density, [path[-MEMORY - 1 :] if ends else path], low_rank=True)]
+    return [normal for _, normal in sorted(found, key=lambda pair: -pair[0])[:CANDIDATES]]
 
 
 def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Tensor], Any]:
@@ -44,9 +54,12 @@ def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Ten
         affine: the layer.
         blocks: the plate of the layer's rows.
     """
+    ends = kind == "laplace"
     if isinstance(affine, Arrow):
-        return lambda density, starts: by_rows(density, affine, str(blocks), starts, ends=kind == "laplace")
-    return by_pathfinder if kind == "pathfinder" else by_laplace
+        return lambda density, starts: by_rows(density, affine, str(blocks), starts, ends)
+    if isinstance(affine, LowRank):
+        return lambda density, starts: by_directions(density, starts, ends)
+    return by_laplace if ends else by_pathfinder
 
 
 def improve(

@@ -139,7 +139,7 @@ def test_recipes_with_three_hundred_latents(recipe):
             pyro.sample("y", dist.Normal(z, 0.5), obs=torch.ones(300))
 
     guide = AutoFlow(model, recipe, hidden=(8,), transforms=2)
-    result = gx.fit_guide(model, guide, steps=3, num_particles=4, progress=False)
+    result = gx.fit_guide(model, guide, steps=3, num_particles=4, lr=1e-4, progress=False)
     evidence = dist.Normal(0.0, 1.25**0.5).log_prob(torch.tensor(1.0)).item() * 300
     assert evidence - 20 < result.final < evidence + 1
 

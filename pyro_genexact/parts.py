@@ -19,7 +19,10 @@ from .flows.coupling_recipes import Diagonal
 from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
+from .inference.arrow import Arrow, ArrowAffine, Layout
+from .inference.blocks import BlockFlow, RowsGivenAll
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.low_rank import LowRank, LowRankAffine
 from .simulation.columns import Columns
 from .simulation.count_block import CountBlock
 from .simulation.given import Given
@@ -38,9 +41,12 @@ __all__ = [
     "Adapted",
     "All",
     "AllPositive",
+    "Arrow",
+    "ArrowAffine",
     "Attend",
     "Between",
     "Block",
+    "BlockFlow",
     "BlockLinear",
     "Cholesky",
     "CholeskyAffine",
@@ -65,7 +71,10 @@ __all__ = [
     "Inverted",
     "Latent",
     "Layer",
+    "Layout",
     "Link",
+    "LowRank",
+    "LowRankAffine",
     "Member",
     "Observed",
     "Packed",
@@ -74,6 +83,7 @@ __all__ = [
     "Plate",
     "Posterior",
     "Readout",
+    "RowsGivenAll",
     "SelectiveLayer",
     "SinhArcsinh",
     "SiteEncoder",

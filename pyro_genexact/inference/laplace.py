@@ -55,8 +55,9 @@ def derivatives(density: Density, z: Tensor) -> tuple[float, Tensor, Tensor]:
 
 
 def inverse_root(hessian: Tensor) -> Tensor:
-    """Returns lower triangular L with L L' the inverse of a symmetric matrix, after taking absolute values of eigenvalues."""
+    """Returns lower triangular L (*batch, D, D) with L L' the inverse of symmetric matrices, with eigenvalues made positive."""
     values, vectors = torch.linalg.eigh(hessian.double().nan_to_num())
-    values = values.abs().clamp(min=1e-10 * values.abs().max().clamp(min=1e-300))
-    r = torch.linalg.qr((vectors / values.sqrt()).mT).R
-    return (r.mT * r.diagonal().sign()).to(hessian)
+    values = values.abs()
+    values = values.clamp(min=1e-10 * values.amax(-1, keepdim=True).clamp(min=1e-300))
+    r = torch.linalg.qr((vectors / values.sqrt().unsqueeze(-2)).mT).R
+    return (r.mT * r.diagonal(0, -2, -1).sign().unsqueeze(-2)).to(hessian)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ class Normal(NamedTuple):
 
     mean: Tensor
     root: Tensor
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.mean)
 
     def at(self, noise: Tensor) -> Tensor:
         """Returns mean + root noise, (S, D)."""
@@ -30,16 +36,40 @@ class Normal(NamedTuple):
         return -noise.square().sum(1) / 2 - constant
 
 
+class Pushed(NamedTuple):
+    """The distribution of an affine transform of D standard normal numbers."""
+
+    transform: Any
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.transform.loc)
+
+    def at(self, noise: Tensor) -> Tensor:
+        """Returns the transform of the noise, (S, D)."""
+        return self.transform(noise)  # type: ignore[no-any-return]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Returns log densities (S,) at points (S, D)."""
+        return self.log_prob_at(self.transform.inv(z))
+
+    def log_prob_at(self, noise: Tensor) -> Tensor:
+        """Returns log densities (S,) at the transform of the noise."""
+        ladj = self.transform.log_abs_det_jacobian(noise, noise)
+        return -noise.square().sum(1) / 2 - noise.shape[1] * math.log(2 * math.pi) / 2 - ladj  # type: ignore[no-any-return]
+
+
 class Normals:
     """A mixture of multivariate normal distributions with equal weights."""
 
-    def __init__(self, parts: list[Normal]) -> None:
+    def __init__(self, parts: Sequence[Normal | Pushed]) -> None:
         self.parts = parts
 
     def sample(self, size: int) -> Tensor:
         """Returns draws (S, D), as many of each component, up to rounding."""
         sizes = [len(range(k, size, len(self.parts))) for k in range(len(self.parts))]
-        noise = torch.randn(size, len(self.parts[0].mean), dtype=torch.float64)
+        noise = torch.randn(size, self.parts[0].dim, dtype=torch.float64)
         return torch.cat([part.at(x) for part, x in zip(self.parts, noise.split(sizes), strict=True)])
 
     def log_prob(self, z: Tensor) -> Tensor:

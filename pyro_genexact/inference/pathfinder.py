@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 
 import torch
 
 from .density import Density
 from .laplace import modes
-from .normal import Normal
-from .paths import Iterate, gaussians
+from .normal import Normal, Pushed
+from .paths import DENSE, Iterate, gaussians, limited_gaussians
 
+HESSIAN = 1000  # maximum number of latents with Laplace approximations
 DRAWS = 20  # draws in the estimate of the ELBO of each iterate
+NUMBERS = 2**22  # maximum of numbers in the draws that are evaluated together
 
 
-def elbos(density: Density, normals: list[Normal], draws: int = DRAWS) -> list[float]:
+def elbos(density: Density, normals: Sequence[Normal | Pushed], draws: int = DRAWS) -> list[float]:
     """Estimates ELBOs (nats), -inf where not finite, from the same standard normal draws for each distribution."""
     noise = torch.randn(draws, density.dim, dtype=torch.float64)
     with torch.no_grad():
@@ -24,26 +28,44 @@ def elbos(density: Density, normals: list[Normal], draws: int = DRAWS) -> list[f
     return found.mean(1).nan_to_num(-torch.inf, -torch.inf, -torch.inf).tolist()  # type: ignore[no-any-return]
 
 
-def ranked(density: Density, paths: list[list[Iterate]]) -> list[tuple[float, Normal]]:
+def ranked(density: Density, paths: list[list[Iterate]], low_rank: bool = False) -> list[tuple[float, Normal | Pushed]]:
     """Returns the Gaussian with the highest ELBO on each path and the Laplace approximations at their ends, with their ELBOs.
 
-    They are sorted by ELBO, the highest first; those of no finite ELBO are left out.
+    They are sorted by ELBO, the highest first; those of no finite ELBO are left out. With more than 100 latents, the
+    Gaussians on the paths are those of L-BFGS. With more than 1000 latents, there are no Laplace approximations.
+
+    Args:
+        density: the log density.
+        paths: of its ascents.
+        low_rank: whether to return Gaussians of L-BFGS only.
 
     Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
     """
-    groups = chain(map(_normals, paths), ([normal] for normal in modes(density, paths)))  # one path in memory at a time
-    best = [max(zip(elbos(density, normals), normals, strict=True), key=_first) for normals in groups if normals]
-    return sorted((pair for pair in best if math.isfinite(pair[0])), key=_first, reverse=True)
+    ends = [] if low_rank or density.dim > HESSIAN else modes(density, paths)
+    along = map(partial(_normals, low_rank=low_rank or density.dim > DENSE), paths)
+    groups = chain(along, (iter([normal]) for normal in ends))  # one path in memory at a time
+    best = [pair for normals in groups if (pair := _best(density, normals))]
+    return sorted(best, key=_first, reverse=True)
 
 
-def _first(pair: tuple[float, Normal]) -> float:
+def _best(density: Density, normals: Iterator[Normal | Pushed]) -> tuple[float, Normal | Pushed] | None:
+    """Returns the distribution with the highest finite ELBO, and that."""
+    best: tuple[float, Normal | Pushed] | None = None
+    while some := list(islice(normals, max(1, NUMBERS // (DRAWS * density.dim)))):
+        pairs = [pair for pair in zip(elbos(density, some), some, strict=True) if math.isfinite(pair[0])]
+        best = max([*([best] if best else []), *pairs], key=_first, default=None)
+    return best
+
+
+def _first(pair: tuple[float, Normal | Pushed]) -> float:
     return pair[0]
 
 
-def _normals(path: list[Iterate]) -> list[Normal]:
-    found = []
+def _normals(path: list[Iterate], low_rank: bool) -> Iterator[Normal | Pushed]:
+    if low_rank:
+        yield from (Pushed(root) for root in limited_gaussians(path) if all(t.isfinite().all() for t in root.watched()))
+        return
     for mean, covariance in gaussians(path):
         root, failed = torch.linalg.cholesky_ex(covariance)
         if not failed and mean.isfinite().all():
-            found.append(Normal(mean, root))
-    return found
+            yield Normal(mean, root)

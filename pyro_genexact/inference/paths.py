@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .density import Density
+from .low_rank import LowRankAffine
+from .secants import dense, limited
 
 ITERATIONS = 200  # maximum number of steps of a path
 TRIALS = 20  # maximum number of step lengths on a line
@@ -19,7 +21,7 @@ SUFFICIENT, FLAT = 1e-4, 0.1  # of the slope at the start of a line: gain per st
 LONGER = 10.0  # maximum ratio of successive step lengths
 LATE = 2  # the last passes, in units of those after which half of the paths have ended
 SMALL = 1e-6  # nats; a path ends when it gains less
-CURVED = 1e-8  # minimum cosine of the angle between a step and the change of the gradient
+DENSE = 100  # maximum number of latents with a dense estimate of the inverse Hessian
 
 
 class Iterate(NamedTuple):
@@ -36,13 +38,14 @@ Search = Generator[Tensor, Iterate, Any]  # asks for points, is sent iterates
 def ascend(density: Density, starts: Tensor, iterations: int = ITERATIONS) -> list[list[Iterate]]:
     """Maximises a log density by BFGS, from starts (K, D), and returns the iterates of each path.
 
+    With more than 100 latents, it is L-BFGS, whose memory is O(D) per path, apart from the iterates.
+
     Each pass evaluates one point of every path that has not ended. When half of the paths have ended, the others end after as
     many passes again. A path whose start has no finite density has no iterates.
     """
     paths: list[list[Iterate]] = [[] for _ in starts]
-    searches = [
-        _path(start, iterates, iterations, _eps(density)) for start, iterates in zip(starts, paths, strict=True)
-    ]
+    settings = iterations, torch.finfo(density.dtype).eps, dense if starts.shape[1] <= DENSE else limited
+    searches = [_path(start, iterates, *settings) for start, iterates in zip(starts, paths, strict=True)]
     asked = {search: next(search) for search in searches}
     passes, last = 0, math.inf
     while asked and passes < last:
@@ -62,42 +65,32 @@ def ascend(density: Density, starts: Tensor, iterations: int = ITERATIONS) -> li
 
 def gaussians(path: list[Iterate]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the mean (D,) and the covariance (D, D), an estimate of the inverse Hessian, after each step of a path."""
-    covariance: Tensor | None = None
+    yield from _gaussians(path, dense)
+
+
+def limited_gaussians(path: list[Iterate]) -> Iterator[LowRankAffine]:
+    """Yields the map from noise to the Gaussian of the L-BFGS estimate after each step of a path. Memory: O(D)."""
+    for mean, inverse in _gaussians(path, limited):
+        yield inverse.root(mean)
+
+
+def _gaussians(path: list[Iterate], updated: Callable[[Any, Tensor, Tensor], Any]) -> Iterator[tuple[Tensor, Any]]:
+    inverse = None
     for old, new in pairwise(path):
-        covariance = updated(covariance, new.point - old.point, old.gradient - new.gradient)
-        if covariance is not None:
-            yield new.point + covariance @ new.gradient, covariance
+        inverse = updated(inverse, new.point - old.point, old.gradient - new.gradient)
+        if inverse is not None:
+            yield new.point + inverse @ new.gradient, inverse
 
 
-def updated(inverse: Tensor | None, step: Tensor, change: Tensor) -> Tensor | None:
-    """Returns the BFGS update of an estimate (D, D) of the inverse of a negative Hessian, None for none so far.
-
-    Args:
-        inverse: the estimate.
-        step: s (D,).
-        change: y (D,), the decrease of the gradient along the step. Without positive curvature s'y, nothing changes.
-    """
-    sy, yy = (step @ change).item(), (change @ change).item()
-    if not sy > CURVED * step.norm().item() * math.sqrt(yy):
-        return inverse
-    if inverse is None:
-        inverse = torch.eye(len(step)).to(step) * (sy / yy)
-    hy = inverse @ change
-    cross = torch.outer(hy, step)
-    return inverse + (1 + (change @ hy) / sy) / sy * torch.outer(step, step) - (cross + cross.mT) / sy
-
-
-def _eps(density: Density) -> float:
-    return torch.finfo(density.dtype).eps
-
-
-def _path(start: Tensor, iterates: list[Iterate], iterations: int, eps: float) -> Search:
+def _path(
+    start: Tensor, iterates: list[Iterate], iterations: int, eps: float, updated: Callable[[Any, Tensor, Tensor], Any]
+) -> Search:
     """Appends its iterates to a list."""
     now = yield start.double().cpu()
     if not (math.isfinite(now.value) and now.gradient.isfinite().all()):
         return
     iterates.append(now)
-    inverse: Tensor | None = None
+    inverse: Any = None
     for _ in range(iterations):
         small = SMALL + eps * abs(now.value)
         step = now.gradient / max(1.0, now.gradient.norm().item()) if inverse is None else inverse @ now.gradient

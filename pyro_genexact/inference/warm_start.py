@@ -8,30 +8,65 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.random import seeded
+from .arrow import Arrow
 from .density import Density
-from .gaussian import Gaussian
-from .normal import Normal
+from .integrated import by_rows
+from .laplace import modes
+from .low_rank import LowRank
+from .normal import Normal, Pushed
 from .pathfinder import ranked
-from .paths import Iterate, ascend
+from .paths import ascend
+from .secants import MEMORY
 
 PATHS = 8  # starts of paths
 ONE_BY_ONE = 2  # paths of models whose points are evaluated one by one
 CANDIDATES = 4
 DRAWS, ALONE = 500, 50  # draws in the ELBO of a candidate, together and one by one
+NUMBERS = 2**18  # numbers in the draws of more than ALONE
 
 
-def by_pathfinder(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
+def by_pathfinder(density: Density, starts: Tensor) -> list[Normal]:
     """Returns the best Gaussians of all paths and of their ends."""
-    return [normal for _, normal in ranked(density, paths)[:CANDIDATES]]
+    found = ranked(density, ascend(density, starts))[:CANDIDATES]
+    return [x if isinstance(x, Normal) else Normal(x.transform.loc, x.transform.lower()) for _, x in found]
+
+
+def by_laplace(density: Density, starts: Tensor) -> list[Normal]:
+    """Returns the Laplace approximations at the ends of paths."""
+    return modes(density, ascend(density, starts))
+
+
+def by_directions(density: Density, starts: Tensor, ends: bool) -> list[Normal | Pushed]:
+    """Returns the best low-rank Gaussians of all paths, or of their last steps."""
+    paths = ascend(density, starts)
+    found = [pair for path in paths for pair in ranked(density, [path[-MEMORY - 1 :] if ends else path], low_rank=True)]
+    return [normal for _, normal in sorted(found, key=lambda pair: -pair[0])[:CANDIDATES]]
+
+
+def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Tensor], Any]:
+    """Returns a function of density and starts that returns Gaussians for the last layer of a guide.
+
+    Args:
+        kind: "pathfinder" or "laplace".
+        affine: the layer.
+        blocks: the plate of the layer's rows.
+    """
+    ends = kind == "laplace"
+    if isinstance(affine, Arrow):
+        return lambda density, starts: by_rows(density, affine, str(blocks), starts, ends)
+    if isinstance(affine, LowRank):
+        return lambda density, starts: by_directions(density, starts, ends)
+    return by_laplace if ends else by_pathfinder
 
 
 def improve(
-    affine: Gaussian,
+    affine: Any,
     posterior: Callable[[], Any],
     density: Density,
-    candidates: Callable[[Density, list[list[Iterate]]], list[Normal]],
+    candidates: Callable[[Density, Tensor], Any],
 ) -> bool:
     """Sets the affine map of a guide to the candidate with the highest ELBO, if that is higher than the guide's own.
 
@@ -39,17 +74,18 @@ def improve(
         affine: the last transform of the guide.
         posterior: returns the guide's distribution of the unconstrained latents (D,).
         density: the log density of the latents.
-        candidates: returns Gaussians from the paths.
+        candidates: returns Gaussians, given the density and the starts (S, D) of paths.
 
     Returns:
         Whether the map has changed.
     """
+    draws = max(ALONE, min(DRAWS, NUMBERS // density.dim)) if density.batched else ALONE
 
     @torch.no_grad()
     def elbo() -> float:
         q = posterior()
         with seeded(0, affine.loc.device):
-            z = q.sample((DRAWS if density.batched else ALONE,))
+            z = q.sample((draws,))
         value = (density(z) - q.log_prob(z)).double().mean()
         return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).item()
 
@@ -60,7 +96,7 @@ def improve(
         if not density.batched:
             starts = starts[density(starts).topk(min(ONE_BY_ONE, len(starts))).indices]
         start = highest = elbo()
-        for normal in candidates(density, ascend(density, starts)):
+        for normal in candidates(density, starts):
             affine.put(*normal)
             if (value := elbo()) > highest:
                 best, highest = copy.deepcopy(affine.state_dict()), value

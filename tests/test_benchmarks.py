@@ -53,6 +53,18 @@ def test_blocks_name_sections_of_scripts() -> None:
         assert f"def {section}(options" in (SCRIPTS / f"{script}.py").read_text(), (script, section)
 
 
+def test_each_script_is_run_by_the_runner_or_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from benchmarks import run as runner
+
+    found = {path.stem for path in SCRIPTS.iterdir() if path.suffix == ".py" or (path / "__main__.py").exists()}
+    assert sorted([*runner.SCRIPTS, *runner.ALONE, "run", "timing", "measurements"]) == sorted(found)
+    for name in runner.SCRIPTS:
+        assert "run(parser(__doc__" in (text := (SCRIPTS / f"{name}.py").read_text()) or "parser(__doc__, [" in text, (
+            name
+        )
+
+
 def test_file_has_no_paths_and_survives_writing(tmp_path: Path) -> None:
     runs = read(FILE)
     assert runs and all(run.environment.keys() == ENVIRONMENT.keys() for run in runs)

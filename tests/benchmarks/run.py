@@ -7,7 +7,8 @@
 
 Each script runs in a fresh process for each number of threads. Its sections replace those of the same name and number of
 threads in the file; all others stay. ``--brief`` runs what the tables need, in about 18 minutes of a quiet machine with two cores;
-``--quick`` runs small sizes in one round. How a script joins is described in ``timing.py``.
+``--quick`` runs small sizes in one round. How a script joins is described in ``timing.py``. The scripts in ``ALONE`` have figures of
+other kinds, such as ELBOs and effective sample sizes, or need data. They print their own tables and are run by their own commands.
 """
 
 from __future__ import annotations
@@ -52,7 +53,13 @@ JOBS = [
     Job("tarflow", (1,), (SECTIONS, "speed"), (SECTIONS, "speed")),
     Job("fixed_point", (1,), (), None),
     Job("encoders", (1,), (), None),
+    Job("much_data", (1,), (), (SECTIONS, "step", "--models", "logistic")),
 ]
+ALONE = (
+    "direct", "encoders_of_sets", "fit_defaults", "fit_defaults_sets", "heavy_tail", "learned_likelihood", "loops", "neutra",
+    "posteriors", "precision", "processes", "published", "published_autoregressive", "published_crf", "published_sequences",
+    "resume", "sample_posterior", "sbc", "simulators", "simulators_likelihood", "streaming", "your_machine",
+)  # fmt: skip
 SCRIPTS = list(dict.fromkeys(job.script for job in JOBS))
 
 
@@ -105,6 +112,8 @@ def main() -> None:
         if options.quick and options.out == FILE:
             parser.error("Expected --out with --quick, whose figures only show that a script runs.")
         unknown = [name for name in options.scripts if name not in SCRIPTS]
+        if alone := [name for name in unknown if name in ALONE]:
+            parser.error(f"Expected scripts with sections; run {', '.join(alone)} by the commands in their docstrings.")
         if unknown:
             parser.error(f"Expected scripts among {', '.join(SCRIPTS)}; got {', '.join(unknown)}.")
         jobs = [job for job in JOBS if job.script in options.scripts]

@@ -216,7 +216,8 @@ class AutoFlow(AutoContinuous):
         BFGS from eight starts finds up to three modes, and the Laplace approximation with the highest ELBO is chosen. The starts
         are the guide's location, medians of prior draws, and points that are uniform between -2 and 2. The guide stays
         unchanged if the search fails, or if the Laplace approximation has a lower ELBO than the guide. With ``blocks``, the
-        mode is that of the globals, with the rows integrated out; with ``rank``, the Hessian is that of the last steps.
+        mode is that of the globals, with the rows integrated out. With ``rank``, products of the Hessian with vectors give its
+        diagonal and a few directions (Lanczos' method).
 
         Args:
             args: arguments of the model.

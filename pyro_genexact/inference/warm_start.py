@@ -14,16 +14,17 @@ from ..core.random import seeded
 from .arrow import Arrow
 from .density import Density
 from .integrated import by_rows
+from .lanczos import low_rank_laplace
 from .laplace import modes
 from .low_rank import LowRank
 from .normal import Normal, Pushed
 from .pathfinder import ranked
 from .paths import ascend
-from .secants import MEMORY
 
 PATHS = 8  # starts of paths
 ONE_BY_ONE = 2  # paths of models whose points are evaluated one by one
 CANDIDATES = 4
+ENDS = 2  # paths whose ends have a low-rank Laplace approximation
 DRAWS, ALONE = 500, 50  # draws in the ELBO of a candidate, together and one by one
 NUMBERS = 2**18  # numbers in the draws of more than ALONE
 
@@ -39,11 +40,12 @@ def by_laplace(density: Density, starts: Tensor) -> list[Normal]:
     return modes(density, ascend(density, starts))
 
 
-def by_directions(density: Density, starts: Tensor, ends: bool) -> list[Normal | Pushed]:
-    """Returns the best low-rank Gaussians of all paths, or of their last steps."""
-    paths = ascend(density, starts)
-    found = [pair for path in paths for pair in ranked(density, [path[-MEMORY - 1 :] if ends else path], low_rank=True)]
-    return [normal for _, normal in sorted(found, key=lambda pair: -pair[0])[:CANDIDATES]]
+def by_directions(density: Density, starts: Tensor, rank: int, ends: bool) -> list[Normal | Pushed]:
+    """Returns low-rank Laplace approximations at the ends of the best paths, and the best low-rank Gaussians of all paths."""
+    paths = sorted((path for path in ascend(density, starts) if path), key=lambda path: -path[-1].value)
+    laplace = [Pushed(low_rank_laplace(density, path[-1].point, rank)) for path in paths[:ENDS]]
+    along = [] if ends else [normal for _, normal in ranked(density, paths, low_rank=True)[:CANDIDATES]]
+    return [*laplace, *along]
 
 
 def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Tensor], Any]:
@@ -58,7 +60,7 @@ def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Ten
     if isinstance(affine, Arrow):
         return lambda density, starts: by_rows(density, affine, str(blocks), starts, ends)
     if isinstance(affine, LowRank):
-        return lambda density, starts: by_directions(density, starts, ends)
+        return lambda density, starts: by_directions(density, starts, len(affine.log_stretch), ends)
     return by_laplace if ends else by_pathfinder
 
 

@@ -13,6 +13,7 @@ from pyro.infer import Trace_ELBO
 import pyro_genexact as gx
 from pyro_genexact.guides import AutoFlow
 from pyro_genexact.inference.density import Density
+from pyro_genexact.inference.lanczos import low_rank_laplace
 from pyro_genexact.inference.low_rank import LowRank, LowRankAffine
 from pyro_genexact.inference.normal import Pushed
 from pyro_genexact.inference.pathfinder import ranked
@@ -116,6 +117,30 @@ def test_paths_with_more_than_a_hundred_latents_use_low_rank_gaussians():
     elbo, best = ranked(density, paths, low_rank=True)[0]
     assert isinstance(best, Pushed) and -60 < elbo < 0
     assert ranked(density, paths)[0][0] == pytest.approx(0.0, abs=1e-3)  # Laplace's approximation
+
+
+def test_lanczos_finds_scales_and_both_ends_of_the_spectrum():
+    torch.manual_seed(8)
+    precision = 1 / SCALE**2
+    directions = torch.linalg.qr(torch.randn(D, 2, **DOUBLE)).Q
+    scaled = torch.eye(D, **DOUBLE) + directions @ torch.tensor([24.0, -0.96], **DOUBLE).diag() @ directions.mT
+    truth = dist.MultivariateNormal(numbers(D), precision_matrix=scaled * (precision[:, None] * precision).sqrt())
+
+    def model():
+        pyro.sample("z", truth)
+
+    density = Density(model)
+    density.starts(2)
+    found = low_rank_laplace(density, numbers(D), 4)
+    z = truth.sample((500,))
+    gap = (
+        truth.log_prob(z) - Pushed(found).log_prob(z)
+    ).mean()  # the Kullback-Leibler divergence, for 2 of 130 directions
+    assert gap < 3.0
+    independent_density = Density(independent)
+    independent_density.starts(2)
+    exact = low_rank_laplace(independent_density, torch.arange(D, **DOUBLE) / D, 4)
+    torch.testing.assert_close(exact.lower(), SCALE.diag(), atol=1e-4, rtol=1e-4)
 
 
 def test_importance_weights_of_low_rank_gaussians():

@@ -16,6 +16,7 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
 from ..core.checks import check_positive, check_sizes
+from ..core.devices import device_of
 from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
 from ..flows.base import Flow, over_reals
@@ -24,7 +25,10 @@ from .density import Density, initial, is_enumerated
 from .fit_guide import fit_guide
 from .gaussian import Gaussian, Tails
 from .laplace import modes
-from .warm_start import by_pathfinder, improve
+from .mixture_guide import AtLatents, FlowMixture
+from .mixture_start import by_laplace, spread
+from .mixture_start import by_pathfinder as several_by_pathfinder
+from .warm_start import PATHS, by_pathfinder, improve
 
 STARTS = ("pathfinder", "laplace")
 
@@ -93,9 +97,11 @@ class AutoFlow(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         warm_start: int | str = "pathfinder",
+        mixture: int = 1,
         **options: Any,
     ) -> None:
         check_positive(init_scale=init_scale)
+        check_sizes(1, mixture=mixture)
         if not callable(recipe):
             raise TypeError(f"Expected recipe to be callable; got {type(recipe).__name__}.")
         if not isinstance(warm_start, str):
@@ -105,7 +111,7 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, init_loc_fn=partial(initial, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the initial values
         self._recipe, self._options = recipe, options
-        self._init_scale, self._warm_start = init_scale, warm_start
+        self._init_scale, self._warm_start, self._mixture = init_scale, warm_start, mixture
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
@@ -130,17 +136,32 @@ class AutoFlow(AutoContinuous):
         for site in sites:
             _check_plates(site)
         loc = torch.cat([biject_to(site["fn"].support).inv(site["value"]).flatten() for site in sites])
+        self.flow: Any
+        if self._mixture == 1:
+            self.flow = self._flow(loc)
+        else:
+            points = spread(loc, self._init_scale, self._mixture, lambda: Density(self._program(), *args, **kwargs))
+            self.flow = FlowMixture([self._flow(point) for point in points])
+
+    def _flow(self, loc: Tensor) -> Flow:
         flow = self._recipe(self.latent_dim, **self._options)
         _check_flow(flow, loc)
-        self.flow = Flow([*flow.transforms, Tails(loc), Gaussian(loc, self._init_scale)], flow.base).to(loc)
+        return Flow([*flow.transforms, Tails(loc), Gaussian(loc, self._init_scale)], flow.base).to(loc)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws the latents at sites of their names, and returns them."""
+        if self._mixture == 1 or poutine.get_mask() is False:
+            return super().forward(*args, **kwargs)
+        with AtLatents():
+            return super().forward(*args, **kwargs)
 
     def get_base_dist(self) -> Any:
-        """Returns the distribution of the noise."""
-        return self._made().base()
+        """Returns the distribution of the noise. A mixture of flows has none, and raises a NotImplementedError."""
+        return self._single().base()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
-        """Returns the transform from the noise to the unconstrained latents."""
-        return self._made()().transforms[0]
+        """Returns the transform from the noise to the unconstrained latents. A mixture raises a NotImplementedError."""
+        return self._single()().transforms[0]  # type: ignore[no-any-return]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the distribution of the D unconstrained latents, as one vector (D,).
@@ -163,7 +184,8 @@ class AutoFlow(AutoContinuous):
         """
         if self.prototype_trace is None:
             self._make(*args, **kwargs)
-        parameters = list(self.flow.transforms[-1].parameters())
+        parameters = [p for part in self.flow.modules() if isinstance(part, Gaussian) for p in part.parameters()]
+        parameters += [self.flow.logits] if self._mixture > 1 else []
         with poutine.block(), torch.enable_grad():
             return fit_guide(
                 self._program(), self, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
@@ -185,7 +207,7 @@ class AutoFlow(AutoContinuous):
 
         Cost: a hundred gradients of the model at eight points at once, and D more per mode for the Hessian.
         """
-        return self._improve(modes, *args, **kwargs)
+        return self._improve(modes, by_laplace, *args, **kwargs)
 
     def fit_pathfinder(self, *args: Any, **kwargs: Any) -> bool:
         """Sets loc and L to the Gaussian with the highest ELBO on the paths of an optimiser (Pathfinder).
@@ -206,14 +228,17 @@ class AutoFlow(AutoContinuous):
 
         Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
         """
-        return self._improve(by_pathfinder, *args, **kwargs)
+        return self._improve(by_pathfinder, several_by_pathfinder, *args, **kwargs)
 
-    def _improve(self, candidates: Any, *args: Any, **kwargs: Any) -> bool:
+    def _improve(self, one: Any, several: Any, *args: Any, **kwargs: Any) -> bool:
         if self.prototype_trace is None:
             self._make(*args, **kwargs)
-        affine: Any = self.flow.transforms[-1]
+        flow, size = self.flow, self._mixture
+        first: Any = next(part for part in flow.modules() if isinstance(part, Gaussian))
+        part, find = (first, one) if size == 1 else (flow, several(size))
         with poutine.block(), torch.random.fork_rng([]):
-            return improve(affine, self.get_posterior, Density(self._program(), *args, **kwargs), candidates)
+            density = Density(self._program(), *args, **kwargs)
+            return improve(part, part.put, first, self.get_posterior, density, find, size * PATHS)
 
     @torch.no_grad()
     def median(  # type: ignore[override]
@@ -257,7 +282,7 @@ class AutoFlow(AutoContinuous):
             ValueError: if ``quantiles`` are not probabilities.
         """
         posterior = self.get_posterior()
-        with seeded(0, self.flow.transforms[-1].loc.device):  # type: ignore[arg-type]
+        with seeded(0, device_of(self.flow.parameters())):
             latent = posterior.sample((num_samples,))
         sites = [site for _, site in self.prototype_trace.iter_stochastic_nodes()]  # type: ignore[union-attr]
         depth = max(len(site["fn"].batch_shape) for site in sites)
@@ -275,10 +300,19 @@ class AutoFlow(AutoContinuous):
                 result[site["name"]] = onto(quantiles_of(value, q))
         return result
 
-    def _made(self) -> Flow:
+    def _made(self) -> Flow | FlowMixture:
         if self.prototype_trace is None:
             raise RuntimeError("Call the guide once before using this method; the first call creates the flow.")
         return self.flow
+
+    def _single(self) -> Flow:
+        flow = self._made()
+        if isinstance(flow, FlowMixture):
+            raise NotImplementedError(
+                f"Expected a guide that is one transform of noise; got a mixture of {self._mixture} flows, which is none. "
+                "NeuTra and sample_posterior(method='nuts') need mixture=1."
+            )
+        return flow
 
     def _program(self) -> Any:
         if self._bare_model is None:

@@ -31,16 +31,25 @@ def ranked(density: Density, paths: list[list[Iterate]]) -> list[tuple[float, No
 
     Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
     """
-    groups = chain(map(_normals, paths), ([normal] for normal in modes(density, paths)))  # one path in memory at a time
-    best = [max(zip(elbos(density, normals), normals, strict=True), key=_first) for normals in groups if normals]
-    return sorted((pair for pair in best if math.isfinite(pair[0])), key=_first, reverse=True)
+    groups = chain(
+        map(normals_of, paths), ([normal] for normal in modes(density, paths))
+    )  # one path in memory at a time
+    best = (best_of(density, normals) for normals in groups)
+    return sorted((pair for pair in best if pair is not None), key=_first, reverse=True)
+
+
+def best_of(density: Density, normals: list[Normal]) -> tuple[float, Normal] | None:
+    """Returns the Gaussian with the highest ELBO, and this; None if no ELBO is finite."""
+    pairs = zip(elbos(density, normals), normals, strict=True) if normals else ()
+    return max((pair for pair in pairs if math.isfinite(pair[0])), key=_first, default=None)
 
 
 def _first(pair: tuple[float, Normal]) -> float:
     return pair[0]
 
 
-def _normals(path: list[Iterate]) -> list[Normal]:
+def normals_of(path: list[Iterate]) -> list[Normal]:
+    """Returns the Gaussians of the iterates of a path."""
     found = []
     for mean, covariance in gaussians(path):
         root, failed = torch.linalg.cholesky_ex(covariance)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..core.random import seeded
 from .density import Density
@@ -28,41 +29,47 @@ def by_pathfinder(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
 
 
 def improve(
-    affine: Gaussian,
+    part: nn.Module,
+    put: Callable[..., None],
+    first: Gaussian,
     posterior: Callable[[], Any],
     density: Density,
-    candidates: Callable[[Density, list[list[Iterate]]], list[Normal]],
+    candidates: Callable[[Density, list[list[Iterate]]], Sequence[Any]],
+    paths: int = PATHS,
 ) -> bool:
-    """Sets the affine map of a guide to the candidate with the highest ELBO, if that is higher than the guide's own.
+    """Puts the candidate with the highest ELBO into a guide, if that is higher than the guide's own.
 
     Args:
-        affine: the last transform of the guide.
+        part: what changes.
+        put: is called with the items of a candidate, and changes this part.
+        first: the map whose center is the first start.
         posterior: returns the guide's distribution of the unconstrained latents (D,).
         density: the log density of the latents.
-        candidates: returns Gaussians from the paths.
+        candidates: returns candidates from the paths, such as Gaussians.
+        paths: the number of starts.
 
     Returns:
-        Whether the map has changed.
+        Whether the guide has changed.
     """
 
     @torch.no_grad()
     def elbo() -> float:
         q = posterior()
-        with seeded(0, affine.loc.device):
+        with seeded(0, first.loc.device):
             z = q.sample((DRAWS if density.batched else ALONE,))
         value = (density(z) - q.log_prob(z)).double().mean()
         return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).item()
 
-    first = affine()(torch.zeros_like(affine.loc)).detach()
-    best, start, highest = copy.deepcopy(affine.state_dict()), -torch.inf, -torch.inf
+    center = first()(torch.zeros_like(first.loc)).detach()
+    best, start, highest = copy.deepcopy(part.state_dict()), -torch.inf, -torch.inf
     with suppress(ValueError, RuntimeError, LookupError):
-        starts = density.starts(PATHS, first)  # from here on, a model with other latents in each run can raise
+        starts = density.starts(paths, center)  # from here on, a model with other latents in each run can raise
         if not density.batched:
-            starts = starts[density(starts).topk(min(ONE_BY_ONE, len(starts))).indices]
+            starts = starts[density(starts).topk(min(ONE_BY_ONE * paths // PATHS, len(starts))).indices]
         start = highest = elbo()
-        for normal in candidates(density, ascend(density, starts)):
-            affine.put(*normal)
+        for candidate in candidates(density, ascend(density, starts)):
+            put(*candidate)
             if (value := elbo()) > highest:
-                best, highest = copy.deepcopy(affine.state_dict()), value
-    affine.load_state_dict(best)
+                best, highest = copy.deepcopy(part.state_dict()), value
+    part.load_state_dict(best)
     return highest > start

@@ -20,6 +20,7 @@ from .flows.zuko import ZukoBase, ZukoTransform
 from .heads.composite import Grouping
 from .heads.parameters import Cholesky, Link, Part
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
+from .inference.mixture_guide import FlowMixture
 from .simulation.columns import Columns
 from .simulation.count_block import CountBlock
 from .simulation.given import Given
@@ -53,6 +54,7 @@ __all__ = [
     "Elementwise",
     "FirstSite",
     "Flattened",
+    "FlowMixture",
     "GatedConv",
     "Gaussian",
     "Given",

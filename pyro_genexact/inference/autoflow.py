@@ -156,11 +156,11 @@ class AutoFlow(AutoContinuous):
             return super().forward(*args, **kwargs)
 
     def get_base_dist(self) -> Any:
-        """Returns the distribution of the noise. A mixture of flows has none, and raises a NotImplementedError."""
+        """Returns the distribution of the noise. A mixture of flows has none, and raises a ValueError."""
         return self._single().base()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
-        """Returns the transform from the noise to the unconstrained latents. A mixture raises a NotImplementedError."""
+        """Returns the transform from the noise to the unconstrained latents. A mixture of flows raises a ValueError."""
         return self._single()().transforms[0]  # type: ignore[no-any-return]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
@@ -308,7 +308,7 @@ class AutoFlow(AutoContinuous):
     def _single(self) -> Flow:
         flow = self._made()
         if isinstance(flow, FlowMixture):
-            raise NotImplementedError(
+            raise ValueError(  # which NeuTraReparam does not replace by its own
                 f"Expected a guide that is one transform of noise; got a mixture of {self._mixture} flows, which is none. "
                 "NeuTra and sample_posterior(method='nuts') need mixture=1."
             )

@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from ..base import DistributionModule
+from ..core.independent import REAL_VECTOR
 from ..core.leaves import tensors_in
 from ..core.random import chosen
 from ..core.values import checked_value
@@ -65,7 +66,7 @@ class MixtureOfFlows(TorchDistribution):
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.real_vector
+    support = REAL_VECTOR
     has_rsample = False
 
     def __init__(self, logits: Tensor, parts: Sequence[Distribution], batch_shape: Any = ()) -> None:

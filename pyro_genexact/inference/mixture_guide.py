@@ -14,11 +14,12 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from ..base import DistributionModule
+from ..core.functional import visible
 from ..core.independent import REAL_VECTOR
 from ..core.leaves import tensors_in
 from ..core.random import chosen
 from ..core.values import checked_value
-from ..core.versions import version_of, versions_of
+from ..core.versions import versions_of
 from .normal import Normal
 
 
@@ -60,7 +61,8 @@ class MixtureOfFlows(TorchDistribution):
         parts: K distributions of batch shape () and event shape (D,).
 
     Cost: a draw evaluates the flow of its component. ``log_prob`` of the last draws evaluates each flow's inverse at the draws
-    of the others, and that of other values all inverses.
+    of the others, and that of other values all inverses. Under transforms of ``torch.func`` and while torch records or compiles,
+    all flows make all draws, of which one is chosen.
 
     Reference: Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", AISTATS 2021.
     """
@@ -84,11 +86,18 @@ class MixtureOfFlows(TorchDistribution):
         shape = Size((*sample_shape, *self.batch_shape))
         with torch.no_grad():
             which = chosen(self.logits.softmax(-1).expand(max(1, shape.numel()), -1)).squeeze(-1)[: shape.numel()]
+        order: Any = None
+        groups: Any = None  # if their sizes are unknown
+        if visible(which):
             order = which.argsort(stable=True)
             sizes = which.bincount(minlength=len(self.parts)).tolist()
-        groups = [part.rsample((n,)) for part, n in zip(self.parts, sizes, strict=True)]
-        value = torch.cat(groups)[order.argsort()].reshape(*shape, *self.event_shape)
-        self._drawn, self._found = (value, version_of(value), which.reshape(shape), order, groups), None
+            groups = [part.rsample((n,)) for part, n in zip(self.parts, sizes, strict=True)]
+            value = torch.cat(groups)[order.argsort()]
+        else:
+            each = torch.stack([part.rsample((shape.numel(),)) for part in self.parts])
+            value = each.take_along_dim(which[None, :, None], 0).squeeze(0)
+        value = value.reshape(*shape, *self.event_shape)
+        self._drawn, self._found = (value, versions_of([value]), which.reshape(shape), order, groups), None
         return value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -99,7 +108,7 @@ class MixtureOfFlows(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log sum_k w_k q_k(value) in nats, (*sample, *batch)."""
         value, provenance = extract_provenance(value)  # type: ignore[assignment]
-        if (drawn := self._last(value)) is None:
+        if (drawn := self._last(value)) is None or drawn[4] is None:
             value = checked_value(self, value)
             each = torch.stack([part.log_prob(value) for part in self.parts], -1)
             total = (self.logits.log_softmax(-1) + each).logsumexp(-1)
@@ -139,7 +148,7 @@ class MixtureOfFlows(TorchDistribution):
     def _last(self, value: Any) -> Any:
         """Returns the last draws, with all that is known of them, if these are the value."""
         drawn = self._drawn
-        return drawn if drawn is not None and drawn[0] is value and drawn[1] == version_of(value) else None
+        return drawn if drawn is not None and drawn[0] is value and drawn[1] == versions_of([value]) else None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureOfFlows:
         return type(self)(self.logits, self.parts, batch_shape)

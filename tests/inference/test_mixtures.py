@@ -16,6 +16,7 @@ from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceG
 from torch.distributions import constraints
 
 import pyro_genexact as gx
+from pyro_genexact.core.functional import recording
 from pyro_genexact.guides import AutoFlow
 from pyro_genexact.inference.mixture_guide import FlowMixture, MixtureOfFlows
 from pyro_genexact.testing import redraw
@@ -199,6 +200,14 @@ def test_gradients_are_unbiased(elbo):
     guide = overlapping()
     exact = exact_gradients(guide)
     assert distance(vectorised(elbo), plated_modes, guide, [*guide.parameters()], exact) < 4
+
+
+def test_gradients_are_unbiased_if_code_cannot_read_values():
+    torch.manual_seed(0)
+    guide = overlapping()
+    exact = exact_gradients(guide)
+    with recording():
+        assert distance(vectorised(Trace_ELBO), plated_modes, guide, [*guide.parameters()], exact) < 4
 
 
 def test_gradients_are_biased_without_the_scores_or_the_costs_of_auxiliary_sites(monkeypatch):

@@ -54,8 +54,9 @@ class AutoFlow(AutoContinuous):
     With ``mixture=K``, q(z) = sum_k w_k q_k(z) is a mixture of K such flows with learned weights, for posteriors with several
     modes. The warm start places the flows at different modes, see :meth:`fit_pathfinder`. Draws are differentiable given their
     flow; the weights have score-function gradients, so the fit needs several draws per step. Each flow also evaluates the
-    draws of the others. ``iaf`` is the recipe for that too: for K = 2, D = 10, a step took half of the time of one with
-    ``coupling_nsf``, about that of ``realnvp``, and the fit had the highest ELBO of the three. There is no transform from noise.
+    draws of the others, so a step takes about K + 1 times as long as for one flow. There is no transform from noise. ``iaf``
+    is the recipe to use for mixtures too: with K = 2 and D = 10, a step of 256 draws took 15 ms, with ``realnvp`` 11 ms and with
+    ``coupling_nsf`` 22 ms, and the fits ended 0.01, 0.07 and 0.07 nats below the log evidence.
 
     :class:`~pyro_genexact.guides.Amortized` is a guide for any observation, and for latents in subsampled plates.
 

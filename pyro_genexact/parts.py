@@ -23,6 +23,7 @@ from .inference.arrow import Arrow, ArrowAffine, Layout
 from .inference.blocks import BlockFlow, RowsGivenAll
 from .inference.gaussian import CholeskyAffine, Gaussian, SinhArcsinh, Tails
 from .inference.low_rank import LowRank, LowRankAffine
+from .inference.mixture_guide import FlowMixture
 from .simulation.columns import Columns
 from .simulation.count_block import CountBlock
 from .simulation.given import Given
@@ -59,6 +60,7 @@ __all__ = [
     "Elementwise",
     "FirstSite",
     "Flattened",
+    "FlowMixture",
     "GatedConv",
     "Gaussian",
     "Given",

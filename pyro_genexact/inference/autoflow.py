@@ -17,14 +17,17 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.transforms import IndependentTransform
 
 from ..core.checks import check_positive, check_sizes
+from ..core.devices import device_of
 from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
 from ..flows.base import Flow
 from ..flows.recipes import iaf
 from .density import Density, initial, is_enumerated
 from .fit_guide import fit_guide
-from .guide_flow import guide_flow
-from .warm_start import finder, improve
+from .guide_flow import check_plates, guide_flow
+from .mixture_guide import AtLatents, FlowMixture
+from .mixture_start import spread
+from .warm_start import PATHS, finder, improve
 
 STARTS = ("pathfinder", "laplace")
 
@@ -61,6 +64,13 @@ class AutoFlow(AutoContinuous):
     the same names in Pyro's parameter store; SVI then optimises only one of them, and
     :func:`~pyro_genexact.fit_guide` optimises both.
 
+    With ``mixture=K``, q(z) = sum_k w_k q_k(z) is a mixture of K such flows with learned weights, for posteriors with several
+    modes. The warm start places the flows at different modes, see :meth:`fit_pathfinder`. Draws are differentiable given their
+    flow; the weights have score-function gradients, so the fit needs several draws per step. Each flow also evaluates the
+    draws of the others, so a step takes about K + 1 times as long as for one flow. There is no transform from noise. ``iaf``
+    is the recipe to use for mixtures too: with K = 2 and D = 10, a step of 256 draws took 15 ms, with ``realnvp`` 11 ms and with
+    ``coupling_nsf`` 22 ms, and the fits ended 0.01, 0.07 and 0.07 nats below the log evidence.
+
     :class:`~pyro_genexact.guides.Amortized` is a guide for any observation, and for latents in subsampled plates.
 
     Args:
@@ -75,12 +85,13 @@ class AutoFlow(AutoContinuous):
         blocks: the name of a plate whose rows are independent given the latents outside of it. With ``iaf``, networks then
             have one hidden layer of 32 units by default.
         rank: r, the number of directions of a low-rank affine map; None for a triangular matrix.
+        mixture: K, the number of flows.
         options: keyword arguments of the recipe.
 
     Raises:
         TypeError: if the recipe is not callable or does not return a flow, or ``blocks`` is not a name.
         RuntimeError: at the first call, if the model has no continuous latents.
-        ValueError: if both ``blocks`` and ``rank`` are given. At the first call, if a latent is in a subsampled plate, if a
+        ValueError: if two of ``blocks``, ``rank`` and ``mixture`` are given. At the first call, if a latent is in a subsampled plate, if a
             discrete latent is not enumerated, if no latent is in the plate of ``blocks``, if ``rank`` is above D, or if the
             flow is not over D real numbers; with ``blocks``, if the base of the flows is not standard normal.
 
@@ -91,7 +102,8 @@ class AutoFlow(AutoContinuous):
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009; Zhang et
     al., "Pathfinder", JMLR 2022; Agrawal, Domke, "Amortized Variational Inference for Simple Hierarchical Models", NeurIPS
     2021; Rue, Martino, Chopin, "Approximate Bayesian inference for latent Gaussian models by using integrated nested Laplace
-    approximations", JRSS B 2009.
+    approximations", JRSS B 2009; Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", AISTATS
+    2021.
 
     Example:
         >>> import torch
@@ -129,9 +141,11 @@ class AutoFlow(AutoContinuous):
         warm_start: int | str = "pathfinder",
         blocks: str | None = None,
         rank: int | None = None,
+        mixture: int = 1,
         **options: Any,
     ) -> None:
         check_positive(init_scale=init_scale)
+        check_sizes(1, mixture=mixture)
         if not callable(recipe):
             raise TypeError(f"Expected recipe to be callable; got {type(recipe).__name__}.")
         if not isinstance(warm_start, str):
@@ -144,10 +158,13 @@ class AutoFlow(AutoContinuous):
             check_sizes(1, rank=rank)
             if blocks is not None:
                 raise ValueError(f"Expected rank=None with blocks, which have an affine map of their own; got {rank}.")
+        if mixture > 1 and (blocks, rank) != (None, None):
+            raise ValueError(f"Expected mixture=1 with blocks or rank; got {mixture}.")
         super().__init__(model, init_loc_fn=partial(initial, init_loc_fn))
         self._bare_model: Any = (model,)  # without the handler that sets the initial values
         self._recipe, self._options = recipe, options
-        self._init_scale, self._warm_start, self._blocks, self._rank = init_scale, warm_start, blocks, rank
+        self._init_scale, self._warm_start = init_scale, warm_start
+        self._blocks, self._rank, self._mixture = blocks, rank, mixture
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:
@@ -170,18 +187,33 @@ class AutoFlow(AutoContinuous):
         super()._setup_prototype(*args, **kwargs)
         sites = [site for _, site in self.prototype_trace.iter_stochastic_nodes()]  # type: ignore[union-attr]
         for site in sites:
-            _check_plates(site)
+            check_plates(site)
         loc = torch.cat([biject_to(site["fn"].support).inv(site["value"]).flatten() for site in sites])
         last = self._init_scale, self._blocks, self._rank
-        self.flow = guide_flow(self._recipe, self._options, sites, loc, *last)
+
+        def flow(point: Tensor) -> Flow:
+            return guide_flow(self._recipe, self._options, sites, point, *last)
+
+        points = [loc]
+        if self._mixture > 1:
+            points = spread(loc, self._init_scale, self._mixture, lambda: Density(self._program(), *args, **kwargs))
+        flows = [flow(point) for point in points]
+        self.flow: Any = FlowMixture(flows) if self._mixture > 1 else flows[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws the latents at sites of their names, and returns them."""
+        if self._mixture == 1 or poutine.get_mask() is False:
+            return super().forward(*args, **kwargs)
+        with AtLatents():
+            return super().forward(*args, **kwargs)
 
     def get_base_dist(self) -> Any:
-        """Returns the distribution of the noise."""
-        return self._made().base()
+        """Returns the distribution of the noise. A mixture of flows has none, and raises a ValueError."""
+        return self._single().base()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
-        """Returns the transform from the noise to the unconstrained latents."""
-        return self._made()().transforms[0]
+        """Returns the transform from the noise to the unconstrained latents. A mixture of flows raises a ValueError."""
+        return self._single()().transforms[0]  # type: ignore[no-any-return]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the distribution of the D unconstrained latents, as one vector (D,).
@@ -192,7 +224,7 @@ class AutoFlow(AutoContinuous):
         return self._made()()
 
     def fit_gaussian(self, steps: int = 500, /, *args: Any, **kwargs: Any) -> Any:
-        """Fits only loc and L, by :func:`~pyro_genexact.fit_guide` with a learning rate of 0.1.
+        """Fits only loc and L (and the weights of a mixture), by :func:`~pyro_genexact.fit_guide` with a learning rate of 0.1.
 
         Args:
             steps: the number of steps.
@@ -204,7 +236,9 @@ class AutoFlow(AutoContinuous):
         """
         if self.prototype_trace is None:
             self._make(*args, **kwargs)
-        parameters = list(self.flow.transforms[-1].parameters())
+        flows = self.flow.parts if self._mixture > 1 else [self.flow]
+        parameters = [p for flow in flows for p in flow.transforms[-1].parameters()]
+        parameters += [self.flow.logits] if self._mixture > 1 else []
         with poutine.block(), torch.enable_grad():
             return fit_guide(
                 self._program(), self, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
@@ -216,8 +250,8 @@ class AutoFlow(AutoContinuous):
         BFGS from eight starts finds up to three modes, and the Laplace approximation with the highest ELBO is chosen. The starts
         are the guide's location, medians of prior draws, and points that are uniform between -2 and 2. The guide stays
         unchanged if the search fails, or if the Laplace approximation has a lower ELBO than the guide. With ``blocks``, the
-        mode is that of the globals, with the rows integrated out. With ``rank``, products of the Hessian with vectors give its
-        diagonal and a few directions (Lanczos' method).
+        mode is that of the globals, with the rows integrated out; with ``rank``, the Hessian is that of the last steps. A
+        mixture starts at the Laplace approximations of several modes, as in :meth:`fit_pathfinder`.
 
         Args:
             args: arguments of the model.
@@ -241,6 +275,11 @@ class AutoFlow(AutoContinuous):
         the rows integrated out. The guide gets the candidate with the highest ELBO, and stays unchanged if none has a higher
         ELBO than the guide itself.
 
+        For a mixture of K flows there are 8 K paths. Paths with the same end are one mode, whose Gaussian is the best one of
+        these paths. Modes are added one after another, each time the one for which a mixture of Gaussians with optimal weights
+        has the highest ELBO. If fewer than K modes raise it, further Gaussians of the same modes follow. The weights are the
+        optimal ones, except for a tenth that all flows share evenly.
+
         Args:
             args: arguments of the model.
             kwargs: keyword arguments of the model.
@@ -248,8 +287,7 @@ class AutoFlow(AutoContinuous):
         Returns:
             Whether the guide has changed.
 
-        Cost: a hundred gradients of the model at eight points at once, and D more per mode for the Hessian. With ``blocks``,
-        about ten gradients per row number d and step of a path.
+        Cost: as :meth:`fit_laplace`, for eight K paths.
 
         Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
         """
@@ -258,10 +296,13 @@ class AutoFlow(AutoContinuous):
     def _improve(self, kind: str, *args: Any, **kwargs: Any) -> bool:
         if self.prototype_trace is None:
             self._make(*args, **kwargs)
-        affine: Any = self.flow.transforms[-1]
+        flow, size = self.flow, self._mixture
+        last = (flow.parts[0] if size > 1 else flow).transforms[-1]
+        part = flow if size > 1 else last
         with poutine.block(), torch.random.fork_rng([]):
             density = Density(self._program(), *args, **kwargs)
-            return improve(affine, self.get_posterior, density, finder(kind, affine, self._blocks))
+            center = last()(torch.zeros_like(last.loc)).detach()
+            return improve(part, center, self.get_posterior, density, finder(kind, part, self._blocks), size * PATHS)
 
     @torch.no_grad()
     def median(  # type: ignore[override]
@@ -305,7 +346,7 @@ class AutoFlow(AutoContinuous):
             ValueError: if ``quantiles`` are not probabilities.
         """
         posterior = self.get_posterior()
-        with seeded(0, self.flow.transforms[-1].loc.device):  # type: ignore[arg-type]
+        with seeded(0, device_of(self.flow.parameters())):
             latent = posterior.sample((num_samples,))
         sites = [site for _, site in self.prototype_trace.iter_stochastic_nodes()]  # type: ignore[union-attr]
         depth = max(len(site["fn"].batch_shape) for site in sites)
@@ -323,10 +364,19 @@ class AutoFlow(AutoContinuous):
                 result[site["name"]] = onto(quantiles_of(value, q))
         return result
 
-    def _made(self) -> Flow:
+    def _made(self) -> Flow | FlowMixture:
         if self.prototype_trace is None:
             raise RuntimeError("Call the guide once before using this method; the first call creates the flow.")
         return self.flow
+
+    def _single(self) -> Flow:
+        flow = self._made()
+        if isinstance(flow, FlowMixture):
+            raise ValueError(  # which NeuTraReparam does not replace by its own
+                f"Expected a guide that is one transform of noise; got a mixture of {self._mixture} flows, which is none. "
+                "NeuTra and sample_posterior(method='nuts') need mixture=1."
+            )
+        return flow
 
     def _program(self) -> Any:
         if self._bare_model is None:
@@ -344,19 +394,6 @@ class AutoFlow(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new._model, new._bare_model = self._model, self._bare_model
         return new
-
-
-def _check_plates(site: Any) -> None:
-    for frame in site["cond_indep_stack"]:
-        if frame.size < 0:
-            raise ValueError(
-                f"Expected plates of latents to have a size; got {site['name']!r} in plate {frame.name!r}, which has none."
-            )
-        if frame.full_size not in (None, frame.size):
-            raise ValueError(
-                f"Expected no latents in subsampled plates; got {site['name']!r} in plate {frame.name!r} with a subsample "
-                f"of {frame.size} of {frame.full_size}. guides.Amortized is a guide for such latents."
-            )
 
 
 def _elementwise(transform: Transform) -> bool:

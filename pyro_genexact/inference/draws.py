@@ -109,7 +109,7 @@ class Draws:
             Exception
         ):  # models that are not written for several draws can raise anything; later runs raise again
             (trace,) = traces = self.of(guide)
-            together = self.log_p(model, traces), self.log_q(traces)
+            together = self.log_p(model, traces), self.log_q(self.again(guide, traces))  # of values, as for single runs
             for i in range(self.size):
                 one = _traced(poutine.replay(guide, trace=self.row(trace, i)))
                 alone = self._alone(poutine.replay(model, trace=self.row(trace, i))), one.log_prob_sum()

@@ -55,3 +55,17 @@ def _check(flow: Any, loc: Tensor) -> None:
             f"Expected recipe to return a flow over {len(loc)} real numbers (the model's latents); got event_shape "
             f"{tuple(one.event_shape)}, batch_shape {tuple(one.batch_shape)} and support {one.support}."
         )
+
+
+def check_plates(site: Any) -> None:
+    """Raises a ValueError if a latent is in a plate without size, or in a subsampled one."""
+    for frame in site["cond_indep_stack"]:
+        if frame.size < 0:
+            raise ValueError(
+                f"Expected plates of latents to have a size; got {site['name']!r} in plate {frame.name!r}, which has none."
+            )
+        if frame.full_size not in (None, frame.size):
+            raise ValueError(
+                f"Expected no latents in subsampled plates; got {site['name']!r} in plate {frame.name!r} with a subsample "
+                f"of {frame.size} of {frame.full_size}. guides.Amortized is a guide for such latents."
+            )

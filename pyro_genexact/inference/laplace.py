@@ -10,20 +10,40 @@ from .normal import Normal
 from .paths import SMALL, Iterate
 
 NEWTON = 20  # maximum number of Newton steps
-SAME = 0.01  # nats; ends of paths whose log densities differ by less are taken for the same mode
+SAME = 0.01  # nats; log densities at the ends of two paths and between them that differ by less are those of one mode
 MODES = 3  # maximum number of modes
 
 
 def modes(density: Density, paths: list[list[Iterate]]) -> list[Normal]:
-    """Returns the Laplace approximations at the ends of paths: those of the highest log densities, one for each value.
+    """Returns the Laplace approximations at the distinct ends of paths that have the highest log densities.
 
     Cost: D gradients per mode and Newton step.
     """
-    found: list[Iterate] = []
-    for end in sorted((path[-1] for path in paths if path), key=lambda end: -end.value):
-        if len(found) < MODES and (not found or found[-1].value - end.value > SAME):
-            found.append(end)
-    return [normal for end in found if bool((normal := laplace(density, end.point)).root.isfinite().all())]
+    ends = [group[0][-1] for group in distinct(density, paths)[:MODES]]
+    return [normal for end in ends if bool((normal := laplace(density, end.point)).root.isfinite().all())]
+
+
+def distinct(density: Density, paths: list[list[Iterate]]) -> list[list[list[Iterate]]]:
+    """Returns groups of paths with the same end, the highest first.
+
+    Two ends are the same if their log densities are, and if that at the midpoint is not lower. Mirrored modes differ.
+    """
+    found: list[list[list[Iterate]]] = []
+    for path in sorted((path for path in paths if path), key=lambda path: -path[-1].value):
+        group = next((group for group in found if _same(density, group[0][-1], path[-1])), None)
+        if group is None:
+            found.append([path])
+        else:
+            group.append(path)
+    return found
+
+
+def _same(density: Density, high: Iterate, low: Iterate) -> bool:
+    if high.value - low.value > SAME:
+        return False
+    with torch.no_grad():
+        middle = density(((high.point + low.point) / 2)[None]).item()
+    return middle > low.value - SAME
 
 
 def laplace(density: Density, start: Tensor) -> Normal:

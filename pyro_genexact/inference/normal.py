@@ -21,6 +21,10 @@ class Normal(NamedTuple):
         """D."""
         return len(self.mean)
 
+    def dense(self) -> Normal:
+        """Returns the distribution itself."""
+        return self
+
     def at(self, noise: Tensor) -> Tensor:
         """Returns mean + root noise, (S, D)."""
         return self.mean + noise @ self.root.mT
@@ -45,6 +49,10 @@ class Pushed(NamedTuple):
     def dim(self) -> int:
         """D."""
         return len(self.transform.loc)
+
+    def dense(self) -> Normal:
+        """Returns the distribution with a triangular root (D, D)."""
+        return Normal(self.transform.loc, self.transform.lower())
 
     def at(self, noise: Tensor) -> Tensor:
         """Returns the transform of the noise, (S, D)."""

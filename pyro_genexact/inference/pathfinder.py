@@ -42,13 +42,13 @@ def ranked(density: Density, paths: list[list[Iterate]], low_rank: bool = False)
     Reference: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel quasi-Newton variational inference", JMLR 2022.
     """
     ends = [] if low_rank or density.dim > HESSIAN else modes(density, paths)
-    along = map(partial(_normals, low_rank=low_rank or density.dim > DENSE), paths)
+    along = map(partial(normals_of, low_rank=low_rank or density.dim > DENSE), paths)
     groups = chain(along, (iter([normal]) for normal in ends))  # one path in memory at a time
-    best = [pair for normals in groups if (pair := _best(density, normals))]
+    best = [pair for normals in groups if (pair := best_of(density, normals))]
     return sorted(best, key=_first, reverse=True)
 
 
-def _best(density: Density, normals: Iterator[Normal | Pushed]) -> tuple[float, Normal | Pushed] | None:
+def best_of(density: Density, normals: Iterator[Normal | Pushed]) -> tuple[float, Normal | Pushed] | None:
     """Returns the distribution with the highest finite ELBO, and that."""
     best: tuple[float, Normal | Pushed] | None = None
     while some := list(islice(normals, max(1, NUMBERS // (DRAWS * density.dim)))):
@@ -61,7 +61,8 @@ def _first(pair: tuple[float, Normal | Pushed]) -> float:
     return pair[0]
 
 
-def _normals(path: list[Iterate], low_rank: bool) -> Iterator[Normal | Pushed]:
+def normals_of(path: list[Iterate], low_rank: bool) -> Iterator[Normal | Pushed]:
+    """Yields the Gaussians of the iterates of a path, those of L-BFGS with ``low_rank``."""
     if low_rank:
         yield from (Pushed(root) for root in limited_gaussians(path) if all(t.isfinite().all() for t in root.watched()))
         return

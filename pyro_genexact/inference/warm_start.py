@@ -17,6 +17,8 @@ from .integrated import by_rows
 from .lanczos import low_rank_laplace
 from .laplace import modes
 from .low_rank import LowRank
+from .mixture_guide import FlowMixture
+from .mixture_start import modes_by_laplace, modes_by_pathfinder
 from .normal import Normal, Pushed
 from .pathfinder import ranked
 from .paths import ascend
@@ -32,7 +34,7 @@ NUMBERS = 2**18  # numbers in the draws of more than ALONE
 def by_pathfinder(density: Density, starts: Tensor) -> list[Normal]:
     """Returns the best Gaussians of all paths and of their ends."""
     found = ranked(density, ascend(density, starts))[:CANDIDATES]
-    return [x if isinstance(x, Normal) else Normal(x.transform.loc, x.transform.lower()) for _, x in found]
+    return [normal.dense() for _, normal in found]
 
 
 def by_laplace(density: Density, starts: Tensor) -> list[Normal]:
@@ -48,59 +50,65 @@ def by_directions(density: Density, starts: Tensor, rank: int, ends: bool) -> li
     return [*laplace, *along]
 
 
-def finder(kind: str, affine: Any, blocks: str | None) -> Callable[[Density, Tensor], Any]:
-    """Returns a function of density and starts that returns Gaussians for the last layer of a guide.
+def finder(kind: str, part: Any, blocks: str | None) -> Callable[[Density, Tensor], Any]:
+    """Returns a function of density and starts that returns candidates for a part of a guide.
 
     Args:
         kind: "pathfinder" or "laplace".
-        affine: the layer.
+        part: the last layer of a flow, or a mixture of flows.
         blocks: the plate of the layer's rows.
     """
     ends = kind == "laplace"
-    if isinstance(affine, Arrow):
-        return lambda density, starts: by_rows(density, affine, str(blocks), starts, ends)
-    if isinstance(affine, LowRank):
-        return lambda density, starts: by_directions(density, starts, len(affine.log_stretch), ends)
+    if isinstance(part, FlowMixture):
+        find = modes_by_laplace if ends else modes_by_pathfinder
+        return lambda density, starts: find(density, ascend(density, starts), len(part.parts))
+    if isinstance(part, Arrow):
+        return lambda density, starts: by_rows(density, part, str(blocks), starts, ends)
+    if isinstance(part, LowRank):
+        return lambda density, starts: by_directions(density, starts, len(part.log_stretch), ends)
     return by_laplace if ends else by_pathfinder
 
 
 def improve(
-    affine: Any,
+    part: Any,
+    center: Tensor,
     posterior: Callable[[], Any],
     density: Density,
     candidates: Callable[[Density, Tensor], Any],
+    paths: int = PATHS,
 ) -> bool:
-    """Sets the affine map of a guide to the candidate with the highest ELBO, if that is higher than the guide's own.
+    """Puts the candidate with the highest ELBO into a guide, if that is higher than the guide's own.
 
     Args:
-        affine: the last transform of the guide.
+        part: the module whose method ``put`` is called with the items of a candidate.
+        center: the first start (D,).
         posterior: returns the guide's distribution of the unconstrained latents (D,).
         density: the log density of the latents.
-        candidates: returns Gaussians, given the density and the starts (S, D) of paths.
+        candidates: returns candidates, such as Gaussians, given the density and the starts (S, D) of paths.
+        paths: the number of starts.
 
     Returns:
-        Whether the map has changed.
+        Whether the guide has changed.
     """
     draws = max(ALONE, min(DRAWS, NUMBERS // density.dim)) if density.batched else ALONE
 
     @torch.no_grad()
     def elbo() -> float:
         q = posterior()
-        with seeded(0, affine.loc.device):
+        with seeded(0, center.device):
             z = q.sample((draws,))
         value = (density(z) - q.log_prob(z)).double().mean()
         return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).item()
 
-    first = affine()(torch.zeros_like(affine.loc)).detach()
-    best, start, highest = copy.deepcopy(affine.state_dict()), -torch.inf, -torch.inf
+    best, start, highest = copy.deepcopy(part.state_dict()), -torch.inf, -torch.inf
     with suppress(ValueError, RuntimeError, LookupError):
-        starts = density.starts(PATHS, first)  # from here on, a model with other latents in each run can raise
+        starts = density.starts(paths, center)  # from here on, a model with other latents in each run can raise
         if not density.batched:
-            starts = starts[density(starts).topk(min(ONE_BY_ONE, len(starts))).indices]
+            starts = starts[density(starts).topk(min(ONE_BY_ONE * paths // PATHS, len(starts))).indices]
         start = highest = elbo()
-        for normal in candidates(density, starts):
-            affine.put(*normal)
+        for candidate in candidates(density, starts):
+            part.put(*candidate)
             if (value := elbo()) > highest:
-                best, highest = copy.deepcopy(affine.state_dict()), value
-    affine.load_state_dict(best)
+                best, highest = copy.deepcopy(part.state_dict()), value
+    part.load_state_dict(best)
     return highest > start

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact.inference.bounds import OBJECTIVES, Bound
@@ -240,23 +241,26 @@ def test_compiled_steps_are_the_same(path, monkeypatch):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def bimodal():
-    """Two narrow modes at -4 and 4."""
-    z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 4.0))
-    pyro.sample("y", dist.Normal(z.abs(), 0.5), obs=torch.tensor(4.0, **D))
+def test_tempered_steps_have_growing_powers_and_count_for_nothing(monkeypatch):
+    powers, gradients = [], Bound.loss_and_grads
 
+    def spy(self, *args):
+        powers.append(self.power)
+        return gradients(self, *args)
 
-def test_a_tempered_fit_finds_both_modes():
-    def fit(tempering):
-        guide = gx.guides.AutoFlow(bimodal, hidden=(16,), transforms=1, warm_start=0)
-        options = {"steps": 1000, "lr": 0.05, "num_particles": 16, "progress": False}
-        result = gx.fit_guide(bimodal, guide, tempering=tempering, **options)
-        with torch.no_grad():
-            return result.final, (guide.get_posterior().sample((2000,)) > 0).double().mean().item()
+    monkeypatch.setattr(Bound, "loss_and_grads", spy)
 
-    (one, share), (both, shares) = fit(0), fit(500)
-    assert share in (0, 1) and 0.3 < shares < 0.7
-    assert one + 0.1 < both < one + math.log(2) + 0.05  # two modes of the same weight
+    def guide():  # the posterior
+        scale = pyro.param("scale", torch.tensor(0.2**0.5, **D), constraint=constraints.positive)
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.8, **D)), scale))
+
+    options = {"steps": 15, "lr": 1e-9, "num_particles": 4000, "tempering": 10, "progress": False}
+    result = gx.fit_guide(conjugate, guide, **options)
+    assert powers == pytest.approx([0.01 ** (1 - i / 10) for i in range(10)] + [1.0] * 5)
+    entropy = 0.5 * math.log(2 * math.pi * math.e * 0.2)
+    for power, elbo in zip(powers, result.elbo, strict=True):  # E[log p] = EVIDENCE - entropy
+        assert elbo == pytest.approx(power * (EVIDENCE - entropy) + entropy, abs=0.1)
+    assert result.final == pytest.approx(EVIDENCE, abs=1e-6)
 
 
 def test_default_losses():

@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import pyro_genexact as gx
 from pyro_genexact.inference.bounds import OBJECTIVES, Bound
+from pyro_genexact.inference.density import Density
 from pyro_genexact.inference.draws import Draws
 from pyro_genexact.inference.elbo import default_loss
 
@@ -211,6 +212,51 @@ def test_enumerated_latents_are_summed_out_under_every_objective():
     z, y = trace.nodes["z"]["value"].reshape(-1), torch.tensor(1.0, **D)
     likelihood = 0.3 * dist.Normal(z, 0.5).log_prob(y).exp() + 0.7 * dist.Normal(z + 2, 0.5).log_prob(y).exp()
     torch.testing.assert_close(loss.draws.log_p(model, traces), dist.Normal(0.0, 1.0).log_prob(z) + likelihood.log())
+
+
+@pytest.mark.parametrize("way", ["plated", "alone"])
+def test_scales_and_masks_of_enumerated_latents(way):
+    """Each unmasked row has 2.5 times the logarithm of its mixture; masked rows have nothing."""
+    y, mask = torch.tensor([0.3, 2.0, 1.0, 2.5], **D), torch.tensor([True, True, False, True])
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        with pyro.plate("rows", 4), poutine.scale(scale=2.5), poutine.mask(mask=mask):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7], **D)), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(z + torch.tensor([0.0, 2.0], **D)[k], 0.5), obs=y)
+
+    guide, _ = normal(0.3, 0.7)
+    draws = Draws(5, 1, {"z": torch.Size()}, True, way)
+    traces = draws.of(guide)
+    z = torch.stack([trace.nodes["z"]["value"].reshape(-1) for trace in traces]).reshape(5, 1)
+    rows = 0.3 * dist.Normal(z, 0.5).log_prob(y[mask]).exp() + 0.7 * dist.Normal(z + 2, 0.5).log_prob(y[mask]).exp()
+    exact = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + 2.5 * rows.log().sum(1)
+    torch.testing.assert_close(draws.log_p(model, traces), exact)
+    torch.testing.assert_close(Density(model)(z.detach()), exact.detach())
+
+
+def test_scales_that_differ_raise():
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", 4, subsample_size=2):
+            pyro.sample("y", dist.Normal(k, 0.5), obs=torch.ones(2))
+
+    with pytest.raises(ValueError, match=r"one scale of all sites that depend on enumerated latents; got \[1.0, 2.0\]"):
+        Draws(1, 1, {}, True).log_p(model, Draws(1, 1, {}).of(lambda: None))
+
+
+@pytest.mark.parametrize("way", ["plated", "alone"])
+def test_latents_of_only_the_model_or_only_the_guide_raise(way):
+    def more(program=conjugate):
+        pyro.sample("w", dist.Normal(torch.zeros((), **D), 1.0))
+        program()
+
+    guide, _ = normal(0.3, 0.7)
+    for one, other, match in ((more, guide, "model but not guide"), (conjugate, partial(more, guide), "not model")):
+        with pytest.warns(UserWarning, match=match):
+            bound(4, "iwae", way=way).loss(one, other)
+    with pytest.raises(ValueError, match="same latents in every run"), pytest.warns(UserWarning, match="one by one"):
+        gx.fit_guide(more, guide, steps=2, num_particles=8, objective="iwae", progress=False)
 
 
 @pytest.mark.parametrize("options", [{"objective": "iwae"}, {"objective": "forward"}, {"path_gradient": True}])

@@ -204,8 +204,8 @@ def test_draws_at_once_only_where_that_is_right():
 
     def plated():
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 4, subsample_size=2), pyro.plate("inner", 2):
-            pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(2.0))
+        with pyro.plate("data", 4, subsample_size=2) as rows, pyro.plate("inner", 2):
+            pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor([1.0, 10.0, 100.0, 1000.0])[rows])
 
     def stacked():
         """Broadcasts several draws against the plate, where a single one is a scalar."""

@@ -57,6 +57,8 @@ class Bound(Trace_ELBO):
             raise ValueError(
                 f'Expected num_particles to be at most {GROUP} or a multiple of it for objective="iwae"; got {draws.size}.'
             )
+        if objective == "forward" and draws.size == 1:
+            raise ValueError('Expected num_particles > 1 for objective="forward", whose weights compare draws; got 1.')
         self.power = 1.0
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:

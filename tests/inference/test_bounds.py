@@ -313,8 +313,26 @@ def test_default_losses():
     assert type(default_loss(model, config_enumerate(coin), 8)) is TraceEnum_ELBO
     with pytest.raises(ValueError, match="Expected a guide without sites to enumerate for objective='iwae'"):
         default_loss(model, config_enumerate(coin), 8, "iwae")
+    with pytest.raises(ValueError, match="to enumerate for path_gradient or tempering; got some"):
+        default_loss(model, config_enumerate(coin), 8, path=True)
     loss = default_loss(conjugate, guide, None, "forward")
     assert isinstance(loss, Bound) and loss.draws.way == "plated" and loss.num_particles == 256
+
+
+@pytest.mark.parametrize("objective", ["iwae", "forward"])
+def test_programs_whose_ratio_is_no_weight_raise(objective):
+    def subsampled():
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        with pyro.plate("rows", 4, subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(z, 0.5), obs=torch.arange(4.0, **D)[rows])
+
+    guide, _ = normal(0.5, 0.8)
+    with pytest.raises(ValueError, match=f"plates without subsampling for objective='{objective}'.*got rows"):
+        default_loss(subsampled, guide, 8, objective)
+    assert isinstance(default_loss(subsampled, guide, 8, path=True), Bound)
+    with pytest.raises(ValueError, match=f"a guide without poutine.scale for objective='{objective}'.*got z"):
+        default_loss(*(poutine.scale(program, 0.1) for program in (conjugate, guide)), 8, objective)
+    assert isinstance(default_loss(poutine.scale(conjugate, 0.1), guide, 8, objective), Bound)  # a tempered posterior
 
 
 @pytest.mark.parametrize(
@@ -329,6 +347,7 @@ def test_default_losses():
             ValueError,
             "either loss or another objective.*Trace_ELBO with 'iwae'",
         ),
+        ({"objective": "forward", "num_particles": 1}, ValueError, "num_particles > 1 for objective=.forward.*got 1"),
         ({"objective": "iwae", "num_particles": 12}, ValueError, "at most 8 or a multiple of it.*got 12"),
     ],
 )

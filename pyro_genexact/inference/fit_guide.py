@@ -121,7 +121,8 @@ def fit_guide(
 
     With ``path_gradient``, the gradient with respect to the guide leaves out the dependence of log q on the guide's parameters
     at fixed draws ("sticking the landing" for "elbo", and the doubly reparameterised estimators for the others). It has no
-    variance where q = p, and needs a second evaluation of log q. For latents that are not reparameterised, the baseline of the
+    variance where q = p, and needs a second evaluation of log q. It is wrong at jumps of the log-probability; with hard
+    constraints on latents, use "forward" and ``path_gradient=False``. For latents that are not reparameterised, the baseline of the
     score-function gradient is the bound of the other draws.
 
     Args:

@@ -286,6 +286,21 @@ def test_compiled_steps_are_the_same(path, monkeypatch):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_forward_gradients_allow_draws_outside_of_the_support():
+    """The posterior is a half-normal distribution with mean (2 / pi)**0.5 and mean square 1."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        pyro.factor("positive", torch.where(z > 0, 0.0, -torch.inf))
+
+    guide, given = normal(0.5, 0.9)
+    mean, error = gradients(bound(4000, "forward"), model, guide, given, 50)
+    loc, square = (2 / math.pi) ** 0.5, 1.0
+    distance = square - 2 * 0.5 * loc + 0.5**2
+    expected = torch.tensor([-(loc - 0.5) / 0.9**2, 1 / 0.9 - distance / 0.9**3], **D)
+    assert ((mean - expected).abs() < 4 * error + 1e-3).all() and (error < 0.01).all()
+
+
 def bimodal():
     """Two narrow modes at -4 and 4."""
     z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 4.0))

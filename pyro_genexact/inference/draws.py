@@ -203,9 +203,11 @@ def marginal(trace: Any, plate: str | None = None, size: int = 1) -> Tensor:
     trace.pack_tensors()
     symbols, scales = trace.plate_to_symbol, set[float]()
     enumerated = {*trace.symbol_to_dim} - {*symbols.values()}
+    outer = frozenset(symbols[name] for name in (plate,) if name in symbols)
+    single = outer if size == 1 else frozenset()  # packed tensors have no dims of size 1
     plain, summed = OrderedDict[Any, Any](), OrderedDict[Any, Any]()
     for _, site in samples(trace):
-        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized) - single
         packed = site["packed"]
         if enumerated.isdisjoint(packed["log_prob"]._pyro_dims):
             plain.setdefault(plates, []).append(packed["log_prob"])
@@ -215,7 +217,6 @@ def marginal(trace: Any, plate: str | None = None, size: int = 1) -> Tensor:
         scales.add(float(site["scale"]))
     if len(scales) > 1:
         raise ValueError(f"Expected one scale of all sites that depend on enumerated latents; got {sorted(scales)}.")
-    kept = frozenset(symbols[name] for name in (plate,) if name in symbols)
     parts = [(1.0, plain), *((scale, summed) for scale in scales)]
-    terms = [scale * contract_to_tensor(factors, enumerated, kept) for scale, factors in parts if factors]
+    terms = [scale * contract_to_tensor(factors, enumerated, outer - single) for scale, factors in parts if factors]
     return sum(terms).expand(size)  # type: ignore[union-attr, no-any-return]

@@ -125,7 +125,7 @@ class Density:
         return points
 
     def _tries(self, size: int) -> Tensor:
-        points = [WIDTH * (2 * torch.rand(self.dim) - 1).to(self.like) for _ in range(size - size // 2)]
+        points = [WIDTH * (2 * torch.rand(self.dim, device="cpu") - 1).to(self.like) for _ in range(size - size // 2)]
         with poutine.block(), pyro.validation_enabled(False):
             for _ in range(size // 2):
                 with suppress(*FAILURES):

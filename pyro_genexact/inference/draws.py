@@ -117,9 +117,9 @@ class Draws:
             together = self.log_p(model, traces), self.log_q(self.again(guide, traces))  # of values, as for single runs
             for i in range(self.size):
                 one = _traced(poutine.replay(guide, trace=self.row(trace, i)))
-                alone = self._alone(poutine.replay(model, trace=one), one), one.log_prob_sum()
+                alone = self._alone(poutine.replay(model, trace=one), one), _summed(one)
                 for a, b in zip(alone, together, strict=True):
-                    if not torch.allclose(torch.as_tensor(a).to(b), b[i], TOLERANCE, TOLERANCE, equal_nan=True):
+                    if not torch.allclose(a.to(b), b[i], TOLERANCE, TOLERANCE, equal_nan=True):
                         return False
             return True
         return False
@@ -134,7 +134,7 @@ class Draws:
         trace = _traced(model)
         if guide_trace is not None:
             self._match(trace, guide_trace)
-        return marginal(trace)[0] if self.enumerates else torch.as_tensor(trace.log_prob_sum())
+        return marginal(trace)[0] if self.enumerates else _summed(trace)
 
     def _match(self, trace: Any, guide_trace: Any) -> None:
         """Makes Pyro warn, if it validates, about latents of only the model or only the guide."""
@@ -174,6 +174,12 @@ def drawn(trace: Any) -> Iterator[tuple[str, Any]]:
 
 def _traced(program: Program) -> Any:
     return poutine.trace(program).get_trace()
+
+
+def _summed(trace: Any) -> Tensor:
+    """Returns the log-probability () of a trace, which is 0 if it has no sites."""
+    total = trace.log_prob_sum()
+    return total if isinstance(total, Tensor) else torch.tensor(total)
 
 
 def _on_rows_of(trace: Any, program: Program) -> Program:

@@ -91,7 +91,9 @@ def _check_weights(objective: str, guide_trace: Any, frames: list[Any]) -> None:
             f"Expected plates without subsampling for objective={objective!r}, as weights of some rows do not estimate "
             f"those of all; got {', '.join(parts)}."
         )
-    scaled = [name for name, site in samples(guide_trace) if bool((torch.as_tensor(site["scale"]) != 1).any())]
+    scaled = [
+        name for name, site in samples(guide_trace) if bool((torch.as_tensor(site["scale"], device="cpu") != 1).any())
+    ]
     if scaled:
         raise ValueError(
             f"Expected a guide without poutine.scale for objective={objective!r}, whose weights would not be those of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -299,6 +300,31 @@ def test_forward_gradients_allow_draws_outside_of_the_support():
     distance = square - 2 * 0.5 * loc + 0.5**2
     expected = torch.tensor([-(loc - 0.5) / 0.9**2, 1 / 0.9 - distance / 0.9**3], **D)
     assert ((mean - expected).abs() < 4 * error + 1e-3).all() and (error < 0.01).all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nothing_is_made_on_the_default_device(objective):
+    weight, loc = (torch.tensor(x, **D, requires_grad=True) for x in (0.3, 0.6))
+    zero, y = torch.zeros((), **D), torch.tensor(1.0, **D)
+
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(zero + 0.4))
+        z = pyro.sample("z", dist.Normal(zero, 1.0))
+        pyro.sample("y", dist.Normal(z + 3.0 * k, 1.0), obs=y)
+
+    def guide():
+        pyro.sample("k", dist.Bernoulli(weight))
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    def run():
+        found = []
+        for path, way in itertools.product((False, True), ("plated", "alone")):
+            loss = bound(4, objective, path, way, {"k": torch.Size(), "z": torch.Size()})
+            value = loss.differentiable_loss(model, guide)
+            found += [value.detach(), *torch.autograd.grad(value, (weight, loc))]
+        return found
+
+    gx.testing.device(run)
 
 
 def bimodal():

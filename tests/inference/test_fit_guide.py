@@ -365,6 +365,17 @@ def test_an_elbo_that_is_better_within_its_error_is_remembered_and_no_progress()
     assert remembered == [1, 2, 3, 4] and task.rate.dropped == 1 and task.stopped is None
 
 
+def test_windows_with_tempered_steps_do_not_count():
+    remembered = []
+    descent = SimpleNamespace(remember=lambda: remembered.append(task.steps))
+    objective, modules = SimpleNamespace(loss=Trace_ELBO(num_particles=256)), torch.nn.ModuleList()
+    task = variational.Variational(objective, descent, None, torch.device("cpu"), modules, Interrupts(), 120)
+    for _ in range(250):
+        task.elbo.append(task.steps)
+        task._end_window()
+    assert task.read_every == 50 and remembered == [200, 250]  # the window from 100 to 150 is tempered too
+
+
 @pytest.mark.parametrize("how", ["right", "left", "branch"])
 def test_draws_that_are_evaluated_one_by_one_warn(how):
     groups = torch.arange(3).repeat_interleave(2)

@@ -57,6 +57,8 @@ class Bound(Trace_ELBO):
             raise ValueError(
                 f'Expected num_particles to be at most {GROUP} or a multiple of it for objective="iwae"; got {draws.size}.'
             )
+        if objective == "forward" and draws.size == 1:
+            raise ValueError('Expected num_particles > 1 for objective="forward", whose weights compare draws; got 1.')
         self.power = 1.0
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -128,7 +130,9 @@ class Bound(Trace_ELBO):
             traces = [_leaves(trace)[0] for trace in self.draws.of(guide)]
         log_p, log_q = self.draws.log_p(model, traces), self.draws.log_q(self.draws.again(guide, traces))
         log_w = self._log_w(log_p, log_q)
-        return log_w, (self._shares(log_w) * (self.power * log_p + log_q)).sum()
+        shares = self._shares(log_w)
+        terms = (self.power * log_p + log_q).where(shares > 0, 0.0)  # log p may be -inf where the weight is 0
+        return log_w, (shares * terms).sum()
 
     def _path(self, model: Callable[[], Any], guide: Callable[[], Any]) -> tuple[Tensor, Tensor]:
         """The gradient at the values of all draws is computed first, and then goes on from the values to the parameters."""

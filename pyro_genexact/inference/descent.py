@@ -79,7 +79,7 @@ class Descent:
         longest = self.max_ratio * self.usual_norm
         if norm > longest:
             nn.utils.clip_grads_with_norm_(
-                [p for p in self.names if p.grad is not None], longest, torch.as_tensor(norm)
+                [p for p in self.names if p.grad is not None], longest, torch.tensor(norm, device="cpu")
             )
             norm = longest
         self.usual_norm = norm if math.isnan(self.usual_norm) else 0.98 * self.usual_norm + 0.02 * norm

@@ -10,9 +10,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.util import is_validation_enabled
 from pyro.ops.contract import contract_to_tensor
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.ops.packed import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_model_guide_match
 from torch import Size, Tensor
 
 from ..core.devices import device_of
@@ -76,14 +78,16 @@ class Draws:
         """Returns log p (S,) of a model on the draws in traces of a guide."""
         if self.way == "mapped":
             values = {name: rows(traces[0].nodes[name]["value"], s, self.size) for name, s in self.shapes.items()}
+            model = _on_rows_of(traces[0], model)
             return mapped(lambda row: self._alone(poutine.condition(model, data=row)), values)  # type: ignore[no-any-return]
         if self.way == "plated":
             wide = self._plate()(model)
             if self.enumerates:
                 wide = poutine.enum(wide, first_available_dim=-2 - self.nesting)
             trace = _traced(poutine.replay(wide, trace=traces[0]))
+            self._match(trace, traces[0])
             return marginal(trace, PLATE, self.size) if self.enumerates else self._log_prob(trace)
-        return torch.stack([self._alone(poutine.replay(model, trace=trace)) for trace in traces])
+        return torch.stack([self._alone(poutine.replay(model, trace=trace), trace) for trace in traces])
 
     def log_q(self, traces: list[Any]) -> Tensor:
         """Returns log q (S,) of the guide whose traces these are."""
@@ -109,12 +113,13 @@ class Draws:
             Exception
         ):  # models that are not written for several draws can raise anything; later runs raise again
             (trace,) = traces = self.of(guide)
+            model = _on_rows_of(_traced(poutine.replay(model, trace=self.row(trace, 0))), model)
             together = self.log_p(model, traces), self.log_q(self.again(guide, traces))  # of values, as for single runs
             for i in range(self.size):
                 one = _traced(poutine.replay(guide, trace=self.row(trace, i)))
-                alone = self._alone(poutine.replay(model, trace=self.row(trace, i))), one.log_prob_sum()
+                alone = self._alone(poutine.replay(model, trace=one), one), _summed(one)
                 for a, b in zip(alone, together, strict=True):
-                    if not torch.allclose(torch.as_tensor(a).to(b), b[i], TOLERANCE, TOLERANCE, equal_nan=True):
+                    if not torch.allclose(a.to(b), b[i], TOLERANCE, TOLERANCE, equal_nan=True):
                         return False
             return True
         return False
@@ -122,12 +127,19 @@ class Draws:
     def _plate(self) -> Any:
         return pyro.plate(PLATE, self.size, dim=-1 - self.nesting)
 
-    def _alone(self, model: Program) -> Tensor:
-        """Returns log p () of a single run."""
+    def _alone(self, model: Program, guide_trace: Any = None) -> Tensor:
+        """Returns log p () of a single run, whose latents must be those of a trace of the guide, if that is given."""
         if self.enumerates:
-            trace = prune_subsample_sites(_traced(poutine.enum(model, first_available_dim=-1 - self.nesting)))
-            return TraceEinsumEvaluator(trace, True, self.nesting).log_prob(trace)  # type: ignore[no-any-return]
-        return torch.as_tensor(_traced(model).log_prob_sum())
+            model = poutine.enum(model, first_available_dim=-1 - self.nesting)
+        trace = _traced(model)
+        if guide_trace is not None:
+            self._match(trace, guide_trace)
+        return marginal(trace)[0] if self.enumerates else _summed(trace)
+
+    def _match(self, trace: Any, guide_trace: Any) -> None:
+        """Makes Pyro warn, if it validates, about latents of only the model or only the guide."""
+        if is_validation_enabled():
+            check_model_guide_match(trace, guide_trace, self.nesting)
 
     def _log_prob(self, trace: Any) -> Tensor:
         trace.compute_log_prob()
@@ -164,20 +176,53 @@ def _traced(program: Program) -> Any:
     return poutine.trace(program).get_trace()
 
 
-def marginal(trace: Any, plate: str, size: int) -> Tensor:
+def _summed(trace: Any) -> Tensor:
+    """Returns the log-probability () of a trace, which is 0 if it has no sites."""
+    total = trace.log_prob_sum()
+    return total if isinstance(total, Tensor) else torch.tensor(total)
+
+
+def _on_rows_of(trace: Any, program: Program) -> Program:
+    """Returns a program whose subsampled plates have the rows of those in a trace."""
+    rows = poutine.Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            rows.add_node(name, **site)
+    return poutine.replay(program, trace=rows)  # type: ignore[no-any-return]
+
+
+def marginal(trace: Any, plate: str | None = None, size: int = 1) -> Tensor:
     """Returns log-probabilities (S,) of a model with enumerated latents summed out.
 
+    The sum is over unscaled probabilities, and its logarithm is scaled. Masks apply to what depends on the latents, not
+    to their own probabilities, whose sum is 1.
+
     Args:
-        trace: a trace of the model in an outer plate, under ``poutine.enum``.
-        plate: the name of the outer plate.
+        trace: a trace of the model under ``poutine.enum``.
+        plate: the name of the outer plate of draws, if there is one.
         size: S.
+
+    Raises:
+        ValueError: if sites that depend on enumerated latents have different scales.
     """
     trace.compute_log_prob()
     trace.pack_tensors()
-    symbols, factors = trace.plate_to_symbol, OrderedDict[Any, Any]()
+    symbols, scales = trace.plate_to_symbol, set[float]()
+    enumerated = {*trace.symbol_to_dim} - {*symbols.values()}
+    outer = frozenset(symbols[name] for name in (plate,) if name in symbols)
+    single = outer if size == 1 else frozenset()  # packed tensors have no dims of size 1
+    plain, summed = OrderedDict[Any, Any](), OrderedDict[Any, Any]()
     for _, site in samples(trace):
-        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
-    kept = frozenset(symbols[name] for name in (plate,) if name in symbols)
-    log_p: Tensor = contract_to_tensor(factors, {*trace.symbol_to_dim} - {*symbols.values()}, kept)
-    return log_p.expand(size)
+        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized) - single
+        packed = site["packed"]
+        if enumerated.isdisjoint(packed["log_prob"]._pyro_dims):
+            plain.setdefault(plates, []).append(packed["log_prob"])
+            continue
+        mask = None if "_enumerate_dim" in site["infer"] else packed["mask"]
+        summed.setdefault(plates, []).append(scale_and_mask(packed["unscaled_log_prob"], mask=mask))
+        scales.add(float(site["scale"]))
+    if len(scales) > 1:
+        raise ValueError(f"Expected one scale of all sites that depend on enumerated latents; got {sorted(scales)}.")
+    parts = [(1.0, plain), *((scale, summed) for scale in scales)]
+    terms = [scale * contract_to_tensor(factors, enumerated, outer - single) for scale, factors in parts if factors]
+    return sum(terms).expand(size)  # type: ignore[union-attr, no-any-return]

@@ -51,8 +51,10 @@ def default_loss(
         guide_trace = poutine.trace(guide).get_trace()
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
         sites = [site for trace in (guide_trace, model_trace) for _, site in samples(trace)]
-        dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-        nesting = -min(dims, default=0)
+        frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+        nesting = -min((frame.dim for frame in frames if frame.vectorized), default=0)
+        if objective != "elbo":
+            _check_weights(objective, guide_trace, frames)
         enumerates = [
             any(site["infer"].get("enumerate") == "parallel" for _, site in samples(trace))
             for trace in (guide_trace, model_trace)
@@ -63,7 +65,8 @@ def default_loss(
         if any(enumerates) and plain:
             return TraceEnum_ELBO(num_particles=num_particles or PARTICLES[0], max_plate_nesting=nesting)
         if enumerates[0]:
-            raise ValueError(f"Expected a guide without sites to enumerate for objective={objective!r}; got some.")
+            options = f"objective={objective!r}" if objective != "elbo" else "path_gradient or tempering"
+            raise ValueError(f"Expected a guide without sites to enumerate for {options}; got some.")
         shapes = {name: site["value"].shape for name, site in drawn(guide_trace)}
         draws = Draws.checked(model, guide, num_particles or _affordable(sites), nesting, shapes, enumerates[1])
     if draws.way == "alone" and draws.size > 1:
@@ -78,6 +81,24 @@ def default_loss(
         together = draws.way == "plated"
         return Trace_ELBO(num_particles=draws.size, vectorize_particles=together, max_plate_nesting=nesting)
     return Bound(draws, objective, path)
+
+
+def _check_weights(objective: str, guide_trace: Any, frames: list[Any]) -> None:
+    """Raises a ValueError if the ratio of the log-probabilities of model and guide is not that of an importance weight."""
+    parts = sorted({frame.name for frame in frames if frame.full_size not in (None, frame.size)})
+    if parts:
+        raise ValueError(
+            f"Expected plates without subsampling for objective={objective!r}, as weights of some rows do not estimate "
+            f"those of all; got {', '.join(parts)}."
+        )
+    scaled = [
+        name for name, site in samples(guide_trace) if bool((torch.as_tensor(site["scale"], device="cpu") != 1).any())
+    ]
+    if scaled:
+        raise ValueError(
+            f"Expected a guide without poutine.scale for objective={objective!r}, whose weights would not be those of "
+            f"its draws; got {', '.join(scaled)}."
+        )
 
 
 def _affordable(sites: list[Any]) -> int:

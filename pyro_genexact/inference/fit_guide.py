@@ -39,8 +39,9 @@ class GuideResult:
     """The history of a call of :func:`fit_guide`. Steps count from 0.
 
     Attributes:
-        elbo: the ELBO estimate of each step (nats, summed over all data), for the weights before the step.
-        final: the ELBO of the weights that were kept (nats), estimated with a few hundred fresh draws.
+        elbo: the ELBO estimate of each step (nats, summed over all data), for the weights before the step. With another
+            objective, it is the bound of this objective; with ``tempering``, the first steps have that of the tempered posterior.
+        final: the ELBO, or other bound, of the weights that were kept (nats), estimated with a few hundred fresh draws.
         seconds: wall-clock time.
         steps: the number of steps.
         stopped: the reason why the fit ended: "flat" (the ELBO no longer improved), "steps" (all steps were taken) or
@@ -115,9 +116,13 @@ def fit_guide(
       reported bound is the log mean of w_i. The guide tends to be too wide, as a proposal should be. It needs a good start,
       such as that of Pathfinder: if a few weights are far larger than the others, their gradient is of little use.
 
+    The last two need true weights, so subsampled plates and guides with ``poutine.scale`` raise a ValueError. "forward" needs
+    at least two draws.
+
     With ``path_gradient``, the gradient with respect to the guide leaves out the dependence of log q on the guide's parameters
     at fixed draws ("sticking the landing" for "elbo", and the doubly reparameterised estimators for the others). It has no
-    variance where q = p, and needs a second evaluation of log q. For latents that are not reparameterised, the baseline of the
+    variance where q = p, and needs a second evaluation of log q. It is wrong at jumps of the log-probability; with hard
+    constraints on latents, use "forward" and ``path_gradient=False``. For latents that are not reparameterised, the baseline of the
     score-function gradient is the bound of the other draws.
 
     Args:

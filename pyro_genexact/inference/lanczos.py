@@ -23,7 +23,7 @@ def low_rank_laplace(density: Density, point: Tensor, rank: int) -> LowRankAffin
     Cost: 100 and max(40, 2 r) products of the Hessian with a vector, each two gradients of the model. Memory: O(D r).
     """
     product = _product(density, point)
-    signs = torch.randint(0, 2, (PROBES, len(point))).to(point) * 2 - 1
+    signs = torch.randint(0, 2, (PROBES, len(point)), device=point.device).to(point) * 2 - 1
     scale = (signs * product(signs)).mean(0).abs().clamp(min=1e-8).rsqrt()
     basis, images = [torch.nn.functional.normalize(torch.randn_like(point), dim=0)], []
     for _ in range(min(len(point), max(STEPS, 2 * rank))):

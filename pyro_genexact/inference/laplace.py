@@ -49,7 +49,7 @@ def _same(density: Density, high: Iterate, low: Iterate) -> bool:
 def laplace(density: Density, start: Tensor) -> Normal:
     """Takes Newton steps from a point (D,) as long as they increase the log density; returns the Gaussian of the curvature there."""
     z, best = start, -torch.inf
-    normal = Normal(z, torch.eye(len(z)).to(z))
+    normal = Normal(z, torch.eye(len(z), dtype=z.dtype, device=z.device))
     for _ in range(NEWTON):
         value, gradient, hessian = derivatives(density, z)
         if not value > best:

@@ -30,7 +30,7 @@ def dense(inverse: Tensor | None, step: Tensor, change: Tensor) -> Tensor | None
         return inverse
     sy = (step @ change).item()
     if inverse is None:
-        inverse = torch.eye(len(step)).to(step) * (sy / (change @ change).item())
+        inverse = torch.eye(len(step), dtype=step.dtype, device=step.device) * (sy / (change @ change).item())
     hy = inverse @ change
     cross = torch.outer(hy, step)
     return inverse + (1 + (change @ hy) / sy) / sy * torch.outer(step, step) - (cross + cross.mT) / sy
@@ -71,7 +71,9 @@ class Limited(NamedTuple):
         """Returns the map of noise whose covariance is the matrix. Cost: O(D J^2)."""
         outer, inner = self.factors()
         q, r = torch.linalg.qr(outer / self.diagonal.sqrt()[:, None])
-        values, vectors = torch.linalg.eigh((torch.eye(len(r)).to(r) + r @ inner @ r.mT).nan_to_num())
+        values, vectors = torch.linalg.eigh(
+            (torch.eye(len(r), dtype=r.dtype, device=r.device) + r @ inner @ r.mT).nan_to_num()
+        )
         return LowRankAffine(mean, self.diagonal.sqrt(), q @ vectors, values.sqrt())
 
 

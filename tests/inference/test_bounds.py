@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -11,35 +12,16 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from torch.distributions import constraints
+from pyro.infer.autoguide import AutoNormal
 
 import pyro_genexact as gx
 from pyro_genexact.inference.bounds import OBJECTIVES, Bound
+from pyro_genexact.inference.density import Density
 from pyro_genexact.inference.draws import Draws
 from pyro_genexact.inference.elbo import default_loss
+from support.known_posterior import EVIDENCE, D, conjugate, exact_elbo, normal
 
-D = {"dtype": torch.float64}
 WAYS = ["plated", "mapped", "alone"]
-
-
-def conjugate():
-    """The posterior is Normal(0.8, 0.2**0.5)."""
-    z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
-    pyro.sample("y", dist.Normal(z, 0.5), obs=torch.tensor(1.0, **D))
-
-
-EVIDENCE = dist.Normal(torch.zeros((), **D), 1.25**0.5).log_prob(torch.tensor(1.0, **D)).item()
-
-
-def normal(loc, scale):
-    """Returns a guide with parameters, and these."""
-    given = [torch.tensor(x, **D, requires_grad=True) for x in (loc, scale)]
-
-    def guide():
-        pyro.sample("z", dist.Normal(*given))
-
-    return guide, given
 
 
 def bound(size, objective="elbo", path=False, way="plated", shapes=None):
@@ -87,15 +69,6 @@ def test_bounds_are_means_over_groups(way):
         torch.manual_seed(3)
         expected = -exact.reshape(-1, group).exp().mean(1).log().mean().item()
         assert loss.loss(conjugate, guide) == pytest.approx(expected, rel=1e-6)
-
-
-def exact_elbo(loc, scale):
-    """The ELBO of a normal guide in closed form."""
-
-    def expected(mean, sd):
-        return -0.5 * ((loc - mean) ** 2 + scale**2) / sd**2 - math.log(sd) - 0.5 * math.log(2 * math.pi)
-
-    return expected(0.0, 1.0) + expected(1.0, 0.5) + scale.log() + 0.5 + 0.5 * math.log(2 * math.pi)
 
 
 def exact_forward(loc, scale):
@@ -146,9 +119,12 @@ def of_two(weight):
 
 
 @pytest.mark.parametrize("path", [False, True])
-@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_score_gradients_are_those_of_enumeration(objective, path, monkeypatch):
-    """The mean of the gradients over all outcomes of three draws is the gradient of the mean of the bound."""
+    """The mean of the gradients over all outcomes of three draws is the gradient of the mean of the bound.
+
+    That of "forward" is the mean of the weighted gradients of log q.
+    """
     weight = torch.tensor(0.3, **D, requires_grad=True)
     model, guide, log_p = of_two(weight)
     loss = bound(3, objective, path, shapes={"k": torch.Size()})
@@ -157,12 +133,43 @@ def test_score_gradients_are_those_of_enumeration(objective, path, monkeypatch):
         log_q = torch.stack([(1 - weight).log(), weight.log()])[outcome]
         log_w = log_p[outcome] - log_q
         value = log_w.mean() if objective == "elbo" else log_w.logsumexp(0) - math.log(3)
-        expected = expected + log_q.sum().exp() * value
+        if objective == "forward":
+            expected = expected + log_q.sum().exp().detach() * (log_w.softmax(0).detach() * log_q).sum()
+        else:
+            expected = expected + log_q.sum().exp() * value
         trace.nodes["k"]["value"] = outcome.double()
         monkeypatch.setattr(loss.draws, "of", lambda guide: loss.draws.again(guide, [trace]))
         (gradient,) = torch.autograd.grad(loss.differentiable_loss(model, guide), weight)
         found = found - log_q.detach().sum().exp() * gradient
     torch.testing.assert_close(found, torch.autograd.grad(expected, weight)[0])
+
+
+@pytest.mark.parametrize("path", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_power_is_a_scale_of_the_model(objective, path):
+    loc = torch.tensor(0.4, **D, requires_grad=True)
+    guide, given = normal(0.5, 0.8)
+
+    def model():
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=torch.tensor(1.0, **D))
+
+    found = []
+    for power, program in ((0.3, model), (1.0, poutine.scale(model, 0.3))):
+        loss = bound(8, objective, path)
+        loss.power = power
+        torch.manual_seed(0)
+        value = loss.differentiable_loss(program, guide)
+        found.append(torch.stack([value.detach(), *torch.autograd.grad(value, [loc, *given])]))
+    torch.testing.assert_close(*found)
+
+
+def test_single_draws_have_a_score_without_baseline():
+    weight = torch.tensor(0.3, **D, requires_grad=True)
+    model, guide, _ = of_two(weight)
+    for objective in ("elbo", "iwae"):
+        value = bound(1, objective, way="alone").differentiable_loss(model, guide)
+        assert torch.autograd.grad(value, weight)[0].isfinite()
 
 
 def test_the_baseline_of_the_score_takes_out_the_evidence():
@@ -214,53 +221,89 @@ def test_enumerated_latents_are_summed_out_under_every_objective():
     torch.testing.assert_close(loss.draws.log_p(model, traces), dist.Normal(0.0, 1.0).log_prob(z) + likelihood.log())
 
 
-@pytest.mark.parametrize("options", [{"objective": "iwae"}, {"objective": "forward"}, {"path_gradient": True}])
-def test_fits_end_at_the_exact_posterior(options):
-    """A guide that can represent the posterior finds it under every objective."""
-    y, x = torch.tensor([0.5, 1.0, 2.0, 0.1], **D), torch.tensor([[1.0, 0.0], [1.0, 0.3], [0.0, 1.0], [0.2, -1.0]], **D)
+@pytest.mark.parametrize("way", ["plated", "alone"])
+def test_scales_and_masks_of_enumerated_latents(way):
+    """Each unmasked row has 2.5 times the logarithm of its mixture; masked rows have nothing."""
+    y, mask = torch.tensor([0.3, 2.0, 1.0, 2.5], **D), torch.tensor([True, True, False, True])
 
     def model():
-        z = pyro.sample("z", dist.Normal(torch.zeros(2, **D), 1.0).to_event(1))
-        with pyro.plate("rows", 4):
-            pyro.sample("y", dist.Normal((z[..., None, :] * x).sum(-1), 0.5), obs=y)
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        with pyro.plate("rows", 4), poutine.scale(scale=2.5), poutine.mask(mask=mask):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7], **D)), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(z + torch.tensor([0.0, 2.0], **D)[k], 0.5), obs=y)
 
-    evidence = dist.MultivariateNormal(torch.zeros(4, **D), x @ x.T + 0.25 * torch.eye(4, **D))
-    guide = AutoMultivariateNormal(model)
-    result = gx.fit_guide(model, guide, steps=300, lr=0.05, num_particles=64, progress=False, **options)
-    assert result.final == pytest.approx(evidence.log_prob(y).item(), abs=0.01)
-
-
-@pytest.mark.parametrize("path", [False, True])
-def test_compiled_steps_are_the_same(path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # quick
-    found = []
-    for compile in (False, True):
-        pyro.clear_param_store()
-        options = {"steps": 12, "num_particles": 8, "objective": "forward", "path_gradient": path, "compile": compile}
-        found.append(gx.fit_guide(conjugate, AutoNormal(conjugate), progress=False, **options).elbo)
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    guide, _ = normal(0.3, 0.7)
+    draws = Draws(5, 1, {"z": torch.Size()}, True, way)
+    traces = draws.of(guide)
+    z = torch.stack([trace.nodes["z"]["value"].reshape(-1) for trace in traces]).reshape(5, 1)
+    rows = 0.3 * dist.Normal(z, 0.5).log_prob(y[mask]).exp() + 0.7 * dist.Normal(z + 2, 0.5).log_prob(y[mask]).exp()
+    exact = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + 2.5 * rows.log().sum(1)
+    torch.testing.assert_close(draws.log_p(model, traces), exact)
+    torch.testing.assert_close(Density(model)(z.detach()), exact.detach())
 
 
-def test_tempered_steps_have_growing_powers_and_count_for_nothing(monkeypatch):
-    powers, gradients = [], Bound.loss_and_grads
+def test_scales_that_differ_raise():
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", 4, subsample_size=2):
+            pyro.sample("y", dist.Normal(k, 0.5), obs=torch.ones(2))
 
-    def spy(self, *args):
-        powers.append(self.power)
-        return gradients(self, *args)
+    with pytest.raises(ValueError, match=r"one scale of all sites that depend on enumerated latents; got \[1.0, 2.0\]"):
+        Draws(1, 1, {}, True).log_p(model, Draws(1, 1, {}).of(lambda: None))
 
-    monkeypatch.setattr(Bound, "loss_and_grads", spy)
 
-    def guide():  # the posterior
-        scale = pyro.param("scale", torch.tensor(0.2**0.5, **D), constraint=constraints.positive)
-        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.8, **D)), scale))
+@pytest.mark.parametrize("way", ["plated", "alone"])
+def test_latents_of_only_the_model_or_only_the_guide_raise(way):
+    def more(program=conjugate):
+        pyro.sample("w", dist.Normal(torch.zeros((), **D), 1.0))
+        program()
 
-    options = {"steps": 15, "lr": 1e-9, "num_particles": 4000, "tempering": 10, "progress": False}
-    result = gx.fit_guide(conjugate, guide, **options)
-    assert powers == pytest.approx([0.01 ** (1 - i / 10) for i in range(10)] + [1.0] * 5)
-    entropy = 0.5 * math.log(2 * math.pi * math.e * 0.2)
-    for power, elbo in zip(powers, result.elbo, strict=True):  # E[log p] = EVIDENCE - entropy
-        assert elbo == pytest.approx(power * (EVIDENCE - entropy) + entropy, abs=0.1)
-    assert result.final == pytest.approx(EVIDENCE, abs=1e-6)
+    guide, _ = normal(0.3, 0.7)
+    for one, other, match in ((more, guide, "model but not guide"), (conjugate, partial(more, guide), "not model")):
+        with pytest.warns(UserWarning, match=match):
+            bound(4, "iwae", way=way).loss(one, other)
+    with pytest.raises(ValueError, match="same latents in every run"), pytest.warns(UserWarning, match="one by one"):
+        gx.fit_guide(more, guide, steps=2, num_particles=8, objective="iwae", progress=False)
+
+
+def test_forward_gradients_allow_draws_outside_of_the_support():
+    """The posterior is a half-normal distribution with mean (2 / pi)**0.5 and mean square 1."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        pyro.factor("positive", torch.where(z > 0, 0.0, -torch.inf))
+
+    guide, given = normal(0.5, 0.9)
+    mean, error = gradients(bound(4000, "forward"), model, guide, given, 50)
+    loc, square = (2 / math.pi) ** 0.5, 1.0
+    distance = square - 2 * 0.5 * loc + 0.5**2
+    expected = torch.tensor([-(loc - 0.5) / 0.9**2, 1 / 0.9 - distance / 0.9**3], **D)
+    assert ((mean - expected).abs() < 4 * error + 1e-3).all() and (error < 0.01).all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nothing_is_made_on_the_default_device(objective):
+    weight, loc = (torch.tensor(x, **D, requires_grad=True) for x in (0.3, 0.6))
+    zero, y = torch.zeros((), **D), torch.tensor(1.0, **D)
+
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(zero + 0.4))
+        z = pyro.sample("z", dist.Normal(zero, 1.0))
+        pyro.sample("y", dist.Normal(z + 3.0 * k, 1.0), obs=y)
+
+    def guide():
+        pyro.sample("k", dist.Bernoulli(weight))
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    def run():
+        found = []
+        for path, way in itertools.product((False, True), ("plated", "alone")):
+            loss = bound(4, objective, path, way, {"k": torch.Size(), "z": torch.Size()})
+            value = loss.differentiable_loss(model, guide)
+            found += [value.detach(), *torch.autograd.grad(value, (weight, loc))]
+        return found
+
+    gx.testing.device(run)
 
 
 def test_default_losses():
@@ -268,29 +311,28 @@ def test_default_losses():
     assert type(default_loss(conjugate, guide, 8)) is Trace_ELBO
     model, coin, _ = of_two(torch.tensor(0.3, **D, requires_grad=True))
     assert isinstance(default_loss(model, coin, 8), Bound)  # whose score has a baseline
+    in_plate = pyro.plate("rows", 2, dim=-1)
+    assert type(default_loss(in_plate(model), in_plate(coin), 8)) is Trace_ELBO
     assert type(default_loss(model, config_enumerate(coin), 8)) is TraceEnum_ELBO
     with pytest.raises(ValueError, match="Expected a guide without sites to enumerate for objective='iwae'"):
         default_loss(model, config_enumerate(coin), 8, "iwae")
+    with pytest.raises(ValueError, match="to enumerate for path_gradient or tempering; got some"):
+        default_loss(model, config_enumerate(coin), 8, path=True)
     loss = default_loss(conjugate, guide, None, "forward")
     assert isinstance(loss, Bound) and loss.draws.way == "plated" and loss.num_particles == 256
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
-        ({"objective": "renyi"}, ValueError, "objective to be one of 'elbo', 'iwae', 'forward'; got 'renyi'"),
-        ({"path_gradient": "yes"}, TypeError, "path_gradient to be True, False or None; got 'yes'"),
-        ({"tempering": -1}, ValueError, "tempering"),
-        ({"tempering": 5, "steps": 4}, ValueError, "tempering <= steps; got 5 and 4"),
-        (
-            {"loss": Trace_ELBO(), "objective": "iwae"},
-            ValueError,
-            "either loss or another objective.*Trace_ELBO with 'iwae'",
-        ),
-        ({"objective": "iwae", "num_particles": 12}, ValueError, "at most 8 or a multiple of it.*got 12"),
-    ],
-)
-def test_errors(options, error, match):
+@pytest.mark.parametrize("objective", ["iwae", "forward"])
+def test_programs_whose_ratio_is_no_weight_raise(objective):
+    def subsampled():
+        z = pyro.sample("z", dist.Normal(torch.zeros((), **D), 1.0))
+        with pyro.plate("rows", 4, subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(z, 0.5), obs=torch.arange(4.0, **D)[rows])
+
     guide, _ = normal(0.5, 0.8)
-    with pytest.raises(error, match=match):
-        gx.fit_guide(conjugate, guide, progress=False, **options)
+    with pytest.raises(ValueError, match=f"plates without subsampling for objective='{objective}'.*got rows"):
+        default_loss(subsampled, guide, 8, objective)
+    assert isinstance(default_loss(subsampled, guide, 8, path=True), Bound)
+    with pytest.raises(ValueError, match=f"a guide without poutine.scale for objective='{objective}'.*got z"):
+        default_loss(*(poutine.scale(program, 0.1) for program in (conjugate, guide)), 8, objective)
+    assert isinstance(default_loss(poutine.scale(conjugate, 0.1), guide, 8, objective), Bound)  # a tempered posterior

@@ -95,6 +95,7 @@ def test_values_and_gradients_are_those_of_the_formula(model, formula, way):
     copy = torch.cat([starts.double(), z]).requires_grad_()
     expected = torch.stack([formula(row) for row in copy])
     torch.testing.assert_close(values, expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(density(z[:1]), expected[-5:-4].detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected.sum(), copy)[0], atol=1e-4, rtol=1e-4)
 
 

@@ -204,8 +204,8 @@ def test_draws_at_once_only_where_that_is_right():
 
     def plated():
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 4, subsample_size=2), pyro.plate("inner", 2):
-            pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(2.0))
+        with pyro.plate("data", 4, subsample_size=2) as rows, pyro.plate("inner", 2):
+            pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor([1.0, 10.0, 100.0, 1000.0])[rows])
 
     def stacked():
         """Broadcasts several draws against the plate, where a single one is a scalar."""
@@ -363,6 +363,17 @@ def test_an_elbo_that_is_better_within_its_error_is_remembered_and_no_progress()
             task.elbo.append(middle + 4 * (-1) ** step)
             task._end_window()
     assert remembered == [1, 2, 3, 4] and task.rate.dropped == 1 and task.stopped is None
+
+
+def test_windows_with_tempered_steps_do_not_count():
+    remembered = []
+    descent = SimpleNamespace(remember=lambda: remembered.append(task.steps))
+    objective, modules = SimpleNamespace(loss=Trace_ELBO(num_particles=256)), torch.nn.ModuleList()
+    task = variational.Variational(objective, descent, None, torch.device("cpu"), modules, Interrupts(), 120)
+    for _ in range(250):
+        task.elbo.append(task.steps)
+        task._end_window()
+    assert task.read_every == 50 and remembered == [200, 250]  # the window from 100 to 150 is tempered too
 
 
 @pytest.mark.parametrize("how", ["right", "left", "branch"])

@@ -104,6 +104,28 @@ def test_loss_and_gradients_are_those_of_single_runs(model):
         assert torch.allclose(p.grad, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_model_and_guide_have_the_same_rows():
+    """Latents in a subsampled plate, whose model is mapped over draws."""
+    y, loc = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([2.0, 4.0, 6.0, 8.0], requires_grad=True)
+
+    def model():
+        with pyro.plate("rows", 4, subsample_size=2) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(torch.stack([z[0], z[1] + 1]), 1.0), obs=y[rows])
+
+    def guide():
+        with pyro.plate("rows", 4, subsample_size=2) as rows:
+            pyro.sample("z", dist.Normal(loc[rows], 1.0))
+
+    loss = default_loss(model, guide, 6)
+    assert isinstance(loss, Bound) and loss.draws.way == "mapped"
+    (trace,) = traces = loss.draws.of(guide)
+    z = trace.nodes["z"]["value"].detach().reshape(6, 2)
+    rows = y[trace.nodes["rows"]["value"]]
+    expected = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z + torch.tensor([0.0, 1.0]), 1.0).log_prob(rows)
+    torch.testing.assert_close(loss.draws.log_p(model, traces).detach(), 2 * expected.sum(1))
+
+
 def test_fits_end_at_the_exact_posterior():
     guide = gx.guides.AutoFlow(chain, hidden=(4,), warm_start=0)
     result = gx.fit_guide(chain, guide, steps=600, lr=0.03, progress=False)

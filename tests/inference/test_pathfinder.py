@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact.inference.density import Density
+from pyro_genexact.inference.lanczos import low_rank_laplace
 from pyro_genexact.inference.pathfinder import ranked
 from pyro_genexact.inference.paths import ascend, gaussians
 from support.latents import DOUBLE, gaussian_of, still
@@ -132,6 +133,21 @@ def test_where_there_is_no_mode_pathfinder_is_better_than_laplace():
         guide()
         elbos.append(gx.diagnostics.psis(funnel, guide, num_samples=2000).elbo)
     assert elbos[1] > elbos[0] + 1
+
+
+@pytest.mark.parametrize("size", [5, 101])  # dense, and of limited memory
+def test_nothing_is_made_on_the_default_device(size):
+    centre = torch.ones(size, **DOUBLE)
+
+    def model():
+        pyro.sample("z", dist.Normal(centre, 1.0).to_event(1))
+
+    def run():
+        density = Density(model)
+        root = low_rank_laplace(density, centre, 2)
+        return gx.diagnostics.pathfinder(model, paths=2, num_samples=100).draws["z"], *root.watched()
+
+    gx.testing.device(run)
 
 
 def test_errors():

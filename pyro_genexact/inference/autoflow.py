@@ -22,7 +22,7 @@ from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
 from ..flows.base import Flow
 from ..flows.recipes import iaf
-from .density import Density, initial, is_enumerated
+from .density import Density, apart, initial, is_enumerated
 from .fit_guide import fit_guide
 from .guide_flow import check_plates, guide_flow
 from .mixture_guide import AtLatents, FlowMixture
@@ -239,7 +239,7 @@ class AutoFlow(AutoContinuous):
         flows = self.flow.parts if self._mixture > 1 else [self.flow]
         parameters = [p for flow in flows for p in flow.transforms[-1].parameters()]
         parameters += [self.flow.logits] if self._mixture > 1 else []
-        with poutine.block(), torch.enable_grad():
+        with apart(), torch.enable_grad():
             return fit_guide(
                 self._program(), self, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
             )
@@ -299,7 +299,7 @@ class AutoFlow(AutoContinuous):
         flow, size = self.flow, self._mixture
         last = (flow.parts[0] if size > 1 else flow).transforms[-1]
         part = flow if size > 1 else last
-        with poutine.block(), torch.random.fork_rng([]):
+        with apart(), torch.random.fork_rng([]):
             density = Density(self._program(), *args, **kwargs)
             center = last()(torch.zeros_like(last.loc)).detach()
             return improve(part, center, self.get_posterior, density, finder(kind, part, self._blocks), size * PATHS)

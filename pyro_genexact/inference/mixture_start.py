@@ -8,10 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from .density import Density
+from .density import Density, apart
 from .laplace import MODES, distinct, laplace
 from .normal import Normal
 from .pathfinder import best_of, normals_of
@@ -120,6 +119,6 @@ class _Weighed:
 def spread(loc: Tensor, scale: float, size: int, density: Callable[[], Density]) -> list[Tensor]:
     """Returns K points (D,): loc, starts of paths, and points at a distance of ``scale`` if there are too few of these."""
     points = [loc]
-    with suppress(ValueError, RuntimeError, LookupError), poutine.block():
+    with suppress(ValueError, RuntimeError, LookupError), apart():
         points += density().starts(size, loc)[1:].to(loc).unbind()
     return points + [loc + scale * torch.randn_like(loc) for _ in range(size - len(points))]

@@ -61,8 +61,8 @@ class MixtureOfFlows(TorchDistribution):
         parts: K distributions of batch shape () and event shape (D,).
 
     Cost: a draw evaluates the flow of its component. ``log_prob`` of the last draws evaluates each flow's inverse at the draws
-    of the others, and that of other values all inverses. Under transforms of ``torch.func`` and while torch records or compiles,
-    all flows make all draws, of which one is chosen.
+    of the others, and that of other values all inverses. Under transforms of ``torch.func`` and while torch records, traces
+    or compiles, all flows make all draws, of which one is chosen.
 
     Reference: Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", AISTATS 2021.
     """
@@ -88,7 +88,7 @@ class MixtureOfFlows(TorchDistribution):
             which = chosen(self.logits.softmax(-1).expand(max(1, shape.numel()), -1)).squeeze(-1)[: shape.numel()]
         order: Any = None
         groups: Any = None  # if their sizes are unknown
-        if visible(which):
+        if visible(which) and not torch.jit.is_tracing():  # which would record the sizes
             order = which.argsort(stable=True)
             sizes = which.bincount(minlength=len(self.parts)).tolist()
             groups = [part.rsample((n,)) for part, n in zip(self.parts, sizes, strict=True)]

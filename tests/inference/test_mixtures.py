@@ -12,7 +12,15 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
-from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch.distributions import constraints
 
 import pyro_genexact as gx
@@ -208,6 +216,15 @@ def test_gradients_are_unbiased_if_code_cannot_read_values():
     exact = exact_gradients(guide)
     with recording():
         assert distance(vectorised(Trace_ELBO), plated_modes, guide, [*guide.parameters()], exact) < 4
+
+
+def test_gradients_of_traced_losses_are_unbiased():
+    """With few draws, so that sizes of the first run would matter."""
+    torch.manual_seed(0)
+    guide = overlapping()
+    elbo = JitTrace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1, ignore_jit_warnings=True)
+    exact = exact_gradients(guide)
+    assert distance(elbo, plated_modes, guide, [*guide.parameters()], exact, repeats=250) < 4
 
 
 def test_gradients_are_biased_without_the_scores_or_the_costs_of_auxiliary_sites(monkeypatch):

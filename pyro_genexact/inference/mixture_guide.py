@@ -88,7 +88,7 @@ class MixtureOfFlows(TorchDistribution):
             which = chosen(self.logits.softmax(-1).expand(max(1, shape.numel()), -1)).squeeze(-1)[: shape.numel()]
         order: Any = None
         groups: Any = None  # if their sizes are unknown
-        if visible(which) and not torch.jit.is_tracing():  # which would record the sizes
+        if visible(which) and not torch.jit.is_tracing():  # type: ignore[attr-defined]
             order = which.argsort(stable=True)
             sizes = which.bincount(minlength=len(self.parts)).tolist()
             groups = [part.rsample((n,)) for part, n in zip(self.parts, sizes, strict=True)]

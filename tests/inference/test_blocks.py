@@ -210,6 +210,13 @@ def test_conventions_of_automatic_guides():
     assert trace.nodes["z"]["value"].shape == (3, 2)
 
 
+def test_a_recipe_may_return_flows_of_float64():
+    def double(D, context=0):
+        return gx.flows.iaf(D, context, hidden=(6,)).double()
+
+    assert AutoFlow(schools, double, blocks="schools", warm_start=0)()["theta"].dtype == torch.float64
+
+
 def test_errors():
     def subsampled():
         with pyro.plate("rows", 10, subsample_size=4):

@@ -58,8 +58,8 @@ class Integrated:
 
     def settled(self, every: Tensor) -> Tensor:
         """Returns the modes (S, G, d) of the rows given globals (S, G0), by Newton steps from the nearest known ones."""
-        nearest = torch.cdist(every, self.known[0]).argmin(1) if self.layout.of_all else torch.arange(len(every))
-        rows = self.known[1][nearest]
+        known, rows = self.known
+        rows = rows[torch.cdist(every, known).argmin(1)] if self.layout.of_all else rows
         for _ in range(NEWTON):
             value, gradient, precision = self.curvature(every, rows)
             root = inverse_root(precision.detach())

@@ -77,7 +77,7 @@ class Normals:
     def sample(self, size: int) -> Tensor:
         """Returns draws (S, D), as many of each component, up to rounding."""
         sizes = [len(range(k, size, len(self.parts))) for k in range(len(self.parts))]
-        noise = torch.randn(size, self.parts[0].dim, dtype=torch.float64)
+        noise = torch.randn(size, self.parts[0].dim, dtype=torch.float64, device="cpu")
         return torch.cat([part.at(x) for part, x in zip(self.parts, noise.split(sizes), strict=True)])
 
     def log_prob(self, z: Tensor) -> Tensor:

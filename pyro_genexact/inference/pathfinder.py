@@ -21,7 +21,7 @@ NUMBERS = 2**22  # maximum of numbers in the draws that are evaluated together
 
 def elbos(density: Density, normals: Sequence[Normal | Pushed], draws: int = DRAWS) -> list[float]:
     """Estimates ELBOs (nats), -inf where not finite, from the same standard normal draws for each distribution."""
-    noise = torch.randn(draws, density.dim, dtype=torch.float64)
+    noise = torch.randn(draws, density.dim, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         log_p = density(torch.cat([normal.at(noise) for normal in normals])).reshape(len(normals), draws)
     found = log_p - torch.stack([normal.log_prob_at(noise) for normal in normals])

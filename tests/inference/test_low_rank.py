@@ -109,6 +109,18 @@ def test_a_layer_takes_the_strongest_directions(rank):
         torch.testing.assert_close(t(x), expected(x))
 
 
+def test_a_direction_that_was_known_before_leaves_gradients_finite():
+    torch.manual_seed(9)
+    layer, given = LowRank(numbers(4), 0.3, 2), random_map(4, 2)
+    layer.put(given)
+    one = LowRankAffine(given.loc, given.scale, given.basis[:, 1:], given.stretch[1:])
+    layer.put(one)
+    x = torch.randn(5, 4, **DOUBLE)
+    torch.testing.assert_close(layer()(x), one(x))
+    layer()(x).square().sum().backward()
+    assert layer.basis.grad.isfinite().all()
+
+
 def test_paths_with_more_than_a_hundred_latents_use_low_rank_gaussians():
     torch.manual_seed(4)
     density = Density(independent)

@@ -86,6 +86,25 @@ def test_laplace_leaves_gradients_of_the_model_and_random_numbers_alone():
     assert 0 < loc.item() < 9
 
 
+def test_an_interrupt_leaves_the_guide_as_it_was(monkeypatch):
+    guide = AutoFlow(gaussian, still)
+    guide()
+    before, density = gaussian_of(guide), Density.__call__
+
+    def interrupted(self, z):
+        if not torch.equal(gaussian_of(guide)[0], before[0]):
+            raise KeyboardInterrupt
+        return density(self, z)
+
+    monkeypatch.setattr(Density, "__call__", interrupted)
+    with torch.no_grad():
+        guide.flow.transforms[-1].loc += 1.0
+    before = gaussian_of(guide)
+    with pytest.raises(KeyboardInterrupt):
+        guide.fit_laplace()
+    torch.testing.assert_close(gaussian_of(guide), before)
+
+
 def test_latents_without_a_density_are_named_by_the_fit():
     def model():
         pyro.sample("z", dist.Normal(0.0, 1.0))

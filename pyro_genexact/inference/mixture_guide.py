@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -172,7 +173,7 @@ class AtLatents(Messenger):
             msg["mask"] = False  # which leaves only the score
         elif self.log_q is not None and isinstance(msg["fn"], Delta) and msg["fn"].v.numel():
             delta, log_q, self.log_q = msg["fn"], self.log_q, None
-            parts = delta.batch_shape.numel() // log_q.numel()  # numbers in the plates of the latent
+            parts = math.prod(delta.batch_shape) // log_q.numel()  # numbers in the plates of the latent
             msg["fn"] = Delta(delta.v, delta.log_density + log_q / parts, delta.event_dim)
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -109,6 +109,19 @@ def test_a_layer_takes_the_strongest_directions(rank):
         torch.testing.assert_close(t(x), expected(x))
 
 
+def test_the_learned_map_is_that_of_its_parameters():
+    torch.manual_seed(10)
+    layer, given = LowRank(numbers(6), 0.3, 2), random_map(6, 2)
+    layer.put(given)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight += 0.3 * torch.randn_like(weight)
+    loc, scale = given.loc + given.scale * layer.loc, given.scale * layer.log_scale.exp()
+    basis = layer.basis @ torch.linalg.cholesky(layer.basis.mT @ layer.basis).inverse().mT
+    x = torch.randn(5, 6, **DOUBLE)
+    torch.testing.assert_close(layer()(x), LowRankAffine(loc, scale, basis, layer.log_stretch.exp())(x))
+
+
 def test_directions_that_were_known_before_leave_gradients_finite():
     torch.manual_seed(9)
     layer, one, axes = LowRank(numbers(4), 0.3, 2), numbers(4) + 1, torch.eye(4, **DOUBLE)

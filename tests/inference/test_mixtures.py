@@ -27,6 +27,8 @@ import pyro_genexact as gx
 from pyro_genexact.core.functional import recording
 from pyro_genexact.guides import AutoFlow
 from pyro_genexact.inference.mixture_guide import FlowMixture, MixtureOfFlows
+from pyro_genexact.inference.mixture_start import mixtures
+from pyro_genexact.inference.normal import Normal
 from pyro_genexact.testing import redraw
 from support.checks import close
 from support.latents import DOUBLE, gaussian, numbers, plated, still
@@ -154,7 +156,9 @@ def test_nothing_stale_is_served():
         for p in mixture.parts.parameters():
             p *= 1.1
         close(mixture().log_prob(z), mixture().log_prob(z.clone()))
-    assert pickle.loads(pickle.dumps(mixture())).log_prob(z).shape == (4,)
+    d.rsample((4,))
+    for other in (pickle.loads(pickle.dumps(d)), copy.deepcopy(d)):
+        assert other.log_prob(z).shape == (4,) and other._drawn is None
 
 
 def test_shapes():
@@ -308,6 +312,36 @@ def test_more_components_than_modes_are_not_worse():
         guide.fit_laplace()
         after = gx.diagnostics.psis(gaussian, guide, num_samples=500).elbo
         assert after > -0.3 and before.keys() == guide.state_dict().keys()
+
+
+def pick(target, first, others, size):
+    """The means and weights of Gaussians with standard deviation 1 at places on a line."""
+
+    def density(z):
+        return target(z.squeeze(-1))
+
+    density.dim, density.batched = 1, True
+    lists = [[Normal(numbers(1) + m, torch.eye(1, **DOUBLE)) for m in means] for means in (first, others)]
+    ((normals, weights),) = mixtures(density, *lists, size)
+    return torch.cat([normal.mean for normal in normals]), weights
+
+
+def test_gaussians_of_other_modes_come_first_if_they_matter():
+    parts = dist.Normal(torch.tensor([-1.5, 1.5], **DOUBLE), 1.0)
+    target = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.6, 0.4], **DOUBLE)), parts).log_prob
+    torch.manual_seed(0)
+    close(pick(target, [-1.5, 50.0], [1.5], 2)[0], torch.tensor([-1.5, 1.5], **DOUBLE))
+    close(pick(target, [-1.5, 1.5], [0.0], 2)[0], torch.tensor([-1.5, 1.5], **DOUBLE))
+
+
+def test_missing_components_are_shifted_copies_that_share_the_largest_weight():
+    parts = dist.Normal(torch.tensor([-5.0, 5.0], **DOUBLE), 1.0)
+    target = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3], **DOUBLE)), parts).log_prob
+    torch.manual_seed(0)
+    means, weights = pick(target, [5.0, -5.0], [], 3)
+    close(means[:2], torch.tensor([-5.0, 5.0], **DOUBLE))
+    assert (means[2] + 5).abs().item() == pytest.approx(0.5)
+    close(weights, 0.9 * torch.tensor([0.35, 0.3, 0.35], **DOUBLE) + 0.1 / 3, tol=1e-6)
 
 
 def put(guide, centers, weights=(0.5, 0.5)):

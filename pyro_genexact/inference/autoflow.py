@@ -96,7 +96,7 @@ class AutoFlow(AutoContinuous):
             flow is not over D real numbers; with ``blocks``, if the base of the flows is not standard normal.
 
     Warns:
-        UserWarning: at the first call, if rows of ``blocks`` depend on each other given the globals. There is no warm start then.
+        UserWarning: at a warm start by name, if rows of ``blocks`` depend on each other given the globals. It fails then.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009; Zhang et

@@ -190,14 +190,10 @@ class AutoFlow(AutoContinuous):
             check_plates(site)
         loc = torch.cat([biject_to(site["fn"].support).inv(site["value"]).flatten() for site in sites])
         last = self._init_scale, self._blocks, self._rank
-
-        def flow(point: Tensor) -> Flow:
-            return guide_flow(self._recipe, self._options, sites, point, *last)
-
         points = [loc]
         if self._mixture > 1:
             points = spread(loc, self._init_scale, self._mixture, lambda: Density(self._program(), *args, **kwargs))
-        flows = [flow(point) for point in points]
+        flows = [guide_flow(self._recipe, self._options, sites, point, *last) for point in points]
         self.flow: Any = FlowMixture(flows) if self._mixture > 1 else flows[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -118,8 +118,9 @@ class _Weighed:
 
 
 def spread(loc: Tensor, scale: float, size: int, density: Callable[[], Density]) -> list[Tensor]:
-    """Returns K points (D,): loc, starts of paths, and points at a distance of ``scale`` if there are too few of these."""
-    points = [loc]
+    """Returns K points (D,): loc, and starts of paths or loc again, with noise of standard deviation ``scale``, as starts repeat."""
+    points: Sequence[Tensor] = ()
     with suppress(ValueError, RuntimeError, LookupError), apart():
-        points += density().starts(size, loc)[1:].to(loc).unbind()
-    return points + [loc + scale * torch.randn_like(loc) for _ in range(size - len(points))]
+        points = density().starts(size, loc)[1:].to(loc).unbind()
+    others = [*points, *[loc] * (size - 1 - len(points))]
+    return [loc, *(point + scale * torch.randn_like(loc) for point in others)]

@@ -174,10 +174,10 @@ def test_importance_weights_of_low_rank_gaussians():
     assert result.log_evidence == pytest.approx(math.log(5), abs=0.05) and result.khat < 0.7
 
 
-@pytest.mark.parametrize("rank", [None, 3])
-def test_a_stretched_direction_is_found(rank):
+@pytest.mark.parametrize("rank, warm_start", [(None, "pathfinder"), (3, "pathfinder"), (3, "laplace")])
+def test_a_stretched_direction_is_found(rank, warm_start):
     torch.manual_seed(5)
-    guide = AutoFlow(few_directions, still, rank=rank)
+    guide = AutoFlow(few_directions, still, rank=rank, warm_start=warm_start)
     guide()
     z = guide.get_posterior().sample((2000,)).detach()
     assert z.sum(-1).div(D**0.5).std().item() == pytest.approx(5, rel=0.1)

@@ -299,6 +299,13 @@ def test_components_start_at_modes_also_at_mirrored_ones(warm_start, weights):
     close(found, 0.9 * torch.tensor(weights) + 0.05, tol=0.01)  # a tenth of the weight is shared evenly
 
 
+def test_components_without_a_warm_start_differ():
+    torch.manual_seed(0)
+    guide = AutoFlow(gaussian, still, mixture=3, warm_start=0)
+    guide()
+    assert torch.pdist(torch.stack([part.transforms[-1].center for part in guide.flow.parts])).min() > 0.05
+
+
 def test_more_components_than_modes_are_not_worse():
     """One Gaussian: all components start there. The ELBO of that is 0."""
     for warm_start in ("pathfinder", "laplace"):

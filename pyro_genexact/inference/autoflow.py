@@ -22,7 +22,7 @@ from ..core.quantiles import quantiles as quantiles_of
 from ..core.random import seeded
 from ..flows.base import Flow
 from ..flows.recipes import iaf
-from .density import Density, initial, is_enumerated
+from .density import Density, apart, initial, is_enumerated
 from .fit_guide import fit_guide
 from .guide_flow import check_plates, guide_flow
 from .mixture_guide import AtLatents, FlowMixture
@@ -96,7 +96,7 @@ class AutoFlow(AutoContinuous):
             flow is not over D real numbers; with ``blocks``, if the base of the flows is not standard normal.
 
     Warns:
-        UserWarning: at the first call, if rows of ``blocks`` depend on each other given the globals. There is no warm start then.
+        UserWarning: at a warm start by name, if rows of ``blocks`` depend on each other given the globals. It fails then.
 
     References: Rezende, Mohamed, "Variational Inference with Normalizing Flows", ICML 2015; Kucukelbir et al., "Automatic
     Differentiation Variational Inference", JMLR 2017; Jones, Pewsey, "Sinh-arcsinh distributions", Biometrika 2009; Zhang et
@@ -190,14 +190,10 @@ class AutoFlow(AutoContinuous):
             check_plates(site)
         loc = torch.cat([biject_to(site["fn"].support).inv(site["value"]).flatten() for site in sites])
         last = self._init_scale, self._blocks, self._rank
-
-        def flow(point: Tensor) -> Flow:
-            return guide_flow(self._recipe, self._options, sites, point, *last)
-
         points = [loc]
         if self._mixture > 1:
             points = spread(loc, self._init_scale, self._mixture, lambda: Density(self._program(), *args, **kwargs))
-        flows = [flow(point) for point in points]
+        flows = [guide_flow(self._recipe, self._options, sites, point, *last) for point in points]
         self.flow: Any = FlowMixture(flows) if self._mixture > 1 else flows[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -239,7 +235,7 @@ class AutoFlow(AutoContinuous):
         flows = self.flow.parts if self._mixture > 1 else [self.flow]
         parameters = [p for flow in flows for p in flow.transforms[-1].parameters()]
         parameters += [self.flow.logits] if self._mixture > 1 else []
-        with poutine.block(), torch.enable_grad():
+        with apart(), torch.enable_grad():
             return fit_guide(
                 self._program(), self, *args, steps=steps, lr=0.1, parameters=parameters, progress=False, **kwargs
             )
@@ -299,7 +295,7 @@ class AutoFlow(AutoContinuous):
         flow, size = self.flow, self._mixture
         last = (flow.parts[0] if size > 1 else flow).transforms[-1]
         part = flow if size > 1 else last
-        with poutine.block(), torch.random.fork_rng([]):
+        with apart(), torch.random.fork_rng([]):
             density = Density(self._program(), *args, **kwargs)
             center = last()(torch.zeros_like(last.loc)).detach()
             return improve(part, center, self.get_posterior, density, finder(kind, part, self._blocks), size * PATHS)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.binding import Held, held_tensors
+from ..core.devices import zeros_for
 from ..core.independent import REAL_VECTOR
 from ..core.shapes import sum_rightmost
 from ..flows.base import Flow, over_reals
@@ -105,7 +106,7 @@ def _check(flow: Any, size: int, context: int) -> None:
         raise TypeError(f"Expected recipe to return a Flow; got {type(flow).__name__}.")
     if flow.context != context:
         raise ValueError(f"Expected recipe to return a flow with context={context}; got context={flow.context}.")
-    one: Any = flow(torch.zeros(context)) if context else flow()
+    one: Any = flow(zeros_for(flow, context)) if context else flow()
     if one.event_shape != (size,) or one.batch_shape or not over_reals(one):
         raise ValueError(
             f"Expected recipe to return a flow over {size} real numbers; got event_shape {tuple(one.event_shape)}, "

@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.poutine import runtime
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -42,6 +43,21 @@ def initial(init_loc_fn: Callable[..., Any], site: Any, width: float = 0.0) -> A
         onto = biject_to(fn.support)
         shape = onto.inverse_shape(fn.batch_shape + fn.event_shape)
         return onto(width * (2 * torch.rand(shape) - 1) if width else torch.zeros(shape))
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Hides the handlers around a call, and the dims of their plates and enumerated latents, from programs that run inside."""
+    plates, enumerated = runtime._DIM_ALLOCATOR, vars(runtime._ENUM_ALLOCATOR)
+    stack, kept = plates._stack, enumerated.copy()
+    plates._stack = []
+    try:
+        with poutine.block():
+            yield
+    finally:
+        plates._stack = stack
+        enumerated.clear()
+        enumerated.update(kept)
 
 
 class PointGuide(AutoContinuous):

@@ -90,7 +90,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def put(self, map: LowRankAffine) -> None:
-        """Sets the map to another one, or to its strongest r directions if it has more."""
+        """Sets the map to another one, or to its strongest r directions if it has more; further columns of U are random."""
         rank, size = len(self.log_stretch), len(self.center)
         self.center.copy_(map.loc)
         self.spread.copy_(map.scale)
@@ -99,10 +99,9 @@ class LowRank(nn.Module):
         strength = map.stretch.log()
         kept = strength.abs().topk(min(rank, len(strength))).indices
         self.log_stretch[: len(kept)] = strength[kept].to(self.log_stretch)
-        # all elements have a size of about 1, which the steps of Adam fit; further columns stay, minus the first ones
-        found = map.basis[:, kept].to(self.basis)
-        others = self.basis[:, len(kept) :]
-        self.basis.copy_(torch.cat([found * math.sqrt(size), others - found @ (found.mT @ others)], 1))
+        # all elements have a size of about 1, which the steps of Adam fit
+        found = map.basis[:, kept].to(self.basis) * math.sqrt(size)
+        self.basis.copy_(torch.cat([found, torch.randn_like(self.basis[:, len(kept) :])], 1))
 
     def forward(self) -> Transform:
         scale = self.spread * self.log_scale.exp()

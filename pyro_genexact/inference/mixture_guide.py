@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,8 +62,8 @@ class MixtureOfFlows(TorchDistribution):
         parts: K distributions of batch shape () and event shape (D,).
 
     Cost: a draw evaluates the flow of its component. ``log_prob`` of the last draws evaluates each flow's inverse at the draws
-    of the others, and that of other values all inverses. Under transforms of ``torch.func`` and while torch records or compiles,
-    all flows make all draws, of which one is chosen.
+    of the others, and that of other values all inverses. Under transforms of ``torch.func`` and while torch records, traces
+    or compiles, all flows make all draws, of which one is chosen.
 
     Reference: Morningstar et al., "Automatic Differentiation Variational Inference with Mixtures", AISTATS 2021.
     """
@@ -88,7 +89,7 @@ class MixtureOfFlows(TorchDistribution):
             which = chosen(self.logits.softmax(-1).expand(max(1, shape.numel()), -1)).squeeze(-1)[: shape.numel()]
         order: Any = None
         groups: Any = None  # if their sizes are unknown
-        if visible(which):
+        if visible(which) and not torch.jit.is_tracing():  # type: ignore[attr-defined]
             order = which.argsort(stable=True)
             sizes = which.bincount(minlength=len(self.parts)).tolist()
             groups = [part.rsample((n,)) for part, n in zip(self.parts, sizes, strict=True)]
@@ -172,7 +173,7 @@ class AtLatents(Messenger):
             msg["mask"] = False  # which leaves only the score
         elif self.log_q is not None and isinstance(msg["fn"], Delta) and msg["fn"].v.numel():
             delta, log_q, self.log_q = msg["fn"], self.log_q, None
-            parts = delta.batch_shape.numel() // log_q.numel()  # numbers in the plates of the latent
+            parts = math.prod(delta.batch_shape) // log_q.numel()  # numbers in the plates of the latent
             msg["fn"] = Delta(delta.v, delta.log_density + log_q / parts, delta.event_dim)
 
     def _pyro_post_sample(self, msg: Any) -> None:

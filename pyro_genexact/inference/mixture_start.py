@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from .density import Density
+from .density import Density, apart
 from .laplace import MODES, distinct, laplace
 from .normal import Normal
 from .pathfinder import best_of, normals_of
@@ -60,7 +59,7 @@ def mixtures(density: Density, first: list[Normal], others: list[Normal], size: 
     chosen = found.added([], range(len(first)), min(size, len(first)), MINOR)
     chosen = found.added(chosen, range(len(found.normals)), min(size, len(found.normals)), -math.inf)
     normals = [found.normals[i] for i in chosen]
-    weights = found.weights(torch.tensor([chosen]))[1][0]
+    weights = found.weights([chosen])[1][0]
     missing = size - len(normals)
     if missing:
         heaviest = normals[int(weights.argmax())]
@@ -80,18 +79,19 @@ class _Weighed:
     def __init__(self, density: Density, normals: list[Normal]) -> None:
         self.normals = normals
         draws = DRAWS if density.batched else DRAWS // 5
-        noise = torch.randn(draws, density.dim, dtype=torch.float64)
+        noise = torch.randn(draws, density.dim, dtype=torch.float64, device="cpu")
         points = torch.cat([normal.at(noise) for normal in normals])
         with torch.no_grad():
             self.log_p = density(points).reshape(len(normals), draws)  # (C, N)
         log_q = torch.stack([normal.log_prob(points) for normal in normals], -1)
         self.log_q = log_q.reshape(len(normals), draws, len(normals))  # (C, N, C)
 
-    def weights(self, subsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the highest ELBOs (M,) of mixtures of subsets (M, k) of the candidates, and their weights (M, k).
+    def weights(self, candidates: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Returns the highest ELBOs (M,) of mixtures of M times k candidates, and their weights (M, k).
 
         The weights are those of mirror ascent, w_k <- w_k exp(E_k[log p - log q]), normalised, as for the capacity of a channel.
         """
+        subsets = torch.tensor(candidates, device="cpu")
         log_p = self.log_p[subsets]  # (M, k, N)
         log_q = self.log_q[subsets[:, :, None], :, subsets[:, None, :]].movedim(-1, 2)  # (M, k, N, k)
         log_w = torch.zeros(subsets.shape).to(log_p).log_softmax(-1)
@@ -106,10 +106,10 @@ class _Weighed:
 
     def added(self, chosen: list[int], pool: Any, size: int, least: float) -> list[int]:
         """Adds candidates of a pool until there are ``size``, or until the ELBO rises by less than ``least``."""
-        highest = self.weights(torch.tensor([chosen]))[0].item() if chosen else -math.inf
+        highest = self.weights([chosen])[0].item() if chosen else -math.inf
         while len(chosen) < size:
             left = [i for i in pool if i not in chosen]
-            elbos, _ = self.weights(torch.tensor([[*chosen, i] for i in left]))
+            elbos, _ = self.weights([[*chosen, i] for i in left])
             best = int(elbos.argmax())
             if not elbos[best] > highest + least and chosen:
                 break
@@ -118,8 +118,9 @@ class _Weighed:
 
 
 def spread(loc: Tensor, scale: float, size: int, density: Callable[[], Density]) -> list[Tensor]:
-    """Returns K points (D,): loc, starts of paths, and points at a distance of ``scale`` if there are too few of these."""
-    points = [loc]
-    with suppress(ValueError, RuntimeError, LookupError), poutine.block():
-        points += density().starts(size, loc)[1:].to(loc).unbind()
-    return points + [loc + scale * torch.randn_like(loc) for _ in range(size - len(points))]
+    """Returns K points (D,): loc, and starts of paths or loc again, with noise of standard deviation ``scale``, as starts repeat."""
+    points: Sequence[Tensor] = ()
+    with suppress(ValueError, RuntimeError, LookupError), apart():
+        points = density().starts(size, loc)[1:].to(loc).unbind()
+    others = [*points, *[loc] * (size - 1 - len(points))]
+    return [loc, *(point + scale * torch.randn_like(loc) for point in others)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ def improve(
         return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).item()
 
     best, start, highest = copy.deepcopy(part.state_dict()), -torch.inf, -torch.inf
-    with suppress(ValueError, RuntimeError, LookupError):
+    try:
         starts = density.starts(paths, center)  # from here on, a model with other latents in each run can raise
         if not density.batched:
             starts = starts[density(starts).topk(min(ONE_BY_ONE * paths // PATHS, len(starts))).indices]
@@ -110,5 +109,8 @@ def improve(
             part.put(*candidate)
             if (value := elbo()) > highest:
                 best, highest = copy.deepcopy(part.state_dict()), value
-    part.load_state_dict(best)
+    except (ValueError, RuntimeError, LookupError):
+        pass  # the best candidate so far
+    finally:  # also after an interrupt
+        part.load_state_dict(best)
     return highest > start

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import init_to_mean
 from pyro.infer.reparam import NeuTraReparam
 from torch import nn
 
@@ -154,6 +155,32 @@ def test_an_arrow_is_the_normal_distribution_of_its_covariance():
     torch.testing.assert_close(t(x), z)
 
 
+def test_the_learned_map_is_that_of_its_parameters():
+    torch.manual_seed(7)
+    guide = AutoFlow(mixed, fixed, blocks="rows", warm_start=0)
+    guide()
+    last = shaken(guide).flow.transforms[-1]
+    root = torch.block_diag(last.of_all, *last.of_rows).tril(-1) + last.log_scale.exp().diag()
+    root[3:, :3] = last.across.flatten(0, 1)
+    x = torch.randn(5, guide.latent_dim, **DOUBLE)
+    torch.testing.assert_close(last()(x)[:, last.order], last.center + last.loc + x @ root.mT)
+
+
+def test_rows_have_the_same_networks_and_an_embedding_each():
+    torch.manual_seed(8)
+    guide = AutoFlow(mixed, blocks="rows", warm_start=0)
+    guide()
+    flow = shaken(guide).flow.transforms[0]
+    assert flow.of_rows.transforms[0].conditioner.hidden == (32,)
+    x = flow.layout.joined(torch.randn(3, **DOUBLE), torch.randn(4, **DOUBLE).expand(3, 4))
+    _, rows = flow.layout.split(flow()(x))
+    assert (rows[0] - rows[1]).abs().min() > 1e-3
+    with torch.no_grad():
+        flow.embedding.zero_()
+    _, rows = flow.layout.split(flow()(x))
+    torch.testing.assert_close(rows[1:], rows[:1].expand(2, -1))
+
+
 @pytest.mark.parametrize("kind", ["laplace", "pathfinder"])
 def test_rows_without_globals_start_at_the_exact_gaussian(kind):
     torch.manual_seed(4)
@@ -183,14 +210,40 @@ def test_rows_are_integrated_out_exactly_if_they_are_gaussian():
     torch.testing.assert_close(gradients, torch.autograd.grad(truth.sum(), points)[0])
 
 
+def test_rows_that_are_not_gaussian():
+    """Counts: Newton steps from the left are far too long, and the curvature at the modes depends on the global."""
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(numbers(), 1.0))
+        with pyro.plate("rows", 2):
+            z = pyro.sample("z", dist.Normal(mu, 3.0))
+            pyro.sample("y", dist.Poisson(z.exp()), obs=torch.tensor([100.0, 1.0], **DOUBLE))
+
+    guide = AutoFlow(model, fixed, blocks="rows", warm_start=0)
+    guide()
+    density = Density(model)
+    density.starts(2)
+    integrated = Integrated(density, guide.flow.transforms[-1], torch.tensor([[0.0, -5.0, -15.0]], **DOUBLE))
+    mu = torch.tensor([[0.5]], **DOUBLE)
+    z = integrated.settled(mu)[0, :, 0]
+    torch.testing.assert_close(
+        torch.tensor([100.0, 1.0], **DOUBLE) - z.exp() - (z - mu[0]) / 9, numbers(2), atol=0.01, rtol=0
+    )
+    value, gradient = integrated.gradients(torch.cat([mu, mu + 1e-3, mu - 1e-3]))
+    assert gradient[0].item() == pytest.approx((value[1] - value[2]).item() / 2e-3, abs=1e-6)
+
+
 def test_rows_that_depend_on_each_other_are_noticed():
+    """Also if they do not at the guide's location, where the global is 0."""
+
     def chain():
+        phi = pyro.sample("phi", dist.Normal(numbers(), 1.0))
         with pyro.plate("times", 6):
             z = pyro.sample("z", dist.Normal(numbers(), 1.0))
-        pyro.factor("smooth", -(z[..., 1:] - z[..., :-1]).square().sum(-1))
+        pyro.factor("smooth", phi * (z[..., 1:] * z[..., :-1]).sum(-1, keepdim=z.dim() > 1))
 
     with pytest.warns(UserWarning, match="rows depend on each other"):
-        AutoFlow(chain, blocks="times", hidden=(4,))()
+        AutoFlow(chain, blocks="times", hidden=(4,), init_loc_fn=init_to_mean)()
 
 
 def test_conventions_of_automatic_guides():
@@ -208,6 +261,13 @@ def test_conventions_of_automatic_guides():
     assert math.isfinite(result.final) and not result.skipped
     trace = pyro.poutine.trace(NeuTraReparam(guide).reparam(mixed)).get_trace()
     assert trace.nodes["z"]["value"].shape == (3, 2)
+
+
+def test_a_recipe_may_return_flows_of_float64():
+    def double(D, context=0):
+        return gx.flows.iaf(D, context, hidden=(6,)).double()
+
+    assert AutoFlow(schools, double, blocks="schools", warm_start=0)()["theta"].dtype == torch.float64
 
 
 def test_errors():

@@ -8,11 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import init_to_value
 from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact.guides import AutoFlow
+from pyro_genexact.inference.density import Density
 from pyro_genexact.inference.laplace import inverse_root
 from support.latents import DOUBLE, MEAN, TRIL, gaussian, gaussian_of, numbers, plated, still
 
@@ -84,6 +86,25 @@ def test_laplace_leaves_gradients_of_the_model_and_random_numbers_alone():
     assert 0 < loc.item() < 9
 
 
+def test_an_interrupt_leaves_the_guide_as_it_was(monkeypatch):
+    guide = AutoFlow(gaussian, still)
+    guide()
+    before, density = gaussian_of(guide), Density.__call__
+
+    def interrupted(self, z):
+        if not torch.equal(gaussian_of(guide)[0], before[0]):
+            raise KeyboardInterrupt
+        return density(self, z)
+
+    monkeypatch.setattr(Density, "__call__", interrupted)
+    with torch.no_grad():
+        guide.flow.transforms[-1].loc += 1.0
+    before = gaussian_of(guide)
+    with pytest.raises(KeyboardInterrupt):
+        guide.fit_laplace()
+    torch.testing.assert_close(gaussian_of(guide), before)
+
+
 def test_latents_without_a_density_are_named_by_the_fit():
     def model():
         pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -104,3 +125,26 @@ def test_flat_priors_start_at_zero():
 
     guide = AutoFlow(model, hidden=(8,))
     assert guide()["z"].shape == (2,) and torch.equal(gaussian_of(guide)[0], torch.zeros(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"mixture": 2}, {"blocks": "rows"}])
+def test_the_first_call_may_be_inside_of_plates_and_enumeration(options, monkeypatch):
+    """The start is that of a call by itself, and the enumeration around it has its own dims afterwards."""
+
+    def model():
+        with pyro.plate("rows", 2):
+            z = pyro.sample("z", dist.Normal(numbers(), 1.0))
+            k = pyro.sample("k", dist.Bernoulli(numbers() + 0.3), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(z + k, 1.0), obs=numbers(2) + 1)
+
+    ways, starts = [], Density.starts
+    monkeypatch.setattr(Density, "starts", lambda *args: (starts(*args), ways.append(args[0].batched))[0])
+    found = []
+    for before in (True, False):
+        torch.manual_seed(0)
+        guide = AutoFlow(model, hidden=(4,), **options)
+        if before:
+            guide()
+        elbo = TraceEnum_ELBO(num_particles=400, vectorize_particles=True, max_plate_nesting=1)
+        found.append(elbo.loss(model, guide))
+    assert found[1] == pytest.approx(found[0], abs=0.2) and all(ways)

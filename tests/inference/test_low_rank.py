@@ -109,6 +109,31 @@ def test_a_layer_takes_the_strongest_directions(rank):
         torch.testing.assert_close(t(x), expected(x))
 
 
+def test_the_learned_map_is_that_of_its_parameters():
+    torch.manual_seed(10)
+    layer, given = LowRank(numbers(6), 0.3, 2), random_map(6, 2)
+    layer.put(given)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight += 0.3 * torch.randn_like(weight)
+    loc, scale = given.loc + given.scale * layer.loc, given.scale * layer.log_scale.exp()
+    basis = layer.basis @ torch.linalg.cholesky(layer.basis.mT @ layer.basis).inverse().mT
+    x = torch.randn(5, 6, **DOUBLE)
+    torch.testing.assert_close(layer()(x), LowRankAffine(loc, scale, basis, layer.log_stretch.exp())(x))
+
+
+def test_directions_that_were_known_before_leave_gradients_finite():
+    torch.manual_seed(9)
+    layer, one, axes = LowRank(numbers(4), 0.3, 2), numbers(4) + 1, torch.eye(4, **DOUBLE)
+    layer.put(LowRankAffine(numbers(4), one, axes[:, :2], torch.tensor([3.0, 2.0], **DOUBLE)))
+    last = LowRankAffine(numbers(4), one, axes[:, 1:2], torch.tensor([3.0], **DOUBLE))
+    layer.put(last)
+    x = torch.randn(5, 4, **DOUBLE)
+    torch.testing.assert_close(layer()(x), last(x))
+    layer()(x).square().sum().backward()
+    assert layer.basis.grad.isfinite().all()  # a QR decomposition has no derivative if columns are equal
+
+
 def test_paths_with_more_than_a_hundred_latents_use_low_rank_gaussians():
     torch.manual_seed(4)
     density = Density(independent)
@@ -149,10 +174,10 @@ def test_importance_weights_of_low_rank_gaussians():
     assert result.log_evidence == pytest.approx(math.log(5), abs=0.05) and result.khat < 0.7
 
 
-@pytest.mark.parametrize("rank", [None, 3])
-def test_a_stretched_direction_is_found(rank):
+@pytest.mark.parametrize("rank, warm_start", [(None, "pathfinder"), (3, "pathfinder"), (3, "laplace")])
+def test_a_stretched_direction_is_found(rank, warm_start):
     torch.manual_seed(5)
-    guide = AutoFlow(few_directions, still, rank=rank)
+    guide = AutoFlow(few_directions, still, rank=rank, warm_start=warm_start)
     guide()
     z = guide.get_posterior().sample((2000,)).detach()
     assert z.sum(-1).div(D**0.5).std().item() == pytest.approx(5, rel=0.1)

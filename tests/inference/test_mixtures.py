@@ -12,13 +12,23 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
-from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch.distributions import constraints
 
 import pyro_genexact as gx
 from pyro_genexact.core.functional import recording
 from pyro_genexact.guides import AutoFlow
 from pyro_genexact.inference.mixture_guide import FlowMixture, MixtureOfFlows
+from pyro_genexact.inference.mixture_start import mixtures
+from pyro_genexact.inference.normal import Normal
 from pyro_genexact.testing import redraw
 from support.checks import close
 from support.latents import DOUBLE, gaussian, numbers, plated, still
@@ -65,9 +75,9 @@ def boxed_modes():
     pyro.factor("density", target(z.squeeze(-2)))
 
 
-def overlapping():
+def overlapping(model=plated_modes):
     """A mixture of two skewed components that is not that of the model."""
-    guide = AutoFlow(plated_modes, still, mixture=2, warm_start=0)
+    guide = AutoFlow(model, still, mixture=2, warm_start=0)
     guide()
     with torch.no_grad():
         for k, part in enumerate(guide.flow.parts):
@@ -146,7 +156,9 @@ def test_nothing_stale_is_served():
         for p in mixture.parts.parameters():
             p *= 1.1
         close(mixture().log_prob(z), mixture().log_prob(z.clone()))
-    assert pickle.loads(pickle.dumps(mixture())).log_prob(z).shape == (4,)
+    d.rsample((4,))
+    for other in (pickle.loads(pickle.dumps(d)), copy.deepcopy(d)):
+        assert other.log_prob(z).shape == (4,) and other._drawn is None
 
 
 def test_shapes():
@@ -194,12 +206,20 @@ def vectorised(elbo, nesting=1):
     return elbo(num_particles=500, vectorize_particles=True, max_plate_nesting=nesting, **options)
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO])
-def test_gradients_are_unbiased(elbo):
+@pytest.mark.parametrize(
+    "elbo, model",
+    [
+        (Trace_ELBO, plated_modes),
+        (TraceEnum_ELBO, plated_modes),
+        (TraceGraph_ELBO, plated_modes),
+        (TraceGraph_ELBO, joint_modes),
+    ],
+)
+def test_gradients_are_unbiased(elbo, model):
     torch.manual_seed(0)
-    guide = overlapping()
+    guide = overlapping(model)
     exact = exact_gradients(guide)
-    assert distance(vectorised(elbo), plated_modes, guide, [*guide.parameters()], exact) < 4
+    assert distance(vectorised(elbo), model, guide, [*guide.parameters()], exact) < 4
 
 
 def test_gradients_are_unbiased_if_code_cannot_read_values():
@@ -208,6 +228,15 @@ def test_gradients_are_unbiased_if_code_cannot_read_values():
     exact = exact_gradients(guide)
     with recording():
         assert distance(vectorised(Trace_ELBO), plated_modes, guide, [*guide.parameters()], exact) < 4
+
+
+def test_gradients_of_traced_losses_are_unbiased():
+    """With few draws, so that sizes of the first run would matter."""
+    torch.manual_seed(0)
+    guide = overlapping()
+    elbo = JitTrace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1, ignore_jit_warnings=True)
+    exact = exact_gradients(guide)
+    assert distance(elbo, plated_modes, guide, [*guide.parameters()], exact, repeats=250) < 4
 
 
 def test_gradients_are_biased_without_the_scores_or_the_costs_of_auxiliary_sites(monkeypatch):
@@ -270,6 +299,13 @@ def test_components_start_at_modes_also_at_mirrored_ones(warm_start, weights):
     close(found, 0.9 * torch.tensor(weights) + 0.05, tol=0.01)  # a tenth of the weight is shared evenly
 
 
+def test_components_without_a_warm_start_differ():
+    torch.manual_seed(0)
+    guide = AutoFlow(gaussian, still, mixture=3, warm_start=0)
+    guide()
+    assert torch.pdist(torch.stack([part.transforms[-1].center for part in guide.flow.parts])).min() > 0.05
+
+
 def test_more_components_than_modes_are_not_worse():
     """One Gaussian: all components start there. The ELBO of that is 0."""
     for warm_start in ("pathfinder", "laplace"):
@@ -283,6 +319,36 @@ def test_more_components_than_modes_are_not_worse():
         guide.fit_laplace()
         after = gx.diagnostics.psis(gaussian, guide, num_samples=500).elbo
         assert after > -0.3 and before.keys() == guide.state_dict().keys()
+
+
+def pick(target, first, others, size):
+    """The means and weights of Gaussians with standard deviation 1 at places on a line."""
+
+    def density(z):
+        return target(z.squeeze(-1))
+
+    density.dim, density.batched = 1, True
+    lists = [[Normal(numbers(1) + m, torch.eye(1, **DOUBLE)) for m in means] for means in (first, others)]
+    ((normals, weights),) = mixtures(density, *lists, size)
+    return torch.cat([normal.mean for normal in normals]), weights
+
+
+def test_gaussians_of_other_modes_come_first_if_they_matter():
+    parts = dist.Normal(torch.tensor([-1.5, 1.5], **DOUBLE), 1.0)
+    target = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.6, 0.4], **DOUBLE)), parts).log_prob
+    torch.manual_seed(0)
+    close(pick(target, [-1.5, 50.0], [1.5], 2)[0], torch.tensor([-1.5, 1.5], **DOUBLE))
+    close(pick(target, [-1.5, 1.5], [0.0], 2)[0], torch.tensor([-1.5, 1.5], **DOUBLE))
+
+
+def test_missing_components_are_shifted_copies_that_share_the_largest_weight():
+    parts = dist.Normal(torch.tensor([-5.0, 5.0], **DOUBLE), 1.0)
+    target = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3], **DOUBLE)), parts).log_prob
+    torch.manual_seed(0)
+    means, weights = pick(target, [5.0, -5.0], [], 3)
+    close(means[:2], torch.tensor([-5.0, 5.0], **DOUBLE))
+    assert (means[2] + 5).abs().item() == pytest.approx(0.5)
+    close(weights, 0.9 * torch.tensor([0.35, 0.3, 0.35], **DOUBLE) + 0.1 / 3, tol=1e-6)
 
 
 def put(guide, centers, weights=(0.5, 0.5)):

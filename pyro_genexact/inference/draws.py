@@ -76,6 +76,7 @@ class Draws:
         """Returns log p (S,) of a model on the draws in traces of a guide."""
         if self.way == "mapped":
             values = {name: rows(traces[0].nodes[name]["value"], s, self.size) for name, s in self.shapes.items()}
+            model = poutine.replay(model, trace=subsamples(traces[0]))
             return mapped(lambda row: self._alone(poutine.condition(model, data=row)), values)  # type: ignore[no-any-return]
         if self.way == "plated":
             wide = self._plate()(model)
@@ -109,6 +110,8 @@ class Draws:
             Exception
         ):  # models that are not written for several draws can raise anything; later runs raise again
             (trace,) = traces = self.of(guide)
+            once = _traced(poutine.replay(model, trace=self.row(trace, 0)))
+            model = poutine.replay(model, trace=subsamples(once))  # so that all runs have the same rows
             together = self.log_p(model, traces), self.log_q(self.again(guide, traces))  # of values, as for single runs
             for i in range(self.size):
                 one = _traced(poutine.replay(guide, trace=self.row(trace, i)))
@@ -153,6 +156,15 @@ def samples(trace: Any) -> Iterator[tuple[str, Any]]:
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site):
             yield name, site
+
+
+def subsamples(trace: Any) -> Any:
+    """Returns a trace of only the sites that hold the rows of subsampled plates."""
+    found = poutine.Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            found.add_node(name, **site)
+    return found
 
 
 def drawn(trace: Any) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,6 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.infer.autoguide.guides import prototype_hide_fn
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -177,7 +176,7 @@ class Density:
     def _one(self, z: Tensor) -> Tensor:
         """Returns the log density of a point (D,)."""
         guide, model = self._traces(z, self.nesting)
-        log_p = TraceEinsumEvaluator(model, self.enumerates, self.nesting).log_prob(model)
+        log_p = marginal(model, POINTS, 1).squeeze(0) if self.enumerates else model.log_prob_sum()
         return log_p - guide.log_prob_sum()  # type: ignore[no-any-return]
 
     def _alone(self, z: Tensor) -> Tensor:

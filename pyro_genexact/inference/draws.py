@@ -10,9 +10,9 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.ops.contract import contract_to_tensor
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.ops.packed import scale_and_mask
+from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 
 from ..core.devices import device_of
@@ -128,8 +128,8 @@ class Draws:
     def _alone(self, model: Program) -> Tensor:
         """Returns log p () of a single run."""
         if self.enumerates:
-            trace = prune_subsample_sites(_traced(poutine.enum(model, first_available_dim=-1 - self.nesting)))
-            return TraceEinsumEvaluator(trace, True, self.nesting).log_prob(trace)  # type: ignore[no-any-return]
+            trace = _traced(poutine.enum(model, first_available_dim=-1 - self.nesting))
+            return marginal(trace, PLATE, 1).squeeze(0)
         return torch.as_tensor(_traced(model).log_prob_sum())
 
     def _log_prob(self, trace: Any) -> Tensor:
@@ -179,17 +179,40 @@ def _traced(program: Program) -> Any:
 def marginal(trace: Any, plate: str, size: int) -> Tensor:
     """Returns log-probabilities (S,) of a model with enumerated latents summed out.
 
+    As in Pyro's ``TraceEnum_ELBO``, scales (of subsampled plates, for example) multiply the logarithm of the sum, and masks hide the
+    sites that depend on enumerated latents, but not these latents, whose masses sum to 1.
+
     Args:
-        trace: a trace of the model in an outer plate, under ``poutine.enum``.
+        trace: a trace of the model in an outer plate, or of one run, under ``poutine.enum``.
         plate: the name of the outer plate.
         size: S.
     """
     trace.compute_log_prob()
     trace.pack_tensors()
-    symbols, factors = trace.plate_to_symbol, OrderedDict[Any, Any]()
-    for _, site in samples(trace):
-        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+    symbols = {name: symbol for name, symbol in trace.plate_to_symbol.items() if name != plate or size > 1}
     kept = frozenset(symbols[name] for name in (plate,) if name in symbols)
-    log_p: Tensor = contract_to_tensor(factors, {*trace.symbol_to_dim} - {*symbols.values()}, kept)
-    return log_p.expand(size)
+    summed = {*trace.symbol_to_dim} - {*trace.plate_to_symbol.values()}
+    factors, scales, rest = OrderedDict[Any, Any](), [], []
+    for _, site in samples(trace):
+        log_p = site["packed"]["log_prob"]
+        if summed.isdisjoint(log_p._pyro_dims):
+            others = [i for i, dim in enumerate(log_p._pyro_dims) if dim not in kept]
+            rest.append(log_p.sum(others) if others else log_p)
+            continue
+        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized and f.name in symbols)
+        mask = None if site["infer"].get("_enumerate_dim") is not None else site["packed"]["mask"]
+        factors.setdefault(plates, []).append(scale_and_mask(site["packed"]["unscaled_log_prob"], mask=mask))
+        scales.append(site["scale"])
+    if factors:
+        rest.append(_common(scales) * contract_to_tensor(factors, summed, kept))
+    return torch.stack([term.expand(size) for term in rest]).sum(0)
+
+
+def _common(scales: list[Any]) -> Any:
+    """Returns the scale of all sites that depend on enumerated latents."""
+    if any(getattr(scale, "ndim", 0) for scale in scales) or len({float(scale) for scale in scales}) > 1:
+        raise ValueError(
+            "Expected one scale of all sites that depend on enumerated latents (by poutine.scale or subsampled plates); got "
+            f"{scales}."
+        )
+    return scales[0]

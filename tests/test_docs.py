@@ -32,6 +32,11 @@ def test_arxiv_numbers_are_in_the_bibliography(bibliography):
     assert known
 
 
+def test_entries_of_the_bibliography_are_closed(bibliography):
+    entries = re.split(r"^(?=@)", bibliography, flags=re.MULTILINE)
+    assert [entry for entry in entries if entry.count("{") != entry.count("}")] == []
+
+
 def test_citations_are_in_the_bibliography(bibliography):
     keys = re.findall(r"^@\w+\{(\w+),", bibliography, re.MULTILINE)
     assert len(keys) == len(set(keys))

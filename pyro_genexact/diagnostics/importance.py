@@ -35,7 +35,8 @@ class Importance:
 
     Attributes:
         log_weights: (S,) in float64, logarithms of the smoothed weights w, whose sum is 1.
-        khat: the shape parameter k-hat; -inf if all ratios are equal, as for the exact posterior.
+        khat: the shape parameter k-hat; -inf if the largest ratios are equal, as for the exact posterior, or for a latent with
+            few values.
         ess: the effective sample size 1 / sum w^2, between 1 and S.
 
     Raises:
@@ -74,7 +75,9 @@ class Importance:
             raise ValueError("Expected draws of positive density under the model; got -inf for all log_ratios.")
         if wrong := {name: tuple(x.shape) for name, x in self.draws.items() if x.shape[:1] != ratios.shape}:
             raise ValueError(f"Expected draws of shape ({len(ratios)}, ...), one per ratio; got {wrong}.")
-        weights, khat = (ratios.double().log_softmax(0), -math.inf) if is_flat(ratios) else arviz_compat.psislw(ratios)
+        weights, khat = (
+            (ratios.double().log_softmax(0), -math.inf) if is_flat(ratios, len(ratios)) else arviz_compat.psislw(ratios)
+        )
         ess = (-(2 * weights).logsumexp(0)).exp().item()
         for name, value in (("log_weights", weights), ("khat", khat), ("ess", ess)):
             object.__setattr__(self, name, value)
@@ -179,19 +182,25 @@ class Importance:
 def systematic(log_weights: Tensor, size: int) -> Tensor:
     """Draws indices (size,) in ascending order; index i comes size * w_i times, rounded up or down."""
     cumulative = log_weights.exp().cumsum(0)
-    points = (torch.arange(size, device=cumulative.device) + torch.rand((), device=cumulative.device)) / size
-    return torch.searchsorted(cumulative, points.to(cumulative)).clamp(max=len(cumulative) - 1)
+    options: Any = {
+        "dtype": cumulative.dtype,
+        "device": cumulative.device,
+    }  # in float32, the last point can be rounded up to 1
+    points = (torch.arange(size, **options) + torch.rand((), **options)) / size * cumulative[-1]
+    return torch.searchsorted(cumulative, points, right=True).clamp(max=len(cumulative) - 1)
 
 
-def is_flat(log_ratios: Tensor) -> bool:
-    """Returns whether all log ratios are equal up to rounding, so that they have no tail."""
-    return bool(log_ratios.max() - log_ratios.min() <= FLAT)
+def is_flat(log_ratios: Tensor, size: int) -> bool:
+    """Returns whether the largest log ratios, which are the tail of ``size`` draws, are equal up to rounding."""
+    length = math.ceil(min(size / 5, 3 * size**0.5))
+    tail = log_ratios.topk(min(len(log_ratios), length + 1)).values
+    return bool(tail[0] - tail[-1] <= FLAT)
 
 
 def tail_shape(log_terms: Tensor) -> float:
     """Returns the shape parameter of the upper tail of positive terms, from their logarithms; -inf if there is no tail."""
     positive = log_terms > -torch.inf
-    if not positive.any() or is_flat(log_terms[positive]):
+    if not positive.any() or is_flat(log_terms[positive], len(log_terms)):
         return -math.inf
     return arviz_compat.psislw(log_terms.where(positive, log_terms[positive].min() - 1))[1]
 

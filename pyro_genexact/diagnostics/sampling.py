@@ -53,16 +53,16 @@ def sample_posterior(
 
     Let q be the density of the guide, p the joint density of latents and data, and r = p / q.
 
-    * "metropolis" runs independence Metropolis chains. Each step proposes an independent draw z' of the guide, and accepts
+    - "metropolis" runs independence Metropolis chains. Each step proposes an independent draw z' of the guide, and accepts
       it with probability min(1, r(z') / r(z)); otherwise the state z stays. Each chain starts at one of 100 draws of the
       guide, chosen in proportion to r. Every ``proposals``-th state is kept. The chains converge to the posterior wherever
       the guide has mass.
-    * "importance" resamples ``proposals`` times as many draws of the guide with Pareto-smoothed weights
+    - "importance" resamples ``proposals`` times as many draws of the guide with Pareto-smoothed weights
       (:func:`~pyro_genexact.diagnostics.psis`). The sampling is systematic: a draw comes at most once unless its weight
       exceeds 1 / (chains * draws). Copies stay next to each other, so that ArviZ's effective sample size accounts for them.
-    * "nuts" runs NUTS on the noise of the guide (NeuTra). It needs a guide that is a transform of noise, such as
-      :class:`~pyro_genexact.guides.AutoFlow` (an ``AutoContinuous`` of Pyro with a ``get_transform``). NUTS can reach
-      latents that the guide rarely draws, and costs the most per draw.
+    - "nuts" runs NUTS on the noise of the guide (NeuTra). It needs a guide that is one transform of noise: an
+      ``AutoContinuous`` of Pyro with a ``get_transform``, such as :class:`~pyro_genexact.guides.AutoFlow` without ``mixture``.
+      NUTS can reach latents that the guide rarely draws, and costs the most per draw.
 
     With the first two methods, all proposals are drawn and evaluated in passes of up to 1000. A model that does not run in
     an outer plate is mapped by ``torch.vmap`` over the draws, or else run once per draw. Discrete latents that only the
@@ -96,7 +96,8 @@ def sample_posterior(
 
     Raises:
         ValueError: if ``draws``, ``chains``, ``proposals`` or ``warmup`` is not a positive integer, if ``method`` is unknown,
-            if no proposal of a chain has a posterior density, and as :func:`~pyro_genexact.diagnostics.psis`.
+            if no proposal of a chain has a posterior density, if ``method`` is "nuts" and the guide is a mixture of flows, and as
+            :func:`~pyro_genexact.diagnostics.psis`.
         TypeError: if ``method`` is "nuts" and the guide is no ``AutoContinuous``.
         NotImplementedError: as :func:`~pyro_genexact.diagnostics.psis`.
 

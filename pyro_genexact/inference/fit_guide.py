@@ -109,10 +109,10 @@ def fit_guide(
 
     The objective is a bound on log p(data), from draws z_i of the guide q with weights w_i = p(z_i) / q(z_i):
 
-    * "elbo": the mean of log w_i. Its maximum is the minimum of KL(q | p). The guide tends to be too narrow.
-    * "iwae": the mean of the log mean of w_i in groups of 8 draws, the bound of the importance weighted autoencoder. The guide
+    - "elbo": the mean of log w_i. Its maximum is the minimum of KL(q | p). The guide tends to be too narrow.
+    - "iwae": the mean of the log mean of w_i in groups of 8 draws, the bound of the importance weighted autoencoder. The guide
       covers more of the posterior.
-    * "forward": the guide minimises KL(p | q), with expectations by normalised weights of all draws (reweighted wake-sleep); the
+    - "forward": the guide minimises KL(p | q), with expectations by normalised weights of all draws (reweighted wake-sleep); the
       reported bound is the log mean of w_i. The guide tends to be too wide, as a proposal should be. It needs a good start,
       such as that of Pathfinder: if a few weights are far larger than the others, their gradient is of little use.
 
@@ -137,12 +137,13 @@ def fit_guide(
             once and separately. Each step is one pass in an outer plate if the log_probs agree. For models that loop over
             scalars, stack them or index plates from the left, it is one pass by ``torch.vmap``, without Pyro's validation. If
             the model cannot be mapped either, as it branches on values of latents, draws are evaluated one by one, by
-            default 4, and a warning says so. A ``loss`` has its own number of draws.
+            default 4, and a warning says so. If latents are enumerated, ``TraceEnum_ELBO`` evaluates draws one by one, by default
+            16. A ``loss`` has its own number of draws.
         objective: "elbo", "iwae" or "forward", see above.
         path_gradient: whether gradients flow through the draws only, see above; by default for "iwae" and "forward".
         tempering: the number of first steps in which the log-probability of model and data is multiplied by a factor that
-            grows from 0.01 to 1. The guide then starts wide, and covers modes before they become separate. Use it without a
-            warm start.
+            grows from 0.01 to 1. The guide then starts wide, and can cover modes before they become separate. Use it with
+            ``warm_start=0``, and compare several seeds, since it does not always find all modes.
         loss: a Pyro ELBO, instead of ``objective``, ``path_gradient`` and ``tempering``.
         optimizer: a function from the list of parameters to an optimizer, e.g. ``functools.partial(torch.optim.SGD, lr=1)``.
         max_grad_ratio: gradients are clipped to this multiple of their running average norm; ``math.inf`` turns clipping

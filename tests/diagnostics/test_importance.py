@@ -78,6 +78,21 @@ def test_heavy_tailed_posterior():
     assert dg.psis(normal, heavy, num_samples=2000).khat < 0.6
 
 
+def test_discrete_latents_have_bounded_weights():
+    """A fair coin proposes a state of probability 0.3: two ratios, and no tail."""
+
+    def coin(p):
+        return lambda: pyro.sample("k", dist.Bernoulli(torch.tensor(p, dtype=F64)))
+
+    result = dg.psis(coin(0.3), coin(0.5), num_samples=10000)
+    assert result.khat == -math.inf == result.khat_of(lambda d: 1 + d["k"]).item()
+    assert result.expectation(lambda d: d["k"]).item() == pytest.approx(0.3, abs=0.02)
+    assert result.ess == pytest.approx(10000 / (2 * 0.3**2 + 2 * 0.7**2), rel=0.02)
+    rare = torch.zeros(10000, dtype=F64)
+    rare[7] = 8.0  # one draw of a state that the guide rarely draws
+    assert dg.Importance(rare).khat == math.inf
+
+
 def test_khat_of_a_function_is_its_tail_index():
     """Of exact draws of Student's t, |x|^m has a tail of shape m / df; the ratios have none."""
     torch.manual_seed(1)
@@ -126,6 +141,16 @@ def test_draws_without_density_have_no_weight():
     assert (result.log_weights[::2] == -torch.inf).all()
     assert result.log_evidence == pytest.approx(ratios.logsumexp(0).item() - math.log(200), abs=0.1)
     assert (result.resample()["x"] % 2 == 1).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1 - 2**-24])
+def test_the_first_and_the_last_draw_are_resampled_by_their_weights_only(monkeypatch, noise):
+    """At both ends of uniform noise; the numbers are those that float32 has."""
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.full(size[0], noise, **options))
+    ratios = torch.zeros(5000, dtype=F64)
+    ratios[[0, -1]] = -torch.inf
+    again = dg.Importance(ratios, {"x": torch.arange(5000)}).resample()["x"]
+    assert again.min() == 1 and again.max() == 4998
 
 
 def test_loo_is_the_exact_one():

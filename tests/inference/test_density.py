@@ -13,6 +13,7 @@ from pyro.infer import config_enumerate
 from torch.distributions import constraints
 
 from pyro_genexact.inference.density import CHUNK, Density
+from pyro_genexact.inference.draws import marginal
 
 Y = torch.tensor([0.3, -0.4, 0.2, 0.6])
 
@@ -156,3 +157,43 @@ def test_latents_are_in_float64_if_the_model_accepts_it():
     values, gradients = density.gradients(torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None])
     torch.testing.assert_close(values, torch.full((9,), 1e8, dtype=torch.float64), atol=1e-5, rtol=0)
     assert gradients.abs().max() < 1e-5
+
+
+ROWS = torch.linspace(-1, 2, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("points", [1, 3])
+def test_scales_multiply_and_masks_hide_the_rows_of_a_mixture_after_its_labels_are_summed_out(scale, points):
+    """Of one point too, whose outer plate has size 1. Labels of masked rows have total mass 1."""
+    shown = torch.tensor([True, True, False, True, False, True])
+
+    @config_enumerate
+    def model():
+        a = pyro.sample("a", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with poutine.scale(scale=scale), pyro.plate("rows", 6), poutine.mask(mask=shown):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.4, dtype=torch.float64)))
+            pyro.sample("x", dist.Normal(a + 2 * k, 1.0), obs=ROWS)
+
+    density = Density(model)
+    density.starts(4)
+    assert density.batched
+    z = torch.linspace(-1, 1, points, dtype=torch.float64)[:, None]
+    parts = [dist.Normal(z + 2 * k, 1.0).log_prob(ROWS) + math.log(p) for k, p in ((0, 0.6), (1, 0.4))]
+    rows = torch.stack(parts).logsumexp(0)[:, shown]
+    truth = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + scale * rows.sum(1)
+    assert torch.allclose(density(z), truth) and torch.allclose(density._alone(z), truth)
+
+
+def test_sites_of_enumerated_latents_have_one_scale():
+    @config_enumerate
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.4))
+        with pyro.plate("rows", 6, subsample_size=2) as rows:
+            pyro.sample("x", dist.Normal(2 * k, 1.0), obs=ROWS[rows])
+
+    trace = poutine.trace(poutine.enum(model, first_available_dim=-2)).get_trace()
+    with pytest.raises(
+        ValueError, match=r"one scale of all sites that depend on enumerated latents .*got \[1.0, 3.0\]"
+    ):
+        marginal(trace, "points", 1)

@@ -126,6 +126,38 @@ def test_model_and_guide_have_the_same_rows():
     torch.testing.assert_close(loss.draws.log_p(model, traces).detach(), 2 * expected.sum(1))
 
 
+ROWS = torch.arange(12.0)
+
+
+@pytest.mark.parametrize("way", ["plated", "mapped"])
+@pytest.mark.parametrize("local", [False, True])
+def test_subsampled_rows_are_those_of_the_guide_and_do_not_prevent_draws_at_once(way, local):
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 12, subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0)) if local else 0.0
+            mean = a + z if way == "plated" else torch.stack([a * k for k in range(4)]) + z
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=ROWS[rows])
+
+    def guide():
+        pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 1.0))
+        if local:
+            with pyro.plate("rows", 12, subsample_size=4) as rows:
+                pyro.sample("z", dist.Normal(ROWS[rows], 0.1))
+
+    loss = default_loss(model, guide, 4)
+    if way == "plated":
+        assert isinstance(loss, Trace_ELBO) and loss.vectorize_particles
+        return
+    assert loss.draws.way == "mapped"
+    (trace,) = loss.draws.of(guide)
+    found = loss.draws.log_p(model, [trace])
+    if local:  # the model has its own rows otherwise
+        single = [poutine.replay(model, trace=loss.draws.row(trace, i)) for i in range(4)]
+        alone = torch.stack([poutine.trace(one).get_trace().log_prob_sum() for one in single])
+        assert torch.allclose(found, alone, rtol=1e-5)
+
+
 def test_fits_end_at_the_exact_posterior():
     guide = gx.guides.AutoFlow(chain, hidden=(4,), warm_start=0)
     result = gx.fit_guide(chain, guide, steps=600, lr=0.03, progress=False)

@@ -62,13 +62,21 @@ def default_loss(
         plain = (
             objective == "elbo" and not path and not tempered and (enumerates[0] or not _needs_baseline(guide_trace))
         )
-        if any(enumerates) and plain:
+        if enumerates[0] and plain:
             return TraceEnum_ELBO(num_particles=num_particles or PARTICLES[0], max_plate_nesting=nesting)
         if enumerates[0]:
             options = f"objective={objective!r}" if objective != "elbo" else "path_gradient or tempering"
             raise ValueError(f"Expected a guide without sites to enumerate for {options}; got some.")
         shapes = {name: site["value"].shape for name, site in drawn(guide_trace)}
-        draws = Draws.checked(model, guide, num_particles or _affordable(sites), nesting, shapes, enumerates[1])
+        numbers = sum(site["value"].numel() for site in sites)
+        if enumerates[1]:
+            numbers += _enumerated_numbers(poutine.replay(model, trace=guide_trace), nesting)
+        size = num_particles or _affordable(numbers)
+        draws = Draws.checked(model, guide, size, nesting, shapes, enumerates[1])
+    if enumerates[1] and plain:
+        together = draws.way == "plated" and size * numbers <= NUMBERS
+        size = size if together else num_particles or PARTICLES[0]
+        return TraceEnum_ELBO(num_particles=size, vectorize_particles=together, max_plate_nesting=nesting)
     if draws.way == "alone" and draws.size > 1:
         draws.size = num_particles or ONE_BY_ONE
         warnings.warn(
@@ -101,11 +109,17 @@ def _check_weights(objective: str, guide_trace: Any, frames: list[Any]) -> None:
         )
 
 
-def _affordable(sites: list[Any]) -> int:
-    """Returns a number of draws, a power of two, so that the sites have at most ``NUMBERS`` numbers if possible."""
+def _affordable(numbers: int) -> int:
+    """Returns a number of draws, a power of two, with at most ``NUMBERS`` numbers if possible."""
     least, most = PARTICLES
-    per_draw = sum(site["value"].numel() for site in sites)
-    return max(least, min(most, 2 ** int(math.log2(max(1, NUMBERS // max(1, per_draw))))))
+    return max(least, min(most, 2 ** int(math.log2(max(1, NUMBERS // max(1, numbers))))))
+
+
+def _enumerated_numbers(model: Callable[[], Any], nesting: int) -> int:
+    """Returns how many log-probabilities a run has for all values of the enumerated latents."""
+    trace = poutine.trace(poutine.enum(model, first_available_dim=-1 - nesting)).get_trace()
+    trace.compute_log_prob()
+    return sum(site["log_prob"].numel() for _, site in samples(trace))
 
 
 def _needs_baseline(trace: Any) -> bool:

@@ -137,8 +137,9 @@ def fit_guide(
             once and separately. Each step is one pass in an outer plate if the log_probs agree. For models that loop over
             scalars, stack them or index plates from the left, it is one pass by ``torch.vmap``, without Pyro's validation. If
             the model cannot be mapped either, as it branches on values of latents, draws are evaluated one by one, by
-            default 4, and a warning says so. If latents are enumerated, ``TraceEnum_ELBO`` evaluates draws one by one, by default
-            16. A ``loss`` has its own number of draws.
+            default 4, and a warning says so. If latents are enumerated, ``TraceEnum_ELBO`` evaluates the draws, in one pass if
+            the model runs in an outer plate and has few numbers, else one by one, by default 16. A ``loss`` has its own number
+            of draws.
         objective: "elbo", "iwae" or "forward", see above.
         path_gradient: whether gradients flow through the draws only, see above; by default for "iwae" and "forward".
         tempering: the number of first steps in which the log-probability of model and data is multiplied by a factor that

@@ -212,7 +212,8 @@ def test_enumerated_latents_are_summed_out_under_every_objective():
 
     guide = AutoNormal(poutine.block(model, hide=["k"]))
     guide()
-    assert isinstance(default_loss(model, guide, 8), TraceEnum_ELBO)
+    plain = default_loss(model, guide, 8)
+    assert isinstance(plain, TraceEnum_ELBO) and plain.vectorize_particles
     loss = default_loss(model, guide, 8, "iwae")
     assert loss.draws.way == "plated"
     (trace,) = traces = loss.draws.of(guide)

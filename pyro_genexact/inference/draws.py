@@ -21,7 +21,7 @@ from ..core.devices import device_of
 from .mapped import mapped, rows
 
 PLATE = "num_particles_vectorized"
-TOLERANCE = 1e-3  # relative to 1 + |log p|, of the comparison with single runs
+TOLERANCE = 1e-3  # relative to 1 + |log p| of a site or of all, of the comparison with single runs
 
 Program = Callable[[], Any]  # a model or a guide, called without arguments
 
@@ -81,10 +81,7 @@ class Draws:
             model = _on_rows_of(traces[0], model)
             return mapped(lambda row: self._alone(poutine.condition(model, data=row)), values)  # type: ignore[no-any-return]
         if self.way == "plated":
-            wide = self._plate()(model)
-            if self.enumerates:
-                wide = poutine.enum(wide, first_available_dim=-2 - self.nesting)
-            trace = _traced(poutine.replay(wide, trace=traces[0]))
+            trace = self._in_plate(model, traces[0])
             self._match(trace, traces[0])
             return marginal(trace, PLATE, self.size) if self.enumerates else self._log_prob(trace)
         return torch.stack([self._alone(poutine.replay(model, trace=trace), trace) for trace in traces])
@@ -121,17 +118,38 @@ class Draws:
                 for a, b in zip(alone, together, strict=True):
                     if not torch.allclose(a.to(b), b[i], TOLERANCE, TOLERANCE, equal_nan=True):
                         return False
-            return True
+            return self.way == "mapped" or self._agree_sites(model, trace)
         return False
+
+    def _agree_sites(self, model: Program, guide_trace: Any) -> bool:
+        """Returns whether each site in the outer plate has the log_prob of single runs, since a total can hide an error."""
+        wide = self._in_plate(model, guide_trace)
+        wide.compute_log_prob()
+        for i in range(self.size):
+            one = self._single(poutine.replay(model, trace=self.row(guide_trace, i)))
+            one.compute_log_prob()
+            for name, site in samples(one):
+                found = self._of_draws(wide.nodes[name]["log_prob"], self.size)[i]
+                if not torch.allclose(site["log_prob"].sum().to(found), found, TOLERANCE, TOLERANCE, equal_nan=True):
+                    return False
+        return True
+
+    def _in_plate(self, model: Program, guide_trace: Any) -> Any:
+        """Returns the trace of a model in the outer plate, on the draws in a trace of the guide."""
+        wide = self._plate()(model)
+        if self.enumerates:
+            wide = poutine.enum(wide, first_available_dim=-2 - self.nesting)
+        return _traced(poutine.replay(wide, trace=guide_trace))
+
+    def _single(self, model: Program) -> Any:
+        return _traced(poutine.enum(model, first_available_dim=-1 - self.nesting) if self.enumerates else model)
 
     def _plate(self) -> Any:
         return pyro.plate(PLATE, self.size, dim=-1 - self.nesting)
 
     def _alone(self, model: Program, guide_trace: Any = None) -> Tensor:
         """Returns log p () of a single run, whose latents must be those of a trace of the guide, if that is given."""
-        if self.enumerates:
-            model = poutine.enum(model, first_available_dim=-1 - self.nesting)
-        trace = _traced(model)
+        trace = self._single(model)
         if guide_trace is not None:
             self._match(trace, guide_trace)
         return marginal(trace)[0] if self.enumerates else _summed(trace)

@@ -198,6 +198,12 @@ def test_draws_at_once_only_where_that_is_right():
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(2.0))
 
+    def hidden():
+        """As above, at a site whose error is small in the sum of all."""
+        wrong()
+        with pyro.plate("rows", 10):
+            pyro.sample("many", dist.Normal(0.0, 1e-30), obs=torch.full((10,), 1e-28))
+
     def right():
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(2.0))
@@ -213,7 +219,13 @@ def test_draws_at_once_only_where_that_is_right():
         with pyro.plate("data", 3):
             pyro.sample("y", dist.Normal(torch.stack([z, z + 1, z - 1]), 1.0), obs=torch.tensor(2.0))
 
-    for f, expected, nesting in ((wrong, False, 0), (right, True, 0), (plated, True, 2), (stacked, False, 1)):
+    for f, expected, nesting in (
+        (wrong, False, 0),
+        (hidden, False, 1),
+        (right, True, 0),
+        (plated, True, 2),
+        (stacked, False, 1),
+    ):
         q = gx.guides.AutoFlow(f, hidden=(4,))
         sites = poutine.trace(q).get_trace().nodes.items()
         shapes = {name: site["value"].shape for name, site in sites if site["type"] == "sample"}

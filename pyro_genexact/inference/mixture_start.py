@@ -13,7 +13,7 @@ from torch import Tensor
 from .density import Density, apart
 from .laplace import MODES, distinct, laplace
 from .normal import Normal
-from .pathfinder import best_of, normals_of
+from .pathfinder import HESSIAN, best_of, normals_of
 from .paths import DENSE, Iterate
 
 DRAWS = 100  # draws of each candidate
@@ -30,7 +30,7 @@ def modes_by_pathfinder(density: Density, paths: list[list[Iterate]], size: int)
     first: list[Normal] = []
     others: list[Normal] = []
     for i, group in enumerate(distinct(density, paths)):
-        at_end = [laplace(density, group[0][-1].point)] if i < MODES + size else []
+        at_end = [laplace(density, group[0][-1].point)] if i < MODES + size and density.dim <= HESSIAN else []
         along = (normals_of(path, density.dim > DENSE) for path in group)
         found = [best_of(density, normals) for normals in (*along, *map(iter, zip(at_end)))]
         pairs = sorted((pair for pair in found if pair is not None), key=lambda pair: -pair[0])
@@ -41,7 +41,7 @@ def modes_by_pathfinder(density: Density, paths: list[list[Iterate]], size: int)
 
 def modes_by_laplace(density: Density, paths: list[list[Iterate]], size: int) -> list[Candidates]:
     """Returns K Laplace approximations at ends of paths."""
-    groups = distinct(density, paths)[: MODES + size]
+    groups = distinct(density, paths)[: MODES + size] if density.dim <= HESSIAN else []
     normals = [laplace(density, group[0][-1].point) for group in groups]
     return mixtures(density, [x for x in normals if best_of(density, iter([x])) is not None], [], size)
 

@@ -56,9 +56,10 @@ JOBS = [
     Job("much_data", (1,), (), (SECTIONS, "step", "--models", "logistic")),
 ]
 ALONE = (
-    "direct", "encoders_of_sets", "fit_defaults", "fit_defaults_sets", "groups", "heavy_tail", "learned_likelihood", "loops", "modes", "neutra", "objectives",
-    "posteriors", "precision", "processes", "published", "published_autoregressive", "published_crf", "published_sequences",
-    "resume", "sample_posterior", "sbc", "simulators", "simulators_likelihood", "streaming", "your_machine",
+    "direct", "encoders_of_sets", "enumerated", "fit_defaults", "fit_defaults_sets", "groups", "heavy_tail",
+    "learned_likelihood", "loops", "modes", "neutra", "objectives", "posteriors", "precision", "processes", "published",
+    "published_autoregressive", "published_crf", "published_sequences", "resume", "sample_posterior", "sbc", "simulators",
+    "simulators_likelihood", "streaming", "your_machine",
 )  # fmt: skip
 SCRIPTS = list(dict.fromkeys(job.script for job in JOBS))
 
